@@ -1,0 +1,86 @@
+//! What every JSON answer is wrapped in.
+
+use serde::{Deserialize, Serialize};
+
+use crate::null::null_as_default;
+
+/// Which of the three kinds of answer this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EnvelopeKind {
+    /// The result, in `metadata`.
+    Sync,
+    /// An operation was created; its state is in `metadata`, its path in `operation`.
+    Async,
+    /// It did not work: `error_code` and `error`.
+    Error,
+}
+
+/// An answer. All seven keys are always written, as LXD does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope<T> {
+    /// Which kind of answer.
+    #[serde(rename = "type")]
+    pub kind: EnvelopeKind,
+    /// `Success`, `Operation created`, or empty for an error.
+    #[serde(default)]
+    pub status: String,
+    /// 200, 100, or 0 for an error.
+    #[serde(default)]
+    pub status_code: u16,
+    /// Path of the operation, or empty.
+    #[serde(default)]
+    pub operation: String,
+    /// The HTTP status of an error, or 0.
+    #[serde(default)]
+    pub error_code: u16,
+    /// What went wrong, for a person, or empty.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub error: String,
+    /// The result.
+    pub metadata: T,
+}
+
+impl<T> Envelope<T> {
+    /// A result.
+    pub fn sync(metadata: T) -> Self {
+        Self {
+            kind: EnvelopeKind::Sync,
+            status: "Success".to_owned(),
+            status_code: 200,
+            operation: String::new(),
+            error_code: 0,
+            error: String::new(),
+            metadata,
+        }
+    }
+
+    /// An operation at `path` was created; `metadata` is its state.
+    pub fn operation_created(path: String, metadata: T) -> Self {
+        Self {
+            kind: EnvelopeKind::Async,
+            status: "Operation created".to_owned(),
+            status_code: 100,
+            operation: path,
+            error_code: 0,
+            error: String::new(),
+            metadata,
+        }
+    }
+}
+
+impl Envelope<()> {
+    /// A refusal with an HTTP status and a text for a person.
+    #[must_use]
+    pub fn error(code: u16, text: String) -> Self {
+        Self {
+            kind: EnvelopeKind::Error,
+            status: String::new(),
+            status_code: 0,
+            operation: String::new(),
+            error_code: code,
+            error: text,
+            metadata: (),
+        }
+    }
+}

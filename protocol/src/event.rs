@@ -1,0 +1,28 @@
+//! Events: what `GET /1.0/events` carries, one JSON object each.
+
+use serde::{Deserialize, Serialize};
+
+/// Something happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// The kind: `operation`, `config`, `device`, `logging` or `lifecycle`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// When, on the agent's clock, in RFC 3339.
+    pub timestamp: String,
+    /// The matter itself; for `operation` an [`Operation`](crate::operation::Operation).
+    #[serde(default)]
+    pub metadata: serde_json::Value,
+    /// Cluster member it happened on; agents leave it out.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub location: String,
+    /// Project it belongs to; agents leave it out.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub project: String,
+}
+
+/// Kinds a listener gets that asks for none.
+pub const DEFAULT_KINDS: &[&str] = &["logging", "operation", "lifecycle", "config", "device"];
+
+/// The kind of event that carries an operation's state.
+pub const OPERATION: &str = "operation";

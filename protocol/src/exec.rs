@@ -1,0 +1,261 @@
+//! Commands: the request, the words on the control socket, and what is left at the end.
+//!
+//! ```text
+//! POST /1.0/exec ──► operation, metadata ExecStarted { fds: name → secret }
+//! GET  …/websocket?secret=… for each fd, within 30 s (5 s in LXD's agent); then it starts
+//!      "0"        stdin; with a terminal both directions
+//!      "1" "2"    stdout and stderr, without a terminal only
+//!      "control"  ControlMessage, client to agent; losing it ends the command
+//! binary message = data, text message = end of that direction
+//! end: metadata ExecEnded { return, … }, status Success; Failure if it never started
+//! ```
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::null::null_as_default;
+
+/// Name of the socket that carries [`ControlMessage`]s.
+pub const CONTROL: &str = "control";
+/// Name of the socket for standard input, and with a terminal for both directions.
+pub const STDIN: &str = "0";
+/// Name of the socket for standard output.
+pub const STDOUT: &str = "1";
+/// Name of the socket for standard error.
+pub const STDERR: &str = "2";
+
+/// Exit status of a command that was found but could not be run (POSIX `sh`, 2.8.2).
+pub const EXIT_NOT_EXECUTABLE: i32 = 126;
+/// Exit status of a command that was not found (POSIX `sh`, 2.8.2).
+pub const EXIT_NOT_FOUND: i32 = 127;
+/// A command ended by signal `n` has exit status `128 + n`, as in a shell.
+pub const EXIT_SIGNAL_BASE: i32 = 128;
+
+/// A command to run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ExecRequest {
+    /// The program and its arguments. Empty is refused.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub command: Vec<String>,
+    /// Must be true: an agent gives output to sockets only.
+    #[serde(default)]
+    pub wait_for_websocket: bool,
+    /// True for a terminal, false for three pipes.
+    #[serde(default)]
+    pub interactive: bool,
+    /// Variables on top of the agent's defaults.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub environment: BTreeMap<String, String>,
+    /// Columns of the terminal; with `height`, if both are above 0, else 80 by 25.
+    #[serde(default)]
+    pub width: i64,
+    /// Lines of the terminal.
+    #[serde(default)]
+    pub height: i64,
+    /// For hosts that record output themselves; an agent ignores it.
+    #[serde(default)]
+    pub record_output: bool,
+    /// User id, unless `user_name` says more.
+    #[serde(default)]
+    pub user: u32,
+    /// Group id, unless `group_name` or `user_name` say more.
+    #[serde(default)]
+    pub group: u32,
+    /// Directory to start in, or empty for the home directory.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub cwd: String,
+    /// User by name or number, with that user's own groups
+    /// ([`EXEC_USER_NAME`](crate::version::EXEC_USER_NAME)).
+    #[serde(default, rename = "user_name", skip_serializing_if = "Option::is_none")]
+    pub user_name: Option<String>,
+    /// Group by name or number ([`EXEC_USER_NAME`](crate::version::EXEC_USER_NAME)).
+    #[serde(
+        default,
+        rename = "group_name",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub group_name: Option<String>,
+}
+
+/// Metadata of a command's operation from its creation on.
+///
+/// Only the answer to the `POST` has the secrets; later views have empty `fds`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecStarted {
+    /// Socket name to the secret that joins it: 64 hexadecimal digits, good for one use.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub fds: BTreeMap<String, String>,
+    /// As requested.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub command: Vec<String>,
+    /// The whole environment the command gets. Left out of later views.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub environment: BTreeMap<String, String>,
+    /// As requested.
+    #[serde(default)]
+    pub interactive: bool,
+}
+
+/// Metadata of a command's operation at its end.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecEnded {
+    /// Exit status, `128 + n` after signal `n`, 126 or 127 if it could not be started. LXD's own
+    /// agents say −1 after a signal and for some failures to start.
+    #[serde(rename = "return")]
+    pub exit_code: i32,
+    /// The signal that ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// False if a process the command left behind still held an output stream, so that the agent
+    /// ended it. Absent from other agents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_complete: Option<bool>,
+    /// Bytes the agent sent on each output socket, by its name, so that the client can tell that
+    /// it got them all. Absent from other agents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<BTreeMap<String, u64>>,
+}
+
+/// What a client says on the control socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "ControlWire", try_from = "ControlWire")]
+pub enum ControlMessage {
+    /// The terminal has a new size, in character cells.
+    WindowResize {
+        /// Columns.
+        width: u16,
+        /// Lines.
+        height: u16,
+    },
+    /// Send this signal: 1 to 64.
+    Signal(i32),
+}
+
+/// [`ControlMessage`] as LXD writes it: sizes are strings, all three keys are always there.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct ControlWire {
+    command: String,
+    #[serde(default)]
+    args: Option<BTreeMap<String, serde_json::Value>>,
+    #[serde(default)]
+    signal: i64,
+}
+
+/// A control message that means nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlMessageError {
+    /// The word is not known.
+    #[error("unknown control command {0:?}")]
+    UnknownCommand(String),
+    /// A size is missing, no number, or beyond 65535.
+    #[error("window-resize without a usable {0}")]
+    BadSize(&'static str),
+    /// No signal has this number.
+    #[error("signal {0} is not between 1 and 64")]
+    BadSignal(i64),
+}
+
+/// Number of the last real-time signal on Linux (`_NSIG`, `include/uapi/asm-generic/signal.h`).
+pub const MAX_SIGNAL: i32 = 64;
+
+impl From<ControlMessage> for ControlWire {
+    fn from(message: ControlMessage) -> Self {
+        match message {
+            ControlMessage::WindowResize { width, height } => Self {
+                command: "window-resize".to_owned(),
+                args: Some(BTreeMap::from([
+                    ("width".to_owned(), width.to_string().into()),
+                    ("height".to_owned(), height.to_string().into()),
+                ])),
+                signal: 0,
+            },
+            ControlMessage::Signal(signal) => Self {
+                command: "signal".to_owned(),
+                args: None,
+                signal: signal.into(),
+            },
+        }
+    }
+}
+
+impl TryFrom<ControlWire> for ControlMessage {
+    type Error = ControlMessageError;
+
+    fn try_from(wire: ControlWire) -> Result<Self, Self::Error> {
+        match wire.command.as_str() {
+            "window-resize" => {
+                let args = wire.args.unwrap_or_default();
+                Ok(Self::WindowResize {
+                    width: cells(&args, "width")?,
+                    height: cells(&args, "height")?,
+                })
+            }
+            "signal" => match i32::try_from(wire.signal) {
+                Ok(signal @ 1..=MAX_SIGNAL) => Ok(Self::Signal(signal)),
+                _ => Err(ControlMessageError::BadSignal(wire.signal)),
+            },
+            _ => Err(ControlMessageError::UnknownCommand(wire.command)),
+        }
+    }
+}
+
+/// Reads a size that LXD writes as a string and other clients as a number.
+fn cells(
+    args: &BTreeMap<String, serde_json::Value>,
+    name: &'static str,
+) -> Result<u16, ControlMessageError> {
+    let value = args.get(name).ok_or(ControlMessageError::BadSize(name))?;
+    let number = match value {
+        serde_json::Value::String(text) => text.trim().parse().ok(),
+        other => other.as_u64().and_then(|number| u16::try_from(number).ok()),
+    };
+    number.ok_or(ControlMessageError::BadSize(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resize_is_written_with_strings() {
+        let text = serde_json::to_string(&ControlMessage::WindowResize {
+            width: 120,
+            height: 40,
+        })
+        .unwrap();
+        assert_eq!(
+            text,
+            r#"{"command":"window-resize","args":{"height":"40","width":"120"},"signal":0}"#
+        );
+    }
+
+    #[test]
+    fn a_resize_with_numbers_is_read() {
+        let text = r#"{"command":"window-resize","args":{"height":40,"width":120}}"#;
+        assert_eq!(
+            serde_json::from_str::<ControlMessage>(text).unwrap(),
+            ControlMessage::WindowResize {
+                width: 120,
+                height: 40
+            }
+        );
+    }
+
+    #[test]
+    fn a_signal_no_system_has_is_refused() {
+        for signal in [0, -1, 65, i64::MAX] {
+            let text = format!(r#"{{"command":"signal","signal":{signal}}}"#);
+            serde_json::from_str::<ControlMessage>(&text).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn null_stands_for_empty() {
+        let request: ExecRequest =
+            serde_json::from_str(r#"{"command":null,"environment":null,"cwd":null}"#).unwrap();
+        assert_eq!(request, ExecRequest::default());
+    }
+}

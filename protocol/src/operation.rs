@@ -1,0 +1,180 @@
+//! Operations: work that outlives the request that started it.
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::null::null_as_default;
+
+/// Name of one operation: a UUID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct OperationId(Uuid);
+
+impl OperationId {
+    /// Makes a version 4 id out of random bytes.
+    #[must_use]
+    pub fn from_random_bytes(bytes: [u8; 16]) -> Self {
+        Self(uuid::Builder::from_random_bytes(bytes).into_uuid())
+    }
+}
+
+impl fmt::Display for OperationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+impl FromStr for OperationId {
+    type Err = ParseOperationIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Uuid::try_parse(text)
+            .map(Self)
+            .map_err(|source| ParseOperationIdError { source })
+    }
+}
+
+/// Text that is not an operation's id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not an operation id")]
+pub struct ParseOperationIdError {
+    source: uuid::Error,
+}
+
+/// Where an operation stands. The numbers are LXD's status codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OperationStatus {
+    /// Not started.
+    Pending = 105,
+    /// At work.
+    Running = 103,
+    /// Asked to stop, and stopping.
+    Cancelling = 104,
+    /// Ended as it should.
+    Success = 200,
+    /// Could not be done; `err` says why.
+    Failure = 400,
+    /// Stopped because somebody asked.
+    Cancelled = 401,
+}
+
+impl OperationStatus {
+    /// Every status, for tables.
+    pub const ALL: [Self; 6] = [
+        Self::Pending,
+        Self::Running,
+        Self::Cancelling,
+        Self::Success,
+        Self::Failure,
+        Self::Cancelled,
+    ];
+
+    /// The number on the wire.
+    #[must_use]
+    pub const fn code(self) -> u16 {
+        self as u16
+    }
+
+    /// The word on the wire.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Running => "Running",
+            Self::Cancelling => "Cancelling",
+            Self::Success => "Success",
+            Self::Failure => "Failure",
+            Self::Cancelled => "Cancelled",
+        }
+    }
+
+    /// Whether nothing more will happen.
+    #[must_use]
+    pub const fn is_final(self) -> bool {
+        self.code() >= FIRST_FINAL_STATUS_CODE
+    }
+}
+
+/// Status codes from here on are final (LXD's `api.StatusCode.IsFinal`).
+pub const FIRST_FINAL_STATUS_CODE: u16 = 200;
+
+/// The state of an operation as the API shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// Its name.
+    pub id: OperationId,
+    /// `websocket` for a command.
+    #[serde(default)]
+    pub class: String,
+    /// For a person: `Executing command`.
+    #[serde(default)]
+    pub description: String,
+    /// When it was created, on the agent's clock, in RFC 3339.
+    #[serde(default)]
+    pub created_at: String,
+    /// When it last changed, on the agent's clock, in RFC 3339.
+    #[serde(default)]
+    pub updated_at: String,
+    /// The word for `status_code`.
+    #[serde(default)]
+    pub status: String,
+    /// One of [`OperationStatus`]; from [`FIRST_FINAL_STATUS_CODE`] on nothing more will happen.
+    pub status_code: u16,
+    /// What it works on; agents have nothing here.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub resources: BTreeMap<String, Vec<String>>,
+    /// What it says of itself; see [`crate::exec`].
+    #[serde(default)]
+    pub metadata: serde_json::Value,
+    /// Whether `DELETE` may end it.
+    #[serde(default)]
+    pub may_cancel: bool,
+    /// Why it failed, or empty.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub err: String,
+    /// Cluster member; empty in agents.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub location: String,
+}
+
+impl Operation {
+    /// Whether nothing more will happen.
+    #[must_use]
+    pub const fn is_final(&self) -> bool {
+        self.status_code >= FIRST_FINAL_STATUS_CODE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_written_as_it_is_read() {
+        let text = "01234567-89ab-4cde-8f01-23456789abcd";
+        assert_eq!(text.parse::<OperationId>().unwrap().to_string(), text);
+    }
+
+    #[test]
+    fn an_id_that_climbs_out_of_its_path_is_refused() {
+        "../../etc".parse::<OperationId>().unwrap_err();
+    }
+
+    #[test]
+    fn only_ends_are_final() {
+        let ends: Vec<_> = OperationStatus::ALL
+            .into_iter()
+            .filter(|s| s.is_final())
+            .collect();
+        assert_eq!(
+            ends,
+            [
+                OperationStatus::Success,
+                OperationStatus::Failure,
+                OperationStatus::Cancelled
+            ]
+        );
+    }
+}

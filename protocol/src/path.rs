@@ -1,0 +1,38 @@
+//! Every route, as a constant or a builder, for both ends.
+
+use crate::operation::OperationId;
+
+/// The list of API versions. Any method, no certificate checked beyond TLS itself.
+pub const ROOT: &str = "/";
+/// What the agent is and can do; `PUT` tells it where its host listens.
+pub const SERVER: &str = "/1.0";
+/// `POST` starts a command.
+pub const EXEC: &str = "/1.0/exec";
+/// The live operations and those that ended lately.
+pub const OPERATIONS: &str = "/1.0/operations";
+/// Events as they happen, by websocket or as a stream of JSON lines.
+pub const EVENTS: &str = "/1.0/events";
+/// Upgrade to SFTP.
+pub const SFTP: &str = "/1.0/sftp";
+
+/// One operation.
+#[must_use]
+pub fn operation(id: OperationId) -> String {
+    format!("{OPERATIONS}/{id}")
+}
+
+/// The end of one operation, at the latest after `timeout_seconds`; `None` waits for ever.
+#[must_use]
+pub fn operation_wait(id: OperationId, timeout_seconds: Option<u32>) -> String {
+    match timeout_seconds {
+        None => format!("{OPERATIONS}/{id}/wait"),
+        Some(seconds) => format!("{OPERATIONS}/{id}/wait?timeout={seconds}"),
+    }
+}
+
+/// One stream of one operation. `secret` is a word of the operation's `fds`: hexadecimal, so it
+/// needs no escaping.
+#[must_use]
+pub fn operation_websocket(id: OperationId, secret: &str) -> String {
+    format!("{OPERATIONS}/{id}/websocket?secret={secret}")
+}

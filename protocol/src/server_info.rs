@@ -1,0 +1,93 @@
+//! What `GET /1.0` says of an agent.
+
+use serde::{Deserialize, Serialize};
+
+use crate::null::null_as_default;
+
+/// What the agent is and can do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerInfo {
+    /// Names of abilities; see [`crate::version`].
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub api_extensions: Vec<String>,
+    /// `stable`.
+    #[serde(default)]
+    pub api_status: String,
+    /// `1.0`.
+    #[serde(default)]
+    pub api_version: String,
+    /// `trusted`: a client that is not never gets this far.
+    #[serde(default)]
+    pub auth: String,
+    /// Always false.
+    #[serde(default)]
+    pub public: bool,
+    /// `["tls"]`.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub auth_methods: Vec<String>,
+    /// Always null.
+    #[serde(default)]
+    pub config: serde_json::Value,
+    /// The system it runs on.
+    #[serde(default)]
+    pub environment: Environment,
+}
+
+impl ServerInfo {
+    /// Whether the agent announces the ability `name`.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.api_extensions
+            .iter()
+            .any(|extension| extension == name)
+    }
+}
+
+/// The system an agent runs on. Keys that only LXD's own server fills are always empty here.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Environment {
+    /// Empty.
+    #[serde(deserialize_with = "null_as_default")]
+    pub addresses: Vec<String>,
+    /// Empty.
+    #[serde(deserialize_with = "null_as_default")]
+    pub architectures: Vec<String>,
+    /// Empty.
+    pub certificate: String,
+    /// Empty.
+    pub certificate_fingerprint: String,
+    /// Empty.
+    pub driver: String,
+    /// Empty.
+    pub driver_version: String,
+    /// Empty.
+    pub firewall: String,
+    /// System name: `Linux` (`uname -s`).
+    pub kernel: String,
+    /// Machine, such as `x86_64` (`uname -m`).
+    pub kernel_architecture: String,
+    /// Release, such as `6.1.0-37-cloud-amd64` (`uname -r`).
+    pub kernel_version: String,
+    /// Empty.
+    pub os_name: String,
+    /// Empty.
+    pub os_version: String,
+    /// Empty.
+    pub project: String,
+    /// Which agent: `lxd-agent` or `incus-agent`. LXD's and Incus's client libraries use an
+    /// agent's paths only for exactly their own name.
+    pub server: String,
+    /// Always false.
+    pub server_clustered: bool,
+    /// Host name of the guest.
+    pub server_name: String,
+    /// Process id of the agent in the guest.
+    pub server_pid: i64,
+    /// Version of the agent.
+    pub server_version: String,
+    /// Empty.
+    pub storage: String,
+    /// Empty.
+    pub storage_version: String,
+}

@@ -1,0 +1,93 @@
+//! File attributes (draft-02, section 5).
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::codec::{Reader, Short, put_string};
+
+const FLAG_SIZE: u32 = 0x0000_0001;
+const FLAG_OWNER: u32 = 0x0000_0002;
+const FLAG_PERMISSIONS: u32 = 0x0000_0004;
+const FLAG_TIMES: u32 = 0x0000_0008;
+const FLAG_EXTENDED: u32 = 0x8000_0000;
+
+/// What is said about a file. A field that is `None` is not said, or not to be changed. Owner and
+/// group come in one pair, and so do the two times: the wire has no way to give only one of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// Length in bytes.
+    pub size: Option<u64>,
+    /// User id and group id.
+    pub owner: Option<(u32, u32)>,
+    /// `st_mode`: type bits and permissions.
+    pub permissions: Option<u32>,
+    /// Access and modification time, in seconds since 1970, to 2106.
+    pub times: Option<(u32, u32)>,
+    /// Name and value of attributes that somebody else defined.
+    pub extended: Vec<(Bytes, Bytes)>,
+}
+
+impl Attributes {
+    /// Reads attributes off the front of `reader`.
+    pub(super) fn take(reader: &mut Reader) -> Result<Self, Short> {
+        let flags = reader.u32()?;
+        let mut attributes = Self::default();
+        if flags & FLAG_SIZE != 0 {
+            attributes.size = Some(reader.u64()?);
+        }
+        if flags & FLAG_OWNER != 0 {
+            attributes.owner = Some((reader.u32()?, reader.u32()?));
+        }
+        if flags & FLAG_PERMISSIONS != 0 {
+            attributes.permissions = Some(reader.u32()?);
+        }
+        if flags & FLAG_TIMES != 0 {
+            attributes.times = Some((reader.u32()?, reader.u32()?));
+        }
+        if flags & FLAG_EXTENDED != 0 {
+            // No capacity is reserved: the count is the peer's word, the frame is the bound.
+            for _ in 0..reader.u32()? {
+                attributes
+                    .extended
+                    .push((reader.string()?, reader.string()?));
+            }
+        }
+        Ok(attributes)
+    }
+
+    /// Appends the attributes to `out`.
+    pub(super) fn put(&self, out: &mut BytesMut) {
+        let mut flags = 0;
+        let has = [
+            (FLAG_SIZE, self.size.is_some()),
+            (FLAG_OWNER, self.owner.is_some()),
+            (FLAG_PERMISSIONS, self.permissions.is_some()),
+            (FLAG_TIMES, self.times.is_some()),
+            (FLAG_EXTENDED, !self.extended.is_empty()),
+        ];
+        for (flag, set) in has {
+            flags |= if set { flag } else { 0 };
+        }
+        out.put_u32(flags);
+        if let Some(size) = self.size {
+            out.put_u64(size);
+        }
+        if let Some((first, second)) = self.owner {
+            out.put_u32(first);
+            out.put_u32(second);
+        }
+        if let Some(permissions) = self.permissions {
+            out.put_u32(permissions);
+        }
+        if let Some((first, second)) = self.times {
+            out.put_u32(first);
+            out.put_u32(second);
+        }
+        if !self.extended.is_empty() {
+            out.put_u32(u32::try_from(self.extended.len()).unwrap_or(u32::MAX));
+            for (name, value) in &self.extended {
+                put_string(out, name);
+                put_string(out, value);
+            }
+        }
+    }
+}
