@@ -1,1 +1,37 @@
-//! The guest agent.
+//! A guest agent: runs commands and moves files in a virtual machine for its host.
+//!
+//! The door has five names: [`Config`] (with the [`Flags`] it is read from), [`Agent::bind`],
+//! [`Agent::run`], and the errors on the way. `main.rs` and the tests use the same ones.
+//!
+//! ```text
+//! main ─► agent ─► server ─► router ─► api ─┬─► exec        one command and its streams
+//!                  listen     reply  ws     ├─► operation   what a client can wait for
+//!                  tls                      ├─► events      what a client can hear
+//!                                           └─► sftp        files
+//! any ─► defaults, shutdown, clock. Rooms do not know each other, nor the router, nor HTTP.
+//! ```
+
+mod agent;
+mod api;
+mod app;
+mod clock;
+mod config;
+mod defaults;
+mod events;
+mod exec;
+mod listen;
+mod notify;
+mod operation;
+mod reply;
+mod router;
+mod server;
+mod sftp;
+mod shutdown;
+mod tls;
+mod ws;
+
+pub use agent::{Agent, BindError};
+pub use config::{Config, ConfigError, Flags, Security};
+pub use listen::{ListenAddress, ParseListenError};
+pub use notify::notify;
+pub use tls::{IdentityError, PemFileError};

@@ -116,6 +116,10 @@ pub struct ExecEnded {
     /// it got them all. Absent from other agents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<BTreeMap<String, u64>>,
+    /// Why the command did not start: `not-found`, `not-executable`, `bad-cwd`, `too-long`,
+    /// `identity` or `system`. Absent from other agents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_error: Option<String>,
 }
 
 /// What a client says on the control socket.

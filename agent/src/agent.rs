@@ -1,0 +1,107 @@
+//! The agent as a whole: built, bound, run, stopped.
+
+use std::{future::Future, io, sync::Arc};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::{
+    app::App,
+    config::{Config, Security},
+    defaults,
+    listen::{ListenAddress, Listener, wait_for_device},
+    server::Server,
+    shutdown::Shutdown,
+    tls::{self, IdentityError},
+};
+
+/// An agent whose sockets are bound. Nobody is answered before [`Agent::run`].
+#[derive(Debug)]
+pub struct Agent {
+    listeners: Vec<Listener>,
+    server: Arc<Server>,
+    shutdown: Shutdown,
+}
+
+/// Why the agent cannot serve.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// There is no usable identity.
+    #[error("no usable identity")]
+    Identity(#[from] IdentityError),
+    /// The kernel has no AF_VSOCK, or no device for it.
+    #[error("no vsock device: is the virtual machine started with one, and its module there?")]
+    NoDevice(#[source] io::Error),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Which.
+        address: ListenAddress,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Agent {
+    /// Reads the identity and binds every address. Waits up to a minute for a vsock device that
+    /// is not there yet.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`], for the first thing that fails; nothing stays bound then.
+    pub async fn bind(config: Config) -> Result<Self, BindError> {
+        raise_file_limit();
+        let tls = match &config.security {
+            Security::Tls(folder) => Some(tls::server_config(folder)?),
+            Security::Plain => {
+                tracing::warn!(
+                    "serving without TLS: everybody who can reach a listener is root in this machine"
+                );
+                None
+            }
+        };
+        let mut listeners = Vec::new();
+        for address in &config.listen {
+            if matches!(address, ListenAddress::Vsock(_)) {
+                wait_for_device().await.map_err(BindError::NoDevice)?;
+            }
+            let listener = Listener::bind(address)
+                .await
+                .map_err(|source| BindError::Listen {
+                    address: address.clone(),
+                    source,
+                })?;
+            tracing::info!(%address, tls = tls.is_some(), "listening");
+            listeners.push(listener);
+        }
+        let shutdown = Shutdown::default();
+        let app = Arc::new(App::new(shutdown.clone()));
+        let server = Server::new(app, tls, &config.allowed_cids);
+        Ok(Self {
+            listeners,
+            server,
+            shutdown,
+        })
+    }
+
+    /// Serves until `until` resolves, then stops: no new connections, running commands get their
+    /// signals, and what is not done within a few seconds is cut off. True if nothing had to be.
+    pub async fn run(self, until: impl Future<Output = ()>) -> bool {
+        for listener in self.listeners {
+            self.shutdown
+                .spawn(Arc::clone(&self.server).accept_all(listener));
+        }
+        until.await;
+        tracing::info!("stopping");
+        self.shutdown.finish(defaults::SHUTDOWN_TIMEOUT).await
+    }
+}
+
+/// A thousand commands need more descriptors than a login's soft limit.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
+}

@@ -1,0 +1,7 @@
+//! One file per resource: parse the request, call a room, make the reply.
+
+pub(crate) mod events;
+pub(crate) mod exec;
+pub(crate) mod operations;
+pub(crate) mod server_info;
+pub(crate) mod sftp;

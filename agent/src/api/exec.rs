@@ -1,0 +1,192 @@
+//! `POST /1.0/exec`: the one place that has both a command and its operation.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use http::Request;
+use hyper::body::Incoming;
+use serde_json::json;
+use tokio::{select, task::spawn_blocking, time::timeout};
+use tokio_util::sync::CancellationToken;
+use vsock_agent_protocol::{
+    exec::{CONTROL, ExecEnded, ExecRequest, ExecStarted, STDERR, STDIN, STDOUT},
+    operation::OperationStatus,
+    path,
+};
+
+use crate::{
+    app::App,
+    defaults,
+    exec::{Accounts, Ended, ExecSpec, Sockets},
+    operation::{Handle, New, Outcome, Secret},
+    reply::{ApiError, Reply, operation_created, read_json},
+    shutdown::Shutdown,
+    ws::{self, WebSocket},
+};
+
+/// Starts a command, once its sockets are joined.
+///
+/// # Errors
+///
+/// 400 for a request that makes no sense, 503 when there are too many commands.
+pub(crate) async fn post(app: &Arc<App>, request: Request<Incoming>) -> Result<Reply, ApiError> {
+    let request: ExecRequest = read_json(request.into_body()).await?;
+    if !request.wait_for_websocket {
+        return Err(ApiError::bad_request(
+            "websockets are required: set wait-for-websocket",
+        ));
+    }
+    let spec = resolve(&request).await?;
+    let secrets = secrets(request.interactive)?;
+    let mut started = ExecStarted {
+        fds: BTreeMap::new(),
+        command: request.command,
+        environment: BTreeMap::new(),
+        interactive: request.interactive,
+    };
+    let new = New {
+        class: "websocket",
+        description: "Executing command",
+        metadata: json!(started),
+        sockets: secrets.clone(),
+    };
+    let work = |handle| run(Arc::clone(app), Arc::clone(&spec), handle);
+    let mut operation = app.operations.start(new, work)?;
+    let reveal = |(name, secret): (String, Secret)| (name, secret.reveal().to_owned());
+    started.fds = secrets.into_iter().map(reveal).collect();
+    started.environment = spec.environment();
+    operation.metadata = json!(started);
+    Ok(operation_created(path::operation(operation.id), operation))
+}
+
+async fn resolve(request: &ExecRequest) -> Result<Arc<ExecSpec>, ApiError> {
+    let accounts = spawn_blocking(Accounts::read)
+        .await
+        .map_err(std::io::Error::from)
+        .flatten();
+    let accounts = accounts.map_err(|error| {
+        let status = http::StatusCode::INTERNAL_SERVER_ERROR;
+        ApiError::new(
+            status,
+            format!("cannot read the users of this machine: {error}"),
+        )
+    })?;
+    let spec = ExecSpec::resolve(request, &accounts);
+    spec.map(Arc::new)
+        .map_err(|error| ApiError::bad_request(error.to_string()))
+}
+
+fn secrets(interactive: bool) -> Result<Vec<(String, Secret)>, ApiError> {
+    let names: &[&str] = if interactive {
+        &[CONTROL, STDIN]
+    } else {
+        &[CONTROL, STDIN, STDOUT, STDERR]
+    };
+    names
+        .iter()
+        .map(|name| Ok(((*name).to_owned(), Secret::random()?)))
+        .collect::<Result<_, crate::operation::NoRandomness>>()
+        .map_err(|error| ApiError::busy(error.to_string()))
+}
+
+/// The work of the operation: wait for the sockets, run the command, say how it ended.
+async fn run(app: Arc<App>, spec: Arc<ExecSpec>, handle: Handle) -> Outcome {
+    let Handle {
+        id,
+        sockets,
+        cancel,
+    } = handle;
+    let sockets = select! {
+        joined = timeout(defaults::JOIN_TIMEOUT, join(sockets, spec.is_interactive())) => joined,
+        () = cancel.cancelled() => return failure("cancelled before it started"),
+    };
+    let Ok(Some(sockets)) = sockets else {
+        return failure("Timed out waiting for websockets to connect");
+    };
+    tracing::info!(%id, interactive = spec.is_interactive(), "a command starts");
+    let (ended, sockets) = app.commands.run(spec, sockets, cancel.clone()).await;
+    tracing::info!(%id, ?ended, "a command ended");
+    close(&app.shutdown, sockets);
+    outcome(ended, &cancel)
+}
+
+/// Waits until every socket is there. `None` if that cannot happen any more.
+async fn join(
+    mut sockets: tokio::sync::mpsc::Receiver<(String, WebSocket)>,
+    interactive: bool,
+) -> Option<Sockets> {
+    let mut named = BTreeMap::new();
+    let wanted = if interactive { 2 } else { 4 };
+    while named.len() < wanted {
+        let (name, socket) = sockets.recv().await?;
+        named.insert(name, socket);
+    }
+    Some(Sockets {
+        control: named.remove(CONTROL)?,
+        stdin: named.remove(STDIN)?,
+        outputs: named.remove(STDOUT).zip(named.remove(STDERR)),
+    })
+}
+
+fn failure(why: &str) -> Outcome {
+    Outcome {
+        status: OperationStatus::Failure,
+        metadata: serde_json::Value::Null,
+        error: why.to_owned(),
+    }
+}
+
+fn outcome(ended: Ended, cancel: &CancellationToken) -> Outcome {
+    match ended {
+        Ended::Exited {
+            code,
+            signal,
+            output_complete,
+            bytes,
+        } => Outcome {
+            status: match cancel.is_cancelled() {
+                true => OperationStatus::Cancelled,
+                false => OperationStatus::Success,
+            },
+            metadata: json!(ExecEnded {
+                exit_code: code,
+                signal,
+                output_complete: Some(output_complete),
+                bytes: Some(
+                    bytes
+                        .into_iter()
+                        .map(|(name, n)| (name.to_owned(), n))
+                        .collect()
+                ),
+                start_error: None,
+            }),
+            error: String::new(),
+        },
+        Ended::NotStarted(error) => Outcome {
+            status: OperationStatus::Failure,
+            metadata: json!(ExecEnded {
+                exit_code: error.exit_code(),
+                start_error: Some(error.kind().to_owned()),
+                ..ExecEnded::default()
+            }),
+            error: with_causes(&error),
+        },
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// Closes the sockets in the background: each waits for its client, as [`ws::linger`] says.
+fn close(shutdown: &Shutdown, sockets: Vec<WebSocket>) {
+    for socket in sockets {
+        let stop = shutdown.child_token();
+        shutdown.spawn(async move {
+            select! {
+                () = ws::linger(socket) => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+}

@@ -1,0 +1,119 @@
+//! `/1.0/operations`: list, get, wait, cancel, join.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use http::Request;
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+use vsock_agent_protocol::{
+    operation::{Operation, OperationId},
+    path,
+};
+
+use crate::{
+    app::App,
+    reply::{ApiError, Reply, empty, sync},
+    ws,
+};
+
+/// `GET /1.0/operations[?recursion=1]`: status to paths, or to whole operations.
+pub(crate) fn list(app: &App, query: &str) -> Reply {
+    let whole = parameter(query, "recursion").is_some_and(|value| value != "0");
+    let mut by_status: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for operation in app.operations.list() {
+        let status = operation.status.to_lowercase();
+        let entry = if whole {
+            json!(operation)
+        } else {
+            json!(path::operation(operation.id))
+        };
+        by_status.entry(status).or_default().push(entry);
+    }
+    sync(by_status)
+}
+
+/// `GET /1.0/operations/{id}`.
+///
+/// # Errors
+///
+/// 404 when there is no such operation.
+pub(crate) fn get(app: &App, id: OperationId) -> Result<Reply, ApiError> {
+    Ok(sync(app.operations.get(id)?))
+}
+
+/// `GET /1.0/operations/{id}/wait[?timeout=SECONDS]`: without a time, or with −1, for ever.
+///
+/// # Errors
+///
+/// 404 when there is no such operation, 400 for a time that is no number, 504 when it has passed.
+/// LXD answers a failed operation with an error here; this is the operation, with its `err`.
+pub(crate) async fn wait(app: &App, id: OperationId, query: &str) -> Result<Reply, ApiError> {
+    let limit = match parameter(query, "timeout") {
+        None | Some("" | "-1") => None,
+        Some(text) => {
+            let seconds = text.parse().map_err(|_| {
+                ApiError::bad_request(format!("{text:?} is not a number of seconds"))
+            })?;
+            Some(Duration::from_secs(seconds))
+        }
+    };
+    let operation: Operation = app.operations.wait(id, limit).await?;
+    if !operation.is_final() {
+        let status = http::StatusCode::GATEWAY_TIMEOUT;
+        return Err(ApiError::new(status, "the operation is still running"));
+    }
+    Ok(sync(operation))
+}
+
+/// `DELETE /1.0/operations/{id}`: asks it to stop, and does not wait for that.
+///
+/// # Errors
+///
+/// 404 when there is no such operation, 400 when it has ended.
+pub(crate) fn delete(app: &App, id: OperationId) -> Result<Reply, ApiError> {
+    app.operations.cancel(id)?;
+    Ok(empty())
+}
+
+/// `GET /1.0/operations/{id}/websocket?secret=…`: joins one socket.
+///
+/// # Errors
+///
+/// 404 when there is no such operation, 403 for a wrong or used secret, 400 for a bad handshake or
+/// an operation that has ended. A handshake that is refused does not use the secret up.
+pub(crate) fn websocket(
+    app: &Arc<App>,
+    id: OperationId,
+    mut request: Request<Incoming>,
+) -> Result<Reply, ApiError> {
+    let secret = parameter(request.uri().query().unwrap_or_default(), "secret");
+    let secret = secret.unwrap_or_default().to_owned();
+    let (reply, socket) = ws::accept(&mut request)?;
+    let ticket = app.operations.join(id, &secret)?;
+    app.shutdown.spawn(async move {
+        if let Some(socket) = socket.await {
+            ticket.hand_over(socket);
+        }
+    });
+    Ok(reply)
+}
+
+/// The value of a query parameter, as it is: none of ours needs unescaping.
+fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    let mut pairs = query
+        .split('&')
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parameter_is_found_by_its_whole_name() {
+        assert_eq!(parameter("a=1&secret=x&b", "secret"), Some("x"));
+        assert_eq!(parameter("notsecret=x", "secret"), None);
+        assert_eq!(parameter("b", "b"), Some(""));
+    }
+}

@@ -1,0 +1,279 @@
+//! What the agent is told: configuration file, then environment, then flags; the last one wins.
+//!
+//! Everything is read and checked before anything is bound. The same names are used in all three
+//! places: `--allow-cid`, `VSOCK_AGENT_ALLOW_CID`, `allow-cid`.
+
+use std::{
+    env, io,
+    path::{Path, PathBuf},
+};
+
+use clap::Parser;
+use serde::Deserialize;
+use tracing::Level;
+use vsock_agent_protocol::address::{Cid, DEFAULT_PORT, ParseAddressError, VsockAddress};
+
+use crate::{
+    listen::{ListenAddress, ParseListenError},
+    tls,
+};
+
+/// Read when no other file is named and this one is there.
+const DEFAULT_FILE: &str = "/etc/vsock-agent/config.toml";
+
+/// Where the identity is looked for after the working directory.
+const DEFAULT_IDENTITY: &str = "/etc/vsock-agent";
+
+/// The whole configuration, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where to listen; at least one.
+    pub listen: Vec<ListenAddress>,
+    /// How to know who connects.
+    pub security: Security,
+    /// The machines whose AF_VSOCK connections are let in; all others are closed unread.
+    pub allowed_cids: Vec<Cid>,
+    /// Least important events that are logged.
+    pub log: Level,
+}
+
+/// How the agent knows who connects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Security {
+    /// Mutual TLS with the identity in this folder: `agent.crt`, `agent.key`, and `server.crt`,
+    /// the certificates of the clients.
+    Tls(PathBuf),
+    /// Not at all: everybody who can reach a listener is root in the guest.
+    Plain,
+}
+
+/// Runs commands and moves files in this virtual machine for its host, over AF_VSOCK.
+#[derive(Debug, Clone, Default, Parser)]
+#[command(name = "vsock-agent", version, max_term_width = 100)]
+pub struct Flags {
+    /// Where to listen: vsock:CID:PORT or unix:PATH. May be repeated [default: vsock:any:8443]
+    #[arg(
+        long,
+        value_name = "URI",
+        env = "VSOCK_AGENT_LISTEN",
+        value_delimiter = ','
+    )]
+    listen: Vec<String>,
+
+    /// Folder with agent.crt, agent.key and server.crt [default: the working directory, then
+    /// /etc/vsock-agent]
+    #[arg(long, value_name = "DIR", env = "VSOCK_AGENT_IDENTITY")]
+    identity: Option<PathBuf>,
+
+    /// Serve without TLS: everybody who can reach a listener is root in this machine
+    #[arg(long, env = "VSOCK_AGENT_PLAIN")]
+    plain: bool,
+
+    /// Machine whose connections are let in, by context id. May be repeated [default: 2, the host]
+    #[arg(
+        long,
+        value_name = "CID",
+        env = "VSOCK_AGENT_ALLOW_CID",
+        value_delimiter = ','
+    )]
+    allow_cid: Vec<String>,
+
+    /// Configuration file [default: /etc/vsock-agent/config.toml, if it is there]
+    #[arg(long, value_name = "FILE", env = "VSOCK_AGENT_CONFIG")]
+    config: Option<PathBuf>,
+
+    /// What to log: error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL", env = "VSOCK_AGENT_LOG")]
+    log: Option<String>,
+}
+
+/// The configuration file: the flags' names, in TOML.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct FileConfig {
+    listen: Vec<String>,
+    identity: Option<PathBuf>,
+    plain: bool,
+    allow_cid: Vec<u32>,
+    log: Option<String>,
+}
+
+/// Why the configuration is not usable.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {path}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is not TOML, or has a key or a value it should not have.
+    #[error("the configuration file {path} is wrong")]
+    Parse {
+        /// Which.
+        path: PathBuf,
+        /// Where and how.
+        source: toml::de::Error,
+    },
+    /// An address to listen on makes no sense.
+    #[error("cannot listen there")]
+    Listen(#[from] ParseListenError),
+    /// A context id makes no sense.
+    #[error("cannot let that machine in")]
+    Cid(#[source] ParseAddressError),
+    /// Nobody knows this level.
+    #[error("{0:?} is not a log level: error, warn, info, debug or trace")]
+    Log(String),
+    /// TLS is wanted and no folder has a certificate.
+    #[error(
+        "no agent.crt in {searched}: put the identity there, name its folder with --identity, or \
+         serve without TLS with --plain"
+    )]
+    NoIdentity {
+        /// The folders that were looked into.
+        searched: String,
+    },
+}
+
+impl Config {
+    /// Puts file, environment and flags together. `flags` has the environment in it already.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], for the first thing that is wrong.
+    pub fn load(flags: Flags) -> Result<Self, ConfigError> {
+        let file = match &flags.config {
+            Some(path) => read_file(path)?,
+            None if Path::new(DEFAULT_FILE).exists() => read_file(Path::new(DEFAULT_FILE))?,
+            None => FileConfig::default(),
+        };
+        merge(flags, file)
+    }
+}
+
+fn read_file(path: &Path) -> Result<FileConfig, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    toml::from_str(&text).map_err(|source| ConfigError::Parse {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn merge(flags: Flags, file: FileConfig) -> Result<Config, ConfigError> {
+    let listen = first_given(flags.listen, file.listen);
+    let mut listen: Vec<ListenAddress> = listen
+        .iter()
+        .map(|text| text.parse())
+        .collect::<Result<_, _>>()?;
+    if listen.is_empty() {
+        listen.push(ListenAddress::Vsock(VsockAddress {
+            cid: Cid::ANY,
+            port: DEFAULT_PORT,
+        }));
+    }
+    let cids: Vec<Cid> = flags
+        .allow_cid
+        .iter()
+        .map(|text| text.parse())
+        .collect::<Result<_, _>>()
+        .map_err(ConfigError::Cid)?;
+    let mut allowed_cids = first_given(cids, file.allow_cid.into_iter().map(Cid).collect());
+    if allowed_cids.is_empty() {
+        allowed_cids.push(Cid::HOST);
+    }
+    let security = match flags.plain || file.plain {
+        true => Security::Plain,
+        false => Security::Tls(identity(flags.identity.or(file.identity))?),
+    };
+    let log = match flags.log.or(file.log) {
+        None => Level::INFO,
+        Some(text) => text.parse().map_err(|_| ConfigError::Log(text))?,
+    };
+    Ok(Config {
+        listen,
+        security,
+        allowed_cids,
+        log,
+    })
+}
+
+fn first_given<T>(first: Vec<T>, second: Vec<T>) -> Vec<T> {
+    if first.is_empty() { second } else { first }
+}
+
+/// The folder with the identity: the one named, or the first that has a certificate.
+fn identity(named: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
+    if let Some(folder) = named {
+        return Ok(folder);
+    }
+    let working = env::current_dir().unwrap_or_else(|_| PathBuf::from("."));
+    let candidates = [working, PathBuf::from(DEFAULT_IDENTITY)];
+    let found = candidates
+        .iter()
+        .find(|folder| folder.join(tls::CERTIFICATE_FILE).exists());
+    found.cloned().ok_or_else(|| ConfigError::NoIdentity {
+        searched: candidates
+            .map(|folder| folder.display().to_string())
+            .join(" and "),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> FileConfig {
+        toml::from_str(text).unwrap()
+    }
+
+    fn plain_flags() -> Flags {
+        Flags {
+            plain: true,
+            ..Flags::default()
+        }
+    }
+
+    #[test]
+    fn nothing_said_means_the_lxd_port_and_the_host_only() {
+        let config = merge(plain_flags(), FileConfig::default()).unwrap();
+        assert_eq!(config.listen, ["vsock:any:8443".parse().unwrap()]);
+        assert_eq!(config.allowed_cids, [Cid::HOST]);
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let flags = Flags {
+            listen: vec!["unix:/a".to_owned()],
+            ..plain_flags()
+        };
+        let config = merge(flags, file(r#"listen = ["unix:/b"]"#)).unwrap();
+        assert_eq!(config.listen, ["unix:/a".parse().unwrap()]);
+    }
+
+    #[test]
+    fn a_key_nobody_knows_is_refused() {
+        toml::from_str::<FileConfig>("listn = []").unwrap_err();
+    }
+
+    #[test]
+    fn a_level_nobody_knows_is_refused_by_name() {
+        let flags = Flags {
+            log: Some("loud".to_owned()),
+            ..plain_flags()
+        };
+        let error = merge(flags, FileConfig::default()).unwrap_err();
+        assert!(error.to_string().contains("loud"), "{error}");
+    }
+
+    #[test]
+    fn tls_without_a_certificate_says_where_it_looked() {
+        let error = merge(Flags::default(), FileConfig::default()).unwrap_err();
+        assert!(error.to_string().contains(DEFAULT_IDENTITY), "{error}");
+    }
+}

@@ -1,0 +1,108 @@
+//! Every number of the agent, with its unit and its reason.
+
+use std::time::Duration;
+
+/// Longest queue of connections not yet accepted. The kernel caps it at `net.core.somaxconn`
+/// (4096 since Linux 5.4) and answers what does not fit with a reset, which a client cannot tell
+/// from "nobody listens"; a thousand commands at once open five sockets each.
+pub(crate) const BACKLOG: i32 = 4096;
+
+/// Receive window of an AF_VSOCK socket, in bytes. The kernel's default and maximum are 256 KiB
+/// (`VIRTIO_VSOCK_DEFAULT_BUF_SIZE`); accepted sockets inherit it from the listener.
+pub(crate) const VSOCK_BUFFER_BYTES: u64 = 1024 * 1024;
+
+/// Most connections at once. A command has five: its request, control and three streams.
+pub(crate) const MAX_CONNECTIONS: usize = 8192;
+
+/// Most connections at once that have not shown a certificate yet.
+pub(crate) const MAX_HANDSHAKES: usize = 64;
+
+/// Time for a peer to finish the TLS handshake. Under software emulation one costs some 50 ms, and
+/// [`MAX_HANDSHAKES`] of them share the cores.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time for the head of a request to arrive, idle keep-alive connections included.
+pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time between two pieces of a request's body.
+pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest head of a request, in bytes.
+pub(crate) const MAX_HEAD_BYTES: usize = 64 * 1024;
+
+/// Most header lines of a request.
+pub(crate) const MAX_HEADERS: usize = 64;
+
+/// Largest body of a request, in bytes: a command line of `ARG_MAX` written as JSON fits.
+pub(crate) const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
+
+/// Pause after an `accept` that failed for want of a resource.
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Pause between two tries to bind while the vsock device or its module is not there yet.
+pub(crate) const BIND_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long to wait for the vsock device at the start before giving up; systemd tries again.
+pub(crate) const BIND_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Time for the other end of a 101 answer to start talking the new protocol.
+pub(crate) const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time from the creation of a command to the joining of its last socket. LXD's agent gives 5 s,
+/// too short for a VM under software emulation.
+pub(crate) const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the state of an ended operation can still be asked for. LXD's agent gives 5 s, which
+/// loses the exit code of a client that reconnects.
+pub(crate) const RETENTION: Duration = Duration::from_secs(600);
+
+/// Most ended operations kept.
+pub(crate) const MAX_ENDED_OPERATIONS: usize = 10_000;
+
+/// Most commands at once.
+pub(crate) const MAX_SESSIONS: usize = 4096;
+
+/// Most commands between `fork` and `exec` at once.
+pub(crate) const MAX_SPAWNS: usize = 32;
+
+/// Quiet time on an output stream after the command's end, when something it left behind still
+/// holds the stream, after which the stream ends.
+pub(crate) const DRAIN_QUIET: Duration = Duration::from_secs(1);
+
+/// Longest time an output stream goes on after the command's end.
+pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time between the signals that end a command whose client is gone.
+pub(crate) const KILL_PAUSE: Duration = Duration::from_secs(5);
+
+/// Largest piece of output in one message, in bytes: a pipe's default capacity (`pipe(7)`).
+pub(crate) const MAX_OUTPUT_BYTES: usize = 64 * 1024;
+
+/// Largest message a client may send, in bytes. LXD's clients send up to 128 KiB.
+pub(crate) const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
+
+/// Read buffer of a websocket, in bytes. It is allocated whole when the first byte arrives, once
+/// a socket, so a thousand commands must be able to afford it.
+pub(crate) const WS_READ_BUFFER_BYTES: usize = 16 * 1024;
+
+/// How long a stream's socket stays open for its client to close it, after its last byte. Some
+/// VMMs drop what they still buffer when the guest closes first.
+pub(crate) const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Events a listener may lag behind before it is dropped.
+pub(crate) const EVENT_DEPTH: usize = 256;
+
+/// Time between two pings on an events websocket.
+pub(crate) const EVENT_PING: Duration = Duration::from_secs(10);
+
+/// Time for one event to leave before its listener is dropped.
+pub(crate) const EVENT_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Most SFTP sessions at once.
+pub(crate) const MAX_SFTP_SESSIONS: usize = 256;
+
+/// Most open handles in one SFTP session.
+pub(crate) const MAX_SFTP_HANDLES: usize = 1000;
+
+/// How long a shutdown waits for sessions to end before it cuts them off.
+pub(crate) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);

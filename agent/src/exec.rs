@@ -1,0 +1,17 @@
+//! One command and its streams.
+//!
+//! Called by `api/exec.rs`, which has the request and the sockets. Owns the process from `fork` to
+//! the last signal. Knows neither HTTP nor the registry.
+
+mod accounts;
+mod child;
+mod control;
+mod family;
+mod pty;
+mod pump;
+mod session;
+mod spec;
+
+pub(crate) use accounts::Accounts;
+pub(crate) use session::{Ended, Session, Sockets};
+pub(crate) use spec::ExecSpec;

@@ -1,0 +1,51 @@
+//! What the client says on the control socket, done to the command.
+
+use std::{io, sync::Arc};
+
+use futures_util::{Stream, StreamExt};
+use nix::unistd::Pid;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+use vsock_agent_protocol::exec::ControlMessage;
+
+use super::{
+    child::signal_group,
+    pty::{Pty, TermSize},
+};
+
+/// Does what the client says until its socket ends. A message that makes no sense is passed over,
+/// as LXD's agent does.
+pub(super) async fn obey<R>(socket: &mut R, pid: Pid, pty: Option<&Arc<Pty>>)
+where
+    R: Stream<Item = Result<Message, WsError>> + Unpin + Send,
+{
+    while let Some(Ok(message)) = socket.next().await {
+        let text = match &message {
+            Message::Text(text) => text.as_bytes(),
+            Message::Binary(data) => data,
+            Message::Close(_) => return,
+            _ => continue,
+        };
+        match serde_json::from_slice(text) {
+            Ok(message) => {
+                let done = obey_one(message, pid, pty);
+                tracing::debug!(?message, ?done, "control message");
+            }
+            Err(error) => tracing::debug!(%error, "control message passed over"),
+        }
+    }
+}
+
+fn obey_one(message: ControlMessage, pid: Pid, pty: Option<&Arc<Pty>>) -> io::Result<()> {
+    match message {
+        // A size of nothing comes from clients whose terminal has not got one yet.
+        ControlMessage::WindowResize { width: 0, .. }
+        | ControlMessage::WindowResize { height: 0, .. } => Ok(()),
+        ControlMessage::WindowResize { width, height } => pty.map_or(Ok(()), |pty| {
+            pty.resize(TermSize {
+                rows: height,
+                cols: width,
+            })
+        }),
+        ControlMessage::Signal(number) => signal_group(pid, number),
+    }
+}

@@ -1,0 +1,191 @@
+//! A pseudo-terminal: the master side as an async byte stream.
+//!
+//! `portable-pty` opens the pair and resizes it. Its reader and writer block a thread each, its
+//! writer types Enter when it is dropped, and its spawning cannot change the user, so the bytes go
+//! through a descriptor of our own, and [`super::child`] starts the command.
+//!
+//! It marks both descriptors close-on-exec only after it has them; a command that is forked in
+//! between inherits them, and therefore every child closes all it was not given.
+
+#![allow(
+    unsafe_code,
+    reason = "tokio and ioctl ask for unsafe to use a raw descriptor"
+)]
+
+use std::{
+    fmt, io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    sync::{Mutex, PoisonError},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{self, OFlag},
+    sys::termios::{self, InputFlags, SetArg},
+    unistd,
+};
+use portable_pty::{MasterPty, PtySize, native_pty_system};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Size of a terminal, in character cells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TermSize {
+    /// Number of lines.
+    pub(crate) rows: u16,
+    /// Number of characters in a line.
+    pub(crate) cols: u16,
+}
+
+impl From<TermSize> for PtySize {
+    fn from(size: TermSize) -> Self {
+        Self {
+            rows: size.rows,
+            cols: size.cols,
+            ..Self::default()
+        }
+    }
+}
+
+/// The side of a pseudo-terminal the agent keeps. The terminal hangs up when it is dropped.
+pub(crate) struct Pty {
+    /// Only ever locked for one call.
+    master: Mutex<Box<dyn MasterPty + Send>>,
+    stream: AsyncFd<OwnedFd>,
+}
+
+impl Pty {
+    /// Opens a pseudo-terminal, and returns the command's side of it too: owned by `uid`, with
+    /// UTF-8 line editing.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no free terminal, or no `/dev/pts`.
+    pub(crate) fn open(size: TermSize, uid: u32) -> io::Result<(Self, OwnedFd)> {
+        let pair = native_pty_system()
+            .openpty(size.into())
+            .map_err(io::Error::other)?;
+        let raw = pair.master.as_raw_fd().ok_or(io::ErrorKind::Unsupported)?;
+        // SAFETY: `pair.master` owns `raw` and outlives this borrow.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(raw) };
+        let own = borrowed.try_clone_to_owned()?;
+        let peer = open_peer(&own)?;
+        // The group stays what devpts gave it, `tty` where that is configured.
+        unistd::fchown(&peer, Some(uid.into()), None)?;
+        let mut settings = termios::tcgetattr(&peer)?;
+        settings.input_flags |= InputFlags::IUTF8;
+        termios::tcsetattr(&peer, SetArg::TCSANOW, &settings)?;
+        let flags = OFlag::from_bits_retain(fcntl::fcntl(&own, fcntl::F_GETFL)?);
+        fcntl::fcntl(&own, fcntl::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        // SAFETY: an `OwnedFd` keeps one descriptor open for as long as it lives.
+        let stream = unsafe {
+            AsyncFd::register_with_interest(own, Interest::READABLE.add(Interest::WRITABLE))
+        }?;
+        Ok((
+            Self {
+                master: Mutex::new(pair.master),
+                stream,
+            },
+            peer,
+        ))
+    }
+
+    /// Waits until there is something to read, or nobody holds the terminal any more. Safe to drop.
+    ///
+    /// # Errors
+    ///
+    /// When the runtime is shutting down.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        self.stream
+            .readable()
+            .await
+            .map(|mut ready| ready.retain_ready())
+    }
+
+    /// Takes what the command wrote. Zero means that nobody holds the terminal any more.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` when there is nothing yet, and any other read error but `EIO`, which Linux
+    /// gives when the last writer is gone.
+    pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = |fd: &OwnedFd| match unistd::read(fd, buffer) {
+            Err(Errno::EIO) => Ok(0),
+            other => Ok(other?),
+        };
+        self.stream.try_io(Interest::READABLE, read)
+    }
+
+    /// Types `data` into the terminal.
+    ///
+    /// # Errors
+    ///
+    /// `EIO` when nobody holds the terminal any more.
+    pub(crate) async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
+        while !data.is_empty() {
+            let mut ready = self.stream.writable().await?;
+            if let Ok(result) = ready.try_io(|fd| Ok(unistd::write(fd, data)?)) {
+                data = &data[result?..];
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the command its terminal changed size.
+    ///
+    /// # Errors
+    ///
+    /// When the terminal is already closed.
+    pub(crate) fn resize(&self, size: TermSize) -> io::Result<()> {
+        let master = self.master.lock().unwrap_or_else(PoisonError::into_inner);
+        master.resize(size.into()).map_err(io::Error::other)
+    }
+}
+
+/// Opens the command's side by its master, which needs no path and is close-on-exec from the start.
+fn open_peer(master: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: `TIOCGPTPEER` takes flags by value and touches no memory (`ioctl_tty(2)`).
+    let raw: RawFd = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) };
+    Errno::result(raw)?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+impl fmt::Debug for Pty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pty")
+            .field("stream", &self.stream)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: TermSize = TermSize { rows: 24, cols: 80 };
+
+    #[tokio::test]
+    async fn a_terminal_nobody_holds_reads_as_ended() {
+        let (pty, peer) = Pty::open(SIZE, unistd::getuid().as_raw()).unwrap();
+        drop(peer);
+        pty.readable().await.unwrap();
+        assert_eq!(pty.try_read(&mut [0; 16]).unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_written_to_the_peer_is_read_with_utf8_editing_on() {
+        let (pty, peer) = Pty::open(SIZE, unistd::getuid().as_raw()).unwrap();
+        assert!(
+            termios::tcgetattr(&peer)
+                .unwrap()
+                .input_flags
+                .contains(InputFlags::IUTF8)
+        );
+        unistd::write(&peer, b"hello").unwrap();
+        let mut buffer = [0; 16];
+        pty.readable().await.unwrap();
+        assert_eq!(pty.try_read(&mut buffer).unwrap(), 5);
+        assert_eq!(&buffer[..5], b"hello");
+    }
+}

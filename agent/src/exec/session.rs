@@ -1,0 +1,383 @@
+//! From the joined sockets to the exit status.
+//!
+//! ```text
+//! Session::run ─► start ─► command runs ──────► it ends ─► output drains ─► Ended
+//!                   │           │ client gone, or cancelled        │
+//!                   │           └─► HUP, 5 s, TERM, 5 s, KILL ──┘  │ client gone: the same
+//!                   └─► NotStarted
+//! ```
+//!
+//! Each stream is pumped by a task of its own, so that none waits for another.
+
+use std::{collections::BTreeMap, io, os::fd::OwnedFd, sync::Arc};
+
+use futures_util::StreamExt;
+use nix::{fcntl::OFlag, sys::signal::Signal, unistd::pipe2};
+use tokio::{
+    net::unix::pipe,
+    select,
+    sync::Semaphore,
+    task::{JoinSet, spawn_blocking},
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use vsock_agent_protocol::exec;
+
+use super::{
+    ExecSpec,
+    child::{Child, ExitStatus, StartError, Stdio},
+    control, family,
+    pty::Pty,
+    pump::{self, InputEnd, Pumped},
+};
+use crate::{defaults, ws::WebSocket};
+
+/// Time between two looks at whether a command's processes are gone.
+const FAMILY_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+
+/// The sockets of a command.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    pub(crate) control: WebSocket,
+    pub(crate) stdin: WebSocket,
+    /// Standard output and standard error; a command with a terminal has none.
+    pub(crate) outputs: Option<(WebSocket, WebSocket)>,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// It ran.
+    Exited {
+        /// The number a shell would give.
+        code: i32,
+        /// The signal that ended it.
+        signal: Option<i32>,
+        /// Whether every output stream was read to its end.
+        output_complete: bool,
+        /// Bytes sent on each output socket.
+        bytes: BTreeMap<&'static str, u64>,
+    },
+    /// It did not start.
+    NotStarted(StartError),
+}
+
+/// What runs commands: one for the agent. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Session {
+    spawns: Arc<Semaphore>,
+}
+
+impl Session {
+    pub(crate) fn new() -> Self {
+        Self {
+            spawns: Arc::new(Semaphore::new(defaults::MAX_SPAWNS)),
+        }
+    }
+
+    /// Runs a command to its end. `cancel` ends it early. Returns the sockets too, all streams
+    /// ended, for the caller to close.
+    ///
+    /// Dropping the future kills the command and leaves what it started.
+    pub(crate) async fn run(
+        &self,
+        spec: Arc<ExecSpec>,
+        sockets: Sockets,
+        cancel: CancellationToken,
+    ) -> (Ended, Vec<WebSocket>) {
+        match self.start(spec).await {
+            Ok((child, streams)) => Running::new(child, streams, sockets).finish(cancel).await,
+            Err(error) => {
+                let outputs = sockets.outputs.into_iter().flat_map(<[WebSocket; 2]>::from);
+                let all = [sockets.control, sockets.stdin]
+                    .into_iter()
+                    .chain(outputs)
+                    .collect();
+                (Ended::NotStarted(error), all)
+            }
+        }
+    }
+
+    async fn start(&self, spec: Arc<ExecSpec>) -> Result<(Child, Streams), StartError> {
+        let failed = |step| move |source| StartError::System { step, source };
+        let closed = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+        // Never closed, so this only waits.
+        let _permit = self
+            .spawns
+            .acquire()
+            .await
+            .map_err(closed)
+            .map_err(failed("start"))?;
+        let (streams, stdio) = Streams::open(&spec).map_err(failed("make the streams"))?;
+        let child = spawn_blocking(move || Child::start(&spec, stdio))
+            .await
+            .map_err(|error| StartError::System {
+                step: "start",
+                source: error.into(),
+            })??;
+        Ok((child, streams))
+    }
+}
+
+/// The agent's ends of a command's streams.
+#[derive(Debug)]
+enum Streams {
+    Terminal(Arc<Pty>),
+    Pipes {
+        stdin: pipe::Sender,
+        stdout: pipe::Receiver,
+        stderr: pipe::Receiver,
+    },
+}
+
+impl Streams {
+    fn open(spec: &ExecSpec) -> io::Result<(Self, Stdio)> {
+        if let Some(size) = spec.terminal {
+            let (pty, stdin) = Pty::open(size, spec.uid)?;
+            let (stdout, stderr) = (stdin.try_clone()?, stdin.try_clone()?);
+            return Ok((
+                Self::Terminal(Arc::new(pty)),
+                Stdio {
+                    stdin,
+                    stdout,
+                    stderr,
+                },
+            ));
+        }
+        let (stdin, stdin_ours) = new_pipe(spec.uid)?;
+        let (stdout_ours, stdout) = new_pipe(spec.uid)?;
+        let (stderr_ours, stderr) = new_pipe(spec.uid)?;
+        let streams = Self::Pipes {
+            stdin: pipe::Sender::from_owned_fd(stdin_ours)?,
+            stdout: pipe::Receiver::from_owned_fd(stdout_ours)?,
+            stderr: pipe::Receiver::from_owned_fd(stderr_ours)?,
+        };
+        Ok((
+            streams,
+            Stdio {
+                stdin,
+                stdout,
+                stderr,
+            },
+        ))
+    }
+}
+
+/// A pipe, its end to read first. It belongs to the user, who may open `/dev/stdout` again.
+fn new_pipe(uid: u32) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+    nix::unistd::fchown(&writer, Some(uid.into()), None)?;
+    Ok((reader, writer))
+}
+
+/// A command at work.
+struct Running {
+    child: Child,
+    /// The pumps of the output.
+    outputs: JoinSet<(&'static str, Pumped, Option<WebSocket>)>,
+    /// The pump of the input, and the reader of the control socket.
+    inputs: JoinSet<WebSocket>,
+    /// Cancelled when the command has ended.
+    exited: CancellationToken,
+    /// Cancelled when the control socket is.
+    control_lost: CancellationToken,
+    /// Cancelled when everything is over.
+    stop: CancellationToken,
+}
+
+impl Running {
+    fn new(child: Child, streams: Streams, sockets: Sockets) -> Self {
+        let mut running = Self {
+            child,
+            outputs: JoinSet::new(),
+            inputs: JoinSet::new(),
+            exited: CancellationToken::new(),
+            control_lost: CancellationToken::new(),
+            stop: CancellationToken::new(),
+        };
+        match (streams, sockets.outputs) {
+            (Streams::Terminal(pty), _) => {
+                running.read_control(sockets.control, Some(Arc::clone(&pty)));
+                running.pump_terminal(pty, sockets.stdin);
+            }
+            (
+                Streams::Pipes {
+                    stdin,
+                    stdout,
+                    stderr,
+                },
+                outputs,
+            ) => {
+                running.read_control(sockets.control, None);
+                running.pump_stdin(stdin, sockets.stdin);
+                if let Some((stdout_socket, stderr_socket)) = outputs {
+                    running.pump_output(exec::STDOUT, stdout, stdout_socket);
+                    running.pump_output(exec::STDERR, stderr, stderr_socket);
+                }
+            }
+        }
+        running
+    }
+
+    fn read_control(&mut self, mut socket: WebSocket, pty: Option<Arc<Pty>>) {
+        let (pid, lost, stop) = (
+            self.child.pid(),
+            self.control_lost.clone(),
+            self.stop.clone(),
+        );
+        self.inputs.spawn(async move {
+            select! {
+                () = control::obey(&mut socket, pid, pty.as_ref()) => lost.cancel(),
+                () = stop.cancelled() => {}
+            }
+            socket
+        });
+    }
+
+    fn pump_stdin(&mut self, mut target: pipe::Sender, mut socket: WebSocket) {
+        let stop = self.stop.clone();
+        self.inputs.spawn(async move {
+            let end = pump::pump_input(&mut socket, &mut target, &stop).await;
+            drop(target);
+            if end == InputEnd::Command {
+                // The client need not send what nobody will read.
+                let _ = socket.close(None).await;
+            }
+            socket
+        });
+    }
+
+    fn pump_output(&mut self, name: &'static str, source: pipe::Receiver, socket: WebSocket) {
+        let exited = self.exited.clone();
+        self.outputs.spawn(async move {
+            let (mut sink, mut stream) = socket.split();
+            let client_left = CancellationToken::new();
+            let watch = async {
+                pump::closed(&mut stream).await;
+                client_left.cancel();
+                std::future::pending().await
+            };
+            let pumped = select! {
+                pumped = pump::pump_output(source, &mut sink, &exited, &client_left) => pumped,
+                never = watch => never,
+            };
+            (name, pumped, sink.reunite(stream).ok())
+        });
+    }
+
+    /// One socket carries both directions, and ends with the output.
+    fn pump_terminal(&mut self, pty: Arc<Pty>, socket: WebSocket) {
+        let exited = self.exited.clone();
+        self.outputs.spawn(async move {
+            let (mut sink, mut stream) = socket.split();
+            let client_left = CancellationToken::new();
+            let stop = CancellationToken::new();
+            let mut target = Arc::clone(&pty);
+            let input = async {
+                let end = pump::pump_input(&mut stream, &mut target, &stop).await;
+                // An end the client says is the end of what it types, not of what it sees.
+                tracing::debug!(?end, "terminal input ended");
+                std::future::pending().await
+            };
+            let pumped = select! {
+                pumped = pump::pump_output(pty, &mut sink, &exited, &client_left) => pumped,
+                never = input => never,
+            };
+            drop(target);
+            (exec::STDIN, pumped, sink.reunite(stream).ok())
+        });
+    }
+
+    async fn finish(mut self, cancel: CancellationToken) -> (Ended, Vec<WebSocket>) {
+        let status = select! {
+            status = self.child.wait() => status,
+            () = self.control_lost.cancelled() => self.end("client gone").await,
+            () = cancel.cancelled() => self.end("cancelled").await,
+        };
+        self.exited.cancel();
+        let mut ended = self.drain().await;
+        self.stop.cancel();
+        let mut sockets = ended.sockets;
+        sockets.extend(self.inputs.join_all().await);
+        let ended = match status {
+            Ok(status) => Ended::Exited {
+                code: status.code(),
+                signal: status.signal(),
+                output_complete: ended.complete,
+                bytes: std::mem::take(&mut ended.bytes),
+            },
+            Err(source) => Ended::NotStarted(StartError::System {
+                step: "wait for the command",
+                source,
+            }),
+        };
+        (ended, sockets)
+    }
+
+    /// Waits for the output to end. If the client goes meanwhile, so does what still writes.
+    async fn drain(&mut self) -> Drained {
+        let mut drained = Drained {
+            complete: true,
+            ..Drained::default()
+        };
+        loop {
+            select! {
+                biased;
+                output = self.outputs.join_next() => match output {
+                    None => return drained,
+                    Some(Ok((name, pumped, socket))) => drained.add(name, pumped, socket),
+                    Some(Err(error)) => {
+                        tracing::error!(%error, "an output task failed");
+                        drained.complete = false;
+                    }
+                },
+                () = self.control_lost.cancelled() => {
+                    self.end_family().await;
+                    self.outputs.shutdown().await;
+                    drained.complete = false;
+                    return drained;
+                }
+            }
+        }
+    }
+
+    /// Ends the command and what it started.
+    async fn end(&self, why: &'static str) -> io::Result<ExitStatus> {
+        tracing::info!(pid = self.child.pid().as_raw(), why, "ending a command");
+        self.end_family().await;
+        self.child.wait().await
+    }
+
+    /// Signals everything in the session, harder each time, until nothing lives.
+    async fn end_family(&self) {
+        let session = self.child.pid();
+        for signal in [Signal::SIGHUP, Signal::SIGTERM, Signal::SIGKILL] {
+            let mut living = family::signal_session(session, Some(signal));
+            let deadline = Instant::now() + defaults::KILL_PAUSE;
+            while living > 0 && Instant::now() < deadline {
+                sleep(FAMILY_PAUSE).await;
+                living = family::signal_session(session, None);
+            }
+            if living == 0 {
+                return;
+            }
+        }
+        tracing::warn!(session = session.as_raw(), "processes survive SIGKILL");
+    }
+}
+
+/// What is left of the output streams.
+#[derive(Debug, Default)]
+struct Drained {
+    bytes: BTreeMap<&'static str, u64>,
+    complete: bool,
+    sockets: Vec<WebSocket>,
+}
+
+impl Drained {
+    fn add(&mut self, name: &'static str, pumped: Pumped, socket: Option<WebSocket>) {
+        self.bytes.insert(name, pumped.bytes);
+        self.complete &= pumped.complete;
+        self.sockets.extend(socket);
+    }
+}

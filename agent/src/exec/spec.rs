@@ -1,0 +1,356 @@
+//! From a request to everything the kernel needs to know, worked out before `fork`.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{CString, NulError},
+};
+
+use vsock_agent_protocol::exec::ExecRequest;
+
+use super::{
+    accounts::{Accounts, User},
+    pty::TermSize,
+};
+
+/// Where programs are looked for unless the request says otherwise: LXD's default.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Appended to `PATH` where it exists, as LXD does.
+const SNAP_BIN: &str = "/snap/bin";
+
+/// Size of a terminal nobody gave a size: LXD's default.
+const DEFAULT_SIZE: TermSize = TermSize { rows: 25, cols: 80 };
+
+/// A command, ready to be started.
+#[derive(Debug, Clone)]
+pub(crate) struct ExecSpec {
+    /// Paths to try, in order: one, or the program's name in each directory of `PATH`.
+    pub(super) candidates: Vec<CString>,
+    pub(super) argv: Vec<CString>,
+    pub(super) envp: Vec<CString>,
+    pub(super) cwd: Directory,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) groups: Vec<u32>,
+    /// The terminal's size; without one there are three pipes.
+    pub(super) terminal: Option<TermSize>,
+}
+
+/// Where a command starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Directory {
+    /// There, or not at all: somebody asked for it.
+    Requested(CString),
+    /// There, or in `/`: nobody asked, and a user's home may be missing.
+    Home(CString),
+}
+
+/// A request that makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SpecError {
+    /// There is no program.
+    #[error("the command is empty")]
+    EmptyCommand,
+    /// No such user in `/etc/passwd`.
+    #[error("there is no user {0:?}")]
+    UnknownUser(String),
+    /// No such group in `/etc/group`.
+    #[error("there is no group {0:?}")]
+    UnknownGroup(String),
+    /// The name of a variable is empty or has `=` in it.
+    #[error("{0:?} cannot be the name of an environment variable")]
+    BadVariable(String),
+    /// The kernel ends strings at a NUL byte.
+    #[error("a NUL byte in {0}")]
+    Nul(&'static str),
+}
+
+impl ExecSpec {
+    /// Works everything out. Reads nothing but `accounts` and whether `/snap/bin` exists.
+    ///
+    /// # Errors
+    ///
+    /// [`SpecError`], for the first thing that makes no sense.
+    pub(crate) fn resolve(request: &ExecRequest, accounts: &Accounts) -> Result<Self, SpecError> {
+        let program = request
+            .command
+            .first()
+            .filter(|program| !program.is_empty());
+        let program = program.ok_or(SpecError::EmptyCommand)?;
+        let identity = Identity::resolve(request, accounts)?;
+        let snap = std::path::Path::new(SNAP_BIN).is_dir();
+        let environment = environment(request, &identity, snap)?;
+        let cwd = match (request.cwd.as_str(), environment.get("HOME")) {
+            ("", Some(home)) if !home.is_empty() => Directory::Home(c_string(home, "HOME")?),
+            ("", _) => Directory::Home(c"/".to_owned()),
+            (cwd, _) => Directory::Requested(c_string(cwd, "cwd")?),
+        };
+        let path = environment.get("PATH").map_or(DEFAULT_PATH, String::as_str);
+        Ok(Self {
+            candidates: candidates(program, path)?,
+            argv: c_strings(&request.command, "command")?,
+            envp: c_strings(
+                environment
+                    .iter()
+                    .map(|(name, value)| format!("{name}={value}")),
+                "environment",
+            )?,
+            cwd,
+            uid: identity.uid,
+            gid: identity.gid,
+            groups: identity.groups,
+            terminal: request.interactive.then(|| terminal_size(request)),
+        })
+    }
+
+    /// The environment the command gets, for the answer to the request.
+    pub(crate) fn environment(&self) -> BTreeMap<String, String> {
+        let pairs = self
+            .envp
+            .iter()
+            .filter_map(|pair| pair.to_str().ok()?.split_once('='));
+        pairs
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
+    }
+
+    /// Whether the command gets a terminal.
+    pub(crate) fn is_interactive(&self) -> bool {
+        self.terminal.is_some()
+    }
+}
+
+/// Who the command runs as.
+struct Identity {
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+    user: Option<User>,
+}
+
+impl Identity {
+    fn resolve(request: &ExecRequest, accounts: &Accounts) -> Result<Self, SpecError> {
+        let (uid, user) = match &request.user_name {
+            None => (request.user, accounts.user_numbered(request.user)),
+            Some(name) => find_user(name, accounts)?,
+        };
+        let gid = match &request.group_name {
+            Some(name) => find_group(name, accounts)?,
+            // A name means the user as at a login; bare numbers mean what they say.
+            None if request.user_name.is_some() => {
+                user.as_ref().map_or(request.group, |user| user.gid)
+            }
+            None => request.group,
+        };
+        let groups = match &user {
+            Some(user) => accounts.groups_of(&user.name, gid),
+            None => vec![gid],
+        };
+        Ok(Self {
+            uid,
+            gid,
+            groups,
+            user,
+        })
+    }
+}
+
+fn find_user(name: &str, accounts: &Accounts) -> Result<(u32, Option<User>), SpecError> {
+    if let Some(user) = accounts.user_named(name) {
+        return Ok((user.uid, Some(user)));
+    }
+    match name.parse() {
+        Ok(uid) => Ok((uid, accounts.user_numbered(uid))),
+        Err(_) => Err(SpecError::UnknownUser(name.to_owned())),
+    }
+}
+
+fn find_group(name: &str, accounts: &Accounts) -> Result<u32, SpecError> {
+    accounts
+        .group_named(name)
+        .or_else(|| name.parse().ok())
+        .ok_or_else(|| SpecError::UnknownGroup(name.to_owned()))
+}
+
+/// The agent's own environment is not handed on: only these, and what the request says.
+fn environment(
+    request: &ExecRequest,
+    identity: &Identity,
+    snap: bool,
+) -> Result<BTreeMap<String, String>, SpecError> {
+    let mut environment = BTreeMap::new();
+    for (name, value) in &request.environment {
+        if name.is_empty() || name.contains('=') {
+            return Err(SpecError::BadVariable(name.clone()));
+        }
+        environment.insert(name.clone(), value.clone());
+    }
+    let mut default = |name: &str, value: &str| {
+        environment
+            .entry(name.to_owned())
+            .or_insert_with(|| value.to_owned());
+    };
+    default("PATH", DEFAULT_PATH);
+    default("LANG", "C.UTF-8");
+    match &identity.user {
+        Some(user) => {
+            default("HOME", &user.home);
+            default("USER", &user.name);
+            default("LOGNAME", &user.name);
+            let shell = if user.shell.is_empty() {
+                "/bin/sh"
+            } else {
+                &user.shell
+            };
+            default("SHELL", shell);
+        }
+        None if identity.uid == 0 => {
+            default("HOME", "/root");
+            default("USER", "root");
+            default("LOGNAME", "root");
+        }
+        None => default("HOME", "/"),
+    }
+    if snap
+        && let Some(path) = environment.get_mut("PATH")
+        && !path.split(':').any(|directory| directory == SNAP_BIN)
+    {
+        path.push(':');
+        path.push_str(SNAP_BIN);
+    }
+    Ok(environment)
+}
+
+/// The paths `execvp(3)` would try.
+fn candidates(program: &str, path: &str) -> Result<Vec<CString>, SpecError> {
+    if program.contains('/') {
+        return Ok(vec![c_string(program, "command")?]);
+    }
+    let paths = path.split(':').map(|directory| match directory {
+        "" => format!("./{program}"),
+        directory => format!("{directory}/{program}"),
+    });
+    c_strings(paths, "command")
+}
+
+fn terminal_size(request: &ExecRequest) -> TermSize {
+    let cells = |number: i64| u16::try_from(number).ok().filter(|number| *number > 0);
+    match (cells(request.height), cells(request.width)) {
+        (Some(rows), Some(cols)) => TermSize { rows, cols },
+        _ => DEFAULT_SIZE,
+    }
+}
+
+fn c_strings<S: AsRef<str>>(
+    texts: impl IntoIterator<Item = S>,
+    what: &'static str,
+) -> Result<Vec<CString>, SpecError> {
+    texts
+        .into_iter()
+        .map(|text| c_string(text.as_ref(), what))
+        .collect()
+}
+
+fn c_string(text: &str, what: &'static str) -> Result<CString, SpecError> {
+    CString::new(text).map_err(|_: NulError| SpecError::Nul(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSWD: &str = "root:x:0:0::/root:/bin/bash\nann:x:7:8::/home/ann:/bin/zsh\n";
+    const GROUP: &str = "root:x:0:\nann:x:8:\nwheel:x:10:ann\n";
+
+    fn resolve(change: impl FnOnce(&mut ExecRequest)) -> Result<ExecSpec, SpecError> {
+        let mut request = ExecRequest {
+            command: vec!["ls".to_owned()],
+            ..ExecRequest::default()
+        };
+        change(&mut request);
+        ExecSpec::resolve(&request, &Accounts::of(PASSWD, GROUP))
+    }
+
+    #[test]
+    fn an_empty_command_is_refused() {
+        for command in [vec![], vec![String::new()]] {
+            let error = resolve(|request| request.command = command).unwrap_err();
+            assert_eq!(error, SpecError::EmptyCommand);
+        }
+    }
+
+    #[test]
+    fn a_name_means_the_user_as_at_a_login() {
+        let spec = resolve(|request| request.user_name = Some("ann".to_owned())).unwrap();
+        assert_eq!(
+            (spec.uid, spec.gid, spec.groups.as_slice()),
+            (7, 8, [8, 10].as_slice())
+        );
+        assert_eq!(spec.environment()["HOME"], "/home/ann");
+        assert_eq!(spec.environment()["SHELL"], "/bin/zsh");
+        assert_eq!(spec.cwd, Directory::Home(c"/home/ann".to_owned()));
+    }
+
+    #[test]
+    fn numbers_mean_what_they_say() {
+        let spec = resolve(|request| (request.user, request.group) = (7, 99)).unwrap();
+        assert_eq!(
+            (spec.uid, spec.gid, spec.groups.as_slice()),
+            (7, 99, [99, 10].as_slice())
+        );
+    }
+
+    #[test]
+    fn a_number_nobody_has_works() {
+        let spec = resolve(|request| request.user = 4242).unwrap();
+        assert_eq!(
+            (spec.uid, spec.gid, spec.groups.as_slice()),
+            (4242, 0, [0].as_slice())
+        );
+        assert_eq!(spec.environment()["HOME"], "/");
+    }
+
+    #[test]
+    fn a_user_nobody_knows_is_refused_by_name() {
+        let error = resolve(|request| request.user_name = Some("eve".to_owned())).unwrap_err();
+        assert_eq!(error, SpecError::UnknownUser("eve".to_owned()));
+    }
+
+    #[test]
+    fn the_request_wins_over_the_defaults() {
+        let spec = resolve(|request| {
+            request.environment = BTreeMap::from([("PATH".to_owned(), "/a::/b".to_owned())]);
+        })
+        .unwrap();
+        assert_eq!(
+            spec.candidates[..3],
+            [c"/a/ls", c"./ls", c"/b/ls"].map(CString::from)
+        );
+    }
+
+    #[test]
+    fn a_variable_that_would_change_another_is_refused() {
+        for name in ["", "A=B"] {
+            let error = resolve(|request| {
+                request.environment = BTreeMap::from([(name.to_owned(), String::new())]);
+            });
+            assert_eq!(error.unwrap_err(), SpecError::BadVariable(name.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_nul_byte_is_refused() {
+        let error = resolve(|request| request.command.push("a\0b".to_owned())).unwrap_err();
+        assert_eq!(error, SpecError::Nul("command"));
+    }
+
+    #[test]
+    fn a_terminal_without_a_size_gets_the_default() {
+        let spec = resolve(|request| {
+            request.interactive = true;
+            request.width = 100;
+        })
+        .unwrap();
+        assert_eq!(spec.terminal, Some(DEFAULT_SIZE));
+    }
+}

@@ -1,0 +1,260 @@
+//! Where clients come in: AF_VSOCK and Unix sockets, as one [`Listener`] and one [`Stream`].
+
+mod vsock_socket;
+
+use std::{
+    fmt, io,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::{Path, PathBuf},
+    pin::Pin,
+    str::FromStr,
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{UnixListener, UnixStream},
+};
+use tokio_vsock::{VsockListener, VsockStream};
+use vsock_agent_protocol::address::{Cid, ParseAddressError, VsockAddress};
+
+pub(crate) use vsock_socket::wait_for_device;
+
+/// Mode of a Unix socket: whoever can connect is root in the guest.
+const SOCKET_MODE: u32 = 0o600;
+
+/// Where to listen: `vsock:CID:PORT`, such as `vsock:any:8443`, or `unix:PATH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// On AF_VSOCK.
+    Vsock(VsockAddress),
+    /// On a Unix socket, which is created with mode 0600 and removed at the end.
+    Unix(PathBuf),
+}
+
+/// Text that is not an address to listen on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ParseListenError {
+    /// The part before the first colon is neither `vsock` nor `unix`.
+    #[error("{0:?} is neither vsock:CID:PORT nor unix:PATH")]
+    Scheme(String),
+    /// What follows `vsock:` is no vsock address.
+    #[error("{0:?} is not a vsock address")]
+    Vsock(String, #[source] ParseAddressError),
+}
+
+impl FromStr for ListenAddress {
+    type Err = ParseListenError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once(':') {
+            Some(("vsock", address)) => match address.parse() {
+                Ok(address) => Ok(Self::Vsock(address)),
+                Err(error) => Err(ParseListenError::Vsock(text.to_owned(), error)),
+            },
+            Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
+            _ => Err(ParseListenError::Scheme(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vsock(address) => write!(f, "vsock:{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A bound socket.
+#[derive(Debug)]
+pub(crate) enum Listener {
+    Vsock(VsockListener),
+    Unix {
+        listener: UnixListener,
+        /// Held for its `Drop`.
+        _file: SocketFile,
+    },
+}
+
+/// Who connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// A machine, by its context id, which the kernel vouches for.
+    Vsock(VsockAddress),
+    /// Someone the socket's mode let in.
+    Unix,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vsock(address) => write!(f, "vsock:{address}"),
+            Self::Unix => f.write_str("unix"),
+        }
+    }
+}
+
+impl Listener {
+    /// Binds and listens.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says: for AF_VSOCK `EAFNOSUPPORT` or `ENODEV` while its module is missing,
+    /// `EADDRINUSE` when somebody has the port; for a Unix socket `AddrInUse` also when the path
+    /// is taken by something that is not a dead socket.
+    pub(crate) async fn bind(address: &ListenAddress) -> io::Result<Self> {
+        match address {
+            ListenAddress::Vsock(address) => vsock_socket::listen(*address).map(Self::Vsock),
+            ListenAddress::Unix(path) => {
+                remove_dead_socket(path).await?;
+                let listener = UnixListener::bind(path)?;
+                let file = SocketFile(path.clone());
+                std::fs::set_permissions(path, PermissionsExt::from_mode(SOCKET_MODE))?;
+                Ok(Self::Unix {
+                    listener,
+                    _file: file,
+                })
+            }
+        }
+    }
+
+    /// Takes the next connection. Safe to drop: no connection is lost.
+    ///
+    /// # Errors
+    ///
+    /// What `accept(2)` says; the listener can go on.
+    pub(crate) async fn accept(&self) -> io::Result<(Stream, Peer)> {
+        match self {
+            Self::Vsock(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                let peer = VsockAddress {
+                    cid: Cid(peer.cid()),
+                    port: peer.port(),
+                };
+                Ok((Stream::Vsock(stream), Peer::Vsock(peer)))
+            }
+            Self::Unix { listener, .. } => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Stream::Unix(stream), Peer::Unix))
+            }
+        }
+    }
+}
+
+/// Makes room for a socket: a file that nobody answers on is left over from a crash.
+async fn remove_dead_socket(path: &Path) -> io::Result<()> {
+    let metadata = match std::fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
+    match UnixStream::connect(path).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)
+        }
+        _ => Err(io::ErrorKind::AddrInUse.into()),
+    }
+}
+
+/// Removes the socket's file when the listener goes.
+#[derive(Debug)]
+pub(crate) struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Nothing can be done about a failure, and the next start removes a dead socket itself.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    Vsock(VsockStream),
+    Unix(UnixStream),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Vsock(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Vsock(stream) => Pin::new(stream).poll_write(cx, data),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, data),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Vsock(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let done = match self.get_mut() {
+            Self::Vsock(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        };
+        // A vsock whose peer is gone already says so when it is shut down; that is as good.
+        done.map(|result| match result {
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            other => other,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_written_as_they_are_read() {
+        for text in ["vsock:any:8443", "vsock:3:1024", "unix:/run/agent.sock"] {
+            assert_eq!(text.parse::<ListenAddress>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn an_address_without_a_known_scheme_is_refused() {
+        for text in ["", "8443", "tcp:0.0.0.0:80", "unix:", "vsock:any:http"] {
+            text.parse::<ListenAddress>().unwrap_err();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_somebody_listens_on_is_not_taken_over() {
+        let folder = std::env::temp_dir().join(format!("agent-listen-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let address = ListenAddress::Unix(folder.join("sock"));
+        let first = Listener::bind(&address).await.unwrap();
+        assert_eq!(
+            Listener::bind(&address).await.unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
+        drop(first);
+        Listener::bind(&address).await.unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}

@@ -1,0 +1,478 @@
+//! Every operation there is, and those that ended lately.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use vsock_agent_protocol::operation::{Operation, OperationId, OperationStatus};
+
+use super::{OperationError, Secret, secret};
+use crate::{clock, defaults, shutdown::Shutdown, ws::WebSocket};
+
+/// The one owner of every operation. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Registry(Arc<Inner>);
+
+struct Inner {
+    /// Locked for access to the table only, never across an `.await`.
+    table: Mutex<Table>,
+    /// Told each new state of each operation.
+    on_change: Box<dyn Fn(&Operation) + Send + Sync>,
+    shutdown: Shutdown,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    all: HashMap<OperationId, Arc<Entry>>,
+    /// The ended ones, oldest first, with the time of their end.
+    ended: VecDeque<(Instant, OperationId)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// What the API shows.
+    view: watch::Sender<Operation>,
+    /// The sockets nobody has joined yet.
+    sockets: Mutex<Vec<(String, Secret)>>,
+    joined: mpsc::Sender<Joined>,
+    cancel: CancellationToken,
+}
+
+/// A socket somebody joined, and its name.
+pub(crate) type Joined = (String, WebSocket);
+
+/// What an operation is created from.
+#[derive(Debug)]
+pub(crate) struct New {
+    /// LXD's class, such as `websocket`.
+    pub(crate) class: &'static str,
+    /// For a person.
+    pub(crate) description: &'static str,
+    /// What it says of itself until its end. No secret may be in it.
+    pub(crate) metadata: serde_json::Value,
+    /// The sockets that are to be joined.
+    pub(crate) sockets: Vec<(String, Secret)>,
+}
+
+/// How an operation ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// A final status.
+    pub(crate) status: OperationStatus,
+    /// Keys that are set in the metadata; the others stay.
+    pub(crate) metadata: serde_json::Value,
+    /// Why it failed, or empty.
+    pub(crate) error: String,
+}
+
+impl Registry {
+    /// An empty registry. `on_change` is told each new state and must not block.
+    pub(crate) fn new(
+        shutdown: Shutdown,
+        on_change: impl Fn(&Operation) + Send + Sync + 'static,
+    ) -> Self {
+        let table = Mutex::default();
+        Self(Arc::new(Inner {
+            table,
+            on_change: Box::new(on_change),
+            shutdown,
+        }))
+    }
+
+    /// Creates an operation and runs `work` for it, in a task the registry owns.
+    ///
+    /// # Errors
+    ///
+    /// [`OperationError::Full`] at [`defaults::MAX_SESSIONS`], or without random numbers for an id.
+    pub(crate) fn start<F, W>(&self, new: New, work: F) -> Result<Operation, OperationError>
+    where
+        F: FnOnce(Handle) -> W,
+        W: Future<Output = Outcome> + Send + 'static,
+    {
+        let id = secret::random_id().map_err(|_| OperationError::Full)?;
+        let now = clock::now();
+        let operation = Operation {
+            id,
+            class: new.class.to_owned(),
+            description: new.description.to_owned(),
+            created_at: now.clone(),
+            updated_at: now,
+            status: OperationStatus::Running.name().to_owned(),
+            status_code: OperationStatus::Running.code(),
+            resources: std::collections::BTreeMap::new(),
+            metadata: new.metadata,
+            may_cancel: true,
+            err: String::new(),
+            location: String::new(),
+        };
+        let (joined, sockets) = mpsc::channel(new.sockets.len().max(1));
+        let cancel = self.0.shutdown.child_token();
+        let entry = Arc::new(Entry {
+            view: watch::Sender::new(operation.clone()),
+            sockets: Mutex::new(new.sockets),
+            joined,
+            cancel: cancel.clone(),
+        });
+        {
+            let mut table = self.table();
+            table.forget_old();
+            if table.all.len() - table.ended.len() >= defaults::MAX_SESSIONS {
+                return Err(OperationError::Full);
+            }
+            table.all.insert(id, Arc::clone(&entry));
+        }
+        (self.0.on_change)(&operation);
+        let ending = Ending {
+            registry: self.clone(),
+            id,
+            entry,
+            outcome: None,
+        };
+        let work = work(Handle {
+            id,
+            sockets,
+            cancel,
+        });
+        self.0.shutdown.spawn(async move {
+            ending.finish(work.await);
+        });
+        Ok(operation)
+    }
+
+    /// The state of an operation.
+    ///
+    /// # Errors
+    ///
+    /// [`OperationError::Unknown`].
+    pub(crate) fn get(&self, id: OperationId) -> Result<Operation, OperationError> {
+        Ok(self.entry(id)?.view.borrow().clone())
+    }
+
+    /// The state of every operation, in no order.
+    pub(crate) fn list(&self) -> Vec<Operation> {
+        let mut table = self.table();
+        table.forget_old();
+        table
+            .all
+            .values()
+            .map(|entry| entry.view.borrow().clone())
+            .collect()
+    }
+
+    /// The state of an operation at its end, or after `limit`.
+    ///
+    /// # Errors
+    ///
+    /// [`OperationError::Unknown`].
+    pub(crate) async fn wait(
+        &self,
+        id: OperationId,
+        limit: Option<Duration>,
+    ) -> Result<Operation, OperationError> {
+        let mut view = self.entry(id)?.view.subscribe();
+        let ended = view.wait_for(Operation::is_final);
+        match limit {
+            // An error only means that the entry is gone, and then its last state is the final one.
+            None => drop(ended.await),
+            Some(limit) => drop(timeout(limit, ended).await),
+        }
+        let operation = view.borrow().clone();
+        Ok(operation)
+    }
+
+    /// Asks an operation to stop.
+    ///
+    /// # Errors
+    ///
+    /// [`OperationError::Unknown`], or [`OperationError::Ended`] when there is nothing to stop.
+    pub(crate) fn cancel(&self, id: OperationId) -> Result<(), OperationError> {
+        let entry = self.entry(id)?;
+        let running = entry.view.send_if_modified(|view| {
+            let running = !view.is_final();
+            if running {
+                view.set_status(OperationStatus::Cancelling);
+            }
+            running
+        });
+        if !running {
+            return Err(OperationError::Ended);
+        }
+        (self.0.on_change)(&entry.view.borrow().clone());
+        entry.cancel.cancel();
+        Ok(())
+    }
+
+    /// Uses up the secret of one socket. What it returns takes the socket once it is there.
+    ///
+    /// # Errors
+    ///
+    /// [`OperationError::Unknown`], [`OperationError::Ended`] or [`OperationError::WrongSecret`].
+    pub(crate) fn join(&self, id: OperationId, text: &str) -> Result<Ticket, OperationError> {
+        let entry = self.entry(id)?;
+        if entry.view.borrow().is_final() {
+            return Err(OperationError::Ended);
+        }
+        let mut sockets = entry.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        // Every secret is compared, so that the time does not tell which one was meant.
+        let found = sockets
+            .iter()
+            .enumerate()
+            .fold(None, |found, (index, (_, secret))| {
+                if secret.matches(text) {
+                    Some(index)
+                } else {
+                    found
+                }
+            });
+        let (name, _) = sockets.swap_remove(found.ok_or(OperationError::WrongSecret)?);
+        Ok(Ticket {
+            name,
+            joined: entry.joined.clone(),
+        })
+    }
+
+    fn entry(&self, id: OperationId) -> Result<Arc<Entry>, OperationError> {
+        let mut table = self.table();
+        table.forget_old();
+        table
+            .all
+            .get(&id)
+            .cloned()
+            .ok_or(OperationError::Unknown(id))
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// Drops what ended too long ago, or is too much.
+    fn forget_old(&mut self) {
+        while let Some((ended, id)) = self.ended.front() {
+            let keep = ended.elapsed() < defaults::RETENTION
+                && self.ended.len() <= defaults::MAX_ENDED_OPERATIONS;
+            if keep {
+                break;
+            }
+            self.all.remove(id);
+            self.ended.pop_front();
+        }
+    }
+}
+
+/// The right to hand over one socket.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    pub(crate) name: String,
+    joined: mpsc::Sender<Joined>,
+}
+
+impl Ticket {
+    /// Hands over the socket. If nobody wants it any more, it is closed.
+    pub(crate) fn hand_over(self, socket: WebSocket) {
+        // There is a place in the channel for each secret.
+        let _ = self.joined.try_send((self.name, socket));
+    }
+}
+
+/// An operation, seen from the task that does its work.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    /// Its name.
+    pub(crate) id: OperationId,
+    /// Brings the sockets as they are joined.
+    pub(crate) sockets: mpsc::Receiver<Joined>,
+    /// Cancelled when somebody wants the operation to stop, or everything stops.
+    pub(crate) cancel: CancellationToken,
+}
+
+/// Ends the operation when its task does, after a panic too.
+struct Ending {
+    registry: Registry,
+    id: OperationId,
+    entry: Arc<Entry>,
+    outcome: Option<Outcome>,
+}
+
+impl Ending {
+    /// Ends the operation with what the work came to.
+    fn finish(mut self, outcome: Outcome) {
+        self.outcome = Some(outcome);
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let outcome = self.outcome.take().unwrap_or_else(|| Outcome {
+            status: OperationStatus::Failure,
+            metadata: serde_json::Value::Null,
+            error: "the agent was stopped or failed".to_owned(),
+        });
+        self.entry
+            .sockets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        // The table first: who hears of the end must not find the operation among the living.
+        self.registry
+            .table()
+            .ended
+            .push_back((Instant::now(), self.id));
+        self.entry.view.send_modify(|view| {
+            view.set_status(outcome.status);
+            view.updated_at = clock::now();
+            view.may_cancel = false;
+            view.err = outcome.error;
+            if let (Some(view), serde_json::Value::Object(new)) =
+                (view.metadata.as_object_mut(), outcome.metadata)
+            {
+                view.extend(new);
+            }
+        });
+        let view = self.entry.view.borrow().clone();
+        (self.registry.0.on_change)(&view);
+    }
+}
+
+trait SetStatus {
+    fn set_status(&mut self, status: OperationStatus);
+}
+
+impl SetStatus for Operation {
+    fn set_status(&mut self, status: OperationStatus) {
+        self.status = status.name().to_owned();
+        self.status_code = status.code();
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner")
+            .field("table", &self.table)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registry() -> Registry {
+        Registry::new(Shutdown::default(), |_| {})
+    }
+
+    fn new(sockets: Vec<(String, Secret)>) -> New {
+        New {
+            class: "websocket",
+            description: "test",
+            metadata: serde_json::json!({ "kept": 1 }),
+            sockets,
+        }
+    }
+
+    fn success() -> Outcome {
+        Outcome {
+            status: OperationStatus::Success,
+            metadata: serde_json::json!({ "return": 0 }),
+            error: String::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_is_kept_and_adds_to_the_metadata() {
+        let registry = registry();
+        let id = registry
+            .start(new(vec![]), |_| async { success() })
+            .unwrap()
+            .id;
+        let end = registry.wait(id, None).await.unwrap();
+        assert_eq!(end.status_code, 200);
+        assert_eq!(end.metadata, serde_json::json!({ "kept": 1, "return": 0 }));
+        assert_eq!(registry.get(id).unwrap(), end);
+    }
+
+    #[tokio::test]
+    async fn work_that_panics_ends_as_a_failure() {
+        let registry = registry();
+        let id = registry
+            .start(new(vec![]), |_| async { panic!("on purpose") })
+            .unwrap()
+            .id;
+        assert_eq!(registry.wait(id, None).await.unwrap().status_code, 400);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_is_forgotten_after_its_time() {
+        let registry = registry();
+        let id = registry
+            .start(new(vec![]), |_| async { success() })
+            .unwrap()
+            .id;
+        registry.wait(id, None).await.unwrap();
+        tokio::time::advance(defaults::RETENTION).await;
+        assert_eq!(registry.get(id), Err(OperationError::Unknown(id)));
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_operation_hears_of_it() {
+        let registry = registry();
+        let id = registry
+            .start(new(vec![]), |handle| async move {
+                handle.cancel.cancelled().await;
+                Outcome {
+                    status: OperationStatus::Cancelled,
+                    ..success()
+                }
+            })
+            .unwrap()
+            .id;
+        registry.cancel(id).unwrap();
+        assert_eq!(registry.wait(id, None).await.unwrap().status_code, 401);
+        assert_eq!(registry.cancel(id), Err(OperationError::Ended));
+    }
+
+    #[tokio::test]
+    async fn a_secret_is_good_for_one_socket() {
+        let registry = registry();
+        let secret = Secret::random().unwrap();
+        let sockets = vec![("0".to_owned(), secret.clone())];
+        let work = |handle: Handle| async move {
+            handle.cancel.cancelled().await;
+            success()
+        };
+        let id = registry.start(new(sockets), work).unwrap().id;
+        assert_eq!(
+            registry.join(id, "guess").unwrap_err(),
+            OperationError::WrongSecret
+        );
+        assert_eq!(registry.join(id, secret.reveal()).unwrap().name, "0");
+        assert_eq!(
+            registry.join(id, secret.reveal()).unwrap_err(),
+            OperationError::WrongSecret
+        );
+    }
+
+    #[tokio::test]
+    async fn one_more_than_the_limit_is_refused() {
+        let registry = registry();
+        for _ in 0..defaults::MAX_SESSIONS {
+            registry
+                .start(new(vec![]), |_| std::future::pending())
+                .unwrap();
+        }
+        let error = registry
+            .start(new(vec![]), |_| std::future::pending())
+            .unwrap_err();
+        assert_eq!(error, OperationError::Full);
+    }
+}

@@ -1,0 +1,166 @@
+//! Answers out, bodies in. The only place where an error becomes an HTTP status.
+
+use std::{convert::Infallible, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
+use hyper::body::Incoming;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::timeout;
+use vsock_agent_protocol::envelope::Envelope;
+
+use crate::{defaults, operation::OperationError};
+
+/// The body of every answer.
+pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// An answer.
+pub(crate) type Reply = Response<Body>;
+
+/// A refusal: a status, and why, for a person.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub(crate) struct ApiError {
+    status: StatusCode,
+    text: String,
+}
+
+impl ApiError {
+    pub(crate) fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        Self {
+            status,
+            text: text.into(),
+        }
+    }
+
+    pub(crate) fn bad_request(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, text)
+    }
+
+    pub(crate) fn not_found(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, text)
+    }
+
+    /// Turned away for now, because a limit is reached.
+    pub(crate) fn busy(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, text)
+    }
+
+    /// The answer that says it.
+    pub(crate) fn into_reply(self) -> Reply {
+        let mut reply = json(
+            self.status,
+            &Envelope::error(self.status.as_u16(), self.text),
+        );
+        reply.headers_mut().insert(
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        );
+        reply
+    }
+}
+
+impl From<OperationError> for ApiError {
+    fn from(error: OperationError) -> Self {
+        let status = match error {
+            OperationError::Unknown(_) => StatusCode::NOT_FOUND,
+            OperationError::WrongSecret => StatusCode::FORBIDDEN,
+            OperationError::Ended => StatusCode::BAD_REQUEST,
+            OperationError::Full => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+/// A result, in the envelope.
+pub(crate) fn sync<T: Serialize>(metadata: T) -> Reply {
+    json(StatusCode::OK, &Envelope::sync(metadata))
+}
+
+/// A result that says nothing, in the envelope: LXD writes an empty object.
+pub(crate) fn empty() -> Reply {
+    sync(serde_json::Map::new())
+}
+
+/// "An operation was created", in the envelope.
+pub(crate) fn operation_created<T: Serialize>(path: String, metadata: T) -> Reply {
+    let location = HeaderValue::try_from(&path);
+    let mut reply = json(
+        StatusCode::ACCEPTED,
+        &Envelope::operation_created(path, metadata),
+    );
+    if let Ok(location) = location {
+        reply.headers_mut().insert(header::LOCATION, location);
+    }
+    reply
+}
+
+fn json<T: Serialize>(status: StatusCode, value: &T) -> Reply {
+    let mut reply = match serde_json::to_vec(value) {
+        Ok(mut text) => {
+            text.push(b'\n');
+            Response::new(full(text))
+        }
+        // Only a map with keys that are no strings can fail, and the protocol has none.
+        Err(error) => {
+            tracing::error!(%error, "cannot write a reply");
+            let mut reply = Response::new(full(Bytes::new()));
+            *reply.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            return reply;
+        }
+    };
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    reply
+}
+
+/// A body that is there as a whole.
+pub(crate) fn full(data: impl Into<Bytes>) -> Body {
+    Full::new(data.into()).boxed_unsync()
+}
+
+/// Reads a body as JSON.
+///
+/// # Errors
+///
+/// 413 above [`defaults::MAX_BODY_BYTES`], 408 when it stops arriving, 400 when it is not what it
+/// should be.
+pub(crate) async fn read_json<T: DeserializeOwned>(body: Incoming) -> Result<T, ApiError> {
+    let text = read_body(body, defaults::BODY_TIMEOUT).await?;
+    serde_json::from_slice(&text).map_err(|error| {
+        ApiError::bad_request(format!("the body is not what it should be: {error}"))
+    })
+}
+
+async fn read_body(body: Incoming, pause: Duration) -> Result<BytesMut, ApiError> {
+    let mut body = Limited::new(body, defaults::MAX_BODY_BYTES);
+    let mut text = BytesMut::new();
+    loop {
+        let frame = timeout(pause, body.frame())
+            .await
+            .map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body stopped arriving"))?;
+        match frame {
+            None => return Ok(text),
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    text.extend_from_slice(data);
+                }
+            }
+            Some(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+                return Err(ApiError::new(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    format!("the body is larger than {} bytes", defaults::MAX_BODY_BYTES),
+                ));
+            }
+            Some(Err(error)) => {
+                return Err(ApiError::bad_request(format!(
+                    "the body is incomplete: {error}"
+                )));
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The accept loop, and a connection from its first byte to HTTP.
+//!
+//! ```text
+//! accept ─► allowed machine? ─► place among the unauthenticated ─► TLS ─► HTTP/1.1 ─► router
+//!             no: closed unread                                     └ refused: closed
+//! ```
+
+use std::{collections::BTreeSet, convert::Infallible, io, sync::Arc};
+
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    select,
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use tracing::Instrument as _;
+use vsock_agent_protocol::address::Cid;
+
+use crate::{
+    app::App,
+    defaults,
+    listen::{Listener, Peer, Stream},
+    router,
+};
+
+/// What all listeners share.
+#[derive(Debug)]
+pub(crate) struct Server {
+    app: Arc<App>,
+    tls: Option<Arc<ServerConfig>>,
+    allowed_cids: BTreeSet<Cid>,
+    connections: Arc<Semaphore>,
+    handshakes: Arc<Semaphore>,
+}
+
+impl Server {
+    /// A server for `app`. Without `tls` every peer is trusted.
+    pub(crate) fn new(
+        app: Arc<App>,
+        tls: Option<Arc<ServerConfig>>,
+        allowed_cids: &[Cid],
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            app,
+            tls,
+            allowed_cids: allowed_cids.iter().copied().collect(),
+            connections: Arc::new(Semaphore::new(defaults::MAX_CONNECTIONS)),
+            handshakes: Arc::new(Semaphore::new(defaults::MAX_HANDSHAKES)),
+        })
+    }
+
+    /// Accepts until the shutdown. Does nothing else, so that the kernel's queue stays short.
+    pub(crate) async fn accept_all(self: Arc<Self>, listener: Listener) {
+        let stop = self.app.shutdown.child_token();
+        loop {
+            let accepted = select! {
+                accepted = listener.accept() => accepted,
+                () = stop.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.admit(stream, peer),
+                Err(error) => {
+                    // Out of descriptors or memory: the next try would fail as fast.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    sleep(defaults::ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn admit(self: &Arc<Self>, stream: Stream, peer: Peer) {
+        if let Peer::Vsock(address) = peer
+            && !self.allowed_cids.contains(&address.cid)
+        {
+            tracing::warn!(%peer, "connection from a machine that is not allowed");
+            return;
+        }
+        let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
+            tracing::warn!(%peer, limit = defaults::MAX_CONNECTIONS, "too many connections");
+            return;
+        };
+        let server = Arc::clone(self);
+        let span = tracing::debug_span!("connection", %peer);
+        let connection = async move {
+            let _permit = permit;
+            if let Err(error) = server.serve(stream).await {
+                tracing::debug!(%error, "connection ended");
+            }
+        };
+        self.app.shutdown.spawn(connection.instrument(span));
+    }
+
+    async fn serve(&self, stream: Stream) -> io::Result<()> {
+        let Some(tls) = self.tls.clone() else {
+            return self.speak_http(stream).await;
+        };
+        let stop = self.app.shutdown.child_token();
+        let handshake = async {
+            // Never closed, so this only waits.
+            let _place = self.handshakes.acquire().await.map_err(io::Error::other)?;
+            timeout(
+                defaults::HANDSHAKE_TIMEOUT,
+                TlsAcceptor::from(tls).accept(stream),
+            )
+            .await?
+        };
+        let stream = select! {
+            shaken = handshake => shaken.inspect_err(|error| {
+                tracing::warn!(%error, "TLS handshake refused");
+            })?,
+            () = stop.cancelled() => return Ok(()),
+        };
+        self.speak_http(stream).await
+    }
+
+    async fn speak_http(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> io::Result<()> {
+        let service = service_fn(|request| {
+            let app = Arc::clone(&self.app);
+            async { Ok::<_, Infallible>(router::route(app, request).await) }
+        });
+        let connection = http1::Builder::new()
+            // Without a timer the head's deadline would not be kept.
+            .timer(TokioTimer::new())
+            .header_read_timeout(defaults::HEAD_TIMEOUT)
+            .max_buf_size(defaults::MAX_HEAD_BYTES)
+            .max_headers(defaults::MAX_HEADERS)
+            // A client that has said all it wants to say still wants the answer.
+            .half_close(true)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        let mut connection = std::pin::pin!(connection);
+        let stop = self.app.shutdown.child_token();
+        let ended = select! {
+            ended = connection.as_mut() => ended,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        ended.map_err(io::Error::other)
+    }
+}

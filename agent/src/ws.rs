@@ -1,0 +1,129 @@
+//! Websockets on connections that hyper upgraded.
+//!
+//! Hyper reads the handshake, so its limits hold for it; tungstenite only speaks the frames, and
+//! keeps bytes that came with the handshake because hyper's upgraded stream hands them on.
+
+use std::future::Future;
+
+use futures_util::StreamExt as _;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use hyper::{body::Incoming, upgrade::Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::time::timeout;
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        handshake::derive_accept_key,
+        protocol::{Role, WebSocketConfig},
+    },
+};
+
+use crate::{
+    defaults,
+    reply::{ApiError, Reply, full},
+};
+
+/// An open websocket.
+pub(crate) type WebSocket = WebSocketStream<TokioIo<Upgraded>>;
+
+/// Largest data a websocket keeps that the peer has not taken: one message, its head, and a
+/// control frame beside it.
+const MAX_WRITE_BUFFER_BYTES: usize = 4 * defaults::MAX_OUTPUT_BYTES;
+
+/// Checks a handshake, and returns the answer and the socket that there will be once the answer
+/// has been sent. `None` for the socket: the client left, or took too long.
+///
+/// # Errors
+///
+/// 400 for whatever RFC 6455, section 4.2.1, does not allow, and for a browser (an `Origin`).
+pub(crate) fn accept(
+    request: &mut Request<Incoming>,
+) -> Result<
+    (
+        Reply,
+        impl Future<Output = Option<WebSocket>> + Send + use<>,
+    ),
+    ApiError,
+> {
+    let key = check(request)?;
+    let upgrade = hyper::upgrade::on(request);
+    let mut reply = Response::new(full(bytes::Bytes::new()));
+    *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = reply.headers_mut();
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    let accept = HeaderValue::try_from(derive_accept_key(&key))
+        .map_err(|_| ApiError::bad_request("the websocket key cannot be answered"))?;
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    let socket = async {
+        let upgraded = timeout(defaults::UPGRADE_TIMEOUT, upgrade)
+            .await
+            .ok()?
+            .ok()?;
+        let io = TokioIo::new(upgraded);
+        Some(WebSocketStream::from_raw_socket(io, Role::Server, Some(limits())).await)
+    };
+    Ok((reply, socket))
+}
+
+/// Whether the client asks for a websocket, as opposed to a plain answer.
+pub(crate) fn is_asked_for(headers: &HeaderMap) -> bool {
+    has_token(headers, header::UPGRADE, "websocket")
+}
+
+fn check(request: &Request<Incoming>) -> Result<Vec<u8>, ApiError> {
+    let headers = request.headers();
+    if request.method() != Method::GET || request.version() != Version::HTTP_11 {
+        return Err(ApiError::bad_request(
+            "a websocket starts with GET over HTTP/1.1",
+        ));
+    }
+    if !is_asked_for(headers) || !has_token(headers, header::CONNECTION, "upgrade") {
+        return Err(ApiError::bad_request(
+            "this is a websocket, and no upgrade is asked for",
+        ));
+    }
+    if headers
+        .get(header::SEC_WEBSOCKET_VERSION)
+        .is_none_or(|version| version != "13")
+    {
+        return Err(ApiError::bad_request("only websocket version 13 is spoken"));
+    }
+    if headers.contains_key(header::ORIGIN) {
+        return Err(ApiError::bad_request("a browser has no business here"));
+    }
+    // 16 bytes in base64 are 22 characters and two signs of padding (RFC 6455, section 4.1).
+    match headers.get(header::SEC_WEBSOCKET_KEY) {
+        Some(key) if key.len() == 24 => Ok(key.as_bytes().to_vec()),
+        _ => Err(ApiError::bad_request("no usable Sec-WebSocket-Key")),
+    }
+}
+
+fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|part| part.trim().eq_ignore_ascii_case(token))
+}
+
+fn limits() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(defaults::WS_READ_BUFFER_BYTES)
+        .write_buffer_size(0)
+        .max_write_buffer_size(MAX_WRITE_BUFFER_BYTES)
+        .max_message_size(Some(defaults::MAX_MESSAGE_BYTES))
+        .max_frame_size(Some(defaults::MAX_MESSAGE_BYTES))
+}
+
+/// Says goodbye, and waits for the client to close the connection, [`defaults::LINGER_TIMEOUT`] at
+/// most: a VMM may drop what it still buffers when the guest closes first.
+pub(crate) async fn linger(mut socket: WebSocket) {
+    let goodbye = async {
+        // Either fails when the client is gone, which is what this waits for.
+        let _ = socket.close(None).await;
+        while let Some(Ok(_)) = socket.next().await {}
+    };
+    let _ = timeout(defaults::LINGER_TIMEOUT, goodbye).await;
+}
