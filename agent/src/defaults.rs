@@ -21,6 +21,9 @@ pub(crate) const MAX_HANDSHAKES: usize = 64;
 /// [`MAX_HANDSHAKES`] of them share the cores.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Time for a client whose handshake was refused to read why, and leave.
+pub(crate) const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Time for the head of a request to arrive, idle keep-alive connections included.
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -5,7 +5,7 @@ use std::{convert::Infallible, time::Duration};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 use vsock_agent_protocol::envelope::Envelope;
@@ -130,6 +130,10 @@ pub(crate) fn full(data: impl Into<Bytes>) -> Body {
 /// 413 above [`defaults::MAX_BODY_BYTES`], 408 when it stops arriving, 400 when it is not what it
 /// should be.
 pub(crate) async fn read_json<T: DeserializeOwned>(body: Incoming) -> Result<T, ApiError> {
+    // A body that says it is too large is refused before it is read.
+    if body.size_hint().lower() > defaults::MAX_BODY_BYTES as u64 {
+        return Err(too_large());
+    }
     let text = read_body(body, defaults::BODY_TIMEOUT).await?;
     serde_json::from_slice(&text).map_err(|error| {
         ApiError::bad_request(format!("the body is not what it should be: {error}"))
@@ -151,10 +155,7 @@ async fn read_body(body: Incoming, pause: Duration) -> Result<BytesMut, ApiError
                 }
             }
             Some(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-                return Err(ApiError::new(
-                    StatusCode::PAYLOAD_TOO_LARGE,
-                    format!("the body is larger than {} bytes", defaults::MAX_BODY_BYTES),
-                ));
+                return Err(too_large());
             }
             Some(Err(error)) => {
                 return Err(ApiError::bad_request(format!(
@@ -163,4 +164,12 @@ async fn read_body(body: Incoming, pause: Duration) -> Result<BytesMut, ApiError
             }
         }
     }
+}
+
+fn too_large() -> ApiError {
+    let limit = defaults::MAX_BODY_BYTES;
+    ApiError::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        format!("the body is larger than {limit} bytes"),
+    )
 }

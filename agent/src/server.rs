@@ -11,12 +11,12 @@ use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     select,
     sync::Semaphore,
     time::{sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::Instrument as _;
 use vsock_agent_protocol::address::Cid;
 
@@ -99,22 +99,35 @@ impl Server {
             return self.speak_http(stream).await;
         };
         let stop = self.app.shutdown.child_token();
-        let handshake = async {
-            // Never closed, so this only waits.
-            let _place = self.handshakes.acquire().await.map_err(io::Error::other)?;
-            timeout(
-                defaults::HANDSHAKE_TIMEOUT,
-                TlsAcceptor::from(tls).accept(stream),
-            )
-            .await?
-        };
         let stream = select! {
-            shaken = handshake => shaken.inspect_err(|error| {
-                tracing::warn!(%error, "TLS handshake refused");
-            })?,
+            shaken = self.shake_hands(tls, stream) => shaken?,
             () = stop.cancelled() => return Ok(()),
         };
         self.speak_http(stream).await
+    }
+
+    async fn shake_hands(
+        &self,
+        tls: Arc<ServerConfig>,
+        stream: Stream,
+    ) -> io::Result<TlsStream<Stream>> {
+        // Never closed, so this only waits.
+        let place = self.handshakes.acquire().await.map_err(io::Error::other)?;
+        let accept = TlsAcceptor::from(tls).accept(stream).into_fallible();
+        let shaken = timeout(defaults::HANDSHAKE_TIMEOUT, accept).await?;
+        drop(place);
+        match shaken {
+            Ok(stream) => Ok(stream),
+            Err((error, mut stream)) => {
+                tracing::warn!(%error, "TLS handshake refused");
+                // Closing with something unread would take back the alert that says why.
+                let _ = stream.shutdown().await;
+                let mut nowhere = tokio::io::sink();
+                let rest = tokio::io::copy(&mut stream, &mut nowhere);
+                let _ = timeout(defaults::REFUSAL_TIMEOUT, rest).await;
+                Err(error)
+            }
+        }
     }
 
     async fn speak_http(

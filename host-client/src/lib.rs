@@ -1,1 +1,52 @@
-//! The host library.
+//! The host's side of an agent in a virtual machine: run commands and move files, over vsock.
+//!
+//! ```no_run
+//! use vsock_agent_client::{Client, Endpoint, Identity, Security};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let endpoint: Endpoint = "vsock:3".parse()?;
+//! let identity = Identity::load("identity/demo".as_ref())?;
+//! let client = Client::new(endpoint, Security::Tls(identity));
+//! let output = client.exec("uname", ["-a"]).output().await?;
+//! print!("{}", String::from_utf8_lossy(&output.stdout));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Client`] is one agent at one [`Endpoint`]. [`Exec`] starts a command, [`ExecSession`] is one
+//! that runs, [`Sftp`] is a file session. Everything that fails says so by [`ClientError`], which
+//! tells "cannot connect" from "the agent said no" from "the connection was lost".
+//!
+//! The agent is not trusted any further than its place allows: whatever it sends is bounded and
+//! checked. Its words and names are handed on as they are; escape them before they reach a
+//! terminal.
+//!
+//! It needs a tokio runtime with I/O and time.
+
+mod client;
+mod connect;
+mod endpoint;
+mod error;
+mod exec;
+mod http;
+mod operation;
+mod sftp;
+mod tls;
+mod ws;
+
+pub use vsock_agent_protocol as protocol;
+
+pub use self::{
+    client::{Client, Events},
+    endpoint::{Endpoint, EndpointError, MAX_SOCKET_PATH_BYTES},
+    error::{ClientError, ConnectError},
+    exec::{
+        Account, Exec, ExecControl, ExecReader, ExecSession, ExecStdin, ExitStatus, Output,
+        TerminalSize,
+    },
+    sftp::{
+        DirectoryEntry, DirectoryReader, FileStatus, OpenFlags, RawSftp, RemoteFile, RemotePath,
+        Sftp,
+    },
+    tls::{AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, Identity, IdentityError, Security},
+};

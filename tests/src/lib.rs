@@ -1,1 +1,23 @@
-//! The harness.
+//! The harness: what a test needs to have both ends at once.
+//!
+//! [`vm`] boots a real virtual machine with the agent in it as a service.
+
+#![allow(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test stops at the first surprise"
+)]
+
+pub mod agent;
+pub mod eventually;
+pub mod identity;
+pub mod raw;
+pub mod vm;
+
+pub use agent::{TestAgent, TestFolder};
+pub use eventually::eventually;
+pub use identity::Pair;
+pub use raw::{RawClient, RawExec, RawReply};
+pub use vm::TestVm;

@@ -172,6 +172,17 @@ impl Step {
     }
 }
 
+/// Descriptors are marked one by one up to this one where the kernel cannot do it in one call. The
+/// unit's `LimitNOFILE`.
+const OLD_KERNEL_DESCRIPTORS: RawFd = 65_536;
+
+/// At least as large as the kernel's `struct sigaction`, in 64-bit words
+/// (`include/linux/signal_types.h`: handler, flags, restorer, mask).
+const SIGACTION_WORDS: usize = 4;
+
+/// Size of the kernel's signal set, in bytes: one bit for each of [`MAX_SIGNAL`].
+const SIGNAL_SET_BYTES: usize = 8;
+
 /// Size of a failure report: the step, and the errno in native order. Far below `PIPE_BUF`, so
 /// that it is written whole or not at all.
 const REPORT_BYTES: usize = 5;
@@ -450,15 +461,32 @@ unsafe fn set_up(plan: &Plan<'_>, step: &mut Step) -> Result<(), Errno> {
             Errno::result(libc::chdir(c"/".as_ptr()))?;
         }
         *step = Step::Descriptors;
-        // Marked, not closed: the report must stay open until `exec`.
-        Errno::result(libc::syscall(
-            libc::SYS_close_range,
-            3,
-            libc::c_uint::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        ))?;
+        mark_descriptors()?;
     }
     Ok(())
+}
+
+/// Marks every descriptor but the three streams to be closed by `exec`. Marked, not closed: the
+/// report must stay open until then.
+///
+/// # Safety
+///
+/// As [`run`].
+unsafe fn mark_descriptors() -> Result<(), Errno> {
+    let flag = libc::CLOSE_RANGE_CLOEXEC;
+    // SAFETY: takes numbers only.
+    let marked = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flag) };
+    match Errno::result(marked) {
+        // Linux before 5.9, and before 5.11, where the flag is not known.
+        Err(Errno::ENOSYS | Errno::EINVAL) => {
+            for descriptor in 3..OLD_KERNEL_DESCRIPTORS {
+                // SAFETY: takes numbers only; those that are not open refuse.
+                unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
+            }
+            Ok(())
+        }
+        other => other.map(drop),
+    }
 }
 
 /// Gives every signal its default action, then unblocks them all. What the agent ignores or
@@ -468,9 +496,20 @@ unsafe fn set_up(plan: &Plan<'_>, step: &mut Step) -> Result<(), Errno> {
 ///
 /// As [`run`].
 unsafe fn reset_signals() -> Result<(), Errno> {
+    // All zero: the default action, no flags, an empty mask. The C library's call would refuse the
+    // two signals it keeps for itself, and somebody may have ignored those too.
+    let default = [0_u64; SIGACTION_WORDS];
     for signal in 1..=MAX_SIGNAL {
-        // SAFETY: `SIG_DFL` is always valid; KILL and STOP refuse, and so does what libc keeps.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: `default` is larger than the kernel's structure. KILL and STOP refuse.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                ptr::null_mut::<u64>(),
+                SIGNAL_SET_BYTES,
+            )
+        };
     }
     let mut none = MaybeUninit::<libc::sigset_t>::zeroed();
     // SAFETY: an all-zero set is what `sigemptyset` makes of it, and it is written before use.

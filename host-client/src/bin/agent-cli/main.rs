@@ -1,2 +1,71 @@
-//! The command line.
-fn main() {}
+//! `agent-cli`: commands and files in virtual machines, from their host.
+//!
+//! This file wires: arguments in, one command run, its exit code out. What a command does is in
+//! the file of its name; only [`output`] prints, only this file decides the process's exit code.
+
+mod args;
+mod config;
+mod exec;
+mod exit;
+mod files;
+mod identity;
+mod info;
+mod output;
+mod stdio;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{
+    args::{Args, Command},
+    config::Settings,
+};
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return exit::usage(&error),
+    };
+    output::start_log(args.global.verbose);
+    terminal::restore_on_panic();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return exit::failure(&error.into()),
+    };
+    let outcome = runtime.block_on(run(args));
+    // Threads that wait for a terminal or a pipe must not hold up the end.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => exit::failure(&error),
+    }
+}
+
+async fn run(args: Args) -> anyhow::Result<u8> {
+    let settings = Settings::new(args.global)?;
+    let outcome = obey(&settings, args.command).await;
+    if outcome.is_err() {
+        settings.settle().await;
+    }
+    outcome
+}
+
+async fn obey(settings: &Settings, command: Command) -> anyhow::Result<u8> {
+    match command {
+        Command::Exec(args) => exec::run(settings, args).await,
+        Command::Shell(args) => exec::shell(settings, args).await,
+        Command::Sftp(args) => files::sftp(settings, args).await,
+        Command::Push(args) => files::push(settings, args).await,
+        Command::Pull(args) => files::pull(settings, args).await,
+        Command::Ls(args) => files::ls(settings, args).await,
+        Command::Info(args) => info::run(settings, args).await,
+        Command::Identity(command) => identity::run(settings, command),
+        Command::Vm(command) => config::run(settings, command),
+    }
+}

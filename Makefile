@@ -1,0 +1,33 @@
+# The few commands people type. README.md explains them, tests/README.md what `test` is made of.
+
+.PHONY: demo demo-stop test setup clean-lab
+
+step := tests/lab/step
+lab := cargo run --quiet --package agent-tests --bin lab --
+export STARTED := $(shell date +%s)
+
+# A small VM with the agent in it, registered as `demo` with agent-cli, running until `make
+# demo-stop`.
+demo: setup
+	@$(step) "demo VM" $(lab) up
+
+demo-stop:
+	@$(lab) down
+
+# Every test there is, and what CI runs.
+test: setup
+	@$(step) "format" cargo fmt --all --check
+	@$(step) "clippy" cargo clippy --workspace --all-targets --all-features -- -Dwarnings
+	@$(step) "documentation" env RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps
+	@$(step) "tests without a VM" cargo test --workspace
+	@$(step) "bans, licences, sources" $(lab) deny
+	@$(step) "VM lab" $(lab) setup
+	@$(step) "tests in a VM" cargo test --workspace --features agent-tests/vm --test vm
+
+# The Debian packages for all of the above.
+setup:
+	@$(step) "Debian packages" tests/lab/setup.sh
+
+# Forgets the guest's kernel, the tools, the logs and what was found out about this computer.
+clean-lab:
+	rm -rf "$${CARGO_TARGET_DIR:-target}/lab"

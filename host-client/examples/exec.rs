@@ -1,0 +1,28 @@
+//! Runs `uname -a` in a guest: `cargo run --example exec -- vsock:3 ~/.config/agent-cli/identity/demo`
+//!
+//! The directory holds `client.crt`, `client.key` and `agent.crt`. Without one the connection is
+//! plain, for an agent that was started with `--plain`.
+
+use std::{error::Error, io::Write, path::Path};
+
+use vsock_agent_client::{Client, Endpoint, Identity, Security};
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let endpoint: Endpoint = arguments.next().ok_or("an endpoint is needed")?.parse()?;
+    let security = match arguments.next() {
+        Some(directory) => Security::Tls(Identity::load(Path::new(&directory))?),
+        None => Security::Plain,
+    };
+
+    let client = Client::new(endpoint, security);
+    let output = client.exec("uname", ["-a"]).output().await?;
+
+    std::io::stdout().write_all(&output.stdout)?;
+    std::io::stderr().write_all(&output.stderr)?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("uname ended with {}", output.status.code).into()),
+    }
+}

@@ -1,0 +1,268 @@
+//! The command line, as clap reads it. Its help is the documentation.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+const VM_HELP: &str = "\
+VM is a name from the configuration (see `agent-cli vm`) or an endpoint:
+  vsock:CID[:PORT]     a virtual machine, by its context id
+  unix:PATH            a Unix socket of an agent
+  hybrid:PATH[:PORT]   the vsock socket of Firecracker, Cloud Hypervisor or vhost-device-vsock
+The port is 8443 if it is left out.
+
+Exit status: that of the command in the guest for `exec` and `shell`, else 0; 125 if agent-cli
+itself failed.
+
+Files: ~/.config/agent-cli/config.toml (or the file that AGENT_CLI_CONFIG names),
+~/.config/agent-cli/identity (keys and certificates)";
+
+/// Run commands and move files in virtual machines, from their host
+#[derive(Debug, Parser)]
+#[command(name = "agent-cli", version, after_help = VM_HELP)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, ClapArgs)]
+pub(crate) struct Global {
+    /// Directory with client.crt, client.key and the guest's agent.crt (there or in VM/)
+    #[arg(long, global = true, value_name = "DIR", env = "AGENT_CLI_IDENTITY")]
+    pub(crate) identity: Option<PathBuf>,
+    /// No TLS, and no identity: whoever can open the socket is in
+    #[arg(long, global = true)]
+    pub(crate) plain: bool,
+    /// How long to try to connect, while the virtual machine boots
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 30)]
+    pub(crate) timeout: u32,
+    /// Say what is going on, on stderr; twice or three times for more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a command in a guest
+    Exec(ExecArgs),
+    /// Open a login shell in a guest
+    Shell(ShellArgs),
+    /// Work with files of a guest: a prompt, or raw SFTP for other programs
+    Sftp(SftpArgs),
+    /// Copy files into a guest
+    Push(PushArgs),
+    /// Copy files out of a guest
+    Pull(PullArgs),
+    /// List a directory of a guest, or the configured virtual machines
+    Ls(LsArgs),
+    /// Show what an agent is and can do
+    Info(InfoArgs),
+    /// Make keys and certificates
+    #[command(subcommand)]
+    Identity(IdentityCommand),
+    /// Names for virtual machines, in the configuration
+    #[command(subcommand)]
+    Vm(VmCommand),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ExecArgs {
+    /// Give the command a terminal even if this is none
+    #[arg(short = 't', long, overrides_with = "no_tty")]
+    pub(crate) tty: bool,
+    /// Give the command pipes even if this is a terminal
+    #[arg(short = 'T', long, overrides_with = "tty")]
+    pub(crate) no_tty: bool,
+    /// Give the command no input
+    #[arg(short = 'n', long)]
+    pub(crate) no_stdin: bool,
+    /// Set a variable in the command's environment
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    pub(crate) env: Vec<(String, String)>,
+    /// Directory to start in; the home directory if left out
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<String>,
+    /// User to run as, by name or number; root if left out
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// Group to run as, by name or number; the user's own if left out
+    #[arg(short, long)]
+    pub(crate) group: Option<String>,
+    /// Name or endpoint of the virtual machine
+    pub(crate) vm: String,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ShellArgs {
+    /// User to be; root if left out
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// Use pipes in place of a terminal
+    #[arg(short = 'T', long)]
+    pub(crate) no_tty: bool,
+    /// Name or endpoint of the virtual machine
+    pub(crate) vm: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SftpArgs {
+    /// Speak raw SFTP on stdin and stdout: sftp -D "agent-cli sftp --stdio VM"
+    #[arg(long)]
+    pub(crate) stdio: bool,
+    /// Name or endpoint of the virtual machine
+    pub(crate) vm: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PushArgs {
+    /// Files to copy ("-" is stdin), then where to
+    #[arg(required = true, num_args = 2.., value_names = ["SRC", "VM:/DST"])]
+    pub(crate) paths: Vec<OsString>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PullArgs {
+    /// Files to copy, then where to ("-" is stdout)
+    #[arg(required = true, num_args = 2.., value_names = ["VM:/SRC", "DST"])]
+    pub(crate) paths: Vec<OsString>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct LsArgs {
+    /// Show modes, sizes and times
+    #[arg(short)]
+    pub(crate) long: bool,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: Format,
+    /// Directory or file to list; nothing for the configured virtual machines
+    #[arg(value_name = "VM:/PATH")]
+    pub(crate) path: Option<OsString>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct InfoArgs {
+    /// How to print it
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: Format,
+    /// Name or endpoint of the virtual machine
+    pub(crate) vm: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum IdentityCommand {
+    /// Make the host's key pair, if there is none yet, and a guest's certificate set
+    Init(InitArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct InitArgs {
+    /// Where to keep them [default: the directory of --identity]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Replace the guest's set if there is one; the host's key pair is always kept
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: Format,
+    /// Name or endpoint of the virtual machine
+    pub(crate) vm: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VmCommand {
+    /// Give a virtual machine a name
+    Add(AddArgs),
+    /// Forget a name
+    #[command(visible_alias = "rm")]
+    Remove {
+        /// The name
+        name: String,
+    },
+    /// List the names
+    #[command(visible_alias = "ls")]
+    List {
+        /// How to print it
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct AddArgs {
+    /// The name
+    pub(crate) name: String,
+    /// Where its agent is; see the end of `agent-cli --help`
+    pub(crate) endpoint: String,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    #[default]
+    Human,
+    /// For programs
+    Json,
+}
+
+fn parse_variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write it as NAME=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn exec(arguments: &[&str]) -> ExecArgs {
+        let all = ["agent-cli", "exec"].iter().chain(arguments);
+        match Args::try_parse_from(all).unwrap().command {
+            Command::Exec(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn options_behind_the_virtual_machine_belong_to_the_command() {
+        for arguments in [
+            &["-T", "demo", "ls", "-la", "--", "-t"][..],
+            &["-T", "demo", "--", "ls", "-la", "--", "-t"],
+        ] {
+            let args = exec(arguments);
+            assert_eq!(args.vm, "demo");
+            assert_eq!(args.command, ["ls", "-la", "--", "-t"]);
+            assert!(args.no_tty && !args.tty);
+        }
+    }
+
+    #[test]
+    fn variables_need_a_name_and_a_value() {
+        let args = exec(&["--env", "A=b=c", "-e", "B=", "demo", "env"]);
+        assert_eq!(args.env[0], ("A".to_owned(), "b=c".to_owned()));
+        assert_eq!(args.env[1], ("B".to_owned(), String::new()));
+        let wrong = ["agent-cli", "exec", "--env", "=x", "demo", "env"];
+        Args::try_parse_from(wrong).unwrap_err();
+    }
+
+    #[test]
+    fn a_command_is_needed() {
+        Args::try_parse_from(["agent-cli", "exec", "demo"]).unwrap_err();
+    }
+}

@@ -1,0 +1,556 @@
+//! The configuration: names for virtual machines, and how to reach the one that was named.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs, io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow, bail};
+use serde::Deserialize;
+use serde_json::json;
+use toml_edit::{DocumentMut, Item, Table, value};
+use vsock_agent_client::{
+    AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, Client, Endpoint, Identity, Security,
+};
+
+use crate::{
+    args::{AddArgs, Format, Global, VmCommand},
+    output,
+};
+
+/// Names the configuration file in place of the usual one.
+const CONFIG_VARIABLE: &str = "AGENT_CLI_CONFIG";
+
+/// How long a process that failed waits for what it should not abandon.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    #[serde(default)]
+    vms: BTreeMap<String, Vm>,
+}
+
+/// A virtual machine with a name.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Vm {
+    /// Where its agent is.
+    endpoint: String,
+    /// Directory of its identity, from the directory of the configuration file.
+    identity: Option<PathBuf>,
+    /// Without TLS.
+    #[serde(default)]
+    plain: bool,
+}
+
+/// What the command line and the configuration say together.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    global: Global,
+    path: PathBuf,
+    config: Config,
+    /// Those that were made, to see them off.
+    clients: Mutex<Vec<Client>>,
+}
+
+/// A virtual machine that was named on the command line.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// Name of its folder among the identities.
+    pub(crate) folder: String,
+    endpoint: Endpoint,
+    identity: PathBuf,
+    plain: bool,
+}
+
+impl Settings {
+    /// Reads the configuration file; without one there are no names.
+    pub(crate) fn new(global: Global) -> anyhow::Result<Self> {
+        let path = config_path()?;
+        let config = parse(&path, &read_or_empty(&path)?)?;
+        Ok(Self {
+            global,
+            path,
+            config,
+            clients: Mutex::default(),
+        })
+    }
+
+    /// Gives handshakes with virtual machine monitors a moment to end: some monitors do not stand
+    /// it when a client leaves in the middle of one.
+    pub(crate) async fn settle(&self) {
+        let clients = std::mem::take(&mut *self.made());
+        for client in clients {
+            // A guest that is still booting may take minutes; nobody waits that long.
+            let _ = tokio::time::timeout(SETTLE_TIMEOUT, client.settle()).await;
+        }
+    }
+
+    fn made(&self) -> MutexGuard<'_, Vec<Client>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An agent, by the name or endpoint of its machine.
+    pub(crate) fn client(&self, vm: &str) -> anyhow::Result<Client> {
+        let target = self.target(vm)?;
+        let security = match target.plain {
+            true => Security::Plain,
+            false => Security::Tls(target.load_identity(vm)?),
+        };
+        let timeout = Duration::from_secs(self.global.timeout.max(1).into());
+        let client = Client::with_connect_timeout(target.endpoint, security, timeout);
+        self.made().push(client.clone());
+        Ok(client)
+    }
+
+    /// What a name or endpoint stands for.
+    pub(crate) fn target(&self, vm: &str) -> anyhow::Result<Target> {
+        let (known, endpoint) = match self.config.vms.get(vm) {
+            Some(known) => (Some(known), &known.endpoint[..]),
+            None if vm.contains(':') => (None, vm),
+            None => return Err(self.unknown(vm)),
+        };
+        let endpoint = endpoint.parse().with_context(|| match known {
+            Some(_) => format!("in {}, vms.{vm}.endpoint", self.path.display()),
+            None => "no such endpoint".to_owned(),
+        })?;
+        let identity = match (
+            &self.global.identity,
+            known.and_then(|vm| vm.identity.as_ref()),
+        ) {
+            (Some(directory), _) => directory.clone(),
+            (None, Some(directory)) => self.directory().join(directory),
+            (None, None) => self.default_identity(),
+        };
+        // An identity on the command line means TLS, whatever the configuration says.
+        let plain = self.global.plain
+            || (self.global.identity.is_none() && known.is_some_and(|known| known.plain));
+        Ok(Target {
+            folder: vm.replace('/', "_"),
+            endpoint,
+            identity,
+            plain,
+        })
+    }
+
+    fn unknown(&self, vm: &str) -> anyhow::Error {
+        let names: Vec<&str> = self.config.vms.keys().map(String::as_str).collect();
+        let known = match names.is_empty() {
+            true => "no names".to_owned(),
+            false => names.join(", "),
+        };
+        anyhow!(
+            "no virtual machine is named {vm:?}: {} has {known}; add it with `agent-cli vm add \
+             {vm} ENDPOINT`, or give an endpoint such as vsock:3",
+            self.path.display()
+        )
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.path.parent().map(Path::to_owned).unwrap_or_default()
+    }
+
+    /// Where identities are that nobody said another place for.
+    fn default_identity(&self) -> PathBuf {
+        config_directory().map_or_else(
+            || self.directory().join("identity"),
+            |directory| directory.join("identity"),
+        )
+    }
+
+    /// Where `identity init` keeps what it makes for `vm`.
+    pub(crate) fn identity_directory(&self, vm: &str, asked: Option<PathBuf>) -> PathBuf {
+        asked
+            .or_else(|| self.target(vm).ok().map(|target| target.identity))
+            .or_else(|| self.global.identity.clone())
+            .unwrap_or_else(|| self.default_identity())
+    }
+
+    /// The names, for a list: name, endpoint, how it is protected.
+    pub(crate) fn list(&self, format: Format) -> anyhow::Result<u8> {
+        let vms = &self.config.vms;
+        if format == Format::Json {
+            let list: Vec<_> = vms
+                .iter()
+                .map(|(name, vm)| {
+                    json!({
+                        "name": name,
+                        "endpoint": vm.endpoint,
+                        "identity": vm.identity,
+                        "plain": vm.plain,
+                    })
+                })
+                .collect();
+            output::json(&json!(list))?;
+            return Ok(0);
+        }
+        let rows: Vec<Vec<String>> = vms
+            .iter()
+            .map(|(name, vm)| {
+                let security = match vm.plain {
+                    true => "plain",
+                    false => "tls",
+                };
+                vec![name.clone(), vm.endpoint.clone(), security.to_owned()]
+            })
+            .collect();
+        for row in output::table(&rows) {
+            output::line(&row)?;
+        }
+        Ok(0)
+    }
+}
+
+impl Target {
+    /// Reads the identity. The agent's certificate is the machine's own, or the one for all.
+    fn load_identity(&self, vm: &str) -> anyhow::Result<Identity> {
+        let pinned = self.identity.join(&self.folder).join(AGENT_CERTIFICATE);
+        let agent = match pinned.exists() {
+            true => pinned.clone(),
+            false => self.identity.join(AGENT_CERTIFICATE),
+        };
+        let certificate = self.identity.join(CLIENT_CERTIFICATE);
+        if !agent.exists() || !certificate.exists() {
+            let missing = match certificate.exists() {
+                false => certificate.display().to_string(),
+                true => format!("{} or {}", pinned.display(), agent.display()),
+            };
+            bail!(
+                "no identity for {vm}: {missing} is not there; make one with `agent-cli identity \
+                 init {vm}`, name another directory with --identity, or use --plain with an agent \
+                 that was started with --plain"
+            );
+        }
+        Identity::from_files(&certificate, &self.identity.join(CLIENT_KEY), &agent)
+            .with_context(|| format!("the identity in {} is unusable", self.identity.display()))
+    }
+}
+
+/// `agent-cli vm`.
+pub(crate) fn run(settings: &Settings, command: VmCommand) -> anyhow::Result<u8> {
+    match command {
+        VmCommand::List { format } => settings.list(format),
+        VmCommand::Add(args) => {
+            let plain = settings.global.plain;
+            let identity = match &settings.global.identity {
+                // From here on it is read from somewhere else.
+                Some(directory) => Some(std::path::absolute(directory)?),
+                None => None,
+            };
+            edit(&settings.path, |document| {
+                add(document, &args, identity.as_deref(), plain)
+            })
+        }
+        VmCommand::Remove { name } => {
+            if !settings.config.vms.contains_key(&name) {
+                return Err(settings.unknown(&name));
+            }
+            edit(&settings.path, |document| remove(document, &name))
+        }
+    }
+}
+
+fn add(
+    document: &mut DocumentMut,
+    args: &AddArgs,
+    identity: Option<&Path>,
+    plain: bool,
+) -> anyhow::Result<()> {
+    let name = &args.name;
+    let fits = |character: char| character.is_ascii_alphanumeric() || "-_.".contains(character);
+    if name.is_empty() || name.starts_with(['-', '.']) || !name.chars().all(fits) {
+        bail!("{name:?} is no name: letters, digits, and '-', '_' and '.' within");
+    }
+    args.endpoint.parse::<Endpoint>()?;
+    let vms = document
+        .entry("vms")
+        .or_insert_with(|| {
+            let mut vms = Table::new();
+            vms.set_implicit(true);
+            Item::Table(vms)
+        })
+        .as_table_like_mut()
+        .context("vms is not a table")?;
+    // A machine that is there already keeps its comments; what is not said anew is forgotten.
+    let vm = vms
+        .entry(name)
+        .or_insert_with(toml_edit::table)
+        .as_table_like_mut()
+        .with_context(|| format!("vms.{name} is not a table"))?;
+    vm.insert("endpoint", value(&args.endpoint));
+    match identity {
+        Some(directory) => {
+            let directory = directory
+                .to_str()
+                .context("the directory of the identity is not UTF-8")?;
+            vm.insert("identity", value(directory));
+        }
+        None => drop(vm.remove("identity")),
+    }
+    match plain {
+        true => drop(vm.insert("plain", value(true))),
+        false => drop(vm.remove("plain")),
+    }
+    Ok(())
+}
+
+fn remove(document: &mut DocumentMut, name: &str) -> anyhow::Result<()> {
+    document
+        .get_mut("vms")
+        .and_then(Item::as_table_like_mut)
+        .and_then(|vms| vms.remove(name))
+        .with_context(|| format!("no virtual machine is named {name:?}"))?;
+    Ok(())
+}
+
+/// Changes the file in one step: whoever reads it sees the old one or the new one.
+fn edit(
+    path: &Path,
+    change: impl FnOnce(&mut DocumentMut) -> anyhow::Result<()>,
+) -> anyhow::Result<u8> {
+    // A link stays a link.
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mut document: DocumentMut = read_or_empty(&path)?
+        .parse()
+        .with_context(|| format!("{} is not TOML", path.display()))?;
+    change(&mut document)?;
+    let text = document.to_string();
+    // What we write, we must be able to read.
+    parse(&path, &text)?;
+    write_whole(&path, text.as_bytes(), 0o644)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(0)
+}
+
+/// Writes a file under a temporary name and renames it. Its directory is created if need be.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    use std::io::Write;
+    if let Some(directory) = path.parent().filter(|path| !path.as_os_str().is_empty()) {
+        private_directory(directory)?;
+    }
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}.tmp", std::process::id()));
+    let temporary = PathBuf::from(temporary);
+    // One that an earlier process with our number left behind.
+    let _ = fs::remove_file(&temporary);
+    let written = (|| {
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// Creates a directory that only its owner may enter, if it is not there.
+pub(crate) fn private_directory(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+}
+
+fn read_or_empty(path: &Path) -> anyhow::Result<String> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+fn parse(path: &Path, text: &str) -> anyhow::Result<Config> {
+    toml_edit::de::from_str(text).map_err(|error| {
+        // The parser's own report has several lines, with the line it is about and an arrow.
+        anyhow!("{} is wrong: {}", path.display(), reason(text, &error))
+    })
+}
+
+/// What is wrong, and in which line.
+fn reason(text: &str, error: &toml_edit::de::Error) -> String {
+    match error.span() {
+        Some(span) => {
+            let before = text.get(..span.start).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            format!("line {line}: {}", error.message())
+        }
+        None => error.message().to_owned(),
+    }
+}
+
+fn config_path() -> anyhow::Result<PathBuf> {
+    match variable(CONFIG_VARIABLE) {
+        Some(path) => Ok(PathBuf::from(path)),
+        None => config_directory()
+            .map(|directory| directory.join("config.toml"))
+            .with_context(|| format!("neither {CONFIG_VARIABLE} nor HOME is set")),
+    }
+}
+
+/// `~/.config/agent-cli` (XDG Base Directory Specification).
+fn config_directory() -> Option<PathBuf> {
+    let base = variable("XDG_CONFIG_HOME")
+        .map(PathBuf::from)
+        // The specification has relative paths ignored.
+        .filter(|path| path.is_absolute())
+        .or_else(|| variable("HOME").map(|home| PathBuf::from(home).join(".config")))?;
+    Some(base.join("agent-cli"))
+}
+
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn changed(text: &str, change: impl FnOnce(&mut DocumentMut) -> anyhow::Result<()>) -> String {
+        let mut document: DocumentMut = text.parse().unwrap();
+        change(&mut document).unwrap();
+        let text = document.to_string();
+        parse(Path::new("config.toml"), &text).unwrap();
+        text
+    }
+
+    fn named(name: &str, endpoint: &str) -> AddArgs {
+        AddArgs {
+            name: name.to_owned(),
+            endpoint: endpoint.to_owned(),
+        }
+    }
+
+    const OLD: &str = "\
+# mine
+[vms.demo] # the demo
+endpoint = \"vsock:3\" # old
+plain = true
+
+[vms.other]
+endpoint = \"unix:/x\"
+";
+
+    #[test]
+    fn a_name_is_added_and_everything_else_stays() {
+        let text = changed(OLD, |document| {
+            add(
+                document,
+                &named("new", "vsock:4"),
+                Some(Path::new("/id")),
+                false,
+            )
+        });
+        assert!(text.starts_with(OLD), "{text}");
+        assert!(text.ends_with("[vms.new]\nendpoint = \"vsock:4\"\nidentity = \"/id\"\n"));
+    }
+
+    #[test]
+    fn a_name_that_is_there_is_changed_in_its_place() {
+        let text = changed(OLD, |document| {
+            add(document, &named("demo", "vsock:9"), None, false)
+        });
+        assert!(
+            text.starts_with("# mine\n[vms.demo] # the demo\nendpoint = \"vsock:9\""),
+            "{text}"
+        );
+        assert!(!text.contains("plain"));
+    }
+
+    #[test]
+    fn a_name_is_removed_and_everything_else_stays() {
+        let text = changed(OLD, |document| remove(document, "demo"));
+        assert_eq!(text.trim(), "[vms.other]\nendpoint = \"unix:/x\"");
+        let mut document: DocumentMut = OLD.parse().unwrap();
+        remove(&mut document, "nobody").unwrap_err();
+    }
+
+    #[test]
+    fn the_first_name_makes_the_file() {
+        let text = changed("", |document| {
+            add(document, &named("demo", "vsock:3"), None, true)
+        });
+        assert_eq!(text, "[vms.demo]\nendpoint = \"vsock:3\"\nplain = true\n");
+    }
+
+    #[test]
+    fn what_is_no_name_or_no_endpoint_is_refused() {
+        for (name, endpoint) in [
+            ("", "vsock:3"),
+            ("a/b", "vsock:3"),
+            ("a:b", "vsock:3"),
+            ("-a", "vsock:3"),
+            ("..", "vsock:3"),
+            ("a", "tcp:3"),
+        ] {
+            let mut document = DocumentMut::new();
+            add(&mut document, &named(name, endpoint), None, false).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_file_and_line() {
+        let text = "[vms.demo]\nendpoint = \"vsock:3\"\nplian = true\n";
+        let error = parse(Path::new("/c.toml"), text).unwrap_err().to_string();
+        assert!(error.contains("/c.toml"), "{error}");
+        assert!(error.contains("plian"), "{error}");
+        assert!(error.contains("line 3"), "{error}");
+    }
+
+    #[test]
+    fn an_identity_is_found_from_the_file_and_the_command_line_wins() {
+        let text = "[vms.demo]\nendpoint = \"vsock:3\"\nidentity = \"keys\"\nplain = true\n";
+        let path = PathBuf::from("/etc/cli/config.toml");
+        let mut settings = Settings {
+            global: Global {
+                identity: None,
+                plain: false,
+                timeout: 1,
+                verbose: 0,
+            },
+            config: parse(&path, text).unwrap(),
+            path,
+            clients: Mutex::default(),
+        };
+        let target = settings.target("demo").unwrap();
+        assert_eq!(target.identity, Path::new("/etc/cli/keys"));
+        assert!(target.plain);
+        settings.global.identity = Some("/mine".into());
+        let target = settings.target("demo").unwrap();
+        assert_eq!(target.identity, Path::new("/mine"));
+        assert!(!target.plain);
+    }
+
+    #[test]
+    fn an_unknown_name_is_answered_with_the_known_ones() {
+        let path = PathBuf::from("/c.toml");
+        let settings = Settings {
+            global: Global {
+                identity: None,
+                plain: true,
+                timeout: 1,
+                verbose: 0,
+            },
+            config: parse(&path, OLD).unwrap(),
+            path,
+            clients: Mutex::default(),
+        };
+        let error = settings.target("dmeo").unwrap_err().to_string();
+        assert!(
+            error.contains("demo, other") && error.contains("/c.toml"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,341 @@
+//! `exec` and `shell`: a command in the guest, as if it ran here.
+
+use std::{
+    ffi::OsString,
+    io::{self, IsTerminal},
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow, bail};
+use tokio::{
+    io::AsyncWriteExt,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+use vsock_agent_client::{ClientError, Exec, ExecControl, ExecSession, ExecStdin, ExitStatus};
+
+use crate::{
+    args::{ExecArgs, ShellArgs},
+    config::Settings,
+    exit, output,
+    stdio::{self, Sink},
+    terminal::{self, RawMode},
+};
+
+/// How long a command may take to end after our own terminal went away: nobody is there to send
+/// a second signal.
+const HANGUP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Our agent says in SHELL which login shell the user has; others need `su` to look it up.
+const LOGIN: &str = r#"if [ -n "$SHELL" ]; then exec "$SHELL" -l; else exec su -l; fi"#;
+
+/// `agent-cli exec`.
+pub(crate) async fn run(settings: &Settings, args: ExecArgs) -> anyhow::Result<u8> {
+    let client = settings.client(&args.vm)?;
+    let terminal = match (args.tty, args.no_tty) {
+        (true, _) => true,
+        (_, true) => false,
+        _ => io::stdin().is_terminal() && io::stdout().is_terminal(),
+    };
+    let mut words = args.command.into_iter().map(text);
+    let program = words.next().context("no command was given")??;
+    let arguments = words.collect::<anyhow::Result<Vec<_>>>()?;
+    let mut exec = client.exec(program, arguments);
+    if let Some(directory) = args.cwd {
+        exec = exec.cwd(directory);
+    }
+    if let Some(user) = args.user {
+        exec = exec.user(user);
+    }
+    if let Some(group) = args.group {
+        exec = exec.group(group);
+    }
+    let exec = with_terminal(exec, terminal);
+    let exec = args
+        .env
+        .into_iter()
+        .fold(exec, |exec, (name, value)| exec.env(name, value));
+    let input = !args.no_stdin;
+    attach(exec, terminal, input).await
+}
+
+/// `agent-cli shell`.
+pub(crate) async fn shell(settings: &Settings, args: ShellArgs) -> anyhow::Result<u8> {
+    let terminal = !args.no_tty;
+    if terminal && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
+        bail!("a shell needs a terminal: use -T for a shell on pipes, or agent-cli exec");
+    }
+    let client = settings.client(&args.vm)?;
+    let mut exec = client.exec("sh", ["-c", LOGIN]);
+    if let Some(user) = args.user {
+        exec = exec.user(user);
+    }
+    attach(with_terminal(exec, terminal), terminal, true).await
+}
+
+fn text(word: OsString) -> anyhow::Result<String> {
+    word.into_string().map_err(|word| {
+        anyhow!("{word:?} is not UTF-8: the words of a command travel as JSON text")
+    })
+}
+
+/// Gives the command a terminal like ours.
+fn with_terminal(exec: Exec, terminal: bool) -> Exec {
+    if !terminal {
+        return exec;
+    }
+    let exec = exec.tty(terminal::size());
+    match std::env::var("TERM") {
+        Ok(kind) if !kind.is_empty() => exec.env("TERM", kind),
+        _ => exec,
+    }
+}
+
+/// How it ended.
+#[derive(Debug)]
+enum Ending {
+    /// The command ended.
+    Status(ExitStatus),
+    /// Our output is closed: as if the command had got SIGPIPE.
+    BrokenPipe,
+    /// We leave because of a signal.
+    Left(i32),
+}
+
+async fn attach(exec: Exec, terminal: bool, input: bool) -> anyhow::Result<u8> {
+    let session = exec.start().await?;
+    // Before the terminal is raw, so that no signal can end us while it is.
+    let signals = Signals::new()?;
+    let raw = match terminal {
+        true => RawMode::enter().context("cannot prepare the terminal")?,
+        false => None,
+    };
+    let ending = converse(session, signals, terminal, input).await;
+    drop(raw);
+    match ending? {
+        Ending::Status(status) => {
+            if let Some(reason) = &status.failure {
+                output::complain(&output::escape(reason.as_bytes()));
+            } else if !status.output_complete {
+                output::complain("a process the command left behind still held its output");
+            }
+            Ok(exit::of_child(&status))
+        }
+        Ending::BrokenPipe => Ok(exit::BROKEN_PIPE),
+        Ending::Left(signal) => Ok(exit::after_signal(signal)),
+    }
+}
+
+/// Moves bytes and signals until the command ends or we leave.
+async fn converse(
+    mut session: ExecSession,
+    mut signals: Signals,
+    terminal: bool,
+    input: bool,
+) -> anyhow::Result<Ending> {
+    let control = session.control();
+    let mut feeding = JoinSet::new();
+    match (session.take_stdin(), input) {
+        (Some(stdin), true) => {
+            feeding.spawn(feed(stdio::stdin()?, stdin));
+        }
+        (stdin, _) => drop(stdin),
+    }
+    let stdout = session.take_stdout();
+    let stderr = session.take_stderr();
+    let ending = async {
+        let outcome = tokio::try_join!(
+            async {
+                stdio::copy_out(stdout, Sink::Stdout)
+                    .await
+                    .map_err(Stop::Local)
+            },
+            async {
+                stdio::copy_out(stderr, Sink::Stderr)
+                    .await
+                    .map_err(Stop::Local)
+            },
+            async { session.wait().await.map_err(Stop::Agent) },
+        );
+        match outcome {
+            Ok(((), (), status)) => Ok(Ending::Status(status)),
+            Err(Stop::Local(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+                Ok(Ending::BrokenPipe)
+            }
+            Err(Stop::Local(error)) => Err(anyhow!(error).context("cannot write the output")),
+            Err(Stop::Agent(error)) => Err(error.into()),
+        }
+    };
+    tokio::pin!(ending);
+    let mut relay = Relay::new(control);
+    if terminal {
+        relay.resize();
+    }
+    loop {
+        tokio::select! {
+            ending = &mut ending => return ending,
+            number = signals.next() => {
+                if let Some(ending) = relay.take(number, terminal) {
+                    return Ok(ending);
+                }
+            }
+            ending = relay.outcome() => return Ok(ending),
+        }
+    }
+}
+
+/// Why a conversation stopped.
+#[derive(Debug)]
+enum Stop {
+    Local(io::Error),
+    Agent(ClientError),
+}
+
+/// Types our stdin to the command.
+async fn feed(mut ours: mpsc::Receiver<io::Result<bytes::Bytes>>, mut theirs: ExecStdin) {
+    while let Some(piece) = ours.recv().await {
+        let Ok(piece) = piece else {
+            break;
+        };
+        if theirs.write_all(&piece).await.is_err() {
+            // The command takes no more; what it writes goes on.
+            return;
+        }
+    }
+    let _ = theirs.shutdown().await;
+}
+
+/// Passes signals on, and decides when to leave without the command.
+///
+/// A command may take many signals and live, so a signal that it survives is no reason to leave.
+/// An agent that does not even confirm the last one is.
+#[derive(Debug)]
+struct Relay {
+    control: ExecControl,
+    /// Signals on their way.
+    tasks: JoinSet<Passed>,
+    /// Those among them that ask the command to end.
+    unconfirmed: usize,
+    resizes: JoinSet<()>,
+    leave_at: Option<(Instant, i32)>,
+}
+
+/// A signal that was passed on, or could not be.
+#[derive(Debug)]
+struct Passed {
+    number: i32,
+    asks_to_end: bool,
+    lost: bool,
+}
+
+impl Relay {
+    fn new(control: ExecControl) -> Self {
+        Self {
+            control,
+            tasks: JoinSet::new(),
+            unconfirmed: 0,
+            resizes: JoinSet::new(),
+            leave_at: None,
+        }
+    }
+
+    /// Deals with a signal to us; returns the ending if it is one.
+    fn take(&mut self, number: i32, terminal: bool) -> Option<Ending> {
+        if number == libc::SIGWINCH {
+            if terminal {
+                self.resize();
+            }
+            return None;
+        }
+        let asks_to_end = !matches!(number, libc::SIGUSR1 | libc::SIGUSR2);
+        if asks_to_end && self.unconfirmed > 0 {
+            return Some(Ending::Left(number));
+        }
+        if number == libc::SIGHUP {
+            self.leave_at = Some((Instant::now() + HANGUP_TIMEOUT, number));
+        }
+        self.unconfirmed += usize::from(asks_to_end);
+        let control = self.control.clone();
+        self.tasks.spawn(async move {
+            let sent = async {
+                control.signal(number).await?;
+                control.ping().await
+            };
+            Passed {
+                number,
+                asks_to_end,
+                lost: sent.await.is_err(),
+            }
+        });
+        None
+    }
+
+    /// Tells the guest's terminal our size, unless it is being told already.
+    fn resize(&mut self) {
+        while self.resizes.try_join_next().is_some() {}
+        let control = self.control.clone();
+        self.resizes.spawn(async move {
+            // A command that has ended has no terminal any more.
+            let _ = control.resize(terminal::size()).await;
+        });
+    }
+
+    /// Waits until a signal turns out to be lost, or it is time to leave. It may be dropped and
+    /// asked again.
+    async fn outcome(&mut self) -> Ending {
+        loop {
+            let leave_at = self.leave_at;
+            tokio::select! {
+                Some(Ok(passed)) = self.tasks.join_next() => {
+                    self.unconfirmed -= usize::from(passed.asks_to_end);
+                    if passed.asks_to_end && passed.lost {
+                        return Ending::Left(passed.number);
+                    }
+                }
+                number = hang_up(leave_at) => return Ending::Left(number),
+            }
+        }
+    }
+}
+
+async fn hang_up(at: Option<(Instant, i32)>) -> i32 {
+    match at {
+        None => std::future::pending().await,
+        Some((at, number)) => {
+            sleep_until(at).await;
+            number
+        }
+    }
+}
+
+/// The signals that are passed on.
+#[derive(Debug)]
+struct Signals([(i32, Signal); 7]);
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let listen = |number| Ok::<_, io::Error>((number, signal(SignalKind::from_raw(number))?));
+        Ok(Self([
+            listen(libc::SIGINT)?,
+            listen(libc::SIGTERM)?,
+            listen(libc::SIGHUP)?,
+            listen(libc::SIGQUIT)?,
+            listen(libc::SIGUSR1)?,
+            listen(libc::SIGUSR2)?,
+            listen(libc::SIGWINCH)?,
+        ]))
+    }
+
+    /// The number of the next signal to us.
+    async fn next(&mut self) -> i32 {
+        let waiting = self.0.iter_mut().map(|(number, signal)| {
+            Box::pin(async move {
+                signal.recv().await;
+                *number
+            })
+        });
+        futures_util::future::select_all(waiting).await.0
+    }
+}

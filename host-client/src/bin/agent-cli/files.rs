@@ -1,0 +1,117 @@
+//! `sftp`, `push`, `pull` and `ls`.
+
+mod bridge;
+mod copy;
+mod list;
+mod prompt;
+
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
+};
+
+use anyhow::{Context, bail};
+use vsock_agent_client::RemotePath;
+
+pub(crate) use self::{
+    copy::{pull, push},
+    list::ls,
+};
+use crate::{args::SftpArgs, config::Settings};
+
+/// `agent-cli sftp`.
+pub(crate) async fn sftp(settings: &Settings, args: SftpArgs) -> anyhow::Result<u8> {
+    let client = settings.client(&args.vm)?;
+    match args.stdio {
+        true => bridge::run(client.raw_sftp().await?).await,
+        false => prompt::run(&client).await,
+    }
+}
+
+/// A path in a guest: `VM:/PATH`.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    vm: String,
+    path: RemotePath,
+}
+
+impl Place {
+    /// Splits at the last `:/`, because an endpoint has colons too.
+    fn parse(text: &OsStr) -> anyhow::Result<Self> {
+        let bytes = text.as_bytes();
+        let at = bytes
+            .windows(2)
+            .rposition(|pair| pair == b":/")
+            .filter(|at| *at > 0 && !is_endpoint_word(&bytes[..*at]))
+            .with_context(|| {
+                format!("{text:?} is not VM:/PATH, with the path from the root of the guest")
+            })?;
+        let vm = std::str::from_utf8(&bytes[..at])
+            .with_context(|| format!("{text:?} names no virtual machine"))?;
+        Ok(Self {
+            vm: vm.to_owned(),
+            path: RemotePath::from(&bytes[at + 1..]),
+        })
+    }
+}
+
+/// `unix:/run/agent.sock` is an endpoint without a path, not a path on a machine named "unix".
+fn is_endpoint_word(vm: &[u8]) -> bool {
+    matches!(vm, b"unix" | b"hybrid")
+}
+
+/// All but the last word, and the last.
+fn split_last(mut words: Vec<OsString>) -> anyhow::Result<(Vec<OsString>, OsString)> {
+    match words.pop() {
+        Some(last) if !words.is_empty() => Ok((words, last)),
+        _ => bail!("a source and a destination are needed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(text: &str) -> Option<(String, Vec<u8>)> {
+        let place = Place::parse(OsStr::new(text)).ok()?;
+        Some((place.vm, place.path.as_bytes().to_vec()))
+    }
+
+    fn split(vm: &str, path: &str) -> Option<(String, Vec<u8>)> {
+        Some((vm.to_owned(), path.as_bytes().to_vec()))
+    }
+
+    #[test]
+    fn a_place_is_split_at_the_last_colon_before_a_slash() {
+        assert_eq!(place("demo:/etc/x"), split("demo", "/etc/x"));
+        assert_eq!(place("vsock:3:/etc"), split("vsock:3", "/etc"));
+        assert_eq!(
+            place("unix:/run/a.sock:/etc"),
+            split("unix:/run/a.sock", "/etc")
+        );
+        assert_eq!(
+            place("hybrid:/v.sock:52:/"),
+            split("hybrid:/v.sock:52", "/")
+        );
+    }
+
+    #[test]
+    fn what_has_no_machine_or_no_path_is_no_place() {
+        for text in [
+            "demo",
+            "demo:file",
+            "/etc",
+            ":/etc",
+            "unix:/run/a.sock",
+            "vsock:3",
+        ] {
+            assert_eq!(place(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_path_need_not_be_text() {
+        let place = Place::parse(OsStr::from_bytes(b"demo:/\xff\n")).unwrap();
+        assert_eq!(place.path.as_bytes(), b"/\xff\n");
+    }
+}

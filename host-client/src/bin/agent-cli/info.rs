@@ -1,0 +1,50 @@
+//! `info`: what an agent is and can do.
+
+use serde_json::json;
+use vsock_agent_client::protocol::server_info::ServerInfo;
+
+use crate::{
+    args::{Format, InfoArgs},
+    config::Settings,
+    output,
+};
+
+/// `agent-cli info`.
+pub(crate) async fn run(settings: &Settings, args: InfoArgs) -> anyhow::Result<u8> {
+    let client = settings.client(&args.vm)?;
+    let info = client.server_info().await?;
+    match args.format {
+        Format::Json => output::json(&json!({
+            "vm": args.vm,
+            "endpoint": client.endpoint().to_string(),
+            "agent": serde_json::to_value(&info)?,
+        }))?,
+        Format::Human => {
+            for line in output::table(&rows(&client.endpoint().to_string(), &info)) {
+                output::line(&line)?;
+            }
+        }
+    }
+    Ok(0)
+}
+
+fn rows(endpoint: &str, info: &ServerInfo) -> Vec<Vec<String>> {
+    let environment = &info.environment;
+    let system = format!(
+        "{} {} {}",
+        environment.kernel, environment.kernel_version, environment.kernel_architecture
+    );
+    let agent = format!("{} {}", environment.server, environment.server_version);
+    [
+        ("endpoint", endpoint),
+        ("guest", &environment.server_name),
+        ("system", &system),
+        ("agent", &agent),
+        ("process", &environment.server_pid.to_string()),
+        ("api", &info.api_version),
+        ("can do", &info.api_extensions.join(" ")),
+    ]
+    .into_iter()
+    .map(|(name, text)| vec![name.to_owned(), output::escape(text.as_bytes())])
+    .collect()
+}

@@ -1,0 +1,234 @@
+//! From an endpoint to a stream: with deadlines, with patience for a machine that is still
+//! booting, and over TLS if asked.
+//!
+//! Every failure that a booting machine or a busy agent can cause is tried again until the overall
+//! deadline. Over virtio there is no "connection refused": a machine whose agent is not up yet and
+//! one whose agent is full both reset the connection. A failed TLS handshake is not tried again,
+//! it would fail again; only a connection that closed in the middle of one is.
+
+mod hybrid;
+mod stream;
+mod vsock;
+
+use std::{
+    hash::{BuildHasher, Hasher, RandomState},
+    io,
+    time::Duration,
+};
+
+use tokio::{
+    net::UnixStream,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use crate::{
+    endpoint::Endpoint,
+    error::{ClientError, ConnectError},
+    tls::{self, Security},
+};
+
+use self::stream::RawStream;
+pub(crate) use self::stream::{Stream, Upgraded};
+
+/// Longest single attempt, TLS handshake included. The kernel's own limit for vsock is 2 s, which
+/// a guest under emulation exceeds; the kernel may also never answer a connect at all, so there
+/// must be a limit here.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection is tried for in all, unless the caller says otherwise.
+pub(crate) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// First and longest pause between attempts; each is shortened by up to half, at random, so that
+/// many clients of one machine do not come back in step.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+
+/// After this long without a connection a person is told what is being waited for.
+const QUIET_WAIT: Duration = Duration::from_secs(3);
+
+/// Makes connections to one endpoint.
+#[derive(Debug)]
+pub(crate) struct Connector {
+    endpoint: Endpoint,
+    security: Security,
+    overall_timeout: Duration,
+    /// `CONNECT` handshakes, finished even if nobody wants their connection any more.
+    handshakes: TaskTracker,
+}
+
+impl Connector {
+    pub(crate) fn new(endpoint: Endpoint, security: Security, overall_timeout: Duration) -> Self {
+        Self {
+            endpoint,
+            security,
+            overall_timeout,
+            handshakes: TaskTracker::new(),
+        }
+    }
+
+    pub(crate) const fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Waits until no `CONNECT` handshake is half way any more.
+    pub(crate) async fn settle(&self) {
+        self.handshakes.close();
+        self.handshakes.wait().await;
+        self.handshakes.reopen();
+    }
+
+    /// Connects, trying again until the overall deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Connect`] with the last attempt's error.
+    pub(crate) async fn connect(&self) -> Result<Stream, ClientError> {
+        let start = Instant::now();
+        let deadline = start + self.overall_timeout;
+        let mut pause = PAUSE.0;
+        let mut told = false;
+        let mut attempts = 1;
+        loop {
+            let limit = ATTEMPT_TIMEOUT.min(deadline.saturating_duration_since(Instant::now()));
+            let error = match timeout(limit, self.attempt()).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => error,
+                Err(_) => ConnectError::TimedOut(limit),
+            };
+            let wait = jittered(pause);
+            if !is_worth_another_try(&error) || Instant::now() + wait >= deadline {
+                return Err(ClientError::Connect {
+                    endpoint: self.endpoint.clone(),
+                    attempts,
+                    source: error,
+                });
+            }
+            if !told && start.elapsed() >= QUIET_WAIT {
+                told = true;
+                warn!(endpoint = %self.endpoint, %error, "not reachable yet, still trying");
+            }
+            debug!(endpoint = %self.endpoint, attempts, %error, "cannot connect, trying again");
+            sleep(wait).await;
+            pause = (pause * 2).min(PAUSE.1);
+            attempts += 1;
+        }
+    }
+
+    async fn attempt(&self) -> Result<Stream, ConnectError> {
+        let raw = match &self.endpoint {
+            Endpoint::Vsock(address) => RawStream::Vsock(
+                vsock::connect(*address, ATTEMPT_TIMEOUT)
+                    .await
+                    .map_err(ConnectError::Io)?,
+            ),
+            Endpoint::Unix(path) => {
+                RawStream::Unix(UnixStream::connect(path).await.map_err(ConnectError::Io)?)
+            }
+            Endpoint::Hybrid { path, port } => {
+                RawStream::Unix(hybrid::connect(path, *port, &self.handshakes).await?)
+            }
+        };
+        let Security::Tls(identity) = &self.security else {
+            return Ok(Stream::Plain(raw));
+        };
+        let (connector, name) = identity.connector();
+        let stream = connector
+            .connect(name, raw)
+            .await
+            .map_err(tls::handshake_error)?;
+        Ok(Stream::Tls(Box::new(stream)))
+    }
+
+    /// One attempt, for callers that already had a connection and only ask whether the agent is
+    /// still there.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Connect`].
+    pub(crate) async fn connect_once(&self) -> Result<Stream, ClientError> {
+        let deadline = Instant::now() + ATTEMPT_TIMEOUT;
+        timeout_at(deadline, self.attempt())
+            .await
+            .unwrap_or(Err(ConnectError::TimedOut(ATTEMPT_TIMEOUT)))
+            .map_err(|source| ClientError::Connect {
+                endpoint: self.endpoint.clone(),
+                attempts: 1,
+                source,
+            })
+    }
+}
+
+/// Whether a machine that is still booting, or an agent with too much to do, can be the reason.
+fn is_worth_another_try(error: &ConnectError) -> bool {
+    match error {
+        ConnectError::Io(error) => {
+            matches!(
+                error.raw_os_error(),
+                Some(
+                    libc::ECONNRESET
+                        | libc::ETIMEDOUT
+                        | libc::ENODEV
+                        | libc::EADDRNOTAVAIL
+                        | libc::ECONNREFUSED
+                        | libc::ENOENT
+                        | libc::EAGAIN
+                        | libc::EPIPE
+                )
+            ) || error.kind() == io::ErrorKind::UnexpectedEof
+        }
+        ConnectError::TimedOut(_)
+        | ConnectError::NobodyListens { .. }
+        | ConnectError::ClosedInHandshake(_) => true,
+        ConnectError::NotHybrid(_)
+        | ConnectError::WrongAgent
+        | ConnectError::NotTls(_)
+        | ConnectError::Handshake(_) => false,
+    }
+}
+
+/// Between half of `pause` and all of it.
+fn jittered(pause: Duration) -> Duration {
+    // A fresh RandomState is seeded at random: enough to spread clients, and no dependency.
+    let random = RandomState::new().build_hasher().finish();
+    let share = u32::try_from(random % 512).unwrap_or(0);
+    pause / 2 + pause * share / 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_is_never_longer_than_asked_nor_shorter_than_half() {
+        for _ in 0..1000 {
+            let pause = jittered(PAUSE.1);
+            assert!(pause >= PAUSE.1 / 2 && pause <= PAUSE.1, "{pause:?}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_certificate_is_not_tried_again_and_a_missing_socket_is() {
+        assert!(!is_worth_another_try(&ConnectError::WrongAgent));
+        let missing = io::Error::from_raw_os_error(libc::ENOENT);
+        assert!(is_worth_another_try(&ConnectError::Io(missing)));
+        let forbidden = io::Error::from_raw_os_error(libc::EACCES);
+        assert!(!is_worth_another_try(&ConnectError::Io(forbidden)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_socket_that_never_appears_ends_at_the_overall_deadline() {
+        let connector = Connector::new(
+            Endpoint::Unix("/nonexistent/agent.sock".into()),
+            Security::Plain,
+            Duration::from_secs(5),
+        );
+        let start = Instant::now();
+        let error = connector.connect().await.unwrap_err();
+        assert!(start.elapsed() <= Duration::from_secs(5));
+        match error {
+            ClientError::Connect { attempts, .. } => assert!(attempts > 5, "{attempts}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! One AF_VSOCK connection, with the options that must be set before it is made.
+//!
+//! `tokio_vsock::VsockStream::connect` makes its socket itself and gives no chance to set any, so
+//! the socket is made here and handed over once it is connected. This is the library's one file
+//! with unsafe code: setting an option nix has no name for, and registering a socket with tokio.
+#![expect(
+    unsafe_code,
+    reason = "socket options without a safe wrapper; see the module doc"
+)]
+
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    setsockopt_impl, sockopt_impl,
+    sys::socket::{
+        AddressFamily, SockFlag, SockType, VsockAddr, connect as connect_socket, getsockopt,
+        setsockopt, socket, sockopt::SocketError,
+    },
+};
+use tokio::io::unix::AsyncFd;
+use tokio_vsock::VsockStream;
+
+use crate::protocol::address::VsockAddress;
+
+/// Bytes the guest may send before we have read them, per connection. The kernel's default, and
+/// its default maximum, is 256 KiB; more keeps a transfer going while a busy host reads late. It
+/// costs kernel memory only while that much is waiting.
+const WINDOW_BYTES: u64 = 1024 * 1024;
+
+// `include/uapi/linux/vm_sockets.h`
+const SO_VM_SOCKETS_BUFFER_SIZE: libc::c_int = 0;
+const SO_VM_SOCKETS_BUFFER_MAX_SIZE: libc::c_int = 2;
+/// The old form, which takes the C library's `timeval`: it exists in every kernel, and on 64-bit
+/// systems both forms are the same.
+const SO_VM_SOCKETS_CONNECT_TIMEOUT_OLD: libc::c_int = 6;
+
+sockopt_impl!(
+    /// Bytes the other end may have in flight. Above the maximum it is silently cut to that.
+    BufferSize,
+    SetOnly,
+    libc::AF_VSOCK,
+    SO_VM_SOCKETS_BUFFER_SIZE,
+    u64
+);
+sockopt_impl!(
+    /// The maximum for [`BufferSize`]; to be set first.
+    BufferMaxSize,
+    SetOnly,
+    libc::AF_VSOCK,
+    SO_VM_SOCKETS_BUFFER_MAX_SIZE,
+    u64
+);
+sockopt_impl!(
+    /// How long the kernel waits for the guest's answer to a connect.
+    ConnectTimeout,
+    SetOnly,
+    libc::AF_VSOCK,
+    SO_VM_SOCKETS_CONNECT_TIMEOUT_OLD,
+    libc::timeval
+);
+
+/// Connects to `address`. The kernel gives up after `limit`.
+///
+/// # Errors
+///
+/// What `vsock(7)` and the transport give: `ENODEV` when there is no such machine, `ECONNRESET`
+/// when nobody listens, `ETIMEDOUT` when the guest does not answer.
+pub(super) async fn connect(address: VsockAddress, limit: Duration) -> io::Result<VsockStream> {
+    let fd = socket(
+        AddressFamily::Vsock,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        None,
+    )?;
+    prepare(&fd, limit)?;
+    match connect_socket(fd.as_raw_fd(), &VsockAddr::new(address.cid.0, address.port)) {
+        Ok(()) => {}
+        Err(Errno::EINPROGRESS) => return finish(fd).await,
+        Err(errno) => return Err(errno.into()),
+    }
+    VsockStream::new(::vsock::VsockStream::from(fd))
+}
+
+fn prepare(fd: &OwnedFd, limit: Duration) -> io::Result<()> {
+    setsockopt(fd, BufferMaxSize, &WINDOW_BYTES)?;
+    setsockopt(fd, BufferSize, &WINDOW_BYTES)?;
+    let timeout = libc::timeval {
+        tv_sec: limit.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_usec: limit.subsec_micros().into(),
+    };
+    setsockopt(fd, ConnectTimeout, &timeout)?;
+    Ok(())
+}
+
+/// Waits for the outcome of a connect that is under way.
+async fn finish(fd: OwnedFd) -> io::Result<VsockStream> {
+    // SAFETY: the `AsyncFd` owns the descriptor and hands out no way to close or replace it; it
+    // is deregistered by `into_inner` before anything else gets the descriptor.
+    let waiting = unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)?;
+    // Not cleared: a socket that is connecting becomes ready once, when the outcome is known.
+    let _ready = waiting.writable().await?;
+    let outcome = getsockopt(waiting.get_ref(), SocketError)?;
+    drop(_ready);
+    match outcome {
+        0 => VsockStream::new(::vsock::VsockStream::from(waiting.into_inner())),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}

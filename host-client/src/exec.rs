@@ -1,0 +1,245 @@
+//! Running a command: the builder, the session, and how it ends.
+//!
+//! ```text
+//! POST exec ──► operation ──► one WebSocket a stream, all joined at once ──► it runs
+//!
+//!   ExecStdin ─► feed ─► "0"                 task a stream, each with its own bounded buffer,
+//!   ExecReader ◄─ take ◄─ "1", "2"           so that none of them can hold up another
+//!   ExecControl ─► steer ─► "control"        losing it ends the command
+//!   wait ◄─ watch ◄─ GET …/wait, or events
+//! ```
+//!
+//! A command ended well only if the agent says so *and* every output stream came to its own end:
+//! a connection that closes says nothing, a virtual machine that dies closes them all.
+
+mod control;
+mod input;
+mod output;
+mod request;
+mod session;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+pub use self::{control::ExecControl, input::ExecStdin, output::ExecReader, session::ExecSession};
+use crate::{client::Client, error::ClientError};
+
+/// Most bytes [`Exec::output`] keeps of each stream, unless told otherwise.
+const DEFAULT_OUTPUT_LIMIT_BYTES: usize = 64 * 1024 * 1024;
+
+/// A command to run in the guest. [`start`](Self::start) or [`output`](Self::output) runs it.
+#[derive(Debug, Clone)]
+#[must_use = "a command runs when it is started"]
+pub struct Exec {
+    client: Client,
+    command: Vec<String>,
+    environment: BTreeMap<String, String>,
+    directory: String,
+    user: Option<Account>,
+    group: Option<Account>,
+    terminal: Option<TerminalSize>,
+    output_limit: usize,
+}
+
+/// Size of a terminal, in character cells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Columns.
+    pub columns: u16,
+    /// Lines.
+    pub lines: u16,
+}
+
+/// A user or a group of the guest, by name or by number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Account {
+    /// By name. LXD's agents know numbers only.
+    Name(String),
+    /// By number.
+    Id(u32),
+}
+
+impl From<u32> for Account {
+    fn from(id: u32) -> Self {
+        Self::Id(id)
+    }
+}
+
+impl From<&str> for Account {
+    /// A text of digits is a number.
+    fn from(text: &str) -> Self {
+        text.parse()
+            .map_or_else(|_| Self::Name(text.to_owned()), Self::Id)
+    }
+}
+
+impl From<String> for Account {
+    fn from(text: String) -> Self {
+        Self::from(text.as_str())
+    }
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ExitStatus {
+    /// Its exit status; `128 + n` after signal `n`; 126 if it could not be run and 127 if it was
+    /// not found. LXD's own agents say −1 for some failures to start.
+    pub code: i32,
+    /// The signal that ended it, if the agent says.
+    pub signal: Option<i32>,
+    /// False if a process it left behind still held an output stream, so that the agent ended the
+    /// stream. True also if the agent does not say.
+    pub output_complete: bool,
+    /// Why it was never started, or was cancelled by the agent, in the agent's words; escape them
+    /// before they reach a terminal.
+    pub failure: Option<String>,
+}
+
+impl ExitStatus {
+    /// Whether it ran and returned 0.
+    #[must_use]
+    pub const fn success(&self) -> bool {
+        self.code == 0 && self.failure.is_none()
+    }
+}
+
+/// What a command that ran to its end left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it wrote to standard output, or to its terminal.
+    pub stdout: Vec<u8>,
+    /// What it wrote to standard error; nothing with a terminal.
+    pub stderr: Vec<u8>,
+}
+
+impl Exec {
+    pub(crate) fn new<A: Into<String>>(
+        client: Client,
+        program: String,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Self {
+        let mut command = vec![program];
+        command.extend(arguments.into_iter().map(Into::into));
+        Self {
+            client,
+            command,
+            environment: BTreeMap::new(),
+            directory: String::new(),
+            user: None,
+            group: None,
+            terminal: None,
+            output_limit: DEFAULT_OUTPUT_LIMIT_BYTES,
+        }
+    }
+
+    /// Sets a variable, on top of those the agent gives every command.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.environment.insert(name.into(), value.into());
+        self
+    }
+
+    /// Starts it in `directory` and not in the home directory.
+    pub fn cwd(mut self, directory: impl Into<String>) -> Self {
+        self.directory = directory.into();
+        self
+    }
+
+    /// Runs it as this user and not as root.
+    pub fn user(mut self, user: impl Into<Account>) -> Self {
+        self.user = Some(user.into());
+        self
+    }
+
+    /// Runs it with this group and not with the user's.
+    pub fn group(mut self, group: impl Into<Account>) -> Self {
+        self.group = Some(group.into());
+        self
+    }
+
+    /// Gives it a terminal of this size in place of three pipes: input, output and errors share
+    /// one stream, and bytes such as Ctrl-C mean something. Never for binary data.
+    pub fn tty(mut self, size: TerminalSize) -> Self {
+        self.terminal = Some(size);
+        self
+    }
+
+    /// Most bytes that [`output`](Self::output) keeps of each stream.
+    pub fn output_limit(mut self, bytes: usize) -> Self {
+        self.output_limit = bytes;
+        self
+    }
+
+    /// Starts it. The session's streams work at once; dropping the session ends the command.
+    ///
+    /// If this future is dropped half way the command is not started, or ended.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Unsupported`] for a user by name with an agent that knows numbers only, and
+    /// any other [`ClientError`]. A program that does not exist is no error here: it is the exit
+    /// status 127.
+    pub async fn start(self) -> Result<ExecSession, ClientError> {
+        session::start(self).await
+    }
+
+    /// Runs it to its end, without input, and keeps what it writes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`start`](Self::start) and [`ExecSession::wait`], and [`ClientError::TooLarge`].
+    pub async fn output(self) -> Result<Output, ClientError> {
+        let limit = self.output_limit;
+        let mut session = self.start().await?;
+        if let Some(mut stdin) = session.take_stdin() {
+            // A command that has ended already takes no input; that is no error.
+            let _ = stdin.shutdown().await;
+        }
+        let (stdout, stderr) = (session.take_stdout(), session.take_stderr());
+        let (stdout, stderr, status) = tokio::join!(
+            collect(stdout, limit, "standard output"),
+            collect(stderr, limit, "standard error"),
+            session.wait()
+        );
+        // A broken stream is also what is wrong with the status, which says more about it.
+        let status = status?;
+        Ok(Output {
+            status,
+            stdout: stdout?,
+            stderr: stderr?,
+        })
+    }
+}
+
+async fn collect(
+    reader: Option<ExecReader>,
+    limit: usize,
+    what: &'static str,
+) -> Result<Vec<u8>, ClientError> {
+    let mut bytes = Vec::new();
+    let Some(reader) = reader else {
+        return Ok(bytes);
+    };
+    let over = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
+    reader
+        .take(over)
+        .read_to_end(&mut bytes)
+        .await
+        .map_err(|error| ClientError::lost("reading output", error))?;
+    match bytes.len() > limit {
+        false => Ok(bytes),
+        true => Err(ClientError::TooLarge {
+            what,
+            limit: over - 1,
+        }),
+    }
+}
+
+/// How long an agent may take to say the result after a stream broke, and to close what is left
+/// after it said the result.
+const GRACE_TIMEOUT: Duration = Duration::from_secs(10);

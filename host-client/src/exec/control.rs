@@ -1,0 +1,178 @@
+//! The control socket: sizes and signals go out, signs of life come back.
+
+use std::{io, time::Duration};
+
+use futures_util::{SinkExt, StreamExt};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_util::sync::CancellationToken;
+
+use super::TerminalSize;
+use crate::{
+    error::ClientError,
+    protocol::exec::ControlMessage,
+    ws::{self, Socket},
+};
+
+/// Messages waiting to be sent. A person cannot fill it; a program that does waits.
+const QUEUE_DEPTH: usize = 16;
+
+/// Time between two pings.
+const PING_INTERVAL: Duration = Duration::from_secs(15);
+
+/// An agent that has not answered for this long is gone: three pings.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// How long one message may take to be handed to the socket.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Sends sizes and signals to a running command. Cheap to clone; outlives the session harmlessly.
+#[derive(Debug, Clone)]
+pub struct ExecControl {
+    queue: mpsc::Sender<Order>,
+}
+
+#[derive(Debug)]
+enum Order {
+    Send(ControlMessage, oneshot::Sender<()>),
+    Ping(oneshot::Sender<()>),
+}
+
+impl ExecControl {
+    /// Tells the command's terminal its new size. Without a terminal it does nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::ConnectionLost`] when the command has ended or the agent is gone.
+    pub async fn resize(&self, size: TerminalSize) -> Result<(), ClientError> {
+        let message = ControlMessage::WindowResize {
+            width: size.columns,
+            height: size.lines,
+        };
+        self.order("resizing the terminal", |done| Order::Send(message, done))
+            .await
+    }
+
+    /// Sends the command a signal, by its number. It was handed to the connection when this
+    /// returns; [`ping`](Self::ping) tells whether the agent has got it.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::ConnectionLost`] when the command has ended or the agent is gone.
+    pub async fn signal(&self, signal: i32) -> Result<(), ClientError> {
+        let message = ControlMessage::Signal(signal);
+        self.order("sending a signal", |done| Order::Send(message, done))
+            .await
+    }
+
+    /// Waits for a sign of life from the agent, given after everything sent before.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::ConnectionLost`] when the command has ended or the agent is gone.
+    pub async fn ping(&self) -> Result<(), ClientError> {
+        self.order("asking for a sign of life", Order::Ping).await
+    }
+
+    async fn order(
+        &self,
+        during: &'static str,
+        make: impl FnOnce(oneshot::Sender<()>) -> Order,
+    ) -> Result<(), ClientError> {
+        let lost = || ClientError::ConnectionLost {
+            during,
+            source: None,
+        };
+        let (done, outcome) = oneshot::channel();
+        self.queue.send(make(done)).await.map_err(|_| lost())?;
+        outcome.await.map_err(|_| lost())
+    }
+}
+
+/// A handle, and the other end of its queue.
+pub(super) fn queue() -> (ExecControl, Orders) {
+    let (queue, orders) = mpsc::channel(QUEUE_DEPTH);
+    (ExecControl { queue }, Orders(orders))
+}
+
+/// What the handles asked for.
+#[derive(Debug)]
+pub(super) struct Orders(mpsc::Receiver<Order>);
+
+/// Serves the control socket until it closes, which the agent does when the command has ended.
+/// Cancels `lost` if the agent falls silent.
+pub(super) async fn steer(mut socket: Socket, mut orders: Orders, lost: CancellationToken) {
+    let mut pings = interval(PING_INTERVAL);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut heard = Instant::now();
+    let mut waiting = Vec::new();
+    let mut open = true;
+    loop {
+        let sent = tokio::select! {
+            order = orders.0.recv(), if open => match order {
+                None => {
+                    open = false;
+                    Ok(())
+                }
+                Some(Order::Ping(done)) => {
+                    waiting.push(done);
+                    send(&mut socket, ws::ping()).await
+                }
+                Some(Order::Send(message, done)) => match text(message) {
+                    None => Ok(()),
+                    Some(text) => send(&mut socket, text).await.map(|()| {
+                        // The caller may have stopped waiting.
+                        let _ = done.send(());
+                    }),
+                },
+            },
+            message = socket.next() => match message {
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return,
+                Some(Ok(message)) => {
+                    heard = Instant::now();
+                    if message.is_pong() {
+                        waiting.drain(..).for_each(|done: oneshot::Sender<()>| {
+                            let _ = done.send(());
+                        });
+                    }
+                    Ok(())
+                }
+            },
+            _ = pings.tick() => {
+                if heard.elapsed() >= SILENCE_TIMEOUT {
+                    lost.cancel();
+                    return;
+                }
+                send(&mut socket, ws::ping()).await
+            }
+        };
+        if sent.is_err() {
+            // A socket that takes nothing may still be closing in good order: that the agent is
+            // silent is for the pings to say.
+            drain(&mut socket, heard, &lost).await;
+            return;
+        }
+    }
+}
+
+/// Reads on after the socket stopped taking anything.
+async fn drain(socket: &mut Socket, heard: Instant, lost: &CancellationToken) {
+    let left = SILENCE_TIMEOUT.saturating_sub(heard.elapsed());
+    let closing = async { while let Some(Ok(_)) = socket.next().await {} };
+    if timeout(left, closing).await.is_err() {
+        lost.cancel();
+    }
+}
+
+async fn send(socket: &mut Socket, message: Message) -> io::Result<()> {
+    timeout(SEND_TIMEOUT, socket.send(message))
+        .await?
+        .map_err(io::Error::other)
+}
+
+fn text(message: ControlMessage) -> Option<Message> {
+    serde_json::to_string(&message).ok().map(Message::text)
+}

@@ -1,0 +1,87 @@
+//! From a builder to the request an agent understands.
+
+use super::{Account, Exec};
+use crate::{
+    error::ClientError,
+    protocol::{exec::ExecRequest, server_info::ServerInfo, version},
+};
+
+impl Exec {
+    /// The request, in words this agent knows.
+    ///
+    /// An agent that takes names is given numbers as names too: it then looks the user up, and the
+    /// command gets that user's own groups.
+    pub(super) fn request(&self, info: &ServerInfo) -> Result<ExecRequest, ClientError> {
+        let takes_names = info.has(version::EXEC_USER_NAME);
+        let (user, user_name) = account(self.user.as_ref(), takes_names)?;
+        let (group, group_name) = account(self.group.as_ref(), takes_names)?;
+        let size = self.terminal;
+        Ok(ExecRequest {
+            command: self.command.clone(),
+            wait_for_websocket: true,
+            interactive: size.is_some(),
+            environment: self.environment.clone(),
+            width: size.map_or(0, |size| size.columns.into()),
+            height: size.map_or(0, |size| size.lines.into()),
+            record_output: false,
+            user,
+            group,
+            cwd: self.directory.clone(),
+            user_name,
+            group_name,
+        })
+    }
+}
+
+fn account(
+    account: Option<&Account>,
+    takes_names: bool,
+) -> Result<(u32, Option<String>), ClientError> {
+    match (account, takes_names) {
+        (None, _) => Ok((0, None)),
+        (Some(Account::Id(id)), true) => Ok((*id, Some(id.to_string()))),
+        (Some(Account::Id(id)), false) => Ok((*id, None)),
+        (Some(Account::Name(name)), true) => Ok((0, Some(name.clone()))),
+        (Some(Account::Name(_)), false) => Err(ClientError::Unsupported {
+            what: "look up a user or group by name: give its number",
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Client, Endpoint, Security};
+
+    fn exec() -> Exec {
+        let endpoint = Endpoint::Unix("/nowhere".into());
+        Client::new(endpoint, Security::Plain).exec("id", ["-u"])
+    }
+
+    fn our_agent() -> ServerInfo {
+        ServerInfo {
+            api_extensions: vec![version::EXEC_USER_NAME.to_owned()],
+            ..ServerInfo::default()
+        }
+    }
+
+    #[test]
+    fn a_name_is_sent_to_an_agent_that_looks_it_up() {
+        let request = exec().user("www").group("7").request(&our_agent()).unwrap();
+        assert_eq!(request.user_name.as_deref(), Some("www"));
+        assert_eq!(
+            (request.group, request.group_name.as_deref()),
+            (7, Some("7"))
+        );
+    }
+
+    #[test]
+    fn a_stock_agent_gets_numbers_and_never_a_name() {
+        let info = ServerInfo::default();
+        let request = exec().user("33").group(44).request(&info).unwrap();
+        assert_eq!((request.user, request.user_name), (33, None));
+        assert_eq!((request.group, request.group_name), (44, None));
+        let error = exec().user("www").request(&info).unwrap_err();
+        assert!(matches!(error, ClientError::Unsupported { .. }));
+    }
+}

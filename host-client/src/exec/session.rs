@@ -1,0 +1,499 @@
+//! A running command: how its sockets come together and how its result is judged.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use futures_util::{StreamExt, future::try_join_all};
+use http::Method;
+use tokio::{sync::oneshot, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::{
+    Exec, ExecControl, ExecReader, ExecStdin, ExitStatus, GRACE_TIMEOUT, control, input, output,
+    output::{StreamEnd, Taking},
+};
+use crate::{
+    client::Client,
+    error::ClientError,
+    http::{ANSWER_TIMEOUT, Call, metadata},
+    operation::{self, Watch},
+    protocol::{
+        event,
+        exec::{CONTROL, ExecEnded, ExecStarted, STDERR, STDIN, STDOUT},
+        operation::{Operation, OperationId, OperationStatus},
+        path,
+    },
+    ws::{self, Socket},
+};
+
+/// Ability of an agent to answer `GET …/wait` (LXD's name for it).
+const OPERATION_WAIT: &str = "operation_wait";
+
+/// A running command.
+///
+/// Take the streams you want and read them while it runs: a command whose output nobody reads
+/// waits in the end. Dropping the session, or [`wait`](Self::wait) half way, ends the command.
+#[derive(Debug)]
+pub struct ExecSession {
+    id: OperationId,
+    control: ExecControl,
+    stdin: Option<ExecStdin>,
+    stdout: Option<ExecReader>,
+    stderr: Option<ExecReader>,
+    ends: Vec<Output>,
+    result: oneshot::Receiver<Result<Operation, ClientError>>,
+    /// Cancelled when the agent falls silent.
+    lost: CancellationToken,
+    /// Cancelled when the command has ended.
+    ended: CancellationToken,
+    /// The control socket, the input and the watch. Dropping it ends them, and so the command.
+    _tasks: JoinSet<()>,
+}
+
+/// An output stream, as the result sees it.
+#[derive(Debug)]
+struct Output {
+    socket: &'static str,
+    name: &'static str,
+    end: oneshot::Receiver<StreamEnd>,
+    _taker: Arc<JoinSet<()>>,
+}
+
+/// Starts a command and joins its sockets.
+pub(super) async fn start(exec: Exec) -> Result<ExecSession, ClientError> {
+    let client = exec.client.clone();
+    let info = client.known_info().await?;
+    let request = exec.request(&info)?;
+    // Before the command exists, or its end could be missed.
+    let watch = match info.has(OPERATION_WAIT) {
+        true => Watch::LongPoll,
+        false => Watch::Events(Box::new(client.event_socket(&[event::OPERATION]).await?)),
+    };
+    let (id, secrets) = create(&client, &request).await?;
+    let terminal = request.interactive;
+    let wanted: &[&str] = match terminal {
+        true => &[CONTROL, STDIN],
+        false => &[CONTROL, STDIN, STDOUT, STDERR],
+    };
+    // All at once: an agent waits only seconds for them.
+    let sockets = try_join_all(wanted.iter().map(|name| join(&client, id, &secrets, name))).await?;
+    Ok(assemble(client, id, watch, terminal, sockets))
+}
+
+/// Asks for the command; returns its operation and the secrets of its sockets.
+async fn create(
+    client: &Client,
+    request: &crate::protocol::exec::ExecRequest,
+) -> Result<(OperationId, BTreeMap<String, String>), ClientError> {
+    let body = serde_json::to_vec(request)
+        .map_err(|error| ClientError::protocol_because("the request cannot be written", error))?;
+    let call = Call {
+        method: Method::POST,
+        path: path::EXEC.to_owned(),
+        body: Some(body),
+        during: "starting the command",
+        patience: ANSWER_TIMEOUT,
+    };
+    let operation: Operation = metadata(client.http().call(call).await?, "the operation")?;
+    let started: ExecStarted = serde_json::from_value(operation.metadata).map_err(|error| {
+        ClientError::protocol_because("the command's sockets are not named", error)
+    })?;
+    Ok((operation.id, started.fds))
+}
+
+async fn join(
+    client: &Client,
+    id: OperationId,
+    secrets: &BTreeMap<String, String>,
+    name: &str,
+) -> Result<Socket, ClientError> {
+    let secret = secrets
+        .get(name)
+        .ok_or_else(|| ClientError::protocol(format!("no secret for the socket {name:?}")))?;
+    // It goes into a request line.
+    if secret.is_empty() || !secret.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return Err(ClientError::protocol("a secret that is not hexadecimal"));
+    }
+    let buffer = match name {
+        CONTROL => ws::SMALL_BUFFER_BYTES,
+        _ => ws::DATA_BUFFER_BYTES,
+    };
+    let path = path::operation_websocket(id, secret);
+    ws::open(
+        client.http(),
+        &path,
+        buffer,
+        "joining the command's streams",
+    )
+    .await
+}
+
+/// Starts the tasks of a session. `sockets` are in the order they were wanted in.
+fn assemble(
+    client: Client,
+    id: OperationId,
+    watch: Watch,
+    terminal: bool,
+    sockets: Vec<Socket>,
+) -> ExecSession {
+    let (ended, lost) = (CancellationToken::new(), CancellationToken::new());
+    let mut tasks = JoinSet::new();
+    let (handle, orders) = control::queue();
+    let (stdin, pipe) = input::pipe();
+    let mut readers = Vec::new();
+    let mut ends = Vec::new();
+    let mut collect = |taking: Taking, socket, name| {
+        readers.push(taking.reader);
+        ends.push(Output {
+            socket,
+            name,
+            end: taking.end,
+            _taker: taking.taker,
+        });
+    };
+    let mut sockets = sockets.into_iter();
+    if let Some(socket) = sockets.next() {
+        tasks.spawn(control::steer(socket, orders, lost.clone()));
+    }
+    if let Some(socket) = sockets.next() {
+        let (sink, stream) = socket.split();
+        // The last words of a terminal are also the end of its input.
+        let finished = CancellationToken::new();
+        let over = finished.clone().drop_guard();
+        match terminal {
+            true => {
+                let taking = output::take(
+                    Guarded {
+                        stream,
+                        _over: over,
+                    },
+                    ended.clone(),
+                );
+                collect(taking, STDIN, "the terminal's output");
+            }
+            false => {
+                tasks.spawn(async move {
+                    let mut stream = stream;
+                    while let Some(Ok(_)) = stream.next().await {}
+                    drop(over);
+                });
+            }
+        }
+        tasks.spawn(input::feed(pipe, sink, terminal, finished));
+    }
+    for (socket, (number, name)) in
+        sockets.zip([(STDOUT, "standard output"), (STDERR, "standard error")])
+    {
+        collect(output::take(socket, ended.clone()), number, name);
+    }
+    let (tell, result) = oneshot::channel();
+    tasks.spawn(async move {
+        // The session may be gone.
+        let _ = tell.send(operation::end(&client, id, watch).await);
+    });
+    let mut readers = readers.into_iter();
+    ExecSession {
+        id,
+        control: handle,
+        stdin: Some(stdin),
+        stdout: readers.next(),
+        stderr: readers.next(),
+        ends,
+        result,
+        lost,
+        ended,
+        _tasks: tasks,
+    }
+}
+
+impl ExecSession {
+    /// The operation that is this command.
+    #[must_use]
+    pub const fn operation(&self) -> OperationId {
+        self.id
+    }
+
+    /// A handle for sizes and signals.
+    #[must_use]
+    pub fn control(&self) -> ExecControl {
+        self.control.clone()
+    }
+
+    /// Standard input; `None` if it was taken before.
+    pub const fn take_stdin(&mut self) -> Option<ExecStdin> {
+        self.stdin.take()
+    }
+
+    /// Standard output, or all output of a terminal; `None` if it was taken before.
+    pub const fn take_stdout(&mut self) -> Option<ExecReader> {
+        self.stdout.take()
+    }
+
+    /// Standard error; `None` with a terminal, or if it was taken before.
+    pub const fn take_stderr(&mut self) -> Option<ExecReader> {
+        self.stderr.take()
+    }
+
+    /// Waits for the end of the command and of its output.
+    ///
+    /// What was not taken is let go first: the input ends, output is discarded. Output that was
+    /// taken must be read or dropped; up to 8 MiB of each stream may be read after this returned.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::ConnectionLost`] when the agent, its machine or a stream was lost, in which
+    /// case nobody knows how the command ended; [`ClientError::IncompleteOutput`] when bytes are
+    /// missing; [`ClientError::Agent`] when the command was never started for a reason that is
+    /// not the command's.
+    pub async fn wait(mut self) -> Result<ExitStatus, ClientError> {
+        drop((self.stdin.take(), self.stdout.take(), self.stderr.take()));
+        let mut ends = Ends::new(std::mem::take(&mut self.ends));
+        let operation = self.operation_end(&mut ends).await?;
+        self.ended.cancel();
+        judge(operation, ends.all().await)
+    }
+
+    /// The operation's end, unless it is clear before that there will be none.
+    async fn operation_end(&mut self, ends: &mut Ends) -> Result<Operation, ClientError> {
+        const DURING: &str = "the command was running";
+        tokio::select! {
+            operation = &mut self.result => return flatten(operation),
+            () = self.lost.cancelled() => return Err(ClientError::ConnectionLost {
+                during: DURING,
+                source: Some("the agent does not answer any more".into()),
+            }),
+            reason = ends.broken() => debug!(reason, "a stream broke"),
+        }
+        // A command that could not be started breaks its streams too, and its result is near.
+        let reason = ends.first_break().unwrap_or_default();
+        timeout(GRACE_TIMEOUT, &mut self.result)
+            .await
+            .map_err(|_| ClientError::lost(DURING, reason))
+            .and_then(flatten)
+    }
+}
+
+fn flatten(
+    result: Result<Result<Operation, ClientError>, oneshot::error::RecvError>,
+) -> Result<Operation, ClientError> {
+    result.unwrap_or(Err(ClientError::ConnectionLost {
+        during: "waiting for the command to end",
+        source: None,
+    }))
+}
+
+/// The ends of the output streams, as they come in.
+#[derive(Debug)]
+struct Ends {
+    pending: Vec<Output>,
+    known: Vec<(&'static str, &'static str, StreamEnd)>,
+}
+
+impl Ends {
+    const fn new(pending: Vec<Output>) -> Self {
+        Self {
+            pending,
+            known: Vec::new(),
+        }
+    }
+
+    /// Takes in the next end; false when all are known. Nothing is lost if this is dropped.
+    async fn next(&mut self) -> bool {
+        if self.pending.is_empty() {
+            return false;
+        }
+        let waiting = self.pending.iter_mut().map(|output| &mut output.end);
+        let (end, index, _) = futures_util::future::select_all(waiting).await;
+        let output = self.pending.swap_remove(index);
+        let end = end.unwrap_or_else(|_| StreamEnd::Broken {
+            received: 0,
+            reason: "the stream was given up".to_owned(),
+        });
+        self.known.push((output.socket, output.name, end));
+        true
+    }
+
+    /// Waits for a stream to break; for ever if all end well.
+    async fn broken(&mut self) -> String {
+        loop {
+            if let Some(reason) = self.first_break() {
+                return reason;
+            }
+            if !self.next().await {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    fn first_break(&self) -> Option<String> {
+        self.known.iter().find_map(|(_, name, end)| match end {
+            StreamEnd::Broken { reason, .. } => Some(format!("{name} broke off: {reason}")),
+            StreamEnd::Complete { .. } => None,
+        })
+    }
+
+    async fn all(mut self) -> Vec<(&'static str, &'static str, StreamEnd)> {
+        while self.next().await {}
+        self.known
+    }
+}
+
+/// What the operation and the streams say together.
+fn judge(
+    operation: Operation,
+    ends: Vec<(&'static str, &'static str, StreamEnd)>,
+) -> Result<ExitStatus, ClientError> {
+    let ended: Option<ExecEnded> = serde_json::from_value(operation.metadata).ok();
+    if operation.status_code != OperationStatus::Success.code() {
+        // Never started, or ended by the agent: the streams end as they may.
+        let text = match operation.err.is_empty() {
+            true => operation.status,
+            false => operation.err,
+        };
+        return match ended {
+            Some(ended) => Ok(ExitStatus {
+                code: ended.exit_code,
+                signal: ended.signal,
+                output_complete: ended.output_complete.unwrap_or(false),
+                failure: Some(text),
+            }),
+            None => Err(ClientError::Agent {
+                status: operation.status_code,
+                text,
+            }),
+        };
+    }
+    let ended =
+        ended.ok_or_else(|| ClientError::protocol("a command that ended without a result"))?;
+    for (socket, name, end) in ends {
+        let expected = ended.bytes.as_ref().and_then(|bytes| bytes.get(socket));
+        check(name, end, expected.copied())?;
+    }
+    Ok(ExitStatus {
+        code: ended.exit_code,
+        signal: ended.signal,
+        output_complete: ended.output_complete.unwrap_or(true),
+        failure: None,
+    })
+}
+
+/// Whether everything the agent sent on a stream has arrived.
+fn check(stream: &'static str, end: StreamEnd, expected: Option<u64>) -> Result<(), ClientError> {
+    match (end, expected) {
+        (StreamEnd::Complete { .. }, None) => Ok(()),
+        (StreamEnd::Complete { received } | StreamEnd::Broken { received, .. }, Some(expected))
+            if received == expected =>
+        {
+            Ok(())
+        }
+        (StreamEnd::Complete { received }, Some(expected)) => Err(ClientError::IncompleteOutput {
+            stream,
+            expected,
+            received,
+        }),
+        (StreamEnd::Broken { reason, .. }, _) => Err(ClientError::lost("reading output", reason)),
+    }
+}
+
+/// A stream that lets something go when it is dropped.
+#[derive(Debug)]
+struct Guarded<S> {
+    stream: S,
+    _over: tokio_util::sync::DropGuard,
+}
+
+impl<S: futures_util::Stream + Unpin> futures_util::Stream for Guarded<S> {
+    type Item = S::Item;
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        self.stream.poll_next_unpin(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn operation(code: u16, metadata: serde_json::Value) -> Operation {
+        serde_json::from_value(json!({
+            "id": "01234567-89ab-4cde-8f01-23456789abcd",
+            "status_code": code,
+            "err": "words",
+            "metadata": metadata,
+        }))
+        .unwrap()
+    }
+
+    fn complete(received: u64) -> (&'static str, &'static str, StreamEnd) {
+        (STDOUT, "standard output", StreamEnd::Complete { received })
+    }
+
+    fn broken(received: u64) -> (&'static str, &'static str, StreamEnd) {
+        let reason = "gone".to_owned();
+        (
+            STDOUT,
+            "standard output",
+            StreamEnd::Broken { received, reason },
+        )
+    }
+
+    #[test]
+    fn a_result_of_a_stock_agent_is_taken_as_it_is() {
+        let status = judge(operation(200, json!({"return": 7})), vec![complete(3)]).unwrap();
+        assert_eq!(status.code, 7);
+        assert!(status.output_complete);
+    }
+
+    #[test]
+    fn missing_bytes_are_an_error_whatever_the_exit_status() {
+        let operation = operation(200, json!({"return": 0, "bytes": {"1": 4}}));
+        assert!(matches!(
+            judge(operation, vec![complete(3)]),
+            Err(ClientError::IncompleteOutput {
+                expected: 4,
+                received: 3,
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn a_stream_without_its_end_is_an_error_unless_every_byte_is_there() {
+        let stock = operation(200, json!({"return": 0}));
+        assert!(matches!(
+            judge(stock, vec![broken(3)]),
+            Err(ClientError::ConnectionLost { .. })
+        ));
+        let ours = operation(200, json!({"return": 0, "bytes": {"1": 3}}));
+        judge(ours, vec![broken(3)]).unwrap();
+    }
+
+    #[test]
+    fn a_command_that_was_not_found_has_its_status_and_the_words() {
+        let status = judge(operation(400, json!({"return": 127})), vec![broken(0)]).unwrap();
+        assert_eq!(status.code, 127);
+        assert_eq!(status.failure.as_deref(), Some("words"));
+        assert!(!status.success());
+    }
+
+    #[test]
+    fn a_failure_without_a_status_is_the_agents_no() {
+        assert!(matches!(
+            judge(operation(400, json!(null)), vec![]),
+            Err(ClientError::Agent { status: 400, .. })
+        ));
+    }
+
+    #[test]
+    fn success_without_a_result_breaks_the_protocol() {
+        assert!(matches!(
+            judge(operation(200, json!({})), vec![]),
+            Err(ClientError::Protocol { .. })
+        ));
+    }
+}

@@ -1,0 +1,526 @@
+//! Files: a client for SFTP version 3 on a connection that HTTP upgraded.
+//!
+//! The engine is our own, on the protocol's types. russh-sftp's client was tried and cannot be
+//! used against a guest nobody trusts: a listing with many `.` entries overflows its stack, names
+//! that are not UTF-8 are replaced, an unknown status code ends the session, a reply with more
+//! data than asked for is taken, and its queue of requests has no bound. What is sound in the
+//! crate is used: the names of status codes and of the flags of OPEN.
+//!
+//! ```text
+//! callers ──requests──► writer task ──►  agent      at most 64 requests in flight,
+//!         ◄──replies─── reader task ◄──             matched by their id
+//! ```
+//!
+//! Every reply is checked before it is believed: frames within the limit, ids that were asked
+//! for, the kind of reply that fits, no more data than asked for, names that are one component.
+
+mod directory;
+mod engine;
+mod file;
+mod path;
+#[cfg(test)]
+mod scripted;
+mod status;
+mod transfer;
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+pub use russh_sftp::protocol::OpenFlags;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use self::engine::Engine;
+pub use self::{
+    directory::{DirectoryEntry, DirectoryReader},
+    file::RemoteFile,
+    path::RemotePath,
+    status::FileStatus,
+};
+use crate::{
+    connect::Upgraded,
+    error::ClientError,
+    protocol::sftp::{Attributes, MAX_DATA_BYTES, MAX_FRAME_BYTES, Reply, Request},
+};
+
+/// Bytes asked for at once from a server that does not say what it can do: every server takes it
+/// (draft-02, section 3, and the cap of `pkg/sftp`, which LXD's agents use).
+const DEFAULT_DATA_BYTES: u32 = 32 * 1024;
+
+/// Extension: rename that replaces the target.
+const POSIX_RENAME: &str = "posix-rename@openssh.com";
+/// Extension: what the server can take.
+const LIMITS: &str = "limits@openssh.com";
+/// Extension: write a file's data to its disk.
+const FSYNC: &str = "fsync@openssh.com";
+/// Extension: attributes of a link itself.
+const LSETSTAT: &str = "lsetstat@openssh.com";
+/// Extension: one more name for a file.
+const HARDLINK: &str = "hardlink@openssh.com";
+
+/// A file session. Cheap to clone; clones share the connection, and their requests overlap.
+///
+/// Dropping the last clone, file and directory of a session ends it; the server closes what is
+/// open.
+#[derive(Debug, Clone)]
+pub struct Sftp {
+    engine: Arc<Engine>,
+    sizes: Sizes,
+}
+
+/// Most bytes of a file in one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sizes {
+    read: u32,
+    write: u32,
+}
+
+impl Sftp {
+    /// Says hello on a fresh connection and learns what the server can do.
+    pub(crate) async fn start<S>(stream: S) -> Result<Self, ClientError>
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let engine = Arc::new(Engine::start(stream).await?);
+        let sizes = match engine.extension(LIMITS) {
+            Some(_) => limits(&engine).await,
+            None => Sizes {
+                read: DEFAULT_DATA_BYTES,
+                write: DEFAULT_DATA_BYTES,
+            },
+        };
+        Ok(Self { engine, sizes })
+    }
+
+    /// Whether the server announced an extension, such as `fsync@openssh.com`.
+    #[must_use]
+    pub fn has_extension(&self, name: &str) -> bool {
+        self.engine.extension(name).is_some()
+    }
+
+    /// Opens a file. `attributes` are for a file that is created.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
+    pub async fn open(
+        &self,
+        path: impl Into<RemotePath>,
+        flags: OpenFlags,
+        attributes: Attributes,
+    ) -> Result<RemoteFile, ClientError> {
+        let request = Request::Open {
+            path: path.into().checked("open the file")?,
+            flags: flags.bits(),
+            attributes,
+        };
+        let handle = self.handle(request, "open the file").await?;
+        Ok(RemoteFile::new(self.clone(), handle))
+    }
+
+    /// Attributes of what a path leads to, links followed.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
+    pub async fn stat(&self, path: impl Into<RemotePath>) -> Result<Attributes, ClientError> {
+        const ACTION: &str = "read the attributes";
+        let path = path.into().checked(ACTION)?;
+        self.attributes(Request::Stat { path }, ACTION).await
+    }
+
+    /// Attributes of a path itself, of a link if it is one.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
+    pub async fn lstat(&self, path: impl Into<RemotePath>) -> Result<Attributes, ClientError> {
+        const ACTION: &str = "read the attributes";
+        let path = path.into().checked(ACTION)?;
+        self.attributes(Request::Lstat { path }, ACTION).await
+    }
+
+    /// Sets attributes of what a path leads to. What is `None` stays.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
+    pub async fn setstat(
+        &self,
+        path: impl Into<RemotePath>,
+        attributes: Attributes,
+    ) -> Result<(), ClientError> {
+        const ACTION: &str = "set the attributes";
+        let path = path.into().checked(ACTION)?;
+        self.done(Request::Setstat { path, attributes }, ACTION)
+            .await
+    }
+
+    /// Sets attributes of a path itself, of a link if it is one.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Unsupported`] when the server cannot, [`ClientError::File`] when it refuses,
+    /// or another [`ClientError`].
+    pub async fn lsetstat(
+        &self,
+        path: impl Into<RemotePath>,
+        attributes: Attributes,
+    ) -> Result<(), ClientError> {
+        const ACTION: &str = "set the attributes";
+        self.needs(LSETSTAT, "set the attributes of a link")?;
+        let path = path.into().checked(ACTION)?;
+        // The arguments are those of SETSTAT, so its own writer writes them.
+        let mut frame = BytesMut::new();
+        Request::Setstat { path, attributes }.encode(0, &mut frame);
+        let data = frame.freeze().slice(FRAME_HEAD_AND_ID_BYTES..);
+        self.done(extended(LSETSTAT, data), ACTION).await
+    }
+
+    /// Opens a directory to list it.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
+    pub async fn read_dir(
+        &self,
+        path: impl Into<RemotePath>,
+    ) -> Result<DirectoryReader, ClientError> {
+        const ACTION: &str = "open the directory";
+        let path = path.into().checked(ACTION)?;
+        let handle = self.handle(Request::Opendir { path }, ACTION).await?;
+        Ok(DirectoryReader::new(self.clone(), handle))
+    }
+
+    /// Creates a directory.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
+    pub async fn mkdir(
+        &self,
+        path: impl Into<RemotePath>,
+        attributes: Attributes,
+    ) -> Result<(), ClientError> {
+        const ACTION: &str = "create the directory";
+        let path = path.into().checked(ACTION)?;
+        self.done(Request::Mkdir { path, attributes }, ACTION).await
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
+    pub async fn rmdir(&self, path: impl Into<RemotePath>) -> Result<(), ClientError> {
+        const ACTION: &str = "remove the directory";
+        let path = path.into().checked(ACTION)?;
+        self.done(Request::Rmdir { path }, ACTION).await
+    }
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
+    pub async fn remove(&self, path: impl Into<RemotePath>) -> Result<(), ClientError> {
+        const ACTION: &str = "remove the file";
+        let path = path.into().checked(ACTION)?;
+        self.done(Request::Remove { path }, ACTION).await
+    }
+
+    /// Renames. Whether an existing target is replaced differs between servers: ours and OpenSSH's
+    /// refuse, LXD's replace it.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
+    pub async fn rename(
+        &self,
+        from: impl Into<RemotePath>,
+        to: impl Into<RemotePath>,
+    ) -> Result<(), ClientError> {
+        const ACTION: &str = "rename";
+        let request = Request::Rename {
+            from: from.into().checked(ACTION)?,
+            to: to.into().checked(ACTION)?,
+        };
+        self.done(request, ACTION).await
+    }
+
+    /// Renames over whatever is at the target: in one step if the server can, else by removing
+    /// the target first.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
+    pub async fn replace(
+        &self,
+        from: impl Into<RemotePath>,
+        to: impl Into<RemotePath>,
+    ) -> Result<(), ClientError> {
+        const ACTION: &str = "rename over the target";
+        let from = from.into().checked(ACTION)?;
+        let to = to.into().checked(ACTION)?;
+        if self.has_extension(POSIX_RENAME) {
+            let data = strings([&from, &to]);
+            return self.done(extended(POSIX_RENAME, data), ACTION).await;
+        }
+        match self
+            .done(Request::Remove { path: to.clone() }, ACTION)
+            .await
+        {
+            Err(error) if !error.is_not_found() => return Err(error),
+            _ => {}
+        }
+        self.done(Request::Rename { from, to }, ACTION).await
+    }
+
+    /// Gives a file one more name.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Unsupported`] when the server cannot, [`ClientError::File`] when it refuses,
+    /// or another [`ClientError`].
+    pub async fn hardlink(
+        &self,
+        file: impl Into<RemotePath>,
+        link: impl Into<RemotePath>,
+    ) -> Result<(), ClientError> {
+        const ACTION: &str = "create the hard link";
+        self.needs(HARDLINK, ACTION)?;
+        let file = file.into().checked(ACTION)?;
+        let link = link.into().checked(ACTION)?;
+        let data = strings([&file, &link]);
+        self.done(extended(HARDLINK, data), ACTION).await
+    }
+
+    /// Where a symbolic link points, as it was written.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
+    pub async fn readlink(&self, path: impl Into<RemotePath>) -> Result<RemotePath, ClientError> {
+        const ACTION: &str = "read the symbolic link";
+        let path = path.into().checked(ACTION)?;
+        self.one_name(Request::Readlink { path }, ACTION).await
+    }
+
+    /// Creates a symbolic link at `link` that says `target`.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
+    pub async fn symlink(
+        &self,
+        target: impl Into<RemotePath>,
+        link: impl Into<RemotePath>,
+    ) -> Result<(), ClientError> {
+        const ACTION: &str = "create the symbolic link";
+        let request = Request::Symlink {
+            target: target.into().checked(ACTION)?,
+            link: link.into().checked(ACTION)?,
+        };
+        self.done(request, ACTION).await
+    }
+
+    /// Makes a path absolute. Whether links in it are resolved differs between servers.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
+    pub async fn realpath(&self, path: impl Into<RemotePath>) -> Result<RemotePath, ClientError> {
+        const ACTION: &str = "resolve the path";
+        let path = path.into().checked(ACTION)?;
+        self.one_name(Request::Realpath { path }, ACTION).await
+    }
+
+    /// Sends an extended request; returns what the server says, empty for a mere OK.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
+    pub async fn extended(&self, name: &str, data: impl Into<Bytes>) -> Result<Bytes, ClientError> {
+        const ACTION: &str = "use the extension";
+        match self.ask(extended(name, data.into())).await? {
+            Reply::Extended { data } => Ok(data),
+            reply => status::done(reply, ACTION).map(|()| Bytes::new()),
+        }
+    }
+
+    async fn ask(&self, request: Request) -> Result<Reply, ClientError> {
+        self.engine.submit(request).await?.reply().await
+    }
+
+    async fn done(&self, request: Request, action: &'static str) -> Result<(), ClientError> {
+        status::done(self.ask(request).await?, action)
+    }
+
+    async fn handle(&self, request: Request, action: &'static str) -> Result<Bytes, ClientError> {
+        match self.ask(request).await? {
+            Reply::Handle { handle } => file::checked_handle(handle),
+            reply => Err(status::refused(reply, action)),
+        }
+    }
+
+    async fn attributes(
+        &self,
+        request: Request,
+        action: &'static str,
+    ) -> Result<Attributes, ClientError> {
+        match self.ask(request).await? {
+            Reply::Attributes { attributes } => Ok(attributes),
+            reply => Err(status::refused(reply, action)),
+        }
+    }
+
+    async fn one_name(
+        &self,
+        request: Request,
+        action: &'static str,
+    ) -> Result<RemotePath, ClientError> {
+        match self.ask(request).await? {
+            Reply::Names { mut names } if names.len() == 1 => {
+                let name = names.remove(0).name;
+                match name.is_empty() || name.contains(&0) {
+                    true => Err(ClientError::protocol("a path that is none")),
+                    false => Ok(RemotePath::from(name)),
+                }
+            }
+            Reply::Names { .. } => Err(ClientError::protocol("not one path")),
+            reply => Err(status::refused(reply, action)),
+        }
+    }
+
+    fn needs(&self, extension: &str, what: &'static str) -> Result<(), ClientError> {
+        match self.has_extension(extension) {
+            true => Ok(()),
+            false => Err(ClientError::Unsupported { what }),
+        }
+    }
+}
+
+/// Length word, type byte and id of a frame.
+const FRAME_HEAD_AND_ID_BYTES: usize = 4 + 1 + 4;
+
+fn extended(name: &str, data: Bytes) -> Request {
+    Request::Extended {
+        name: Bytes::copy_from_slice(name.as_bytes()),
+        data,
+    }
+}
+
+/// Counted strings, one after the other. Each was checked to fit in a frame.
+fn strings<const N: usize>(values: [&[u8]; N]) -> Bytes {
+    let mut out = BytesMut::new();
+    for value in values {
+        out.put_u32(u32::try_from(value.len()).unwrap_or(u32::MAX));
+        out.put_slice(value);
+    }
+    out.freeze()
+}
+
+/// Asks what the server can take. One that announces the question and does not answer it gets
+/// what every server takes.
+async fn limits(engine: &Engine) -> Sizes {
+    let reply = match engine.submit(extended(LIMITS, Bytes::new())).await {
+        Ok(pending) => pending.reply().await,
+        Err(error) => Err(error),
+    };
+    match reply {
+        Ok(Reply::Extended { data }) => read_limits(data),
+        _ => Sizes {
+            read: DEFAULT_DATA_BYTES,
+            write: DEFAULT_DATA_BYTES,
+        },
+    }
+}
+
+/// Reads four `u64`: packet, read, write, handles. Zero means that there is no limit.
+fn read_limits(mut data: Bytes) -> Sizes {
+    let mut next = |most: u32, usual: u32| match data.try_get_u64() {
+        Ok(0) => most,
+        Ok(bytes) => u32::try_from(bytes).map_or(most, |bytes| bytes.min(most)),
+        Err(_) => usual,
+    };
+    let packet = next(MAX_FRAME_BYTES, MAX_FRAME_BYTES);
+    // A packet has the head of its request or reply besides the data.
+    let room = packet
+        .saturating_sub(MAX_FRAME_BYTES - MAX_DATA_BYTES)
+        .max(1);
+    Sizes {
+        read: next(room, DEFAULT_DATA_BYTES.min(room)),
+        write: next(room, DEFAULT_DATA_BYTES.min(room)),
+    }
+}
+
+/// A connection that speaks SFTP. Closing one direction is not possible: end it by dropping it.
+#[derive(Debug)]
+pub struct RawSftp(Upgraded);
+
+impl RawSftp {
+    pub(crate) const fn new(stream: Upgraded) -> Self {
+        Self(stream)
+    }
+}
+
+impl AsyncRead for RawSftp {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for RawSftp {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits_of(values: &[u64]) -> Sizes {
+        let mut data = BytesMut::new();
+        values.iter().for_each(|value| data.put_u64(*value));
+        read_limits(data.freeze())
+    }
+
+    #[test]
+    fn limits_are_taken_as_64_bit_numbers_and_never_above_a_frame() {
+        let big = limits_of(&[1 << 32, 1 << 32, 1 << 32, 0]);
+        assert_eq!((big.read, big.write), (MAX_DATA_BYTES, MAX_DATA_BYTES));
+    }
+
+    #[test]
+    fn small_limits_are_kept() {
+        let small = limits_of(&[34_000, 16_384, 8_192, 10]);
+        assert_eq!((small.read, small.write), (16_384, 8_192));
+    }
+
+    #[test]
+    fn a_short_answer_means_the_usual_sizes() {
+        let none = limits_of(&[]);
+        assert_eq!(none.read, DEFAULT_DATA_BYTES);
+    }
+}

@@ -1,0 +1,132 @@
+//! Listing a directory, a batch at a time, however long it is.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+};
+
+use bytes::Bytes;
+
+use super::{Sftp, status};
+use crate::{
+    error::ClientError,
+    protocol::sftp::{Attributes, Name, Reply, Request},
+};
+
+/// Empty batches in a row before a server is taken to be stuck.
+const MAX_EMPTY_BATCHES: u32 = 100;
+
+/// Most names remembered to find those that come twice. Beyond, a listing is still read, but only
+/// checked against these: its reader decides how much of an endless one it wants.
+const MAX_REMEMBERED_NAMES: usize = 1_000_000;
+
+/// One entry of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DirectoryEntry {
+    name: Bytes,
+    long_name: Bytes,
+    /// Its attributes; those of a link itself.
+    pub attributes: Attributes,
+}
+
+impl DirectoryEntry {
+    /// The name: one component, never empty, `.` or `..`, without a slash or a NUL. It need not be
+    /// UTF-8, and may hold anything a terminal would obey: escape it before printing it.
+    #[must_use]
+    pub fn name(&self) -> &OsStr {
+        OsStr::from_bytes(&self.name)
+    }
+
+    /// The server's line for it, like that of `ls -l`. To be escaped before it is printed.
+    #[must_use]
+    pub fn long_name(&self) -> &[u8] {
+        &self.long_name
+    }
+}
+
+/// The entries of a directory as they come, in the server's order, without `.` and `..`.
+///
+/// Dropping it closes the directory.
+#[derive(Debug)]
+pub struct DirectoryReader {
+    sftp: Sftp,
+    handle: Bytes,
+    batch: VecDeque<Name>,
+    seen: HashSet<Bytes>,
+    ended: bool,
+}
+
+impl DirectoryReader {
+    pub(super) fn new(sftp: Sftp, handle: Bytes) -> Self {
+        Self {
+            sftp,
+            handle,
+            batch: VecDeque::new(),
+            seen: HashSet::new(),
+            ended: false,
+        }
+    }
+
+    /// The next entry; `None` at the end.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, [`ClientError::Protocol`] for a name that is
+    /// none or comes twice, or another [`ClientError`].
+    pub async fn next(&mut self) -> Result<Option<DirectoryEntry>, ClientError> {
+        let mut empty_batches = 0;
+        loop {
+            while let Some(name) = self.batch.pop_front() {
+                if !matches!(&name.name[..], b"." | b"..") {
+                    return self.accept(name).map(Some);
+                }
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            empty_batches += 1;
+            if empty_batches > MAX_EMPTY_BATCHES {
+                return Err(ClientError::protocol("a listing without names or an end"));
+            }
+            self.fetch().await?;
+        }
+    }
+
+    async fn fetch(&mut self) -> Result<(), ClientError> {
+        let handle = self.handle.clone();
+        match self.sftp.ask(Request::Readdir { handle }).await? {
+            Reply::Names { names } => self.batch = names.into(),
+            reply if status::is_end(&reply) => self.ended = true,
+            reply => return Err(status::refused(reply, "list the directory")),
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, name: Name) -> Result<DirectoryEntry, ClientError> {
+        if name.name.is_empty() || name.name.iter().any(|byte| matches!(byte, b'/' | 0)) {
+            return Err(ClientError::protocol("a listing with a name that is none"));
+        }
+        let is_new = match self.seen.len() < MAX_REMEMBERED_NAMES {
+            // Copied: a name that shares its frame's memory would keep the whole frame.
+            true => self.seen.insert(Bytes::copy_from_slice(&name.name)),
+            false => !self.seen.contains(&name.name),
+        };
+        match is_new {
+            true => Ok(DirectoryEntry {
+                name: name.name,
+                long_name: name.long_name,
+                attributes: name.attributes,
+            }),
+            false => Err(ClientError::protocol("a listing with the same name twice")),
+        }
+    }
+}
+
+impl Drop for DirectoryReader {
+    fn drop(&mut self) {
+        let handle = self.handle.clone();
+        self.sftp.engine.submit_now(&Request::Close { handle });
+    }
+}

@@ -1,0 +1,181 @@
+//! An open file in the guest.
+
+use bytes::Bytes;
+
+use super::{FSYNC, Sftp, engine::PendingReply, extended, status, strings};
+use crate::{
+    error::ClientError,
+    protocol::sftp::{Attributes, MAX_HANDLE_BYTES, Reply, Request},
+};
+
+/// An open file. Reads and writes name their place, so that many can be under way at once.
+///
+/// Dropping it closes it, without hearing whether that worked: after writing use
+/// [`close`](Self::close).
+#[derive(Debug)]
+pub struct RemoteFile {
+    sftp: Sftp,
+    handle: Bytes,
+    open: bool,
+}
+
+impl RemoteFile {
+    pub(super) const fn new(sftp: Sftp, handle: Bytes) -> Self {
+        Self {
+            sftp,
+            handle,
+            open: true,
+        }
+    }
+
+    pub(super) const fn sftp(&self) -> &Sftp {
+        &self.sftp
+    }
+
+    /// Reads at most `length` bytes from `offset`; nothing at the end of the file. It may be less
+    /// than there is.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, [`ClientError::Protocol`] when it sends more
+    /// than asked for, or another [`ClientError`].
+    pub async fn read_at(&self, offset: u64, length: u32) -> Result<Bytes, ClientError> {
+        let length = length.min(self.sftp.sizes.read);
+        let reply = self.start_read(offset, length).await?.reply().await?;
+        read_data(reply, length)
+    }
+
+    /// Writes all of `data` at `offset`, in as many requests as it takes.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, in which case a part may have been written,
+    /// or another [`ClientError`].
+    pub async fn write_at(&self, offset: u64, data: impl Into<Bytes>) -> Result<(), ClientError> {
+        let mut data = data.into();
+        let mut offset = offset;
+        while !data.is_empty() {
+            let length = usize::try_from(self.sftp.sizes.write).unwrap_or(usize::MAX);
+            let piece = data.split_to(length.min(data.len()));
+            let next = offset.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
+            let reply = self.start_write(offset, piece).await?.reply().await?;
+            status::done(reply, "write to the file")?;
+            offset = next;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn start_read(
+        &self,
+        offset: u64,
+        length: u32,
+    ) -> Result<PendingReply, ClientError> {
+        let request = Request::Read {
+            handle: self.handle.clone(),
+            offset,
+            length,
+        };
+        self.sftp.engine.submit(request).await
+    }
+
+    pub(super) async fn start_write(
+        &self,
+        offset: u64,
+        data: Bytes,
+    ) -> Result<PendingReply, ClientError> {
+        let request = Request::Write {
+            handle: self.handle.clone(),
+            offset,
+            data,
+        };
+        self.sftp.engine.submit(request).await
+    }
+
+    /// Attributes of the open file.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
+    pub async fn stat(&self) -> Result<Attributes, ClientError> {
+        let handle = self.handle.clone();
+        self.sftp
+            .attributes(Request::Fstat { handle }, "read the attributes")
+            .await
+    }
+
+    /// Sets attributes of the open file. What is `None` stays.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
+    pub async fn setstat(&self, attributes: Attributes) -> Result<(), ClientError> {
+        let request = Request::Fsetstat {
+            handle: self.handle.clone(),
+            attributes,
+        };
+        self.sftp.done(request, "set the attributes").await
+    }
+
+    /// Waits until the file's data is on its disk. False if the server cannot do that.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when it failed: what was written may be lost; or another
+    /// [`ClientError`].
+    pub async fn sync(&self) -> Result<bool, ClientError> {
+        if !self.sftp.has_extension(FSYNC) {
+            return Ok(false);
+        }
+        let request = extended(FSYNC, strings([&self.handle]));
+        self.sftp
+            .done(request, "write the file to its disk")
+            .await?;
+        Ok(true)
+    }
+
+    /// Closes the file.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent could not keep what was written, or another
+    /// [`ClientError`].
+    pub async fn close(mut self) -> Result<(), ClientError> {
+        self.open = false;
+        let handle = self.handle.clone();
+        self.sftp
+            .done(Request::Close { handle }, "close the file")
+            .await
+    }
+}
+
+impl Drop for RemoteFile {
+    fn drop(&mut self) {
+        if self.open {
+            let handle = self.handle.clone();
+            self.sftp.engine.submit_now(&Request::Close { handle });
+        }
+    }
+}
+
+/// Takes a handle from the server, if it is none that could be an attack.
+pub(super) fn checked_handle(handle: Bytes) -> Result<Bytes, ClientError> {
+    match handle.len() {
+        1..=MAX_HANDLE_BYTES => Ok(handle),
+        bytes => Err(ClientError::protocol(format!("a handle of {bytes} bytes"))),
+    }
+}
+
+/// The data in a reply to a read of `length` bytes; nothing at the end of the file.
+pub(super) fn read_data(reply: Reply, length: u32) -> Result<Bytes, ClientError> {
+    match reply {
+        Reply::Data { data } => match u32::try_from(data.len()) {
+            Ok(bytes) if bytes <= length => Ok(data),
+            _ => Err(ClientError::protocol(format!(
+                "{} bytes where {length} were asked for",
+                data.len()
+            ))),
+        },
+        reply if status::is_end(&reply) => Ok(Bytes::new()),
+        reply => Err(status::refused(reply, "read from the file")),
+    }
+}

@@ -1,0 +1,435 @@
+//! Mutual TLS 1.3 with pinned certificates: who we are, and which agent we talk to.
+//!
+//! There is no authority, so there are no chains, names or dates to check: a certificate is right
+//! if it is byte for byte the pinned one. Its signature over the handshake is verified like any
+//! other; without that, everybody who ever saw the certificate could pose as the agent. Sessions
+//! are never resumed, because a resumed session checks no certificate.
+
+use std::{fmt, fs, io, path::Path, path::PathBuf, sync::Arc};
+
+use rustls::{
+    ClientConfig, DigitallySignedStruct, SignatureScheme,
+    client::{
+        Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{CryptoProvider, ring, verify_tls13_signature},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+};
+
+use crate::error::{Cause, ConnectError};
+
+/// File of the client's certificate, in the directory of an identity.
+pub const CLIENT_CERTIFICATE: &str = "client.crt";
+/// File of the client's key, in the directory of an identity.
+pub const CLIENT_KEY: &str = "client.key";
+/// File of the agent's certificate, in the directory of an identity.
+pub const AGENT_CERTIFICATE: &str = "agent.crt";
+
+/// Name sent to the agent: the one DNS name in the certificates LXD makes for its agents. It
+/// chooses nothing here, but stock agents are tested with it.
+const SERVER_NAME: &str = "unspecified";
+
+/// How a connection to an agent is protected.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Security {
+    /// Not at all: whoever can open the socket is in, on both ends.
+    Plain,
+    /// Mutual TLS.
+    Tls(Identity),
+}
+
+/// The certificate and key of this client, and the certificate of the agent it talks to.
+///
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Identity {
+    config: Arc<ClientConfig>,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Identity(..)")
+    }
+}
+
+impl Identity {
+    /// Reads `client.crt`, `client.key` and `agent.crt`, all PEM, from a directory. It blocks on
+    /// the files.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::Read`] when a file cannot be read, and the errors of
+    /// [`Identity::from_parts`].
+    pub fn load(directory: &Path) -> Result<Self, IdentityError> {
+        Self::from_files(
+            &directory.join(CLIENT_CERTIFICATE),
+            &directory.join(CLIENT_KEY),
+            &directory.join(AGENT_CERTIFICATE),
+        )
+    }
+
+    /// Reads the three PEM files of an identity. It blocks on the files.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::Read`] when a file cannot be read, [`IdentityError::Pem`] when it is not
+    /// what it should be, and the errors of [`Identity::from_parts`].
+    pub fn from_files(certificate: &Path, key: &Path, agent: &Path) -> Result<Self, IdentityError> {
+        let agent_pem = read(agent)?;
+        let agent =
+            CertificateDer::from_pem_slice(&agent_pem).map_err(|source| IdentityError::Pem {
+                what: "the agent's certificate",
+                source: source.into(),
+            })?;
+        Self::from_parts(&read(certificate)?, &read(key)?, &agent)
+    }
+
+    /// Makes an identity of a PEM certificate, its PEM key (PKCS #8 or SEC 1, ECDSA P-256 or
+    /// P-384), and the DER certificate of the agent.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::Pem`] when something is not PEM of its kind, [`IdentityError::Unusable`]
+    /// when the key is of a kind not known here or belongs to another certificate.
+    pub fn from_parts(
+        certificate_pem: &[u8],
+        key_pem: &[u8],
+        agent_der: &[u8],
+    ) -> Result<Self, IdentityError> {
+        let pem = |what| {
+            move |source: rustls::pki_types::pem::Error| IdentityError::Pem {
+                what,
+                source: source.into(),
+            }
+        };
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(certificate_pem)
+            .collect::<Result<_, _>>()
+            .map_err(pem("the client's certificate"))?;
+        if chain.is_empty() {
+            return Err(IdentityError::Pem {
+                what: "the client's certificate",
+                source: "it holds no certificate".into(),
+            });
+        }
+        let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(pem("the client's key"))?;
+        let provider = Arc::new(ring::default_provider());
+        let verifier = PinnedAgent {
+            certificate: agent_der.to_vec(),
+            provider: Arc::clone(&provider),
+        };
+        let unusable = |source: rustls::Error| IdentityError::Unusable {
+            source: source.into(),
+        };
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(unusable)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_auth_cert(chain, key)
+            .map_err(unusable)?;
+        config.resumption = Resumption::disabled();
+        Ok(Self {
+            config: Arc::new(config),
+        })
+    }
+
+    /// The configuration and the name to connect with.
+    pub(crate) fn connector(&self) -> (tokio_rustls::TlsConnector, ServerName<'static>) {
+        #[expect(clippy::expect_used, reason = "the name is a constant and a DNS name")]
+        let name = ServerName::try_from(SERVER_NAME).expect("a DNS name");
+        (Arc::clone(&self.config).into(), name)
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
+    fs::read(path).map_err(|source| IdentityError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// An identity that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IdentityError {
+    /// A file of it cannot be read.
+    #[error("cannot read {}", .path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not PEM, or not of the right kind.
+    #[error("{what} is not usable PEM")]
+    Pem {
+        /// What was to be read.
+        what: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: Cause,
+    },
+    /// The key is of an unknown kind or does not belong to the certificate.
+    #[error("the client's certificate and key do not work")]
+    Unusable {
+        /// What is wrong with them.
+        #[source]
+        source: Cause,
+    },
+}
+
+/// Accepts exactly one certificate.
+#[derive(Debug)]
+struct PinnedAgent {
+    certificate: Vec<u8>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for PinnedAgent {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match end_entity.as_ref() == self.certificate {
+            true => Ok(ServerCertVerified::assertion()),
+            false => Err(rustls::Error::InvalidCertificate(
+                rustls::CertificateError::ApplicationVerificationFailure,
+            )),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::PeerIncompatible(
+            rustls::PeerIncompatible::Tls12NotOfferedOrEnabled,
+        ))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+/// What a failed handshake means.
+pub(crate) fn handshake_error(error: io::Error) -> ConnectError {
+    let tls = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(rustls::Error::InvalidCertificate(
+            rustls::CertificateError::ApplicationVerificationFailure,
+        )) => ConnectError::WrongAgent,
+        Some(rustls::Error::InvalidMessage(_)) => ConnectError::NotTls(error),
+        Some(_) => ConnectError::Handshake(error),
+        None => ConnectError::ClosedInHandshake(error),
+    }
+}
+
+/// Whether `error` is the agent's alert that it does not take our certificate.
+///
+/// In TLS 1.3 the client is done before the agent has judged its certificate, so the alert comes
+/// with the first answer.
+pub(crate) fn is_identity_alert(error: &io::Error) -> bool {
+    use rustls::AlertDescription as Alert;
+    let tls = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(
+        tls,
+        Some(rustls::Error::AlertReceived(
+            Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+                | Alert::AccessDenied
+                | Alert::DecryptError
+                | Alert::CertificateRequired
+        ))
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+    use rustls::{
+        ServerConfig,
+        server::{ClientHello, ResolvesServerCert},
+        sign::CertifiedKey,
+    };
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+
+    /// A P-384 key in SEC 1 form and its certificate, as LXD makes them. For this test only.
+    const STOCK_KEY: &str = "\
+-----BEGIN EC PRIVATE KEY-----
+MIGkAgEBBDDTNF/38My5trTC8lKEcWonYR7ffS0e00mrQqwaZyjkn1QpZ3SwbKTG
+bIgTPTofN1ygBwYFK4EEACKhZANiAAQ3teHbKoXK8JqzamAD2u1YNSsmghbvvSj/
+mbmym9gAcvVgVdOVYPEwwQzlaIEbdCbApOcsm/bsh/x2+/hRgp/krAZ3FaW38ESl
+bzXzBIbX/x11STfczjHd9kT+DCOT/SU=
+-----END EC PRIVATE KEY-----
+";
+    const STOCK_CERTIFICATE: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBtDCCATqgAwIBAgIUP3GgyhAqLnVbjfy9i//d0FFLc+swCgYIKoZIzj0EAwIw
+EDEOMAwGA1UEAwwFc3RvY2swIBcNMjYxMTIzMDAwNTE2WhgPMjEyNjEwMzAwMDA1
+MTZaMBAxDjAMBgNVBAMMBXN0b2NrMHYwEAYHKoZIzj0CAQYFK4EEACIDYgAEN7Xh
+2yqFyvCas2pgA9rtWDUrJoIW770o/5m5spvYAHL1YFXTlWDxMMEM5WiBG3QmwKTn
+LJv27If8dvv4UYKf5KwGdxWlt/BEpW818wSG1/8ddUk33M4x3fZE/gwjk/0lo1Mw
+UTAdBgNVHQ4EFgQUEeT22neKuyXAphLlYSxC5sC22d4wHwYDVR0jBBgwFoAUEeT2
+2neKuyXAphLlYSxC5sC22d4wDwYDVR0TAQH/BAUwAwEB/zAKBggqhkjOPQQDAgNo
+ADBlAjEAgyIq8I7hwiEmQLlavMrz4kapbhE7aQ1CZfHJvts+LGlhsfhS2hhYrc7P
+zwMfaWfIAjAZy38VaVGy31VBjxk9XlBOR36b0SjZ7b2vpSnS4oaAQ9qT1EUux1fD
+CqFpcRfzss8=
+-----END CERTIFICATE-----
+";
+
+    struct Pair {
+        certificate: rcgen::Certificate,
+        key: KeyPair,
+    }
+
+    fn pair() -> Pair {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let parameters = CertificateParams::new(vec!["somebody".to_owned()]).unwrap();
+        let certificate = parameters.self_signed(&key).unwrap();
+        Pair { certificate, key }
+    }
+
+    /// Shows `certificate` and signs with `key`, whether or not they belong together.
+    #[derive(Debug)]
+    struct Shows(Arc<CertifiedKey>);
+
+    impl ResolvesServerCert for Shows {
+        fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+            Some(Arc::clone(&self.0))
+        }
+    }
+
+    fn agent(certificate: &CertificateDer<'static>, key: &PrivateKeyDer<'_>) -> TlsAcceptor {
+        let provider = Arc::new(ring::default_provider());
+        let key = ring::sign::any_supported_type(key).unwrap();
+        let shown = CertifiedKey::new(vec![certificate.clone()], key);
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(Shows(Arc::new(shown))));
+        Arc::new(config).into()
+    }
+
+    async fn handshake(identity: &Identity, agent: &TlsAcceptor) -> Result<(), ConnectError> {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (connector, name) = identity.connector();
+        let (connected, _) = tokio::join!(connector.connect(name, near), agent.accept(far));
+        connected.map(drop).map_err(handshake_error)
+    }
+
+    fn identity_for(agent: &[u8]) -> Identity {
+        let ours = pair();
+        Identity::from_parts(
+            ours.certificate.pem().as_bytes(),
+            ours.key.serialize_pem().as_bytes(),
+            agent,
+        )
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_pinned_certificate_is_accepted_whatever_its_name() {
+        let theirs = pair();
+        let identity = identity_for(theirs.certificate.der());
+        let key = PrivateKeyDer::from_pem_slice(theirs.key.serialize_pem().as_bytes()).unwrap();
+        let agent = agent(theirs.certificate.der(), &key);
+        handshake(&identity, &agent).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn another_certificate_is_the_wrong_agent() {
+        let (theirs, other) = (pair(), pair());
+        let identity = identity_for(other.certificate.der());
+        let key = PrivateKeyDer::from_pem_slice(theirs.key.serialize_pem().as_bytes()).unwrap();
+        let agent = agent(theirs.certificate.der(), &key);
+        assert!(matches!(
+            handshake(&identity, &agent).await,
+            Err(ConnectError::WrongAgent)
+        ));
+    }
+
+    #[tokio::test]
+    async fn the_pinned_certificate_without_its_key_is_refused() {
+        let (theirs, thief) = (pair(), pair());
+        let identity = identity_for(theirs.certificate.der());
+        let key = PrivateKeyDer::from_pem_slice(thief.key.serialize_pem().as_bytes()).unwrap();
+        let agent = agent(theirs.certificate.der(), &key);
+        assert!(matches!(
+            handshake(&identity, &agent).await,
+            Err(ConnectError::Handshake(_))
+        ));
+    }
+
+    #[tokio::test]
+    async fn keys_as_lxd_makes_them_work_on_both_ends() {
+        let certificate = CertificateDer::from_pem_slice(STOCK_CERTIFICATE.as_bytes()).unwrap();
+        let identity = Identity::from_parts(
+            STOCK_CERTIFICATE.as_bytes(),
+            STOCK_KEY.as_bytes(),
+            &certificate,
+        )
+        .unwrap();
+        let key = PrivateKeyDer::from_pem_slice(STOCK_KEY.as_bytes()).unwrap();
+        handshake(&identity, &agent(&certificate, &key))
+            .await
+            .unwrap();
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_is_refused() {
+        let (ours, other) = (pair(), pair());
+        assert!(matches!(
+            Identity::from_parts(
+                ours.certificate.pem().as_bytes(),
+                other.key.serialize_pem().as_bytes(),
+                b"",
+            ),
+            Err(IdentityError::Unusable { .. })
+        ));
+    }
+
+    #[test]
+    fn what_is_no_pem_is_refused() {
+        assert!(matches!(
+            Identity::from_parts(b"nonsense", b"nonsense", b""),
+            Err(IdentityError::Pem { .. })
+        ));
+    }
+}

@@ -1,0 +1,67 @@
+//! WebSockets on connections to an agent.
+
+use bytes::Bytes;
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        Message,
+        handshake::{client::generate_key, derive_accept_key},
+        protocol::{Role, WebSocketConfig},
+    },
+};
+
+use crate::{connect::Upgraded, error::ClientError, http::Http};
+
+pub(crate) type Socket = WebSocketStream<Upgraded>;
+
+/// Largest message accepted, in bytes. Agents send up to 128 KiB; the limit is for those that do
+/// not mean well.
+const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
+
+/// Bytes read at once on a socket that carries data: a whole vsock packet.
+pub(crate) const DATA_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Bytes read at once on a socket that carries short messages.
+pub(crate) const SMALL_BUFFER_BYTES: usize = 4 * 1024;
+
+/// Most bytes kept for a socket that does not take them. Above the largest message sent.
+const MAX_WRITE_BUFFER_BYTES: usize = 1024 * 1024;
+
+/// Opens a WebSocket.
+pub(crate) async fn open(
+    http: &Http,
+    path: &str,
+    buffer_bytes: usize,
+    during: &'static str,
+) -> Result<Socket, ClientError> {
+    let key = generate_key();
+    let due = derive_accept_key(key.as_bytes());
+    let extra = [
+        ("sec-websocket-key", key),
+        ("sec-websocket-version", "13".to_owned()),
+    ];
+    let (stream, headers) = http.upgrade(path, "websocket", &extra, during).await?;
+    let accept = headers.get("sec-websocket-accept");
+    if accept.is_none_or(|accept| accept.as_bytes() != due.as_bytes()) {
+        return Err(ClientError::protocol(
+            "a WebSocket handshake with the wrong key",
+        ));
+    }
+    let config = WebSocketConfig::default()
+        .read_buffer_size(buffer_bytes)
+        .write_buffer_size(0)
+        .max_write_buffer_size(MAX_WRITE_BUFFER_BYTES)
+        .max_message_size(Some(MAX_MESSAGE_BYTES))
+        .max_frame_size(Some(MAX_MESSAGE_BYTES));
+    Ok(WebSocketStream::from_raw_socket(stream, Role::Client, Some(config)).await)
+}
+
+/// The message that ends one direction of a stream.
+pub(crate) fn end_of_stream() -> Message {
+    Message::text("")
+}
+
+/// Asks the other end for a sign of life.
+pub(crate) fn ping() -> Message {
+    Message::Ping(Bytes::from_static(b"alive?"))
+}

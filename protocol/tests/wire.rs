@@ -1,0 +1,86 @@
+//! Each type against frozen JSON: a change here is a change of the protocol.
+
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use vsock_agent_protocol::{
+    envelope::Envelope,
+    event::Event,
+    exec::{ControlMessage, ExecEnded, ExecRequest, ExecStarted},
+    operation::Operation,
+    server_info::ServerInfo,
+};
+
+/// Reads the JSON, writes it again, and expects the same.
+fn check<T: Serialize + DeserializeOwned>(text: &str) -> T {
+    let frozen: Value = serde_json::from_str(text).unwrap();
+    let value: T = serde_json::from_str(text).unwrap();
+    assert_eq!(serde_json::to_value(&value).unwrap(), frozen);
+    value
+}
+
+#[test]
+fn an_exec_request_is_what_lxd_sends() {
+    let request: ExecRequest = check(include_str!("wire/exec_request.json"));
+    assert_eq!(request.command, ["sh", "-c", "echo hi"]);
+    assert_eq!(request.user_name, None);
+}
+
+#[test]
+fn an_exec_request_may_name_its_user() {
+    let request: ExecRequest = check(include_str!("wire/exec_request_named_user.json"));
+    assert_eq!(request.user_name.as_deref(), Some("ann"));
+}
+
+#[test]
+fn a_started_command_tells_its_secrets() {
+    let started: ExecStarted = check(include_str!("wire/exec_started.json"));
+    assert_eq!(started.fds["control"], "bb");
+}
+
+#[test]
+fn an_ended_command_tells_its_status() {
+    let ended: ExecEnded = check(include_str!("wire/exec_ended.json"));
+    assert_eq!((ended.exit_code, ended.signal), (143, Some(15)));
+    let lxd: ExecEnded = check(include_str!("wire/exec_ended_lxd.json"));
+    assert_eq!((lxd.exit_code, lxd.bytes), (-1, None));
+    let not_started: ExecEnded = check(include_str!("wire/exec_not_started.json"));
+    assert_eq!(not_started.start_error.as_deref(), Some("not-found"));
+}
+
+#[test]
+fn control_messages_are_what_lxd_sends() {
+    let resize: ControlMessage = check(include_str!("wire/control_resize.json"));
+    assert_eq!(
+        resize,
+        ControlMessage::WindowResize {
+            width: 120,
+            height: 40
+        }
+    );
+    let signal: ControlMessage = check(include_str!("wire/control_signal.json"));
+    assert_eq!(signal, ControlMessage::Signal(15));
+}
+
+#[test]
+fn an_operation_is_what_lxd_shows() {
+    let operation: Operation = check(include_str!("wire/operation.json"));
+    assert!(!operation.is_final());
+}
+
+#[test]
+fn the_three_envelopes_have_all_seven_keys() {
+    check::<Envelope<Value>>(include_str!("wire/envelope_sync.json"));
+    check::<Envelope<Value>>(include_str!("wire/envelope_async.json"));
+    check::<Envelope<()>>(include_str!("wire/envelope_error.json"));
+}
+
+#[test]
+fn an_event_leaves_out_what_is_empty() {
+    check::<Event>(include_str!("wire/event.json"));
+}
+
+#[test]
+fn server_info_has_the_keys_hosts_look_at() {
+    let info: ServerInfo = check(include_str!("wire/server_info.json"));
+    assert!(info.has("container_exec_recording"));
+}

@@ -1,0 +1,16 @@
+//! The real agent in this process, and the API from outside: what needs two ends and no machine.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test stops at the first surprise"
+)]
+
+mod bad_input;
+mod client;
+mod events;
+mod exec;
+mod operations;
+mod sftp;
+mod shutdown;
+mod tls;

@@ -1,0 +1,92 @@
+//! Operations: what is listed, waited for, joined and cancelled.
+
+use harness::{RawClient, TestAgent};
+use serde_json::json;
+
+fn start() -> (TestAgent, RawClient) {
+    let agent = TestAgent::start();
+    let client = RawClient::new(&agent.socket());
+    (agent, client)
+}
+
+#[tokio::test]
+async fn a_running_command_is_listed_without_its_secrets() {
+    let (_agent, client) = start();
+    let exec = client
+        .exec(
+            &["sleep", "1000"],
+            json!({ "environment": { "A": "hidden" } }),
+        )
+        .await;
+    let list = client.get("/1.0/operations").await.body;
+    assert_eq!(
+        list["metadata"],
+        json!({ "running": [format!("/1.0/operations/{}", exec.id)] })
+    );
+    let whole = client.get("/1.0/operations?recursion=1").await.body;
+    let operation = &whole["metadata"]["running"][0];
+    assert_eq!(operation["metadata"]["command"], json!(["sleep", "1000"]));
+    assert_eq!(operation["metadata"]["fds"], json!({}));
+    assert!(!whole.to_string().contains("hidden"), "{whole}");
+}
+
+#[tokio::test]
+async fn a_cancelled_command_is_ended() {
+    let (_agent, client) = start();
+    let exec = client.exec(&["sleep", "1000"], json!({})).await;
+    let path = format!("/1.0/operations/{}", exec.id);
+    assert_eq!(client.request("DELETE", &path, "").await.status, 200);
+    let end = exec.wait().await;
+    assert_eq!(
+        (&end["status"], &end["metadata"]["return"]),
+        (&json!("Cancelled"), &json!(129))
+    );
+    assert_eq!(client.request("DELETE", &path, "").await.status, 400);
+}
+
+#[tokio::test]
+async fn an_ended_command_can_still_be_asked_for() {
+    let (_agent, client) = start();
+    let exec = client.exec(&["false"], json!({})).await;
+    let end = exec.wait().await;
+    assert_eq!(
+        client
+            .get(&format!("/1.0/operations/{}", exec.id))
+            .await
+            .body["metadata"],
+        end
+    );
+}
+
+#[tokio::test]
+async fn a_wait_that_is_over_before_the_command_says_so() {
+    let (_agent, client) = start();
+    let exec = client.exec(&["sleep", "1000"], json!({})).await;
+    let path = format!("/1.0/operations/{}/wait?timeout=0", exec.id);
+    assert_eq!(client.get(&path).await.status, 504);
+}
+
+#[tokio::test]
+async fn a_secret_joins_one_socket_once() {
+    let (_agent, client) = start();
+    let reply = client.post_exec(&["true"], json!({})).await.body;
+    let id = reply["metadata"]["id"].as_str().unwrap();
+    let secret = reply["metadata"]["metadata"]["fds"]["1"].as_str().unwrap();
+    let path = format!("/1.0/operations/{id}/websocket?secret=");
+    assert_eq!(client.websocket(&path).await.unwrap_err(), 403);
+    assert_eq!(
+        client
+            .websocket(&format!("{path}{}", "0".repeat(64)))
+            .await
+            .unwrap_err(),
+        403
+    );
+    client.websocket(&format!("{path}{secret}")).await.unwrap();
+    assert_eq!(
+        client
+            .websocket(&format!("{path}{secret}"))
+            .await
+            .unwrap_err(),
+        403
+    );
+}

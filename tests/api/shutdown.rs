@@ -1,0 +1,18 @@
+//! One way everything stops.
+
+use harness::{RawClient, TestAgent};
+use serde_json::json;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_ends_commands_and_removes_the_socket() {
+    let mut agent = TestAgent::start();
+    let client = RawClient::new(&agent.socket());
+    let mut exec = client
+        .exec(&["sh", "-c", "echo $$; exec sleep 1000"], json!({}))
+        .await;
+    let pid = exec.read_until("1", "\n").await;
+    let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
+    agent.stop();
+    nix::sys::signal::kill(pid, None).expect_err("the command should be gone");
+    assert!(!agent.socket().exists());
+}

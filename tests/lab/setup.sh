@@ -1,0 +1,45 @@
+#!/bin/sh
+# Installs the Debian packages that the build and the VM lab need and this machine does not have.
+set -eu
+
+missing=
+for package in busybox-static openssh-client qemu-system-x86; do
+    status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+    [ "$status" = installed ] || missing="$missing $package"
+done
+# Any C compiler will do: a dependency has some assembly.
+command -v cc >/dev/null || missing="$missing build-essential"
+
+# The guest's kernel is downloaded, not installed, but apt has to know of it.
+kernel="${CARGO_TARGET_DIR:-target}/lab/kernel"
+if [ -z "$missing" ] && [ -d "$kernel" ]; then
+    echo "all there"
+    exit 0
+fi
+
+fail() {
+    echo "setup: $1" >&2
+    echo "setup: missing:${missing:- nothing but the guest's kernel}" >&2
+    exit 1
+}
+
+[ "$(uname -m)" = x86_64 ] || fail "the VM lab is for x86-64; this is $(uname -m)"
+command -v apt-get >/dev/null || fail "no apt-get here: install these by hand, or use Debian 12"
+if [ "$(id -u)" = 0 ]; then
+    as_root=
+elif command -v sudo >/dev/null; then
+    as_root=sudo
+else
+    fail "neither root nor sudo: have an administrator install these"
+fi
+
+echo "setup: apt-get update"
+$as_root apt-get -q=2 update || fail "apt-get update failed"
+if [ -n "$missing" ]; then
+    echo "setup: apt-get install$missing"
+    # shellcheck disable=SC2086 # words, and perhaps no sudo
+    $as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get -q=2 -o DPkg::Lock::Timeout=120 install --no-install-recommends $missing \
+        >/dev/null ||
+        fail "apt-get install failed"
+fi

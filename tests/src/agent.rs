@@ -1,0 +1,127 @@
+//! The real agent, in this process, on a Unix socket in a folder of its own.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+};
+
+use tokio::sync::oneshot;
+use vsock_agent::{Agent, Config, ListenAddress, Security};
+use vsock_agent_protocol::address::Cid;
+
+/// An agent that listens. `Drop` stops it as SIGTERM would, and removes its folder.
+#[derive(Debug)]
+pub struct TestAgent {
+    folder: TestFolder,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl TestAgent {
+    /// Starts an agent without TLS.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::start_with(|_| Security::Plain)
+    }
+
+    /// Starts an agent with the security that `security` makes in the agent's folder.
+    #[must_use]
+    pub fn start_with(security: impl FnOnce(&Path) -> Security) -> Self {
+        let folder = TestFolder::new("agent");
+        let config = Config {
+            listen: vec![ListenAddress::Unix(folder.path().join("agent.sock"))],
+            security: security(folder.path()),
+            allowed_cids: vec![Cid::HOST],
+            log: "warn".parse().unwrap(),
+        };
+        let (stop, stopped) = oneshot::channel();
+        let (ready, is_ready) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let agent = Agent::bind(config).await.unwrap();
+                ready.send(()).unwrap();
+                agent.run(async { drop(stopped.await) }).await;
+            });
+        });
+        is_ready.recv().expect("the agent cannot bind");
+        Self {
+            folder,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    /// The socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("agent.sock")
+    }
+
+    /// The endpoint, as the command line writes it.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("unix:{}", self.socket().display())
+    }
+
+    /// A folder that goes when the agent does.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Stops the agent, as `Drop` does, and waits for that.
+    pub fn stop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the agent panicked");
+        }
+    }
+}
+
+impl Drop for TestAgent {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A new empty folder, removed in `Drop`.
+#[derive(Debug)]
+pub struct TestFolder(PathBuf);
+
+impl TestFolder {
+    /// Makes one whose name tells what for.
+    #[must_use]
+    pub fn new(what: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{what}-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TestFolder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,204 @@
+//! A second client, written from LXD's API and not from our library, so that a mistake both our
+//! ends make is still seen: HTTP by hand, websockets by tungstenite.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
+use tokio_tungstenite::{
+    WebSocketStream, client_async,
+    tungstenite::{Error as WsError, Message},
+};
+
+/// A websocket to the agent.
+pub type Socket = WebSocketStream<UnixStream>;
+
+/// Speaks to the agent behind a Unix socket, without TLS.
+#[derive(Debug, Clone)]
+pub struct RawClient(PathBuf);
+
+/// An answer: the status, and the body as JSON, or as text if it is none.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RawReply {
+    /// HTTP status.
+    pub status: u16,
+    /// The body.
+    pub body: Value,
+}
+
+impl RawClient {
+    /// A client of the agent at `socket`.
+    #[must_use]
+    pub fn new(socket: &Path) -> Self {
+        Self(socket.to_owned())
+    }
+
+    /// A connection nothing was said on.
+    pub async fn connect(&self) -> UnixStream {
+        UnixStream::connect(&self.0).await.unwrap()
+    }
+
+    /// One request on a connection of its own.
+    pub async fn request(&self, method: &str, path: &str, body: &str) -> RawReply {
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: custom.socket\r\nConnection: close\r\n\
+             Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        self.send(&(head + body)).await
+    }
+
+    /// Sends these bytes, and reads to the end of the connection.
+    pub async fn send(&self, request: &str) -> RawReply {
+        let mut stream = self.connect().await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut reply = Vec::new();
+        stream.read_to_end(&mut reply).await.unwrap();
+        parse_reply(&String::from_utf8(reply).unwrap())
+    }
+
+    /// `GET`.
+    pub async fn get(&self, path: &str) -> RawReply {
+        self.request("GET", path, "").await
+    }
+
+    /// Opens a websocket.
+    ///
+    /// # Errors
+    ///
+    /// The HTTP status, when the agent refuses.
+    pub async fn websocket(&self, path: &str) -> Result<Socket, u16> {
+        let url = format!("ws://custom.socket{path}");
+        match client_async(url, self.connect().await).await {
+            Ok((socket, _)) => Ok(socket),
+            Err(WsError::Http(reply)) => Err(reply.status().as_u16()),
+            Err(error) => panic!("{path}: {error}"),
+        }
+    }
+
+    /// Asks for a command, with the fields LXD's hosts send. `more` is put over them.
+    pub async fn post_exec(&self, command: &[&str], more: Value) -> RawReply {
+        let mut request = json!({
+            "command": command, "wait-for-websocket": true, "interactive": false,
+            "environment": { "TERM": "xterm" }, "width": 0, "height": 0,
+            "record-output": false, "user": 0, "group": 0, "cwd": "",
+        });
+        let fields = request.as_object_mut().unwrap();
+        fields.extend(more.as_object().unwrap().clone());
+        self.request("POST", "/1.0/exec", &request.to_string())
+            .await
+    }
+
+    /// Starts a command and joins all its sockets.
+    pub async fn exec(&self, command: &[&str], more: Value) -> RawExec {
+        let reply = self.post_exec(command, more).await;
+        assert_eq!(reply.status, 202, "{reply:?}");
+        let id = reply.body["metadata"]["id"].as_str().unwrap().to_owned();
+        let mut sockets = BTreeMap::new();
+        for (name, secret) in reply.body["metadata"]["metadata"]["fds"]
+            .as_object()
+            .unwrap()
+        {
+            let secret = secret.as_str().unwrap();
+            let path = format!("/1.0/operations/{id}/websocket?secret={secret}");
+            sockets.insert(name.clone(), self.websocket(&path).await.unwrap());
+        }
+        RawExec {
+            client: self.clone(),
+            id,
+            sockets,
+        }
+    }
+}
+
+/// A command and its sockets.
+#[derive(Debug)]
+pub struct RawExec {
+    client: RawClient,
+    /// The operation.
+    pub id: String,
+    /// Sockets by name: `control`, `0`, and without a terminal `1` and `2`.
+    pub sockets: BTreeMap<String, Socket>,
+}
+
+impl RawExec {
+    /// Sends to the command's input.
+    pub async fn send(&mut self, data: &[u8]) {
+        let socket = self.sockets.get_mut("0").unwrap();
+        socket.send(Message::binary(data.to_vec())).await.unwrap();
+    }
+
+    /// Ends the command's input.
+    pub async fn end_input(&mut self) {
+        self.sockets
+            .get_mut("0")
+            .unwrap()
+            .send(Message::text(""))
+            .await
+            .unwrap();
+    }
+
+    /// Says something on the control socket.
+    pub async fn control(&mut self, message: Value) {
+        let socket = self.sockets.get_mut("control").unwrap();
+        socket
+            .send(Message::text(message.to_string()))
+            .await
+            .unwrap();
+    }
+
+    /// Everything an output socket has until its end, which must be said with a text message.
+    pub async fn read_all(&mut self, name: &str) -> Vec<u8> {
+        let socket = self.sockets.get_mut(name).unwrap();
+        let mut output = Vec::new();
+        loop {
+            match socket.next().await {
+                Some(Ok(Message::Binary(data))) => output.extend_from_slice(&data),
+                Some(Ok(Message::Text(_))) => return output,
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                other => panic!("socket {name} ended without saying so: {other:?}"),
+            }
+        }
+    }
+
+    /// Reads an output socket until `text` has come.
+    pub async fn read_until(&mut self, name: &str, text: &str) -> String {
+        let socket = self.sockets.get_mut(name).unwrap();
+        let mut output = String::new();
+        while !output.contains(text) {
+            match socket.next().await {
+                Some(Ok(Message::Binary(data))) => output += &String::from_utf8_lossy(&data),
+                other => panic!("no {text:?} in {output:?}, then {other:?}"),
+            }
+        }
+        output
+    }
+
+    /// The operation at its end.
+    pub async fn wait(&self) -> Value {
+        let reply = self
+            .client
+            .get(&format!("/1.0/operations/{}/wait", self.id))
+            .await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        reply.body["metadata"].clone()
+    }
+}
+
+fn parse_reply(text: &str) -> RawReply {
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((text, ""));
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .unwrap_or(0);
+    let body = serde_json::from_str(body).unwrap_or_else(|_| Value::String(body.to_owned()));
+    RawReply { status, body }
+}

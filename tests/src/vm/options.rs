@@ -1,0 +1,43 @@
+//! What may differ from VM to VM.
+
+use std::path::PathBuf;
+
+use super::{Lifetime, paths};
+
+/// What may differ from VM to VM.
+#[derive(Clone, Debug)]
+pub struct VmOptions {
+    /// What it is called: on the command line, and in the names of its logs.
+    pub name: String,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Added to the kernel's command line.
+    pub cmdline: String,
+    /// Added to the agent's flags.
+    pub agent_flags: String,
+    /// Without TLS.
+    pub plain: bool,
+    /// The host's half of the identity, made if it is not there; else one is made for this VM only.
+    pub identity: Option<PathBuf>,
+    /// Where its logs go. They stay when the VM is gone.
+    pub logs: PathBuf,
+    /// Whether the VM ends with us.
+    pub lifetime: Lifetime,
+}
+
+impl VmOptions {
+    /// A VM of 512 MiB with mutual TLS, which ends with us.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            memory_mib: 512,
+            cmdline: String::new(),
+            agent_flags: String::new(),
+            plain: false,
+            identity: None,
+            logs: paths::lab().join("log"),
+            lifetime: Lifetime::Owned,
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! The binaries under test, as they are shipped: static, for any Linux of this processor.
+
+use std::path::PathBuf;
+
+use tokio::process::Command;
+
+use super::{VmError, command, paths};
+
+/// Paths of what was built.
+#[derive(Clone, Debug)]
+pub struct Product {
+    /// `vsock-agent`.
+    pub agent: PathBuf,
+    /// `agent-cli`.
+    pub cli: PathBuf,
+}
+
+impl Product {
+    /// Builds both binaries; little to do if nothing has changed.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Command`] with the compiler's words.
+    pub async fn build() -> Result<Self, VmError> {
+        let triple = host_triple().await?;
+        let mut cargo = command::cargo();
+        cargo
+            .args(["build", "--release", "--target", &triple])
+            .args(["-p", "vsock-agent", "-p", "vsock-agent-client"])
+            .env("RUSTFLAGS", "-C target-feature=+crt-static");
+        command::run_visibly(&mut cargo).await?;
+        let folder = paths::target().join(triple).join("release");
+        Ok(Self {
+            agent: folder.join("vsock-agent"),
+            cli: folder.join("agent-cli"),
+        })
+    }
+}
+
+async fn host_triple() -> Result<String, VmError> {
+    let version = command::run(Command::new("rustc").arg("-vV")).await?;
+    let triple = version.lines().find_map(|line| line.strip_prefix("host: "));
+    triple
+        .map(str::to_owned)
+        .ok_or_else(|| VmError::missing("rustc"))
+}

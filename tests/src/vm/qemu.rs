@@ -1,0 +1,239 @@
+//! The two processes of one VM: QEMU and, where the kernel has no vhost-vsock, the vsock device.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    net::UnixStream,
+    time::timeout,
+};
+
+use super::{
+    VmError,
+    machine::{Accelerator, Device, Machine, QEMU},
+    process::{Lifetime, Process},
+};
+use crate::eventually;
+
+/// Time for the device to listen and for QEMU to answer: both are there in milliseconds on an idle
+/// computer.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What to start.
+#[derive(Debug)]
+pub(super) struct Hardware<'a> {
+    pub(super) machine: &'a Machine,
+    pub(super) kernel: &'a Path,
+    pub(super) initramfs: &'a Path,
+    pub(super) cmdline: &'a str,
+    pub(super) memory_mib: u32,
+    pub(super) cid: u32,
+    pub(super) lifetime: Lifetime,
+}
+
+/// Where one VM's sockets and logs are.
+#[derive(Clone, Debug)]
+pub(super) struct Places {
+    /// For sockets: short, as a Unix socket's path has 107 bytes at most.
+    pub(super) sockets: PathBuf,
+    /// For logs: stays when the VM is gone.
+    pub(super) logs: PathBuf,
+    /// What the logs' names begin with.
+    pub(super) name: String,
+}
+
+impl Places {
+    /// The socket on which guest ports are reached, if the device is in user space.
+    pub(super) fn guest(&self) -> PathBuf {
+        self.sockets.join("vm.vsock")
+    }
+
+    pub(super) fn serial_log(&self) -> PathBuf {
+        self.log("serial")
+    }
+
+    fn log(&self, of: &str) -> PathBuf {
+        self.logs.join(format!("{}-{of}.log", self.name))
+    }
+
+    fn device(&self) -> PathBuf {
+        self.sockets.join("device.sock")
+    }
+
+    fn monitor(&self) -> PathBuf {
+        self.sockets.join("qmp.sock")
+    }
+}
+
+/// A VM's processes. `Drop` ends them, unless they are detached.
+#[derive(Debug)]
+pub(super) struct Qemu {
+    // In the order in which they go.
+    qemu: Process,
+    device: Option<Process>,
+    places: Places,
+}
+
+impl Qemu {
+    /// Starts the processes; the guest begins to boot.
+    pub(super) async fn start(hardware: &Hardware<'_>, places: Places) -> Result<Self, VmError> {
+        let device = match &hardware.machine.device {
+            Device::VhostVsock => None,
+            Device::VhostDeviceVsock(program) => {
+                Some(start_device(program, hardware, &places).await?)
+            }
+        };
+        // Emptied here, for QEMU does it only once it is up, and what the last one said must not
+        // count as news.
+        let serial = File::create(places.serial_log());
+        serial.map_err(VmError::io(format!(
+            "creating {}",
+            places.serial_log().display()
+        )))?;
+        let log = places.log("qemu");
+        let qemu = Process::start(
+            Path::new(QEMU),
+            &arguments(hardware, &places),
+            &log,
+            hardware.lifetime,
+        );
+        let qemu = qemu.map_err(VmError::io("starting QEMU"))?;
+        Ok(Self {
+            qemu,
+            device,
+            places,
+        })
+    }
+
+    /// The ids of the processes.
+    pub(super) fn ids(&self) -> Vec<u32> {
+        std::iter::once(&self.qemu)
+            .chain(&self.device)
+            .map(Process::id)
+            .collect()
+    }
+
+    /// Tells whether the machine is off, or its device broke.
+    pub(super) fn has_ended(&mut self) -> Option<&'static str> {
+        if self.qemu.has_ended() {
+            return Some("QEMU");
+        }
+        self.device
+            .as_mut()
+            .is_some_and(Process::has_ended)
+            .then_some("vhost-device-vsock")
+    }
+
+    /// Gives QEMU one command without arguments, such as `stop` or `cont`, over its monitor.
+    pub(super) async fn command(&self, command: &str) -> Result<(), VmError> {
+        let exchange = timeout(START_TIMEOUT, self.exchange(command));
+        let log = self.places.log("qemu");
+        exchange
+            .await
+            .map_err(|_| VmError::Timeout {
+                what: "QEMU's reply",
+                after: START_TIMEOUT,
+                log,
+            })?
+            .map_err(VmError::io(format!("telling QEMU to {command}")))
+    }
+
+    async fn exchange(&self, command: &str) -> std::io::Result<()> {
+        let mut monitor = BufReader::new(UnixStream::connect(self.places.monitor()).await?);
+        for command in ["qmp_capabilities", command] {
+            let line = format!("{{\"execute\": \"{command}\"}}\n");
+            monitor.write_all(line.as_bytes()).await?;
+            // The greeting and events come in between.
+            let mut reply = String::new();
+            while !reply.starts_with("{\"return\"") {
+                reply.clear();
+                if monitor.read_line(&mut reply).await? == 0 || reply.starts_with("{\"error\"") {
+                    return Err(std::io::Error::other(reply));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn start_device(
+    program: &Path,
+    hardware: &Hardware<'_>,
+    places: &Places,
+) -> Result<Process, VmError> {
+    let vm = format!(
+        "guest-cid={},socket={},uds-path={}",
+        hardware.cid,
+        places.device().display(),
+        places.guest().display()
+    );
+    let log = places.log("vsock");
+    let device = Process::start(program, &["--vm".to_owned(), vm], &log, hardware.lifetime);
+    let mut device = device.map_err(VmError::io("starting vhost-device-vsock"))?;
+    let is_up = || places.device().exists();
+    let settled = eventually(START_TIMEOUT, async || device.has_ended() || is_up()).await;
+    if device.has_ended() {
+        return Err(VmError::Ended {
+            what: "vhost-device-vsock",
+            log,
+        });
+    }
+    if !settled {
+        return Err(VmError::Timeout {
+            what: "the vsock device",
+            after: START_TIMEOUT,
+            log,
+        });
+    }
+    Ok(device)
+}
+
+fn arguments(hardware: &Hardware<'_>, places: &Places) -> Vec<String> {
+    let cpu = match hardware.machine.accelerator {
+        Accelerator::Kvm => ["-accel", "kvm", "-cpu", "host"],
+        Accelerator::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
+    };
+    let memory = hardware.memory_mib;
+    let fixed = ["-nodefaults", "-no-reboot", "-display", "none", "-smp", "2"];
+    let mut arguments: Vec<String> = cpu.into_iter().chain(fixed).map(str::to_owned).collect();
+    let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+    add("-m", memory.to_string());
+    add("-kernel", hardware.kernel.display().to_string());
+    add("-initrd", hardware.initramfs.display().to_string());
+    add(
+        "-append",
+        format!("console=ttyS0 quiet panic=-1 {}", hardware.cmdline),
+    );
+    add("-serial", format!("file:{}", places.serial_log().display()));
+    add(
+        "-qmp",
+        format!("unix:{},server=on,wait=off", places.monitor().display()),
+    );
+    match hardware.machine.device {
+        Device::VhostVsock => {
+            add("-machine", "q35".to_owned());
+            add(
+                "-device",
+                format!("vhost-vsock-pci,guest-cid={}", hardware.cid),
+            );
+        }
+        Device::VhostDeviceVsock(_) => {
+            // The device reads the guest's memory, so the two processes share it.
+            add(
+                "-object",
+                format!("memory-backend-memfd,id=memory,size={memory}M,share=on"),
+            );
+            add("-machine", "q35,memory-backend=memory".to_owned());
+            add(
+                "-chardev",
+                format!("socket,id=vsock,path={}", places.device().display()),
+            );
+            add("-device", "vhost-user-vsock-pci,chardev=vsock".to_owned());
+        }
+    }
+    arguments
+}

@@ -1,0 +1,45 @@
+//! What the agent costs: told, and limited where the limit does not depend on the machine.
+
+use std::io::{Write as _, stderr};
+
+use crate::in_guest;
+use harness::{
+    TestVm,
+    vm::{Lab, VmOptions},
+};
+
+/// Largest agent: it is copied into every guest.
+const MAX_AGENT_BYTES: u64 = 6_000_000;
+
+#[tokio::test]
+async fn the_static_agent_is_at_most_6_mb() {
+    // The release profile has it stripped.
+    let bytes = Lab::prepare()
+        .await
+        .unwrap()
+        .product
+        .agent
+        .metadata()
+        .unwrap()
+        .len();
+    tell(&format!("static agent: {bytes} bytes"));
+    assert!(bytes <= MAX_AGENT_BYTES, "{bytes} bytes");
+}
+
+#[tokio::test]
+async fn the_agents_idle_memory_is_told() {
+    let vm = TestVm::start(VmOptions::new("idle")).await.unwrap();
+    let status = in_guest(&vm, "cat /proc/$(pidof vsock-agent)/status").await;
+    let rss = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    tell(&format!("idle agent in the VM: {rss}"));
+}
+
+/// Prints even though the test passes: the test runner holds back what `println!` says.
+fn tell(text: &str) {
+    stderr()
+        .write_all(format!("\n{text}\n").as_bytes())
+        .unwrap();
+}

@@ -1,0 +1,66 @@
+//! True `AF_VSOCK` at both ends: client and agent in one guest, over the kernel's loopback.
+
+use std::process::Stdio;
+
+use harness::{TestVm, vm::VmOptions};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+
+use crate::{client_files, finish, in_guest};
+
+/// Where the guest keeps what its own client needs.
+const IDENTITY: &str = "/tmp/identity";
+
+#[tokio::test]
+async fn exec_and_sftp_work_over_af_vsock() {
+    let vm = guest_with_a_client("loopback").await;
+    // A second agent, which lets the guest itself in; it lives as long as this session.
+    let serve = "exec vsock-agent --listen vsock:any:9443 --allow-cid 1 2>&1";
+    let mut agent = vm.exec(["sh", "-c", serve]);
+    let mut agent = agent.stdout(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(agent.stdout.take().unwrap()).lines();
+    while !log
+        .next_line()
+        .await
+        .unwrap()
+        .expect("it listens")
+        .contains("listening")
+    {}
+
+    let cli = format!("agent-cli --identity {IDENTITY}");
+    let echo = in_guest(&vm, &format!("{cli} exec vsock:1:9443 -- echo through")).await;
+    assert_eq!(echo, "through\n");
+    let copy = format!(
+        "{cli} push /bin/busybox vsock:1:9443:/tmp/there &&
+         {cli} pull vsock:1:9443:/tmp/there /tmp/back &&
+         cmp /bin/busybox /tmp/back"
+    );
+    in_guest(&vm, &copy).await;
+}
+
+#[tokio::test]
+async fn nobody_in_the_guest_is_let_in() {
+    let vm = guest_with_a_client("inside").await;
+    for user in ["0", "65534"] {
+        for flags in [&format!("--identity {IDENTITY}"), "--plain"] {
+            let script = format!("agent-cli {flags} --timeout 5 exec vsock:1 -- echo in");
+            let mut cli = vm.cli(["exec", "--user", user, vm.name(), "--", "sh", "-c"]);
+            cli.arg(script);
+            let output = finish(cli).await;
+            assert!(!output.status.success(), "user {user}, {flags}: {output:?}");
+            assert!(output.stdout.is_empty(), "user {user}, {flags}: {output:?}");
+        }
+    }
+}
+
+/// Boots a VM and gives everybody in the guest the host's own key, which must not be enough.
+async fn guest_with_a_client(name: &str) -> TestVm {
+    let vm = TestVm::start(VmOptions::new(name)).await.unwrap();
+    in_guest(&vm, &format!("mkdir {IDENTITY}")).await;
+    for (file, from) in client_files(vm.identity().unwrap(), &vm) {
+        let to = format!("{}:{IDENTITY}/{file}", vm.name());
+        let output = finish(vm.cli(["push", from.to_str().unwrap(), &to])).await;
+        assert!(output.status.success(), "{output:?}");
+    }
+    in_guest(&vm, &format!("chmod -R a+rX {IDENTITY}")).await;
+    vm
+}
