@@ -75,7 +75,7 @@ impl Agent {
             listeners.push(listener);
         }
         let shutdown = Shutdown::default();
-        let app = Arc::new(App::new(shutdown.clone()));
+        let app = Arc::new(App::new(shutdown.clone(), config.end_commands));
         let server = Server::new(app, tls, &config.allowed_cids);
         Ok(Self {
             listeners,
@@ -84,8 +84,8 @@ impl Agent {
         })
     }
 
-    /// Serves until `until` resolves, then stops: no new connections, running commands get their
-    /// signals, and what is not done within a few seconds is cut off. True if nothing had to be.
+    /// Serves until `until` resolves, then stops: no new connections, running commands are left or
+    /// ended as configured, and what is not done within a few seconds is cut off. True if nothing had to be.
     pub async fn run(self, until: impl Future<Output = ()>) -> bool {
         for listener in self.listeners {
             self.shutdown

@@ -10,6 +10,8 @@ use crate::{defaults, events::Events, exec::Session, operation::Registry, shutdo
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) commands: Session,
+    /// Whether commands end when the agent stops.
+    pub(crate) end_commands: bool,
     pub(crate) events: Events,
     pub(crate) operations: Registry,
     pub(crate) sftp_sessions: Arc<Semaphore>,
@@ -18,7 +20,7 @@ pub(crate) struct App {
 
 impl App {
     /// Builds the rooms, and connects the operations to the events.
-    pub(crate) fn new(shutdown: Shutdown) -> Self {
+    pub(crate) fn new(shutdown: Shutdown, end_commands: bool) -> Self {
         let events = Events::new();
         let bus = events.clone();
         let operations = Registry::new(shutdown.clone(), move |operation| {
@@ -27,6 +29,7 @@ impl App {
         });
         Self {
             commands: Session::new(),
+            end_commands,
             events,
             operations,
             sftp_sessions: Arc::new(Semaphore::new(defaults::MAX_SFTP_SESSIONS)),

@@ -33,6 +33,9 @@ pub struct Config {
     pub security: Security,
     /// The machines whose AF_VSOCK connections are let in; all others are closed unread.
     pub allowed_cids: Vec<Cid>,
+    /// Whether running commands are ended when the agent stops. If not they go on without it, but
+    /// nobody reads their output any more.
+    pub end_commands: bool,
     /// Least important events that are logged.
     pub log: Level,
 }
@@ -78,6 +81,10 @@ pub struct Flags {
     )]
     allow_cid: Vec<String>,
 
+    /// End the running commands when the agent stops; they go on otherwise
+    #[arg(long, env = "VSOCK_AGENT_END_COMMANDS")]
+    end_commands: bool,
+
     /// Configuration file [default: /etc/vsock-agent/config.toml, if it is there]
     #[arg(long, value_name = "FILE", env = "VSOCK_AGENT_CONFIG")]
     config: Option<PathBuf>,
@@ -95,6 +102,7 @@ struct FileConfig {
     identity: Option<PathBuf>,
     plain: bool,
     allow_cid: Vec<u32>,
+    end_commands: bool,
     log: Option<String>,
 }
 
@@ -195,10 +203,12 @@ fn merge(flags: Flags, file: FileConfig) -> Result<Config, ConfigError> {
         None => Level::INFO,
         Some(text) => text.parse().map_err(|_| ConfigError::Log(text))?,
     };
+    let end_commands = flags.end_commands || file.end_commands;
     Ok(Config {
         listen,
         security,
         allowed_cids,
+        end_commands,
         log,
     })
 }

@@ -4,6 +4,7 @@
 //! the last signal. Knows neither HTTP nor the registry.
 
 mod accounts;
+mod cgroup;
 mod child;
 mod control;
 mod family;
@@ -13,5 +14,5 @@ mod session;
 mod spec;
 
 pub(crate) use accounts::Accounts;
-pub(crate) use session::{Ended, Session, Sockets};
+pub(crate) use session::{Ended, Session, Sockets, Stops};
 pub(crate) use spec::ExecSpec;

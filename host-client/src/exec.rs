@@ -40,6 +40,8 @@ pub struct Exec {
     group: Option<Account>,
     terminal: Option<TerminalSize>,
     output_limit: usize,
+    timeout: Option<Duration>,
+    wait_for_eof: bool,
 }
 
 /// Size of a terminal, in character cells.
@@ -93,6 +95,8 @@ pub struct ExitStatus {
     /// False if a process it left behind still held an output stream, so that the agent ended the
     /// stream. True also if the agent does not say.
     pub output_complete: bool,
+    /// Whether it was ended because its [timeout](Exec::timeout) was over.
+    pub timed_out: bool,
     /// Why it was never started, or was cancelled by the agent, in the agent's words; escape them
     /// before they reach a terminal.
     pub failure: Option<String>,
@@ -135,6 +139,8 @@ impl Exec {
             group: None,
             terminal: None,
             output_limit: DEFAULT_OUTPUT_LIMIT_BYTES,
+            timeout: None,
+            wait_for_eof: false,
         }
     }
 
@@ -166,6 +172,20 @@ impl Exec {
     /// one stream, and bytes such as Ctrl-C mean something. Never for binary data.
     pub fn tty(mut self, size: TerminalSize) -> Self {
         self.terminal = Some(size);
+        self
+    }
+
+    /// Ends it, and all it started, when it has run this long, in whole seconds. Not known to
+    /// LXD's agents, and an error with them.
+    pub fn timeout(mut self, time: Duration) -> Self {
+        self.timeout = Some(time);
+        self
+    }
+
+    /// Waits for the end of its output as long as anything holds it, and not only a moment longer
+    /// than for the command itself. LXD's agents always do, unless it has a terminal.
+    pub fn wait_for_eof(mut self) -> Self {
+        self.wait_for_eof = true;
         self
     }
 

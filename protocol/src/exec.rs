@@ -77,6 +77,22 @@ pub struct ExecRequest {
         skip_serializing_if = "Option::is_none"
     )]
     pub group_name: Option<String>,
+    /// Seconds after which the command and all it started are ended
+    /// ([`EXEC_OPTIONS`](crate::version::EXEC_OPTIONS)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<u32>,
+    /// Whether the output goes on as long as anything holds it, as in LXD's agent, and not only a
+    /// moment longer than the command ([`EXEC_OPTIONS`](crate::version::EXEC_OPTIONS)).
+    #[serde(default, rename = "wait_for_eof", skip_serializing_if = "is_false")]
+    pub wait_for_eof: bool,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// Metadata of a command's operation from its creation on.
@@ -120,6 +136,9 @@ pub struct ExecEnded {
     /// `identity` or `system`. Absent from other agents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_error: Option<String>,
+    /// True if the command was ended because its `timeout` was over.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub timed_out: bool,
 }
 
 /// What a client says on the control socket.

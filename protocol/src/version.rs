@@ -12,6 +12,9 @@ pub const EXEC_USER_NAME: &str = "vsock_agent_exec_user_name";
 /// Extension: the final metadata of an exec has `bytes`, `output_complete` and `signal`.
 pub const EXEC_RESULT: &str = "vsock_agent_exec_result";
 
+/// Extension: an exec request may have a `timeout` and `wait_for_eof`.
+pub const EXEC_OPTIONS: &str = "vsock_agent_exec_options";
+
 /// Abilities an agent of this version announces in `GET /1.0`, LXD's names first.
 ///
 /// LXD 5.0.2 hosts refuse to run a command unless `container_exec_user_group_cwd` and
@@ -23,4 +26,5 @@ pub const API_EXTENSIONS: &[&str] = &[
     "operation_wait",
     EXEC_USER_NAME,
     EXEC_RESULT,
+    EXEC_OPTIONS,
 ];

@@ -1,5 +1,7 @@
 //! Each type against frozen JSON: a change here is a change of the protocol.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use vsock_agent_protocol::{

@@ -188,6 +188,45 @@ async fn a_client_that_leaves_ends_the_command_and_all_it_started() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_ends_what_left_the_session_too() {
+    let (_agent, client) = start();
+    let script = "setsid sh -c 'echo $$; exec sleep 1000' & wait";
+    let mut exec = client.exec(&["sh", "-c", script], json!({})).await;
+    let pid = exec.read_until("1", "\n").await;
+    let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
+    drop(exec);
+    let gone = async || nix::sys::signal::kill(pid, None).is_err();
+    assert!(eventually(Duration::from_secs(20), gone).await);
+}
+
+#[tokio::test]
+async fn a_command_whose_time_is_over_is_ended() {
+    let (_agent, client) = start();
+    let start = Instant::now();
+    let exec = client
+        .exec(&["sleep", "1000"], json!({ "timeout": 1 }))
+        .await;
+    let end = exec.wait().await;
+    assert!(start.elapsed() >= Duration::from_secs(1));
+    assert_eq!(end["metadata"]["timed_out"], json!(true));
+    assert_eq!(end["metadata"]["signal"], json!(1));
+}
+
+#[tokio::test]
+async fn output_goes_on_as_long_as_anything_holds_it_if_that_is_asked_for() {
+    let (_agent, client) = start();
+    let script = "(sleep 3; echo late) & echo early";
+    let mut exec = client
+        .exec(&["sh", "-c", script], json!({ "wait_for_eof": true }))
+        .await;
+    assert_eq!(exec.read_all("1").await, b"early\nlate\n");
+    assert_eq!(
+        exec.wait().await["metadata"]["output_complete"],
+        json!(true)
+    );
+}
+
+#[tokio::test]
 async fn fifty_megabytes_go_both_ways_unchanged() {
     let (_agent, client) = start();
     let mut exec = client.exec(&["cat"], json!({})).await;

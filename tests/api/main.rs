@@ -1,8 +1,9 @@
 //! The real agent in this process, and the API from outside: what needs two ends and no machine.
 
 #![allow(
-    clippy::unwrap_used,
     clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
     reason = "a test stops at the first surprise"
 )]
 

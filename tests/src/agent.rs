@@ -26,19 +26,32 @@ impl TestAgent {
     /// Starts an agent without TLS.
     #[must_use]
     pub fn start() -> Self {
-        Self::start_with(|_| Security::Plain)
+        Self::configured(|_| {})
     }
 
     /// Starts an agent with the security that `security` makes in the agent's folder.
     #[must_use]
     pub fn start_with(security: impl FnOnce(&Path) -> Security) -> Self {
         let folder = TestFolder::new("agent");
-        let config = Config {
+        let security = security(folder.path());
+        Self::start_in(folder, |config| config.security = security)
+    }
+
+    /// Starts an agent without TLS, and with what `change` does to its configuration.
+    #[must_use]
+    pub fn configured(change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_in(TestFolder::new("agent"), change)
+    }
+
+    fn start_in(folder: TestFolder, change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config {
             listen: vec![ListenAddress::Unix(folder.path().join("agent.sock"))],
-            security: security(folder.path()),
+            security: Security::Plain,
             allowed_cids: vec![Cid::HOST],
+            end_commands: true,
             log: "warn".parse().unwrap(),
         };
+        change(&mut config);
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = mpsc::channel();
         let thread = thread::spawn(move || {

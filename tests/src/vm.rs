@@ -137,7 +137,7 @@ impl TestVm {
         };
         let qemu = self
             .qemu
-            .insert(Qemu::start(&hardware, self.places.clone()).await?);
+            .insert(Qemu::start(&hardware, &self.places).await?);
         let log = self.places.serial_log();
         let is_up = || fs::read(&log).is_ok_and(|log| contains(&log, image::UP));
         let settled =
@@ -179,7 +179,10 @@ impl TestVm {
     pub fn cli<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut cli = Command::new(&self.lab.product.cli);
         cli.args(arguments).env("AGENT_CLI_CONFIG", self.config());
-        cli.stdin(Stdio::null()).kill_on_drop(true);
+        cli.stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        cli.kill_on_drop(true);
         cli
     }
 
@@ -226,22 +229,22 @@ impl TestVm {
         self.qemu.as_ref().map(Qemu::ids).unwrap_or_default()
     }
 
-    /// Stops the guest's processors: from outside it looks as if the VM hung.
+    /// Makes the VM hang, until [`TestVm::resume`].
     ///
     /// # Errors
     ///
-    /// [`VmError::Io`] if the VM is not running.
-    pub async fn pause(&self) -> Result<(), VmError> {
-        self.command("stop").await
+    /// [`VmError::Missing`] if the VM is not running.
+    pub fn pause(&self) -> Result<(), VmError> {
+        self.running()?.pause()
     }
 
     /// Undoes [`TestVm::pause`].
     ///
     /// # Errors
     ///
-    /// [`VmError::Io`] if the VM is not running.
-    pub async fn resume(&self) -> Result<(), VmError> {
-        self.command("cont").await
+    /// [`VmError::Missing`] if the VM is not running.
+    pub fn resume(&self) -> Result<(), VmError> {
+        self.running()?.resume()
     }
 
     /// Waits until the guest has switched itself off.
@@ -283,11 +286,10 @@ impl TestVm {
             .map_err(VmError::io(format!("writing {}", self.config().display())))
     }
 
-    async fn command(&self, command: &str) -> Result<(), VmError> {
-        let qemu = self.qemu.as_ref();
-        qemu.ok_or_else(|| VmError::missing("a running VM"))?
-            .command(command)
-            .await
+    fn running(&self) -> Result<&Qemu, VmError> {
+        self.qemu
+            .as_ref()
+            .ok_or_else(|| VmError::missing("a running VM"))
     }
 }
 

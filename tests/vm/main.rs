@@ -3,8 +3,9 @@
 //! Most tests share one VM; what restarts or breaks something has its own. The guests' consoles
 //! are in `target/lab/log/`.
 #![allow(
-    clippy::unwrap_used,
     clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
     reason = "a test stops at the first surprise"
 )]
 
@@ -48,7 +49,9 @@ async fn shared() -> &'static TestVm {
 
 /// Runs a command to its end.
 async fn finish(mut command: Command) -> Output {
-    timeout(PATIENCE, command.output())
+    // Not `output`, which would put pipes in the place of files.
+    let output = command.spawn().unwrap().wait_with_output();
+    timeout(PATIENCE, output)
         .await
         .expect("the command ends in time")
         .unwrap()

@@ -50,9 +50,9 @@ async fn a_session_survives_a_pause_of_the_vm() {
     stdin.write_all(b"before\n").await.unwrap();
     assert_eq!(stdout.next_line().await.unwrap().unwrap(), "before");
 
-    vm.pause().await.unwrap();
+    vm.pause().unwrap();
     stdin.write_all(b"during\n").await.unwrap();
-    vm.resume().await.unwrap();
+    vm.resume().unwrap();
     assert_eq!(stdout.next_line().await.unwrap().unwrap(), "during");
     drop(stdin);
     assert!(cat.wait().await.unwrap().success());

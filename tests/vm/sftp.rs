@@ -28,6 +28,8 @@ async fn openssh_puts_and_gets_100_megabytes() {
     sftp.arg("-b").arg(&batch).arg("-D").arg(words.join(" "));
     sftp.env("AGENT_CLI_CONFIG", vm.config())
         .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .kill_on_drop(true);
     let output = finish(sftp).await;
     assert!(output.status.success(), "{output:?}");

@@ -79,8 +79,8 @@ async fn the_terminal_is_as_before_after_a_shell() {
 }
 
 async fn runs(vm: &TestVm, command: &str) -> bool {
-    finish(vm.exec(["pgrep", "-f", command]))
-        .await
-        .status
-        .success()
+    let processes = finish(vm.exec(["ps", "-o", "args"])).await;
+    String::from_utf8_lossy(&processes.stdout)
+        .lines()
+        .any(|line| line == command)
 }

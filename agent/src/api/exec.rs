@@ -16,7 +16,7 @@ use vsock_agent_protocol::{
 use crate::{
     app::App,
     defaults,
-    exec::{Accounts, Ended, ExecSpec, Sockets},
+    exec::{Accounts, Ended, ExecSpec, Sockets, Stops},
     operation::{Handle, New, Outcome, Secret},
     reply::{ApiError, Reply, operation_created, read_json},
     shutdown::Shutdown,
@@ -94,16 +94,26 @@ async fn run(app: Arc<App>, spec: Arc<ExecSpec>, handle: Handle) -> Outcome {
         id,
         sockets,
         cancel,
+        stopping,
     } = handle;
     let sockets = select! {
         joined = timeout(defaults::JOIN_TIMEOUT, join(sockets, spec.is_interactive())) => joined,
         () = cancel.cancelled() => return failure("cancelled before it started"),
+        () = stopping.cancelled() => return failure("the agent was stopped before it started"),
     };
     let Ok(Some(sockets)) = sockets else {
         return failure("Timed out waiting for websockets to connect");
     };
     tracing::info!(%id, interactive = spec.is_interactive(), "a command starts");
-    let (ended, sockets) = app.commands.run(spec, sockets, cancel.clone()).await;
+    let stops = Stops {
+        cancel: cancel.clone(),
+        stopping,
+        end_on_stop: app.end_commands,
+    };
+    let (ended, sockets) = app
+        .commands
+        .run(&id.to_string(), spec, sockets, stops)
+        .await;
     tracing::info!(%id, ?ended, "a command ended");
     close(&app.shutdown, sockets);
     outcome(ended, &cancel)
@@ -142,6 +152,7 @@ fn outcome(ended: Ended, cancel: &CancellationToken) -> Outcome {
             signal,
             output_complete,
             bytes,
+            timed_out,
         } => Outcome {
             status: match cancel.is_cancelled() {
                 true => OperationStatus::Cancelled,
@@ -158,9 +169,11 @@ fn outcome(ended: Ended, cancel: &CancellationToken) -> Outcome {
                         .collect()
                 ),
                 start_error: None,
+                timed_out,
             }),
             error: String::new(),
         },
+        Ended::Left => failure("the agent was stopped, and the command goes on"),
         Ended::NotStarted(error) => Outcome {
             status: OperationStatus::Failure,
             metadata: json!(ExecEnded {

@@ -193,14 +193,18 @@ impl Child {
     /// # Errors
     ///
     /// [`StartError`]; nothing is left behind then.
-    pub(super) fn start(spec: &ExecSpec, stdio: Stdio) -> Result<Self, StartError> {
+    pub(super) fn start(
+        spec: &ExecSpec,
+        stdio: Stdio,
+        entrance: Option<OwnedFd>,
+    ) -> Result<Self, StartError> {
         let system = |step| {
             move |errno: Errno| StartError::System {
                 step,
                 source: errno.into(),
             }
         };
-        let plan = Plan::new(spec, &stdio);
+        let plan = Plan::new(spec, &stdio, entrance.as_ref());
         let (report, report_in) = pipe2(OFlag::O_CLOEXEC).map_err(system("make a pipe"))?;
         let pid = fork(&plan, &report_in).map_err(system("fork"))?;
         drop(report_in);
@@ -250,6 +254,13 @@ impl Child {
                 _ => ready.clear_ready(),
             }
         }
+    }
+}
+
+impl Child {
+    /// Gives the process up, running or not. It is reaped by whoever inherits it.
+    pub(super) fn leave(self) {
+        std::mem::forget(self);
     }
 }
 
@@ -328,10 +339,12 @@ struct Plan<'a> {
     groups: &'a [libc::gid_t],
     streams: [RawFd; 3],
     terminal: bool,
+    /// Writing `0` here moves the writer into its control group.
+    entrance: Option<RawFd>,
 }
 
 impl<'a> Plan<'a> {
-    fn new(spec: &'a ExecSpec, stdio: &Stdio) -> Self {
+    fn new(spec: &'a ExecSpec, stdio: &Stdio, entrance: Option<&OwnedFd>) -> Self {
         let pointers = |strings: &'a [CString]| -> Vec<*const libc::c_char> {
             strings
                 .iter()
@@ -358,6 +371,7 @@ impl<'a> Plan<'a> {
                 stdio.stderr.as_raw_fd(),
             ],
             terminal: spec.terminal.is_some(),
+            entrance: entrance.map(AsRawFd::as_raw_fd),
         }
     }
 }
@@ -420,6 +434,10 @@ unsafe fn run(plan: &Plan<'_>, report: RawFd) -> ! {
 unsafe fn set_up(plan: &Plan<'_>, step: &mut Step) -> Result<(), Errno> {
     // SAFETY: plain system calls. The pointers are to `plan`, to locals, or null.
     unsafe {
+        if let Some(entrance) = plan.entrance {
+            // If it fails the session has to do, as it does where there are no groups.
+            libc::write(entrance, c"0".as_ptr().cast(), 1);
+        }
         Errno::result(libc::setsid())?;
         *step = Step::Terminal;
         if plan.terminal {
@@ -602,6 +620,26 @@ pub(super) fn signal_group(leader: Pid, number: i32) -> io::Result<()> {
     // SAFETY: takes numbers only.
     Errno::result(unsafe { libc::killpg(leader.as_raw(), number) })?;
     Ok(())
+}
+
+/// Sends `signal` to a process, by a descriptor, if it is `still` the one that was meant: a number
+/// alone may have been given to another by now.
+pub(super) fn signal_process(pid: Pid, signal: Signal, still: impl Fn(Pid) -> bool) {
+    // If it has ended since, that is what was wanted.
+    let Ok(pidfd) = pidfd_open(pid) else { return };
+    if still(pid) {
+        // SAFETY: takes numbers and a null.
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                pidfd.as_raw_fd(),
+                signal as i32,
+                ptr::null_mut::<libc::siginfo_t>(),
+                0,
+            )
+        };
+        tracing::debug!(pid = pid.as_raw(), %signal, sent, "signal");
+    }
 }
 
 /// A descriptor for a process (Linux 5.3, `pidfd_open(2)`).

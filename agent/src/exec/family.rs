@@ -1,39 +1,97 @@
-//! Everything a command has started that is still in its session.
+//! Everything a command has started that still lives: what is in its control group, and what is
+//! in its session.
 //!
 //! A shell with job control puts each job into a process group of its own, so signalling the
-//! leader's group misses them; the session is what they have in common.
+//! leader's group misses them; the session is what they have in common. What leaves the session
+//! too is still in the control group, where there is one.
 
-use std::fs;
+use std::{collections::BTreeSet, fs, time::Duration};
 
-use nix::{
-    errno::Errno,
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::{sys::signal::Signal, unistd::Pid};
+use tokio::time::{Instant, sleep};
 
-/// Sends `signal`, if there is one, to every living process of the session. Returns how many there
-/// are.
-///
-/// Reads `/proc`, a few hundred small files: not for a hot path. The session's leader must not be
-/// reaped yet, or its number could mean another session by now.
-pub(super) fn signal_session(session: Pid, signal: Option<Signal>) -> usize {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return 0;
-    };
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let mut living = 0;
-    for pid in pids {
-        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
-            continue;
-        };
-        if parse_stat(&stat).is_some_and(|stat| stat.session == session && !stat.is_ended) {
-            match kill(Pid::from_raw(pid), signal) {
-                Ok(()) | Err(Errno::EPERM) => living += 1,
-                Err(_) => {}
+use super::{cgroup::Cgroup, child::signal_process};
+use crate::defaults;
+
+/// Time between two looks at whether anything lives.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What a command has started. Its leader must not be reaped before this is dropped, or the
+/// session's number could mean somebody else.
+#[derive(Debug)]
+pub(super) struct Family {
+    session: Pid,
+    cgroup: Option<Cgroup>,
+}
+
+impl Family {
+    /// The family of the process `session`, which leads a session, in `cgroup`.
+    pub(super) fn new(session: Pid, cgroup: Option<Cgroup>) -> Self {
+        Self { session, cgroup }
+    }
+
+    /// Signals everything, harder each time, until nothing lives.
+    pub(super) async fn end(&self) {
+        for signal in [Signal::SIGHUP, Signal::SIGTERM, Signal::SIGKILL] {
+            self.signal(signal);
+            let deadline = Instant::now() + defaults::KILL_PAUSE;
+            while self.lives() {
+                if Instant::now() >= deadline {
+                    break;
+                }
+                sleep(PAUSE).await;
+            }
+            if !self.lives() {
+                return;
             }
         }
+        tracing::warn!(session = self.session.as_raw(), "processes survive SIGKILL");
     }
-    living
+
+    fn signal(&self, signal: Signal) {
+        if let (Signal::SIGKILL, Some(cgroup)) = (signal, &self.cgroup) {
+            cgroup.kill();
+        }
+        for pid in self.members() {
+            signal_process(pid, signal, |pid| self.has(pid));
+        }
+    }
+
+    fn has(&self, pid: Pid) -> bool {
+        is_in_session(pid, self.session)
+            || self
+                .cgroup
+                .as_ref()
+                .is_some_and(|cgroup| cgroup.members().contains(&pid))
+    }
+
+    fn lives(&self) -> bool {
+        match &self.cgroup {
+            Some(cgroup) if cgroup.is_populated() => true,
+            _ => !session_members(self.session).is_empty(),
+        }
+    }
+
+    fn members(&self) -> BTreeSet<Pid> {
+        let in_cgroup = self.cgroup.iter().flat_map(Cgroup::members);
+        in_cgroup.chain(session_members(self.session)).collect()
+    }
+}
+
+/// What lives in a session. Reads `/proc`, a few hundred small files: not for a hot path.
+fn session_members(session: Pid) -> Vec<Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.map(Pid::from_raw)
+        .filter(|pid| is_in_session(*pid, session))
+        .collect()
+}
+
+/// Whether a process is in a session, and lives.
+fn is_in_session(pid: Pid, session: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+    let stat = stat.as_deref().and_then(parse_stat);
+    stat.is_some_and(|stat| stat.session == session && !stat.is_ended)
 }
 
 /// The fields of `/proc/PID/stat` that matter here (`proc_pid_stat(5)`).
@@ -74,5 +132,12 @@ mod tests {
     #[test]
     fn a_zombie_has_ended() {
         assert!(parse_stat("12 (a) Z 1 77 99 0").unwrap().is_ended);
+    }
+
+    #[test]
+    fn this_process_lives_in_its_session() {
+        let session = nix::unistd::getsid(None).unwrap();
+        let own = Pid::from_raw(std::process::id().try_into().unwrap());
+        assert!(session_members(session).contains(&own));
     }
 }

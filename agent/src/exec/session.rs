@@ -1,39 +1,41 @@
 //! From the joined sockets to the exit status.
 //!
 //! ```text
-//! Session::run ─► start ─► command runs ──────► it ends ─► output drains ─► Ended
-//!                   │           │ client gone, or cancelled        │
-//!                   │           └─► HUP, 5 s, TERM, 5 s, KILL ──┘  │ client gone: the same
+//! Session::run ─► start ─► command runs ──────► it ends ──► output drains ─► Exited
+//!                   │           │ client gone,      ▲           │ client gone
+//!                   │           │ cancelled,        │           └─► all of it ends ─► Exited
+//!                   │           │ out of time       │
+//!                   │           ├─► HUP, 5 s, TERM, 5 s, KILL
+//!                   │           └ agent stops ─► Left, running
 //!                   └─► NotStarted
 //! ```
 //!
 //! Each stream is pumped by a task of its own, so that none waits for another.
 
-use std::{collections::BTreeMap, io, os::fd::OwnedFd, sync::Arc};
+use std::{collections::BTreeMap, io, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
-use nix::{fcntl::OFlag, sys::signal::Signal, unistd::pipe2};
+use nix::{fcntl::OFlag, unistd::pipe2};
 use tokio::{
     net::unix::pipe,
     select,
     sync::Semaphore,
     task::{JoinSet, spawn_blocking},
-    time::{Instant, sleep},
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 use vsock_agent_protocol::exec;
 
 use super::{
     ExecSpec,
+    cgroup::Cgroups,
     child::{Child, ExitStatus, StartError, Stdio},
-    control, family,
+    control,
+    family::Family,
     pty::Pty,
     pump::{self, InputEnd, Pumped},
 };
 use crate::{defaults, ws::WebSocket};
-
-/// Time between two looks at whether a command's processes are gone.
-const FAMILY_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// The sockets of a command.
 #[derive(Debug)]
@@ -57,7 +59,11 @@ pub(crate) enum Ended {
         output_complete: bool,
         /// Bytes sent on each output socket.
         bytes: BTreeMap<&'static str, u64>,
+        /// Whether it was ended because its time was over.
+        timed_out: bool,
     },
+    /// The agent stops, and leaves it running.
+    Left,
     /// It did not start.
     NotStarted(StartError),
 }
@@ -66,27 +72,63 @@ pub(crate) enum Ended {
 #[derive(Debug, Clone)]
 pub(crate) struct Session {
     spawns: Arc<Semaphore>,
+    cgroups: Cgroups,
+}
+
+/// Why a command is to end before it does by itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Stops {
+    /// Somebody asked for its end.
+    pub(crate) cancel: CancellationToken,
+    /// The agent stops.
+    pub(crate) stopping: CancellationToken,
+    /// Whether the command is to end then, or goes on without the agent.
+    pub(crate) end_on_stop: bool,
+}
+
+impl Stops {
+    /// Resolves when the command is to end.
+    async fn end(&self) {
+        if self.end_on_stop {
+            select! {
+                () = self.cancel.cancelled() => {}
+                () = self.stopping.cancelled() => {}
+            }
+        } else {
+            self.cancel.cancelled().await;
+        }
+    }
+
+    /// Resolves when the command is to go on without the agent.
+    async fn leave(&self) {
+        if self.end_on_stop {
+            std::future::pending::<()>().await;
+        }
+        self.stopping.cancelled().await;
+    }
 }
 
 impl Session {
     pub(crate) fn new() -> Self {
         Self {
             spawns: Arc::new(Semaphore::new(defaults::MAX_SPAWNS)),
+            cgroups: Cgroups::open(),
         }
     }
 
-    /// Runs a command to its end. `cancel` ends it early. Returns the sockets too, all streams
-    /// ended, for the caller to close.
+    /// Runs a command to its end, or to one of `stops`. `name` is its control group's. Returns the
+    /// sockets too, all streams ended, for the caller to close.
     ///
     /// Dropping the future kills the command and leaves what it started.
     pub(crate) async fn run(
         &self,
+        name: &str,
         spec: Arc<ExecSpec>,
         sockets: Sockets,
-        cancel: CancellationToken,
+        stops: Stops,
     ) -> (Ended, Vec<WebSocket>) {
-        match self.start(spec).await {
-            Ok((child, streams)) => Running::new(child, streams, sockets).finish(cancel).await,
+        match self.start(name, Arc::clone(&spec)).await {
+            Ok(started) => Running::new(started, sockets).finish(&spec, stops).await,
             Err(error) => {
                 let outputs = sockets.outputs.into_iter().flat_map(<[WebSocket; 2]>::from);
                 let all = [sockets.control, sockets.stdin]
@@ -98,7 +140,7 @@ impl Session {
         }
     }
 
-    async fn start(&self, spec: Arc<ExecSpec>) -> Result<(Child, Streams), StartError> {
+    async fn start(&self, name: &str, spec: Arc<ExecSpec>) -> Result<Started, StartError> {
         let failed = |step| move |source| StartError::System { step, source };
         let closed = |_| io::Error::from(io::ErrorKind::BrokenPipe);
         // Never closed, so this only waits.
@@ -109,14 +151,28 @@ impl Session {
             .map_err(closed)
             .map_err(failed("start"))?;
         let (streams, stdio) = Streams::open(&spec).map_err(failed("make the streams"))?;
-        let child = spawn_blocking(move || Child::start(&spec, stdio))
+        let cgroup = self.cgroups.create(name);
+        let entrance = cgroup.as_ref().and_then(|cgroup| cgroup.entrance().ok());
+        let child = spawn_blocking(move || Child::start(&spec, stdio, entrance))
             .await
             .map_err(|error| StartError::System {
                 step: "start",
                 source: error.into(),
             })??;
-        Ok((child, streams))
+        let family = Family::new(child.pid(), cgroup);
+        Ok(Started {
+            child,
+            family,
+            streams,
+        })
     }
+}
+
+/// A command that runs, and is not listened to yet.
+struct Started {
+    child: Child,
+    family: Family,
+    streams: Streams,
 }
 
 /// The agent's ends of a command's streams.
@@ -172,6 +228,8 @@ fn new_pipe(uid: u32) -> io::Result<(OwnedFd, OwnedFd)> {
 
 /// A command at work.
 struct Running {
+    /// Before the child: it must be gone when that is reaped.
+    family: Family,
     child: Child,
     /// The pumps of the output.
     outputs: JoinSet<(&'static str, Pumped, Option<WebSocket>)>,
@@ -186,16 +244,17 @@ struct Running {
 }
 
 impl Running {
-    fn new(child: Child, streams: Streams, sockets: Sockets) -> Self {
+    fn new(started: Started, sockets: Sockets) -> Self {
         let mut running = Self {
-            child,
+            family: started.family,
+            child: started.child,
             outputs: JoinSet::new(),
             inputs: JoinSet::new(),
             exited: CancellationToken::new(),
             control_lost: CancellationToken::new(),
             stop: CancellationToken::new(),
         };
-        match (streams, sockets.outputs) {
+        match (started.streams, sockets.outputs) {
             (Streams::Terminal(pty), _) => {
                 running.read_control(sockets.control, Some(Arc::clone(&pty)));
                 running.pump_terminal(pty, sockets.stdin);
@@ -288,30 +347,54 @@ impl Running {
         });
     }
 
-    async fn finish(mut self, cancel: CancellationToken) -> (Ended, Vec<WebSocket>) {
+    async fn finish(mut self, spec: &ExecSpec, stops: Stops) -> (Ended, Vec<WebSocket>) {
+        let mut timed_out = false;
         let status = select! {
             status = self.child.wait() => status,
-            () = self.control_lost.cancelled() => self.end("client gone").await,
-            () = cancel.cancelled() => self.end("cancelled").await,
+            () = stops.leave() => return self.leave(),
+            () = self.control_lost.cancelled() => self.end("its client is gone").await,
+            () = stops.end() => self.end("it was cancelled").await,
+            () = out_of_time(spec.timeout) => {
+                timed_out = true;
+                self.end("its time is over").await
+            }
         };
-        self.exited.cancel();
-        let mut ended = self.drain().await;
+        if !spec.wait_for_eof {
+            self.exited.cancel();
+        }
+        let mut drained = select! {
+            drained = self.drain() => drained,
+            () = stops.leave() => return self.leave(),
+        };
         self.stop.cancel();
-        let mut sockets = ended.sockets;
-        sockets.extend(self.inputs.join_all().await);
+        drained.sockets.extend(self.inputs.join_all().await);
         let ended = match status {
             Ok(status) => Ended::Exited {
                 code: status.code(),
                 signal: status.signal(),
-                output_complete: ended.complete,
-                bytes: std::mem::take(&mut ended.bytes),
+                output_complete: drained.complete,
+                bytes: drained.bytes,
+                timed_out,
             },
             Err(source) => Ended::NotStarted(StartError::System {
                 step: "wait for the command",
                 source,
             }),
         };
-        (ended, sockets)
+        (ended, drained.sockets)
+    }
+
+    /// Lets the command go on without us.
+    fn leave(self) -> (Ended, Vec<WebSocket>) {
+        self.child.leave();
+        (Ended::Left, Vec::new())
+    }
+
+    /// Ends the command and what it started.
+    async fn end(&self, why: &'static str) -> io::Result<ExitStatus> {
+        tracing::info!(pid = self.child.pid().as_raw(), why, "ending a command");
+        self.family.end().await;
+        self.child.wait().await
     }
 
     /// Waits for the output to end. If the client goes meanwhile, so does what still writes.
@@ -332,7 +415,7 @@ impl Running {
                     }
                 },
                 () = self.control_lost.cancelled() => {
-                    self.end_family().await;
+                    self.family.end().await;
                     self.outputs.shutdown().await;
                     drained.complete = false;
                     return drained;
@@ -340,29 +423,13 @@ impl Running {
             }
         }
     }
+}
 
-    /// Ends the command and what it started.
-    async fn end(&self, why: &'static str) -> io::Result<ExitStatus> {
-        tracing::info!(pid = self.child.pid().as_raw(), why, "ending a command");
-        self.end_family().await;
-        self.child.wait().await
-    }
-
-    /// Signals everything in the session, harder each time, until nothing lives.
-    async fn end_family(&self) {
-        let session = self.child.pid();
-        for signal in [Signal::SIGHUP, Signal::SIGTERM, Signal::SIGKILL] {
-            let mut living = family::signal_session(session, Some(signal));
-            let deadline = Instant::now() + defaults::KILL_PAUSE;
-            while living > 0 && Instant::now() < deadline {
-                sleep(FAMILY_PAUSE).await;
-                living = family::signal_session(session, None);
-            }
-            if living == 0 {
-                return;
-            }
-        }
-        tracing::warn!(session = session.as_raw(), "processes survive SIGKILL");
+/// Resolves when a command's time is over, if it has one.
+async fn out_of_time(timeout: Option<Duration>) {
+    match timeout {
+        Some(timeout) => sleep(timeout).await,
+        None => std::future::pending().await,
     }
 }
 

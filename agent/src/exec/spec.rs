@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     ffi::{CString, NulError},
+    time::Duration,
 };
 
 use vsock_agent_protocol::exec::ExecRequest;
@@ -34,6 +35,10 @@ pub(crate) struct ExecSpec {
     pub(super) groups: Vec<u32>,
     /// The terminal's size; without one there are three pipes.
     pub(super) terminal: Option<TermSize>,
+    /// How long it may run.
+    pub(super) timeout: Option<Duration>,
+    /// Whether its output goes on as long as anything holds it, as in LXD's agent.
+    pub(super) wait_for_eof: bool,
 }
 
 /// Where a command starts.
@@ -100,6 +105,10 @@ impl ExecSpec {
             gid: identity.gid,
             groups: identity.groups,
             terminal: request.interactive.then(|| terminal_size(request)),
+            timeout: request
+                .timeout
+                .map(|seconds| Duration::from_secs(seconds.into())),
+            wait_for_eof: request.wait_for_eof,
         })
     }
 

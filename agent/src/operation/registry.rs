@@ -115,7 +115,8 @@ impl Registry {
             location: String::new(),
         };
         let (joined, sockets) = mpsc::channel(new.sockets.len().max(1));
-        let cancel = self.0.shutdown.child_token();
+        let cancel = CancellationToken::new();
+        let stopping = self.0.shutdown.child_token();
         let entry = Arc::new(Entry {
             view: watch::Sender::new(operation.clone()),
             sockets: Mutex::new(new.sockets),
@@ -141,6 +142,7 @@ impl Registry {
             id,
             sockets,
             cancel,
+            stopping,
         });
         self.0.shutdown.spawn(async move {
             ending.finish(work.await);
@@ -292,8 +294,10 @@ pub(crate) struct Handle {
     pub(crate) id: OperationId,
     /// Brings the sockets as they are joined.
     pub(crate) sockets: mpsc::Receiver<Joined>,
-    /// Cancelled when somebody wants the operation to stop, or everything stops.
+    /// Cancelled when somebody wants the operation to stop.
     pub(crate) cancel: CancellationToken,
+    /// Cancelled when the agent stops.
+    pub(crate) stopping: CancellationToken,
 }
 
 /// Ends the operation when its task does, after a panic too.

@@ -103,9 +103,9 @@ async fn finish(fd: OwnedFd) -> io::Result<VsockStream> {
     // is deregistered by `into_inner` before anything else gets the descriptor.
     let waiting = unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)?;
     // Not cleared: a socket that is connecting becomes ready once, when the outcome is known.
-    let _ready = waiting.writable().await?;
+    let ready = waiting.writable().await?;
     let outcome = getsockopt(waiting.get_ref(), SocketError)?;
-    drop(_ready);
+    drop(ready);
     match outcome {
         0 => VsockStream::new(::vsock::VsockStream::from(waiting.into_inner())),
         errno => Err(io::Error::from_raw_os_error(errno)),

@@ -2,20 +2,16 @@
 
 use std::{io, time::Duration};
 
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{Sink, SinkExt, Stream, StreamExt};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_util::sync::CancellationToken;
 
 use super::TerminalSize;
-use crate::{
-    error::ClientError,
-    protocol::exec::ControlMessage,
-    ws::{self, Socket},
-};
+use crate::{error::ClientError, protocol::exec::ControlMessage, ws};
 
 /// Messages waiting to be sent. A person cannot fill it; a program that does waits.
 const QUEUE_DEPTH: usize = 16;
@@ -104,7 +100,10 @@ pub(super) struct Orders(mpsc::Receiver<Order>);
 
 /// Serves the control socket until it closes, which the agent does when the command has ended.
 /// Cancels `lost` if the agent falls silent.
-pub(super) async fn steer(mut socket: Socket, mut orders: Orders, lost: CancellationToken) {
+pub(super) async fn steer<S>(mut socket: S, mut orders: Orders, lost: CancellationToken)
+where
+    S: Stream<Item = Result<Message, WsError>> + Sink<Message, Error = WsError> + Unpin,
+{
     let mut pings = interval(PING_INTERVAL);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = Instant::now();
@@ -159,7 +158,10 @@ pub(super) async fn steer(mut socket: Socket, mut orders: Orders, lost: Cancella
 }
 
 /// Reads on after the socket stopped taking anything.
-async fn drain(socket: &mut Socket, heard: Instant, lost: &CancellationToken) {
+async fn drain<S>(socket: &mut S, heard: Instant, lost: &CancellationToken)
+where
+    S: Stream<Item = Result<Message, WsError>> + Unpin,
+{
     let left = SILENCE_TIMEOUT.saturating_sub(heard.elapsed());
     let closing = async { while let Some(Ok(_)) = socket.next().await {} };
     if timeout(left, closing).await.is_err() {
@@ -167,7 +169,10 @@ async fn drain(socket: &mut Socket, heard: Instant, lost: &CancellationToken) {
     }
 }
 
-async fn send(socket: &mut Socket, message: Message) -> io::Result<()> {
+async fn send<S>(socket: &mut S, message: Message) -> io::Result<()>
+where
+    S: Sink<Message, Error = WsError> + Unpin,
+{
     timeout(SEND_TIMEOUT, socket.send(message))
         .await?
         .map_err(io::Error::other)
@@ -175,4 +180,65 @@ async fn send(socket: &mut Socket, message: Message) -> io::Result<()> {
 
 fn text(message: ControlMessage) -> Option<Message> {
     serde_json::to_string(&message).ok().map(Message::text)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::DuplexStream;
+    use tokio_tungstenite::{WebSocketStream, tungstenite::protocol::Role};
+
+    use super::*;
+
+    async fn sockets() -> (WebSocketStream<DuplexStream>, WebSocketStream<DuplexStream>) {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        (
+            WebSocketStream::from_raw_socket(near, Role::Client, None).await,
+            WebSocketStream::from_raw_socket(far, Role::Server, None).await,
+        )
+    }
+
+    #[tokio::test]
+    async fn a_signal_is_sent_as_text_and_a_ping_is_answered_after_it() {
+        let (ours, mut theirs) = sockets().await;
+        let (control, orders) = queue();
+        let mut heard = Vec::new();
+        let agent = async {
+            // Reading answers the pings.
+            while let Some(Ok(message)) = theirs.next().await {
+                if let Message::Text(text) = message {
+                    heard.push(text.as_str().to_owned());
+                }
+            }
+        };
+        let user = async {
+            control.signal(15).await.unwrap();
+            control.ping().await.unwrap();
+        };
+        tokio::select! {
+            () = user => {}
+            () = agent => panic!("the client stays"),
+            () = steer(ours, orders, CancellationToken::new()) => panic!("the agent stays"),
+        }
+        assert_eq!(heard, [r#"{"command":"signal","args":null,"signal":15}"#]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_falls_silent_is_lost() {
+        let (ours, _theirs) = sockets().await;
+        let (_control, orders) = queue();
+        let lost = CancellationToken::new();
+        steer(ours, orders, lost.clone()).await;
+        assert!(lost.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn a_socket_the_agent_closes_is_not_a_lost_agent() {
+        let (ours, theirs) = sockets().await;
+        let (control, orders) = queue();
+        let lost = CancellationToken::new();
+        drop(theirs);
+        steer(ours, orders, lost.clone()).await;
+        assert!(!lost.is_cancelled());
+        control.signal(2).await.unwrap_err();
+    }
 }

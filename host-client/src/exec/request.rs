@@ -1,5 +1,7 @@
 //! From a builder to the request an agent understands.
 
+use std::time::Duration;
+
 use super::{Account, Exec};
 use crate::{
     error::ClientError,
@@ -15,6 +17,11 @@ impl Exec {
         let takes_names = info.has(version::EXEC_USER_NAME);
         let (user, user_name) = account(self.user.as_ref(), takes_names)?;
         let (group, group_name) = account(self.group.as_ref(), takes_names)?;
+        if self.timeout.is_some() && !info.has(version::EXEC_OPTIONS) {
+            return Err(ClientError::Unsupported {
+                what: "limit the time of a command",
+            });
+        }
         let size = self.terminal;
         Ok(ExecRequest {
             command: self.command.clone(),
@@ -29,8 +36,18 @@ impl Exec {
             cwd: self.directory.clone(),
             user_name,
             group_name,
+            timeout: self.timeout.map(whole_seconds),
+            wait_for_eof: self.wait_for_eof,
         })
     }
+}
+
+/// Rounded up: a limit of half a second is not none.
+fn whole_seconds(time: Duration) -> u32 {
+    let rounded = time
+        .as_secs()
+        .saturating_add(u64::from(time.subsec_nanos() > 0));
+    u32::try_from(rounded).unwrap_or(u32::MAX)
 }
 
 fn account(

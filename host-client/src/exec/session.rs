@@ -355,6 +355,7 @@ fn judge(
                 code: ended.exit_code,
                 signal: ended.signal,
                 output_complete: ended.output_complete.unwrap_or(false),
+                timed_out: ended.timed_out,
                 failure: Some(text),
             }),
             None => Err(ClientError::Agent {
@@ -373,6 +374,7 @@ fn judge(
         code: ended.exit_code,
         signal: ended.signal,
         output_complete: ended.output_complete.unwrap_or(true),
+        timed_out: ended.timed_out,
         failure: None,
     })
 }

@@ -12,6 +12,11 @@ use std::{
     thread,
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
 /// How long a child lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifetime {
@@ -71,6 +76,13 @@ impl Process {
     /// Tells whether the child has ended, and reaps it.
     pub(super) fn has_ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Sends a signal, if the child is still there to get it.
+    pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
+        // The id is the child's until `child` has reaped it, which needs it exclusively.
+        let id = i32::try_from(self.child.id()).map_err(io::Error::other)?;
+        Ok(kill(Pid::from_raw(id), signal)?)
     }
 
     /// Ends the child at once.

@@ -38,7 +38,7 @@ pub(crate) struct Global {
     pub(crate) plain: bool,
     /// How long to try to connect, while the virtual machine boots
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 30)]
-    pub(crate) timeout: u32,
+    pub(crate) connect_timeout: u32,
     /// Say what is going on, on stderr; twice or three times for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
@@ -82,6 +82,12 @@ pub(crate) struct ExecArgs {
     /// Set a variable in the command's environment
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = parse_variable)]
     pub(crate) env: Vec<(String, String)>,
+    /// End the command after this time, with exit status 124
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout: Option<u32>,
+    /// Wait for the end of the output as long as anything holds it, as LXD does
+    #[arg(long)]
+    pub(crate) wait_for_eof: bool,
     /// Directory to start in; the home directory if left out
     #[arg(long, value_name = "DIR")]
     pub(crate) cwd: Option<String>,

@@ -104,7 +104,7 @@ impl Settings {
             true => Security::Plain,
             false => Security::Tls(target.load_identity(vm)?),
         };
-        let timeout = Duration::from_secs(self.global.timeout.max(1).into());
+        let timeout = Duration::from_secs(self.global.connect_timeout.max(1).into());
         let client = Client::with_connect_timeout(target.endpoint, security, timeout);
         self.made().push(client.clone());
         Ok(client)
@@ -517,7 +517,7 @@ endpoint = \"unix:/x\"
             global: Global {
                 identity: None,
                 plain: false,
-                timeout: 1,
+                connect_timeout: 1,
                 verbose: 0,
             },
             config: parse(&path, text).unwrap(),
@@ -540,7 +540,7 @@ endpoint = \"unix:/x\"
             global: Global {
                 identity: None,
                 plain: true,
-                timeout: 1,
+                connect_timeout: 1,
                 verbose: 0,
             },
             config: parse(&path, OLD).unwrap(),

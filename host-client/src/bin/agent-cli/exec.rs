@@ -52,6 +52,12 @@ pub(crate) async fn run(settings: &Settings, args: ExecArgs) -> anyhow::Result<u
     if let Some(group) = args.group {
         exec = exec.group(group);
     }
+    if let Some(seconds) = args.timeout {
+        exec = exec.timeout(Duration::from_secs(seconds.into()));
+    }
+    if args.wait_for_eof {
+        exec = exec.wait_for_eof();
+    }
     let exec = with_terminal(exec, terminal);
     let exec = args
         .env
@@ -118,8 +124,10 @@ async fn attach(exec: Exec, terminal: bool, input: bool) -> anyhow::Result<u8> {
         Ending::Status(status) => {
             if let Some(reason) = &status.failure {
                 output::complain(&output::escape(reason.as_bytes()));
+            } else if status.timed_out {
+                output::complain("the command was ended: its time was over");
             } else if !status.output_complete {
-                output::complain("a process the command left behind still held its output");
+                tracing::info!("a process the command left behind still held its output");
             }
             Ok(exit::of_child(&status))
         }

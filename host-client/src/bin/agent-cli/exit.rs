@@ -17,8 +17,14 @@ pub(crate) fn after_signal(signal: i32) -> u8 {
     u8::try_from(128 + signal).unwrap_or(OURS)
 }
 
+/// When the command's time was over: as `timeout(1)` does it.
+const TIMED_OUT: u8 = 124;
+
 /// The child's code as ours: its low eight bits, as `exit` does it.
 pub(crate) fn of_child(status: &ExitStatus) -> u8 {
+    if status.timed_out {
+        return TIMED_OUT;
+    }
     u8::try_from(status.code.rem_euclid(256)).unwrap_or(OURS)
 }
 
@@ -87,7 +93,7 @@ const fn hint(error: &ClientError) -> Option<&'static str> {
             }
             _ => {
                 "is the virtual machine running, and the agent (vsock-agent.service) started in \
-                 it? --timeout says how long to try"
+                 it? --connect-timeout says how long to try"
             }
         },
         ClientError::IdentityRefused { .. } => {

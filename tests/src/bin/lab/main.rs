@@ -1,5 +1,6 @@
 //! The VM lab by hand: what `make` calls.
 #![allow(
+    clippy::print_stderr,
     clippy::print_stdout,
     reason = "a command line that says what it is doing"
 )]
