@@ -3,11 +3,10 @@
 .PHONY: demo demo-stop test setup clean-lab
 
 step := tests/lab/step
-lab := cargo run --quiet --package agent-tests --bin lab --
+lab := cargo run --quiet --bin lab --
 export STARTED := $(shell date +%s)
 
-# A small VM with the agent in it, registered as `demo` with agent-cli, running until `make
-# demo-stop`.
+# A small VM with the agent in it, registered with agent-cli as `demo`. It runs until demo-stop.
 demo: setup
 	@$(step) "demo VM" $(lab) up
 

@@ -18,6 +18,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Agent {
     listeners: Vec<Listener>,
+    app: Arc<App>,
     server: Arc<Server>,
     shutdown: Shutdown,
 }
@@ -76,9 +77,10 @@ impl Agent {
         }
         let shutdown = Shutdown::default();
         let app = Arc::new(App::new(shutdown.clone(), config.end_commands));
-        let server = Server::new(app, tls, &config.allowed_cids);
+        let server = Server::new(Arc::clone(&app), tls, &config.allowed_cids);
         Ok(Self {
             listeners,
+            app,
             server,
             shutdown,
         })
@@ -91,6 +93,11 @@ impl Agent {
             self.shutdown
                 .spawn(Arc::clone(&self.server).accept_all(listener));
         }
+        let stop = self.shutdown.child_token();
+        let app = self.app;
+        self.shutdown.spawn(async move {
+            stop.run_until_cancelled(app.commands.tidy()).await;
+        });
         until.await;
         tracing::info!("stopping");
         self.shutdown.finish(defaults::SHUTDOWN_TIMEOUT).await

@@ -59,8 +59,8 @@ pub(crate) const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// loses the exit code of a client that reconnects.
 pub(crate) const RETENTION: Duration = Duration::from_secs(600);
 
-/// Most ended operations kept.
-pub(crate) const MAX_ENDED_OPERATIONS: usize = 10_000;
+/// Most ended operations kept. One is some 400 bytes of JSON, so this is about a megabyte.
+pub(crate) const MAX_ENDED_OPERATIONS: usize = 2_000;
 
 /// Most commands at once.
 pub(crate) const MAX_SESSIONS: usize = 4096;
@@ -78,8 +78,10 @@ pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time between the signals that end a command whose client is gone.
 pub(crate) const KILL_PAUSE: Duration = Duration::from_secs(5);
 
-/// Largest piece of output in one message, in bytes: a pipe's default capacity (`pipe(7)`).
-pub(crate) const MAX_OUTPUT_BYTES: usize = 64 * 1024;
+/// Largest piece of output in one message, in bytes: half a pipe's default capacity (`pipe(7)`).
+/// A stream that has sent one keeps a buffer of that size, and a thousand commands at once must be
+/// able to afford it.
+pub(crate) const MAX_OUTPUT_BYTES: usize = 32 * 1024;
 
 /// Largest message a client may send, in bytes. LXD's clients send up to 128 KiB.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 1024 * 1024;

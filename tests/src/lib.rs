@@ -14,10 +14,12 @@ pub mod agent;
 pub mod eventually;
 pub mod identity;
 pub mod raw;
+pub mod shipped;
 pub mod vm;
 
 pub use agent::{TestAgent, TestFolder};
 pub use eventually::eventually;
 pub use identity::Pair;
 pub use raw::{RawClient, RawExec, RawReply};
+pub use shipped::AgentProcess;
 pub use vm::TestVm;

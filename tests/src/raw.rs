@@ -107,7 +107,7 @@ impl RawClient {
             .unwrap()
         {
             let secret = secret.as_str().unwrap();
-            let path = format!("/1.0/operations/{id}/websocket?secret={secret}");
+            let path = RawExec::path(&id, secret);
             sockets.insert(name.clone(), self.websocket(&path).await.unwrap());
         }
         RawExec {
@@ -129,6 +129,12 @@ pub struct RawExec {
 }
 
 impl RawExec {
+    /// Where to join a socket.
+    #[must_use]
+    pub fn path(id: &str, secret: &str) -> String {
+        format!("/1.0/operations/{id}/websocket?secret={secret}")
+    }
+
     /// Sends to the command's input.
     pub async fn send(&mut self, data: &[u8]) {
         let socket = self.sockets.get_mut("0").unwrap();

@@ -13,7 +13,7 @@ mod lab;
 mod machine;
 mod options;
 pub mod paths;
-mod process;
+pub(crate) mod process;
 mod product;
 mod qemu;
 mod scratch;

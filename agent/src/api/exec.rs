@@ -23,6 +23,9 @@ use crate::{
     ws::{self, WebSocket},
 };
 
+/// Longest text of a failure, in characters: it names a program, and a name may be very long.
+const MAX_ERROR_CHARS: usize = 1000;
+
 /// Starts a command, once its sockets are joined.
 ///
 /// # Errors
@@ -188,7 +191,8 @@ fn outcome(ended: Ended, cancel: &CancellationToken) -> Outcome {
 
 fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+    let text = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
+    text.chars().take(MAX_ERROR_CHARS).collect()
 }
 
 /// Closes the sockets in the background: each waits for its client, as [`ws::linger`] says.

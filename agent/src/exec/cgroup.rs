@@ -14,12 +14,17 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use nix::{sys::signal::kill, unistd::Pid};
+use tokio::{sync::Notify, time::sleep};
 
 /// Name of the directory of all agents' groups, at the top of the hierarchy.
 const TOP: &str = "vsock-agent";
+
+/// Time between two looks at the groups that something still lives in.
+const TIDY_PAUSE: Duration = Duration::from_secs(2);
 
 /// The groups of this agent. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -30,6 +35,8 @@ struct Inner {
     folder: PathBuf,
     /// Groups whose command has ended and that something still lives in.
     left: Mutex<Vec<PathBuf>>,
+    /// Told when there is one more.
+    more: Notify,
 }
 
 impl Cgroups {
@@ -49,6 +56,7 @@ impl Cgroups {
             Ok(folder) => Self(Some(Arc::new(Inner {
                 folder,
                 left: Mutex::default(),
+                more: Notify::new(),
             }))),
             Err(error) => {
                 tracing::info!(%error, "no control groups: commands are ended by their session");
@@ -60,7 +68,6 @@ impl Cgroups {
     /// A new group.
     pub(super) fn create(&self, name: &str) -> Option<Cgroup> {
         let owner = self.0.clone()?;
-        owner.remove_left();
         let path = owner.folder.join(name);
         match fs::create_dir(&path) {
             Ok(()) => Some(Cgroup { path, owner }),
@@ -72,11 +79,25 @@ impl Cgroups {
     }
 }
 
+impl Cgroups {
+    /// Removes groups as they become empty, for ever. Idle while there are none to look after.
+    pub(super) async fn tidy(&self) {
+        let Some(inner) = &self.0 else { return };
+        loop {
+            inner.more.notified().await;
+            while inner.remove_left() {
+                sleep(TIDY_PAUSE).await;
+            }
+        }
+    }
+}
+
 impl Inner {
-    /// Removes the groups that have become empty.
-    fn remove_left(&self) {
+    /// Removes the groups that have become empty. True if there are others.
+    fn remove_left(&self) -> bool {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         left.retain(|path| fs::remove_dir(path).is_err());
+        !left.is_empty()
     }
 }
 
@@ -155,6 +176,7 @@ impl Drop for Cgroup {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
             left.push(self.path.clone());
+            self.owner.more.notify_one();
         }
     }
 }

@@ -116,6 +116,11 @@ impl Session {
         }
     }
 
+    /// Looks after what commands leave behind, until it is dropped.
+    pub(crate) async fn tidy(&self) {
+        self.cgroups.tidy().await;
+    }
+
     /// Runs a command to its end, or to one of `stops`. `name` is its control group's. Returns the
     /// sockets too, all streams ended, for the caller to close.
     ///

@@ -32,9 +32,11 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct Table {
-    all: HashMap<OperationId, Arc<Entry>>,
+    live: HashMap<OperationId, Arc<Entry>>,
+    /// The last state of those that ended, as JSON: there may be many, and few are asked for.
+    ended: HashMap<OperationId, Box<str>>,
     /// The ended ones, oldest first, with the time of their end.
-    ended: VecDeque<(Instant, OperationId)>,
+    order: VecDeque<(Instant, OperationId)>,
 }
 
 #[derive(Debug)]
@@ -68,7 +70,7 @@ pub(crate) struct New {
 pub(crate) struct Outcome {
     /// A final status.
     pub(crate) status: OperationStatus,
-    /// Keys that are set in the metadata; the others stay.
+    /// What takes the place of the metadata, if it is not null.
     pub(crate) metadata: serde_json::Value,
     /// Why it failed, or empty.
     pub(crate) error: String,
@@ -125,16 +127,14 @@ impl Registry {
         });
         {
             let mut table = self.table();
-            table.forget_old();
-            if table.all.len() - table.ended.len() >= defaults::MAX_SESSIONS {
+            if table.live.len() >= defaults::MAX_SESSIONS {
                 return Err(OperationError::Full);
             }
-            table.all.insert(id, Arc::clone(&entry));
+            table.live.insert(id, Arc::clone(&entry));
         }
         (self.0.on_change)(&operation);
         let ending = Ending {
             registry: self.clone(),
-            id,
             entry,
             outcome: None,
         };
@@ -156,18 +156,28 @@ impl Registry {
     ///
     /// [`OperationError::Unknown`].
     pub(crate) fn get(&self, id: OperationId) -> Result<Operation, OperationError> {
-        Ok(self.entry(id)?.view.borrow().clone())
+        let mut table = self.table();
+        table.forget_old();
+        if let Some(entry) = table.live.get(&id) {
+            return Ok(entry.view.borrow().clone());
+        }
+        let ended = table
+            .ended
+            .get(&id)
+            .and_then(|text| serde_json::from_str(text).ok());
+        ended.ok_or(OperationError::Unknown(id))
     }
 
     /// The state of every operation, in no order.
     pub(crate) fn list(&self) -> Vec<Operation> {
         let mut table = self.table();
         table.forget_old();
-        table
-            .all
+        let live = table.live.values().map(|entry| entry.view.borrow().clone());
+        let ended = table
+            .ended
             .values()
-            .map(|entry| entry.view.borrow().clone())
-            .collect()
+            .filter_map(|text| serde_json::from_str(text).ok());
+        live.chain(ended).collect()
     }
 
     /// The state of an operation at its end, or after `limit`.
@@ -180,10 +190,13 @@ impl Registry {
         id: OperationId,
         limit: Option<Duration>,
     ) -> Result<Operation, OperationError> {
-        let mut view = self.entry(id)?.view.subscribe();
+        let Some(entry) = self.live(id) else {
+            return self.get(id);
+        };
+        let mut view = entry.view.subscribe();
         let ended = view.wait_for(Operation::is_final);
+        // An error would mean that the sender is gone, and `entry` holds it.
         match limit {
-            // An error only means that the entry is gone, and then its last state is the final one.
             None => drop(ended.await),
             Some(limit) => drop(timeout(limit, ended).await),
         }
@@ -197,7 +210,9 @@ impl Registry {
     ///
     /// [`OperationError::Unknown`], or [`OperationError::Ended`] when there is nothing to stop.
     pub(crate) fn cancel(&self, id: OperationId) -> Result<(), OperationError> {
-        let entry = self.entry(id)?;
+        let Some(entry) = self.live(id) else {
+            return self.get(id).and(Err(OperationError::Ended));
+        };
         let running = entry.view.send_if_modified(|view| {
             let running = !view.is_final();
             if running {
@@ -219,10 +234,9 @@ impl Registry {
     ///
     /// [`OperationError::Unknown`], [`OperationError::Ended`] or [`OperationError::WrongSecret`].
     pub(crate) fn join(&self, id: OperationId, text: &str) -> Result<Ticket, OperationError> {
-        let entry = self.entry(id)?;
-        if entry.view.borrow().is_final() {
-            return Err(OperationError::Ended);
-        }
+        let Some(entry) = self.live(id) else {
+            return self.get(id).and(Err(OperationError::Ended));
+        };
         let mut sockets = entry.sockets.lock().unwrap_or_else(PoisonError::into_inner);
         // Every secret is compared, so that the time does not tell which one was meant.
         let found = sockets
@@ -242,14 +256,8 @@ impl Registry {
         })
     }
 
-    fn entry(&self, id: OperationId) -> Result<Arc<Entry>, OperationError> {
-        let mut table = self.table();
-        table.forget_old();
-        table
-            .all
-            .get(&id)
-            .cloned()
-            .ok_or(OperationError::Unknown(id))
+    fn live(&self, id: OperationId) -> Option<Arc<Entry>> {
+        self.table().live.get(&id).cloned()
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -258,16 +266,26 @@ impl Registry {
 }
 
 impl Table {
+    /// Moves an operation from the living to the ended.
+    fn end(&mut self, operation: &Operation) {
+        self.live.remove(&operation.id);
+        // Only a map with keys that are no strings cannot be written, and JSON has none.
+        let text = serde_json::to_string(operation).unwrap_or_default();
+        self.ended.insert(operation.id, text.into_boxed_str());
+        self.order.push_back((Instant::now(), operation.id));
+        self.forget_old();
+    }
+
     /// Drops what ended too long ago, or is too much.
     fn forget_old(&mut self) {
-        while let Some((ended, id)) = self.ended.front() {
+        while let Some((ended, id)) = self.order.front() {
             let keep = ended.elapsed() < defaults::RETENTION
-                && self.ended.len() <= defaults::MAX_ENDED_OPERATIONS;
+                && self.order.len() <= defaults::MAX_ENDED_OPERATIONS;
             if keep {
                 break;
             }
-            self.all.remove(id);
-            self.ended.pop_front();
+            self.ended.remove(id);
+            self.order.pop_front();
         }
     }
 }
@@ -303,7 +321,6 @@ pub(crate) struct Handle {
 /// Ends the operation when its task does, after a panic too.
 struct Ending {
     registry: Registry,
-    id: OperationId,
     entry: Arc<Entry>,
     outcome: Option<Outcome>,
 }
@@ -322,28 +339,17 @@ impl Drop for Ending {
             metadata: serde_json::Value::Null,
             error: "the agent was stopped or failed".to_owned(),
         });
-        self.entry
-            .sockets
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
-        // The table first: who hears of the end must not find the operation among the living.
-        self.registry
-            .table()
-            .ended
-            .push_back((Instant::now(), self.id));
         self.entry.view.send_modify(|view| {
             view.set_status(outcome.status);
             view.updated_at = clock::now();
             view.may_cancel = false;
             view.err = outcome.error;
-            if let (Some(view), serde_json::Value::Object(new)) =
-                (view.metadata.as_object_mut(), outcome.metadata)
-            {
-                view.extend(new);
+            if !outcome.metadata.is_null() {
+                view.metadata = outcome.metadata;
             }
         });
         let view = self.entry.view.borrow().clone();
+        self.registry.table().end(&view);
         (self.registry.0.on_change)(&view);
     }
 }
@@ -379,7 +385,7 @@ mod tests {
         New {
             class: "websocket",
             description: "test",
-            metadata: serde_json::json!({ "kept": 1 }),
+            metadata: serde_json::json!({ "command": [] }),
             sockets,
         }
     }
@@ -393,7 +399,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_is_kept_and_adds_to_the_metadata() {
+    async fn the_end_is_kept_and_takes_the_place_of_the_metadata() {
         let registry = registry();
         let id = registry
             .start(new(vec![]), |_| async { success() })
@@ -401,7 +407,7 @@ mod tests {
             .id;
         let end = registry.wait(id, None).await.unwrap();
         assert_eq!(end.status_code, 200);
-        assert_eq!(end.metadata, serde_json::json!({ "kept": 1, "return": 0 }));
+        assert_eq!(end.metadata, serde_json::json!({ "return": 0 }));
         assert_eq!(registry.get(id).unwrap(), end);
     }
 

@@ -29,7 +29,7 @@ pub enum Lifetime {
 
 /// A child that writes to a log file. `Drop` kills an owned one.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(crate) struct Process {
     child: Child,
     lifetime: Lifetime,
 }
@@ -41,7 +41,7 @@ impl Process {
     ///
     /// Any that opening the log or starting a process has. A program that is not there shows later,
     /// as an end.
-    pub(super) fn start(
+    pub(crate) fn start(
         program: &Path,
         arguments: &[String],
         log: &Path,
@@ -69,24 +69,24 @@ impl Process {
     }
 
     /// The program's process id.
-    pub(super) fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// Tells whether the child has ended, and reaps it.
-    pub(super) fn has_ended(&mut self) -> bool {
+    pub(crate) fn has_ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Sends a signal, if the child is still there to get it.
-    pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
         // The id is the child's until `child` has reaped it, which needs it exclusively.
         let id = i32::try_from(self.child.id()).map_err(io::Error::other)?;
         Ok(kill(Pid::from_raw(id), signal)?)
     }
 
     /// Ends the child at once.
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         // Fails only if it has already been reaped.
         let _ = self.child.kill();
         let _ = self.child.wait();

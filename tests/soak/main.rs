@@ -1,0 +1,83 @@
+//! What fails once in a thousand runs: the shipped agent, a process of its own, driven hard.
+//!
+//! Each test ends with the same question: is the agent as it was before? No process, descriptor,
+//! control group or operation may be left.
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test stops at the first surprise, and says what it measured"
+)]
+
+mod many;
+mod memory;
+mod vanish;
+
+use std::{future::Future, time::Duration};
+
+use futures_util::{StreamExt, stream};
+use harness::{AgentProcess, eventually};
+use vsock_agent_client::{Client, Security};
+
+/// Longest that one command may take on a machine that runs a hundred at once.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A fresh agent and a client of it.
+async fn start(name: &str) -> (AgentProcess, Client) {
+    let agent = AgentProcess::start(name).await;
+    let client = Client::new(agent.endpoint().parse().unwrap(), Security::Plain);
+    (agent, client)
+}
+
+/// Runs `one` so many times, `at_once` at a time. None may hang.
+async fn repeat<F>(runs: usize, at_once: usize, one: impl Fn(usize) -> F)
+where
+    F: Future<Output = ()>,
+{
+    let runs = stream::iter(0..runs).map(|run| {
+        let one = one(run);
+        async move {
+            let ended = tokio::time::timeout(PATIENCE, one).await;
+            ended.unwrap_or_else(|_| panic!("run {run} hangs"));
+        }
+    });
+    runs.buffer_unordered(at_once).collect::<Vec<()>>().await;
+}
+
+/// The agent must come back to what it was when nothing ran.
+async fn assert_nothing_left(agent: &AgentProcess, client: &Client, before: &Baseline) {
+    let clean = async || Baseline::of(agent, client).await == *before;
+    if !eventually(PATIENCE, clean).await {
+        assert_eq!(
+            Baseline::of(agent, client).await,
+            *before,
+            "something is left"
+        );
+    }
+}
+
+/// What must be the same before and after.
+#[derive(Debug, PartialEq, Eq)]
+struct Baseline {
+    descriptors: usize,
+    children: usize,
+    cgroups: usize,
+    running: usize,
+}
+
+impl Baseline {
+    async fn of(agent: &AgentProcess, client: &Client) -> Self {
+        let operations = client.operations().await.unwrap();
+        Self {
+            descriptors: agent.descriptors(),
+            children: agent.children(),
+            cgroups: agent.cgroups(),
+            running: operations
+                .iter()
+                .filter(|operation| !operation.is_final())
+                .count(),
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! The agent as it is shipped, a process of its own, without a VM: for what is counted by the
+//! process, such as memory and descriptors.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::{net::UnixStream, sync::OnceCell};
+
+use crate::{
+    TestFolder, eventually,
+    vm::{
+        Product, paths,
+        process::{Lifetime, Process},
+    },
+};
+
+/// Time for the agent to listen.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A running agent without TLS on a Unix socket. Its log is in `target/lab/log/`. `Drop` kills it.
+#[derive(Debug)]
+pub struct AgentProcess {
+    process: Process,
+    folder: TestFolder,
+}
+
+impl AgentProcess {
+    /// Builds the static binary, once, and starts it.
+    pub async fn start(name: &str) -> Self {
+        static PRODUCT: OnceCell<Product> = OnceCell::const_new();
+        let product = PRODUCT
+            .get_or_init(async || Product::build().await.unwrap())
+            .await;
+        let folder = TestFolder::new(name);
+        let log = paths::lab().join("log").join(format!("agent-{name}.log"));
+        fs::create_dir_all(log.parent().unwrap()).unwrap();
+        let listen = format!("unix:{}", folder.path().join("agent.sock").display());
+        let arguments = ["--plain", "--end-commands", "--listen", &listen].map(str::to_owned);
+        let process = Process::start(&product.agent, &arguments, &log, Lifetime::Owned).unwrap();
+        let agent = Self { process, folder };
+        let listens = async || UnixStream::connect(agent.socket()).await.is_ok();
+        assert!(
+            eventually(START_TIMEOUT, listens).await,
+            "no agent: see {}",
+            log.display()
+        );
+        agent
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("agent.sock")
+    }
+
+    /// The endpoint, as the command line writes it.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("unix:{}", self.socket().display())
+    }
+
+    /// Resident memory, in bytes.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.status("VmRSS:")
+    }
+
+    /// The most resident memory it ever had, in bytes.
+    #[must_use]
+    pub fn peak_memory(&self) -> u64 {
+        self.status("VmHWM:")
+    }
+
+    /// Open descriptors.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        count(&self.proc("fd"))
+    }
+
+    /// Child processes, ended ones that nobody has reaped included.
+    #[must_use]
+    pub fn children(&self) -> usize {
+        let threads = fs::read_dir(self.proc("task")).unwrap().flatten();
+        let children = threads.filter_map(|thread| {
+            // A thread may have ended since.
+            fs::read_to_string(thread.path().join("children")).ok()
+        });
+        children.map(|pids| pids.split_whitespace().count()).sum()
+    }
+
+    /// Control groups of commands.
+    #[must_use]
+    pub fn cgroups(&self) -> usize {
+        let own = format!("{}.", self.process.id());
+        let mounts = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+        let groups = mounts
+            .iter()
+            .flat_map(|mount| fs::read_dir(mount.join("vsock-agent")));
+        let groups = groups.flatten().flatten().map(|group| group.path());
+        groups
+            .filter(|path| {
+                path.file_name()
+                    .unwrap()
+                    .to_string_lossy()
+                    .starts_with(&own)
+            })
+            .map(|path| {
+                fs::read_dir(path)
+                    .unwrap()
+                    .flatten()
+                    .filter(|e| e.path().is_dir())
+                    .count()
+            })
+            .sum()
+    }
+
+    fn status(&self, key: &str) -> u64 {
+        let status = fs::read_to_string(self.proc("status")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(key))
+            .unwrap();
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+        kib * 1024
+    }
+
+    fn proc(&self, name: &str) -> PathBuf {
+        Path::new("/proc")
+            .join(self.process.id().to_string())
+            .join(name)
+    }
+}
+
+fn count(folder: &Path) -> usize {
+    fs::read_dir(folder).unwrap().count()
+}
