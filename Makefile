@@ -1,6 +1,6 @@
 # The few commands people type. README.md explains them, tests/README.md what `test` is made of.
 
-.PHONY: demo demo-stop test setup clean-lab
+.PHONY: demo demo-stop static test setup clean-lab
 
 step := tests/lab/step
 lab := cargo run --quiet --bin lab --
@@ -13,6 +13,10 @@ demo: setup
 demo-stop:
 	@$(lab) down
 
+# The static binaries, for any guest and host of this processor.
+static: setup
+	@$(step) "static binaries" $(lab) build
+
 # Every test there is, and what CI runs.
 test: setup
 	@$(step) "format" cargo fmt --all --check
@@ -22,6 +26,7 @@ test: setup
 	@$(step) "bans, licences, sources" $(lab) deny
 	@$(step) "VM lab" $(lab) setup
 	@$(step) "tests in a VM" cargo test --workspace --features agent-tests/vm --test vm
+	@$(step) "soak" cargo test --workspace --features agent-tests/vm --test soak -- --test-threads 1 --show-output
 
 # The Debian packages for all of the above.
 setup:

@@ -8,7 +8,7 @@ use crate::{
     app::App,
     config::{Config, Security},
     defaults,
-    listen::{ListenAddress, Listener, wait_for_device},
+    listen::{ListenAddress, Listener},
     server::Server,
     shutdown::Shutdown,
     tls::{self, IdentityError},
@@ -30,9 +30,6 @@ pub enum BindError {
     /// There is no usable identity.
     #[error("no usable identity")]
     Identity(#[from] IdentityError),
-    /// The kernel has no AF_VSOCK, or no device for it.
-    #[error("no vsock device: is the virtual machine started with one, and its module there?")]
-    NoDevice(#[source] io::Error),
     /// An address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
@@ -63,9 +60,6 @@ impl Agent {
         };
         let mut listeners = Vec::new();
         for address in &config.listen {
-            if matches!(address, ListenAddress::Vsock(_)) {
-                wait_for_device().await.map_err(BindError::NoDevice)?;
-            }
             let listener = Listener::bind(address)
                 .await
                 .map_err(|source| BindError::Listen {

@@ -18,8 +18,6 @@ use tokio::{
 use tokio_vsock::{VsockListener, VsockStream};
 use vsock_agent_protocol::address::{Cid, ParseAddressError, VsockAddress};
 
-pub(crate) use vsock_socket::wait_for_device;
-
 /// Mode of a Unix socket: whoever can connect is root in the guest.
 const SOCKET_MODE: u32 = 0o600;
 
@@ -98,16 +96,18 @@ impl fmt::Display for Peer {
 }
 
 impl Listener {
-    /// Binds and listens.
+    /// Binds and listens. Waits up to a minute for a kernel that does not know AF_VSOCK yet.
     ///
     /// # Errors
     ///
-    /// What the kernel says: for AF_VSOCK `EAFNOSUPPORT` or `ENODEV` while its module is missing,
+    /// What the kernel says: for AF_VSOCK `EAFNOSUPPORT` or `ENODEV` when its module is missing,
     /// `EADDRINUSE` when somebody has the port; for a Unix socket `AddrInUse` also when the path
     /// is taken by something that is not a dead socket.
     pub(crate) async fn bind(address: &ListenAddress) -> io::Result<Self> {
         match address {
-            ListenAddress::Vsock(address) => vsock_socket::listen(*address).map(Self::Vsock),
+            ListenAddress::Vsock(address) => vsock_socket::listen_when_there(*address)
+                .await
+                .map(Self::Vsock),
             ListenAddress::Unix(path) => {
                 remove_dead_socket(path).await?;
                 let listener = UnixListener::bind(path)?;

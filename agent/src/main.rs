@@ -1,6 +1,6 @@
 //! The daemon: flags, configuration, logging, and a clean stop.
 
-use std::{io::IsTerminal, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_max_level(config.log)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(false)
         .init();
     match serve(config) {
         Ok(()) => ExitCode::SUCCESS,

@@ -42,7 +42,7 @@ async fn nobody_in_the_guest_is_let_in() {
     let vm = guest_with_a_client("inside").await;
     for user in ["0", "65534"] {
         for flags in [&format!("--identity {IDENTITY}"), "--plain"] {
-            let script = format!("agent-cli {flags} --timeout 5 exec vsock:1 -- echo in");
+            let script = format!("agent-cli {flags} --connect-timeout 5 exec vsock:1 -- echo in");
             let mut cli = vm.cli(["exec", "--user", user, vm.name(), "--", "sh", "-c"]);
             cli.arg(script);
             let output = finish(cli).await;

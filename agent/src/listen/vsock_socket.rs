@@ -4,9 +4,8 @@
 //! the socket is made here and handed to it; its stream and its accept are sound and do the rest.
 
 use std::{
-    fs, io,
+    io,
     os::fd::{AsRawFd, OwnedFd},
-    path::Path,
     process::{Command, Stdio},
 };
 
@@ -45,15 +44,12 @@ sockopt_impl!(
     u64
 );
 
-/// The device that appears with the kernel's vsock core.
-const DEVICE: &str = "/dev/vsock";
-
 /// Binds and listens.
 ///
 /// # Errors
 ///
 /// What the kernel says; `EAFNOSUPPORT` or `ENODEV` without the modules.
-pub(super) fn listen(address: VsockAddress) -> io::Result<VsockListener> {
+fn listen(address: VsockAddress) -> io::Result<VsockListener> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket: OwnedFd = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
     // The maximum first, or the size is cut down to the old one.
@@ -70,28 +66,40 @@ pub(super) fn listen(address: VsockAddress) -> io::Result<VsockListener> {
     Ok(VsockListener::from(socket))
 }
 
-/// Waits until the kernel knows AF_VSOCK, loading the module if that helps.
+/// Binds and listens, waiting for a kernel that does not know AF_VSOCK yet; its module is loaded
+/// if that helps.
 ///
 /// # Errors
 ///
-/// The last failure, when [`defaults::BIND_TIMEOUT`] has passed.
-pub(crate) async fn wait_for_device() -> io::Result<()> {
-    if Path::new(DEVICE).exists() {
-        return Ok(());
-    }
-    load_module();
+/// What the kernel says: at once, or for a missing module when [`defaults::BIND_TIMEOUT`] has
+/// passed.
+pub(super) async fn listen_when_there(address: VsockAddress) -> io::Result<VsockListener> {
     let deadline = Instant::now() + defaults::BIND_TIMEOUT;
+    let mut tried_module = false;
     loop {
-        let missing = match fs::metadata(DEVICE) {
-            Ok(_) => return Ok(()),
-            Err(error) => error,
+        let error = match listen(address) {
+            Err(error) if is_missing(&error) => error,
+            other => return other,
         };
         if Instant::now() >= deadline {
-            return Err(missing);
+            return Err(error);
         }
-        tracing::debug!(device = DEVICE, "waiting for the vsock device");
-        sleep(defaults::BIND_PAUSE).await;
+        if !tried_module {
+            tried_module = true;
+            tracing::info!(%error, "no vsock yet: waiting for it");
+            load_module();
+        } else {
+            sleep(defaults::BIND_PAUSE).await;
+        }
     }
+}
+
+/// Whether the kernel has no AF_VSOCK, or no transport for it.
+fn is_missing(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EAFNOSUPPORT | libc::ENODEV)
+    )
 }
 
 /// Asks for the guest's transport; it brings the core with it. Fails quietly: the module may be

@@ -106,7 +106,12 @@ async fn next_frame<S: AsyncRead + Unpin>(
             return Ok(Some(frame));
         }
         input.reserve(READ_BYTES);
-        if stream.read_buf(input).await? == 0 {
+        // A client that goes without a goodbye, of TLS too, says the same: no more requests.
+        let read = match stream.read_buf(input).await {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
+            other => other?,
+        };
+        if read == 0 {
             return match input.is_empty() {
                 true => Ok(None),
                 false => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
