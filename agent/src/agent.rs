@@ -70,7 +70,11 @@ impl Agent {
             listeners.push(listener);
         }
         let shutdown = Shutdown::default();
-        let app = Arc::new(App::new(shutdown.clone(), config.end_commands));
+        let app = Arc::new(App::new(
+            shutdown.clone(),
+            config.end_commands,
+            config.family,
+        ));
         let server = Server::new(Arc::clone(&app), tls, &config.allowed_cids);
         Ok(Self {
             listeners,

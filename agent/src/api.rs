@@ -2,6 +2,11 @@
 
 pub(crate) mod events;
 pub(crate) mod exec;
+pub(crate) mod metrics;
 pub(crate) mod operations;
+pub(crate) mod port_forward;
 pub(crate) mod server_info;
 pub(crate) mod sftp;
+pub(crate) mod state;
+
+mod query;

@@ -11,7 +11,10 @@ use std::{
 use clap::Parser;
 use serde::Deserialize;
 use tracing::Level;
-use vsock_agent_protocol::address::{Cid, DEFAULT_PORT, ParseAddressError, VsockAddress};
+use vsock_agent_protocol::{
+    address::{Cid, DEFAULT_PORT, ParseAddressError, VsockAddress},
+    version::{Family, ParseFamilyError},
+};
 
 use crate::{
     listen::{ListenAddress, ParseListenError},
@@ -36,6 +39,8 @@ pub struct Config {
     /// Whether running commands are ended when the agent stops. If not they go on without it, but
     /// nobody reads their output any more.
     pub end_commands: bool,
+    /// Whose hosts the agent is made for.
+    pub family: Family,
     /// Least important events that are logged.
     pub log: Level,
 }
@@ -85,6 +90,11 @@ pub struct Flags {
     #[arg(long, env = "VSOCK_AGENT_END_COMMANDS")]
     end_commands: bool,
 
+    /// Whose hosts to speak to: lxd or incus. Decides the agent's name and the shape of its
+    /// metrics [default: lxd]
+    #[arg(long, value_name = "FAMILY", env = "VSOCK_AGENT_FAMILY")]
+    family: Option<String>,
+
     /// Configuration file [default: /etc/vsock-agent/config.toml, if it is there]
     #[arg(long, value_name = "FILE", env = "VSOCK_AGENT_CONFIG")]
     config: Option<PathBuf>,
@@ -103,6 +113,7 @@ struct FileConfig {
     plain: bool,
     allow_cid: Vec<u32>,
     end_commands: bool,
+    family: Option<String>,
     log: Option<String>,
 }
 
@@ -132,6 +143,9 @@ pub enum ConfigError {
     /// A context id makes no sense.
     #[error("cannot let that machine in")]
     Cid(#[source] ParseAddressError),
+    /// Nobody knows this family.
+    #[error("cannot speak to those hosts")]
+    Family(#[from] ParseFamilyError),
     /// Nobody knows this level.
     #[error("{0:?} is not a log level: error, warn, info, debug or trace")]
     Log(String),
@@ -199,6 +213,10 @@ fn merge(flags: Flags, file: FileConfig) -> Result<Config, ConfigError> {
         true => Security::Plain,
         false => Security::Tls(identity(flags.identity.or(file.identity))?),
     };
+    let family = match flags.family.or(file.family) {
+        None => Family::default(),
+        Some(text) => text.parse()?,
+    };
     let log = match flags.log.or(file.log) {
         None => Level::INFO,
         Some(text) => text.parse().map_err(|_| ConfigError::Log(text))?,
@@ -209,6 +227,7 @@ fn merge(flags: Flags, file: FileConfig) -> Result<Config, ConfigError> {
         security,
         allowed_cids,
         end_commands,
+        family,
         log,
     })
 }
@@ -264,6 +283,21 @@ mod tests {
         };
         let config = merge(flags, file(r#"listen = ["unix:/b"]"#)).unwrap();
         assert_eq!(config.listen, ["unix:/a".parse().unwrap()]);
+    }
+
+    #[test]
+    fn the_family_is_lxd_unless_something_else_is_said() {
+        let family = |flags, file| merge(flags, file).map(|config| config.family);
+        let said = |text: &str| Flags {
+            family: Some(text.to_owned()),
+            ..plain_flags()
+        };
+        assert_eq!(family(plain_flags(), file("")).unwrap(), Family::Lxd);
+        let incus = || file("family = \"incus\"");
+        assert_eq!(family(plain_flags(), incus()).unwrap(), Family::Incus);
+        assert_eq!(family(said("lxd"), incus()).unwrap(), Family::Lxd);
+        let error = family(said("docker"), incus()).unwrap_err();
+        assert!(matches!(error, ConfigError::Family(_)), "{error}");
     }
 
     #[test]

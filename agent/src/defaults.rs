@@ -109,5 +109,22 @@ pub(crate) const MAX_SFTP_SESSIONS: usize = 256;
 /// Most open handles in one SFTP session.
 pub(crate) const MAX_SFTP_HANDLES: usize = 1000;
 
+/// Most connections to TCP ports of the guest at once.
+pub(crate) const MAX_PORT_FORWARDS: usize = 1024;
+
+/// Buffer of such a connection in each direction, in bytes: a TLS record. All of them together
+/// must be affordable.
+pub(crate) const FORWARD_BUFFER_BYTES: usize = 16 * 1024;
+
+/// Time for a TCP port of the guest to answer. It is mostly on the loopback.
+pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time for file systems of other machines to say how full they are. LXD's hosts wait 3 s for all
+/// numbers together.
+pub(crate) const STATFS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Most file systems that may owe an answer at once: each holds a thread.
+pub(crate) const MAX_STATFS: usize = 8;
+
 /// How long a shutdown waits for sessions to end before it cuts them off.
 pub(crate) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);

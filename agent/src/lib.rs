@@ -4,11 +4,15 @@
 //! [`Agent::run`], and the errors on the way. `main.rs` and the tests use the same ones.
 //!
 //! ```text
-//! main ─► agent ─► server ─► router ─► api ─┬─► exec        one command and its streams
-//!                  listen     reply  ws     ├─► operation   what a client can wait for
-//!                  tls                      ├─► events      what a client can hear
-//!                                           └─► sftp        files
-//! any ─► defaults, shutdown, clock. Rooms do not know each other, nor the router, nor HTTP.
+//! main ─► agent ─► server ─► router ─► api ─┬─► exec          one command and its streams
+//!                  listen     reply  ws     ├─► operation     what a client can wait for
+//!                  tls                      ├─► events        what a client can hear
+//!                                           ├─► sftp          files
+//!                                           ├─► port_forward  a TCP port of the guest
+//!                                           ├─► state         what the guest is and does
+//!                                           └─► host          what the host says of itself
+//! any ─► defaults, shutdown, clock, names, hex. Rooms do not know each other, nor the router,
+//! nor HTTP.
 //! ```
 
 mod agent;
@@ -19,14 +23,19 @@ mod config;
 mod defaults;
 mod events;
 mod exec;
+mod hex;
+mod host;
 mod listen;
+mod names;
 mod notify;
 mod operation;
+mod port_forward;
 mod reply;
 mod router;
 mod server;
 mod sftp;
 mod shutdown;
+mod state;
 mod tls;
 mod ws;
 

@@ -10,7 +10,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 use vsock_agent_protocol::envelope::Envelope;
 
-use crate::{defaults, operation::OperationError};
+use crate::{
+    defaults, host::HostError, operation::OperationError, port_forward::DialError,
+    state::StateError,
+};
 
 /// The body of every answer.
 pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -24,6 +27,8 @@ pub(crate) type Reply = Response<Body>;
 pub(crate) struct ApiError {
     status: StatusCode,
     text: String,
+    /// The methods that would have been right, if this one was not.
+    allow: Option<&'static str>,
 }
 
 impl ApiError {
@@ -31,7 +36,23 @@ impl ApiError {
         Self {
             status,
             text: text.into(),
+            allow: None,
         }
+    }
+
+    /// Not with this method, but with one of `allow`: words for the header of that name.
+    pub(crate) fn wrong_method(text: impl Into<String>, allow: &'static str) -> Self {
+        Self {
+            allow: Some(allow),
+            ..Self::new(StatusCode::METHOD_NOT_ALLOWED, text)
+        }
+    }
+
+    /// The agent's fault, or the guest's.
+    fn internal(error: &dyn std::error::Error) -> Self {
+        let causes = std::iter::successors(error.source(), |cause| cause.source());
+        let text = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, text)
     }
 
     pub(crate) fn bad_request(text: impl Into<String>) -> Self {
@@ -57,7 +78,33 @@ impl ApiError {
             header::X_CONTENT_TYPE_OPTIONS,
             HeaderValue::from_static("nosniff"),
         );
+        if let Some(allow) = self.allow {
+            let allow = HeaderValue::from_static(allow);
+            reply.headers_mut().insert(header::ALLOW, allow);
+        }
         reply
+    }
+}
+
+impl From<HostError> for ApiError {
+    fn from(error: HostError) -> Self {
+        Self::bad_request(error.to_string())
+    }
+}
+
+impl From<StateError> for ApiError {
+    fn from(error: StateError) -> Self {
+        tracing::error!(%error, "cannot answer");
+        Self::internal(&error)
+    }
+}
+
+impl From<DialError> for ApiError {
+    fn from(error: DialError) -> Self {
+        match error {
+            DialError::Port | DialError::Name(_) => Self::bad_request(error.to_string()),
+            DialError::Timeout(_) | DialError::Connect(..) => Self::internal(&error),
+        }
     }
 }
 
@@ -93,6 +140,26 @@ pub(crate) fn operation_created<T: Serialize>(path: String, metadata: T) -> Repl
     if let Ok(location) = location {
         reply.headers_mut().insert(header::LOCATION, location);
     }
+    reply
+}
+
+/// Text of some type, outside any envelope.
+pub(crate) fn text(content_type: &'static str, text: String) -> Reply {
+    let mut reply = Response::new(full(text));
+    let content_type = HeaderValue::from_static(content_type);
+    reply
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, content_type);
+    reply
+}
+
+/// "The connection speaks this protocol now."
+pub(crate) fn switching_protocols(protocol: &'static str) -> Reply {
+    let mut reply = Response::new(full(Bytes::new()));
+    *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = reply.headers_mut();
+    headers.insert(header::UPGRADE, HeaderValue::from_static(protocol));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     reply
 }
 

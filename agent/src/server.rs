@@ -45,10 +45,10 @@ impl Server {
         allowed_cids: &[Cid],
     ) -> Arc<Self> {
         Arc::new(Self {
+            connections: Arc::clone(&app.connections),
             app,
             tls,
             allowed_cids: allowed_cids.iter().copied().collect(),
-            connections: Arc::new(Semaphore::new(defaults::MAX_CONNECTIONS)),
             handshakes: Arc::new(Semaphore::new(defaults::MAX_HANDSHAKES)),
         })
     }

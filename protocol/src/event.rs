@@ -21,6 +21,18 @@ pub struct Event {
     pub project: String,
 }
 
+/// An event that somebody else wants told: what `POST /1.0/events` takes. Any other key of an
+/// [`Event`] may be there, and is passed over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewEvent {
+    /// The kind.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The matter itself.
+    #[serde(default)]
+    pub metadata: serde_json::Value,
+}
+
 /// Kinds a listener gets that asks for none.
 pub const DEFAULT_KINDS: &[&str] = &["logging", "operation", "lifecycle", "config", "device"];
 

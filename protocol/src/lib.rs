@@ -23,10 +23,14 @@ pub mod address;
 pub mod envelope;
 pub mod event;
 pub mod exec;
+pub mod host;
+pub mod metrics;
 pub mod operation;
 pub mod path;
+pub mod port_forward;
 pub mod server_info;
 pub mod sftp;
+pub mod state;
 pub mod version;
 
 mod null;

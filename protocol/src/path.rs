@@ -14,6 +14,14 @@ pub const OPERATIONS: &str = "/1.0/operations";
 pub const EVENTS: &str = "/1.0/events";
 /// Upgrade to SFTP.
 pub const SFTP: &str = "/1.0/sftp";
+/// The guest: its memory, network and processes.
+pub const STATE: &str = "/1.0/state";
+/// Numbers of the guest, for the host to turn into `OpenMetrics`.
+pub const METRICS: &str = "/1.0/metrics";
+/// Numbers of the guest and of the agent, in Prometheus's text format.
+pub const METRICS_TEXT: &str = "/metrics";
+/// Upgrade to a TCP connection in the guest.
+pub const PORT_FORWARD: &str = "/1.0/port-forward";
 
 /// One operation.
 #[must_use]

@@ -8,8 +8,13 @@ use vsock_agent_protocol::{
     envelope::Envelope,
     event::Event,
     exec::{ControlMessage, ExecEnded, ExecRequest, ExecStarted},
+    host::HostConnection,
+    metrics::{IncusMetrics, LxdMetrics},
     operation::Operation,
+    port_forward::PortForward,
     server_info::ServerInfo,
+    state::InstanceState,
+    version::Family,
 };
 
 /// Reads the JSON, writes it again, and expects the same.
@@ -85,4 +90,43 @@ fn an_event_leaves_out_what_is_empty() {
 fn server_info_has_the_keys_hosts_look_at() {
     let info: ServerInfo = check(include_str!("wire/server_info.json"));
     assert!(info.has("container_exec_recording"));
+}
+
+#[test]
+fn a_host_is_told_of_in_both_families_words() {
+    let lxd = include_str!("wire/host_connection.json");
+    let told: HostConnection = check(lxd);
+    assert_eq!(
+        told.to_json(Family::Lxd),
+        serde_json::from_str::<Value>(lxd).unwrap()
+    );
+    let incus = include_str!("wire/host_connection_incus.json");
+    let told: HostConnection = serde_json::from_str(incus).unwrap();
+    assert!(told.devlxd);
+    assert_eq!(
+        told.to_json(Family::Incus),
+        serde_json::from_str::<Value>(incus).unwrap()
+    );
+}
+
+#[test]
+fn the_state_has_every_key_and_incus_some_more() {
+    let lxd: InstanceState = check(include_str!("wire/state_lxd.json"));
+    assert_eq!(lxd.os_info, None);
+    let incus: InstanceState = check(include_str!("wire/state_incus.json"));
+    assert_eq!(incus.cpu.allocated_time, Some(0));
+}
+
+#[test]
+fn the_metrics_have_two_shapes() {
+    let lxd: LxdMetrics = check(include_str!("wire/metrics_lxd.json"));
+    let incus: IncusMetrics = check(include_str!("wire/metrics_incus.json"));
+    assert_eq!(LxdMetrics::from(incus), lxd);
+}
+
+#[test]
+fn a_port_without_an_address_is_on_the_loopback() {
+    let full: PortForward = check(include_str!("wire/port_forward.json"));
+    let short: PortForward = serde_json::from_str(r#"{"port":80}"#).unwrap();
+    assert_eq!(short, full);
 }

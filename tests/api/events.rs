@@ -23,9 +23,12 @@ async fn a_listener_hears_a_command_start_and_end_without_its_secrets() {
         let event: Value = serde_json::from_str(message.to_text().unwrap()).unwrap();
         assert_eq!(event["type"], json!("operation"));
         assert_eq!(event["metadata"]["id"], json!(exec.id));
-        assert_eq!(event["metadata"]["metadata"]["fds"], json!({}));
+        let metadata = &event["metadata"]["metadata"];
         if event["metadata"]["status"] == json!("Success") {
-            assert_eq!(event["metadata"]["metadata"]["return"], json!(3));
+            assert_eq!(metadata["return"], json!(3));
+            assert_eq!(metadata.get("fds"), None);
+        } else {
+            assert_eq!(metadata["fds"], json!({}));
         }
         statuses.push(event["metadata"]["status"].clone());
     }
@@ -53,5 +56,57 @@ async fn without_a_websocket_events_are_lines() {
             assert_eq!(event["metadata"]["id"], json!(exec.id));
             break;
         }
+    }
+}
+
+/// The next event on a websocket.
+async fn next_event(socket: &mut harness::raw::Socket) -> Value {
+    loop {
+        let message = socket.next().await.unwrap().unwrap();
+        if message.is_text() {
+            return serde_json::from_str(message.to_text().unwrap()).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_is_posted_is_heard_by_those_who_asked_for_its_kind() {
+    let agent = TestAgent::start();
+    let client = RawClient::new(&agent.socket());
+    let mut all = client.websocket("/1.0/events").await.unwrap();
+    let escaped = "/1.0/events?type=lifecycle%2C%64evice";
+    let mut some = client.websocket(escaped).await.unwrap();
+    let config = json!({ "key": "user.a", "old_value": "", "value": "1" });
+    let device = json!({ "action": "added", "name": "disk1" });
+    for (kind, metadata) in [("config", &config), ("device", &device)] {
+        let event = json!({
+            "type": kind, "metadata": metadata, "timestamp": "0001-01-01T00:00:00Z",
+            "location": "elsewhere",
+        });
+        let reply = client
+            .request("POST", "/1.0/events", &event.to_string())
+            .await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        assert_eq!(reply.body["metadata"], Value::Null);
+    }
+    let first = next_event(&mut all).await;
+    assert_eq!(
+        (&first["type"], &first["metadata"]),
+        (&json!("config"), &config)
+    );
+    assert_eq!(first.get("location"), None);
+    let timestamp = first["timestamp"].as_str().unwrap();
+    assert!(timestamp.starts_with("20"), "{timestamp}");
+    assert_eq!(next_event(&mut all).await["metadata"], device);
+    assert_eq!(next_event(&mut some).await["metadata"], device);
+}
+
+#[tokio::test]
+async fn what_is_no_event_is_refused() {
+    let agent = TestAgent::start();
+    let client = RawClient::new(&agent.socket());
+    for body in ["", "{", "[]", "{}", r#"{"type":""}"#, r#"{"type":1}"#] {
+        let reply = client.request("POST", "/1.0/events", body).await;
+        assert_eq!(reply.status, 400, "{body}: {reply:?}");
     }
 }

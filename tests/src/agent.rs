@@ -12,7 +12,7 @@ use std::{
 
 use tokio::sync::oneshot;
 use vsock_agent::{Agent, Config, ListenAddress, Security};
-use vsock_agent_protocol::address::Cid;
+use vsock_agent_protocol::{address::Cid, version::Family};
 
 /// An agent that listens. `Drop` stops it as SIGTERM would, and removes its folder.
 #[derive(Debug)]
@@ -49,6 +49,7 @@ impl TestAgent {
             security: Security::Plain,
             allowed_cids: vec![Cid::HOST],
             end_commands: true,
+            family: Family::Lxd,
             log: "warn".parse().unwrap(),
         };
         change(&mut config);

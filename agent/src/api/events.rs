@@ -1,4 +1,4 @@
-//! `GET /1.0/events`: by websocket, or as a stream of JSON lines.
+//! `/1.0/events`: hear them, by websocket or as a stream of JSON lines, and tell them.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -14,12 +14,13 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
-use vsock_agent_protocol::event::{DEFAULT_KINDS, Event};
+use vsock_agent_protocol::event::{DEFAULT_KINDS, Event, NewEvent};
 
+use super::query::parameter;
 use crate::{
     app::App,
     defaults,
-    reply::{ApiError, Reply},
+    reply::{ApiError, Reply, read_json, sync},
     ws::{self, WebSocket},
 };
 
@@ -50,16 +51,24 @@ pub(crate) fn get(app: &Arc<App>, mut request: Request<Incoming>) -> Result<Repl
     Ok(reply)
 }
 
+/// `POST /1.0/events`: tells an event to everybody who listens, as of now.
+///
+/// # Errors
+///
+/// 400 for what is no event.
+pub(crate) async fn post(app: &App, request: Request<Incoming>) -> Result<Reply, ApiError> {
+    let event: NewEvent = read_json(request.into_body()).await?;
+    if event.kind.is_empty() {
+        return Err(ApiError::bad_request("an event has a type"));
+    }
+    app.events.publish(&event.kind, event.metadata);
+    Ok(sync(()))
+}
+
 fn kinds(query: &str) -> Vec<String> {
-    let asked = query
-        .split('&')
-        .find_map(|pair| pair.strip_prefix("type="))
-        .unwrap_or_default();
-    // A comma may come escaped; nothing else in a kind needs escaping.
-    let asked = asked.replace("%2C", ",").replace("%2c", ",");
-    match asked.as_str() {
-        "" => DEFAULT_KINDS.iter().map(ToString::to_string).collect(),
-        asked => asked.split(',').map(str::to_owned).collect(),
+    match parameter(query, "type").as_deref() {
+        None | Some("") => DEFAULT_KINDS.iter().map(ToString::to_string).collect(),
+        Some(asked) => asked.split(',').map(str::to_owned).collect(),
     }
 }
 

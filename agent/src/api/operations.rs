@@ -10,6 +10,7 @@ use vsock_agent_protocol::{
     path,
 };
 
+use super::query::parameter;
 use crate::{
     app::App,
     reply::{ApiError, Reply, empty, sync},
@@ -48,7 +49,7 @@ pub(crate) fn get(app: &App, id: OperationId) -> Result<Reply, ApiError> {
 /// 404 when there is no such operation, 400 for a time that is no number, 504 when it has passed.
 /// LXD answers a failed operation with an error here; this is the operation, with its `err`.
 pub(crate) async fn wait(app: &App, id: OperationId, query: &str) -> Result<Reply, ApiError> {
-    let limit = match parameter(query, "timeout") {
+    let limit = match parameter(query, "timeout").as_deref() {
         None | Some("" | "-1") => None,
         Some(text) => {
             let seconds = text.parse().map_err(|_| {
@@ -87,33 +88,12 @@ pub(crate) fn websocket(
     mut request: Request<Incoming>,
 ) -> Result<Reply, ApiError> {
     let secret = parameter(request.uri().query().unwrap_or_default(), "secret");
-    let secret = secret.unwrap_or_default().to_owned();
     let (reply, socket) = ws::accept(&mut request)?;
-    let ticket = app.operations.join(id, &secret)?;
+    let ticket = app.operations.join(id, &secret.unwrap_or_default())?;
     app.shutdown.spawn(async move {
         if let Some(socket) = socket.await {
             ticket.hand_over(socket);
         }
     });
     Ok(reply)
-}
-
-/// The value of a query parameter, as it is: none of ours needs unescaping.
-fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
-    let mut pairs = query
-        .split('&')
-        .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_parameter_is_found_by_its_whole_name() {
-        assert_eq!(parameter("a=1&secret=x&b", "secret"), Some("x"));
-        assert_eq!(parameter("notsecret=x", "secret"), None);
-        assert_eq!(parameter("b", "b"), Some(""));
-    }
 }

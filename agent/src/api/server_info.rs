@@ -1,22 +1,55 @@
-//! `GET /` and `GET /1.0`: what this is.
+//! `GET /` and `/1.0`: what this is, and what its host is.
 
+use http::{HeaderValue, Request, header};
+use hyper::body::Incoming;
 use nix::{sys::utsname::uname, unistd::gethostname};
+use ring::digest::{SHA256, digest};
 use vsock_agent_protocol::{
+    host::HostConnection,
     path,
     server_info::{Environment, ServerInfo},
-    version,
+    version::{self, Family},
 };
 
-use crate::reply::{Reply, sync};
+use crate::{
+    app::App,
+    hex::hex,
+    reply::{ApiError, Reply, empty, read_json, sync},
+};
 
 /// `GET /`: the versions of the API.
 pub(crate) fn versions() -> Reply {
     sync([path::SERVER])
 }
 
-/// `GET /1.0`.
-pub(crate) fn get() -> Reply {
-    sync(ServerInfo {
+/// `GET /1.0`, with an `ETag` that changes when the answer does.
+pub(crate) fn get(app: &App) -> Reply {
+    let info = info(app.family);
+    let tag = serde_json::to_vec(&info).map(|text| hex(digest(&SHA256, &text).as_ref()));
+    let mut reply = sync(info);
+    if let Some(tag) = tag.ok().and_then(|tag| quoted(&tag)) {
+        reply.headers_mut().insert(header::ETAG, tag);
+    }
+    reply
+}
+
+fn quoted(tag: &str) -> Option<HeaderValue> {
+    HeaderValue::try_from(format!("\"{tag}\"")).ok()
+}
+
+/// `PUT /1.0`: the host says where it listens.
+///
+/// # Errors
+///
+/// 400 for what makes no sense.
+pub(crate) async fn put(app: &App, request: Request<Incoming>) -> Result<Reply, ApiError> {
+    let connection: HostConnection = read_json(request.into_body()).await?;
+    app.host.tell(connection)?;
+    Ok(empty())
+}
+
+fn info(family: Family) -> ServerInfo {
+    ServerInfo {
         api_extensions: version::API_EXTENSIONS
             .iter()
             .map(ToString::to_string)
@@ -27,14 +60,14 @@ pub(crate) fn get() -> Reply {
         public: false,
         auth_methods: vec!["tls".to_owned()],
         config: serde_json::Value::Null,
-        environment: environment(),
-    })
+        environment: environment(family),
+    }
 }
 
-fn environment() -> Environment {
+fn environment(family: Family) -> Environment {
     let text = |text: &std::ffi::OsStr| text.to_string_lossy().into_owned();
     let mut environment = Environment {
-        server: version::LXD_SERVER_NAME.to_owned(),
+        server: family.server_name().to_owned(),
         server_name: gethostname().map(|name| text(&name)).unwrap_or_default(),
         server_pid: std::process::id().into(),
         server_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -1,0 +1,57 @@
+//! `POST /1.0/port-forward`: from HTTP to a TCP port of the guest on the same connection.
+
+use std::sync::Arc;
+
+use http::{Request, header};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio::{select, time::timeout};
+use vsock_agent_protocol::port_forward::{PROTOCOL, PortForward};
+
+use crate::{
+    app::App,
+    defaults, port_forward,
+    reply::{ApiError, Reply, read_json, switching_protocols},
+};
+
+/// Connects to the port, and then switches the connection to it: what cannot be reached is said in
+/// HTTP.
+///
+/// # Errors
+///
+/// 400 without `Upgrade: tcp` or for a request that makes no sense, 500 when the port cannot be
+/// reached, 503 when there are too many such connections.
+pub(crate) async fn post(
+    app: &Arc<App>,
+    mut request: Request<Incoming>,
+) -> Result<Reply, ApiError> {
+    let upgrade = request.headers().get(header::UPGRADE);
+    if upgrade.is_none_or(|upgrade| upgrade != PROTOCOL) {
+        return Err(ApiError::bad_request(
+            "Missing or invalid upgrade header: it must be tcp",
+        ));
+    }
+    let permit = Arc::clone(&app.port_forwards)
+        .try_acquire_owned()
+        .map_err(|_| {
+            let limit = defaults::MAX_PORT_FORWARDS;
+            ApiError::busy(format!("too many forwarded connections: {limit} are open"))
+        })?;
+    let upgrade = hyper::upgrade::on(&mut request);
+    let to: PortForward = read_json(request.into_body()).await?;
+    let guest = port_forward::dial(&to).await?;
+    let stop = app.shutdown.child_token();
+    app.shutdown.spawn(async move {
+        let _permit = permit;
+        let Ok(Ok(upgraded)) = timeout(defaults::UPGRADE_TIMEOUT, upgrade).await else {
+            return;
+        };
+        tracing::info!(address = to.address, port = to.port, "a port is forwarded");
+        let ended = select! {
+            ended = port_forward::copy(TokioIo::new(upgraded), guest) => ended,
+            () = stop.cancelled() => return,
+        };
+        tracing::info!(port = to.port, ?ended, "a forwarded connection ended");
+    });
+    Ok(switching_protocols(PROTOCOL))
+}

@@ -1,0 +1,22 @@
+//! `/1.0/state`: the guest, now.
+
+use http::StatusCode;
+
+use crate::{
+    app::App,
+    reply::{ApiError, Reply, sync},
+};
+
+/// `GET /1.0/state`.
+///
+/// # Errors
+///
+/// 500 when the guest cannot be looked at.
+pub(crate) async fn get(app: &App) -> Result<Reply, ApiError> {
+    Ok(sync(app.guest.state(app.family).await?))
+}
+
+/// `PUT /1.0/state`: a host stops a virtual machine by other means.
+pub(crate) fn put() -> ApiError {
+    ApiError::new(StatusCode::NOT_IMPLEMENTED, "not implemented")
+}

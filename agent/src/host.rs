@@ -1,0 +1,116 @@
+//! What the host has told the agent of itself: where it listens, and how it is known.
+//!
+//! Called by `api/server_info.rs`. Keeps the last word only, and connects to nobody.
+
+use ring::digest::{SHA256, digest};
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+use tokio::sync::watch;
+use vsock_agent_protocol::host::HostConnection;
+
+use crate::hex::hex;
+
+/// `VMADDR_PORT_ANY` (`include/uapi/linux/vm_sockets.h`): nobody can listen there.
+const PORT_ANY: u32 = u32::MAX;
+
+/// The last word of the host. Whoever wants to hear of the next one subscribes to the channel.
+#[derive(Debug, Default)]
+pub(crate) struct Host(watch::Sender<Option<HostConnection>>);
+
+/// Why what the host says makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum HostError {
+    /// Nobody can listen on this port.
+    #[error("{0} is not a port")]
+    Port(u32),
+    /// The certificate is not PEM, or there is none in it.
+    #[error("the certificate is not a certificate in PEM")]
+    Certificate,
+}
+
+impl Host {
+    /// Remembers what the host says, if it makes sense.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`]. What was known before stays.
+    pub(crate) fn tell(&self, connection: HostConnection) -> Result<(), HostError> {
+        if matches!(connection.port, 0 | PORT_ANY) {
+            return Err(HostError::Port(connection.port));
+        }
+        let fingerprint = fingerprint(&connection.certificate)?;
+        let HostConnection {
+            cid, port, devlxd, ..
+        } = connection;
+        let is_new = self.0.send_if_modified(|known| {
+            let is_new = known.as_ref() != Some(&connection);
+            *known = Some(connection);
+            is_new
+        });
+        if is_new {
+            tracing::info!(cid, port, devlxd, fingerprint, "the host says where it is");
+        } else {
+            tracing::debug!("the host says again where it is");
+        }
+        Ok(())
+    }
+}
+
+/// SHA-256 of the first certificate, empty if there is no text at all.
+fn fingerprint(pem: &str) -> Result<String, HostError> {
+    if pem.is_empty() {
+        return Ok(String::new());
+    }
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|_| HostError::Certificate)?;
+    let first = certificates.first().ok_or(HostError::Certificate)?;
+    Ok(hex(digest(&SHA256, first).as_ref()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEM: &str = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+    const KEY: &str = "-----BEGIN PRIVATE KEY-----\nMAA=\n-----END PRIVATE KEY-----\n";
+
+    fn connection(port: u32, certificate: &str) -> HostConnection {
+        HostConnection {
+            cid: 2,
+            port,
+            certificate: certificate.to_owned(),
+            devlxd: true,
+        }
+    }
+
+    #[test]
+    fn the_last_word_is_kept() {
+        let host = Host::default();
+        host.tell(connection(1024, "")).unwrap();
+        host.tell(connection(1025, PEM)).unwrap();
+        assert_eq!(*host.0.borrow(), Some(connection(1025, PEM)));
+    }
+
+    #[test]
+    fn a_word_that_makes_no_sense_changes_nothing() {
+        let host = Host::default();
+        for port in [0, u32::MAX] {
+            let refused = host.tell(connection(port, PEM));
+            assert_eq!(refused, Err(HostError::Port(port)));
+        }
+        let broken = "-----BEGIN CERTIFICATE-----\nM!A=\n-----END CERTIFICATE-----\n";
+        for certificate in ["x", KEY, broken, " "] {
+            let refused = host.tell(connection(1024, certificate));
+            assert_eq!(refused, Err(HostError::Certificate), "{certificate}");
+        }
+        assert_eq!(*host.0.borrow(), None);
+    }
+
+    #[test]
+    fn a_certificate_has_a_fingerprint() {
+        // SHA-256 of the two bytes 30 00, an empty sequence.
+        let expected = "e4f60d0aa6d7f3d3b6a6494b1c861b99f649c6f9ec51abaf201b20f297327c95";
+        assert_eq!(fingerprint(PEM).unwrap(), expected);
+        assert_eq!(fingerprint("").unwrap(), "");
+    }
+}

@@ -1,0 +1,65 @@
+//! Names by `/etc/hosts` (`hosts(5)`): the agent has no name service, so that it does not depend
+//! on the guest's network or libraries.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// The addresses of a name, in the order of the file. `localhost` is known without it.
+pub(crate) fn addresses(hosts: &str, name: &str) -> Vec<IpAddr> {
+    let has_name = |names: &[&str]| names.iter().any(|other| other.eq_ignore_ascii_case(name));
+    let lines = lines(hosts).filter(|(_, names)| has_name(names));
+    let found: Vec<IpAddr> = lines.map(|(address, _)| address).collect();
+    if found.is_empty() && name.eq_ignore_ascii_case("localhost") {
+        return vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    }
+    found
+}
+
+/// A host's name with its domain: the first name on the first line that has the host's. The
+/// host's name itself, if there is none.
+pub(crate) fn full_name(hosts: &str, host: &str) -> String {
+    let line = lines(hosts).find(|(_, names)| names.contains(&host));
+    let full = line.and_then(|(_, names)| names.first().copied());
+    let has_domain = |name: &&str| name.starts_with(host) && name.contains('.');
+    full.filter(has_domain).unwrap_or(host).to_owned()
+}
+
+fn lines(hosts: &str) -> impl Iterator<Item = (IpAddr, Vec<&str>)> {
+    hosts.lines().filter_map(|line| {
+        let line = line.split('#').next()?;
+        let mut words = line.split_ascii_whitespace();
+        let address = words.next()?.parse().ok()?;
+        Some((address, words.collect()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOSTS: &str = "127.0.0.1 localhost\n\
+                         127.0.1.1\tvm.example.org vm # this one\n\
+                         ::1 localhost ip6-localhost\n\
+                         nonsense vm\n#10.0.0.9 db\n10.0.0.7 db\n";
+
+    #[test]
+    fn a_name_has_the_addresses_of_its_lines() {
+        let found = addresses(HOSTS, "LocalHost");
+        assert_eq!(
+            found,
+            [
+                IpAddr::from(Ipv4Addr::LOCALHOST),
+                Ipv6Addr::LOCALHOST.into()
+            ]
+        );
+        assert_eq!(addresses(HOSTS, "db"), [IpAddr::from([10, 0, 0, 7])]);
+        assert_eq!(addresses(HOSTS, "other"), [] as [IpAddr; 0]);
+        assert_eq!(addresses("", "localhost").len(), 2);
+    }
+
+    #[test]
+    fn a_host_has_its_domain_from_its_line() {
+        assert_eq!(full_name(HOSTS, "vm"), "vm.example.org");
+        assert_eq!(full_name(HOSTS, "localhost"), "localhost");
+        assert_eq!(full_name("", "vm"), "vm");
+    }
+}

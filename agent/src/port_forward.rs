@@ -1,0 +1,102 @@
+//! From a client's connection to a TCP port of the guest.
+//!
+//! Called by `api/port_forward.rs`. Owns the connection in the guest; knows nothing of HTTP.
+
+use std::{
+    fs, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes},
+    net::TcpStream,
+    task::spawn_blocking,
+    time::timeout,
+};
+use vsock_agent_protocol::port_forward::PortForward;
+
+use crate::{defaults, names};
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    /// Nobody can listen on port 0.
+    #[error("0 is not a port")]
+    Port,
+    /// It is no address, and no name in `/etc/hosts`.
+    #[error("{0:?} is no address, and /etc/hosts does not have it")]
+    Name(String),
+    /// Nobody answered in time.
+    #[error("nobody answers at {0}")]
+    Timeout(SocketAddr),
+    /// The kernel says why.
+    #[error("cannot connect to {0}")]
+    Connect(SocketAddr, #[source] io::Error),
+}
+
+/// Connects, to the first of the name's addresses that can be.
+///
+/// # Errors
+///
+/// [`DialError`]; of several addresses the last one's.
+pub(crate) async fn dial(to: &PortForward) -> Result<TcpStream, DialError> {
+    if to.port == 0 {
+        return Err(DialError::Port);
+    }
+    let unknown = || DialError::Name(to.address.clone());
+    let mut error = unknown();
+    for ip in resolve(&to.address).await {
+        let address = SocketAddr::new(ip, to.port);
+        match timeout(defaults::DIAL_TIMEOUT, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                // Small packets must not wait for each other; it works without.
+                let _ = stream.set_nodelay(true);
+                return Ok(stream);
+            }
+            Ok(Err(source)) => error = DialError::Connect(address, source),
+            Err(_) => error = DialError::Timeout(address),
+        }
+    }
+    Err(error)
+}
+
+async fn resolve(address: &str) -> Vec<IpAddr> {
+    if address.is_empty() {
+        return vec![Ipv4Addr::LOCALHOST.into()];
+    }
+    let plain = address.strip_prefix('[').and_then(|a| a.strip_suffix(']'));
+    if let Ok(ip) = plain.unwrap_or(address).parse() {
+        return vec![ip];
+    }
+    let hosts = spawn_blocking(|| fs::read_to_string("/etc/hosts")).await;
+    let hosts = hosts.ok().and_then(Result::ok).unwrap_or_default();
+    names::addresses(&hosts, address)
+}
+
+/// Copies both ways until both directions have ended, and returns the bytes from the client and to
+/// it. The end of one direction is passed on, and the other goes on.
+///
+/// # Errors
+///
+/// The first error of either end; then both are closed.
+pub(crate) async fn copy(
+    mut client: impl AsyncRead + AsyncWrite + Unpin,
+    mut guest: TcpStream,
+) -> io::Result<(u64, u64)> {
+    let size = defaults::FORWARD_BUFFER_BYTES;
+    copy_bidirectional_with_sizes(&mut client, &mut guest, size, size).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn addresses_are_written_in_every_way() {
+        for text in ["127.0.0.1", "::1", "[::1]"] {
+            assert_eq!(resolve(text).await.len(), 1, "{text}");
+        }
+        assert!(!resolve("localhost").await.is_empty());
+        assert_eq!(resolve("no.such.name").await, [] as [IpAddr; 0]);
+    }
+}

@@ -1,0 +1,143 @@
+//! Processors: `/proc/stat`, `/proc/loadavg`, `cpu.stat`.
+
+/// Ticks a second in `/proc`: `USER_HZ`, 100 on every machine this runs on
+/// (`include/asm-generic/param.h`).
+pub(super) const TICKS_PER_SECOND: f64 = 100.0;
+
+/// `/proc/stat` (`proc_stat(5)`). What is not there is 0.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Stat {
+    pub(super) cpus: Vec<Cpu>,
+    /// Seconds since 1970.
+    pub(super) boot_time: u64,
+    pub(super) context_switches: u64,
+    pub(super) forks: u64,
+    pub(super) interrupts: u64,
+    pub(super) running: u64,
+    pub(super) blocked: u64,
+}
+
+/// Time of one processor, in seconds.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Cpu {
+    /// Its number, as text.
+    pub(super) number: String,
+    pub(super) user: f64,
+    pub(super) nice: f64,
+    pub(super) system: f64,
+    pub(super) idle: f64,
+    pub(super) iowait: f64,
+    pub(super) irq: f64,
+    pub(super) softirq: f64,
+    pub(super) steal: f64,
+}
+
+/// Processes that ran or waited to, on average over 1, 5 and 15 minutes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Load(pub(super) [f64; 3]);
+
+/// Parses `/proc/stat`. Lines that make no sense are passed over.
+pub(super) fn parse_stat(text: &str) -> Stat {
+    let mut stat = Stat::default();
+    for line in text.lines() {
+        let mut fields = line.split_ascii_whitespace();
+        let Some(key) = fields.next() else { continue };
+        let field = match key {
+            "btime" => &mut stat.boot_time,
+            "ctxt" => &mut stat.context_switches,
+            "processes" => &mut stat.forks,
+            "intr" => &mut stat.interrupts,
+            "procs_running" => &mut stat.running,
+            "procs_blocked" => &mut stat.blocked,
+            _ => {
+                stat.cpus.extend(parse_cpu(key, fields));
+                continue;
+            }
+        };
+        *field = fields.next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    }
+    stat
+}
+
+/// A line `cpuN`; the line `cpu` is the sum of the others.
+fn parse_cpu<'a>(key: &str, fields: impl Iterator<Item = &'a str>) -> Option<Cpu> {
+    let number = key.strip_prefix("cpu")?;
+    number.parse::<u32>().ok()?;
+    let mut seconds = fields.map(|ticks| ticks.parse::<u64>().ok());
+    // The kernel's counters are whole and not negative, and so is what is made of them.
+    let mut next = || match seconds.next() {
+        None => Some(0.0),
+        Some(ticks) => ticks.map(|ticks| ticks as f64 / TICKS_PER_SECOND),
+    };
+    Some(Cpu {
+        number: number.to_owned(),
+        user: next()?,
+        nice: next()?,
+        system: next()?,
+        idle: next()?,
+        iowait: next()?,
+        irq: next()?,
+        softirq: next()?,
+        steal: next()?,
+    })
+}
+
+/// Parses `/proc/loadavg`.
+pub(super) fn parse_load(text: &str) -> Option<Load> {
+    let mut fields = text.split_ascii_whitespace();
+    let mut next = || {
+        let load: f64 = fields.next()?.parse().ok()?;
+        (load.is_finite() && load >= 0.0).then_some(load)
+    };
+    Some(Load([next()?, next()?, next()?]))
+}
+
+/// The nanoseconds in `cpu.stat` of a control group.
+pub(super) fn parse_usage(text: &str) -> Option<u64> {
+    let mut lines = text.lines();
+    let microseconds = lines.find_map(|line| line.strip_prefix("usage_usec "))?;
+    microseconds.trim().parse::<u64>().ok()?.checked_mul(1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_processors_ticks_become_seconds_and_their_sum_is_passed_over() {
+        let text = "cpu  30 0 0 0 0 0 0 0 0 0\n\
+                    cpu0 10 1 2 300 4 5 6 7 0 0\n\
+                    cpu1 20 0 0 0\n\
+                    intr 99 1 2\nctxt 12\nbtime 1700000000\nprocesses 5\n\
+                    procs_running 2\nprocs_blocked 1\nsoftirq 1 2\n";
+        let stat = parse_stat(text);
+        let numbers: Vec<_> = stat.cpus.iter().map(|cpu| cpu.number.as_str()).collect();
+        assert_eq!(numbers, ["0", "1"]);
+        assert_eq!((stat.cpus[0].idle, stat.cpus[0].steal), (3.0, 0.07));
+        assert_eq!((stat.cpus[1].user, stat.cpus[1].steal), (0.2, 0.0));
+        assert_eq!((stat.boot_time, stat.interrupts), (1_700_000_000, 99));
+        assert_eq!((stat.running, stat.blocked), (2, 1));
+    }
+
+    #[test]
+    fn lines_that_make_no_sense_are_passed_over() {
+        let stat = parse_stat("cpux 1 2\ncpu0 1 -2 3\ncpufreq\n\nbtime\nctxt nan\n");
+        assert_eq!(stat, Stat::default());
+    }
+
+    #[test]
+    fn a_load_is_three_numbers() {
+        let load = parse_load("0.10 0.20 1.30 1/87 14478\n");
+        assert_eq!(load, Some(Load([0.1, 0.2, 1.3])));
+        for text in ["", "1 2", "nan nan nan", "-1 0 0"] {
+            assert_eq!(parse_load(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn usage_is_in_nanoseconds() {
+        assert_eq!(parse_usage("usage_usec 12\nuser_usec 5\n"), Some(12_000));
+        assert_eq!(parse_usage("user_usec 5\nusage_usec x\n"), None);
+        assert_eq!(parse_usage(&format!("usage_usec {}", u64::MAX)), None);
+    }
+}

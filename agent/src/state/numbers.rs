@@ -1,0 +1,183 @@
+//! The guest in the numbers LXD's and Incus's hosts collect: `GET /1.0/metrics`.
+
+use vsock_agent_protocol::{
+    metrics::{
+        CpuMetrics, DiskMetrics, FilesystemMetrics, IncusMetrics, MemoryMetrics, NetworkMetrics,
+        OfCpu, OfDevice,
+    },
+    version::Family,
+};
+
+use super::{
+    cpu::Cpu, disks::Disk, filesystems::Filesystem, memory::Fields, network::Interface,
+    sources::Snapshot,
+};
+
+/// Writes the numbers. LXD counts programs as processes, Incus the kernel's threads too.
+pub(super) fn metrics(
+    snapshot: Snapshot,
+    filesystems: Vec<Filesystem>,
+    family: Family,
+) -> IncusMetrics {
+    let processes = snapshot.processes.unwrap_or_default();
+    IncusMetrics {
+        boot_time_seconds: snapshot.stat.boot_time,
+        cpu_seconds_total: snapshot.stat.cpus.into_iter().map(cpu).collect(),
+        cpus: 0,
+        disk: snapshot.disks.into_iter().map(disk).collect(),
+        filesystem: filesystems.into_iter().filter_map(filesystem).collect(),
+        memory: memory(&snapshot.memory, snapshot.oom_kills),
+        network: snapshot.interfaces.into_iter().map(network).collect(),
+        procs_total: match family {
+            Family::Lxd => processes.programs,
+            Family::Incus => processes.all,
+        },
+        time_seconds: whole_seconds(snapshot.time),
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the fraction is what is to go, and time is counted from 1970 and not negative"
+)]
+const fn whole_seconds(time: f64) -> u64 {
+    time as u64
+}
+
+fn cpu(cpu: Cpu) -> OfCpu {
+    OfCpu {
+        cpu: format!("cpu{}", cpu.number),
+        metrics: CpuMetrics {
+            cpu_seconds_user: cpu.user,
+            cpu_seconds_nice: cpu.nice,
+            cpu_seconds_system: cpu.system,
+            cpu_seconds_idle: cpu.idle,
+            cpu_seconds_iowait: cpu.iowait,
+            cpu_seconds_irq: cpu.irq,
+            cpu_seconds_softirq: cpu.softirq,
+            cpu_seconds_steal: cpu.steal,
+        },
+    }
+}
+
+fn disk(disk: Disk) -> OfDevice<DiskMetrics> {
+    OfDevice {
+        device: disk.name,
+        metrics: DiskMetrics {
+            disk_read_bytes: disk.read_bytes,
+            disk_reads_completed: disk.reads,
+            disk_written_bytes: disk.written_bytes,
+            disk_writes_completed: disk.writes,
+        },
+    }
+}
+
+/// `None` for a file system that did not say how full it is.
+fn filesystem(filesystem: Filesystem) -> Option<OfDevice<FilesystemMetrics>> {
+    let usage = filesystem.usage?;
+    let mountpoint = filesystem.mount.mountpoint.to_string_lossy().into_owned();
+    Some(OfDevice {
+        device: filesystem.mount.source,
+        metrics: FilesystemMetrics {
+            mountpoint,
+            fstype: filesystem.mount.kind,
+            filesystem_avail_bytes: usage.available,
+            filesystem_free_bytes: usage.free,
+            filesystem_size_bytes: usage.size,
+        },
+    })
+}
+
+fn memory(fields: &Fields, oom_kills: Option<u64>) -> MemoryMetrics {
+    let bytes = |name| fields.get(name);
+    // The kernel counts these in pages of their own size.
+    let huge = |name| fields.get(name).saturating_mul(fields.get("Hugepagesize"));
+    MemoryMetrics {
+        memory_active_anon_bytes: bytes("Active(anon)"),
+        memory_active_file_bytes: bytes("Active(file)"),
+        memory_active_bytes: bytes("Active"),
+        memory_cached_bytes: bytes("Cached"),
+        memory_dirty_bytes: bytes("Dirty"),
+        memory_hugepages_free_bytes: huge("HugePages_Free"),
+        memory_hugepages_total_bytes: huge("HugePages_Total"),
+        memory_inactive_anon_bytes: bytes("Inactive(anon)"),
+        memory_inactive_file_bytes: bytes("Inactive(file)"),
+        memory_inactive_bytes: bytes("Inactive"),
+        memory_mapped_bytes: bytes("Mapped"),
+        memory_mem_available_bytes: bytes("MemAvailable"),
+        memory_mem_free_bytes: bytes("MemFree"),
+        memory_mem_total_bytes: bytes("MemTotal"),
+        memory_rss_bytes: fields.without("MemTotal", "MemAvailable"),
+        memory_shmem_bytes: bytes("Shmem"),
+        memory_sreclaimable_bytes: bytes("SReclaimable"),
+        memory_swap_bytes: fields.without("SwapTotal", "SwapFree"),
+        memory_unevictable_bytes: bytes("Unevictable"),
+        memory_writeback_bytes: bytes("Writeback"),
+        memory_oom_kills: oom_kills.unwrap_or_default(),
+    }
+}
+
+fn network(interface: Interface) -> OfDevice<NetworkMetrics> {
+    OfDevice {
+        device: interface.name,
+        metrics: NetworkMetrics {
+            network_receive_bytes: interface.received.bytes,
+            network_receive_drop: interface.received.dropped,
+            network_receive_errs: interface.received.errors,
+            network_receive_packets: interface.received.packets,
+            network_transmit_bytes: interface.sent.bytes,
+            network_transmit_drop: interface.sent.dropped,
+            network_transmit_errs: interface.sent.errors,
+            network_transmit_packets: interface.sent.packets,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{memory, mounts::Mount, processes::Processes},
+        *,
+    };
+
+    #[test]
+    fn huge_pages_are_in_bytes_and_swap_is_what_is_used() {
+        let text = "HugePages_Total: 3\nHugepagesize: 2048 kB\nSwapTotal: 10 kB\nSwapFree: 4 kB\n\
+                    SwapCached: 1 kB\nMemTotal: 8 kB\nMemAvailable: 6 kB\n";
+        let metrics = super::memory(&memory::parse(text), Some(2));
+        assert_eq!(metrics.memory_hugepages_total_bytes, 3 * 2048 * 1024);
+        assert_eq!(metrics.memory_swap_bytes, 6 * 1024);
+        assert_eq!(
+            (metrics.memory_rss_bytes, metrics.memory_oom_kills),
+            (2048, 2)
+        );
+    }
+
+    #[test]
+    fn a_family_decides_what_a_process_is() {
+        let count = |family| {
+            let processes = Processes {
+                all: 90,
+                programs: 30,
+            };
+            let snapshot = Snapshot {
+                processes: Some(processes),
+                ..Snapshot::default()
+            };
+            metrics(snapshot, Vec::new(), family).procs_total
+        };
+        assert_eq!((count(Family::Lxd), count(Family::Incus)), (30, 90));
+    }
+
+    #[test]
+    fn a_file_system_that_hangs_is_left_out() {
+        let mount = Mount {
+            source: "host:/srv".to_owned(),
+            mountpoint: "/mnt".into(),
+            kind: "nfs4".to_owned(),
+            is_read_only: false,
+        };
+        assert_eq!(filesystem(Filesystem { mount, usage: None }), None);
+    }
+}

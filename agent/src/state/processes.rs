@@ -1,0 +1,116 @@
+//! Processes: `/proc/PID/stat`.
+
+use super::{cpu::TICKS_PER_SECOND, memory::Fields};
+
+/// A thread of the kernel: `PF_KTHREAD` (`include/linux/sched.h`).
+const KERNEL_THREAD: u64 = 0x0020_0000;
+
+/// How many there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Processes {
+    pub(super) all: u64,
+    /// Without the kernel's own and those that have ended.
+    pub(super) programs: u64,
+}
+
+/// The agent itself.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct OwnProcess {
+    pub(super) resident_bytes: u64,
+    pub(super) virtual_bytes: u64,
+    pub(super) threads: u64,
+    pub(super) open_files: u64,
+    /// Processor time used, in seconds.
+    pub(super) cpu_seconds: f64,
+    /// Seconds since 1970.
+    pub(super) start_time: f64,
+}
+
+/// The fields of `/proc/PID/stat` that matter here (`proc_pid_stat(5)`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stat {
+    has_ended: bool,
+    flags: u64,
+    /// Processor time used, in ticks.
+    cpu: u64,
+    /// Ticks after the boot.
+    start: u64,
+}
+
+/// Counts processes by what `/proc/PID/stat` says of each. One that ended since it was listed says
+/// nothing, and still counts.
+pub(super) fn count(stats: impl Iterator<Item = String>) -> Processes {
+    let mut processes = Processes::default();
+    for text in stats {
+        processes.all += 1;
+        let stat = parse(&text);
+        let is_program = |stat: Stat| !stat.has_ended && stat.flags & KERNEL_THREAD == 0;
+        processes.programs += u64::from(stat.is_some_and(is_program));
+    }
+    processes
+}
+
+/// The agent, by its `stat` and `status`.
+pub(super) fn own(stat: &str, status: &Fields, open_files: usize, boot_time: u64) -> OwnProcess {
+    let stat = parse(stat);
+    let seconds = |ticks: u64| ticks as f64 / TICKS_PER_SECOND;
+    OwnProcess {
+        resident_bytes: status.get("VmRSS"),
+        virtual_bytes: status.get("VmSize"),
+        threads: status.get("Threads"),
+        open_files: open_files as u64,
+        cpu_seconds: stat.as_ref().map_or(0.0, |stat| seconds(stat.cpu)),
+        start_time: stat.map_or(0.0, |stat| boot_time as f64 + seconds(stat.start)),
+    }
+}
+
+fn parse(text: &str) -> Option<Stat> {
+    // The second field is the program's name in brackets, and may have spaces and brackets in it.
+    let (_, rest) = text.rsplit_once(')')?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    // The first of these fields is the third of the manual page.
+    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+    let (user, system) = (number(14)?, number(15)?);
+    Some(Stat {
+        has_ended: matches!(*fields.first()?, "Z" | "X"),
+        flags: number(9)?,
+        cpu: user.saturating_add(system),
+        start: number(22)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::memory, *};
+
+    const AGENT: &str = "77 (vsock (agent)) S 1 77 77 0 -1 4194560 500 0 0 0 12 34 0 0 20 0 3 0 \
+                         250 9000000 800 18446744073709551615 1 1 0";
+    const KTHREAD: &str = "2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 0 0 0 1";
+    const ZOMBIE: &str = "9 (sh) Z 1 9 9 0 -1 4227084 0 0 0 0 0 0 0 0 20 0 1 0 300 0 0 1";
+
+    #[test]
+    fn the_kernels_own_and_the_ended_are_no_programs() {
+        let stats = [AGENT, KTHREAD, ZOMBIE, "", "garbage"].map(str::to_owned);
+        let expected = Processes {
+            all: 5,
+            programs: 1,
+        };
+        assert_eq!(count(stats.into_iter()), expected);
+    }
+
+    #[test]
+    fn the_agent_has_its_size_and_its_times() {
+        let status = memory::parse("VmSize:\t  8000 kB\nVmRSS:\t    4000 kB\nThreads:\t3\n");
+        let own = own(AGENT, &status, 12, 1_700_000_000);
+        assert_eq!((own.resident_bytes, own.threads), (4_096_000, 3));
+        assert_eq!((own.cpu_seconds, own.open_files), (0.46, 12));
+        assert_eq!(own.start_time, 1_700_000_002.5);
+    }
+
+    #[test]
+    fn a_stat_that_is_cut_short_says_nothing() {
+        for end in 0..AGENT.len() - 60 {
+            assert_eq!(parse(&AGENT[..end]), None, "{end}");
+        }
+    }
+}

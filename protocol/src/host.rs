@@ -1,0 +1,39 @@
+//! What a host tells the agent of itself with `PUT /1.0`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::version::Family;
+
+/// Where the host listens, and how it is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostConnection {
+    /// Context id of the host. Read as it is: some hosts do not know their own.
+    #[serde(default)]
+    pub cid: u32,
+    /// Port it listens on.
+    #[serde(default)]
+    pub port: u32,
+    /// Its certificate, in PEM, or empty.
+    #[serde(default)]
+    pub certificate: String,
+    /// Whether the guest's programs may ask the host. Incus calls it `dev_incus`; both are read.
+    #[serde(default, alias = "dev_incus")]
+    pub devlxd: bool,
+}
+
+impl HostConnection {
+    /// The JSON for an agent of this family.
+    #[must_use]
+    pub fn to_json(&self, family: Family) -> serde_json::Value {
+        let devlxd = match family {
+            Family::Lxd => "devlxd",
+            Family::Incus => "dev_incus",
+        };
+        serde_json::json!({
+            "cid": self.cid,
+            "port": self.port,
+            "certificate": self.certificate,
+            devlxd: self.devlxd,
+        })
+    }
+}

@@ -1,0 +1,84 @@
+//! What is where, and with which methods.
+
+use harness::{RawClient, TestAgent};
+use serde_json::{Value, json};
+
+use crate::wire::{ask, header};
+
+fn start() -> (TestAgent, RawClient) {
+    let agent = TestAgent::start();
+    let client = RawClient::new(&agent.socket());
+    (agent, client)
+}
+
+#[tokio::test]
+async fn a_wrong_method_is_told_the_right_ones() {
+    let (_agent, client) = start();
+    let operation = "/1.0/operations/01234567-89ab-4cde-8f01-23456789abcd";
+    let wait = format!("{operation}/wait");
+    for (method, path, allow) in [
+        ("DELETE", "/1.0", "GET, PUT"),
+        ("OPTIONS", "/1.0", "GET, PUT"),
+        ("GET", "/1.0/exec", "POST"),
+        ("PUT", "/1.0/events", "GET, POST"),
+        ("POST", "/1.0/sftp", "GET"),
+        ("GET", "/1.0/port-forward", "POST"),
+        ("PATCH", "/1.0/state", "GET, PUT"),
+        ("POST", "/1.0/metrics", "GET"),
+        ("POST", "/metrics", "GET"),
+        ("PUT", "/1.0/operations", "GET"),
+        ("PUT", operation, "GET, DELETE"),
+        ("DELETE", &wait, "GET"),
+    ] {
+        let (head, body) = ask(&client, method, path).await;
+        assert!(head.starts_with("HTTP/1.1 405 "), "{method} {path}: {head}");
+        assert_eq!(header(&head, "allow"), Some(allow), "{method} {path}");
+        let body: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(body["error_code"], json!(405), "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn head_is_a_method_like_others() {
+    let (_agent, client) = start();
+    let (head, body) = ask(&client, "HEAD", "/1.0").await;
+    assert!(head.starts_with("HTTP/1.1 405 "), "{head}");
+    assert_eq!(header(&head, "allow"), Some("GET, PUT"));
+    assert_eq!(body, "");
+}
+
+#[tokio::test]
+async fn the_root_knows_every_method() {
+    let (_agent, client) = start();
+    for method in ["GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"] {
+        let reply = client.request(method, "/", "").await;
+        assert_eq!(reply.status, 200, "{method}");
+        assert_eq!(reply.body["metadata"], json!(["/1.0"]), "{method}");
+    }
+    assert!(
+        ask(&client, "HEAD", "/")
+            .await
+            .0
+            .starts_with("HTTP/1.1 200 ")
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_not_found_with_any_method() {
+    let (_agent, client) = start();
+    for path in [
+        "/1.0/",
+        "//1.0",
+        "/2.0",
+        "/metrics/",
+        "/1.0/state/",
+        "/1.0/files",
+        "/1.0/operations/",
+        "/1.0/operations/x/wait",
+    ] {
+        for method in ["GET", "POST", "HEAD"] {
+            let (head, _) = ask(&client, method, path).await;
+            assert!(head.starts_with("HTTP/1.1 404 "), "{method} {path}: {head}");
+        }
+    }
+}
