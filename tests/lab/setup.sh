@@ -10,9 +10,10 @@ done
 # Any C compiler will do: a dependency has some assembly.
 command -v cc >/dev/null || missing="$missing build-essential"
 
-# The guest's kernel is downloaded, not installed, but apt has to know of it.
-kernel="${CARGO_TARGET_DIR:-target}/lab/kernel"
-if [ -z "$missing" ] && [ -d "$kernel" ]; then
+# The guest's kernel and the agents to compare with are downloaded, not installed, but apt has to
+# know of them.
+lab="${CARGO_TARGET_DIR:-target}/lab"
+if [ -z "$missing" ] && [ -d "$lab/kernel" ] && [ -d "$lab/stock/incus-agent" ]; then
     echo "all there"
     exit 0
 fi

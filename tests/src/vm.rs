@@ -17,6 +17,7 @@ pub(crate) mod process;
 mod product;
 mod qemu;
 mod scratch;
+mod stock;
 pub mod tools;
 
 use std::{
@@ -37,6 +38,7 @@ pub use self::{
     options::VmOptions,
     process::Lifetime,
     product::Product,
+    stock::StockAgent,
 };
 use self::{
     identity::Identity,
@@ -160,9 +162,17 @@ impl TestVm {
     /// Where the host reaches the agent, in the words of the command line.
     #[must_use]
     pub fn endpoint(&self) -> String {
+        self.endpoint_at(self.options.port)
+    }
+
+    /// Where the host reaches a port of the guest, in the words of the command line.
+    #[must_use]
+    pub fn endpoint_at(&self, port: u32) -> String {
         match self.lab.machine.device {
-            Device::VhostVsock => format!("vsock:{}", self.cid),
-            Device::VhostDeviceVsock(_) => format!("hybrid:{}", self.places.guest().display()),
+            Device::VhostVsock => format!("vsock:{}:{port}", self.cid),
+            Device::VhostDeviceVsock(_) => {
+                format!("hybrid:{}:{port}", self.places.guest().display())
+            }
         }
     }
 
@@ -270,8 +280,8 @@ impl TestVm {
     fn agent_flags(&self) -> String {
         let security = if self.options.plain { "--plain" } else { "" };
         format!(
-            "--listen vsock:any:8443 {security} {}",
-            self.options.agent_flags
+            "--listen vsock:any:{} {security} {}",
+            self.options.port, self.options.agent_flags
         )
     }
 

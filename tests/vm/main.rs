@@ -15,6 +15,7 @@ mod loopback;
 mod restart;
 mod sftp;
 mod shell;
+mod stock;
 mod trust;
 
 use std::{

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use vsock_agent_protocol::address::DEFAULT_PORT;
+
 use super::{Lifetime, paths};
 
 /// What may differ from VM to VM.
@@ -13,6 +15,8 @@ pub struct VmOptions {
     pub memory_mib: u32,
     /// Added to the kernel's command line.
     pub cmdline: String,
+    /// The port of the agent.
+    pub port: u32,
     /// Added to the agent's flags.
     pub agent_flags: String,
     /// Without TLS.
@@ -33,6 +37,7 @@ impl VmOptions {
             name: name.into(),
             memory_mib: 512,
             cmdline: String::new(),
+            port: DEFAULT_PORT,
             agent_flags: String::new(),
             plain: false,
             identity: None,

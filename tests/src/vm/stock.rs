@@ -1,0 +1,110 @@
+//! Other people's agents, from Debian's packages: downloaded and unpacked, not installed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use tokio::process::Command;
+
+use super::{VmError, command::run, paths};
+
+/// An agent that our client must be able to drive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StockAgent {
+    /// LXD's 5.0.2.
+    Lxd,
+    /// Incus's 6.0, which Debian 12 has in its backports.
+    Incus,
+}
+
+impl StockAgent {
+    const fn package(self) -> &'static str {
+        match self {
+            Self::Lxd => "lxd-agent",
+            Self::Incus => "incus-agent",
+        }
+    }
+
+    /// Where the package has the binary, which is static.
+    const fn binary(self) -> &'static str {
+        match self {
+            Self::Lxd => "usr/bin/lxd-agent",
+            Self::Incus => "usr/libexec/incus/incus-agent",
+        }
+    }
+
+    /// Gives the binary, which is downloaded the first time.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Command`] with the words of apt.
+    pub async fn find(self) -> Result<PathBuf, VmError> {
+        let folder = paths::lab().join("stock").join(self.package());
+        let binary = folder.join(self.binary());
+        if !binary.exists() {
+            // A download that was cut off left the folder without the binary.
+            let _ = fs::remove_dir_all(&folder);
+            fs::create_dir_all(&folder)
+                .map_err(VmError::io(format!("creating {}", folder.display())))?;
+            self.download(&folder).await?;
+        }
+        Ok(binary)
+    }
+
+    async fn download(self, folder: &Path) -> Result<(), VmError> {
+        let options = match self {
+            Self::Lxd => Vec::new(),
+            Self::Incus => backports(folder).await?,
+        };
+        let mut download = Command::new("apt-get");
+        download
+            .args(&options)
+            .args(["-q", "download", self.package()]);
+        run(download.current_dir(folder)).await?;
+        let unpack = format!("dpkg-deb -x {}_*.deb .", self.package());
+        run(Command::new("sh").args(["-c", &unpack]).current_dir(folder)).await?;
+        Ok(())
+    }
+}
+
+/// Makes apt see the backports beside this Debian, from the same mirror, in lists of its own.
+/// Returns the options that make it look there.
+async fn backports(folder: &Path) -> Result<Vec<String>, VmError> {
+    let targets = [
+        "indextargets",
+        "--format",
+        "$(CODENAME) $(SIGNED_BY) $(REPO_URI)",
+    ];
+    let known = run(Command::new("apt-get").args(targets)).await?;
+    let source = known
+        .lines()
+        .find_map(|line| line.strip_prefix("bookworm "));
+    let source = source.ok_or_else(|| VmError::missing("an apt source of Debian 12"))?;
+    let (keyring, mirror) = source.split_once(' ').unwrap_or(("", source));
+    let signed = match keyring {
+        "" => String::new(),
+        keyring => format!("[signed-by={keyring}] "),
+    };
+    let list = folder.join("backports.list");
+    let line = format!("deb {signed}{mirror} bookworm-backports main\n");
+    fs::write(&list, line).map_err(VmError::io(format!("writing {}", list.display())))?;
+    let [lists, cache] = ["lists", "cache"].map(|name| folder.join(name));
+    for path in [lists.join("partial"), cache.join("archives/partial")] {
+        fs::create_dir_all(&path).map_err(VmError::io(format!("creating {}", path.display())))?;
+    }
+    let options: Vec<String> = [
+        format!("Dir::Etc::sourcelist={}", list.display()),
+        "Dir::Etc::sourceparts=-".to_owned(),
+        format!("Dir::State::lists={}", lists.display()),
+        format!("Dir::Cache={}", cache.display()),
+    ]
+    .into_iter()
+    .flat_map(|option| ["-o".to_owned(), option])
+    .collect();
+    run(Command::new("apt-get")
+        .args(&options)
+        .args(["-q", "update"]))
+    .await?;
+    Ok(options)
+}
