@@ -86,7 +86,10 @@ pub(crate) const MAX_OUTPUT_BYTES: usize = 32 * 1024;
 /// Largest message a client may send, in bytes. LXD's clients send up to 128 KiB.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 
-/// Read buffer of a websocket, in bytes. It is allocated whole when the first byte arrives, once
+/// Read buffer of a websocket that carries words and no data, in bytes.
+pub(crate) const WS_SMALL_READ_BUFFER_BYTES: usize = 1024;
+
+/// Read buffer of a websocket with a command's input, in bytes. It is allocated whole when the first byte arrives, once
 /// a socket, so a thousand commands must be able to afford it.
 pub(crate) const WS_READ_BUFFER_BYTES: usize = 16 * 1024;
 

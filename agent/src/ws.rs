@@ -3,11 +3,12 @@
 //! Hyper reads the handshake, so its limits hold for it; tungstenite only speaks the frames, and
 //! keeps bytes that came with the handshake because hyper's upgraded stream hands them on.
 
-use std::future::Future;
-
 use futures_util::StreamExt as _;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
-use hyper::{body::Incoming, upgrade::Upgraded};
+use hyper::{
+    body::Incoming,
+    upgrade::{OnUpgrade, Upgraded},
+};
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 use tokio_tungstenite::{
@@ -30,23 +31,31 @@ pub(crate) type WebSocket = WebSocketStream<TokioIo<Upgraded>>;
 /// control frame beside it.
 const MAX_WRITE_BUFFER_BYTES: usize = 4 * defaults::MAX_OUTPUT_BYTES;
 
-/// Checks a handshake, and returns the answer and the socket that there will be once the answer
-/// has been sent. `None` for the socket: the client left, or took too long.
+/// A websocket whose handshake is answered and whose connection still speaks HTTP.
+#[derive(Debug)]
+pub(crate) struct Upgrading(OnUpgrade);
+
+impl Upgrading {
+    /// Waits until the answer has been sent. `None`: the client left, or took too long.
+    pub(crate) async fn open(self, read_buffer_bytes: usize) -> Option<WebSocket> {
+        let upgraded = timeout(defaults::UPGRADE_TIMEOUT, self.0)
+            .await
+            .ok()?
+            .ok()?;
+        let io = TokioIo::new(upgraded);
+        let limits = Some(limits(read_buffer_bytes));
+        Some(WebSocketStream::from_raw_socket(io, Role::Server, limits).await)
+    }
+}
+
+/// Checks a handshake, and returns the answer and the socket to be.
 ///
 /// # Errors
 ///
 /// 400 for whatever RFC 6455, section 4.2.1, does not allow, and for a browser (an `Origin`).
-pub(crate) fn accept(
-    request: &mut Request<Incoming>,
-) -> Result<
-    (
-        Reply,
-        impl Future<Output = Option<WebSocket>> + Send + use<>,
-    ),
-    ApiError,
-> {
+pub(crate) fn accept(request: &mut Request<Incoming>) -> Result<(Reply, Upgrading), ApiError> {
     let key = check(request)?;
-    let upgrade = hyper::upgrade::on(request);
+    let upgrading = Upgrading(hyper::upgrade::on(request));
     let mut reply = Response::new(full(bytes::Bytes::new()));
     *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = reply.headers_mut();
@@ -55,15 +64,7 @@ pub(crate) fn accept(
     let accept = HeaderValue::try_from(derive_accept_key(&key))
         .map_err(|_| ApiError::bad_request("the websocket key cannot be answered"))?;
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    let socket = async {
-        let upgraded = timeout(defaults::UPGRADE_TIMEOUT, upgrade)
-            .await
-            .ok()?
-            .ok()?;
-        let io = TokioIo::new(upgraded);
-        Some(WebSocketStream::from_raw_socket(io, Role::Server, Some(limits())).await)
-    };
-    Ok((reply, socket))
+    Ok((reply, upgrading))
 }
 
 /// Whether the client asks for a websocket, as opposed to a plain answer.
@@ -108,9 +109,9 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
         .any(|part| part.trim().eq_ignore_ascii_case(token))
 }
 
-fn limits() -> WebSocketConfig {
+fn limits(read_buffer_bytes: usize) -> WebSocketConfig {
     WebSocketConfig::default()
-        .read_buffer_size(defaults::WS_READ_BUFFER_BYTES)
+        .read_buffer_size(read_buffer_bytes)
         .write_buffer_size(0)
         .max_write_buffer_size(MAX_WRITE_BUFFER_BYTES)
         .max_message_size(Some(defaults::MAX_MESSAGE_BYTES))

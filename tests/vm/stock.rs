@@ -37,17 +37,13 @@ impl Stock {
         let inside = format!("{name}:/run/stock-agent");
         let pushed = finish(vm.cli(["push", binary.to_str().unwrap(), &inside])).await;
         assert!(pushed.status.success(), "{pushed:?}");
-        let serve = match kind {
-            StockAgent::Lxd => "exec /run/stock-agent",
-            StockAgent::Incus => "exec /run/stock-agent -s /run/stock",
-        };
         in_guest(
             &vm,
             "chmod 755 /run/stock-agent && cp -r /etc/vsock-agent /run/stock",
         )
         .await;
         let agent = vm
-            .exec(["sh", "-c", &format!("cd /run/stock && {serve}")])
+            .exec(["sh", "-c", "cd /run/stock && exec /run/stock-agent"])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

@@ -41,10 +41,10 @@ pub(crate) fn get(app: &Arc<App>, mut request: Request<Incoming>) -> Result<Repl
     if !ws::is_asked_for(request.headers()) {
         return Ok(stream(listener, app.shutdown.child_token()));
     }
-    let (reply, socket) = ws::accept(&mut request)?;
+    let (reply, upgrading) = ws::accept(&mut request)?;
     let stop = app.shutdown.child_token();
     app.shutdown.spawn(async move {
-        if let Some(socket) = socket.await {
+        if let Some(socket) = upgrading.open(defaults::WS_SMALL_READ_BUFFER_BYTES).await {
             send(socket, listener, stop).await;
         }
     });

@@ -6,6 +6,7 @@ use http::Request;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use vsock_agent_protocol::{
+    exec,
     operation::{Operation, OperationId},
     path,
 };
@@ -13,6 +14,7 @@ use vsock_agent_protocol::{
 use super::query::parameter;
 use crate::{
     app::App,
+    defaults,
     reply::{ApiError, Reply, empty, sync},
     ws,
 };
@@ -88,10 +90,14 @@ pub(crate) fn websocket(
     mut request: Request<Incoming>,
 ) -> Result<Reply, ApiError> {
     let secret = parameter(request.uri().query().unwrap_or_default(), "secret");
-    let (reply, socket) = ws::accept(&mut request)?;
+    let (reply, upgrading) = ws::accept(&mut request)?;
     let ticket = app.operations.join(id, &secret.unwrap_or_default())?;
+    let read_buffer_bytes = match ticket.name.as_str() {
+        exec::STDIN => defaults::WS_READ_BUFFER_BYTES,
+        _ => defaults::WS_SMALL_READ_BUFFER_BYTES,
+    };
     app.shutdown.spawn(async move {
-        if let Some(socket) = socket.await {
+        if let Some(socket) = upgrading.open(read_buffer_bytes).await {
             ticket.hand_over(socket);
         }
     });

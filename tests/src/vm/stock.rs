@@ -71,23 +71,14 @@ impl StockAgent {
 /// Makes apt see the backports beside this Debian, from the same mirror, in lists of its own.
 /// Returns the options that make it look there.
 async fn backports(folder: &Path) -> Result<Vec<String>, VmError> {
-    let targets = [
-        "indextargets",
-        "--format",
-        "$(CODENAME) $(SIGNED_BY) $(REPO_URI)",
-    ];
+    let targets = ["indextargets", "--format", "$(CODENAME) $(REPO_URI)"];
     let known = run(Command::new("apt-get").args(targets)).await?;
-    let source = known
+    let mirror = known
         .lines()
         .find_map(|line| line.strip_prefix("bookworm "));
-    let source = source.ok_or_else(|| VmError::missing("an apt source of Debian 12"))?;
-    let (keyring, mirror) = source.split_once(' ').unwrap_or(("", source));
-    let signed = match keyring {
-        "" => String::new(),
-        keyring => format!("[signed-by={keyring}] "),
-    };
+    let mirror = mirror.ok_or_else(|| VmError::missing("an apt source of Debian 12"))?;
     let list = folder.join("backports.list");
-    let line = format!("deb {signed}{mirror} bookworm-backports main\n");
+    let line = format!("deb {mirror} bookworm-backports main\n");
     fs::write(&list, line).map_err(VmError::io(format!("writing {}", list.display())))?;
     let [lists, cache] = ["lists", "cache"].map(|name| folder.join(name));
     for path in [lists.join("partial"), cache.join("archives/partial")] {
