@@ -15,9 +15,8 @@ mod many;
 mod memory;
 mod vanish;
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
 use harness::{AgentProcess, eventually};
 use vsock_agent_client::{Client, Security};
 
@@ -29,21 +28,6 @@ async fn start(name: &str) -> (AgentProcess, Client) {
     let agent = AgentProcess::start(name).await;
     let client = Client::new(agent.endpoint().parse().unwrap(), Security::Plain);
     (agent, client)
-}
-
-/// Runs `one` so many times, `at_once` at a time. None may hang.
-async fn repeat<F>(runs: usize, at_once: usize, one: impl Fn(usize) -> F)
-where
-    F: Future<Output = ()>,
-{
-    let runs = stream::iter(0..runs).map(|run| {
-        let one = one(run);
-        async move {
-            let ended = tokio::time::timeout(PATIENCE, one).await;
-            ended.unwrap_or_else(|_| panic!("run {run} hangs"));
-        }
-    });
-    runs.buffer_unordered(at_once).collect::<Vec<()>>().await;
 }
 
 /// The agent must come back to what it was when nothing ran.

@@ -70,3 +70,15 @@ async fn joined(raw: &RawClient, count: usize) -> Vec<harness::raw::Socket> {
     }
     sockets
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_crashes_takes_no_command_with_it() {
+    let (mut agent, _client) = start("crash").await;
+    let raw = RawClient::new(&agent.socket());
+    let script = "echo $$; exec sleep 1000 >/dev/null 2>&1";
+    let mut exec = raw.exec(&["sh", "-c", script], json!({})).await;
+    let pid = exec.read_until("1", "\n").await;
+    let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
+    agent.kill();
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).expect("the command should go on");
+}

@@ -13,6 +13,7 @@
 pub mod agent;
 pub mod eventually;
 pub mod identity;
+pub mod kinds;
 pub mod raw;
 pub mod shipped;
 pub mod vm;

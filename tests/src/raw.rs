@@ -22,7 +22,11 @@ pub type Socket = WebSocketStream<UnixStream>;
 
 /// Speaks to the agent behind a Unix socket, without TLS.
 #[derive(Debug, Clone)]
-pub struct RawClient(PathBuf);
+pub struct RawClient {
+    socket: PathBuf,
+    /// The port to ask a virtual machine monitor for, if its socket this is.
+    port: Option<u32>,
+}
 
 /// An answer: the status, and the body as JSON, or as text if it is none.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,12 +41,34 @@ impl RawClient {
     /// A client of the agent at `socket`.
     #[must_use]
     pub fn new(socket: &Path) -> Self {
-        Self(socket.to_owned())
+        Self {
+            socket: socket.to_owned(),
+            port: None,
+        }
+    }
+
+    /// A client of the agent in a guest, through its monitor's socket.
+    #[must_use]
+    pub fn hybrid(socket: &Path, port: u32) -> Self {
+        Self {
+            socket: socket.to_owned(),
+            port: Some(port),
+        }
     }
 
     /// A connection nothing was said on.
     pub async fn connect(&self) -> UnixStream {
-        UnixStream::connect(&self.0).await.unwrap()
+        let mut stream = UnixStream::connect(&self.socket).await.unwrap();
+        if let Some(port) = self.port {
+            let line = format!("CONNECT {port}\n");
+            stream.write_all(line.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"\n") {
+                answer.push(stream.read_u8().await.unwrap());
+            }
+            assert!(answer.starts_with(b"OK "), "{answer:?}");
+        }
+        stream
     }
 
     /// One request on a connection of its own.

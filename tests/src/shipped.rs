@@ -50,6 +50,11 @@ impl AgentProcess {
         agent
     }
 
+    /// Kills it, as a crash would.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
     /// Its socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {

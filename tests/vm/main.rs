@@ -12,6 +12,7 @@
 mod exec;
 mod footprint;
 mod loopback;
+mod matrix;
 mod restart;
 mod sftp;
 mod shell;
