@@ -6,15 +6,11 @@ use std::{
     fmt, io,
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
-    pin::Pin,
     str::FromStr,
-    task::{Context, Poll},
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{UnixListener, UnixStream},
-};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::either::Either;
 use tokio_vsock::{VsockListener, VsockStream};
 use vsock_agent_protocol::address::{Cid, ParseAddressError, VsockAddress};
 
@@ -134,11 +130,11 @@ impl Listener {
                     cid: Cid(peer.cid()),
                     port: peer.port(),
                 };
-                Ok((Stream::Vsock(stream), Peer::Vsock(peer)))
+                Ok((Either::Left(stream), Peer::Vsock(peer)))
             }
             Self::Unix { listener, .. } => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Stream::Unix(stream), Peer::Unix))
+                Ok((Either::Right(stream), Peer::Unix))
             }
         }
     }
@@ -174,56 +170,7 @@ impl Drop for SocketFile {
 }
 
 /// A connection.
-#[derive(Debug)]
-pub(crate) enum Stream {
-    Vsock(VsockStream),
-    Unix(UnixStream),
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Vsock(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Vsock(stream) => Pin::new(stream).poll_write(cx, data),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, data),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Vsock(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let done = match self.get_mut() {
-            Self::Vsock(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        };
-        // A vsock whose peer is gone already says so when it is shut down; that is as good.
-        done.map(|result| match result {
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-            other => other,
-        })
-    }
-}
+pub(crate) type Stream = Either<VsockStream, UnixStream>;
 
 #[cfg(test)]
 mod tests {
