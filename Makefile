@@ -29,7 +29,7 @@ test: setup
 	@$(step) "soak" cargo test --workspace --features agent-tests/vm --test soak -- --test-threads 1 --show-output
 
 # Every fuzz target for FUZZ_SECONDS, 60 unless said. Needs a nightly toolchain.
-fuzz: setup
+fuzz:
 	@$(step) "fuzz targets" tests/fuzz/run.sh
 
 # The Debian packages for all of the above.

@@ -23,7 +23,7 @@ pub struct WebsocketFrames(FuzzedAgent);
 
 impl Target for WebsocketFrames {
     const NAME: &'static str = "websocket_frames";
-    const RUNS: u32 = 60;
+    const RUNS: u32 = 40;
 
     fn start() -> Self {
         Self(FuzzedAgent::start())
