@@ -36,5 +36,5 @@ for name; do
     CARGO_TARGET_DIR="$work" cargo +nightly fuzz run --fuzz-dir . "$name" \
         "$work/corpus/$name" "corpus/$name" -- \
         -artifact_prefix="$work/crashes/$name/" -malloc_limit_mb=64 -max_len=8192 -timeout=60 \
-        -max_total_time="${FUZZ_SECONDS:-60}" -print_final_stats=1
+        -max_total_time="${FUZZ_SECONDS:-60}" -verbosity=0 -print_final_stats=1
 done

@@ -10,7 +10,7 @@ pub struct ControlJson;
 
 impl Target for ControlJson {
     const NAME: &'static str = "control_json";
-    const RUNS: u32 = 20_000;
+    const RUNS: u32 = 100_000;
 
     fn start() -> Self {
         Self

@@ -15,7 +15,7 @@ pub struct HttpBody(FuzzedAgent);
 
 impl Target for HttpBody {
     const NAME: &'static str = "http_body";
-    const RUNS: u32 = 200;
+    const RUNS: u32 = 500;
 
     fn start() -> Self {
         Self(FuzzedAgent::start())

@@ -14,7 +14,7 @@ pub struct HttpHead(FuzzedAgent);
 
 impl Target for HttpHead {
     const NAME: &'static str = "http_head";
-    const RUNS: u32 = 300;
+    const RUNS: u32 = 500;
 
     fn start() -> Self {
         Self(FuzzedAgent::start())

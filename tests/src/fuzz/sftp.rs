@@ -17,7 +17,7 @@ pub struct SftpDecode;
 
 impl Target for SftpDecode {
     const NAME: &'static str = "sftp_decode";
-    const RUNS: u32 = 20_000;
+    const RUNS: u32 = 100_000;
 
     fn start() -> Self {
         Self
