@@ -10,7 +10,7 @@ use std::{
 };
 
 use harness::fuzz::{
-    self, ControlJson, HttpBody, HttpHead, Mutator, SftpDecode, Target, WebsocketFrames,
+    self, ControlJson, ExecFrames, HttpBody, HttpHead, Mutator, SftpDecode, Target, WebsocketFrames,
 };
 
 #[test]
@@ -39,9 +39,15 @@ fn no_websocket_frame_breaks_the_agent() {
 }
 
 #[test]
+fn no_websocket_frame_breaks_a_command() {
+    replay::<ExecFrames>();
+}
+
+#[test]
 fn every_fuzz_target_is_replayed_here() {
     let replayed = [
         ControlJson::NAME,
+        ExecFrames::NAME,
         HttpBody::NAME,
         HttpHead::NAME,
         SftpDecode::NAME,

@@ -18,8 +18,12 @@ use std::{
 };
 
 pub use self::{
-    control::ControlJson, http_body::HttpBody, http_head::HttpHead, mutate::Mutator,
-    sftp::SftpDecode, websocket::WebsocketFrames,
+    control::ControlJson,
+    http_body::HttpBody,
+    http_head::HttpHead,
+    mutate::Mutator,
+    sftp::SftpDecode,
+    websocket::{ExecFrames, WebsocketFrames},
 };
 
 /// Something that takes bytes from a stranger.
@@ -47,7 +51,8 @@ pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
 }
 
-/// The committed inputs of a target, in the order of their names.
+/// The committed inputs of a target, in the order of their names. `exec_frames` is a link, as it has
+/// the same as `websocket_frames`.
 #[must_use]
 pub fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
     let folder = folder().join("corpus").join(target);

@@ -27,7 +27,8 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// Most reads of an answer that need not end.
 const MAX_READS: usize = 64;
 
-/// Whether a task of an agent has panicked. The runtime catches that, so a client does not see it.
+/// Whether a task of any agent in this process has panicked. The runtime catches that, so a client
+/// does not see it.
 static PANICKED: AtomicBool = AtomicBool::new(false);
 
 /// The agent of one target.

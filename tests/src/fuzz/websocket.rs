@@ -16,13 +16,31 @@ use super::{
 /// Longest answer to a handshake, in bytes.
 const MAX_HEAD_BYTES: usize = 4096;
 
-/// Said on an events socket, and on the control socket and the terminal of a command: whatever the
-/// agent says is frames, and it goes on answering others.
+/// Said on an events socket: whatever the agent says is frames, and it goes on answering others.
 #[derive(Debug)]
 pub struct WebsocketFrames(FuzzedAgent);
 
 impl Target for WebsocketFrames {
     const NAME: &'static str = "websocket_frames";
+    const RUNS: u32 = 500;
+
+    fn start() -> Self {
+        Self(FuzzedAgent::start())
+    }
+
+    fn run(&self, data: &[u8]) {
+        check_frames(&exchange(&mut join(&self.0, path::EVENTS), data));
+        self.0.check();
+    }
+}
+
+/// The same, said on the control socket and the terminal of a command. A target of its own because
+/// it is slow: the agent takes its time to be sure that nothing of a command is left.
+#[derive(Debug)]
+pub struct ExecFrames(FuzzedAgent);
+
+impl Target for ExecFrames {
+    const NAME: &'static str = "exec_frames";
     const RUNS: u32 = 40;
 
     fn start() -> Self {
@@ -30,14 +48,6 @@ impl Target for WebsocketFrames {
     }
 
     fn run(&self, data: &[u8]) {
-        check_frames(&exchange(&mut self.join(path::EVENTS), data));
-        self.exec(data);
-        self.0.check();
-    }
-}
-
-impl WebsocketFrames {
-    fn exec(&self, data: &[u8]) {
         let request = json!({
             "command": ["cat"], "wait-for-websocket": true, "interactive": true,
         });
@@ -48,33 +58,34 @@ impl WebsocketFrames {
         let fds = &answer.body.metadata["metadata"]["fds"];
         let [mut terminal, mut control] = ["0", "control"].map(|name| {
             let secret = fds[name].as_str().unwrap();
-            self.join(&format!("{operation}/websocket?secret={secret}"))
+            join(&self.0, &format!("{operation}/websocket?secret={secret}"))
         });
         // Said only: the terminal goes on as long as the command, which the control socket ends.
         let _ = terminal.write_all(data);
         check_frames(&exchange(&mut control, data));
         check_frames(&exchange(&mut terminal, b""));
+        self.0.check();
     }
+}
 
-    /// A websocket that is open.
-    fn join(&self, path: &str) -> UnixStream {
-        let mut stream = self.0.connect();
-        let head = format!(
-            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+/// A websocket that is open.
+fn join(agent: &FuzzedAgent, path: &str) -> UnixStream {
+    let mut stream = agent.connect();
+    let head = format!(
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        );
-        stream.write_all(head.as_bytes()).unwrap();
-        let mut answer = Vec::new();
-        // One byte at a time: what follows the head are frames.
-        while !answer.ends_with(b"\r\n\r\n") && answer.len() < MAX_HEAD_BYTES {
-            let mut byte = [0];
-            stream.read_exact(&mut byte).unwrap();
-            answer.push(byte[0]);
-        }
-        let text = answer.escape_ascii();
-        assert!(answer.starts_with(b"HTTP/1.1 101 "), "{text}");
-        stream
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    // One byte at a time: what follows the head are frames.
+    while !answer.ends_with(b"\r\n\r\n") && answer.len() < MAX_HEAD_BYTES {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        answer.push(byte[0]);
     }
+    let text = answer.escape_ascii();
+    assert!(answer.starts_with(b"HTTP/1.1 101 "), "{text}");
+    stream
 }
 
 /// Checks that these are frames of a server (RFC 6455, section 5.2), the last of them perhaps cut.
