@@ -10,7 +10,7 @@ work=$target/fuzz
 tools=$target/lab/tools
 version=0.13.2
 
-if ! cargo +nightly --version >/dev/null 2>&1; then
+if ! RUSTUP_AUTO_INSTALL=0 cargo +nightly --version >/dev/null 2>&1; then
     echo "fuzz: no nightly toolchain, and coverage needs one: rustup toolchain install nightly" >&2
     echo "fuzz: without it, \`cargo test -p agent-tests --test api fuzz\` replays the corpora" >&2
     exit 1
