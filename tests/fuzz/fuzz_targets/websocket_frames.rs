@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use harness::fuzz::{WebsocketFrames, Target as _};
+use harness::fuzz::{Target as _, WebsocketFrames};
 use libfuzzer_sys::fuzz_target;
 
 static TARGET: LazyLock<WebsocketFrames> = LazyLock::new(WebsocketFrames::start);
