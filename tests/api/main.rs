@@ -11,6 +11,7 @@ mod bad_input;
 mod client;
 mod events;
 mod exec;
+mod fuzz;
 mod metrics;
 mod operations;
 mod port_forward;

@@ -12,6 +12,7 @@
 
 pub mod agent;
 pub mod eventually;
+pub mod fuzz;
 pub mod identity;
 pub mod kinds;
 pub mod raw;
