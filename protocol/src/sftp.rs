@@ -2,7 +2,8 @@
 //!
 //! Names, handles and link targets are bytes, as on the wire and in the kernel. A frame is
 //! `u32 length, u8 type, …`; [`FrameHead`] reads the length, so that a reader can refuse a frame
-//! before it stores it. Decoding never allocates more than the frame it was given.
+//! before it stores it. What decoding allocates is bounded by the frame: a dozen times its size, for
+//! a listing of empty names.
 //!
 //! For SYMLINK, [`Request::Symlink`] names its two paths by what they are; on the wire the target
 //! comes first, as OpenSSH and every other implementation write it, against the draft.
