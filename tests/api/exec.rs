@@ -175,6 +175,42 @@ async fn ctrl_c_in_a_terminal_ends_the_foreground_job() {
 }
 
 #[tokio::test]
+async fn ctrl_c_is_not_behind_output_that_nobody_reads() {
+    let (_agent, client) = start();
+    let more = json!({ "interactive": true });
+    let mut exec = client.exec(&["sh", "-c", "echo $$; exec yes"], more).await;
+    let output = exec.read_until("0", "\n").await;
+    let pid = output.split_ascii_whitespace().next().unwrap().to_owned();
+    let state = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ")
+            .map(|(_, rest)| rest.chars().next().unwrap())
+    };
+    // Asleep: everything between it and us is full.
+    assert!(eventually(Duration::from_secs(20), async || state() == Some('S')).await);
+    exec.send(&[3]).await;
+    let ended = async || matches!(state(), None | Some('Z'));
+    assert!(
+        eventually(Duration::from_secs(1), ended).await,
+        "{:?}",
+        state()
+    );
+}
+
+#[tokio::test]
+async fn an_argument_the_kernel_does_not_take_is_said_so() {
+    let (_agent, client) = start();
+    let argument = "x".repeat(200_000);
+    let end = client
+        .exec(&["true", &argument], json!({}))
+        .await
+        .wait()
+        .await;
+    assert_eq!(end["metadata"]["start_error"], json!("too-long"));
+    assert_eq!(end["metadata"]["return"], json!(126));
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_ends_the_command_and_all_it_started() {
     let (_agent, client) = start();
     let script = "trap '' HUP; sleep 1000 & echo $!; wait";

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use harness::{RawClient, TestAgent, eventually};
+use harness::{RawClient, TestAgent, eventually, raw::Connection};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UnixStream},
+    net::{TcpListener, TcpStream},
     time::timeout,
 };
 
@@ -30,7 +30,7 @@ fn request(upgrade: &str, body: &str) -> String {
     )
 }
 
-async fn read_head(stream: &mut UnixStream) -> String {
+async fn read_head(stream: &mut Connection) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.unwrap());
@@ -44,7 +44,7 @@ async fn forward(
     listener: &TcpListener,
     body: Value,
     more: &str,
-) -> (UnixStream, TcpStream) {
+) -> (Connection, TcpStream) {
     let mut near = client.connect().await;
     let request = request("tcp", &body.to_string()) + more;
     near.write_all(request.as_bytes()).await.unwrap();

@@ -1,17 +1,14 @@
 //! Files over an upgraded connection, frame by frame.
 
 use bytes::{Bytes, BytesMut};
-use harness::{RawClient, TestAgent, TestFolder};
+use harness::{RawClient, TestAgent, TestFolder, raw::Connection};
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixStream,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use vsock_agent_protocol::sftp::{Attributes, Reply, Request, open_flags, status};
 
 /// One session, one request at a time.
 struct Session {
-    stream: UnixStream,
+    stream: Connection,
     id: u32,
 }
 

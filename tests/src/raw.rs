@@ -1,10 +1,7 @@
 //! A second client, written from LXD's API and not from our library, so that a mistake both our
 //! ends make is still seen: HTTP by hand, websockets by tungstenite.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::Path};
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -16,17 +13,19 @@ use tokio_tungstenite::{
     WebSocketStream, client_async,
     tungstenite::{Error as WsError, Message},
 };
+use tokio_util::either::Either;
+use tokio_vsock::{VsockAddr, VsockStream};
+use vsock_agent_client::Endpoint;
 
 /// A websocket to the agent.
-pub type Socket = WebSocketStream<UnixStream>;
+pub type Socket = WebSocketStream<Connection>;
 
-/// Speaks to the agent behind a Unix socket, without TLS.
+/// A connection to the agent.
+pub type Connection = Either<UnixStream, VsockStream>;
+
+/// Speaks to the agent at an endpoint, without TLS.
 #[derive(Debug, Clone)]
-pub struct RawClient {
-    socket: PathBuf,
-    /// The port to ask a virtual machine monitor for, if its socket this is.
-    port: Option<u32>,
-}
+pub struct RawClient(Endpoint);
 
 /// An answer: the status, and the body as JSON, or as text if it is none.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,34 +40,26 @@ impl RawClient {
     /// A client of the agent at `socket`.
     #[must_use]
     pub fn new(socket: &Path) -> Self {
-        Self {
-            socket: socket.to_owned(),
-            port: None,
-        }
+        Self(Endpoint::Unix(socket.to_owned()))
     }
 
-    /// A client of the agent in a guest, through its monitor's socket.
+    /// A client of the agent at an endpoint, as the command line writes it.
     #[must_use]
-    pub fn hybrid(socket: &Path, port: u32) -> Self {
-        Self {
-            socket: socket.to_owned(),
-            port: Some(port),
-        }
+    pub fn at(endpoint: &str) -> Self {
+        Self(endpoint.parse().unwrap())
     }
 
     /// A connection nothing was said on.
-    pub async fn connect(&self) -> UnixStream {
-        let mut stream = UnixStream::connect(&self.socket).await.unwrap();
-        if let Some(port) = self.port {
-            let line = format!("CONNECT {port}\n");
-            stream.write_all(line.as_bytes()).await.unwrap();
-            let mut answer = Vec::new();
-            while !answer.ends_with(b"\n") {
-                answer.push(stream.read_u8().await.unwrap());
+    pub async fn connect(&self) -> Connection {
+        match &self.0 {
+            Endpoint::Unix(path) => Either::Left(UnixStream::connect(path).await.unwrap()),
+            Endpoint::Hybrid { path, port } => Either::Left(through_monitor(path, *port).await),
+            Endpoint::Vsock(address) => {
+                let address = VsockAddr::new(address.cid.0, address.port);
+                Either::Right(VsockStream::connect(address).await.unwrap())
             }
-            assert!(answer.starts_with(b"OK "), "{answer:?}");
+            other => panic!("{other} is of a kind that is not known here"),
         }
-        stream
     }
 
     /// One request on a connection of its own.
@@ -222,6 +213,19 @@ impl RawExec {
         assert_eq!(reply.status, 200, "{reply:?}");
         reply.body["metadata"].clone()
     }
+}
+
+/// A connection to a port of the guest, through its monitor's socket.
+async fn through_monitor(socket: &Path, port: u32) -> UnixStream {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    let line = format!("CONNECT {port}\n");
+    stream.write_all(line.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\n") {
+        answer.push(stream.read_u8().await.unwrap());
+    }
+    assert!(answer.starts_with(b"OK "), "{answer:?}");
+    stream
 }
 
 fn parse_reply(text: &str) -> RawReply {

@@ -1,8 +1,6 @@
 //! The kinds of command that are hard to get right, through the whole way into a VM; and the same
 //! agent driven by a client that shares no code with ours.
 
-use std::path::Path;
-
 use harness::{
     RawClient, TestVm,
     kinds::{self, repeat},
@@ -49,13 +47,7 @@ async fn a_client_that_is_not_ours_drives_the_agent() {
         ..VmOptions::new("raw")
     };
     let vm = TestVm::start(options).await.unwrap();
-    let endpoint = vm.endpoint();
-    let (socket, port) = endpoint
-        .strip_prefix("hybrid:")
-        .unwrap()
-        .rsplit_once(':')
-        .unwrap();
-    let client = RawClient::hybrid(Path::new(socket), port.parse().unwrap());
+    let client = RawClient::at(&vm.endpoint());
     let info = client.get("/1.0").await.body;
     assert_eq!(
         info["metadata"]["environment"]["server"],
