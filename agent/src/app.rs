@@ -35,6 +35,8 @@ pub(crate) struct App {
     pub(crate) family: Family,
     pub(crate) guest: Guest,
     pub(crate) host: Host,
+    /// Places for listeners to events.
+    pub(crate) listeners: Arc<Semaphore>,
     pub(crate) operations: Registry,
     pub(crate) port_forwards: Arc<Semaphore>,
     pub(crate) sftp_sessions: Arc<Semaphore>,
@@ -62,6 +64,7 @@ impl App {
             family,
             guest: Guest::default(),
             host: Host::default(),
+            listeners: Arc::new(Semaphore::new(defaults::MAX_LISTENERS)),
             operations,
             port_forwards: Arc::new(Semaphore::new(defaults::MAX_PORT_FORWARDS)),
             sftp_sessions: Arc::new(Semaphore::new(defaults::MAX_SFTP_SESSIONS)),

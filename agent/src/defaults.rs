@@ -11,7 +11,8 @@ pub(crate) const BACKLOG: i32 = 4096;
 /// (`VIRTIO_VSOCK_DEFAULT_BUF_SIZE`); accepted sockets inherit it from the listener.
 pub(crate) const VSOCK_BUFFER_BYTES: u64 = 1024 * 1024;
 
-/// Most connections at once. A command has five: its request, control and three streams.
+/// Most connections at once that speak HTTP. One that became a websocket or SFTP counts with its
+/// command, its listener or its session.
 pub(crate) const MAX_CONNECTIONS: usize = 8192;
 
 /// Most connections at once that have not shown a certificate yet.
@@ -96,6 +97,9 @@ pub(crate) const WS_READ_BUFFER_BYTES: usize = 16 * 1024;
 /// How long a stream's socket stays open for its client to close it, after its last byte. Some
 /// VMMs drop what they still buffer when the guest closes first.
 pub(crate) const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Most listeners to events at once. A host has one for each command it runs.
+pub(crate) const MAX_LISTENERS: usize = MAX_SESSIONS;
 
 /// Events a listener may lag behind before it is dropped.
 pub(crate) const EVENT_DEPTH: usize = 256;

@@ -4,7 +4,7 @@
 //! keeps bytes that came with the handshake because hyper's upgraded stream hands them on.
 
 use futures_util::StreamExt as _;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Version, header};
 use hyper::{
     body::Incoming,
     upgrade::{OnUpgrade, Upgraded},
@@ -21,7 +21,7 @@ use tokio_tungstenite::{
 
 use crate::{
     defaults,
-    reply::{ApiError, Reply, full},
+    reply::{ApiError, Reply, switching_protocols},
 };
 
 /// An open websocket.
@@ -56,14 +56,12 @@ impl Upgrading {
 pub(crate) fn accept(request: &mut Request<Incoming>) -> Result<(Reply, Upgrading), ApiError> {
     let key = check(request)?;
     let upgrading = Upgrading(hyper::upgrade::on(request));
-    let mut reply = Response::new(full(bytes::Bytes::new()));
-    *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = reply.headers_mut();
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    let mut reply = switching_protocols("websocket");
     let accept = HeaderValue::try_from(derive_accept_key(&key))
         .map_err(|_| ApiError::bad_request("the websocket key cannot be answered"))?;
-    headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    reply
+        .headers_mut()
+        .insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     Ok((reply, upgrading))
 }
 

@@ -9,7 +9,10 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use tokio::{
     select,
-    sync::broadcast::{self, error::RecvError},
+    sync::{
+        OwnedSemaphorePermit,
+        broadcast::{self, error::RecvError},
+    },
     time::{interval, timeout},
 };
 use tokio_tungstenite::tungstenite::Message;
@@ -31,12 +34,18 @@ const MAX_MISSED_PINGS: u32 = 2;
 ///
 /// # Errors
 ///
-/// 400 for a bad websocket handshake.
+/// 400 for a bad websocket handshake, 503 when there are too many listeners.
 pub(crate) fn get(app: &Arc<App>, mut request: Request<Incoming>) -> Result<Reply, ApiError> {
     let kinds = kinds(request.uri().query().unwrap_or_default());
     let listener = Listener {
         kinds,
         events: app.events.listen(),
+        _place: Arc::clone(&app.listeners)
+            .try_acquire_owned()
+            .map_err(|_| {
+                let limit = defaults::MAX_LISTENERS;
+                ApiError::busy(format!("too many listeners to events: {limit} are there"))
+            })?,
     };
     if !ws::is_asked_for(request.headers()) {
         return Ok(stream(listener, app.shutdown.child_token()));
@@ -76,6 +85,7 @@ fn kinds(query: &str) -> Vec<String> {
 struct Listener {
     kinds: Vec<String>,
     events: broadcast::Receiver<Event>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Listener {

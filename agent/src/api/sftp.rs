@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{Request, header};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::{select, time::timeout};
@@ -11,7 +10,7 @@ use tokio::{select, time::timeout};
 use crate::{
     app::App,
     defaults,
-    reply::{ApiError, Reply, full},
+    reply::{ApiError, Reply, switching_protocols},
     sftp,
 };
 
@@ -54,13 +53,5 @@ pub(crate) fn get(app: &Arc<App>, mut request: Request<Incoming>) -> Result<Repl
         };
         tracing::info!(?ended, "an SFTP session ended");
     });
-    let mut reply = Response::new(full(Bytes::new()));
-    *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    reply
-        .headers_mut()
-        .insert(header::UPGRADE, HeaderValue::from_static(PROTOCOL));
-    reply
-        .headers_mut()
-        .insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    Ok(reply)
+    Ok(switching_protocols(PROTOCOL))
 }
