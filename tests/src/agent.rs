@@ -10,7 +10,10 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use tokio::sync::oneshot;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
 use vsock_agent::{Agent, Config, ListenAddress, Security};
 use vsock_agent_protocol::{address::Cid, version::Family};
 
@@ -62,6 +65,8 @@ impl TestAgent {
                 .build()
                 .unwrap();
             runtime.block_on(async {
+                // Rust's own `main` ignores SIGPIPE; a fuzzer's does not. A handler stays for ever.
+                drop(signal(SignalKind::pipe()).unwrap());
                 let agent = Agent::bind(config).await.unwrap();
                 ready.send(()).unwrap();
                 agent.run(async { drop(stopped.await) }).await;
