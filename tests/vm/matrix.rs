@@ -1,15 +1,18 @@
 //! The kinds of command that are hard to get right, through the whole way into a VM; and the same
 //! agent driven by a client that shares no code with ours.
 
+use std::time::Duration;
+
 use harness::{
-    RawClient, TestVm,
+    RawClient, TestVm, eventually,
     kinds::{self, repeat},
     vm::VmOptions,
 };
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use vsock_agent_client::{Client, Identity, Security};
 
-use crate::{client_files, shared};
+use crate::{client_files, in_guest, shared};
 
 /// Runs of each kind: emulated, one costs some 100 ms.
 const RUNS: usize = 20;
@@ -20,9 +23,7 @@ const AT_ONCE: usize = 5;
 #[tokio::test(flavor = "multi_thread")]
 async fn each_kind_of_command_ends_as_it_should() {
     let vm = shared().await;
-    let [certificate, key, agent] = client_files(vm.identity().unwrap(), vm).map(|(_, path)| path);
-    let identity = Identity::from_files(&certificate, &key, &agent).unwrap();
-    let client = Client::new(vm.endpoint().parse().unwrap(), Security::Tls(identity));
+    let client = client_of(vm);
     for (_, kind) in kinds::ALL {
         repeat(RUNS, AT_ONCE, |run| kind(client.clone(), run)).await;
     }
@@ -69,4 +70,95 @@ async fn a_client_that_is_not_ours_drives_the_agent() {
     let mut exec = client.exec(&["stty", "size"], more).await;
     assert_eq!(exec.read_all("0").await, b"30 100\r\n");
     assert_eq!(exec.wait().await["metadata"]["return"], json!(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_commands_and_much_output_leave_nothing_behind() {
+    let vm = TestVm::start(VmOptions::new("load")).await.unwrap();
+    let client = client_of(&vm);
+    for _ in 0..50 {
+        assert!(
+            client
+                .exec("true", [""; 0])
+                .output()
+                .await
+                .unwrap()
+                .status
+                .success()
+        );
+    }
+    let before = rss_kib(&vm).await;
+    for _ in 0..200 {
+        assert!(
+            client
+                .exec("true", [""; 0])
+                .output()
+                .await
+                .unwrap()
+                .status
+                .success()
+        );
+    }
+    let growth = rss_kib(&vm).await.saturating_sub(before);
+    assert!(growth <= 2048, "the agent has grown by {growth} KiB");
+
+    let data = vec![b'z'; 64 * 1024];
+    repeat(30, 30, |run| {
+        let (client, data) = (client.clone(), &data);
+        async move {
+            let mut session = client.exec("cat", [""; 0]).start().await.unwrap();
+            let (mut stdin, mut stdout) = (
+                session.take_stdin().unwrap(),
+                session.take_stdout().unwrap(),
+            );
+            let mut echo = Vec::new();
+            let send = async {
+                stdin.write_all(data).await.unwrap();
+                stdin.shutdown().await.unwrap();
+            };
+            let ((), read) = tokio::join!(send, stdout.read_to_end(&mut echo));
+            read.unwrap();
+            assert!(echo == *data, "run {run}: {} bytes came back", echo.len());
+            assert_eq!(session.wait().await.unwrap().code, 0, "run {run}");
+        }
+    })
+    .await;
+
+    let script = "head -c 20000000 /dev/zero & head -c 20000000 /dev/zero >&2; wait";
+    let output = client.exec("sh", ["-c", script]).output().await.unwrap();
+    assert_eq!(
+        (output.stdout.len(), output.stderr.len()),
+        (20_000_000, 20_000_000)
+    );
+
+    // A client that is killed takes all of its command with it.
+    let mut cli = vm.exec(["sh", "-c", "sleep 1000 & echo up; sleep 1000"]);
+    let mut cli = cli.spawn().unwrap();
+    let mut up = [0; 3];
+    cli.stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut up)
+        .await
+        .unwrap();
+    cli.kill().await.unwrap();
+    let gone = async || in_guest(&vm, "pidof sleep || echo none").await == "none\n";
+    assert!(eventually(Duration::from_secs(30), gone).await);
+}
+
+fn client_of(vm: &TestVm) -> Client {
+    let [certificate, key, agent] = client_files(vm.identity().unwrap(), vm).map(|(_, path)| path);
+    let identity = Identity::from_files(&certificate, &key, &agent).unwrap();
+    Client::new(vm.endpoint().parse().unwrap(), Security::Tls(identity))
+}
+
+/// Resident memory of the agent in the guest.
+async fn rss_kib(vm: &TestVm) -> u64 {
+    let status = in_guest(vm, "grep VmRSS /proc/$(pidof vsock-agent)/status").await;
+    status
+        .split_ascii_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap()
 }
