@@ -3,7 +3,10 @@
 use std::{future::Future, time::Duration};
 
 use futures_util::{StreamExt, future::BoxFuture, stream};
-use tokio::{io::AsyncReadExt, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
 use vsock_agent_client::{Client, Exec, Output, TerminalSize};
 
 /// Longest that one command may take on a machine that runs many at once.
@@ -41,6 +44,34 @@ where
         }
     });
     runs.buffer_unordered(at_once).collect::<Vec<()>>().await;
+}
+
+/// 64 KiB through `cat` and back, the same.
+pub fn echo(client: Client, run: usize) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        let data = vec![b'z'; 64 * 1024];
+        let mut session = client.exec("cat", [""; 0]).start().await.unwrap();
+        let (mut stdin, mut stdout) = (
+            session.take_stdin().unwrap(),
+            session.take_stdout().unwrap(),
+        );
+        let mut echo = Vec::new();
+        let send = async {
+            stdin.write_all(&data).await.unwrap();
+            stdin.shutdown().await.unwrap();
+        };
+        let ((), read) = tokio::join!(send, stdout.read_to_end(&mut echo));
+        read.unwrap();
+        assert!(echo == data, "run {run}: {} bytes came back", echo.len());
+        assert_eq!(session.wait().await.unwrap().code, 0, "run {run}");
+    })
+}
+
+/// A command that does nothing, and well.
+pub fn nothing(client: Client, run: usize) -> BoxFuture<'static, ()> {
+    check(client.exec("true", [""; 0]), run, move |output| {
+        assert!(output.status.success(), "run {run}");
+    })
 }
 
 fn sh(client: &Client, script: &str) -> Exec {

@@ -9,7 +9,7 @@ use harness::{
     vm::VmOptions,
 };
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use vsock_agent_client::{Client, Identity, Security};
 
 use crate::{client_files, in_guest, shared};
@@ -76,53 +76,13 @@ async fn a_client_that_is_not_ours_drives_the_agent() {
 async fn many_commands_and_much_output_leave_nothing_behind() {
     let vm = TestVm::start(VmOptions::new("load")).await.unwrap();
     let client = client_of(&vm);
-    for _ in 0..50 {
-        assert!(
-            client
-                .exec("true", [""; 0])
-                .output()
-                .await
-                .unwrap()
-                .status
-                .success()
-        );
-    }
+    repeat(50, 1, |run| kinds::nothing(client.clone(), run)).await;
     let before = rss_kib(&vm).await;
-    for _ in 0..200 {
-        assert!(
-            client
-                .exec("true", [""; 0])
-                .output()
-                .await
-                .unwrap()
-                .status
-                .success()
-        );
-    }
+    repeat(200, 1, |run| kinds::nothing(client.clone(), run)).await;
     let growth = rss_kib(&vm).await.saturating_sub(before);
     assert!(growth <= 2048, "the agent has grown by {growth} KiB");
 
-    let data = vec![b'z'; 64 * 1024];
-    repeat(30, 30, |run| {
-        let (client, data) = (client.clone(), &data);
-        async move {
-            let mut session = client.exec("cat", [""; 0]).start().await.unwrap();
-            let (mut stdin, mut stdout) = (
-                session.take_stdin().unwrap(),
-                session.take_stdout().unwrap(),
-            );
-            let mut echo = Vec::new();
-            let send = async {
-                stdin.write_all(data).await.unwrap();
-                stdin.shutdown().await.unwrap();
-            };
-            let ((), read) = tokio::join!(send, stdout.read_to_end(&mut echo));
-            read.unwrap();
-            assert!(echo == *data, "run {run}: {} bytes came back", echo.len());
-            assert_eq!(session.wait().await.unwrap().code, 0, "run {run}");
-        }
-    })
-    .await;
+    repeat(30, 30, |run| kinds::echo(client.clone(), run)).await;
 
     let script = "head -c 20000000 /dev/zero & head -c 20000000 /dev/zero >&2; wait";
     let output = client.exec("sh", ["-c", script]).output().await.unwrap();
