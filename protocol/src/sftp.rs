@@ -10,13 +10,16 @@
 
 mod attributes;
 mod codec;
+pub mod extension;
 mod reply;
 mod request;
+mod session;
 
 pub use attributes::Attributes;
 pub use codec::{DecodeError, FrameHead};
 pub use reply::{Name, Reply};
 pub use request::Request;
+pub use session::{SessionOptions, SessionOptionsError};
 
 /// The version both ends speak.
 pub const VERSION: u32 = 3;

@@ -73,6 +73,9 @@ pub const METRICS_TEXT: &str = "vsock_agent_metrics_text";
 /// Extension, Incus's: `POST /1.0/port-forward` leads to a TCP port of the guest.
 pub const PORT_FORWARD: &str = "instance_port_forward";
 
+/// Extension: `GET /1.0/sftp` takes [`crate::sftp::SessionOptions`] as its query.
+pub const SFTP_SESSION: &str = "vsock_agent_sftp_session";
+
 /// Abilities an agent of this version announces in `GET /1.0`, LXD's names first.
 ///
 /// LXD 5.0.2 hosts refuse to run a command unless `container_exec_user_group_cwd` and
