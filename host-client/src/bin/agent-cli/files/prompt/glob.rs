@@ -33,7 +33,9 @@ impl PathPattern {
             .filter(|name| !name.is_empty())
             .map(Component::new)
             .collect();
-        let has_pattern = components.iter().any(|component| matches!(component, Component::Pattern(_)));
+        let has_pattern = components
+            .iter()
+            .any(|component| matches!(component, Component::Pattern(_)));
         has_pattern.then(|| Self {
             is_absolute: bytes.first().is_some_and(|byte| byte.value == b'/'),
             wants_directory: bytes.last().is_some_and(|byte| byte.value == b'/'),
@@ -65,7 +67,10 @@ enum Token {
     /// `*`
     Many,
     /// `[a-z]`, `[!a-z]`
-    Class { negated: bool, ranges: Vec<(u8, u8)> },
+    Class {
+        negated: bool,
+        ranges: Vec<(u8, u8)>,
+    },
 }
 
 fn tokens(name: &[Byte]) -> Vec<Token> {
@@ -158,7 +163,9 @@ impl Token {
             Self::One => true,
             Self::Many => false,
             Self::Class { negated, ranges } => {
-                let is_in = ranges.iter().any(|(low, high)| (*low..=*high).contains(&byte));
+                let is_in = ranges
+                    .iter()
+                    .any(|(low, high)| (*low..=*high).contains(&byte));
                 is_in != *negated
             }
         }
@@ -180,15 +187,35 @@ mod tests {
     #[test]
     fn wildcards_match_as_they_do_in_a_shell() {
         for (pattern, name) in [
-            ("*", "a"), ("a*", "a"), ("*b", "ab"), ("a*b*c", "a-b-b-c"), ("?b", "ab"),
-            ("[a-c]x", "bx"), ("[!a-c]x", "dx"), ("[^a]", "b"), ("[]a]", "]"), ("[a-]", "-"),
-            ("[ab", "[ab"), (".*", ".x"), ("**", "x"), (r"[a\]]", "]"),
+            ("*", "a"),
+            ("a*", "a"),
+            ("*b", "ab"),
+            ("a*b*c", "a-b-b-c"),
+            ("?b", "ab"),
+            ("[a-c]x", "bx"),
+            ("[!a-c]x", "dx"),
+            ("[^a]", "b"),
+            ("[]a]", "]"),
+            ("[a-]", "-"),
+            ("[ab", "[ab"),
+            (".*", ".x"),
+            ("**", "x"),
+            (r"[a\]]", "]"),
         ] {
             assert!(matches(pattern, name), "{pattern} {name}");
         }
         for (pattern, name) in [
-            ("*", ".a"), ("?", ".") , ("[.]a", ".a"), ("a*b", "a"), ("?", ""), ("?", "ab"), ("[a-c]", "d"),
-            ("[!a]", "a"), (r"\*", "a"), ("'?'", "a"), ("*.txt", "atxt"),
+            ("*", ".a"),
+            ("?", "."),
+            ("[.]a", ".a"),
+            ("a*b", "a"),
+            ("?", ""),
+            ("?", "ab"),
+            ("[a-c]", "d"),
+            ("[!a]", "a"),
+            (r"\*", "a"),
+            ("'?'", "a"),
+            ("*.txt", "atxt"),
         ] {
             assert!(!matches(pattern, name), "{pattern} {name}");
         }

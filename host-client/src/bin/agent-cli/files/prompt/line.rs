@@ -45,7 +45,9 @@ pub(super) enum LineError {
     OpenQuote,
     #[error("a backslash at the end")]
     Backslash,
-    #[error("no such escape in $'…': it knows \\xNN, \\NNN, \\\\, \\', \\\", \\n, \\r, \\t, \\a, \\b, \\e, \\f and \\v")]
+    #[error(
+        "no such escape in $'…': it knows \\xNN, \\NNN, \\\\, \\', \\\", \\n, \\r, \\t, \\a, \\b, \\e, \\f and \\v"
+    )]
     Escape,
     #[error("a name cannot hold a NUL byte")]
     Nul,
@@ -222,7 +224,9 @@ fn unescape(rest: &[u8]) -> Result<Option<(u8, usize)>, LineError> {
     let simple = |value| Ok(Some((value, 1)));
     match rest.first() {
         None => Ok(None),
-        Some(b'x') => number(&rest[1..], 16, 2).map(|found| found.map(|(value, used)| (value, used + 1))),
+        Some(b'x') => {
+            number(&rest[1..], 16, 2).map(|found| found.map(|(value, used)| (value, used + 1)))
+        }
         Some(b'0'..=b'7') => number(rest, 8, 3),
         Some(b'n') => simple(b'\n'),
         Some(b'r') => simple(b'\r'),
@@ -239,8 +243,13 @@ fn unescape(rest: &[u8]) -> Result<Option<(u8, usize)>, LineError> {
 
 /// At most `most` digits as a byte.
 fn number(text: &[u8], radix: u32, most: usize) -> Result<Option<(u8, usize)>, LineError> {
-    let digits = text.iter().take(most).map_while(|byte| char::from(*byte).to_digit(radix));
-    let (value, used) = digits.fold((0, 0), |(value, used), digit| (value * radix + digit, used + 1));
+    let digits = text
+        .iter()
+        .take(most)
+        .map_while(|byte| char::from(*byte).to_digit(radix));
+    let (value, used) = digits.fold((0, 0), |(value, used), digit| {
+        (value * radix + digit, used + 1)
+    });
     if used < most && used == text.len() {
         return Ok(None);
     }
@@ -263,12 +272,15 @@ pub(super) fn quote(bytes: &[u8], quote: Quote) -> Option<String> {
     if quote == Quote::Dollar {
         return Some(dollar(bytes));
     }
-    let text = std::str::from_utf8(bytes).ok().filter(|text| *text == shown)?;
+    let text = std::str::from_utf8(bytes)
+        .ok()
+        .filter(|text| *text == shown)?;
     match quote {
         Quote::None => {
             let mut typed = String::with_capacity(text.len());
             for (at, character) in text.char_indices() {
-                let is_special = " \\\"'*?[$".contains(character) || (at == 0 && "#!".contains(character));
+                let is_special =
+                    " \\\"'*?[$".contains(character) || (at == 0 && "#!".contains(character));
                 if is_special {
                     typed.push('\\');
                 }
@@ -280,7 +292,10 @@ pub(super) fn quote(bytes: &[u8], quote: Quote) -> Option<String> {
         _ if text.ends_with('\\') => None,
         _ => {
             let mark = char::from(quote.mark());
-            Some(format!("{mark}{}", text.replace(mark, &format!("\\{mark}"))))
+            Some(format!(
+                "{mark}{}",
+                text.replace(mark, &format!("\\{mark}"))
+            ))
         }
     }
 }
@@ -317,7 +332,10 @@ mod tests {
 
     fn cut(line: &str) -> Vec<String> {
         let words = words(line.as_bytes()).unwrap();
-        words.iter().map(|word| String::from_utf8(word.bytes()).unwrap()).collect()
+        words
+            .iter()
+            .map(|word| String::from_utf8(word.bytes()).unwrap())
+            .collect()
     }
 
     /// The word with what keeps its meaning in brackets.
@@ -334,7 +352,10 @@ mod tests {
     #[test]
     fn words_are_cut_as_openssh_cuts_them() {
         assert_eq!(cut("get  a b\t c\r"), ["get", "a", "b", "c"]);
-        assert_eq!(cut(r#"get "a b" 'c"d' e\ f"#), ["get", "a b", "c\"d", "e f"]);
+        assert_eq!(
+            cut(r#"get "a b" 'c"d' e\ f"#),
+            ["get", "a b", "c\"d", "e f"]
+        );
         assert_eq!(cut(r#"put "" a"b c"d"#), ["put", "", "ab cd"]);
         assert_eq!(cut(r#""a\b" "a\"b" 'a\'b'"#), [r"a\b", "a\"b", "a'b"]);
         assert_eq!(cut("  "), Vec::<String>::new());
@@ -388,7 +409,16 @@ mod tests {
     #[test]
     fn a_name_that_is_quoted_is_read_as_it_was() {
         let names: [&[u8]; 10] = [
-            b"plain", b"a b", b"*[?", b"it's \"it\"", b"$'x'", b"#c", b"!c", b"\xff\n\x1b", "grün\u{202e}".as_bytes(), b"end\\",
+            b"plain",
+            b"a b",
+            b"*[?",
+            b"it's \"it\"",
+            b"$'x'",
+            b"#c",
+            b"!c",
+            b"\xff\n\x1b",
+            "grün\u{202e}".as_bytes(),
+            b"end\\",
         ];
         for name in names {
             for style in [Quote::None, Quote::Single, Quote::Double, Quote::Dollar] {
@@ -402,7 +432,12 @@ mod tests {
                 let words = words(typed.as_bytes()).unwrap();
                 assert_eq!(words.len(), 1, "{typed}");
                 assert_eq!(words[0].bytes(), name, "{typed}");
-                assert!(words[0].0.iter().all(|byte| byte.quoted || !b"*?[".contains(&byte.value)));
+                assert!(
+                    words[0]
+                        .0
+                        .iter()
+                        .all(|byte| byte.quoted || !b"*?[".contains(&byte.value))
+                );
             }
         }
         assert_eq!(quote(b"\xff", Quote::None), None);
