@@ -73,16 +73,22 @@ impl Prompt {
     /// Types a line, and waits for the prompt after it.
     fn line(&mut self, line: &str) {
         self.press(&format!("{line}\r"));
-        self.wait_for("\n");
-        self.text.clear();
-        self.wait_for("sftp> ");
+        self.wait_until("a prompt", |text| {
+            text.split_once('\n')
+                .is_some_and(|(_, after)| after.contains("sftp> "))
+        });
     }
 
     /// Waits until the screen has shown something since the last key.
     fn wait_for(&mut self, what: &str) {
-        while !self.text.contains(what) {
+        self.wait_until(what, |text| text.contains(what));
+    }
+
+    fn wait_until(&mut self, what: &str, is_there: impl Fn(&str) -> bool) {
+        while !is_there(&self.text) {
             let more = self.screen.recv_timeout(PATIENCE);
-            let more = more.unwrap_or_else(|_| panic!("no {what:?} in {:?}", self.text));
+            let more =
+                more.unwrap_or_else(|error| panic!("no {what:?} in {:?}: {error}", self.text));
             self.text.push_str(&String::from_utf8_lossy(&more));
         }
     }
