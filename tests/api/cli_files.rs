@@ -4,6 +4,7 @@ mod batch;
 mod edit;
 mod prompt;
 mod tools;
+mod transfer;
 
 use std::{
     ffi::{OsStr, OsString},

@@ -97,7 +97,8 @@ fn what_cannot_be_printed_is_told_and_the_rest_is_printed() {
     let file = ends.write("file", "text");
     let all = ["/no-such".into(), ends.folder.path().to_owned(), file].map(|path| ends.place(path));
     let output = ends.cli(["cat"]).args(&all).output().unwrap();
-    let words = failed(&output);
+    assert_eq!(output.status.code(), Some(1), "a part was done");
+    let words = stderr(&output);
     assert!(words.contains("cannot print /no-such: "), "{words}");
     assert!(words.contains("it is a directory"), "{words}");
     assert_eq!(stdout(&output), "text");

@@ -1,6 +1,6 @@
 //! Exit codes, and the last words on stderr.
 
-use std::{error::Error, io, iter, process::ExitCode};
+use std::{error::Error, io, process::ExitCode};
 
 use vsock_agent_client::{ClientError, ConnectError, ExitStatus};
 
@@ -11,6 +11,9 @@ const OURS: u8 = 125;
 
 /// What a shell shows for a program that wrote to a closed pipe: 128 + SIGPIPE.
 pub(crate) const BROKEN_PIPE: u8 = 141;
+
+/// When a part of what was to be done failed, and the rest was done.
+pub(crate) const PARTLY: u8 = 1;
 
 /// The code for a command that we left because of a signal to ourselves.
 pub(crate) fn after_signal(signal: i32) -> u8 {
@@ -56,12 +59,6 @@ pub(crate) fn tell(error: &anyhow::Error) -> u8 {
         output::complain(advice);
     }
     OURS
-}
-
-/// Says what went wrong with one of many things.
-pub(crate) fn tell_about(what: &str, error: &(dyn Error + 'static)) {
-    let causes = iter::successors(Some(error), |error| (*error).source());
-    output::complain(&format!("{what}: {}", words(causes)));
 }
 
 /// An error with its causes, escaped: words in them can be a guest's.

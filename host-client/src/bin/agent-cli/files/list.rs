@@ -9,7 +9,6 @@ use anyhow::bail;
 use serde_json::Value;
 use vsock_agent_client::{RemotePath, Sftp};
 
-pub(super) use super::attributes::{TYPE_DIRECTORY, TYPE_REGULAR, file_type};
 use super::{
     Place,
     listing::{self, Content, Listed, MAX_ENTRIES, Order, View},

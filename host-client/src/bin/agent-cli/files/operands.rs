@@ -44,15 +44,21 @@ pub(super) async fn each(
     operands: &[OsString],
     mut action: impl AsyncFnMut(&OsString) -> anyhow::Result<()>,
 ) -> anyhow::Result<u8> {
-    let mut code = 0;
+    let (mut failed, mut code) = (0, 0);
     for operand in operands {
         match action(operand).await {
             Ok(()) => {}
             Err(error) if is_over(&error) => return Err(error),
-            Err(error) => code = exit::tell(&error),
+            Err(error) => {
+                failed += 1;
+                code = exit::tell(&error);
+            }
         }
     }
-    Ok(code)
+    Ok(match failed < operands.len() && failed > 0 {
+        true => exit::PARTLY,
+        false => code,
+    })
 }
 
 /// Whether nothing more can be done after this: the session has ended, or nobody reads our output.

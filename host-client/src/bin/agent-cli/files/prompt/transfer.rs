@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use vsock_agent_client::copy::{self, CopyEvent, CopyObserver, CopyOptions, SkipReason};
+use vsock_agent_client::copy::{self, CopyOptions};
 
 use super::{
     command::{Direction, Transfer},
     expand,
     session::Session,
 };
-use crate::{exit, files::shown, output};
+use crate::files::{copy::report::Report, shown};
 
 impl Session {
     pub(super) async fn transfer(&self, transfer: &Transfer) -> anyhow::Result<()> {
@@ -18,12 +18,13 @@ impl Session {
         options.recursive = transfer.recursive;
         options.resume = transfer.resume;
         options.fsync = transfer.sync.then_some(true);
+        let report = Cleared(Report::for_prompt(self.shows_progress));
         let summary = match transfer.direction {
             Direction::Get => {
                 let sources = self.paths(std::slice::from_ref(&transfer.source)).await?;
                 let target = transfer.target.as_ref().map(expand::local);
                 let target = target.unwrap_or_else(|| PathBuf::from("."));
-                let copied = copy::pull(&self.sftp, &sources, &target, &options, &Told).await;
+                let copied = copy::pull(&self.sftp, &sources, &target, &options, &report.0).await;
                 copied.with_context(|| format!("cannot get {}", transfer.source))?
             }
             Direction::Put => {
@@ -32,12 +33,13 @@ impl Session {
                     Some(target) => self.path(target).await?,
                     None => self.directory.clone(),
                 };
-                let copied = copy::push(&self.sftp, &sources, &target, &options, &Told).await;
+                let copied = copy::push(&self.sftp, &sources, &target, &options, &report.0).await;
                 copied.with_context(|| {
                     format!("cannot put {} to {}", transfer.source, shown(&target))
                 })?
             }
         };
+        drop(report);
         match summary.failed {
             0 => Ok(()),
             count => bail!("{count} of the files could not be copied"),
@@ -45,25 +47,12 @@ impl Session {
     }
 }
 
-/// Says what is left out and what fails.
+/// A report whose bar goes away, also when the copy is left in the middle.
 #[derive(Debug)]
-struct Told;
+struct Cleared(Report);
 
-impl CopyObserver for Told {
-    fn observe(&self, event: CopyEvent<'_>) {
-        match event {
-            CopyEvent::Skipped { path, reason } => {
-                let why = match reason {
-                    SkipReason::Special => "not a regular file",
-                    SkipReason::Directory => "a directory, see -r",
-                    _ => return,
-                };
-                output::complain(&format!("{}: left out: {why}", output::escape(path)));
-            }
-            CopyEvent::Failed { path, error } => {
-                exit::tell_about(&output::escape(path), error);
-            }
-            _ => {}
-        }
+impl Drop for Cleared {
+    fn drop(&mut self) {
+        self.0.clear();
     }
 }
