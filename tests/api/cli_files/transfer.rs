@@ -13,10 +13,10 @@ fn a_file_goes_there_and_back_with_its_mode() {
     let file = ends.write("there file", vec![7; 300_000]);
     fs::set_permissions(&file, fs::Permissions::from_mode(0o751)).unwrap();
     ends.mkdir("d");
-    succeeded(
-        &ends.batch("put 'there file' copy\nput -f copy d\nget d/copy back\nlcd d\nget ../copy\n"),
-    );
-    for path in ["copy", "d/copy", "back"] {
+    succeeded(&ends.batch(
+        "put 'there file' copy\nput -f copy d\nget d/copy back\nlcd d\nlcd ..\nget copy d/again\n",
+    ));
+    for path in ["copy", "d/copy", "back", "d/again"] {
         assert_eq!(
             fs::read(ends.path(path)).unwrap(),
             fs::read(&file).unwrap(),
@@ -69,7 +69,10 @@ fn trees_are_copied_with_their_links() {
 fn a_copy_that_is_complete_is_not_made_again() {
     let ends = Ends::start();
     ends.write("file", "text");
-    succeeded(&ends.batch("put file far\nreput file far\nget far near\nreget far near\n"));
+    let output = ends.batch("put file far\nreput file far\nget far near\nreget far near\n");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let words = stderr(&output);
+    assert_eq!(words.matches("it is complete").count(), 2, "{words}");
     assert_eq!(ends.names(), ["far", "file", "near"]);
     assert_eq!(fs::read(ends.path("near")).unwrap(), b"text");
 }
