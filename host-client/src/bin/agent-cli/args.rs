@@ -13,10 +13,23 @@ VM is a name from the configuration (see `agent-cli vm`) or an endpoint:
 The port is 8443 if it is left out.
 
 Exit status: that of the command in the guest for `exec` and `shell`, else 0; 125 if agent-cli
-itself failed.
+itself failed, 1 if that was so for some of several files.
 
 Files: ~/.config/agent-cli/config.toml (or the file that AGENT_CLI_CONFIG names),
 ~/.config/agent-cli/identity (keys and certificates)";
+
+const SFTP_HELP: &str = "\
+Commands and their options are those of OpenSSH's sftp(1); `help` lists them. So is the syntax of a
+line: 'a b', \"a b\" and a\\ b are one word, * ? [a-z] match names unless they are quoted, # starts a
+comment. $'a\\xff\\n' is a word with bytes that cannot be typed; this is also how such names are
+completed. Wildcards match bytes. A copy has its name only when it is whole, and always keeps mode
+and times. Times are shown in UTC.
+
+Without a terminal, commands come from stdin as from a batch. A batch shows each line, and ends with
+status 125 at the first one that fails unless it starts with -.
+
+Files: $XDG_STATE_HOME/vsock-agent/sftp-history, or ~/.local/state/vsock-agent/sftp-history; a line
+that starts with a blank is not kept";
 
 /// Run commands and move files in virtual machines, from their host
 #[derive(Debug, Parser)]
@@ -130,7 +143,7 @@ pub(crate) struct ShellArgs {
 /// Whose rights hold for files.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct SessionArgs {
-    /// User whose rights hold, by name or number; root if left out
+    /// Whose rights hold in the guest, by name or number; the agent's own if left out
     #[arg(short, long)]
     pub(crate) user: Option<String>,
 }
@@ -145,6 +158,7 @@ impl SessionArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = SFTP_HELP)]
 pub(crate) struct SftpArgs {
     /// Speak raw SFTP on stdin and stdout: sftp -D "agent-cli sftp --stdio VM"
     #[arg(long, conflicts_with_all = ["batch", "user", "root", "read_only"])]
