@@ -1,6 +1,7 @@
 //! Files by `agent-cli`, the real binary, against the agent.
 
 mod batch;
+mod conditions;
 mod edit;
 mod prompt;
 mod tools;
