@@ -16,6 +16,7 @@ mod input;
 mod line;
 mod session;
 mod shell;
+mod table;
 mod transfer;
 
 use std::{

@@ -3,9 +3,9 @@
 //! Pure: whoever asks brings the names.
 
 use super::{
-    command::{COMMANDS, Names},
     expand::Found,
     line::{self, Cut, Quote},
+    table::{COMMANDS, Names},
 };
 use crate::output;
 

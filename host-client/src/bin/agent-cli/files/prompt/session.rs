@@ -9,10 +9,10 @@ use vsock_agent_client::{
 };
 
 use super::{
-    command::{self, Change, Command},
+    command::{Change, Command},
     expand::{self, Guest, Host, below, expand},
     line::Word,
-    shell,
+    shell, table,
 };
 use crate::{
     files::{
@@ -65,7 +65,7 @@ impl Session {
     pub(super) async fn obey(&mut self, command: Command) -> anyhow::Result<Next> {
         match command {
             Command::Bye => return Ok(Next::Leave),
-            Command::Help => output::lines(&command::help())?,
+            Command::Help => output::lines(&table::help())?,
             Command::Version => output::line("SFTP protocol version 3")?,
             Command::Progress => {
                 self.shows_progress = !self.shows_progress;
