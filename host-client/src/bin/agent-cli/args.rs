@@ -3,6 +3,7 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use vsock_agent_client::SessionOptions;
 
 const VM_HELP: &str = "\
 VM is a name from the configuration (see `agent-cli vm`) or an endpoint:
@@ -12,10 +13,23 @@ VM is a name from the configuration (see `agent-cli vm`) or an endpoint:
 The port is 8443 if it is left out.
 
 Exit status: that of the command in the guest for `exec` and `shell`, else 0; 125 if agent-cli
-itself failed.
+itself failed, 1 if that was so for some of several files.
 
 Files: ~/.config/agent-cli/config.toml (or the file that AGENT_CLI_CONFIG names),
 ~/.config/agent-cli/identity (keys and certificates)";
+
+const SFTP_HELP: &str = "\
+Commands and their options are those of OpenSSH's sftp(1); `help` lists them. So is the syntax of a
+line: 'a b', \"a b\" and a\\ b are one word, * ? [a-z] match names unless they are quoted, # starts a
+comment. $'a\\xff\\n' is a word with bytes that cannot be typed; this is also how such names are
+completed. Wildcards match bytes. A copy has its name only when it is whole, and always keeps mode
+and times. Times are shown in UTC.
+
+Without a terminal, commands come from stdin as from a batch. A batch shows each line, and ends with
+status 125 at the first one that fails unless it starts with -.
+
+Files: $XDG_STATE_HOME/vsock-agent/sftp-history, or ~/.local/state/vsock-agent/sftp-history; a line
+that starts with a blank is not kept";
 
 /// Run commands and move files in virtual machines, from their host
 #[derive(Debug, Parser)]
@@ -56,8 +70,18 @@ pub(crate) enum Command {
     Push(PushArgs),
     /// Copy files out of a guest
     Pull(PullArgs),
-    /// List a directory of a guest, or the configured virtual machines
+    /// List files of a guest, or the configured virtual machines
     Ls(LsArgs),
+    /// Print files of a guest
+    Cat(CatArgs),
+    /// Remove files of a guest; never what a symbolic link leads to
+    Rm(RmArgs),
+    /// Create directories in a guest
+    Mkdir(MkdirArgs),
+    /// Show what a guest knows of its files
+    Stat(StatArgs),
+    /// Edit a file of a guest with $VISUAL, $EDITOR or vi
+    Edit(EditArgs),
     /// Show what an agent is and can do
     Info(InfoArgs),
     /// Make keys and certificates
@@ -116,13 +140,53 @@ pub(crate) struct ShellArgs {
     pub(crate) vm: String,
 }
 
+/// Whose rights hold for files.
 #[derive(Debug, ClapArgs)]
+pub(crate) struct SessionArgs {
+    /// Whose rights hold in the guest, by name or number; the agent's own if left out
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+}
+
+impl SessionArgs {
+    pub(crate) fn options(&self) -> SessionOptions {
+        SessionOptions {
+            user: self.user.clone(),
+            ..SessionOptions::default()
+        }
+    }
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = SFTP_HELP)]
 pub(crate) struct SftpArgs {
     /// Speak raw SFTP on stdin and stdout: sftp -D "agent-cli sftp --stdio VM"
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["batch", "user", "root", "read_only"])]
     pub(crate) stdio: bool,
+    /// Read commands from a file ("-" is stdin), and end at the first that fails; a command with
+    /// "-" before it may fail, one with "@" is not shown
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) batch: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) session: SessionArgs,
+    /// A directory of the guest that is "/" for this session: nothing outside can be reached
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: Option<String>,
+    /// Refuse everything that would change something in the guest
+    #[arg(long)]
+    pub(crate) read_only: bool,
     /// Name or endpoint of the virtual machine
     pub(crate) vm: String,
+}
+
+impl SftpArgs {
+    pub(crate) fn options(&self) -> SessionOptions {
+        SessionOptions {
+            root: self.root.clone(),
+            read_only: self.read_only,
+            ..self.session.options()
+        }
+    }
 }
 
 #[derive(Debug, ClapArgs)]
@@ -182,16 +246,110 @@ pub(crate) struct CopyArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(disable_help_flag = true)]
 pub(crate) struct LsArgs {
-    /// Show modes, sizes and times
+    /// Show modes, owners, sizes, times (in UTC) and where links point
     #[arg(short)]
     pub(crate) long: bool,
-    /// How to print it
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) format: Format,
-    /// Directory or file to list; nothing for the configured virtual machines
+    /// Show names that start with a dot too
+    #[arg(short)]
+    pub(crate) all: bool,
+    /// Show directories themselves
+    #[arg(short)]
+    pub(crate) directory: bool,
+    /// Show sizes in units of 1024
+    #[arg(short = 'h')]
+    pub(crate) human: bool,
+    /// As -l, with owners as numbers
+    #[arg(short)]
+    pub(crate) numeric: bool,
+    /// Go down into directories, but not into links to some
+    #[arg(short = 'R')]
+    pub(crate) recursive: bool,
+    /// Backwards
+    #[arg(short)]
+    pub(crate) reverse: bool,
+    /// The largest first
+    #[arg(short = 'S')]
+    pub(crate) by_size: bool,
+    /// The newest first
+    #[arg(short = 't', overrides_with = "by_size")]
+    pub(crate) by_time: bool,
+    #[command(flatten)]
+    pub(crate) format: FormatArgs,
+    #[command(flatten)]
+    pub(crate) session: SessionArgs,
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    pub(crate) help: Option<bool>,
+    /// What to list; nothing for the configured virtual machines
     #[arg(value_name = "VM:/PATH")]
-    pub(crate) path: Option<OsString>,
+    pub(crate) paths: Vec<OsString>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct CatArgs {
+    #[command(flatten)]
+    pub(crate) session: SessionArgs,
+    /// Files to print, one after the other
+    #[arg(required = true, value_name = "VM:/PATH")]
+    pub(crate) paths: Vec<OsString>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RmArgs {
+    /// Directories too, with everything in them
+    #[arg(short, long, short_alias = 'R')]
+    pub(crate) recursive: bool,
+    /// It is no failure if there is nothing to remove
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) session: SessionArgs,
+    /// What to remove
+    #[arg(required = true, value_name = "VM:/PATH")]
+    pub(crate) paths: Vec<OsString>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct MkdirArgs {
+    /// What is above them too; it is no failure if they are there
+    #[arg(short, long)]
+    pub(crate) parents: bool,
+    /// Their mode, in octal, whatever the umask; not of what is above them
+    #[arg(short, long, value_parser = parse_mode)]
+    pub(crate) mode: Option<u32>,
+    #[command(flatten)]
+    pub(crate) session: SessionArgs,
+    /// Directories to create
+    #[arg(required = true, value_name = "VM:/PATH")]
+    pub(crate) paths: Vec<OsString>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StatArgs {
+    /// What links lead to, in place of the links
+    #[arg(short = 'L', long)]
+    pub(crate) dereference: bool,
+    /// The file system with its free room, in place of the file
+    #[arg(short, long, conflicts_with = "dereference")]
+    pub(crate) file_system: bool,
+    #[command(flatten)]
+    pub(crate) format: FormatArgs,
+    #[command(flatten)]
+    pub(crate) session: SessionArgs,
+    /// What to show
+    #[arg(required = true, value_name = "VM:/PATH")]
+    pub(crate) paths: Vec<OsString>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct EditArgs {
+    #[command(flatten)]
+    pub(crate) session: SessionArgs,
+    /// File to edit; it need not be there yet
+    #[arg(value_name = "VM:/PATH")]
+    pub(crate) path: OsString,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -261,6 +419,35 @@ pub(crate) enum Format {
     Json,
 }
 
+/// How results are printed, with a short way to say it.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct FormatArgs {
+    /// How to print it
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    /// The same as --format json
+    #[arg(long)]
+    json: bool,
+}
+
+impl FormatArgs {
+    pub(crate) const fn value(&self) -> Format {
+        match self.json {
+            true => Format::Json,
+            false => self.format,
+        }
+    }
+}
+
+fn parse_mode(text: &str) -> Result<u32, String> {
+    let is_octal = text.bytes().all(|byte| byte.is_ascii_digit());
+    let mode = is_octal
+        .then(|| u32::from_str_radix(text, 8).ok())
+        .flatten();
+    mode.filter(|mode| *mode <= 0o7777)
+        .ok_or_else(|| "write it in octal, such as 0755".to_owned())
+}
+
 fn parse_variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -307,6 +494,21 @@ mod tests {
         assert_eq!(args.env[1], ("B".to_owned(), String::new()));
         let wrong = ["agent-cli", "exec", "--env", "=x", "demo", "env"];
         Args::try_parse_from(wrong).unwrap_err();
+    }
+
+    #[test]
+    fn raw_sftp_has_no_options_that_it_could_not_confirm() {
+        let parse = |words: &[&str]| Args::try_parse_from([&["agent-cli", "sftp"], words].concat());
+        parse(&["--stdio", "demo"]).unwrap();
+        parse(&["--stdio", "--read-only", "demo"]).unwrap_err();
+    }
+
+    #[test]
+    fn modes_are_octal() {
+        assert_eq!(parse_mode("0755"), Ok(0o755));
+        for wrong in ["8", "10000", "+7", "", "u+x"] {
+            parse_mode(wrong).unwrap_err();
+        }
     }
 
     #[test]

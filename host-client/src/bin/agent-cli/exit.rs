@@ -1,6 +1,6 @@
 //! Exit codes, and the last words on stderr.
 
-use std::{io, process::ExitCode};
+use std::{error::Error, io, process::ExitCode};
 
 use vsock_agent_client::{ClientError, ConnectError, ExitStatus};
 
@@ -43,21 +43,28 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
 
 /// Says why we failed, and what to do about it.
 pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
-    if is_broken_pipe(error) {
-        return ExitCode::from(BROKEN_PIPE);
+    match is_broken_pipe(error) {
+        true => ExitCode::from(BROKEN_PIPE),
+        false => ExitCode::from(tell(error)),
     }
-    let words: Vec<String> = error
-        .chain()
-        .map(|cause| output::escape(cause.to_string().as_bytes()))
-        .collect();
-    output::complain(&dedup(words).join(": "));
+}
+
+/// Says what went wrong, and what to do about it. Returns the code for it, if we go on.
+pub(crate) fn tell(error: &anyhow::Error) -> u8 {
+    output::complain(&words(error.chain()));
     let advice = error
         .chain()
         .find_map(|cause| cause.downcast_ref::<ClientError>().and_then(hint));
     if let Some(advice) = advice {
         output::complain(advice);
     }
-    ExitCode::from(OURS)
+    OURS
+}
+
+/// An error with its causes, escaped: words in them can be a guest's.
+fn words<'a>(causes: impl Iterator<Item = &'a (dyn Error + 'static)>) -> String {
+    let words = causes.map(|cause| output::escape(cause.to_string().as_bytes()));
+    dedup(words.collect()).join(": ")
 }
 
 /// Leaves out causes that only repeat what was said.
@@ -72,7 +79,7 @@ fn dedup(words: Vec<String>) -> Vec<String> {
 }
 
 /// Whether our own stdout was closed, as by `| head`.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     matches!(
         error.downcast_ref::<io::Error>(),
         Some(error) if error.kind() == io::ErrorKind::BrokenPipe

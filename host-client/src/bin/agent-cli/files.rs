@@ -1,12 +1,22 @@
-//! `sftp`, `push`, `pull` and `ls`.
+//! Files in a guest: `sftp`, `push`, `pull`, `ls`, `cat`, `rm`, `mkdir`, `stat` and `edit`.
 
+mod attributes;
 mod bridge;
+mod cat;
 mod copy;
+mod edit;
 mod list;
+mod listing;
+mod mkdir;
+mod operands;
+mod owners;
 mod prompt;
+mod remove;
+mod stat;
 
 use std::{
     ffi::{OsStr, OsString},
+    hash::{BuildHasher, Hasher, RandomState},
     os::unix::ffi::OsStrExt,
 };
 
@@ -14,18 +24,30 @@ use anyhow::{Context, bail};
 use vsock_agent_client::RemotePath;
 
 pub(crate) use self::{
+    cat::cat,
     copy::{pull, push},
+    edit::edit,
     list::ls,
+    mkdir::mkdir,
+    remove::rm,
+    stat::stat,
 };
-use crate::{args::SftpArgs, config::Settings};
+use crate::{args::SftpArgs, config::Settings, output};
 
 /// `agent-cli sftp`.
 pub(crate) async fn sftp(settings: &Settings, args: SftpArgs) -> anyhow::Result<u8> {
     let client = settings.client(&args.vm)?;
-    match args.stdio {
-        true => bridge::run(client.raw_sftp().await?).await,
-        false => prompt::run(&client).await,
+    if args.stdio {
+        return bridge::run(client.raw_sftp().await?).await;
     }
+    // Before the guest is asked for anything.
+    let input = prompt::Input::open(args.batch.as_deref())?;
+    prompt::run(client.sftp_with(&args.options()).await?, input).await
+}
+
+/// A path for a person.
+fn shown(path: &RemotePath) -> String {
+    output::escape(path.as_bytes())
 }
 
 /// A path in a guest: `VM:/PATH`.
@@ -58,6 +80,16 @@ impl Place {
 /// `unix:/run/agent.sock` is an endpoint without a path, not a path on a machine named "unix".
 fn is_endpoint_word(vm: &[u8]) -> bool {
     matches!(vm, b"unix" | b"hybrid")
+}
+
+/// A name beside a path that nobody else has, and that says what it is.
+fn part_beside(path: &RemotePath) -> RemotePath {
+    let random = RandomState::new().build_hasher().finish();
+    let name = format!(".agent-cli-{random:016x}.part");
+    match path.parent() {
+        Some(directory) => directory.join(name),
+        None => RemotePath::from(name),
+    }
 }
 
 /// All but the last word, and the last.

@@ -16,10 +16,12 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{text}")
 }
 
-/// Prints a prompt to stdout.
-pub(crate) fn prompt(text: &str) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    write!(stdout, "{text}")?;
+/// Prints lines to stdout, many at once.
+pub(crate) fn lines(lines: &[String]) -> io::Result<()> {
+    let mut stdout = io::BufWriter::new(io::stdout().lock());
+    lines
+        .iter()
+        .try_for_each(|line| writeln!(stdout, "{line}"))?;
     stdout.flush()
 }
 
@@ -90,11 +92,16 @@ const fn is_deceptive(character: char) -> bool {
 /// A name in JSON: as text, and if it is not UTF-8 also as the bytes it is.
 pub(crate) fn name_fields(name: &[u8]) -> serde_json::Map<String, Value> {
     let mut fields = serde_json::Map::new();
-    fields.insert("name".to_owned(), json!(String::from_utf8_lossy(name)));
-    if std::str::from_utf8(name).is_err() {
-        fields.insert("name_bytes".to_owned(), json!(name));
-    }
+    put_bytes(&mut fields, "name", name);
     fields
+}
+
+/// Bytes in JSON: as text, and if they are not UTF-8 also as the numbers they are, in `KEY_bytes`.
+pub(crate) fn put_bytes(fields: &mut serde_json::Map<String, Value>, key: &str, bytes: &[u8]) {
+    fields.insert(key.to_owned(), json!(String::from_utf8_lossy(bytes)));
+    if std::str::from_utf8(bytes).is_err() {
+        fields.insert(format!("{key}_bytes"), json!(bytes));
+    }
 }
 
 /// Rows as columns, each as wide as its widest cell, two spaces between them.

@@ -1,7 +1,7 @@
 //! `push` and `pull`: what the library copies, from and to where the command line says, and what a
 //! person or a program hears of it.
 
-mod report;
+pub(super) mod report;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -188,34 +188,6 @@ async fn unless_interrupted(
         let _ = timeout(CLEAN_UP_TIMEOUT, sftp.realpath(".")).await;
     }
     Err(signal.as_raw_value())
-}
-
-/// Copies one file into the guest, without a word.
-pub(super) async fn push_one(
-    sftp: &Sftp,
-    source: &OsStr,
-    target: &RemotePath,
-) -> anyhow::Result<()> {
-    let options = CopyOptions::default();
-    let sources = [PathBuf::from(source)];
-    named(
-        copy::push(sftp, &sources, target, &options, &()).await,
-        source,
-    )?;
-    Ok(())
-}
-
-/// Copies one file out of the guest, without a word.
-pub(super) async fn pull_one(
-    sftp: &Sftp,
-    source: &RemotePath,
-    target: &Path,
-) -> anyhow::Result<()> {
-    let options = CopyOptions::default();
-    let sources = [source.clone()];
-    let pulled = copy::pull(sftp, &sources, target, &options, &()).await;
-    named(pulled, source.as_os_str())?;
-    Ok(())
 }
 
 /// Stdin as something to read from.

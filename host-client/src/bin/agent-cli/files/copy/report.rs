@@ -22,7 +22,7 @@ const NAME_CHARS: usize = 40;
 
 /// Who is told what happens.
 #[derive(Debug)]
-pub(super) struct Report {
+pub(in crate::files) struct Report {
     bar: Option<ProgressBar>,
     json: bool,
     state: Mutex<State>,
@@ -40,9 +40,24 @@ impl Report {
     pub(super) fn new(args: &CopyArgs) -> Self {
         let shows = !args.quiet && !args.json && io::stderr().is_terminal();
         Self {
-            bar: shows.then(bar),
             json: args.json,
+            ..Self::for_prompt(shows)
+        }
+    }
+
+    /// For a copy that is one command of many.
+    pub(in crate::files) fn for_prompt(shows_bar: bool) -> Self {
+        Self {
+            bar: shows_bar.then(bar),
+            json: false,
             state: Mutex::default(),
+        }
+    }
+
+    /// Takes the bar away.
+    pub(in crate::files) fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
         }
     }
 
@@ -51,9 +66,7 @@ impl Report {
         self,
         copied: Result<anyhow::Result<CopySummary>, i32>,
     ) -> anyhow::Result<u8> {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+        self.clear();
         let summary = match copied {
             Err(signal) => return Ok(exit::after_signal(signal)),
             Ok(copied) => copied?,

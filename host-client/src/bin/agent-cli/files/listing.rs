@@ -1,0 +1,323 @@
+//! Listings: what is in a directory of the guest, in some order, for people or for programs.
+
+use std::{cmp::Ordering, iter};
+
+use anyhow::{Context, bail};
+use futures_util::{StreamExt, stream};
+use serde_json::Value;
+use vsock_agent_client::{RemotePath, Sftp, protocol::sftp::Attributes};
+
+use super::{
+    attributes::{self, is_directory, is_link, mode_text, size_text, time_text},
+    owners::Owners,
+    shown,
+};
+use crate::output;
+
+/// Most entries listed. A listing is sorted, so it is held; a guest could send names for ever.
+pub(super) const MAX_ENTRIES: usize = 1_000_000;
+
+/// Links read at once.
+const LINKS_AT_ONCE: usize = 32;
+
+/// How a listing is shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct View {
+    /// Names that start with a dot too.
+    pub(super) all: bool,
+    /// Modes, owners, sizes and times.
+    pub(super) long: bool,
+    /// Owners as numbers.
+    pub(super) numeric: bool,
+    /// Sizes in units.
+    pub(super) human: bool,
+    /// One name in a line, on a terminal too.
+    pub(super) single: bool,
+    /// Backwards.
+    pub(super) reverse: bool,
+    pub(super) order: Order,
+}
+
+/// What comes first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Order {
+    /// By the bytes of the names.
+    #[default]
+    Name,
+    /// The largest first.
+    Size,
+    /// The newest first.
+    Time,
+    /// As the server has it.
+    None,
+}
+
+/// One file of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Listed {
+    pub(super) name: Vec<u8>,
+    pub(super) attributes: Attributes,
+    /// Where a link points; not always asked for.
+    pub(super) target: Option<Vec<u8>>,
+}
+
+/// What a path is.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// A file, or something else that has no entries.
+    File(Listed),
+    /// What is in a directory, or in the one that a link leads to.
+    Directory(Vec<Listed>),
+}
+
+/// Looks at a path.
+pub(super) async fn content(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<Content> {
+    let what = || format!("cannot list {}", shown(path));
+    let attributes = match sftp.stat(path).await {
+        // A link that leads nowhere is there all the same.
+        Err(error) if error.is_not_found() => sftp.lstat(path).await,
+        other => other,
+    };
+    let attributes = attributes.with_context(what)?;
+    match attributes::file_type(&attributes) {
+        Some(attributes::TYPE_DIRECTORY) | None => {
+            entries(sftp, path).await.map(Content::Directory)
+        }
+        Some(_) => itself(sftp, path).await.map(Content::File),
+    }
+}
+
+/// A path, whatever it is, as an entry of a listing.
+pub(super) async fn itself(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<Listed> {
+    let attributes = sftp.lstat(path).await;
+    Ok(Listed {
+        name: path.as_bytes().to_vec(),
+        attributes: attributes.with_context(|| format!("cannot list {}", shown(path)))?,
+        target: None,
+    })
+}
+
+/// The entries of a directory, as they come.
+pub(super) async fn entries(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<Vec<Listed>> {
+    let what = || format!("cannot list {}", shown(path));
+    let mut directory = sftp.read_dir(path).await.with_context(what)?;
+    let mut entries = Vec::new();
+    while let Some(entry) = directory.next().await.with_context(what)? {
+        if entries.len() == MAX_ENTRIES {
+            bail!("{}: more than {MAX_ENTRIES} entries", what());
+        }
+        entries.push(Listed {
+            name: entry.name().as_encoded_bytes().to_vec(),
+            attributes: entry.attributes,
+            target: None,
+        });
+    }
+    Ok(entries)
+}
+
+impl View {
+    /// Leaves out what is not to be shown, and sorts the rest.
+    pub(super) fn arrange(&self, entries: &mut Vec<Listed>) {
+        entries.retain(|entry| self.all || !entry.name.starts_with(b"."));
+        let size = |entry: &Listed| entry.attributes.size.unwrap_or(0);
+        let time = |entry: &Listed| entry.attributes.times.map_or(0, |times| times.1);
+        let by_name = |a: &Listed, b: &Listed| a.name.cmp(&b.name);
+        let compare = |a: &Listed, b: &Listed| -> Ordering {
+            match self.order {
+                Order::Size => size(b).cmp(&size(a)).then_with(|| by_name(a, b)),
+                Order::Time => time(b).cmp(&time(a)).then_with(|| by_name(a, b)),
+                Order::Name | Order::None => by_name(a, b),
+            }
+        };
+        if self.order != Order::None {
+            entries.sort_unstable_by(compare);
+        }
+        if self.reverse {
+            entries.reverse();
+        }
+    }
+
+    /// The lines that show `entries` of a directory, or of none in particular. Names stand beside
+    /// each other where a line has a `width`.
+    pub(super) async fn lines(
+        &self,
+        sftp: &Sftp,
+        directory: Option<&RemotePath>,
+        entries: &mut [Listed],
+        width: Option<usize>,
+    ) -> Vec<String> {
+        let names = entries.iter().map(|entry| output::escape(&entry.name));
+        match width {
+            _ if self.long => self.long_lines(sftp, directory, entries).await,
+            Some(width) if !self.single => columns(&Vec::from_iter(names), width),
+            _ => names.collect(),
+        }
+    }
+
+    async fn long_lines(
+        &self,
+        sftp: &Sftp,
+        directory: Option<&RemotePath>,
+        entries: &mut [Listed],
+    ) -> Vec<String> {
+        read_links(sftp, directory, entries).await;
+        let owners = match self.numeric {
+            true => Owners::default(),
+            false => Owners::of(sftp, entries.iter().map(|entry| &entry.attributes)).await,
+        };
+        let rows = entries.iter().map(|entry| self.row(entry, &owners));
+        output::table(&Vec::from_iter(rows))
+    }
+
+    fn row(&self, entry: &Listed, owners: &Owners) -> Vec<String> {
+        let attributes = &entry.attributes;
+        let [user, group] = owners.columns(attributes);
+        let name = output::escape(&entry.name);
+        vec![
+            mode_text(attributes.permissions.unwrap_or(0)),
+            user,
+            group,
+            match (attributes.size, self.human) {
+                (Some(bytes), true) => size_text(bytes),
+                (Some(bytes), false) => bytes.to_string(),
+                (None, _) => "?".to_owned(),
+            },
+            attributes
+                .times
+                .map_or_else(|| "?".to_owned(), |times| time_text(times.1)),
+            match &entry.target {
+                Some(target) => format!("{name} -> {}", output::escape(target)),
+                None => name,
+            },
+        ]
+    }
+}
+
+/// Asks where the links among `entries` point. One that does not tell has none.
+pub(super) async fn read_links(
+    sftp: &Sftp,
+    directory: Option<&RemotePath>,
+    entries: &mut [Listed],
+) {
+    let links = entries
+        .iter_mut()
+        .filter(|entry| is_link(&entry.attributes));
+    let reading = stream::iter(links).map(|entry| async move {
+        let path = match directory {
+            Some(directory) => directory.join(&entry.name),
+            None => RemotePath::from(&entry.name[..]),
+        };
+        let target = sftp.readlink(path).await.ok();
+        entry.target = target.map(|target| target.as_bytes().to_vec());
+    });
+    reading
+        .buffer_unordered(LINKS_AT_ONCE)
+        .for_each(|()| async {})
+        .await;
+}
+
+/// The directories among `entries`, links to some left out.
+pub(super) fn directories<'a>(
+    path: &RemotePath,
+    entries: &'a [Listed],
+) -> impl DoubleEndedIterator<Item = RemotePath> + use<'a> {
+    let path = path.clone();
+    entries
+        .iter()
+        .filter(|entry| is_directory(&entry.attributes))
+        .map(move |entry| path.join(&entry.name))
+}
+
+/// One entry for a program.
+pub(super) fn json(directory: Option<&RemotePath>, entry: &Listed, owners: &Owners) -> Value {
+    let mut fields = output::name_fields(&entry.name);
+    let path = match directory {
+        Some(directory) => directory.join(&entry.name),
+        None => RemotePath::from(&entry.name[..]),
+    };
+    output::put_bytes(&mut fields, "path", path.as_bytes());
+    fields.extend(attributes::json_fields(&entry.attributes));
+    let (user, group) = entry.attributes.owner.unzip();
+    fields.insert(
+        "user".to_owned(),
+        user.and_then(|id| owners.user(id)).into(),
+    );
+    fields.insert(
+        "group".to_owned(),
+        group.and_then(|id| owners.group(id)).into(),
+    );
+    if let Some(target) = &entry.target {
+        output::put_bytes(&mut fields, "target", target);
+    }
+    Value::Object(fields)
+}
+
+/// Names beside each other, in order from top to bottom, as many as fit.
+fn columns(names: &[String], width: usize) -> Vec<String> {
+    let widest = names
+        .iter()
+        .map(|name| name.chars().count())
+        .max()
+        .unwrap_or(0);
+    let across = (width / (widest + 2)).max(1);
+    let rows = names.len().div_ceil(across);
+    (0..rows)
+        .map(|row| {
+            let cells = iter::successors(Some(row), |at| Some(at + rows));
+            let cells = cells
+                .map_while(|at| names.get(at))
+                .map(|name| format!("{name:widest$}"));
+            Vec::from_iter(cells).join("  ").trim_end().to_owned()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(name: &str, size: u64, time: u32) -> Listed {
+        Listed {
+            name: name.into(),
+            attributes: Attributes {
+                size: Some(size),
+                times: Some((0, time)),
+                ..Attributes::default()
+            },
+            target: None,
+        }
+    }
+
+    fn arranged(view: View) -> Vec<String> {
+        let mut entries = vec![listed("b", 1, 5), listed("a", 2, 3), listed(".c", 3, 4)];
+        view.arrange(&mut entries);
+        let names = entries
+            .into_iter()
+            .map(|entry| String::from_utf8(entry.name).unwrap());
+        names.collect()
+    }
+
+    #[test]
+    fn entries_come_in_the_order_asked_for_and_hidden_ones_stay_hidden() {
+        let view = |all, order, reverse| View {
+            all,
+            order,
+            reverse,
+            ..View::default()
+        };
+        assert_eq!(arranged(view(false, Order::Name, false)), ["a", "b"]);
+        assert_eq!(arranged(view(true, Order::Name, true)), ["b", "a", ".c"]);
+        assert_eq!(arranged(view(true, Order::Size, false)), [".c", "a", "b"]);
+        assert_eq!(arranged(view(true, Order::Time, false)), ["b", ".c", "a"]);
+        assert_eq!(arranged(view(true, Order::None, false)), ["b", "a", ".c"]);
+    }
+
+    #[test]
+    fn names_fill_the_width_from_top_to_bottom() {
+        let names = ["a", "bb", "c", "d", "e"].map(str::to_owned);
+        assert_eq!(columns(&names, 12), ["a   c   e", "bb  d"]);
+        assert_eq!(columns(&names, 11), ["a   d", "bb  e", "c"]);
+        assert_eq!(columns(&names, 1), ["a", "bb", "c", "d", "e"]);
+        assert_eq!(columns(&[], 80), [""; 0]);
+    }
+}

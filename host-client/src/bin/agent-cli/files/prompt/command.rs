@@ -1,0 +1,407 @@
+//! A line of words as a command: what there is to do, and nothing of how.
+
+use anyhow::{Context, bail};
+
+use super::{
+    line::{self, Word},
+    table,
+};
+use crate::files::listing::{Order, View};
+
+/// A command of the prompt, read and checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Command {
+    Bye,
+    Help,
+    Version,
+    Progress,
+    Pwd,
+    Cd(Option<Word>),
+    Ls(View, Vec<Word>),
+    Transfer(Transfer),
+    Rm {
+        recursive: bool,
+        force: bool,
+        paths: Vec<Word>,
+    },
+    Mkdir(Word),
+    Rmdir(Word),
+    Rename(Word, Word),
+    Copy(Word, Word),
+    Link {
+        symbolic: bool,
+        old: Word,
+        new: Word,
+    },
+    Change {
+        what: Change,
+        /// Of a link itself.
+        of_link: bool,
+        paths: Vec<Word>,
+    },
+    Df {
+        inodes: bool,
+        human: bool,
+        path: Option<Word>,
+    },
+    Stat(Vec<Word>),
+    Lcd(Option<Word>),
+    Lpwd,
+    Lmkdir(Word),
+    Lumask(Option<u32>),
+    /// A line for the user's shell; empty for the shell itself.
+    Shell(Vec<u8>),
+}
+
+/// `get` and `put`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Transfer {
+    pub(super) direction: Direction,
+    pub(super) recursive: bool,
+    pub(super) resume: bool,
+    pub(super) sync: bool,
+    pub(super) source: Word,
+    pub(super) target: Option<Word>,
+}
+
+/// Where to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// To the host.
+    Get,
+    /// To the guest.
+    Put,
+}
+
+/// An attribute that is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    Mode(u32),
+    Owner(u32),
+    Group(u32),
+}
+
+/// Reads a command; `None` when there is none in the line.
+pub(super) fn parse(text: &[u8]) -> anyhow::Result<Option<Command>> {
+    if let Some(shell) = text.strip_prefix(b"!") {
+        return Ok(Some(Command::Shell(shell.trim_ascii().to_vec())));
+    }
+    if let Some(arguments) = lls(text) {
+        return Ok(Some(Command::Shell([b"ls", arguments].concat())));
+    }
+    let words = line::words(text)?;
+    let Some((name, rest)) = words.split_first() else {
+        return Ok(None);
+    };
+    let name = name.to_string().to_lowercase();
+    let command = command(&name, rest).with_context(|| table::usage(&name))?;
+    Ok(Some(command))
+}
+
+/// The arguments of `lls`, which are the host's `ls`'s own.
+fn lls(text: &[u8]) -> Option<&[u8]> {
+    let (name, arguments) = text.split_at_checked(3)?;
+    let is_word = arguments.first().is_none_or(u8::is_ascii_whitespace);
+    (name.eq_ignore_ascii_case(b"lls") && is_word).then_some(arguments)
+}
+
+fn command(name: &str, words: &[Word]) -> anyhow::Result<Command> {
+    Ok(match name {
+        "bye" | "exit" | "quit" => none(words, Command::Bye)?,
+        "help" | "?" => Command::Help,
+        "version" => none(words, Command::Version)?,
+        "progress" => none(words, Command::Progress)?,
+        "pwd" => none(words, Command::Pwd)?,
+        "lpwd" => none(words, Command::Lpwd)?,
+        "cd" => Command::Cd(optional(plain(words)?)?),
+        "lcd" => Command::Lcd(optional(plain(words)?)?),
+        "ls" => {
+            let (flags, paths) = options(words, "1afhlnrSt")?;
+            Command::Ls(view(&flags), paths.to_vec())
+        }
+        "get" | "mget" => Command::Transfer(transfer(Direction::Get, words, false)?),
+        "put" | "mput" => Command::Transfer(transfer(Direction::Put, words, false)?),
+        "reget" => Command::Transfer(transfer(Direction::Get, words, true)?),
+        "reput" => Command::Transfer(transfer(Direction::Put, words, true)?),
+        "rm" => {
+            let (flags, paths) = options(words, "frR")?;
+            Command::Rm {
+                recursive: flags.iter().any(|flag| b"rR".contains(flag)),
+                force: flags.contains(&b'f'),
+                paths: some(paths)?,
+            }
+        }
+        "mkdir" => Command::Mkdir(one(plain(words)?)?),
+        "rmdir" => Command::Rmdir(one(plain(words)?)?),
+        "lmkdir" => Command::Lmkdir(one(plain(words)?)?),
+        "rename" => two(plain(words)?).map(|(old, new)| Command::Rename(old, new))?,
+        "cp" | "copy" => two(plain(words)?).map(|(old, new)| Command::Copy(old, new))?,
+        "ln" => {
+            let (flags, paths) = options(words, "s")?;
+            link(paths, flags.contains(&b's'))?
+        }
+        "symlink" => link(plain(words)?, true)?,
+        "chmod" => change(words, |value| octal(value, 0o7777).map(Change::Mode))?,
+        "chown" => change(words, |value| id(value).map(Change::Owner))?,
+        "chgrp" => change(words, |value| id(value).map(Change::Group))?,
+        "df" => {
+            let (flags, paths) = options(words, "hi")?;
+            Command::Df {
+                inodes: flags.contains(&b'i'),
+                human: flags.contains(&b'h'),
+                path: optional(paths)?,
+            }
+        }
+        "stat" => Command::Stat(some(plain(words)?)?),
+        "lumask" => {
+            let mask = optional(plain(words)?)?;
+            Command::Lumask(mask.map(|mask| octal(&mask, 0o777)).transpose()?)
+        }
+        _ => bail!("no such command; try help"),
+    })
+}
+
+/// Takes the options off, as `getopt(3)` does: letters in any order and together, up to the first
+/// word that is none, or behind `--`.
+fn options<'a>(words: &'a [Word], known: &str) -> anyhow::Result<(Vec<u8>, &'a [Word])> {
+    let mut flags = Vec::new();
+    let mut rest = words;
+    while let Some((word, after)) = rest.split_first() {
+        let bytes = word.bytes();
+        match bytes.strip_prefix(b"-") {
+            None | Some(b"") => break,
+            Some(b"-") => return Ok((flags, after)),
+            Some(letters) => {
+                if letters
+                    .iter()
+                    .any(|letter| !known.as_bytes().contains(letter))
+                {
+                    bail!("{word}: no such option");
+                }
+                flags.extend_from_slice(letters);
+            }
+        }
+        rest = after;
+    }
+    Ok((flags, rest))
+}
+
+/// The words of a command without options.
+fn plain(words: &[Word]) -> anyhow::Result<&[Word]> {
+    options(words, "").map(|(_, rest)| rest)
+}
+
+fn none(words: &[Word], command: Command) -> anyhow::Result<Command> {
+    match words {
+        [] => Ok(command),
+        _ => bail!("it takes no words"),
+    }
+}
+
+fn optional(words: &[Word]) -> anyhow::Result<Option<Word>> {
+    match words {
+        [] => Ok(None),
+        words => one(words).map(Some),
+    }
+}
+
+fn one(words: &[Word]) -> anyhow::Result<Word> {
+    match words {
+        [word] => named(word),
+        [] => bail!("a path is missing"),
+        _ => bail!("too many words; quote names with blanks"),
+    }
+}
+
+fn two(words: &[Word]) -> anyhow::Result<(Word, Word)> {
+    match words {
+        [first, second] => Ok((named(first)?, named(second)?)),
+        [] | [_] => bail!("two paths are needed"),
+        _ => bail!("too many words; quote names with blanks"),
+    }
+}
+
+fn some(words: &[Word]) -> anyhow::Result<Vec<Word>> {
+    match words {
+        [] => bail!("a path is missing"),
+        words => words.iter().map(named).collect(),
+    }
+}
+
+fn named(word: &Word) -> anyhow::Result<Word> {
+    match word.0.is_empty() {
+        true => bail!("a path is empty"),
+        false => Ok(word.clone()),
+    }
+}
+
+fn transfer(direction: Direction, words: &[Word], again: bool) -> anyhow::Result<Transfer> {
+    // Modes and times are always kept, which is what -p asks for.
+    let (flags, paths) = options(words, if again { "fpPrR" } else { "afpPrR" })?;
+    let (source, target) = match paths {
+        [source] => (named(source)?, None),
+        paths => two(paths).map(|(source, target)| (source, Some(target)))?,
+    };
+    Ok(Transfer {
+        direction,
+        recursive: flags.iter().any(|flag| b"rR".contains(flag)),
+        resume: again || flags.contains(&b'a'),
+        sync: flags.contains(&b'f'),
+        source,
+        target,
+    })
+}
+
+fn link(words: &[Word], symbolic: bool) -> anyhow::Result<Command> {
+    let (old, new) = two(words)?;
+    Ok(Command::Link { symbolic, old, new })
+}
+
+fn change(
+    words: &[Word],
+    read: impl FnOnce(&Word) -> anyhow::Result<Change>,
+) -> anyhow::Result<Command> {
+    let (flags, rest) = options(words, "h")?;
+    let (value, paths) = rest.split_first().context("a value is missing")?;
+    Ok(Command::Change {
+        what: read(value)?,
+        of_link: flags.contains(&b'h'),
+        paths: some(paths)?,
+    })
+}
+
+fn octal(word: &Word, most: u32) -> anyhow::Result<u32> {
+    let text = word.to_string();
+    let value = match text.bytes().all(|byte| byte.is_ascii_digit()) {
+        true => u32::from_str_radix(&text, 8).ok(),
+        false => None,
+    };
+    value
+        .filter(|value| *value <= most)
+        .with_context(|| format!("{text}: not an octal number up to {most:o}"))
+}
+
+fn id(word: &Word) -> anyhow::Result<u32> {
+    word.to_string()
+        .parse()
+        .with_context(|| format!("{word}: not a number"))
+}
+
+/// The options of `ls` that say how.
+fn view(flags: &[u8]) -> View {
+    let has = |flag: u8| flags.contains(&flag);
+    View {
+        all: has(b'a'),
+        long: has(b'l') || has(b'n'),
+        numeric: has(b'n'),
+        human: has(b'h'),
+        single: has(b'1'),
+        reverse: has(b'r'),
+        order: match (has(b'f'), has(b't'), has(b'S')) {
+            (true, _, _) => Order::None,
+            (_, true, _) => Order::Time,
+            (_, _, true) => Order::Size,
+            _ => Order::Name,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::table::COMMANDS, *};
+
+    fn read(line: &str) -> Command {
+        parse(line.as_bytes()).unwrap().unwrap()
+    }
+
+    fn word(text: &str) -> Word {
+        line::words(text.as_bytes()).unwrap().remove(0)
+    }
+
+    fn refused(line: &str) {
+        parse(line.as_bytes()).unwrap_err();
+    }
+
+    #[test]
+    fn every_name_in_the_table_is_a_command_and_the_table_is_sorted() {
+        assert!(COMMANDS.is_sorted_by_key(|entry| entry.name));
+        for entry in COMMANDS {
+            let tries = ["", " a", " a b", " 1 a"].map(|words| format!("{}{words}", entry.name));
+            assert!(
+                tries.iter().any(|line| parse(line.as_bytes()).is_ok()),
+                "{}",
+                entry.name
+            );
+        }
+    }
+
+    #[test]
+    fn options_come_together_or_one_by_one_up_to_two_dashes() {
+        let Command::Ls(view, paths) = read("ls -lt -h -- -x") else {
+            panic!()
+        };
+        assert!(view.long && view.human && view.order == Order::Time);
+        assert_eq!(paths, [word("-x")]);
+        refused("ls -lX");
+        let Command::Rm { paths, .. } = read("rm -") else {
+            panic!()
+        };
+        assert_eq!(paths, [word("-")]);
+    }
+
+    #[test]
+    fn transfers_know_their_letters_and_names() {
+        let Command::Transfer(transfer) = read("get -rf 'a b' c") else {
+            panic!()
+        };
+        assert!(transfer.recursive && transfer.sync && !transfer.resume);
+        assert_eq!(
+            (transfer.source, transfer.target),
+            (word("'a b'"), Some(word("c")))
+        );
+        let Command::Transfer(transfer) = read("reput a") else {
+            panic!()
+        };
+        assert!(transfer.resume && transfer.direction == Direction::Put);
+        for line in ["get", "put a b c", "get -x a", "reget -a b", "get ''"] {
+            refused(line);
+        }
+    }
+
+    #[test]
+    fn values_are_numbers_in_their_range() {
+        assert_eq!(
+            read("chmod -h 4755 a"),
+            Command::Change {
+                what: Change::Mode(0o4755),
+                of_link: true,
+                paths: vec![word("a")]
+            }
+        );
+        for line in [
+            "chmod 8 a",
+            "chmod 10000 a",
+            "chmod +7 a",
+            "chown root a",
+            "chgrp 1",
+            "lumask 1000",
+        ] {
+            refused(line);
+        }
+    }
+
+    #[test]
+    fn the_shell_gets_its_line_as_it_is() {
+        assert_eq!(read("! echo  'a"), Command::Shell(b"echo  'a".to_vec()));
+        assert_eq!(read("lls -l *.x"), Command::Shell(b"ls -l *.x".to_vec()));
+        assert_eq!(read("!"), Command::Shell(Vec::new()));
+    }
+
+    #[test]
+    fn blank_lines_and_comments_are_no_commands() {
+        assert_eq!(parse(b"").unwrap(), None);
+        assert_eq!(parse(b"# ls").unwrap(), None);
+        refused("lx");
+        refused("pwd x");
+    }
+}

@@ -1,0 +1,263 @@
+//! Words with wildcards become the paths that match, in the guest and on the host alike.
+
+use std::{
+    ffi::OsStr,
+    fs, io,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use vsock_agent_client::{RemotePath, Sftp};
+
+use super::{
+    glob::{Component, PathPattern},
+    line::Word,
+};
+use crate::{
+    files::{
+        attributes::{TYPE_DIRECTORY, TYPE_LINK, file_type},
+        listing::{self, MAX_ENTRIES},
+        operands::is_over,
+    },
+    output,
+};
+
+/// A name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) name: Vec<u8>,
+    /// Whether it can be one, links included.
+    pub(super) may_be_directory: bool,
+}
+
+/// Somewhere with directories. A path that does not start with a slash starts at a place of its
+/// own.
+pub(super) trait Tree {
+    /// What is in a directory; an empty path is where it starts.
+    async fn list(&self, directory: &[u8]) -> anyhow::Result<Vec<Found>>;
+    /// Whether there is something.
+    async fn exists(&self, path: &[u8]) -> bool;
+}
+
+/// The paths that a word stands for: itself, or if it has wildcards those that match, sorted.
+pub(super) async fn expand(tree: &impl Tree, word: &Word) -> anyhow::Result<Vec<Vec<u8>>> {
+    let Some(pattern) = PathPattern::new(word) else {
+        return Ok(vec![word.bytes()]);
+    };
+    let mut paths = match pattern.is_absolute {
+        true => vec![b"/".to_vec()],
+        false => vec![Vec::new()],
+    };
+    let mut is_first = true;
+    let count = pattern.components.len();
+    for (at, component) in pattern.components.iter().enumerate() {
+        let wants_directory = at + 1 < count || pattern.wants_directory;
+        let mut next = Vec::new();
+        for path in paths {
+            match component {
+                Component::Name(name) => {
+                    let path = join(&path, name);
+                    if is_first || tree.exists(&path).await {
+                        next.push(path);
+                    }
+                }
+                Component::Pattern(pattern) => {
+                    let found = match tree.list(&path).await {
+                        Ok(found) => found,
+                        // What matches need not be a directory that can be read.
+                        Err(error) if is_first || is_over(&error) => return Err(error),
+                        Err(_) => continue,
+                    };
+                    let fits = found.into_iter().filter(|found| {
+                        pattern.matches(&found.name) && (!wants_directory || found.may_be_directory)
+                    });
+                    next.extend(fits.map(|found| join(&path, &found.name)));
+                }
+            }
+            if next.len() > MAX_ENTRIES {
+                bail!("more than {MAX_ENTRIES} paths match {word}");
+            }
+        }
+        is_first &= matches!(component, Component::Name(_));
+        paths = next;
+    }
+    if paths.is_empty() {
+        bail!("nothing matches {word}");
+    }
+    paths.sort_unstable();
+    Ok(paths)
+}
+
+fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut path = directory.to_vec();
+    if !matches!(path.last(), None | Some(b'/')) {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    path
+}
+
+/// The guest, from a directory of it.
+#[derive(Debug)]
+pub(super) struct Guest<'a> {
+    pub(super) sftp: &'a Sftp,
+    pub(super) directory: &'a RemotePath,
+}
+
+impl Guest<'_> {
+    fn resolve(&self, path: &[u8]) -> RemotePath {
+        match path {
+            [] => self.directory.clone(),
+            path => below(self.directory, path),
+        }
+    }
+}
+
+/// A path from a directory on.
+pub(super) fn below(directory: &RemotePath, path: &[u8]) -> RemotePath {
+    match path.starts_with(b"/") {
+        true => RemotePath::from(path),
+        false => directory.join(path),
+    }
+}
+
+impl Tree for Guest<'_> {
+    async fn list(&self, directory: &[u8]) -> anyhow::Result<Vec<Found>> {
+        let entries = listing::entries(self.sftp, &self.resolve(directory)).await?;
+        let found = entries.into_iter().map(|entry| Found {
+            may_be_directory: matches!(
+                file_type(&entry.attributes),
+                None | Some(TYPE_DIRECTORY | TYPE_LINK)
+            ),
+            name: entry.name,
+        });
+        Ok(found.collect())
+    }
+
+    async fn exists(&self, path: &[u8]) -> bool {
+        self.sftp.lstat(self.resolve(path)).await.is_ok()
+    }
+}
+
+/// The host, from the directory of this process.
+#[derive(Debug)]
+pub(super) struct Host;
+
+impl Tree for Host {
+    async fn list(&self, directory: &[u8]) -> anyhow::Result<Vec<Found>> {
+        let path = match directory {
+            [] => Path::new("."),
+            path => Path::new(OsStr::from_bytes(path)),
+        };
+        let what = || {
+            format!(
+                "cannot list {}",
+                output::escape(path.as_os_str().as_bytes())
+            )
+        };
+        read_directory(path).with_context(what)
+    }
+
+    async fn exists(&self, path: &[u8]) -> bool {
+        fs::symlink_metadata(OsStr::from_bytes(path)).is_ok()
+    }
+}
+
+fn read_directory(path: &Path) -> anyhow::Result<Vec<Found>> {
+    let found = fs::read_dir(path)?.map(|entry| {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        Ok(Found {
+            name: entry.file_name().as_bytes().to_vec(),
+            may_be_directory: kind.is_dir() || kind.is_symlink(),
+        })
+    });
+    Ok(found.collect::<io::Result<_>>()?)
+}
+
+/// A path of the host. `~` at its start is the user's home.
+pub(super) fn local(word: &Word) -> PathBuf {
+    let bytes = word.bytes();
+    let is_home = word
+        .0
+        .first()
+        .is_some_and(|byte| byte.value == b'~' && !byte.quoted);
+    let rest = bytes.get(1..).unwrap_or_default();
+    match std::env::home_dir() {
+        Some(home) if is_home && rest.is_empty() => home,
+        Some(home) if is_home && rest.starts_with(b"/") => home.join(OsStr::from_bytes(&rest[1..])),
+        _ => PathBuf::from(OsStr::from_bytes(&bytes)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::{super::line::words, *};
+
+    /// Directories with their names; those that are directories end with a slash.
+    struct Fake(BTreeMap<&'static str, &'static [&'static str]>);
+
+    impl Tree for Fake {
+        async fn list(&self, directory: &[u8]) -> anyhow::Result<Vec<Found>> {
+            let path = std::str::from_utf8(directory).unwrap();
+            let names = self.0.get(path).context("no such directory")?;
+            let found = names.iter().map(|name| Found {
+                name: name.trim_end_matches('/').into(),
+                may_be_directory: name.ends_with('/'),
+            });
+            Ok(found.collect())
+        }
+
+        async fn exists(&self, path: &[u8]) -> bool {
+            let path = std::str::from_utf8(path).unwrap();
+            let (directory, name) = path.rsplit_once('/').unwrap();
+            self.0
+                .get(directory)
+                .is_some_and(|names| names.contains(&name))
+        }
+    }
+
+    async fn matching(line: &str) -> Option<Vec<String>> {
+        let tree = Fake(BTreeMap::from([
+            ("", &["b.txt", "a.txt", ".c.txt", "d/", "e/", "f"][..]),
+            ("d", &["x", "y"]),
+            ("e", &["x"]),
+            ("/", &["etc/"]),
+            ("/etc", &["passwd"]),
+        ]));
+        let word = words(line.as_bytes()).unwrap().remove(0);
+        let paths = expand(&tree, &word).await.ok()?;
+        Some(
+            paths
+                .into_iter()
+                .map(|path| String::from_utf8(path).unwrap())
+                .collect(),
+        )
+    }
+
+    #[tokio::test]
+    async fn wildcards_become_the_sorted_paths_that_match() {
+        for (line, paths) in [
+            ("*.txt", &["a.txt", "b.txt"][..]),
+            (".*", &[".c.txt"]),
+            ("*/x", &["d/x", "e/x"]),
+            ("d/*", &["d/x", "d/y"]),
+            ("*/", &["d", "e"]),
+            ("/e*/p*", &["/etc/passwd"]),
+            ("nothing", &["nothing"]),
+            (r"\*", &["*"]),
+        ] {
+            assert_eq!(matching(line).await.unwrap(), paths, "{line}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_matches_nothing_is_an_error() {
+        for line in ["*.c", "g/*", "*/z", "[!a-z]"] {
+            assert_eq!(matching(line).await, None, "{line}");
+        }
+    }
+}

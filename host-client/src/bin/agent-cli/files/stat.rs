@@ -1,0 +1,266 @@
+//! `stat`: everything a guest tells of a file, or of a file system.
+
+use anyhow::Context;
+use serde_json::{Map, Value, json};
+use vsock_agent_client::{
+    RemotePath, Sftp,
+    protocol::sftp::{Attributes, extension::FileSystem},
+};
+
+use super::{
+    Place,
+    attributes::{MODE_BITS, is_link, json_fields, mode_text, size_text, time_text, type_word},
+    operands::{self, Guests},
+    owners::Owners,
+    shown,
+};
+use crate::{
+    args::{Format, StatArgs},
+    config::Settings,
+    output,
+};
+
+/// `agent-cli stat`.
+pub(crate) async fn stat(settings: &Settings, args: StatArgs) -> anyhow::Result<u8> {
+    let mut guests = Guests::new(settings, args.session.options());
+    let format = args.format.value();
+    let mut values = Vec::new();
+    let code = operands::each(&args.paths, async |path| {
+        let place = Place::parse(path)?;
+        let sftp = guests.session(&place.vm).await?;
+        if args.file_system {
+            let system = file_system(&sftp, &place.path).await?;
+            match format {
+                Format::Json => values.push(system_json(&place.path, &system)),
+                Format::Human => output::lines(&system_lines(&place.path, &system))?,
+            }
+            return Ok(());
+        }
+        let facts = Facts::of(&sftp, &place.path, args.dereference).await?;
+        match format {
+            Format::Json => values.push(facts.json()),
+            Format::Human => output::lines(&facts.lines())?,
+        }
+        Ok(())
+    })
+    .await?;
+    if format == Format::Json {
+        output::json(&Value::Array(values))?;
+    }
+    Ok(code)
+}
+
+/// What is known of a file.
+#[derive(Debug)]
+pub(super) struct Facts {
+    path: RemotePath,
+    attributes: Attributes,
+    owners: Owners,
+    target: Option<RemotePath>,
+}
+
+impl Facts {
+    /// Asks for them; of what a link leads to, or of the link itself.
+    pub(super) async fn of(sftp: &Sftp, path: &RemotePath, follow: bool) -> anyhow::Result<Self> {
+        let attributes = match follow {
+            true => sftp.stat(path).await,
+            false => sftp.lstat(path).await,
+        };
+        let attributes = attributes.with_context(|| format!("cannot stat {}", shown(path)))?;
+        Ok(Self {
+            path: path.clone(),
+            owners: Owners::of(sftp, [&attributes]).await,
+            target: match is_link(&attributes) {
+                true => sftp.readlink(path).await.ok(),
+                false => None,
+            },
+            attributes,
+        })
+    }
+
+    /// For a person.
+    pub(super) fn lines(&self) -> Vec<String> {
+        let attributes = &self.attributes;
+        let mut rows = vec![("path", shown(&self.path))];
+        rows.push(("type", type_word(attributes).unwrap_or("?").to_owned()));
+        rows.extend(self.target.as_ref().map(|target| ("target", shown(target))));
+        if let Some(mode) = attributes.permissions {
+            rows.push((
+                "mode",
+                format!("{:04o} {}", mode & MODE_BITS, mode_text(mode)),
+            ));
+        }
+        rows.extend(attributes.size.map(|size| ("size", size.to_string())));
+        if let Some((user, group)) = attributes.owner {
+            rows.push(("user", owner(user, self.owners.user(user))));
+            rows.push(("group", owner(group, self.owners.group(group))));
+        }
+        if let Some((accessed, modified)) = attributes.times {
+            rows.push(("accessed", format!("{} UTC", time_text(accessed))));
+            rows.push(("modified", format!("{} UTC", time_text(modified))));
+        }
+        table(&rows)
+    }
+
+    fn json(&self) -> Value {
+        let mut fields = Map::new();
+        output::put_bytes(&mut fields, "path", self.path.as_bytes());
+        fields.extend(json_fields(&self.attributes));
+        let (user, group) = self.attributes.owner.unzip();
+        fields.insert(
+            "user".to_owned(),
+            json!(user.and_then(|id| self.owners.user(id))),
+        );
+        fields.insert(
+            "group".to_owned(),
+            json!(group.and_then(|id| self.owners.group(id))),
+        );
+        if let Some(target) = &self.target {
+            output::put_bytes(&mut fields, "target", target.as_bytes());
+        }
+        Value::Object(fields)
+    }
+}
+
+fn owner(id: u32, name: Option<&str>) -> String {
+    match name {
+        Some(name) => format!("{name} ({id})"),
+        None => id.to_string(),
+    }
+}
+
+fn table(rows: &[(&str, String)]) -> Vec<String> {
+    let rows = rows
+        .iter()
+        .map(|(key, value)| vec![(*key).to_owned(), value.clone()]);
+    output::table(&Vec::from_iter(rows))
+}
+
+/// Asks for the room on the file system of a path.
+pub(super) async fn file_system(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<FileSystem> {
+    let system = sftp.statvfs(path).await;
+    system.with_context(|| format!("cannot look at the file system of {}", shown(path)))
+}
+
+/// Room in bytes: all, used, free for everybody, free for root.
+fn room(system: &FileSystem) -> [u64; 4] {
+    let bytes = |blocks: u64| blocks.saturating_mul(system.fragment_size);
+    let used = system.blocks.saturating_sub(system.blocks_free);
+    [
+        bytes(system.blocks),
+        bytes(used),
+        bytes(system.blocks_available),
+        bytes(system.blocks_free),
+    ]
+}
+
+fn system_lines(path: &RemotePath, system: &FileSystem) -> Vec<String> {
+    let [size, used, free, free_for_root] =
+        room(system).map(|bytes| format!("{} ({bytes})", size_text(bytes)));
+    let mut options = Vec::new();
+    if system.flags & FileSystem::READ_ONLY != 0 {
+        options.push("read-only");
+    }
+    if system.flags & FileSystem::NO_SETUID != 0 {
+        options.push("nosuid");
+    }
+    table(&[
+        ("path", shown(path)),
+        ("size", size),
+        ("used", used),
+        ("free", free),
+        ("free for root", free_for_root),
+        ("block size", system.block_size.to_string()),
+        ("inodes", system.files.to_string()),
+        ("free inodes", system.files_available.to_string()),
+        ("longest name", system.name_max.to_string()),
+        ("id", format!("{:x}", system.id)),
+        ("options", options.join(" ")),
+    ])
+}
+
+fn system_json(path: &RemotePath, system: &FileSystem) -> Value {
+    let [size, used, free, free_for_root] = room(system);
+    let mut fields = Map::new();
+    output::put_bytes(&mut fields, "path", path.as_bytes());
+    let facts = [
+        ("size", json!(size)),
+        ("used", json!(used)),
+        ("free", json!(free)),
+        ("free_for_root", json!(free_for_root)),
+        ("block_size", json!(system.block_size)),
+        ("inodes", json!(system.files)),
+        ("inodes_free", json!(system.files_available)),
+        ("name_max", json!(system.name_max)),
+        ("id", json!(system.id)),
+        (
+            "read_only",
+            json!(system.flags & FileSystem::READ_ONLY != 0),
+        ),
+        (
+            "no_setuid",
+            json!(system.flags & FileSystem::NO_SETUID != 0),
+        ),
+    ];
+    fields.extend(facts.map(|(key, value)| (key.to_owned(), value)));
+    Value::Object(fields)
+}
+
+/// The table of `df`: room, or inodes.
+pub(super) fn df_lines(system: &FileSystem, inodes: bool, human: bool) -> Vec<String> {
+    let numbers = match inodes {
+        false => room(system),
+        true => [
+            system.files,
+            system.files.saturating_sub(system.files_free),
+            system.files_available,
+            system.files_free,
+        ],
+    };
+    let number = |value: u64| match (human, inodes) {
+        (true, _) => size_text(value),
+        (false, false) => (value / 1024).to_string(),
+        (false, true) => value.to_string(),
+    };
+    let [all, used, ..] = numbers.map(u128::from);
+    let percent = (used * 100).checked_div(all).unwrap_or(0);
+    let head = match inodes {
+        true => ["Inodes", "Used", "Avail", "(root)", "%Capacity"],
+        false => ["Size", "Used", "Avail", "(root)", "%Capacity"],
+    };
+    let mut row = Vec::from(numbers.map(number));
+    row.push(format!("{percent}%"));
+    output::table(&[head.map(str::to_owned).to_vec(), row])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_counted_in_fragments_and_shown_in_kib() {
+        let system = FileSystem {
+            block_size: 4096,
+            fragment_size: 1024,
+            blocks: 100,
+            blocks_free: 40,
+            blocks_available: 30,
+            files: 10,
+            files_free: 4,
+            files_available: 3,
+            ..FileSystem::default()
+        };
+        assert_eq!(
+            df_lines(&system, false, false)[1],
+            "100   60    30     40      60%"
+        );
+        assert_eq!(
+            df_lines(&system, true, false)[1],
+            "10      6     3      4       60%"
+        );
+        assert_eq!(
+            df_lines(&FileSystem::default(), false, true)[1],
+            "0     0     0      0       0%"
+        );
+    }
+}
