@@ -39,7 +39,7 @@ impl Rig {
 
     pub(crate) fn cli(&self, words: &[&str]) -> Command {
         let mut cli = Command::new(&self.product.cli);
-        cli.args(words);
+        cli.args(words).arg("--plain");
         cli
     }
 
