@@ -21,6 +21,7 @@ use crate::{
         operation::{Operation, OperationId},
         path,
         server_info::ServerInfo,
+        sftp::SessionOptions,
     },
     sftp::{RawSftp, Sftp},
     tls::Security,
@@ -166,7 +167,18 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn sftp(&self) -> Result<Sftp, ClientError> {
-        Sftp::start(self.open_sftp().await?).await
+        self.sftp_with(&SessionOptions::default()).await
+    }
+
+    /// Starts a file session as a user, below a directory, or for reading only.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Unsupported`] when the agent does not say that it keeps to `options`;
+    /// [`ClientError::Agent`] when it refuses them, or another [`ClientError`].
+    pub async fn sftp_with(&self, options: &SessionOptions) -> Result<Sftp, ClientError> {
+        let stream = self.open_sftp(options).await?;
+        Sftp::start(stream).await?.confirm(options)
     }
 
     /// A connection that speaks SFTP, for a caller that has its own SFTP client.
@@ -175,13 +187,22 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn raw_sftp(&self) -> Result<RawSftp, ClientError> {
-        self.open_sftp().await.map(RawSftp::new)
+        self.open_sftp(&SessionOptions::default())
+            .await
+            .map(RawSftp::new)
     }
 
-    async fn open_sftp(&self) -> Result<crate::connect::Upgraded, ClientError> {
+    async fn open_sftp(
+        &self,
+        options: &SessionOptions,
+    ) -> Result<crate::connect::Upgraded, ClientError> {
+        let path = match options.is_default() {
+            true => path::SFTP.to_owned(),
+            false => format!("{}?{}", path::SFTP, options.to_query()),
+        };
         let (stream, _) = self
             .http()
-            .upgrade(path::SFTP, "sftp", &[], "starting SFTP")
+            .upgrade(&path, "sftp", &[], "starting SFTP")
             .await?;
         Ok(stream)
     }

@@ -25,6 +25,7 @@
 
 mod client;
 mod connect;
+pub mod copy;
 mod endpoint;
 mod error;
 mod exec;
@@ -35,6 +36,7 @@ mod tls;
 mod ws;
 
 pub use vsock_agent_protocol as protocol;
+pub use vsock_agent_protocol::sftp::SessionOptions;
 
 pub use self::{
     client::{Client, Events},

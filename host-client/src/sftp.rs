@@ -16,6 +16,7 @@
 
 mod directory;
 mod engine;
+mod extensions;
 mod file;
 mod path;
 #[cfg(test)]
@@ -30,7 +31,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 pub use russh_sftp::protocol::OpenFlags;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -44,23 +45,18 @@ pub use self::{
 use crate::{
     connect::Upgraded,
     error::ClientError,
-    protocol::sftp::{Attributes, MAX_DATA_BYTES, MAX_FRAME_BYTES, Reply, Request},
+    protocol::sftp::{
+        Attributes, MAX_DATA_BYTES, MAX_FRAME_BYTES, Reply, Request, SessionOptions,
+        extension::{self, put_strings},
+    },
 };
 
 /// Bytes asked for at once from a server that does not say what it can do: every server takes it
 /// (draft-02, section 3, and the cap of `pkg/sftp`, which LXD's agents use).
 const DEFAULT_DATA_BYTES: u32 = 32 * 1024;
 
-/// Extension: rename that replaces the target.
-const POSIX_RENAME: &str = "posix-rename@openssh.com";
-/// Extension: what the server can take.
-const LIMITS: &str = "limits@openssh.com";
-/// Extension: write a file's data to its disk.
-const FSYNC: &str = "fsync@openssh.com";
-/// Extension: attributes of a link itself.
-const LSETSTAT: &str = "lsetstat@openssh.com";
-/// Extension: one more name for a file.
-const HARDLINK: &str = "hardlink@openssh.com";
+/// Smallest piece a server can bring us to: with less, a transfer would take for ever.
+const MIN_DATA_BYTES: u32 = 4 * 1024;
 
 /// A file session. Cheap to clone; clones share the connection, and their requests overlap.
 ///
@@ -79,6 +75,13 @@ struct Sizes {
     write: u32,
 }
 
+impl Sizes {
+    const USUAL: Self = Self {
+        read: DEFAULT_DATA_BYTES,
+        write: DEFAULT_DATA_BYTES,
+    };
+}
+
 impl Sftp {
     /// Says hello on a fresh connection and learns what the server can do.
     pub(crate) async fn start<S>(stream: S) -> Result<Self, ClientError>
@@ -86,12 +89,9 @@ impl Sftp {
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
         let engine = Arc::new(Engine::start(stream).await?);
-        let sizes = match engine.extension(LIMITS) {
+        let sizes = match engine.extension(extension::LIMITS) {
             Some(_) => limits(&engine).await,
-            None => Sizes {
-                read: DEFAULT_DATA_BYTES,
-                write: DEFAULT_DATA_BYTES,
-            },
+            None => Sizes::USUAL,
         };
         Ok(Self { engine, sizes })
     }
@@ -100,6 +100,20 @@ impl Sftp {
     #[must_use]
     pub fn has_extension(&self, name: &str) -> bool {
         self.engine.extension(name).is_some()
+    }
+
+    /// Goes on only if the server said that the session runs under `options`.
+    pub(crate) fn confirm(self, options: &SessionOptions) -> Result<Self, ClientError> {
+        if options.is_default() {
+            return Ok(self);
+        }
+        let said = self.engine.extension(extension::SESSION);
+        match said.is_some_and(|said| **said == *options.to_query().as_bytes()) {
+            true => Ok(self),
+            false => Err(ClientError::Unsupported {
+                what: "run a file session as a user, below a root or read-only",
+            }),
+        }
     }
 
     /// Opens a file. `attributes` are for a file that is created.
@@ -158,27 +172,6 @@ impl Sftp {
         let path = path.into().checked(ACTION)?;
         self.done(Request::Setstat { path, attributes }, ACTION)
             .await
-    }
-
-    /// Sets attributes of a path itself, of a link if it is one.
-    ///
-    /// # Errors
-    ///
-    /// [`ClientError::Unsupported`] when the server cannot, [`ClientError::File`] when it refuses,
-    /// or another [`ClientError`].
-    pub async fn lsetstat(
-        &self,
-        path: impl Into<RemotePath>,
-        attributes: Attributes,
-    ) -> Result<(), ClientError> {
-        const ACTION: &str = "set the attributes";
-        self.needs(LSETSTAT, "set the attributes of a link")?;
-        let path = path.into().checked(ACTION)?;
-        // The arguments are those of SETSTAT, so its own writer writes them.
-        let mut frame = BytesMut::new();
-        Request::Setstat { path, attributes }.encode(0, &mut frame);
-        let data = frame.freeze().slice(FRAME_HEAD_AND_ID_BYTES..);
-        self.done(extended(LSETSTAT, data), ACTION).await
     }
 
     /// Opens a directory to list it.
@@ -266,9 +259,11 @@ impl Sftp {
         const ACTION: &str = "rename over the target";
         let from = from.into().checked(ACTION)?;
         let to = to.into().checked(ACTION)?;
-        if self.has_extension(POSIX_RENAME) {
-            let data = strings([&from, &to]);
-            return self.done(extended(POSIX_RENAME, data), ACTION).await;
+        if self.has_extension(extension::POSIX_RENAME) {
+            let data = put_strings(&[&from, &to]);
+            return self
+                .done(extended(extension::POSIX_RENAME, data), ACTION)
+                .await;
         }
         match self
             .done(Request::Remove { path: to.clone() }, ACTION)
@@ -278,25 +273,6 @@ impl Sftp {
             _ => {}
         }
         self.done(Request::Rename { from, to }, ACTION).await
-    }
-
-    /// Gives a file one more name.
-    ///
-    /// # Errors
-    ///
-    /// [`ClientError::Unsupported`] when the server cannot, [`ClientError::File`] when it refuses,
-    /// or another [`ClientError`].
-    pub async fn hardlink(
-        &self,
-        file: impl Into<RemotePath>,
-        link: impl Into<RemotePath>,
-    ) -> Result<(), ClientError> {
-        const ACTION: &str = "create the hard link";
-        self.needs(HARDLINK, ACTION)?;
-        let file = file.into().checked(ACTION)?;
-        let link = link.into().checked(ACTION)?;
-        let data = strings([&file, &link]);
-        self.done(extended(HARDLINK, data), ACTION).await
     }
 
     /// Where a symbolic link points, as it was written.
@@ -404,9 +380,6 @@ impl Sftp {
     }
 }
 
-/// Length word, type byte and id of a frame.
-const FRAME_HEAD_AND_ID_BYTES: usize = 4 + 1 + 4;
-
 fn extended(name: &str, data: Bytes) -> Request {
     Request::Extended {
         name: Bytes::copy_from_slice(name.as_bytes()),
@@ -414,47 +387,40 @@ fn extended(name: &str, data: Bytes) -> Request {
     }
 }
 
-/// Counted strings, one after the other. Each was checked to fit in a frame.
-fn strings<const N: usize>(values: [&[u8]; N]) -> Bytes {
-    let mut out = BytesMut::new();
-    for value in values {
-        out.put_u32(u32::try_from(value.len()).unwrap_or(u32::MAX));
-        out.put_slice(value);
-    }
-    out.freeze()
-}
-
 /// Asks what the server can take. One that announces the question and does not answer it gets
 /// what every server takes.
 async fn limits(engine: &Engine) -> Sizes {
-    let reply = match engine.submit(extended(LIMITS, Bytes::new())).await {
+    let reply = match engine
+        .submit(extended(extension::LIMITS, Bytes::new()))
+        .await
+    {
         Ok(pending) => pending.reply().await,
         Err(error) => Err(error),
     };
     match reply {
         Ok(Reply::Extended { data }) => read_limits(data),
-        _ => Sizes {
-            read: DEFAULT_DATA_BYTES,
-            write: DEFAULT_DATA_BYTES,
-        },
+        _ => Sizes::USUAL,
     }
 }
 
-/// Reads four `u64`: packet, read, write, handles. Zero means that there is no limit.
-fn read_limits(mut data: Bytes) -> Sizes {
-    let mut next = |most: u32, usual: u32| match data.try_get_u64() {
-        Ok(0) => most,
-        Ok(bytes) => u32::try_from(bytes).map_or(most, |bytes| bytes.min(most)),
-        Err(_) => usual,
+/// Reads the answer to `limits`. A limit of 0 is none; whatever is said, a request fits in a frame
+/// and asks for something.
+fn read_limits(data: Bytes) -> Sizes {
+    let limits = match extension::Limits::decode(data) {
+        Ok(limits) => limits,
+        Err(_) => return Sizes::USUAL,
     };
-    let packet = next(MAX_FRAME_BYTES, MAX_FRAME_BYTES);
+    let within = |limit: u64, most: u32| match limit {
+        0 => most,
+        limit => u32::try_from(limit).map_or(most, |limit| limit.min(most)),
+    };
     // A packet has the head of its request or reply besides the data.
-    let room = packet
-        .saturating_sub(MAX_FRAME_BYTES - MAX_DATA_BYTES)
-        .max(1);
+    let room =
+        within(limits.packet, MAX_FRAME_BYTES).saturating_sub(MAX_FRAME_BYTES - MAX_DATA_BYTES);
+    let size = |limit| within(limit, room).max(MIN_DATA_BYTES);
     Sizes {
-        read: next(room, DEFAULT_DATA_BYTES.min(room)),
-        write: next(room, DEFAULT_DATA_BYTES.min(room)),
+        read: size(limits.read),
+        write: size(limits.write),
     }
 }
 
@@ -501,15 +467,27 @@ mod tests {
     use super::*;
 
     fn limits_of(values: &[u64]) -> Sizes {
-        let mut data = BytesMut::new();
-        values.iter().for_each(|value| data.put_u64(*value));
-        read_limits(data.freeze())
+        let data: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_be_bytes())
+            .collect();
+        read_limits(data.into())
     }
 
     #[test]
     fn limits_are_taken_as_64_bit_numbers_and_never_above_a_frame() {
         let big = limits_of(&[1 << 32, 1 << 32, 1 << 32, 0]);
         assert_eq!((big.read, big.write), (MAX_DATA_BYTES, MAX_DATA_BYTES));
+        let none = limits_of(&[0; 4]);
+        assert_eq!((none.read, none.write), (MAX_DATA_BYTES, MAX_DATA_BYTES));
+    }
+
+    #[test]
+    fn limits_that_nothing_could_be_done_with_are_not_kept() {
+        for absurd in [[1; 4], [0, 1, 1, 1], [1, 0, 0, 0]] {
+            let sizes = limits_of(&absurd);
+            assert_eq!((sizes.read, sizes.write), (MIN_DATA_BYTES, MIN_DATA_BYTES));
+        }
     }
 
     #[test]

@@ -2,10 +2,13 @@
 
 use bytes::Bytes;
 
-use super::{FSYNC, Sftp, engine::PendingReply, extended, status, strings};
+use super::{Sftp, engine::PendingReply, extended, status};
 use crate::{
     error::ClientError,
-    protocol::sftp::{Attributes, MAX_HANDLE_BYTES, Reply, Request},
+    protocol::sftp::{
+        Attributes, MAX_HANDLE_BYTES, Reply, Request,
+        extension::{self, put_strings},
+    },
 };
 
 /// An open file. Reads and writes name their place, so that many can be under way at once.
@@ -30,6 +33,10 @@ impl RemoteFile {
 
     pub(super) const fn sftp(&self) -> &Sftp {
         &self.sftp
+    }
+
+    pub(super) const fn handle(&self) -> &Bytes {
+        &self.handle
     }
 
     /// Reads at most `length` bytes from `offset`; nothing at the end of the file. It may be less
@@ -123,10 +130,10 @@ impl RemoteFile {
     /// [`ClientError::File`] when it failed: what was written may be lost; or another
     /// [`ClientError`].
     pub async fn sync(&self) -> Result<bool, ClientError> {
-        if !self.sftp.has_extension(FSYNC) {
+        if !self.sftp.has_extension(extension::FSYNC) {
             return Ok(false);
         }
-        let request = extended(FSYNC, strings([&self.handle]));
+        let request = extended(extension::FSYNC, put_strings(&[&self.handle]));
         self.sftp
             .done(request, "write the file to its disk")
             .await?;

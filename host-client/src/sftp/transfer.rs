@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{
+    MIN_DATA_BYTES,
     engine::{MAX_IN_FLIGHT, PendingReply},
     file::{RemoteFile, read_data},
     status,
@@ -69,7 +70,7 @@ impl RemoteFile {
                     break false;
                 }
                 // A server that gives less than asked for is asked for that much from now on.
-                piece = piece.min(bytes.max(MIN_PIECE_BYTES));
+                piece = piece.min(bytes.max(MIN_DATA_BYTES));
                 let offset = read.offset + u64::from(read.length - rest);
                 reply = self.start_read(offset, rest).await?.reply().await?;
             };
@@ -121,9 +122,6 @@ impl RemoteFile {
         Ok(offset)
     }
 }
-
-/// Smallest piece a server can bring us to: with less, a transfer would take for ever.
-const MIN_PIECE_BYTES: u32 = 4 * 1024;
 
 /// Requests of `piece` bytes that may be under way at once.
 fn window(piece: u32) -> usize {

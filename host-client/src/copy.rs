@@ -1,0 +1,279 @@
+//! Copying files and trees between the two sides, each file whole under its name or not there.
+//!
+//! ```text
+//! push: local directories ──walk──► batches ──► many files at once ──► Sftp
+//! pull: remote listings  ──walk──► entries ──► many files at once ──► part ──rename──► target
+//! ```
+//!
+//! A file is written under a temporary name in its directory (its *part*), gets its attributes,
+//! and is renamed over what was there. What breaks off leaves the old file as it was, and a part
+//! that the next copy to the same target removes, or continues with [`CopyOptions::resume`].
+//!
+//! The guest is not trusted: nothing it says makes a pull write outside its destination, see
+//! [`pull`].
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::{
+    error::ClientError,
+    sftp::{RemotePath, Sftp},
+};
+
+/// What is copied and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CopyOptions {
+    /// Directories too, with everything in them. Symbolic links are then copied as links, also
+    /// those that are named themselves; else what they lead to is.
+    pub recursive: bool,
+    /// Continue what an earlier copy left unfinished, after comparing it; skip files that are
+    /// complete (same size, and modification times at most a second apart).
+    pub resume: bool,
+    /// Whether each file must be on its disk before it gets its name. `None`: only single files.
+    pub fsync: Option<bool>,
+    /// Copy owners and groups, as numbers.
+    pub owners: bool,
+    /// Copy setuid, setgid and sticky bits.
+    pub special_bits: bool,
+    /// Most directories above each other.
+    pub max_depth: usize,
+    /// Most files, directories and links in all.
+    pub max_entries: u64,
+    /// Most bytes of files in all.
+    pub max_bytes: Option<u64>,
+}
+
+impl Default for CopyOptions {
+    fn default() -> Self {
+        Self {
+            recursive: false,
+            resume: false,
+            fsync: None,
+            owners: false,
+            special_bits: false,
+            max_depth: 256,
+            max_entries: 10_000_000,
+            max_bytes: None,
+        }
+    }
+}
+
+/// What happens during a copy. A `path` is that of the source, as bytes; one of a guest may hold
+/// anything a terminal would obey.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum CopyEvent<'a> {
+    /// The walk found more. Trees are walked while they are copied, so these are no totals yet.
+    Found {
+        /// Bytes of files that were found since the last such event.
+        bytes: u64,
+        /// Files, directories and links that were found since then.
+        entries: u64,
+    },
+    /// A file is being copied.
+    Started {
+        /// Which.
+        path: &'a [u8],
+        /// Its size, as far as known. That of a guest's file may be a lie.
+        size: Option<u64>,
+        /// Bytes that were there from an earlier copy.
+        resumed_at: u64,
+    },
+    /// Bytes of some file were copied.
+    Moved {
+        /// How many since the last such event.
+        bytes: u64,
+    },
+    /// A file, directory or link is complete under its name.
+    Finished {
+        /// Which.
+        path: &'a [u8],
+        /// Its bytes; 0 for what is no file.
+        bytes: u64,
+    },
+    /// Something was not copied, and that is no failure.
+    Skipped {
+        /// Which.
+        path: &'a [u8],
+        /// Why.
+        reason: SkipReason,
+    },
+    /// Something could not be copied. The rest goes on.
+    Failed {
+        /// Which.
+        path: &'a [u8],
+        /// Why.
+        error: &'a CopyError,
+    },
+}
+
+/// Why something was not copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SkipReason {
+    /// A pipe, a socket or a device: those are not read.
+    Special,
+    /// A directory, and the copy is not recursive.
+    Directory,
+    /// It is there already; only with [`CopyOptions::resume`].
+    Complete,
+}
+
+/// Told what happens during a copy, from the task that copies: it should return soon.
+pub trait CopyObserver: Send + Sync {
+    /// Something happened.
+    fn observe(&self, event: CopyEvent<'_>);
+}
+
+/// Nobody looks.
+impl CopyObserver for () {
+    fn observe(&self, _: CopyEvent<'_>) {}
+}
+
+/// What a copy did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CopySummary {
+    /// Files copied.
+    pub files: u64,
+    /// Directories made or completed.
+    pub directories: u64,
+    /// Symbolic links made.
+    pub links: u64,
+    /// Bytes of the files copied.
+    pub bytes: u64,
+    /// What was skipped.
+    pub skipped: u64,
+    /// What failed.
+    pub failed: u64,
+}
+
+/// Why a copy, or one file of it, failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CopyError {
+    /// The guest's side.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// This side.
+    #[error("cannot {action}")]
+    Local {
+        /// What was to be done.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Several sources, or a destination that ends in a slash, need a directory to go to.
+    #[error("the destination is not a directory")]
+    NotADirectory,
+    /// A directory, and the copy is not recursive.
+    #[error("it is a directory")]
+    IsADirectory,
+    /// A file where a directory was to be made, or the other way round.
+    #[error("something of another kind is in its place")]
+    InTheWay,
+    /// A pipe, a socket or a device.
+    #[error("it is not a regular file")]
+    Special,
+    /// A source without a last component, to go into a directory.
+    #[error("it has no name of its own")]
+    NoName,
+    /// The source changed its size or content while it was copied.
+    #[error("it changed while it was copied")]
+    Changed,
+    /// Another copy to the same target removed or continued the part.
+    #[error("another copy to the same target took over")]
+    TakenOver,
+    /// What arrived is not what was sent.
+    #[error("the copy differs from its source")]
+    Differs,
+    /// A limit of [`CopyOptions`] was reached.
+    #[error("{what} is over the limit of {limit}")]
+    Limit {
+        /// What.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+}
+
+/// Copies into the guest.
+///
+/// If `destination` is a directory, each source goes into it under its last component. Several
+/// sources need one. A directory that is copied to nothing becomes `destination`.
+///
+/// # Errors
+///
+/// [`CopyError`] when nothing more can be done: the connection broke, a limit was reached, or the
+/// destination is wrong. Also when there is one source and it is no directory and fails. Every
+/// other failure is told to `observer` and counted in [`CopySummary::failed`].
+pub async fn push(
+    sftp: &Sftp,
+    sources: &[PathBuf],
+    destination: &RemotePath,
+    options: &CopyOptions,
+    observer: &dyn CopyObserver,
+) -> Result<CopySummary, CopyError> {
+    let _ = (sftp, sources, destination, options, observer);
+    Err(ClientError::Unsupported { what: "push" }.into())
+}
+
+/// Copies out of the guest, as [`push`] does into it.
+///
+/// # Errors
+///
+/// As for [`push`].
+pub async fn pull(
+    sftp: &Sftp,
+    sources: &[RemotePath],
+    destination: &Path,
+    options: &CopyOptions,
+    observer: &dyn CopyObserver,
+) -> Result<CopySummary, CopyError> {
+    let _ = (sftp, sources, destination, options, observer);
+    Err(ClientError::Unsupported { what: "pull" }.into())
+}
+
+/// Writes what `source` gives, to its end, into one file of the guest. An old file keeps its mode.
+///
+/// # Errors
+///
+/// As for [`push`].
+pub async fn push_stream<R>(
+    sftp: &Sftp,
+    source: &mut R,
+    destination: &RemotePath,
+    options: &CopyOptions,
+    observer: &dyn CopyObserver,
+) -> Result<CopySummary, CopyError>
+where
+    R: AsyncRead + Unpin + ?Sized,
+{
+    let _ = (sftp, source, destination, options, observer);
+    Err(ClientError::Unsupported { what: "push" }.into())
+}
+
+/// Writes one file of the guest into `sink`, which is flushed but not shut down.
+///
+/// # Errors
+///
+/// As for [`push`].
+pub async fn pull_stream<W>(
+    sftp: &Sftp,
+    source: &RemotePath,
+    sink: &mut W,
+    options: &CopyOptions,
+    observer: &dyn CopyObserver,
+) -> Result<CopySummary, CopyError>
+where
+    W: AsyncWrite + Unpin + ?Sized,
+{
+    let _ = (sftp, source, sink, options, observer);
+    Err(ClientError::Unsupported { what: "pull" }.into())
+}

@@ -1,0 +1,238 @@
+//! Requests that not every server knows. Each is [`ClientError::Unsupported`] where the server did
+//! not announce it.
+
+use bytes::Bytes;
+
+use super::{RemoteFile, RemotePath, Sftp, extended, status};
+use crate::{
+    error::ClientError,
+    protocol::sftp::{
+        Attributes, Reply,
+        extension::{
+            self, CopyData, FileSystem, HashRange, Holes, HolesFrom, IdLists, MalformedExtension,
+            NameLists, RangeHash, SetLinkAttributes, put_strings,
+        },
+    },
+};
+
+impl Sftp {
+    /// Sets attributes of a path itself, of a link if it is one.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Unsupported`] when the server cannot, [`ClientError::File`] when it refuses,
+    /// or another [`ClientError`].
+    pub async fn lsetstat(
+        &self,
+        path: impl Into<RemotePath>,
+        attributes: Attributes,
+    ) -> Result<(), ClientError> {
+        const ACTION: &str = "set the attributes of a link";
+        self.needs(extension::LSETSTAT, ACTION)?;
+        let path = path.into().checked(ACTION)?;
+        let data = SetLinkAttributes { path, attributes }.encode();
+        self.done(extended(extension::LSETSTAT, data), ACTION).await
+    }
+
+    /// Gives a file one more name.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Unsupported`] when the server cannot, [`ClientError::File`] when it refuses,
+    /// or another [`ClientError`].
+    pub async fn hardlink(
+        &self,
+        file: impl Into<RemotePath>,
+        link: impl Into<RemotePath>,
+    ) -> Result<(), ClientError> {
+        const ACTION: &str = "create the hard link";
+        self.needs(extension::HARDLINK, ACTION)?;
+        let file = file.into().checked(ACTION)?;
+        let link = link.into().checked(ACTION)?;
+        let data = put_strings(&[&file, &link]);
+        self.done(extended(extension::HARDLINK, data), ACTION).await
+    }
+
+    /// What the file system of a path has room for.
+    ///
+    /// # Errors
+    ///
+    /// As for [`hardlink`](Self::hardlink).
+    pub async fn statvfs(&self, path: impl Into<RemotePath>) -> Result<FileSystem, ClientError> {
+        const ACTION: &str = "ask for the room of the file system";
+        let path = path.into().checked(ACTION)?;
+        let data = put_strings(&[&path]);
+        self.answer(extension::STATVFS, data, ACTION, FileSystem::decode)
+            .await
+    }
+
+    /// Makes a path absolute; `~` and `~user` at its start are homes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`hardlink`](Self::hardlink).
+    pub async fn expand_path(
+        &self,
+        path: impl Into<RemotePath>,
+    ) -> Result<RemotePath, ClientError> {
+        const ACTION: &str = "expand the path";
+        let path = path.into().checked(ACTION)?;
+        self.path_by(extension::EXPAND_PATH, &path, ACTION).await
+    }
+
+    /// The home directory of a user; of the session's own if `user` is empty.
+    ///
+    /// # Errors
+    ///
+    /// As for [`hardlink`](Self::hardlink).
+    pub async fn home_directory(&self, user: &str) -> Result<RemotePath, ClientError> {
+        const ACTION: &str = "find the home directory";
+        self.path_by(extension::HOME_DIRECTORY, user.as_bytes(), ACTION)
+            .await
+    }
+
+    /// Names of user and group ids, each in the place of its id, empty where there is none.
+    ///
+    /// # Errors
+    ///
+    /// As for [`hardlink`](Self::hardlink); [`ClientError::Protocol`] when the answer has not as
+    /// many names as there were ids.
+    pub async fn users_groups_by_id(
+        &self,
+        users: &[u32],
+        groups: &[u32],
+    ) -> Result<NameLists, ClientError> {
+        let ids = IdLists {
+            users: users.to_vec(),
+            groups: groups.to_vec(),
+        };
+        let names = self
+            .answer(
+                extension::USERS_GROUPS_BY_ID,
+                ids.encode(),
+                "look up users and groups",
+                NameLists::decode,
+            )
+            .await?;
+        match (names.users.len(), names.groups.len()) == (users.len(), groups.len()) {
+            true => Ok(names),
+            false => Err(ClientError::protocol("not a name for each id")),
+        }
+    }
+
+    async fn path_by(
+        &self,
+        name: &'static str,
+        argument: &[u8],
+        action: &'static str,
+    ) -> Result<RemotePath, ClientError> {
+        self.needs(name, action)?;
+        let request = extended(name, put_strings(&[argument]));
+        self.one_name(request, action).await
+    }
+
+    /// Sends an extended request and reads what comes back.
+    async fn answer<T>(
+        &self,
+        name: &'static str,
+        data: Bytes,
+        action: &'static str,
+        decode: impl FnOnce(Bytes) -> Result<T, MalformedExtension>,
+    ) -> Result<T, ClientError> {
+        self.needs(name, action)?;
+        match self.ask(extended(name, data)).await? {
+            Reply::Extended { data } => decode(data)
+                .map_err(|error| ClientError::protocol_because(format!("cannot {action}"), error)),
+            reply => Err(status::refused(reply, action)),
+        }
+    }
+}
+
+impl RemoteFile {
+    /// What the file system of this file has room for.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Unsupported`] when the server cannot, [`ClientError::File`] when it refuses,
+    /// or another [`ClientError`].
+    pub async fn statvfs(&self) -> Result<FileSystem, ClientError> {
+        let data = put_strings(&[self.handle()]);
+        let action = "ask for the room of the file system";
+        self.sftp()
+            .answer(extension::FSTATVFS, data, action, FileSystem::decode)
+            .await
+    }
+
+    /// Copies bytes of this file into another one, inside the guest. A `length` of 0 is
+    /// everything to the end.
+    ///
+    /// # Errors
+    ///
+    /// As for [`statvfs`](Self::statvfs).
+    pub async fn copy_data(
+        &self,
+        from_offset: u64,
+        length: u64,
+        to: &Self,
+        to_offset: u64,
+    ) -> Result<(), ClientError> {
+        const ACTION: &str = "copy inside the guest";
+        self.sftp().needs(extension::COPY_DATA, ACTION)?;
+        let data = CopyData {
+            from: self.handle().clone(),
+            from_offset,
+            length,
+            to: to.handle().clone(),
+            to_offset,
+        };
+        let request = extended(extension::COPY_DATA, data.encode());
+        self.sftp().done(request, ACTION).await
+    }
+
+    /// The BLAKE3 hash of a range of the file, and how much of the range there was.
+    ///
+    /// # Errors
+    ///
+    /// As for [`statvfs`](Self::statvfs); [`ClientError::Protocol`] when more is said to be hashed
+    /// than was asked for.
+    pub async fn hash(&self, offset: u64, length: u64) -> Result<RangeHash, ClientError> {
+        let range = HashRange {
+            handle: self.handle().clone(),
+            offset,
+            length,
+        };
+        let hash = self
+            .sftp()
+            .answer(
+                extension::HASH,
+                range.encode(),
+                "hash the file",
+                RangeHash::decode,
+            )
+            .await?;
+        match hash.length <= length {
+            true => Ok(hash),
+            false => Err(ClientError::protocol("the hash of more than was asked for")),
+        }
+    }
+
+    /// The holes of the file from `offset` on, as many as fit in an answer.
+    ///
+    /// # Errors
+    ///
+    /// As for [`statvfs`](Self::statvfs).
+    pub async fn holes(&self, offset: u64) -> Result<Holes, ClientError> {
+        let from = HolesFrom {
+            handle: self.handle().clone(),
+            offset,
+        };
+        self.sftp()
+            .answer(
+                extension::HOLES,
+                from.encode(),
+                "find the holes of the file",
+                Holes::decode,
+            )
+            .await
+    }
+}
