@@ -11,8 +11,8 @@ use std::{
 use harness::{
     Random,
     fuzz::{
-        self, ControlJson, ExecFrames, HttpBody, HttpHead, Mutator, SftpDecode, Target,
-        WebsocketFrames,
+        self, ControlJson, ExecFrames, HttpBody, HttpHead, Mutator, SftpClient, SftpDecode,
+        SftpServer, Target, WebsocketFrames,
     },
 };
 
@@ -24,6 +24,16 @@ fn no_control_message_breaks_its_reader() {
 #[test]
 fn no_sftp_frame_breaks_its_reader() {
     replay::<SftpDecode>();
+}
+
+#[test]
+fn no_sftp_server_breaks_the_client() {
+    replay::<SftpClient>();
+}
+
+#[test]
+fn no_sftp_frame_breaks_the_agent() {
+    replay::<SftpServer>();
 }
 
 #[test]
@@ -53,7 +63,9 @@ fn every_fuzz_target_is_replayed_here() {
         ExecFrames::NAME,
         HttpBody::NAME,
         HttpHead::NAME,
+        SftpClient::NAME,
         SftpDecode::NAME,
+        SftpServer::NAME,
         WebsocketFrames::NAME,
     ];
     let replayed: BTreeSet<_> = replayed.map(str::to_owned).into();
