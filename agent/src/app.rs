@@ -17,6 +17,7 @@ use crate::{
     exec::Session,
     host::Host,
     operation::Registry,
+    sftp::Budget,
     shutdown::Shutdown,
     state::{AgentNumbers, Guest},
 };
@@ -39,6 +40,8 @@ pub(crate) struct App {
     pub(crate) listeners: Arc<Semaphore>,
     pub(crate) operations: Registry,
     pub(crate) port_forwards: Arc<Semaphore>,
+    /// Bytes of requests that wait in SFTP sessions.
+    pub(crate) sftp_budget: Arc<Budget>,
     pub(crate) sftp_sessions: Arc<Semaphore>,
     pub(crate) shutdown: Shutdown,
 }
@@ -67,6 +70,7 @@ impl App {
             listeners: Arc::new(Semaphore::new(defaults::MAX_LISTENERS)),
             operations,
             port_forwards: Arc::new(Semaphore::new(defaults::MAX_PORT_FORWARDS)),
+            sftp_budget: Arc::default(),
             sftp_sessions: Arc::new(Semaphore::new(defaults::MAX_SFTP_SESSIONS)),
             shutdown,
         }

@@ -116,6 +116,22 @@ pub(crate) const MAX_SFTP_SESSIONS: usize = 256;
 /// Most open handles in one SFTP session.
 pub(crate) const MAX_SFTP_HANDLES: usize = 1000;
 
+/// Most requests of one SFTP session that are worked on at once, each by a thread. There are more
+/// than one only while files are slow, and each may hold two frames.
+pub(crate) const MAX_SFTP_WORKERS: usize = 8;
+
+/// Most of them for one handle: a device that hangs leaves threads for the others.
+pub(crate) const MAX_SFTP_WORKERS_OF_HANDLE: usize = 4;
+
+/// Most requests of one SFTP session that wait for others: what OpenSSH's client has in flight.
+pub(crate) const MAX_SFTP_WAITING: usize = 64;
+
+/// Size of those, in bytes, at which a session reads no more: four of the largest frames.
+pub(crate) const MAX_SFTP_SESSION_WAITING_BYTES: usize = 1024 * 1024;
+
+/// The same for all sessions together, so that many slow ones do not cost the guest its memory.
+pub(crate) const MAX_SFTP_WAITING_BYTES: usize = 4 * 1024 * 1024;
+
 /// Most connections to TCP ports of the guest at once.
 pub(crate) const MAX_PORT_FORWARDS: usize = 1024;
 

@@ -3,7 +3,6 @@
 //! Called by `api/exec.rs`, which has the request and the sockets. Owns the process from `fork` to
 //! the last signal. Knows neither HTTP nor the registry.
 
-mod accounts;
 mod cgroup;
 mod child;
 mod control;
@@ -13,6 +12,5 @@ mod pump;
 mod session;
 mod spec;
 
-pub(crate) use accounts::Accounts;
 pub(crate) use session::{Ended, Session, Sockets, Stops};
 pub(crate) use spec::ExecSpec;

@@ -1,7 +1,7 @@
 //! A guest agent: runs commands and moves files in a virtual machine for its host.
 //!
-//! The door has five names: [`Config`] (with the [`Flags`] it is read from), [`Agent::bind`],
-//! [`Agent::run`], and the errors on the way. `main.rs` and the tests use the same ones.
+//! The door: [`Config`] (with the [`Flags`] it is read from), [`Agent::bind`], [`Agent::run`],
+//! [`serve_sftp_on_stdio`], and the errors on the way. `main.rs` and the tests use the same ones.
 //!
 //! ```text
 //! main ─► agent ─► server ─► router ─► api ─┬─► exec          one command and its streams
@@ -11,10 +11,11 @@
 //!                                           ├─► port_forward  a TCP port of the guest
 //!                                           ├─► state         what the guest is and does
 //!                                           └─► host          what the host says of itself
-//! any ─► defaults, shutdown, clock, names, hex. Rooms do not know each other, nor the router,
+//! any ─► defaults, shutdown, clock, names, accounts, hex. Rooms do not know each other, nor the router,
 //! nor HTTP.
 //! ```
 
+mod accounts;
 mod agent;
 mod api;
 mod app;
@@ -43,4 +44,5 @@ pub use agent::{Agent, BindError};
 pub use config::{Config, ConfigError, Flags, Security};
 pub use listen::{ListenAddress, ParseListenError};
 pub use notify::notify;
+pub use sftp::{SUB_COMMAND as SFTP_SUB_COMMAND, SftpServerError, serve_sftp_on_stdio};
 pub use tls::{IdentityError, PemFileError};

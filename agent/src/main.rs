@@ -3,12 +3,13 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use tokio::{
     runtime, select,
     signal::unix::{SignalKind, signal},
 };
-use vsock_agent::{Agent, Config, Flags, notify};
+use vsock_agent::{Agent, Config, Flags, SFTP_SUB_COMMAND, notify, serve_sftp_on_stdio};
+use vsock_agent_protocol::sftp::SessionOptions;
 
 /// Exit status for a configuration that makes no sense (`EX_USAGE`, `sysexits.h`).
 const EXIT_USAGE: u8 = 64;
@@ -20,8 +21,64 @@ const WORKER_THREADS: usize = 2;
 /// Threads for blocking work at most.
 const BLOCKING_THREADS: usize = 64;
 
+/// Runs commands and moves files in this virtual machine for its host, over AF_VSOCK.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vsock-agent",
+    version,
+    max_term_width = 100,
+    args_conflicts_with_subcommands = true
+)]
+struct CommandLine {
+    #[command(flatten)]
+    flags: Flags,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What else the program can do.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve SFTP on standard input and output, for `sftp -D` and for sshd's Subsystem
+    #[command(name = SFTP_SUB_COMMAND)]
+    SftpServer {
+        /// Refuse everything that would change something
+        #[arg(long)]
+        read_only: bool,
+
+        /// Make this directory the root: nothing outside it can be reached
+        #[arg(long, value_name = "DIR")]
+        root: Option<String>,
+
+        /// Become this user, and start in the user's home; only root can
+        #[arg(long, value_name = "USER")]
+        user: Option<String>,
+    },
+}
+
 fn main() -> ExitCode {
-    let config = match Config::load(Flags::parse()) {
+    let line = CommandLine::parse();
+    if let Some(Command::SftpServer {
+        read_only,
+        root,
+        user,
+    }) = line.command
+    {
+        let options = SessionOptions {
+            user,
+            root,
+            read_only,
+        };
+        return match serve_sftp_on_stdio(options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                complain(&error.into());
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let config = match Config::load(line.flags) {
         Ok(config) => config,
         Err(error) => {
             complain(&error.into());

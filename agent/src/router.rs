@@ -106,7 +106,7 @@ async fn dispatch(
         (Resource::Exec, &Method::POST) => exec::post(app, request).await,
         (Resource::Events, &Method::GET) => events::get(app, request),
         (Resource::Events, &Method::POST) => events::post(app, request).await,
-        (Resource::Sftp, &Method::GET) => sftp::get(app, request),
+        (Resource::Sftp, &Method::GET) => sftp::get(app, request, &query).await,
         (Resource::PortForward, &Method::POST) => port_forward::post(app, request).await,
         (Resource::State, &Method::GET) => state::get(app).await,
         (Resource::State, &Method::PUT) => Err(state::put()),

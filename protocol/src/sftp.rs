@@ -10,6 +10,7 @@
 
 mod attributes;
 mod codec;
+mod data;
 pub mod extension;
 mod reply;
 mod request;
@@ -17,6 +18,7 @@ mod session;
 
 pub use attributes::Attributes;
 pub use codec::{DecodeError, FrameHead};
+pub use data::DataRequest;
 pub use reply::{Name, Reply};
 pub use request::Request;
 pub use session::{SessionOptions, SessionOptionsError};

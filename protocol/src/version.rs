@@ -91,6 +91,7 @@ pub const API_EXTENSIONS: &[&str] = &[
     EXEC_RESULT,
     EXEC_OPTIONS,
     METRICS_TEXT,
+    SFTP_SESSION,
 ];
 
 #[cfg(test)]

@@ -154,7 +154,7 @@ async fn every_request_of_version_3_works_on_real_files() {
     );
     assert_eq!(
         session.code(Request::Close { handle }).await,
-        status::FAILURE
+        status::NO_SUCH_FILE
     );
 
     let directory = path(folder.path(), b"d");

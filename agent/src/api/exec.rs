@@ -14,9 +14,10 @@ use vsock_agent_protocol::{
 };
 
 use crate::{
+    accounts::Accounts,
     app::App,
     defaults,
-    exec::{Accounts, Ended, ExecSpec, Sockets, Stops},
+    exec::{Ended, ExecSpec, Sockets, Stops},
     operation::{Handle, New, Outcome, Secret},
     reply::{ApiError, Reply, operation_created, read_json},
     shutdown::Shutdown,

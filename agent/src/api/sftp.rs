@@ -1,29 +1,56 @@
 //! `GET /1.0/sftp`: from HTTP to SFTP on the same connection.
 
-use std::sync::Arc;
+use std::{
+    io,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::PathBuf,
+    sync::Arc,
+};
 
-use http::{Request, header};
-use hyper::body::Incoming;
+use bytes::Bytes;
+use http::{Request, StatusCode, header};
+use hyper::{body::Incoming, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
-use tokio::{select, time::timeout};
+use nix::{errno::Errno, unistd::Uid};
+use tokio::{
+    io::copy_bidirectional_with_sizes, select, sync::OwnedSemaphorePermit, task::spawn_blocking,
+    time::timeout,
+};
+use tokio_rustls::server::TlsStream;
+use tokio_util::{either::Either, sync::CancellationToken};
+use vsock_agent_protocol::sftp::SessionOptions;
 
 use crate::{
     app::App,
     defaults,
+    listen::Stream,
     reply::{ApiError, Reply, switching_protocols},
-    sftp,
+    sftp::{Channel, Session, Setup, SftpServerError, UserSession, blocking, find_user},
 };
 
 /// The protocol's name in `Upgrade`.
 const PROTOCOL: &str = "sftp";
 
-/// Switches the connection to SFTP. Bytes that came with the request are not lost: hyper's
-/// upgraded stream reads them first.
+/// Where a session runs.
+enum Place {
+    Here(Setup),
+    /// In a process of another user.
+    There(UserSession, UnixStream),
+}
+
+/// Switches the connection to SFTP, under the conditions of the query. Bytes that came with the
+/// request are not lost.
 ///
 /// # Errors
 ///
-/// 400 without `Upgrade: sftp`, 503 when there are too many sessions.
-pub(crate) fn get(app: &Arc<App>, mut request: Request<Incoming>) -> Result<Reply, ApiError> {
+/// 400 without `Upgrade: sftp`, for a query that makes no sense, and for a user or a directory that
+/// is not there; 403 for another user when the agent is not root; 501 when the kernel cannot keep a
+/// session in a directory; 503 when there are too many sessions.
+pub(crate) async fn get(
+    app: &Arc<App>,
+    mut request: Request<Incoming>,
+    query: &str,
+) -> Result<Reply, ApiError> {
     if request
         .headers()
         .get(header::UPGRADE)
@@ -33,25 +60,169 @@ pub(crate) fn get(app: &Arc<App>, mut request: Request<Incoming>) -> Result<Repl
             "Missing or invalid upgrade header: it must be sftp",
         ));
     }
+    let options = SessionOptions::from_query(query)
+        .map_err(|error| ApiError::bad_request(error.to_string()))?;
     let permit = Arc::clone(&app.sftp_sessions)
         .try_acquire_owned()
         .map_err(|_| {
             let limit = defaults::MAX_SFTP_SESSIONS;
             ApiError::busy(format!("too many SFTP sessions: {limit} are open"))
         })?;
+    let place = prepare(app, options).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     let stop = app.shutdown.child_token();
     app.shutdown.spawn(async move {
-        let _permit = permit;
         let Ok(Ok(upgraded)) = timeout(defaults::UPGRADE_TIMEOUT, upgrade).await else {
             return;
         };
         tracing::info!("an SFTP session starts");
-        let ended = select! {
-            ended = sftp::serve(TokioIo::new(upgraded)) => ended,
-            () = stop.cancelled() => Ok(()),
-        };
-        tracing::info!(?ended, "an SFTP session ended");
+        match place {
+            Place::Here(setup) => serve(upgraded, setup, permit, stop).await,
+            Place::There(process, socket) => {
+                hand_on(upgraded, socket, stop).await;
+                // Reaping waits for the process, for a moment.
+                let _ = spawn_blocking(move || drop((process, permit))).await;
+            }
+        }
     });
     Ok(switching_protocols(PROTOCOL))
+}
+
+/// Sees to everything that can be refused, while it can be said in HTTP.
+async fn prepare(app: &App, options: SessionOptions) -> Result<Place, ApiError> {
+    let budget = Arc::clone(&app.sftp_budget);
+    let prepared = spawn_blocking(move || {
+        let user = match &options.user {
+            Some(name) => Some(find_user(name).map_err(refuse_user)?.0),
+            None => None,
+        };
+        let home = match &user {
+            Some(user) => PathBuf::from(&user.home),
+            None => home(),
+        };
+        let home = Some(home)
+            .filter(|home| home.is_dir())
+            .unwrap_or("/".into());
+        // Of another user's session it is tried as well: a directory that is not there is said so.
+        let setup = Setup::new(options.clone(), &home, budget);
+        let setup = setup.map_err(|error| refuse_root(&options, &error))?;
+        match user.filter(|user| user.uid != Uid::effective().as_raw()) {
+            None => Ok(Place::Here(setup)),
+            Some(_) if !Uid::effective().is_root() => Err(ApiError::new(
+                StatusCode::FORBIDDEN,
+                "the agent is not root, and cannot become another user",
+            )),
+            Some(_) => {
+                let (process, socket) = UserSession::start(&options)
+                    .map_err(|error| failed("the session's process cannot start", &error))?;
+                Ok(Place::There(process, socket))
+            }
+        }
+    });
+    let prepared = prepared.await;
+    prepared.map_err(|error| failed("the session cannot be prepared", &error))?
+}
+
+fn refuse_user(error: SftpServerError) -> ApiError {
+    match error {
+        SftpServerError::UnknownUser(_) => ApiError::bad_request(error.to_string()),
+        error => failed("the accounts cannot be read", &error),
+    }
+}
+
+fn refuse_root(options: &SessionOptions, error: &io::Error) -> ApiError {
+    let root = options.root.as_deref().unwrap_or("/");
+    match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
+        Errno::ENOSYS => ApiError::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "this kernel cannot keep a session in a directory: that takes Linux 5.6",
+        ),
+        _ => ApiError::bad_request(format!("cannot serve from {root}: {error}")),
+    }
+}
+
+fn failed(what: &str, error: &dyn std::error::Error) -> ApiError {
+    ApiError::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        format!("{what}: {error}"),
+    )
+}
+
+/// Where relative paths start: the home of whom the agent runs as.
+fn home() -> PathBuf {
+    match Uid::effective().is_root() {
+        true => "/root".into(),
+        false => std::env::home_dir().unwrap_or_default(),
+    }
+}
+
+/// Serves the client until it leaves, or the agent stops.
+async fn serve(
+    upgraded: Upgraded,
+    setup: Setup,
+    permit: OwnedSemaphorePermit,
+    stop: CancellationToken,
+) {
+    let started = channel(upgraded).and_then(|(channel, read_ahead)| {
+        Session::start(channel, &read_ahead, setup, Some(permit))
+    });
+    let (session, mut over) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            tracing::warn!(%error, "an SFTP session cannot start");
+            return;
+        }
+    };
+    let ended = select! {
+        ended = &mut over => ended,
+        () = stop.cancelled() => {
+            // Files are closed on the way, and that may block.
+            let _ = spawn_blocking(move || session.stop()).await;
+            over.await
+        }
+    };
+    tracing::info!(?ended, "an SFTP session ended");
+}
+
+/// Copies between the client and the process that serves it, until either is gone or the agent
+/// stops.
+async fn hand_on(upgraded: Upgraded, socket: UnixStream, stop: CancellationToken) {
+    let copy = async {
+        socket.set_nonblocking(true)?;
+        let mut socket = tokio::net::UnixStream::from_std(socket)?;
+        let size = defaults::FORWARD_BUFFER_BYTES;
+        let mut client = TokioIo::new(upgraded);
+        copy_bidirectional_with_sizes(&mut client, &mut socket, size, size).await
+    };
+    let ended = select! {
+        ended = copy => ended,
+        () = stop.cancelled() => return,
+    };
+    tracing::info!(?ended, "an SFTP session of a user ended");
+}
+
+/// The connection itself, from which HTTP and the runtime have gone, and what they had read of it.
+fn channel(upgraded: Upgraded) -> io::Result<(Channel, Bytes)> {
+    let upgraded = match upgraded.downcast::<TokioIo<Stream>>() {
+        Ok(parts) => {
+            let socket = socket(&parts.io.into_inner())?;
+            return Ok((Channel::plain(socket), parts.read_buf));
+        }
+        Err(upgraded) => upgraded,
+    };
+    match upgraded.downcast::<TokioIo<TlsStream<Stream>>>() {
+        Ok(parts) => {
+            let (stream, tls) = parts.io.into_inner().into_inner();
+            Ok((Channel::tls(socket(&stream)?, tls), parts.read_buf))
+        }
+        Err(_) => Err(io::Error::other("the connection is of an unknown kind")),
+    }
+}
+
+/// The socket under another descriptor, made to block; the runtime's own is closed by the caller.
+fn socket(stream: &Stream) -> io::Result<OwnedFd> {
+    match stream {
+        Either::Left(vsock) => blocking(vsock),
+        Either::Right(unix) => blocking(unix),
+    }
 }

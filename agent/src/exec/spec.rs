@@ -8,10 +8,8 @@ use std::{
 
 use vsock_agent_protocol::exec::ExecRequest;
 
-use super::{
-    accounts::{Accounts, User},
-    pty::TermSize,
-};
+use super::pty::TermSize;
+use crate::accounts::{Accounts, User};
 
 /// Where programs are looked for unless the request says otherwise: LXD's default.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -1,29 +1,35 @@
-//! Each request, done to real files. Blocking; called from a thread that may block.
+//! Each request of draft-02, done to real files. Blocking; a session calls it from several threads.
 
 use std::{
-    fs::{self, File},
-    io,
-    os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt},
-    path::{Component, Path, PathBuf},
+    fs::File,
+    io::{self, Write},
+    os::unix::fs::FileExt,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
 };
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use nix::{
     errno::Errno,
-    fcntl::{AT_FDCWD, RenameFlags, renameat2},
-    unistd,
+    fcntl::{AtFlags, OFlag, RenameFlags, readlinkat, renameat, renameat2},
+    libc,
+    sys::stat::{FileStat, fstat, fstatat, mkdirat},
+    unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat},
 };
-use russh_sftp::protocol::OpenFlags;
-use vsock_agent_protocol::sftp::{Attributes, MAX_DATA_BYTES, MAX_FRAME_BYTES, Reply, Request};
+use std::os::unix::ffi::OsStringExt;
+use vsock_agent_protocol::sftp::{
+    Attributes, DataRequest, MAX_DATA_BYTES, Reply, Request, open_flags,
+};
 
 use super::{
     SftpError,
-    attributes::{self, PERMISSION_BITS},
-    handles::{Handles, Open},
-    listing::{self, Listing, path_of},
+    attributes::{self, mode},
+    handles::{Kind, Open},
+    listing::{self, Listing},
     ok,
+    realpath::real_path,
+    request::{Bound, Wanted},
+    tree::{Spot, Tree},
 };
-use crate::defaults;
 
 /// Mode of a file nobody gave one, before the creation mask.
 const DEFAULT_FILE_MODE: u32 = 0o666;
@@ -31,254 +37,280 @@ const DEFAULT_FILE_MODE: u32 = 0o666;
 /// Mode of a directory nobody gave one, before the creation mask.
 const DEFAULT_DIRECTORY_MODE: u32 = 0o777;
 
-/// Names and versions of the extensions in VERSION.
-pub(super) const EXTENSIONS: &[(&str, &str)] = &[
-    ("posix-rename@openssh.com", "1"),
-    ("hardlink@openssh.com", "1"),
-    ("fsync@openssh.com", "1"),
-    ("limits@openssh.com", "1"),
-];
-
-/// The files of one session.
+/// What a session may reach, and how.
 #[derive(Debug)]
 pub(super) struct Files {
-    handles: Handles,
-    /// Where a relative path starts.
-    home: PathBuf,
+    pub(super) tree: Tree,
+    /// Whether everything that would change something is refused.
+    pub(super) read_only: bool,
+    /// Set when the session has ended: nobody waits for what takes long any more.
+    pub(super) ended: AtomicBool,
+}
+
+/// What came of a request.
+#[derive(Debug)]
+pub(super) enum Done {
+    Reply(Reply),
+    /// So many bytes were read, to where the caller said.
+    Data(usize),
+    /// Something is open, and needs a handle.
+    Opened(Open),
 }
 
 impl Files {
-    /// A session with nothing open; relative paths start at `home`.
-    pub(super) fn new(home: PathBuf) -> Self {
-        Self {
-            handles: Handles::default(),
-            home,
+    /// Does what is wanted. READ puts its data into `data`, which has room for
+    /// [`MAX_DATA_BYTES`].
+    ///
+    /// # Errors
+    ///
+    /// [`SftpError`], to be told to the client.
+    pub(super) fn attempt(
+        &self,
+        wanted: Wanted<'_>,
+        bound: Bound,
+        data: &mut [u8],
+    ) -> Result<Done, SftpError> {
+        match (wanted, bound) {
+            (Wanted::Nonsense(error), _) => Err(error),
+            (Wanted::Data(DataRequest::Read { offset, length, .. }), Bound::One(open)) => {
+                read(open.file()?, offset, length, data).map(Done::Data)
+            }
+            (Wanted::Data(DataRequest::Write { offset, data, .. }), Bound::One(open)) => {
+                write(&open, offset, data)?;
+                Ok(Done::Reply(ok()))
+            }
+            (Wanted::Plain(request), bound) => {
+                if self.read_only && changes(&request) {
+                    return Err(SftpError::ReadOnly);
+                }
+                self.attempt_plain(request, bound)
+            }
+            (Wanted::Extension(extension), bound) => {
+                if self.read_only && extension.changes() {
+                    return Err(SftpError::ReadOnly);
+                }
+                self.attempt_extension(extension, bound).map(Done::Reply)
+            }
+            (Wanted::Data(_), _) => Err(SftpError::UnknownHandle),
         }
     }
 
-    /// Does what is asked.
-    pub(super) fn answer(&mut self, request: Request) -> Reply {
-        self.attempt(request).unwrap_or_else(Reply::from)
-    }
-
-    fn attempt(&mut self, request: Request) -> Result<Reply, SftpError> {
-        match request {
-            Request::Init { .. } => Err(SftpError::BadMessage("INIT comes once, and first")),
-            Request::Open {
-                path,
-                flags,
-                attributes,
-            } => self.open(&path, flags, &attributes),
-            Request::Close { handle } => self.handles.remove(&handle).map(|()| ok()),
-            Request::Read {
-                handle,
-                offset,
-                length,
-            } => self.read(&handle, offset, length),
-            Request::Write {
-                handle,
-                offset,
-                data,
-            } => {
-                self.handles.file(&handle)?.write_all_at(&data, offset)?;
-                Ok(ok())
+    fn attempt_plain(&self, request: Request, bound: Bound) -> Result<Done, SftpError> {
+        let reply = match (request, bound) {
+            (
+                Request::Open {
+                    path,
+                    flags,
+                    attributes,
+                },
+                _,
+            ) => {
+                return self.open(path, flags, &attributes).map(Done::Opened);
             }
-            Request::Lstat { path } => stat(fs::symlink_metadata(self.path(&path))),
-            Request::Stat { path } => stat(fs::metadata(self.path(&path))),
-            Request::Fstat { handle } => stat(self.handles.file(&handle)?.metadata()),
-            Request::Setstat { path, attributes } => {
-                attributes::set(self.path(&path).as_path(), &attributes).map(|()| ok())
+            (Request::Opendir { path }, _) => {
+                let listing = Listing::open(&self.tree, &path)?;
+                return Ok(Done::Opened(Open {
+                    kind: Kind::Directory(Mutex::new(listing)),
+                    path,
+                }));
             }
-            Request::Fsetstat { handle, attributes } => {
-                attributes::set(self.handles.file(&handle)?, &attributes).map(|()| ok())
+            // The last who uses the file closes it, which is us unless the session is ending.
+            (Request::Close { .. }, Bound::One(open)) => close(open),
+            (Request::Fstat { .. }, Bound::One(open)) => stat(fstat(open.file()?)),
+            (Request::Fsetstat { attributes, .. }, Bound::One(open)) => {
+                attributes::set(open.file()?, &attributes).map(|()| ok())
             }
-            Request::Opendir { path } => {
-                self.handles.check_room()?;
-                let listing = Listing::open(&self.path(&path))?;
-                Ok(Reply::Handle {
-                    handle: self.handles.insert(Open::Directory(listing)),
+            (Request::Readdir { .. }, Bound::One(open)) => readdir(&open),
+            (Request::Lstat { path }, _) => {
+                let spot = self.tree.look_at(&path)?;
+                // What was followed is no link any more, but its descriptor's path is one.
+                let flags = match spot.is_followed() {
+                    true => AtFlags::empty(),
+                    false => AtFlags::AT_SYMLINK_NOFOLLOW,
+                };
+                stat(fstatat(spot.directory(), &*spot.name, flags))
+            }
+            (Request::Stat { path }, _) => {
+                let spot = self.tree.follow(&path)?;
+                stat(fstatat(spot.directory(), &*spot.name, AtFlags::empty()))
+            }
+            (Request::Setstat { path, attributes }, _) => {
+                attributes::set(&self.tree.follow(&path)?, &attributes).map(|()| ok())
+            }
+            (Request::Remove { path }, _) => self.unlink(&path, UnlinkatFlags::NoRemoveDir),
+            (Request::Rmdir { path }, _) => self.unlink(&path, UnlinkatFlags::RemoveDir),
+            (Request::Mkdir { path, attributes }, _) => {
+                let wanted = attributes.permissions.unwrap_or(DEFAULT_DIRECTORY_MODE);
+                let spot = self.tree.spot(&path)?;
+                done(mkdirat(spot.directory(), &*spot.name, mode(wanted)))
+            }
+            (Request::Realpath { path }, _) => Ok(Reply::Names {
+                names: listing::only(real_path(&self.tree, &path)?),
+            }),
+            (Request::Rename { from, to }, _) => {
+                let (from, to) = (self.tree.spot(&from)?, self.tree.spot(&to)?);
+                done(rename_to_free(&from, &to))
+            }
+            (Request::Readlink { path }, _) => {
+                let spot = self.tree.spot(&path)?;
+                let target = readlinkat(spot.directory(), &*spot.name)?;
+                Ok(Reply::Names {
+                    names: listing::only(target.into_vec()),
                 })
             }
-            Request::Readdir { handle } => Ok(Reply::Names {
-                names: self.handles.directory(&handle)?.next()?,
-            }),
-            Request::Remove { path } => done(unistd::unlink(&self.path(&path))),
-            Request::Mkdir { path, attributes } => self.make_directory(&path, &attributes),
-            Request::Rmdir { path } => done(fs::remove_dir(self.path(&path))),
-            Request::Realpath { path } => Ok(Reply::Names {
-                names: listing::only(real_path(&self.path(&path))?),
-            }),
-            Request::Rename { from, to } => rename_to_free(&self.path(&from), &self.path(&to)),
-            Request::Readlink { path } => Ok(Reply::Names {
-                names: listing::only(fs::read_link(self.path(&path))?),
-            }),
             // What a link says is not a path of ours: it stays as it is.
-            Request::Symlink { target, link } => done(std::os::unix::fs::symlink(
-                path_of(&target),
-                self.path(&link),
-            )),
-            Request::Extended { name, data } => self.extended(&name, data),
-        }
-    }
-
-    fn path(&self, name: &[u8]) -> PathBuf {
-        self.home.join(path_of(name))
-    }
-
-    fn open(&mut self, path: &[u8], flags: u32, wanted: &Attributes) -> Result<Reply, SftpError> {
-        self.handles.check_room()?;
-        let flags = OpenFlags::from_bits_truncate(flags);
-        let mode = wanted.permissions.unwrap_or(DEFAULT_FILE_MODE) & PERMISSION_BITS;
-        let access = match (
-            flags.contains(OpenFlags::READ),
-            flags.contains(OpenFlags::WRITE),
-        ) {
-            (true, true) => libc::O_RDWR,
-            (false, true) => libc::O_WRONLY,
-            (_, false) => libc::O_RDONLY,
+            (Request::Symlink { target, link }, _) => {
+                let spot = self.tree.spot(&link)?;
+                done(symlinkat(&*target, spot.directory(), &*spot.name))
+            }
+            (Request::Init { .. }, _) => Err(SftpError::BadMessage("INIT comes once, and first")),
+            _ => Err(SftpError::UnknownHandle),
         };
-        let mut bits = access;
-        for (flag, bit) in [
-            (OpenFlags::APPEND, libc::O_APPEND),
-            (OpenFlags::CREATE, libc::O_CREAT),
-            (OpenFlags::TRUNCATE, libc::O_TRUNC),
-            (OpenFlags::EXCLUDE, libc::O_EXCL),
-        ] {
-            bits |= if flags.contains(flag) { bit } else { 0 };
-        }
+        reply.map(Done::Reply)
+    }
+
+    fn open(&self, path: Bytes, flags: u32, wanted: &Attributes) -> Result<Open, SftpError> {
+        let has = |flag| flags & flag != 0;
+        let mut bits = match (has(open_flags::READ), has(open_flags::WRITE)) {
+            (true, true) => OFlag::O_RDWR,
+            (false, true) => OFlag::O_WRONLY,
+            (_, false) => OFlag::O_RDONLY,
+        };
+        bits.set(OFlag::O_APPEND, has(open_flags::APPEND));
+        bits.set(OFlag::O_CREAT, has(open_flags::CREATE));
+        bits.set(OFlag::O_TRUNC, has(open_flags::TRUNCATE));
         // Without CREATE, EXCLUSIVE means nothing, and the kernel would not define it either.
-        if !flags.contains(OpenFlags::CREATE) {
-            bits &= !libc::O_EXCL;
+        let exclusive = has(open_flags::EXCLUSIVE) && has(open_flags::CREATE);
+        bits.set(OFlag::O_EXCL, exclusive);
+        // A FIFO without a writer, or a terminal, must not keep anybody waiting.
+        bits |= OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let mode = mode(wanted.permissions.unwrap_or(DEFAULT_FILE_MODE));
+        let file = File::from(self.tree.open(&path, bits, mode)?);
+        match fstat(&file)?.st_mode & libc::S_IFMT {
+            libc::S_IFIFO | libc::S_IFSOCK => Err(SftpError::NoOffsets),
+            _ => Ok(Open {
+                kind: Kind::File {
+                    file,
+                    appends: has(open_flags::APPEND),
+                },
+                path,
+            }),
         }
-        let file = open_file(&self.path(path), bits, mode)?;
-        let kind = file.metadata()?.file_type();
-        if kind.is_fifo() || kind.is_socket() {
-            return Err(SftpError::Io(io::Error::other(
-                "not a file that can be read or written at an offset",
-            )));
-        }
-        Ok(Reply::Handle {
-            handle: self.handles.insert(Open::File(file)),
-        })
     }
 
-    fn read(&self, handle: &[u8], offset: u64, length: u32) -> Result<Reply, SftpError> {
-        let file = self.handles.file(handle)?;
-        let length = usize::try_from(length.min(MAX_DATA_BYTES)).unwrap_or(0);
-        let mut data = vec![0; length];
-        let read = loop {
-            match file.read_at(&mut data, offset) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => break other?,
-            }
-        };
-        if read == 0 {
-            return Err(SftpError::EndOfFile);
+    fn unlink(&self, path: &[u8], flag: UnlinkatFlags) -> Result<Reply, SftpError> {
+        let spot = self.tree.spot(path)?;
+        done(unlinkat(spot.directory(), &*spot.name, flag))
+    }
+}
+
+/// Whether a request would change something.
+fn changes(request: &Request) -> bool {
+    match request {
+        Request::Open { flags, .. } => {
+            let changes =
+                open_flags::WRITE | open_flags::APPEND | open_flags::CREATE | open_flags::TRUNCATE;
+            flags & changes != 0
         }
-        data.truncate(read);
-        Ok(Reply::Data { data: data.into() })
+        Request::Setstat { .. }
+        | Request::Fsetstat { .. }
+        | Request::Remove { .. }
+        | Request::Mkdir { .. }
+        | Request::Rmdir { .. }
+        | Request::Rename { .. }
+        | Request::Symlink { .. } => true,
+        _ => false,
     }
+}
 
-    fn make_directory(&self, path: &[u8], wanted: &Attributes) -> Result<Reply, SftpError> {
-        let mode = wanted.permissions.unwrap_or(DEFAULT_DIRECTORY_MODE) & PERMISSION_BITS;
-        done(fs::DirBuilder::new().mode(mode).create(self.path(path)))
-    }
-
-    fn extended(&self, name: &[u8], mut data: Bytes) -> Result<Reply, SftpError> {
-        match name {
-            b"posix-rename@openssh.com" => {
-                let (from, to) = (string(&mut data)?, string(&mut data)?);
-                done(fs::rename(self.path(&from), self.path(&to)))
-            }
-            b"hardlink@openssh.com" => {
-                let (from, to) = (string(&mut data)?, string(&mut data)?);
-                done(fs::hard_link(self.path(&from), self.path(&to)))
-            }
-            b"fsync@openssh.com" => done(self.handles.file(&string(&mut data)?)?.sync_all()),
-            b"limits@openssh.com" => Ok(Reply::Extended { data: limits() }),
-            _ => Err(SftpError::Unsupported),
+/// Reads once. Nothing asked for is nothing read, at the end of the file as well.
+fn read(file: &File, offset: u64, length: u32, data: &mut [u8]) -> Result<usize, SftpError> {
+    let length = usize::try_from(length.min(MAX_DATA_BYTES)).unwrap_or(0);
+    let room = data.get_mut(..length).unwrap_or_default();
+    loop {
+        match file.read_at(room, offset) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(0) if length > 0 => return Err(SftpError::EndOfFile),
+            other => return Ok(other?),
         }
     }
 }
 
-/// Opens without waiting for anybody: a FIFO without a writer, or a terminal, must not stop the
-/// session.
-fn open_file(path: &Path, bits: i32, mode: u32) -> io::Result<File> {
-    let flags = bits | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
-    let flags = nix::fcntl::OFlag::from_bits_retain(flags);
-    let mode = nix::sys::stat::Mode::from_bits_truncate(mode);
-    Ok(File::from(nix::fcntl::open(path, flags, mode)?))
-}
-
-/// Renames, but never over something: draft-02, section 6.5. File systems that cannot do that in
-/// one step (`EINVAL`) are looked at first.
-fn rename_to_free(from: &Path, to: &Path) -> Result<Reply, SftpError> {
-    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
-        Err(Errno::EINVAL | Errno::ENOSYS) if fs::symlink_metadata(to).is_ok() => {
-            Err(Errno::EEXIST.into())
+/// Writes everything. A file that is appended to has no offsets, whatever the client says.
+fn write(open: &Open, offset: u64, data: &[u8]) -> Result<(), SftpError> {
+    let mut file = open.file()?;
+    let write = |data: &[u8], offset| match open.appends() {
+        true => file.write(data),
+        false => file.write_at(data, offset),
+    };
+    let mut write = write;
+    let mut written = 0;
+    loop {
+        let at = offset.saturating_add(u64::try_from(written).unwrap_or(u64::MAX));
+        match write(&data[written..], at) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Ok(0) if written < data.len() => {
+                return Err(io::Error::from(io::ErrorKind::WriteZero).into());
+            }
+            other => written += other?,
         }
-        Err(Errno::EINVAL | Errno::ENOSYS) => done(fs::rename(from, to)),
-        other => done(other),
+        if written == data.len() {
+            return Ok(());
+        }
     }
 }
 
-/// The path without links and dots. Its last part need not exist, and if others do not either, it
-/// is cleaned as text, so that a client can ask for a place it is going to create.
-fn real_path(path: &Path) -> io::Result<PathBuf> {
-    match fs::canonicalize(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+fn close(open: Arc<Open>) -> Result<Reply, SftpError> {
+    drop(open);
+    Ok(ok())
+}
+
+fn readdir(open: &Open) -> Result<Reply, SftpError> {
+    match &open.kind {
+        Kind::Directory(listing) => {
+            // Somebody who panicked has at worst lost some names.
+            let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(Reply::Names {
+                names: listing.next()?,
+            })
+        }
+        Kind::File { .. } => Err(SftpError::UnknownHandle),
+    }
+}
+
+/// Renames, but never over something: draft-02, section 6.5. Where the file system cannot do that
+/// in one step, a second name is given first, as OpenSSH does; what cannot have two is looked at.
+fn rename_to_free(from: &Spot<'_>, to: &Spot<'_>) -> nix::Result<()> {
+    let (source, target) = (from.directory(), to.directory());
+    let flags = RenameFlags::RENAME_NOREPLACE;
+    match renameat2(source, &*from.name, target, &*to.name, flags) {
+        Err(Errno::EINVAL | Errno::ENOSYS) => {}
         other => return other,
     }
-    let mut clean = PathBuf::from("/");
-    for component in path.components() {
-        match component {
-            Component::Normal(name) => clean.push(name),
-            Component::ParentDir => {
-                clean.pop();
-            }
-            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+    let here = fstatat(source, &*from.name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    if attributes::is_regular(&here) {
+        match linkat(source, &*from.name, target, &*to.name, AtFlags::empty()) {
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EPERM) => {}
+            Err(errno) => return Err(errno),
+            Ok(()) => return unlinkat(source, &*from.name, UnlinkatFlags::NoRemoveDir),
         }
     }
-    let parent = clean
-        .parent()
-        .and_then(|parent| fs::canonicalize(parent).ok());
-    Ok(match (parent, clean.file_name()) {
-        (Some(parent), Some(name)) => parent.join(name),
-        _ => clean,
-    })
+    match fstatat(target, &*to.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Err(Errno::ENOENT) => renameat(source, &*from.name, target, &*to.name),
+        Err(errno) => Err(errno),
+        Ok(_) => Err(Errno::EEXIST),
+    }
 }
 
-fn stat(metadata: io::Result<fs::Metadata>) -> Result<Reply, SftpError> {
+/// The attributes, or why there are none.
+fn stat(stat: nix::Result<FileStat>) -> Result<Reply, SftpError> {
     Ok(Reply::Attributes {
-        attributes: attributes::from_metadata(&metadata?),
+        attributes: attributes::from_stat(&stat?),
     })
 }
 
-fn done<E: Into<SftpError>>(result: Result<(), E>) -> Result<Reply, SftpError> {
-    result.map(|()| ok()).map_err(Into::into)
-}
-
-/// Takes a counted string off an extension's data.
-fn string(data: &mut Bytes) -> Result<Bytes, SftpError> {
-    const SHORT: SftpError = SftpError::BadMessage("the extension's data is too short");
-    let length = data.try_get_u32().map_err(|_| SHORT)?;
-    match usize::try_from(length) {
-        Ok(length) if length <= data.len() => Ok(data.split_to(length)),
-        _ => Err(SHORT),
-    }
-}
-
-/// `limits@openssh.com` (OpenSSH `PROTOCOL`, section 4.8): packet, read, write, handles.
-fn limits() -> Bytes {
-    let mut data = BytesMut::new();
-    let handles = u64::try_from(defaults::MAX_SFTP_HANDLES).unwrap_or(u64::MAX);
-    for limit in [
-        MAX_FRAME_BYTES.into(),
-        MAX_DATA_BYTES.into(),
-        MAX_DATA_BYTES.into(),
-        handles,
-    ] {
-        data.put_u64(limit);
-    }
-    data.freeze()
+/// "It worked", or why not.
+pub(super) fn done(result: nix::Result<()>) -> Result<Reply, SftpError> {
+    result?;
+    Ok(ok())
 }

@@ -1,21 +1,18 @@
 //! A directory, listed a piece at a time in constant memory.
 
-use std::{
-    fmt::Write as _,
-    fs::{self, Metadata, ReadDir},
-    io,
-    os::unix::{
-        ffi::{OsStrExt, OsStringExt},
-        fs::{FileTypeExt, MetadataExt},
-    },
-    path::{Path, PathBuf},
-};
+use std::{fmt::Write as _, os::fd::OwnedFd};
 
 use bytes::Bytes;
+use nix::{
+    dir::{Dir, OwningIter},
+    fcntl::{AtFlags, OFlag},
+    libc,
+    sys::stat::{FileStat, Mode, fstatat},
+};
 use time::{Month, OffsetDateTime};
 use vsock_agent_protocol::sftp::{Attributes, Name};
 
-use super::{SftpError, attributes};
+use super::{SftpError, attributes, tree::Tree};
 
 /// Most names in one reply: OpenSSH's figure (`process_readdir`).
 const MAX_NAMES: usize = 100;
@@ -31,10 +28,9 @@ const RECENT_SECONDS: i64 = 15_778_476;
 /// An open directory.
 #[derive(Debug)]
 pub(super) struct Listing {
-    path: PathBuf,
-    /// `.` and `..`, which the kernel lists and the standard library hides.
-    dots: std::vec::IntoIter<&'static str>,
-    entries: ReadDir,
+    /// The directory once more: its entries are looked at from there, wherever it is moved.
+    directory: OwnedFd,
+    entries: OwningIter,
 }
 
 impl Listing {
@@ -43,13 +39,11 @@ impl Listing {
     /// # Errors
     ///
     /// What the kernel says.
-    pub(super) fn open(path: &Path) -> Result<Self, SftpError> {
-        let entries = fs::read_dir(path)?;
-        Ok(Self {
-            path: path.to_owned(),
-            dots: vec![".", ".."].into_iter(),
-            entries,
-        })
+    pub(super) fn open(tree: &Tree, path: &[u8]) -> Result<Self, SftpError> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NONBLOCK;
+        let directory = tree.open(path, flags, Mode::empty())?;
+        let entries = Dir::from_fd(directory.try_clone()?)?.into_iter();
+        Ok(Self { directory, entries })
     }
 
     /// The next names.
@@ -58,22 +52,19 @@ impl Listing {
     ///
     /// [`SftpError::EndOfFile`] when there are no more.
     pub(super) fn next(&mut self) -> Result<Vec<Name>, SftpError> {
+        let now = OffsetDateTime::now_utc().unix_timestamp();
         let mut names = Vec::new();
         let mut bytes = 0;
         while names.len() < MAX_NAMES && bytes < MAX_REPLY_BYTES {
-            let (name, metadata) = match self.dots.next() {
-                Some(dot) => (dot.into(), fs::symlink_metadata(self.path.join(dot))),
-                None => match self.entries.next() {
-                    None => break,
-                    Some(entry) => {
-                        let entry = entry?;
-                        (entry.file_name(), entry.metadata())
-                    }
-                },
+            let Some(found) = self.entries.next() else {
+                break;
             };
-            let name = Bytes::from(name.into_vec());
+            let found = found?;
+            let name = found.file_name();
+            let stat = fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+            let name = Bytes::copy_from_slice(name.to_bytes());
             bytes += 2 * name.len();
-            names.push(entry(name, metadata));
+            names.push(entry(name, stat.ok().as_ref(), now));
         }
         if names.is_empty() {
             Err(SftpError::EndOfFile)
@@ -84,14 +75,14 @@ impl Listing {
 }
 
 /// One entry. Of a file that is gone by now only the name is known.
-fn entry(name: Bytes, metadata: io::Result<Metadata>) -> Name {
-    match metadata {
-        Ok(metadata) => Name {
-            long_name: long_name(&name, &metadata).into(),
-            attributes: attributes::from_metadata(&metadata),
+fn entry(name: Bytes, stat: Option<&FileStat>, now: i64) -> Name {
+    match stat {
+        Some(stat) => Name {
+            long_name: long_name(&name, stat, now).into(),
+            attributes: attributes::from_stat(stat),
             name,
         },
-        Err(_) => Name {
+        None => Name {
             long_name: name.clone(),
             name,
             attributes: Attributes::default(),
@@ -100,8 +91,8 @@ fn entry(name: Bytes, metadata: io::Result<Metadata>) -> Name {
 }
 
 /// The one path that REALPATH and READLINK answer, without attributes.
-pub(super) fn only(path: PathBuf) -> Vec<Name> {
-    let name = Bytes::from(path.into_os_string().into_vec());
+pub(super) fn only(path: Vec<u8>) -> Vec<Name> {
+    let name = Bytes::from(path);
     vec![Name {
         long_name: name.clone(),
         name,
@@ -111,18 +102,18 @@ pub(super) fn only(path: PathBuf) -> Vec<Name> {
 
 /// A line like that of `ls -l`. Control characters in the name become `?`: a person reads it, and
 /// programs take the name itself.
-fn long_name(name: &[u8], metadata: &Metadata) -> Vec<u8> {
+fn long_name(name: &[u8], stat: &FileStat, now: i64) -> Vec<u8> {
     let mut line = String::new();
     // Writing to a string does not fail.
     let _ = write!(
         line,
         "{} {:>3} {:<8} {:<8} {:>8} {} ",
-        mode_text(metadata),
-        metadata.nlink(),
-        metadata.uid(),
-        metadata.gid(),
-        metadata.size(),
-        date(metadata.mtime(), OffsetDateTime::now_utc().unix_timestamp()),
+        mode_text(stat.st_mode),
+        stat.st_nlink,
+        stat.st_uid,
+        stat.st_gid,
+        stat.st_size,
+        date(stat.st_mtime, now),
     );
     let shown = name
         .iter()
@@ -130,17 +121,15 @@ fn long_name(name: &[u8], metadata: &Metadata) -> Vec<u8> {
     line.into_bytes().into_iter().chain(shown).collect()
 }
 
-fn mode_text(metadata: &Metadata) -> String {
-    let kind = metadata.file_type();
-    let mode = metadata.mode();
-    let letter = match () {
-        () if kind.is_dir() => 'd',
-        () if kind.is_symlink() => 'l',
-        () if kind.is_char_device() => 'c',
-        () if kind.is_block_device() => 'b',
-        () if kind.is_fifo() => 'p',
-        () if kind.is_socket() => 's',
-        () => '-',
+fn mode_text(mode: u32) -> String {
+    let letter = match mode & libc::S_IFMT {
+        libc::S_IFDIR => 'd',
+        libc::S_IFLNK => 'l',
+        libc::S_IFCHR => 'c',
+        libc::S_IFBLK => 'b',
+        libc::S_IFIFO => 'p',
+        libc::S_IFSOCK => 's',
+        _ => '-',
     };
     let mut text = String::from(letter);
     for (shift, special, set, unset) in [
@@ -192,11 +181,6 @@ fn date(seconds: i64, now: i64) -> String {
     }
 }
 
-/// The bytes of a name as a path.
-pub(super) fn path_of(name: &[u8]) -> &Path {
-    Path::new(std::ffi::OsStr::from_bytes(name))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,12 +197,21 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_starts_with_the_dots_and_ends_with_end_of_file() {
-        let mut listing = Listing::open(Path::new("/proc/self/task")).unwrap();
+    fn a_listing_has_the_dots_and_ends_with_end_of_file() {
+        let tree = Tree::whole(std::path::Path::new("/")).unwrap();
+        let mut listing = Listing::open(&tree, b"/proc/self/task").unwrap();
         let names = listing.next().unwrap();
-        assert_eq!(names[0].name, ".");
-        assert_eq!(names[1].name, "..");
+        assert!(names.iter().any(|name| name.name == "."));
+        assert!(names.iter().any(|name| name.name == ".."));
         assert!(names.len() >= 3);
         assert!(matches!(listing.next(), Err(SftpError::EndOfFile)));
+    }
+
+    #[test]
+    fn modes_are_written_as_ls_does() {
+        assert_eq!(mode_text(0o100_644), "-rw-r--r--");
+        assert_eq!(mode_text(0o104_711), "-rws--x--x");
+        assert_eq!(mode_text(0o041_776), "drwxrwxrwT");
+        assert_eq!(mode_text(0o020_600), "crw-------");
     }
 }

@@ -10,8 +10,8 @@ use super::{
 const INIT: u8 = 1;
 const OPEN: u8 = 3;
 const CLOSE: u8 = 4;
-const READ: u8 = 5;
-const WRITE: u8 = 6;
+pub(super) const READ: u8 = 5;
+pub(super) const WRITE: u8 = 6;
 const LSTAT: u8 = 7;
 const FSTAT: u8 = 8;
 const SETSTAT: u8 = 9;

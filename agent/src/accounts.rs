@@ -15,12 +15,12 @@ pub(crate) struct Accounts {
 
 /// One line of `/etc/passwd`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct User {
-    pub(super) name: String,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) home: String,
-    pub(super) shell: String,
+pub(crate) struct User {
+    pub(crate) name: String,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) home: String,
+    pub(crate) shell: String,
 }
 
 impl Accounts {
@@ -37,24 +37,31 @@ impl Accounts {
     }
 
     /// The user with this name.
-    pub(super) fn user_named(&self, name: &str) -> Option<User> {
+    pub(crate) fn user_named(&self, name: &str) -> Option<User> {
         self.users().find(|user| user.name == name)
     }
 
     /// The first user with this number.
-    pub(super) fn user_numbered(&self, uid: u32) -> Option<User> {
+    pub(crate) fn user_numbered(&self, uid: u32) -> Option<User> {
         self.users().find(|user| user.uid == uid)
     }
 
     /// The number of the group with this name.
-    pub(super) fn group_named(&self, name: &str) -> Option<u32> {
+    pub(crate) fn group_named(&self, name: &str) -> Option<u32> {
         self.groups()
             .find(|group| group.name == name)
             .map(|group| group.gid)
     }
 
+    /// The name of the first group with this number.
+    pub(crate) fn group_numbered(&self, gid: u32) -> Option<String> {
+        self.groups()
+            .find(|group| group.gid == gid)
+            .map(|group| group.name.to_owned())
+    }
+
     /// The groups of a user: `gid`, and those that list the name as a member.
-    pub(super) fn groups_of(&self, name: &str, gid: u32) -> Vec<u32> {
+    pub(crate) fn groups_of(&self, name: &str, gid: u32) -> Vec<u32> {
         let mut gids = vec![gid];
         for group in self.groups() {
             if group.members.split(',').any(|member| member == name) && !gids.contains(&group.gid) {
@@ -117,7 +124,7 @@ fn read(path: &Path) -> io::Result<String> {
 #[cfg(test)]
 impl Accounts {
     /// Accounts out of two texts.
-    pub(super) fn of(passwd: &str, group: &str) -> Self {
+    pub(crate) fn of(passwd: &str, group: &str) -> Self {
         Self {
             passwd: passwd.to_owned(),
             group: group.to_owned(),

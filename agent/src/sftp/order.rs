@@ -1,0 +1,323 @@
+//! Which requests of a session may run at the same time: pure bookkeeping, no threads.
+//!
+//! draft-ietf-secsh-filexfer-02, section 4.1 of its later versions, says what is promised: requests
+//! for the same file have the results they would have one at a time. So parts of one open file that
+//! overlap keep their order if one of them is written, closing waits for everything before it, and
+//! a path keeps its order with the paths above and below it if one request changes something.
+//! What links do to paths is not looked at.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::defaults;
+
+/// What a request uses.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Claim {
+    files: [Option<FileClaim>; 2],
+    paths: [Option<Bytes>; 2],
+    /// Whether the paths may lead to something else afterwards, or to something changed.
+    changes: bool,
+}
+
+/// A part of an open file.
+#[derive(Debug, Clone)]
+struct FileClaim {
+    handle: u64,
+    start: u64,
+    end: u64,
+    changes: bool,
+    /// The path it was opened by, if the file changes.
+    path: Option<Bytes>,
+}
+
+impl Claim {
+    /// Something that is only looked at.
+    pub(super) fn reads(self, handle: u64, start: u64, length: u64) -> Self {
+        self.with(FileClaim {
+            handle,
+            start,
+            end: start.saturating_add(length),
+            changes: false,
+            path: None,
+        })
+    }
+
+    /// Something that is changed, in a file that was opened by `path`.
+    pub(super) fn writes(self, handle: u64, start: u64, length: u64, path: Option<Bytes>) -> Self {
+        self.with(FileClaim {
+            handle,
+            start,
+            end: start.saturating_add(length),
+            changes: true,
+            path,
+        })
+    }
+
+    /// Paths that are only looked at.
+    pub(super) fn looks_at(path: &Bytes) -> Self {
+        Self {
+            paths: [Some(path.clone()), None],
+            ..Self::default()
+        }
+    }
+
+    /// Paths where something changes.
+    pub(super) fn changes(first: &Bytes, second: Option<&Bytes>) -> Self {
+        Self {
+            paths: [Some(first.clone()), second.cloned()],
+            changes: true,
+            ..Self::default()
+        }
+    }
+
+    fn with(mut self, claim: FileClaim) -> Self {
+        let [first, second] = &mut self.files;
+        *(if first.is_none() { first } else { second }) = Some(claim);
+        self
+    }
+
+    fn conflicts(&self, other: &Self) -> bool {
+        let files = |claim: &Self| claim.files.clone().into_iter().flatten();
+        let file = files(self).any(|mine| files(other).any(|theirs| mine.conflicts(&theirs)));
+        file || self.paths_conflict(other)
+            || self.file_is_at_path_of(other)
+            || other.file_is_at_path_of(self)
+    }
+
+    fn paths_conflict(&self, other: &Self) -> bool {
+        (self.changes || other.changes)
+            && self.paths.iter().flatten().any(|mine| {
+                let mut theirs = other.paths.iter().flatten();
+                theirs.any(|theirs| are_related(mine, theirs))
+            })
+    }
+
+    fn file_is_at_path_of(&self, other: &Self) -> bool {
+        let paths = self
+            .files
+            .iter()
+            .flatten()
+            .filter_map(|file| file.path.as_ref());
+        let mut pairs =
+            paths.flat_map(|mine| other.paths.iter().flatten().map(move |path| (mine, path)));
+        pairs.any(|(mine, theirs)| are_related(mine, theirs))
+    }
+
+    fn uses(&self, handle: u64) -> bool {
+        self.files
+            .iter()
+            .flatten()
+            .any(|file| file.handle == handle)
+    }
+
+    fn handles(&self) -> impl Iterator<Item = u64> {
+        self.files.iter().flatten().map(|file| file.handle)
+    }
+}
+
+impl FileClaim {
+    fn conflicts(&self, other: &Self) -> bool {
+        self.handle == other.handle
+            && (self.changes || other.changes)
+            && self.start < other.end
+            && other.start < self.end
+    }
+}
+
+/// Whether one path is the other, or above it. When words alone cannot tell, it is said to be so.
+fn are_related(first: &[u8], second: &[u8]) -> bool {
+    let parts = |path: &[u8]| {
+        path.split(|byte| *byte == b'/')
+            .filter(|part| !part.is_empty() && *part != b".")
+            .map(<[u8]>::to_vec)
+            .collect::<Vec<_>>()
+    };
+    if first.starts_with(b"/") != second.starts_with(b"/") {
+        return true;
+    }
+    let (first, second) = (parts(first), parts(second));
+    let climbs = |parts: &[Vec<u8>]| parts.iter().any(|part| part == b"..");
+    climbs(&first) || climbs(&second) || first.starts_with(&second) || second.starts_with(&first)
+}
+
+/// The requests that run, and those that wait for them, in the order of their arrival.
+#[derive(Debug)]
+pub(super) struct Order<J> {
+    running: Vec<(u64, Claim)>,
+    waiting: VecDeque<(Claim, J)>,
+    last: u64,
+}
+
+impl<J> Default for Order<J> {
+    fn default() -> Self {
+        Self {
+            running: Vec::new(),
+            waiting: VecDeque::new(),
+            last: 0,
+        }
+    }
+}
+
+impl<J> Order<J> {
+    /// Whether a request that has just come may run.
+    pub(super) fn may_start(&self, claim: &Claim) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+            || self.is_free(claim, self.waiting.len())
+    }
+
+    /// Whether `claim` conflicts neither with what runs nor with the first `ahead` that wait. Those
+    /// for a handle that is used much already wait as well: a device that hangs must not get all
+    /// threads of the session.
+    fn is_free(&self, claim: &Claim, ahead: usize) -> bool {
+        let waiting = || self.waiting.iter().take(ahead).map(|(claim, _)| claim);
+        let mut all = self.running.iter().map(|(_, claim)| claim).chain(waiting());
+        let crowded = |handle| {
+            let running = self.running.iter().map(|(_, claim)| claim);
+            let using = running.filter(|claim| claim.uses(handle)).count();
+            using >= defaults::MAX_SFTP_WORKERS_OF_HANDLE
+        };
+        !all.any(|other| claim.conflicts(other)) && !claim.handles().any(crowded)
+    }
+
+    /// Notes that a request runs, and names it.
+    pub(super) fn start(&mut self, claim: Claim) -> u64 {
+        self.last += 1;
+        self.running.push((self.last, claim));
+        self.last
+    }
+
+    /// Notes that a request is done.
+    pub(super) fn finish(&mut self, name: u64) {
+        self.running.retain(|(running, _)| *running != name);
+    }
+
+    /// How many run.
+    pub(super) fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Puts a request behind those it must wait for.
+    pub(super) fn wait(&mut self, claim: Claim, job: J) {
+        self.waiting.push_back((claim, job));
+    }
+
+    /// How many wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether one of those that wait may run now.
+    pub(super) fn has_ready(&self) -> bool {
+        self.ready().is_some()
+    }
+
+    /// Starts the first of those that wait and may run now.
+    pub(super) fn start_ready(&mut self) -> Option<(u64, J)> {
+        let (claim, job) = self.waiting.remove(self.ready()?)?;
+        Some((self.start(claim), job))
+    }
+
+    /// Forgets those that wait.
+    pub(super) fn forget_waiting(&mut self) {
+        self.waiting.clear();
+    }
+
+    fn ready(&self) -> Option<usize> {
+        let mut waiting = self.waiting.iter().enumerate();
+        waiting
+            .find(|(place, (claim, _))| self.is_free(claim, *place))
+            .map(|(place, _)| place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(handle: u64, start: u64) -> Claim {
+        Claim::default().reads(handle, start, 10)
+    }
+
+    fn write(handle: u64, start: u64) -> Claim {
+        Claim::default().writes(handle, start, 10, Some(Bytes::from_static(b"/d/f")))
+    }
+
+    fn all(handle: u64) -> Claim {
+        Claim::default().writes(handle, 0, u64::MAX, None)
+    }
+
+    fn path(path: &'static str) -> Bytes {
+        Bytes::from_static(path.as_bytes())
+    }
+
+    fn looks(text: &'static str) -> Claim {
+        Claim::looks_at(&path(text))
+    }
+
+    fn changes(text: &'static str) -> Claim {
+        Claim::changes(&path(text), None)
+    }
+
+    #[test]
+    fn parts_of_a_file_conflict_when_they_overlap_and_one_is_written() {
+        assert!(!read(1, 0).conflicts(&read(1, 5)));
+        assert!(read(1, 0).conflicts(&write(1, 9)));
+        assert!(!read(1, 0).conflicts(&write(1, 10)));
+        assert!(write(1, 0).conflicts(&write(1, 5)));
+        assert!(!write(1, 0).conflicts(&write(2, 0)));
+        assert!(all(1).conflicts(&read(1, u64::MAX - 20)));
+    }
+
+    #[test]
+    fn paths_conflict_with_what_is_above_and_below_when_something_changes() {
+        assert!(changes("/a").conflicts(&looks("/a/b")));
+        assert!(looks("/a").conflicts(&changes("/a//./b/")));
+        assert!(!changes("/a").conflicts(&looks("/ab")));
+        assert!(!looks("/a").conflicts(&looks("/a")));
+        assert!(changes("/a").conflicts(&looks("b")), "b may be in /a");
+        assert!(changes("/a").conflicts(&looks("/b/../a")));
+        let rename = Claim::changes(&path("/a"), Some(&path("/b")));
+        assert!(rename.conflicts(&looks("/b")));
+    }
+
+    #[test]
+    fn a_file_that_is_written_conflicts_with_its_path() {
+        assert!(write(1, 0).conflicts(&looks("/d/f")));
+        assert!(changes("/d").conflicts(&write(1, 0)));
+        assert!(!write(1, 0).conflicts(&looks("/d/g")));
+        assert!(!read(1, 0).conflicts(&changes("/d/f")));
+    }
+
+    #[test]
+    fn nothing_overtakes_what_it_conflicts_with() {
+        let mut order = Order::default();
+        let slow = order.start(read(1, 0));
+        assert!(order.may_start(&read(1, 0)));
+        assert!(!order.may_start(&all(1)));
+        order.wait(all(1), "close");
+        assert!(!order.may_start(&read(1, 0)), "it came after the close");
+        order.wait(read(1, 0), "read");
+        assert!(order.may_start(&read(2, 0)));
+        assert!(!order.has_ready());
+        order.finish(slow);
+        let (close, job) = order.start_ready().unwrap();
+        assert_eq!(job, "close");
+        assert!(order.start_ready().is_none());
+        order.finish(close);
+        assert_eq!(order.start_ready().unwrap().1, "read");
+        assert_eq!((order.running(), order.waiting()), (1, 0));
+    }
+
+    #[test]
+    fn one_handle_does_not_get_every_thread() {
+        let mut order = Order::<()>::default();
+        for start in 0..defaults::MAX_SFTP_WORKERS_OF_HANDLE {
+            assert!(order.may_start(&read(1, 0)), "{start}");
+            order.start(read(1, 0));
+        }
+        assert!(!order.may_start(&read(1, 0)));
+        assert!(order.may_start(&read(2, 0)));
+    }
+}
