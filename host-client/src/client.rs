@@ -178,7 +178,7 @@ impl Client {
     /// [`ClientError::Agent`] when it refuses them, or another [`ClientError`].
     pub async fn sftp_with(&self, options: &SessionOptions) -> Result<Sftp, ClientError> {
         let stream = self.open_sftp(options).await?;
-        Sftp::start(stream).await?.confirm(options)
+        Sftp::start_upgraded(stream).await?.confirm(options)
     }
 
     /// A connection that speaks SFTP, for a caller that has its own SFTP client.

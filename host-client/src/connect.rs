@@ -29,8 +29,7 @@ use crate::{
     tls::{self, Security},
 };
 
-use self::stream::RawStream;
-pub(crate) use self::stream::{Stream, Upgraded};
+pub(crate) use self::stream::{RawStream, Stream, Upgraded};
 
 /// Longest single attempt, TLS handshake included. The kernel's own limit for vsock is 2 s, which
 /// a guest under emulation exceeds; the kernel may also never answer a connect at all, so there

@@ -12,6 +12,18 @@
 //! The guest is not trusted: nothing it says makes a pull write outside its destination, see
 //! [`pull`].
 
+mod attributes;
+mod leftovers;
+mod local;
+mod part;
+mod pool;
+mod pull;
+mod push;
+mod resume;
+mod run;
+mod scan;
+mod sparse;
+
 use std::{
     io,
     path::{Path, PathBuf},
@@ -118,8 +130,6 @@ pub enum CopyEvent<'a> {
 pub enum SkipReason {
     /// A pipe, a socket or a device: those are not read.
     Special,
-    /// A directory, and the copy is not recursive.
-    Directory,
     /// It is there already; only with [`CopyOptions::resume`].
     Complete,
 }
@@ -151,6 +161,17 @@ pub struct CopySummary {
     pub skipped: u64,
     /// What failed.
     pub failed: u64,
+}
+
+impl std::ops::AddAssign for CopySummary {
+    fn add_assign(&mut self, other: Self) {
+        self.files += other.files;
+        self.directories += other.directories;
+        self.links += other.links;
+        self.bytes += other.bytes;
+        self.skipped += other.skipped;
+        self.failed += other.failed;
+    }
 }
 
 /// Why a copy, or one file of it, failed.
@@ -203,6 +224,12 @@ pub enum CopyError {
     },
 }
 
+impl CopyError {
+    fn local(action: &'static str, source: io::Error) -> Self {
+        Self::Local { action, source }
+    }
+}
+
 /// Copies into the guest.
 ///
 /// If `destination` is a directory, each source goes into it under its last component. Several
@@ -220,8 +247,7 @@ pub async fn push(
     options: &CopyOptions,
     observer: &dyn CopyObserver,
 ) -> Result<CopySummary, CopyError> {
-    let _ = (sftp, sources, destination, options, observer);
-    Err(ClientError::Unsupported { what: "push" }.into())
+    push::push(sftp, sources, destination, options, observer).await
 }
 
 /// Copies out of the guest, as [`push`] does into it.
@@ -236,8 +262,7 @@ pub async fn pull(
     options: &CopyOptions,
     observer: &dyn CopyObserver,
 ) -> Result<CopySummary, CopyError> {
-    let _ = (sftp, sources, destination, options, observer);
-    Err(ClientError::Unsupported { what: "pull" }.into())
+    pull::pull(sftp, sources, destination, options, observer).await
 }
 
 /// Writes what `source` gives, to its end, into one file of the guest. An old file keeps its mode.
@@ -255,8 +280,7 @@ pub async fn push_stream<R>(
 where
     R: AsyncRead + Unpin + ?Sized,
 {
-    let _ = (sftp, source, destination, options, observer);
-    Err(ClientError::Unsupported { what: "push" }.into())
+    push::push_stream(sftp, source, destination, options, observer).await
 }
 
 /// Writes one file of the guest into `sink`, which is flushed but not shut down.
@@ -274,6 +298,5 @@ pub async fn pull_stream<W>(
 where
     W: AsyncWrite + Unpin + ?Sized,
 {
-    let _ = (sftp, source, sink, options, observer);
-    Err(ClientError::Unsupported { what: "pull" }.into())
+    pull::pull_stream(sftp, source, sink, options, observer).await
 }

@@ -36,6 +36,7 @@ pub use russh_sftp::protocol::OpenFlags;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use self::engine::Engine;
+pub(crate) use self::engine::LocalSource;
 pub use self::{
     directory::{DirectoryEntry, DirectoryReader},
     file::RemoteFile,
@@ -43,7 +44,7 @@ pub use self::{
     status::FileStatus,
 };
 use crate::{
-    connect::Upgraded,
+    connect::{RawStream, Stream, Upgraded},
     error::ClientError,
     protocol::sftp::{
         Attributes, MAX_DATA_BYTES, MAX_FRAME_BYTES, Reply, Request, SessionOptions,
@@ -84,16 +85,33 @@ impl Sizes {
 
 impl Sftp {
     /// Says hello on a fresh connection and learns what the server can do.
+    #[cfg(test)]
     pub(crate) async fn start<S>(stream: S) -> Result<Self, ClientError>
     where
-        S: AsyncRead + AsyncWrite + Send + 'static,
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let engine = Arc::new(Engine::start(stream).await?);
+        Ok(Self::on(Engine::start(stream).await?).await)
+    }
+
+    /// The same on a connection that HTTP handed over.
+    pub(crate) async fn start_upgraded(upgraded: Upgraded) -> Result<Self, ClientError> {
+        let engine = match upgraded {
+            Upgraded {
+                early,
+                stream: Stream::Plain(RawStream::Unix(stream)),
+            } => Engine::start_unix(stream, &early).await?,
+            other => Engine::start(other).await?,
+        };
+        Ok(Self::on(engine).await)
+    }
+
+    async fn on(engine: Engine) -> Self {
+        let engine = Arc::new(engine);
         let sizes = match engine.extension(extension::LIMITS) {
             Some(_) => limits(&engine).await,
             None => Sizes::USUAL,
         };
-        Ok(Self { engine, sizes })
+        Self { engine, sizes }
     }
 
     /// Whether the server announced an extension, such as `fsync@openssh.com`.
@@ -326,6 +344,22 @@ impl Sftp {
             Reply::Extended { data } => Ok(data),
             reply => status::done(reply, ACTION).map(|()| Bytes::new()),
         }
+    }
+
+    /// Whether the connection has ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.engine.is_over()
+    }
+
+    /// Holds requests back until what is returned is dropped, so that they go in one write.
+    pub(crate) fn cork(&self) -> impl Drop + '_ {
+        self.engine.cork()
+    }
+
+    /// Removes a file without waiting to hear whether that worked.
+    pub(crate) fn remove_now(&self, path: &RemotePath) {
+        let path = Bytes::copy_from_slice(path.as_bytes());
+        self.engine.submit_now(&Request::Remove { path });
     }
 
     async fn ask(&self, request: Request) -> Result<Reply, ClientError> {

@@ -1,30 +1,46 @@
 //! Requests out, replies in, matched by id. Nobody is believed.
+//!
+//! ```text
+//! callers ──► Outbox ──► writer ──►  agent      the table says who waits for which id,
+//!         ◄── Table  ◄── reader ◄──             the flow how many bytes may be on their way
+//! ```
+//!
+//! Reader and writer are tasks, or on a plain Unix socket threads that block: see [`threads`].
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+mod buffers;
+mod flow;
+mod frames;
+mod outbox;
+mod table;
+mod tasks;
+mod threads;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    task::JoinSet,
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::UnixStream,
+    sync::Semaphore,
     time::timeout,
 };
 
+pub(crate) use self::outbox::LocalSource;
+pub(super) use self::{
+    flow::Credit,
+    outbox::{Cork, FileRange, Payload},
+    table::PendingReply,
+};
+use self::{
+    flow::Flow, frames::Frames, outbox::Outbox, table::Table, tasks::Tasks, threads::Threads,
+};
 use crate::{
     error::ClientError,
-    protocol::sftp::{FrameHead, Reply, Request, VERSION},
+    protocol::sftp::{Reply, Request, VERSION},
 };
 
-/// Most requests in flight. OpenSSH's client has 64 too; each has at most one frame.
-pub(super) const MAX_IN_FLIGHT: usize = 64;
-
-/// Frames handed to the writer but not written yet. What limits memory is [`MAX_IN_FLIGHT`].
-const QUEUE_DEPTH: usize = 16;
+/// Most requests in flight. The data in them is bounded by the window; what remains are names.
+const MAX_IN_FLIGHT: usize = 512;
 
 /// How long a server may be silent while it owes a reply. Writing a large file to a slow disk is
 /// one request, so this is long.
@@ -36,44 +52,36 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most extensions remembered.
 const MAX_EXTENSIONS: usize = 256;
 
-/// Bytes read from the connection at once: room for a whole frame.
-const READ_BYTES: usize = 64 * 1024;
-
-/// Bytes gathered into one write. A vsock packet and a TLS record hold less.
-const WRITE_BYTES: usize = 64 * 1024;
-
 /// What is going on, for errors of the connection.
 const DURING: &str = "working with files";
+
+/// What is going on at first.
+const STARTING: &str = "starting SFTP";
 
 /// A session's connection.
 #[derive(Debug)]
 pub(super) struct Engine {
-    frames: mpsc::Sender<BytesMut>,
-    table: Arc<Table>,
+    shared: Arc<Shared>,
     permits: Arc<Semaphore>,
+    flow: Arc<Flow>,
     extensions: BTreeMap<Bytes, Bytes>,
     /// Reader and writer. Dropping it closes the connection.
-    _tasks: JoinSet<()>,
+    _driver: Driver,
 }
 
-/// Who waits for which id.
+/// What callers share with reader and writer.
 #[derive(Debug, Default)]
-struct Table(Mutex<Waiting>);
-
-#[derive(Debug, Default)]
-struct Waiting {
-    last_id: u32,
-    replies: HashMap<u32, Waiter>,
-    /// Set when the connection is over: why.
-    over: Option<Ending>,
+struct Shared {
+    outbox: Outbox,
+    table: Arc<Table>,
 }
 
-/// Someone who waits for a reply. The permit goes back when the reply is there, not when the
-/// caller loses interest: the request is in flight either way.
+/// Who reads and writes.
 #[derive(Debug)]
-struct Waiter {
-    tell: oneshot::Sender<Reply>,
-    _permit: OwnedSemaphorePermit,
+#[expect(dead_code, reason = "held only to be dropped")]
+enum Driver {
+    Tasks(Tasks),
+    Threads(Threads),
 }
 
 /// How the connection ended. Kept to be told to everybody who still comes.
@@ -85,6 +93,10 @@ enum Ending {
 }
 
 impl Ending {
+    fn closed() -> Self {
+        Self::Lost("the agent closed the connection".to_owned())
+    }
+
     fn error(self) -> ClientError {
         match self {
             Self::Lost(reason) => ClientError::lost(DURING, reason),
@@ -97,59 +109,50 @@ impl Ending {
     }
 }
 
-/// A reply that is due.
-#[derive(Debug)]
-pub(super) struct PendingReply {
-    take: oneshot::Receiver<Reply>,
-    table: Arc<Table>,
-}
+impl Engine {
+    /// Says hello and starts reader and writer.
+    pub(super) async fn start<S>(mut stream: S) -> Result<Self, ClientError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let mut frames = Frames::new();
+        let extensions = greet(&mut stream, &mut frames).await?;
+        let shared = Arc::<Shared>::default();
+        let tasks = Tasks::start(stream, frames, &shared);
+        Ok(Self::new(shared, extensions, Driver::Tasks(tasks)))
+    }
 
-impl PendingReply {
-    /// Waits for it. If this is dropped the reply is thrown away when it comes.
-    pub(super) async fn reply(self) -> Result<Reply, ClientError> {
-        match self.take.await {
-            Ok(reply) => Ok(reply),
-            Err(_) => Err(self.table.ending().error()),
+    /// The same for a plain Unix socket, of which `early` was read already.
+    pub(super) async fn start_unix(
+        mut stream: UnixStream,
+        early: &[u8],
+    ) -> Result<Self, ClientError> {
+        let mut frames = Frames::new();
+        match frames.space().get_mut(..early.len()) {
+            Some(space) => space.copy_from_slice(early),
+            // It is refused anyway: nobody has said anything yet.
+            None => return Err(ClientError::protocol("too much before the SFTP version")),
+        }
+        frames.filled(early.len());
+        let extensions = greet(&mut stream, &mut frames).await?;
+        let shared = Arc::<Shared>::default();
+        let threads = Threads::start(stream, frames, &shared)
+            .map_err(|error| ClientError::lost(STARTING, error))?;
+        Ok(Self::new(shared, extensions, Driver::Threads(threads)))
+    }
+
+    fn new(shared: Arc<Shared>, extensions: BTreeMap<Bytes, Bytes>, driver: Driver) -> Self {
+        Self {
+            shared,
+            permits: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
+            flow: Arc::new(Flow::new()),
+            extensions,
+            _driver: driver,
         }
     }
-}
 
-impl Engine {
-    /// Says hello and starts the tasks.
-    pub(super) async fn start<S>(stream: S) -> Result<Self, ClientError>
-    where
-        S: AsyncRead + AsyncWrite + Send + 'static,
-    {
-        let (reader, writer) = tokio::io::split(stream);
-        let mut reader = FrameReader::new(reader);
-        let mut writer = writer;
-        let extensions = timeout(HELLO_TIMEOUT, hello(&mut reader, &mut writer))
-            .await
-            .map_err(|_| ClientError::Silent {
-                during: "starting SFTP",
-                after: HELLO_TIMEOUT,
-            })??;
-        let (frames, queue) = mpsc::channel(QUEUE_DEPTH);
-        let table = Arc::new(Table::default());
-        let mut tasks = JoinSet::new();
-        let told = Arc::clone(&table);
-        tasks.spawn(async move {
-            if let Err(error) = write_frames(queue, writer).await {
-                told.end(Ending::Lost(error.to_string()));
-            }
-        });
-        let told = Arc::clone(&table);
-        tasks.spawn(async move {
-            let ending = read_replies(reader, &told).await;
-            told.end(ending);
-        });
-        Ok(Self {
-            frames,
-            table,
-            permits: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
-            extensions,
-            _tasks: tasks,
-        })
+    pub(super) fn is_over(&self) -> bool {
+        self.shared.table.is_over()
     }
 
     /// The value of an extension the server announced.
@@ -159,124 +162,149 @@ impl Engine {
 
     /// Sends a request; waits only until it may be in flight.
     pub(super) async fn submit(&self, request: Request) -> Result<PendingReply, ClientError> {
-        let permit = Arc::clone(&self.permits)
-            .acquire_owned()
-            .await
-            .map_err(|_| self.table.ending().error())?;
-        // The place in the queue first: from here to the end nothing is awaited, so that a caller
-        // that leaves cannot leave an id behind whose request was never sent.
-        let place = self
-            .frames
-            .reserve()
-            .await
-            .map_err(|_| self.table.ending().error())?;
-        let (id, pending) = self.table.expect(permit)?;
-        let mut frame = BytesMut::new();
-        request.encode(id, &mut frame);
-        place.send(frame);
+        let (id, pending) = self.admit(None).await?;
+        self.shared.outbox.push(id, &request);
         Ok(pending)
     }
 
-    /// Sends a request whose reply nobody wants, if there is room for it now.
+    /// Waits until `bytes` may be on their way.
+    pub(super) async fn credit(&self, bytes: u32) -> Credit {
+        self.flow.acquire(bytes).await
+    }
+
+    /// The same if they may be now.
+    pub(super) fn try_credit(&self, bytes: u32) -> Option<Credit> {
+        self.flow.try_acquire(bytes)
+    }
+
+    /// Sends a READ of bytes that may be on their way.
+    pub(super) async fn submit_read(
+        &self,
+        handle: Bytes,
+        offset: u64,
+        length: u32,
+        credit: Credit,
+    ) -> Result<PendingReply, ClientError> {
+        self.read(handle, offset, length, Some(credit)).await
+    }
+
+    /// Sends a READ for what is missing of one that was answered in part.
+    pub(super) async fn submit_rest(
+        &self,
+        handle: Bytes,
+        offset: u64,
+        length: u32,
+    ) -> Result<PendingReply, ClientError> {
+        self.read(handle, offset, length, None).await
+    }
+
+    async fn read(
+        &self,
+        handle: Bytes,
+        offset: u64,
+        length: u32,
+        credit: Option<Credit>,
+    ) -> Result<PendingReply, ClientError> {
+        let (id, pending) = self.admit(credit).await?;
+        let request = Request::Read {
+            handle,
+            offset,
+            length,
+        };
+        self.shared.outbox.push(id, &request);
+        Ok(pending)
+    }
+
+    /// Sends a WRITE; waits only until its bytes may be on their way.
+    pub(super) async fn submit_write(
+        &self,
+        handle: Bytes,
+        offset: u64,
+        payload: Payload,
+    ) -> Result<PendingReply, ClientError> {
+        let credit = self.flow.acquire(payload.len()).await;
+        let (id, pending) = self.admit(Some(credit)).await?;
+        self.shared.outbox.push_write(id, handle, offset, payload);
+        Ok(pending)
+    }
+
+    /// A place for one more request. From here to its push nothing is awaited, so that a caller
+    /// that leaves cannot leave an id behind whose request was never sent.
+    async fn admit(&self, credit: Option<Credit>) -> Result<(u32, PendingReply), ClientError> {
+        let permit = Arc::clone(&self.permits)
+            .acquire_owned()
+            .await
+            .map_err(|_| self.shared.table.ending().error())?;
+        self.shared.table.expect(Some(permit), credit)
+    }
+
+    /// Sends a request whose reply nobody wants, to clean up. It needs no permit: there is one at
+    /// most for each handle or file that another request made.
     pub(super) fn submit_now(&self, request: &Request) {
-        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
-            return;
-        };
-        let Ok(place) = self.frames.try_reserve() else {
-            return;
-        };
-        let Ok((id, _)) = self.table.expect(permit) else {
-            return;
-        };
-        let mut frame = BytesMut::new();
-        request.encode(id, &mut frame);
-        place.send(frame);
+        if let Ok((id, _)) = self.shared.table.expect(None, None) {
+            self.shared.outbox.push(id, request);
+        }
+    }
+
+    /// Holds requests back until what is returned is dropped, so that they go in one write.
+    pub(super) fn cork(&self) -> Cork<'_> {
+        self.shared.outbox.cork()
     }
 }
 
-impl Table {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shared.outbox.close();
     }
+}
 
-    /// A fresh id, and the reply to it that is due.
-    fn expect(
-        self: &Arc<Self>,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<(u32, PendingReply), ClientError> {
-        let mut waiting = self.lock();
-        if let Some(ending) = &waiting.over {
-            return Err(ending.clone().error());
-        }
-        let mut id = waiting.last_id.wrapping_add(1);
-        // After four thousand million requests an id comes again; an old one may be in flight.
-        while waiting.replies.contains_key(&id) {
-            id = id.wrapping_add(1);
-        }
-        waiting.last_id = id;
-        let (tell, take) = oneshot::channel();
-        let waiter = Waiter {
-            tell,
-            _permit: permit,
-        };
-        waiting.replies.insert(id, waiter);
-        let pending = PendingReply {
-            take,
-            table: Arc::clone(self),
-        };
-        Ok((id, pending))
-    }
-
-    fn is_idle(&self) -> bool {
-        self.lock().replies.is_empty()
-    }
-
-    /// Gives a reply to whom it belongs; false if nobody asked.
-    fn answer(&self, id: u32, reply: Reply) -> bool {
-        let waiter = self.lock().replies.remove(&id);
-        match waiter {
-            None => false,
-            Some(waiter) => {
-                // The caller may have stopped waiting.
-                let _ = waiter.tell.send(reply);
-                true
-            }
-        }
-    }
-
-    /// Ends everybody's waiting. The first ending is the cause, later ones follow from it.
-    fn end(&self, ending: Ending) {
-        let mut waiting = self.lock();
-        waiting.over.get_or_insert(ending);
-        waiting.replies.clear();
-    }
-
-    fn ending(&self) -> Ending {
-        let over = self.lock().over.clone();
-        over.unwrap_or_else(|| Ending::Lost("the session was closed".to_owned()))
-    }
+/// Says hello; returns what the server offers.
+async fn greet<S>(
+    stream: &mut S,
+    frames: &mut Frames,
+) -> Result<BTreeMap<Bytes, Bytes>, ClientError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    timeout(HELLO_TIMEOUT, hello(stream, frames))
+        .await
+        .map_err(|_| ClientError::Silent {
+            during: STARTING,
+            after: HELLO_TIMEOUT,
+        })?
 }
 
 async fn hello<S>(
-    reader: &mut FrameReader<ReadHalf<S>>,
-    writer: &mut WriteHalf<S>,
+    stream: &mut S,
+    frames: &mut Frames,
 ) -> Result<BTreeMap<Bytes, Bytes>, ClientError>
 where
-    S: AsyncRead + AsyncWrite,
+    S: AsyncRead + AsyncWrite + Unpin,
 {
-    const DURING: &str = "starting SFTP";
     let mut frame = BytesMut::new();
     Request::Init { version: VERSION }.encode(0, &mut frame);
     let sent = async {
-        writer.write_all(&frame).await?;
-        writer.flush().await
+        stream.write_all(&frame).await?;
+        stream.flush().await
     };
     sent.await
-        .map_err(|error| ClientError::lost(DURING, error))?;
-    let frame = match reader.next().await {
-        Ok(frame) => frame,
-        Err(Ending::Lost(reason)) => return Err(ClientError::lost(DURING, reason)),
-        Err(ending) => return Err(ending.error()),
+        .map_err(|error| ClientError::lost(STARTING, error))?;
+    let frame = loop {
+        match frames.next() {
+            Ok(Some(frame)) => break frame,
+            Ok(None) => {}
+            Err(ending) => return Err(ending.error()),
+        }
+        match stream.read(frames.space()).await {
+            Ok(0) => {
+                return Err(ClientError::lost(
+                    STARTING,
+                    "the agent closed the connection",
+                ));
+            }
+            Ok(count) => frames.filled(count),
+            Err(error) => return Err(ClientError::lost(STARTING, error)),
+        }
     };
     match Reply::decode(frame) {
         Ok((
@@ -297,89 +325,16 @@ where
     }
 }
 
-/// Writes frames as they come, several at once if several wait.
-async fn write_frames<W>(mut queue: mpsc::Receiver<BytesMut>, mut writer: W) -> io::Result<()>
-where
-    W: AsyncWrite + Unpin,
-{
-    while let Some(mut frame) = queue.recv().await {
-        while frame.len() < WRITE_BYTES
-            && let Ok(next) = queue.try_recv()
-        {
-            frame.extend_from_slice(&next);
-        }
-        writer.write_all(&frame).await?;
-        if queue.is_empty() {
-            writer.flush().await?;
-        }
-    }
-    Ok(())
-}
-
-/// Reads replies until the connection is over; returns how it ended.
-async fn read_replies<R>(mut reader: FrameReader<R>, table: &Table) -> Ending
-where
-    R: AsyncRead + Unpin,
-{
-    loop {
-        let frame = match timeout(SILENCE_TIMEOUT, reader.next()).await {
-            Ok(Ok(frame)) => frame,
-            Ok(Err(ending)) => return ending,
-            Err(_) if table.is_idle() => continue,
-            Err(_) => return Ending::Silent,
-        };
-        match Reply::decode(frame) {
-            Ok((_, Reply::Version { .. })) => {
-                return Ending::Protocol("a second SFTP version".to_owned());
-            }
-            Ok((id, reply)) => {
-                if !table.answer(id, reply) {
-                    return Ending::Protocol(format!("a reply to request {id}, which is not due"));
-                }
-            }
-            Err(error) => return Ending::Protocol(error.to_string()),
-        }
-    }
-}
-
-/// Cuts a connection into frames. A future that is dropped half way loses nothing.
-#[derive(Debug)]
-struct FrameReader<R> {
-    reader: R,
-    buffer: BytesMut,
-}
-
-impl<R: AsyncRead + Unpin> FrameReader<R> {
-    fn new(reader: R) -> Self {
-        Self {
-            reader,
-            buffer: BytesMut::new(),
-        }
-    }
-
-    /// The body of the next frame, refused by its head if it is too long.
-    async fn next(&mut self) -> Result<Bytes, Ending> {
-        self.fill(FrameHead::BYTES).await?;
-        let mut head = [0; FrameHead::BYTES];
-        head.copy_from_slice(&self.buffer[..FrameHead::BYTES]);
-        let head = FrameHead::parse(head).map_err(|error| Ending::Protocol(error.to_string()))?;
-        let body = usize::try_from(head.body_bytes)
-            .map_err(|_| Ending::Protocol("a frame larger than memory".to_owned()))?;
-        self.fill(FrameHead::BYTES + body).await?;
-        let mut frame = self.buffer.split_to(FrameHead::BYTES + body);
-        Ok(frame.split_off(FrameHead::BYTES).freeze())
-    }
-
-    async fn fill(&mut self, bytes: usize) -> Result<(), Ending> {
-        while self.buffer.len() < bytes {
-            let missing = bytes - self.buffer.len();
-            self.buffer.reserve(missing.max(READ_BYTES));
-            match self.reader.read_buf(&mut self.buffer).await {
-                Ok(0) => return Err(Ending::Lost("the agent closed the connection".to_owned())),
-                Ok(_) => {}
-                Err(error) => return Err(Ending::Lost(error.to_string())),
-            }
-        }
-        Ok(())
+/// Gives a frame to whom it belongs.
+fn dispatch(frame: Bytes, table: &Table) -> Result<(), Ending> {
+    match Reply::decode(frame) {
+        Ok((_, Reply::Version { .. })) => Err(Ending::Protocol("a second SFTP version".to_owned())),
+        Ok((id, reply)) => match table.answer(id, reply) {
+            true => Ok(()),
+            false => Err(Ending::Protocol(format!(
+                "a reply to request {id}, which is not due"
+            ))),
+        },
+        Err(error) => Err(Ending::Protocol(error.to_string())),
     }
 }

@@ -2,7 +2,12 @@
 
 use bytes::Bytes;
 
-use super::{Sftp, engine::PendingReply, extended, status};
+use super::{
+    Sftp,
+    engine::{Payload, PendingReply},
+    extended, status,
+    transfer::Pending,
+};
 use crate::{
     error::ClientError,
     protocol::sftp::{
@@ -48,7 +53,11 @@ impl RemoteFile {
     /// than asked for, or another [`ClientError`].
     pub async fn read_at(&self, offset: u64, length: u32) -> Result<Bytes, ClientError> {
         let length = length.min(self.sftp.sizes.read);
-        let reply = self.start_read(offset, length).await?.reply().await?;
+        let engine = &self.sftp.engine;
+        let credit = engine.credit(length).await;
+        let handle = self.handle.clone();
+        let pending = engine.submit_read(handle, offset, length, credit).await?;
+        let reply = pending.reply().await?;
         read_data(reply, length)
     }
 
@@ -65,37 +74,24 @@ impl RemoteFile {
             let length = usize::try_from(self.sftp.sizes.write).unwrap_or(usize::MAX);
             let piece = data.split_to(length.min(data.len()));
             let next = offset.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
-            let reply = self.start_write(offset, piece).await?.reply().await?;
+            let reply = self
+                .start_write(offset, Payload::Bytes(piece))
+                .await?
+                .reply()
+                .await?;
             status::done(reply, "write to the file")?;
             offset = next;
         }
         Ok(())
     }
 
-    pub(super) async fn start_read(
-        &self,
-        offset: u64,
-        length: u32,
-    ) -> Result<PendingReply, ClientError> {
-        let request = Request::Read {
-            handle: self.handle.clone(),
-            offset,
-            length,
-        };
-        self.sftp.engine.submit(request).await
-    }
-
     pub(super) async fn start_write(
         &self,
         offset: u64,
-        data: Bytes,
+        payload: Payload,
     ) -> Result<PendingReply, ClientError> {
-        let request = Request::Write {
-            handle: self.handle.clone(),
-            offset,
-            data,
-        };
-        self.sftp.engine.submit(request).await
+        let handle = self.handle.clone();
+        self.sftp.engine.submit_write(handle, offset, payload).await
     }
 
     /// Attributes of the open file.
@@ -140,6 +136,58 @@ impl RemoteFile {
         Ok(true)
     }
 
+    /// Sets attributes; the reply is still to come.
+    pub(crate) async fn start_setstat(
+        &self,
+        attributes: Attributes,
+    ) -> Result<Pending, ClientError> {
+        let handle = self.handle.clone();
+        let request = Request::Fsetstat { handle, attributes };
+        self.start(request, "set the attributes").await
+    }
+
+    /// Asks for the attributes; the reply is still to come.
+    pub(crate) async fn start_stat(&self) -> Result<PendingAttributes, ClientError> {
+        let handle = self.handle.clone();
+        let pending = self.sftp.engine.submit(Request::Fstat { handle }).await?;
+        Ok(PendingAttributes(pending))
+    }
+
+    /// Asks for the data to be on its disk, if the server can; the reply is still to come.
+    pub(crate) async fn start_sync(&self) -> Result<Option<Pending>, ClientError> {
+        if !self.sftp.has_extension(extension::FSYNC) {
+            return Ok(None);
+        }
+        let request = extended(extension::FSYNC, put_strings(&[&self.handle]));
+        self.start(request, "write the file to its disk")
+            .await
+            .map(Some)
+    }
+
+    /// Closes the file behind what was asked before; the reply is still to come.
+    pub(crate) async fn start_close(mut self) -> Result<Pending, ClientError> {
+        let handle = self.handle.clone();
+        let pending = self
+            .start(Request::Close { handle }, "close the file")
+            .await?;
+        self.open = false;
+        Ok(pending)
+    }
+
+    async fn start(&self, request: Request, action: &'static str) -> Result<Pending, ClientError> {
+        Ok(Pending(self.sftp.engine.submit(request).await?, action))
+    }
+
+    /// Asks for the first `length` bytes; the reply is still to come.
+    pub(crate) async fn start_read(&self, length: u32) -> Result<PendingRead, ClientError> {
+        let length = length.min(self.sftp.sizes.read);
+        let engine = &self.sftp.engine;
+        let credit = engine.credit(length).await;
+        let handle = self.handle.clone();
+        let pending = engine.submit_read(handle, 0, length, credit).await?;
+        Ok(PendingRead { pending, length })
+    }
+
     /// Closes the file.
     ///
     /// # Errors
@@ -161,6 +209,34 @@ impl Drop for RemoteFile {
             let handle = self.handle.clone();
             self.sftp.engine.submit_now(&Request::Close { handle });
         }
+    }
+}
+
+/// Attributes that are on their way.
+#[derive(Debug)]
+pub(crate) struct PendingAttributes(PendingReply);
+
+impl PendingAttributes {
+    /// Waits for them.
+    pub(crate) async fn attributes(self) -> Result<Attributes, ClientError> {
+        match self.0.reply().await? {
+            Reply::Attributes { attributes } => Ok(attributes),
+            reply => Err(status::refused(reply, "read the attributes")),
+        }
+    }
+}
+
+/// Data that is on its way.
+#[derive(Debug)]
+pub(crate) struct PendingRead {
+    pending: PendingReply,
+    length: u32,
+}
+
+impl PendingRead {
+    /// Waits for it; nothing at the end of the file.
+    pub(crate) async fn data(self) -> Result<Bytes, ClientError> {
+        read_data(self.pending.reply().await?, self.length)
     }
 }
 

@@ -1,29 +1,20 @@
-//! Whole files, with many requests under way at once.
+//! Bytes of files, with many requests under way at once.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{
     MIN_DATA_BYTES,
-    engine::{MAX_IN_FLIGHT, PendingReply},
+    engine::{Credit, FileRange, LocalSource, Payload, PendingReply},
     file::{RemoteFile, read_data},
     status,
 };
 use crate::error::ClientError;
 
-/// Bytes asked for or sent and not answered yet, per file. Enough to keep a connection busy for a
-/// round trip of 40 ms at 100 MB/s, which is that of a guest under emulation.
-const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-
-/// A request that is under way.
-#[derive(Debug)]
-struct Read {
-    offset: u64,
-    length: u32,
-    pending: PendingReply,
-}
+/// Most requests of one file under way. The bytes in them are bounded by the session's window.
+const MAX_REQUESTS: usize = 64;
 
 impl RemoteFile {
     /// Copies the file from its start to its end into `sink`, which is flushed but not shut down.
@@ -37,57 +28,32 @@ impl RemoteFile {
     /// another [`ClientError`]. What was written to `sink` is then only a part.
     pub async fn get<W>(&self, sink: &mut W) -> Result<u64, ClientError>
     where
-        W: AsyncWrite + Unpin,
+        W: AsyncWrite + Unpin + ?Sized,
     {
         let local = |source| ClientError::Local {
             action: "write what was read",
             source,
         };
-        let mut piece = self.sftp().sizes.read;
-        let mut reads = VecDeque::new();
-        let (mut asked, mut done) = (0, 0);
-        loop {
-            while reads.len() < window(piece) {
-                reads.push_back(self.ask(asked, piece).await?);
-                asked += u64::from(piece);
-            }
-            let Some(read) = reads.pop_front() else {
-                break;
-            };
-            let mut rest = read.length;
-            let mut reply = read.pending.reply().await?;
-            // A reply may be short: the rest of this piece is fetched before the next one.
-            let ended = loop {
-                let data = read_data(reply, rest)?;
-                if data.is_empty() {
-                    break true;
-                }
-                sink.write_all(&data).await.map_err(local)?;
-                let bytes = u32::try_from(data.len()).unwrap_or(rest);
-                done += u64::from(bytes);
-                rest -= bytes;
-                if rest == 0 {
-                    break false;
-                }
-                // A server that gives less than asked for is asked for that much from now on.
-                piece = piece.min(bytes.max(MIN_DATA_BYTES));
-                let offset = read.offset + u64::from(read.length - rest);
-                reply = self.start_read(offset, rest).await?.reply().await?;
-            };
-            if ended {
-                break;
-            }
+        let mut reads = self.reads(0, u64::MAX, None);
+        while let Some(chunk) = reads.next().await? {
+            sink.write_all(&chunk.data).await.map_err(local)?;
         }
         sink.flush().await.map_err(local)?;
-        Ok(done)
+        Ok(reads.position())
     }
 
-    async fn ask(&self, offset: u64, length: u32) -> Result<Read, ClientError> {
-        Ok(Read {
-            offset,
-            length,
-            pending: self.start_read(offset, length).await?,
-        })
+    /// Reads from `start` to `end`, or to the end of the file if that comes first. With a guess
+    /// where that is, not much is asked for in vain.
+    pub(crate) fn reads(&self, start: u64, end: u64, guess: Option<u64>) -> Reads<'_> {
+        Reads {
+            file: self,
+            piece: self.sftp().sizes.read,
+            queue: VecDeque::new(),
+            asked: start,
+            done: start,
+            end,
+            guess: guess.unwrap_or(u64::MAX).min(end),
+        }
     }
 
     /// Copies `source` into the file, from the file's start. Returns the number of bytes. The file
@@ -99,50 +65,224 @@ impl RemoteFile {
     /// or another [`ClientError`]. The file then holds a part, perhaps with holes.
     pub async fn put<R>(&self, source: &mut R) -> Result<u64, ClientError>
     where
-        R: AsyncRead + Unpin,
+        R: AsyncRead + Unpin + ?Sized,
     {
-        let piece = self.sftp().sizes.write;
-        let mut writes = VecDeque::new();
+        self.put_told(source, |_| Ok(())).await
+    }
+
+    /// The same, and `moved` is told of every piece that arrived.
+    pub(crate) async fn put_told<R, E>(
+        &self,
+        source: &mut R,
+        moved: impl Fn(u64) -> Result<(), E>,
+    ) -> Result<u64, E>
+    where
+        R: AsyncRead + Unpin + ?Sized,
+        E: From<ClientError>,
+    {
+        let mut writes = self.writes();
         let mut offset = 0;
         loop {
-            let data = fill(source, piece).await?;
+            let data = fill(source, self.sftp().sizes.write).await?;
             let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
             if bytes == 0 {
                 break;
             }
-            if writes.len() >= window(piece) {
-                confirm(&mut writes).await?;
-            }
-            writes.push_back(self.start_write(offset, data).await?);
+            moved(writes.write(offset, Payload::Bytes(data)).await?)?;
             offset += bytes;
         }
-        while !writes.is_empty() {
-            confirm(&mut writes).await?;
-        }
+        moved(writes.finish().await?)?;
         Ok(offset)
+    }
+
+    /// Sends `start` to `end` of a local file to the same place, and tells of every piece that
+    /// arrived. Whether all of it could be read is for the caller to ask.
+    pub(crate) async fn send<E: From<ClientError>>(
+        &self,
+        source: &Arc<LocalSource>,
+        start: u64,
+        end: u64,
+        moved: impl Fn(u64) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut writes = self.writes();
+        let mut offset = start;
+        while offset < end && !source.is_broken() {
+            let piece = self.sftp().sizes.write;
+            let length = u32::try_from(end - offset).map_or(piece, |left| left.min(piece));
+            let range = FileRange {
+                source: Arc::clone(source),
+                offset,
+                length,
+            };
+            moved(writes.write(offset, Payload::File(range)).await?)?;
+            offset += u64::from(length);
+        }
+        moved(writes.finish().await?)
+    }
+
+    /// Sends `data` to the start of the file; the reply is still to come.
+    pub(crate) async fn write_small(&self, data: Bytes) -> Result<Pending, ClientError> {
+        let pending = self.start_write(0, Payload::Bytes(data)).await?;
+        Ok(Pending(pending, "write to the file"))
+    }
+
+    const fn writes(&self) -> Writes<'_> {
+        Writes {
+            file: self,
+            queue: VecDeque::new(),
+        }
     }
 }
 
-/// Requests of `piece` bytes that may be under way at once.
-fn window(piece: u32) -> usize {
-    let requests = WINDOW_BYTES / piece.max(1);
-    usize::try_from(requests)
-        .unwrap_or(MAX_IN_FLIGHT)
-        .clamp(2, MAX_IN_FLIGHT)
+/// A request of which only the success matters.
+#[derive(Debug)]
+pub(crate) struct Pending(pub(super) PendingReply, pub(super) &'static str);
+
+impl Pending {
+    /// Waits for the reply.
+    pub(crate) async fn done(self) -> Result<(), ClientError> {
+        status::done(self.0.reply().await?, self.1)
+    }
 }
 
-/// Waits for the oldest write.
-async fn confirm(writes: &mut VecDeque<PendingReply>) -> Result<(), ClientError> {
-    match writes.pop_front() {
-        Some(pending) => status::done(pending.reply().await?, "write to the file"),
-        None => Ok(()),
+/// Reads of a file that are under way.
+#[derive(Debug)]
+pub(crate) struct Reads<'a> {
+    file: &'a RemoteFile,
+    piece: u32,
+    queue: VecDeque<Read>,
+    asked: u64,
+    done: u64,
+    end: u64,
+    guess: u64,
+}
+
+/// A read that is under way.
+#[derive(Debug)]
+struct Read {
+    length: u32,
+    pending: PendingReply,
+}
+
+/// A piece of a file. The session's window counts it for as long as it is kept.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) offset: u64,
+    pub(crate) data: Bytes,
+    _credit: Option<Credit>,
+}
+
+impl Reads<'_> {
+    /// Where the next chunk starts: at the end, how long the file is.
+    pub(crate) const fn position(&self) -> u64 {
+        self.done
+    }
+
+    /// The next piece, in order; `None` at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Chunk>, ClientError> {
+        self.ask().await?;
+        let Some(read) = self.queue.pop_front() else {
+            return Ok(None);
+        };
+        let (reply, credit) = read.pending.answer().await?;
+        let data = read_data(reply, read.length)?;
+        let bytes = u32::try_from(data.len()).unwrap_or(read.length);
+        if bytes == 0 {
+            self.queue.clear();
+            self.end = self.done;
+            return Ok(None);
+        }
+        let offset = self.done;
+        self.done += u64::from(bytes);
+        let length = read.length - bytes;
+        if length > 0 {
+            // A reply may be short: the rest comes before anything else. A server that gives less
+            // than asked for is asked for that much from now on.
+            self.piece = self.piece.min(bytes.max(MIN_DATA_BYTES));
+            let engine = &self.file.sftp().engine;
+            let handle = self.file.handle().clone();
+            let pending = engine.submit_rest(handle, self.done, length).await?;
+            self.queue.push_front(Read { length, pending });
+        }
+        Ok(Some(Chunk {
+            offset,
+            data,
+            _credit: credit,
+        }))
+    }
+
+    /// Asks for as much as may be on its way. Waits only if nothing is: what was answered and not
+    /// taken yet holds the window too.
+    async fn ask(&mut self) -> Result<(), ClientError> {
+        let engine = &self.file.sftp().engine;
+        while self.queue.len() < MAX_REQUESTS && self.asked < self.end {
+            if !self.queue.is_empty() && self.asked >= self.guess {
+                break;
+            }
+            let left = u32::try_from(self.end - self.asked).unwrap_or(u32::MAX);
+            let length = left.min(self.piece);
+            let credit = match self.queue.is_empty() {
+                true => engine.credit(length).await,
+                false => match engine.try_credit(length) {
+                    Some(credit) => credit,
+                    None => break,
+                },
+            };
+            let handle = self.file.handle().clone();
+            let pending = engine
+                .submit_read(handle, self.asked, length, credit)
+                .await?;
+            self.queue.push_back(Read { length, pending });
+            self.asked += u64::from(length);
+        }
+        Ok(())
+    }
+}
+
+/// Writes to a file that are under way.
+#[derive(Debug)]
+struct Writes<'a> {
+    file: &'a RemoteFile,
+    queue: VecDeque<(u32, PendingReply)>,
+}
+
+impl Writes<'_> {
+    /// Sends one more; returns how many bytes were found to have arrived.
+    async fn write(&mut self, offset: u64, payload: Payload) -> Result<u64, ClientError> {
+        let mut arrived = 0;
+        if self.queue.len() >= MAX_REQUESTS {
+            arrived = self.confirm().await?;
+        }
+        let length = payload.len();
+        let pending = self.file.start_write(offset, payload).await?;
+        self.queue.push_back((length, pending));
+        Ok(arrived)
+    }
+
+    /// Waits for the oldest.
+    async fn confirm(&mut self) -> Result<u64, ClientError> {
+        match self.queue.pop_front() {
+            Some((length, pending)) => {
+                status::done(pending.reply().await?, "write to the file")?;
+                Ok(length.into())
+            }
+            None => Ok(0),
+        }
+    }
+
+    async fn finish(mut self) -> Result<u64, ClientError> {
+        let mut arrived = 0;
+        while !self.queue.is_empty() {
+            arrived += self.confirm().await?;
+        }
+        Ok(arrived)
     }
 }
 
 /// Reads `length` bytes, or fewer at the end.
 async fn fill<R>(source: &mut R, length: u32) -> Result<Bytes, ClientError>
 where
-    R: AsyncRead + Unpin,
+    R: AsyncRead + Unpin + ?Sized,
 {
     let length = usize::try_from(length).unwrap_or(usize::MAX);
     let mut buffer = BytesMut::with_capacity(length);

@@ -127,16 +127,58 @@ pub(crate) struct SftpArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct PushArgs {
-    /// Files to copy ("-" is stdin), then where to
+    #[command(flatten)]
+    pub(crate) copy: CopyArgs,
+    /// What to copy ("-" is stdin), then where to
     #[arg(required = true, num_args = 2.., value_names = ["SRC", "VM:/DST"])]
     pub(crate) paths: Vec<OsString>,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct PullArgs {
-    /// Files to copy, then where to ("-" is stdout)
+    #[command(flatten)]
+    pub(crate) copy: CopyArgs,
+    /// What to copy, then where to ("-" is stdout)
     #[arg(required = true, num_args = 2.., value_names = ["VM:/SRC", "DST"])]
     pub(crate) paths: Vec<OsString>,
+}
+
+/// How files are copied. Modes and times always are, and a file has its name only when it is whole.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct CopyArgs {
+    /// Directories too, with everything in them; symbolic links stay links
+    #[arg(short, long)]
+    pub(crate) recursive: bool,
+    /// Continue what broke off, after comparing it, and skip what is complete
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Wait until each file is on its disk; the default for a single file
+    #[arg(long, overrides_with = "no_fsync")]
+    pub(crate) fsync: bool,
+    /// Do not wait until files are on their disk; the default with -r
+    #[arg(long, overrides_with = "fsync")]
+    pub(crate) no_fsync: bool,
+    /// Copy owners and groups, as numbers
+    #[arg(short, long)]
+    pub(crate) owner: bool,
+    /// Copy setuid, setgid and sticky bits
+    #[arg(long)]
+    pub(crate) preserve_special: bool,
+    /// Stop after so many files and directories
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) max_entries: Option<u64>,
+    /// Stop after so many bytes
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) max_bytes: Option<u64>,
+    /// Whose rights hold in the guest, by name or number; the agent's own if left out
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// Show no progress
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Print what happens, one JSON object on each line
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, ClapArgs)]

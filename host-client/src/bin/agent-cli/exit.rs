@@ -12,6 +12,9 @@ const OURS: u8 = 125;
 /// What a shell shows for a program that wrote to a closed pipe: 128 + SIGPIPE.
 pub(crate) const BROKEN_PIPE: u8 = 141;
 
+/// When a part of what was to be done failed, and the rest was done.
+pub(crate) const PARTLY: u8 = 1;
+
 /// The code for a command that we left because of a signal to ourselves.
 pub(crate) fn after_signal(signal: i32) -> u8 {
     u8::try_from(128 + signal).unwrap_or(OURS)

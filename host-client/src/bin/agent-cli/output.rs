@@ -28,6 +28,11 @@ pub(crate) fn json(value: &Value) -> io::Result<()> {
     line(&format!("{value:#}"))
 }
 
+/// Prints one JSON value to stdout, on one line.
+pub(crate) fn json_line(value: &Value) -> io::Result<()> {
+    line(&value.to_string())
+}
+
 /// Prints one line to stderr, with our name before it.
 pub(crate) fn complain(text: &str) {
     // Nothing is left to do if not even this can be printed.

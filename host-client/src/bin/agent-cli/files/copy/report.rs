@@ -1,0 +1,209 @@
+//! What is said of a copy: a bar for a terminal, lines of JSON for programs, and what failed.
+
+use std::{
+    error::Error,
+    io::{self, IsTerminal},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
+use vsock_agent_client::copy::{CopyEvent, CopyObserver, CopySummary, SkipReason};
+
+use crate::{args::CopyArgs, exit, output};
+
+/// How often the bar says which file it is about.
+const NAME_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Longest part of a name on the bar, in characters.
+const NAME_CHARS: usize = 40;
+
+/// Who is told what happens.
+#[derive(Debug)]
+pub(super) struct Report {
+    bar: Option<ProgressBar>,
+    json: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    found_bytes: u64,
+    found: u64,
+    done: u64,
+    named_at: Option<Instant>,
+}
+
+impl Report {
+    pub(super) fn new(args: &CopyArgs) -> Self {
+        let shows = !args.quiet && !args.json && io::stderr().is_terminal();
+        Self {
+            bar: shows.then(bar),
+            json: args.json,
+            state: Mutex::default(),
+        }
+    }
+
+    /// The last words, and the exit code.
+    pub(super) fn end(
+        self,
+        copied: Result<anyhow::Result<CopySummary>, i32>,
+    ) -> anyhow::Result<u8> {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        let summary = match copied {
+            Err(signal) => return Ok(exit::after_signal(signal)),
+            Ok(copied) => copied?,
+        };
+        if self.json {
+            output::json_line(&json!({
+                "event": "summary",
+                "files": summary.files,
+                "directories": summary.directories,
+                "links": summary.links,
+                "bytes": summary.bytes,
+                "skipped": summary.skipped,
+                "failed": summary.failed,
+            }))?;
+        }
+        if self.bar.is_some() && summary.files + summary.directories > 1 {
+            output::complain(&format!(
+                "{} files, {} directories, {} links, {}",
+                summary.files,
+                summary.directories,
+                summary.links,
+                HumanBytes(summary.bytes)
+            ));
+        }
+        Ok(match summary.failed {
+            0 => 0,
+            _ => exit::PARTLY,
+        })
+    }
+
+    fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| output::complain(text)),
+            None => output::complain(text),
+        }
+    }
+
+    fn print(&self, event: &str, path: &[u8], more: Value) {
+        if self.json {
+            let mut line = Map::new();
+            line.insert("event".to_owned(), json!(event));
+            line.extend(output::name_fields(path));
+            if let Value::Object(more) = more {
+                line.extend(more);
+            }
+            // A program that does not listen any more still gets its files.
+            let _ = output::json_line(&Value::Object(line));
+        }
+    }
+
+    fn update(&self, change: impl FnOnce(&mut State, &ProgressBar)) {
+        if let Some(bar) = &self.bar {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&mut state, bar);
+        }
+    }
+}
+
+impl CopyObserver for Report {
+    fn observe(&self, event: CopyEvent<'_>) {
+        match event {
+            CopyEvent::Found { bytes, entries } => self.update(|state, bar| {
+                state.found += entries;
+                state.found_bytes += bytes;
+                bar.set_length(state.found_bytes);
+            }),
+            CopyEvent::Started {
+                path,
+                size,
+                resumed_at,
+            } => {
+                self.print(
+                    "started",
+                    path,
+                    json!({ "size": size, "resumed_at": resumed_at }),
+                );
+                self.update(|state, bar| {
+                    bar.inc(resumed_at);
+                    let now = Instant::now();
+                    if state
+                        .named_at
+                        .is_none_or(|last| now.duration_since(last) >= NAME_INTERVAL)
+                    {
+                        state.named_at = Some(now);
+                        bar.set_message(caption(path, state));
+                    }
+                });
+            }
+            CopyEvent::Moved { bytes } => self.update(|_, bar| bar.inc(bytes)),
+            CopyEvent::Finished { path, bytes } => {
+                self.print("finished", path, json!({ "bytes": bytes }));
+                self.update(|state, _| state.done += 1);
+            }
+            CopyEvent::Skipped { path, reason } => {
+                let reason = match reason {
+                    SkipReason::Special => "it is not a regular file",
+                    SkipReason::Complete => "it is complete",
+                    _ => "it is not to be copied",
+                };
+                self.print("skipped", path, json!({ "reason": reason }));
+                self.update(|state, _| state.done += 1);
+                if !self.json {
+                    self.say(&format!("skipped {}: {reason}", output::escape(path)));
+                }
+            }
+            CopyEvent::Failed { path, error } => {
+                let why = words(error);
+                self.print("failed", path, json!({ "error": why }));
+                self.update(|state, _| state.done += 1);
+                if !self.json {
+                    let why = output::escape(why.as_bytes());
+                    self.say(&format!("{}: {why}", output::escape(path)));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+    let template = "{bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left [{wide_bar}] {msg}";
+    // The template is fixed; if it were wrong, the usual one would do.
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// Which file, and how many there are so far.
+fn caption(path: &[u8], state: &State) -> String {
+    let name = output::escape(path.rsplit(|byte| *byte == b'/').next().unwrap_or(path));
+    let name = match name.char_indices().rev().nth(NAME_CHARS) {
+        Some((at, _)) => &name[at..],
+        None => &name,
+    };
+    match state.found {
+        0 | 1 => name.to_owned(),
+        found => format!("{}/{found} {name}", state.done),
+    }
+}
+
+/// An error with its causes.
+fn words(error: &dyn Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(current) = cause {
+        words.push_str(": ");
+        words.push_str(&current.to_string());
+        cause = current.source();
+    }
+    words
+}

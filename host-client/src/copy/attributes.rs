@@ -1,0 +1,114 @@
+//! Attributes of files, from one side to the other.
+
+use std::{fs::Metadata, os::unix::fs::MetadataExt};
+
+use super::CopyOptions;
+use crate::protocol::sftp::Attributes;
+
+/// Type bits of a mode (`inode(7)`).
+const TYPE_MASK: u32 = 0o170_000;
+const TYPE_DIRECTORY: u32 = 0o040_000;
+const TYPE_REGULAR: u32 = 0o100_000;
+const TYPE_LINK: u32 = 0o120_000;
+
+/// Mode of a file that is not complete yet, and of a directory.
+pub(super) const PART_MODE: u32 = 0o600;
+pub(super) const OPEN_DIRECTORY_MODE: u32 = 0o700;
+
+/// What something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    File,
+    Directory,
+    Link,
+    Special,
+}
+
+/// What a guest says something is; nothing if it does not say.
+pub(super) fn kind(attributes: &Attributes) -> Option<Kind> {
+    Some(match attributes.permissions? & TYPE_MASK {
+        TYPE_REGULAR => Kind::File,
+        TYPE_DIRECTORY => Kind::Directory,
+        TYPE_LINK => Kind::Link,
+        0 => return None,
+        _ => Kind::Special,
+    })
+}
+
+/// Attributes that are only a mode.
+pub(super) fn mode(permissions: u32) -> Attributes {
+    Attributes {
+        permissions: Some(permissions),
+        ..Attributes::default()
+    }
+}
+
+/// Attributes that are only a size.
+pub(super) fn size(bytes: u64) -> Attributes {
+    Attributes {
+        size: Some(bytes),
+        ..Attributes::default()
+    }
+}
+
+/// What is copied of a local file's attributes.
+pub(super) fn of(metadata: &Metadata, options: &CopyOptions) -> Attributes {
+    Attributes {
+        size: None,
+        owner: options.owners.then(|| (metadata.uid(), metadata.gid())),
+        permissions: Some(metadata.mode() & mode_mask(options)),
+        times: Some((seconds(metadata.atime()), seconds(metadata.mtime()))),
+        extended: Vec::new(),
+    }
+}
+
+/// What is copied of a guest's attributes.
+pub(super) fn wanted(attributes: &Attributes, options: &CopyOptions) -> Attributes {
+    Attributes {
+        size: None,
+        owner: attributes.owner.filter(|_| options.owners),
+        permissions: attributes.permissions.map(|mode| mode & mode_mask(options)),
+        times: attributes.times,
+        extended: Vec::new(),
+    }
+}
+
+/// Setuid, setgid and sticky bits give rights that belong to the owner.
+const fn mode_mask(options: &CopyOptions) -> u32 {
+    match options.special_bits {
+        true => 0o7777,
+        false => 0o777,
+    }
+}
+
+/// Seconds since 1970, as near as the wire can tell.
+pub(super) fn seconds(time: i64) -> u32 {
+    u32::try_from(time.max(0)).unwrap_or(u32::MAX)
+}
+
+/// Whether two files look the same: their size, and their times as near as the wire can tell.
+pub(super) fn look_same(metadata: &Metadata, attributes: &Attributes) -> bool {
+    attributes.size == Some(metadata.size())
+        && attributes
+            .times
+            .is_some_and(|(_, modified)| seconds(metadata.mtime()).abs_diff(modified) <= 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_the_wire_cannot_tell_are_brought_to_its_edges() {
+        assert_eq!([-1, 0, 7, 1 << 33].map(seconds), [0, 0, 7, u32::MAX]);
+    }
+
+    #[test]
+    fn special_bits_are_copied_only_when_asked_for() {
+        let special = mode(0o104_755);
+        let mut options = CopyOptions::default();
+        assert_eq!(wanted(&special, &options).permissions, Some(0o755));
+        options.special_bits = true;
+        assert_eq!(wanted(&special, &options).permissions, Some(0o4755));
+    }
+}

@@ -1,0 +1,304 @@
+//! Directories and files on this side, reached only through open directories and by one component
+//! at a time: whatever a guest says, and whatever link lies in the way, nothing outside is touched.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::File,
+    io,
+    os::{
+        fd::AsFd,
+        unix::{
+            ffi::{OsStrExt, OsStringExt},
+            fs::FileExt,
+        },
+    },
+    path::Path,
+    sync::Arc,
+};
+
+use nix::{
+    dir::Dir,
+    errno::Errno,
+    fcntl::{AtFlags, OFlag, openat, renameat},
+    sys::{
+        stat::{Mode, UtimensatFlags, fchmod, futimens, mkdirat, utimensat},
+        time::TimeSpec,
+    },
+    unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, symlinkat, unlinkat},
+};
+
+use super::{
+    CopyError,
+    attributes::{OPEN_DIRECTORY_MODE, PART_MODE},
+    part,
+    run::{Leftovers, MAX_LEFTOVERS},
+};
+use crate::protocol::sftp::Attributes;
+
+/// A directory that is open.
+#[derive(Debug)]
+pub(super) struct LocalDirectory(File);
+
+impl LocalDirectory {
+    /// Opens the directory at a path of the caller's, links followed.
+    pub(super) fn open(path: &Path) -> Result<Self, CopyError> {
+        let path = match path.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => path,
+        };
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        nix::fcntl::open(path, flags, Mode::empty())
+            .map(|fd| Self(fd.into()))
+            .map_err(|errno| match errno {
+                Errno::ENOENT | Errno::ENOTDIR => CopyError::NotADirectory,
+                errno => CopyError::local("open the directory", errno.into()),
+            })
+    }
+
+    /// The directory `name` in this one, made if there is none; and whether it was made. A link is
+    /// in the way.
+    pub(super) fn enter(&self, name: &OsStr) -> Result<(Self, bool), CopyError> {
+        let made = match mkdirat(&self.0, name, mode(OPEN_DIRECTORY_MODE)) {
+            Ok(()) => true,
+            Err(Errno::EEXIST) => false,
+            Err(errno) => return Err(CopyError::local("create the directory", errno.into())),
+        };
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = openat(&self.0, name, flags, Mode::empty()).map_err(|errno| match errno {
+            Errno::ELOOP | Errno::ENOTDIR => CopyError::InTheWay,
+            errno => CopyError::local("open the directory", errno.into()),
+        })?;
+        Ok((Self(fd.into()), made))
+    }
+
+    /// A new empty part for the target `name`.
+    pub(super) fn create_part(self: &Arc<Self>, name: &OsStr) -> Result<Part, CopyError> {
+        let part = part::name(name);
+        let flags =
+            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = openat(&self.0, &*part, flags, mode(PART_MODE))
+            .map_err(|errno| CopyError::local("create a file", errno.into()))?;
+        Ok(Part {
+            directory: Arc::clone(self),
+            file: Arc::new(fd.into()),
+            name: Some(part),
+        })
+    }
+
+    /// Makes `old`, which an earlier copy left, a part of this copy; `None` if another copy that
+    /// still runs has it.
+    pub(super) fn adopt_part(
+        self: &Arc<Self>,
+        old: &OsStr,
+        name: &OsStr,
+    ) -> Result<Option<Part>, CopyError> {
+        let Some(file) = self.lock_part(old)? else {
+            return Ok(None);
+        };
+        let part = part::name(name);
+        renameat(&self.0, old, &self.0, &*part)
+            .map_err(|errno| CopyError::local("take over what was left", errno.into()))?;
+        Ok(Some(Part {
+            directory: Arc::clone(self),
+            file: Arc::new(file),
+            name: Some(part),
+        }))
+    }
+
+    /// Removes what an earlier copy left, unless another copy that still runs has it.
+    pub(super) fn remove_part(&self, old: &OsStr) -> Result<(), CopyError> {
+        if let Some(_lock) = self.lock_part(old)? {
+            unlinkat(&self.0, old, UnlinkatFlags::NoRemoveDir)
+                .map_err(|errno| CopyError::local("remove what was left", errno.into()))?;
+        }
+        Ok(())
+    }
+
+    fn lock_part(&self, old: &OsStr) -> Result<Option<File>, CopyError> {
+        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let file: File = match openat(&self.0, old, flags, Mode::empty()) {
+            Ok(fd) => fd.into(),
+            // Gone meanwhile, or nothing that a copy left.
+            Err(Errno::ENOENT | Errno::ELOOP | Errno::EISDIR | Errno::ENXIO) => return Ok(None),
+            Err(errno) => return Err(CopyError::local("open what was left", errno.into())),
+        };
+        let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+        Ok((is_file && file.try_lock().is_ok()).then_some(file))
+    }
+
+    /// Names of parts in here.
+    pub(super) fn leftovers(&self) -> Result<Leftovers, CopyError> {
+        let failed = |errno: Errno| CopyError::local("list the directory", errno.into());
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut directory = Dir::openat(&self.0, ".", flags, Mode::empty()).map_err(failed)?;
+        let mut found = Leftovers::new();
+        let mut count = 0;
+        for entry in directory.iter() {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_bytes();
+            if let Some(stem) = part::stem_of(name)
+                && count < MAX_LEFTOVERS
+            {
+                count += 1;
+                found.entry(stem.to_vec()).or_default().push(name.to_vec());
+            }
+        }
+        Ok(found)
+    }
+
+    /// Puts a symbolic link at `name`, over what is there if that is no directory.
+    pub(super) fn link(
+        &self,
+        target: &OsStr,
+        name: &OsStr,
+        attributes: &Attributes,
+    ) -> Result<(), CopyError> {
+        let part = part::name(name);
+        symlinkat(target, &self.0, &*part)
+            .map_err(|errno| CopyError::local("create the symbolic link", errno.into()))?;
+        let placed = self
+            .set_link_attributes(&part, attributes)
+            .and_then(|()| self.publish(&part, name));
+        if placed.is_err() {
+            let _ = unlinkat(&self.0, &*part, UnlinkatFlags::NoRemoveDir);
+        }
+        placed
+    }
+
+    fn set_link_attributes(&self, name: &OsStr, attributes: &Attributes) -> Result<(), CopyError> {
+        if let Some((user, group)) = attributes.owner {
+            let (user, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
+            fchownat(&self.0, name, user, group, AtFlags::AT_SYMLINK_NOFOLLOW)
+                .map_err(|errno| CopyError::local("set the owner", errno.into()))?;
+        }
+        if let Some((accessed, modified)) = attributes.times {
+            let (accessed, modified) = (time(accessed), time(modified));
+            let flags = UtimensatFlags::NoFollowSymlink;
+            utimensat(&self.0, name, &accessed, &modified, flags)
+                .map_err(|errno| CopyError::local("set the times", errno.into()))?;
+        }
+        Ok(())
+    }
+
+    fn publish(&self, part: &OsStr, name: &OsStr) -> Result<(), CopyError> {
+        renameat(&self.0, part, &self.0, name).map_err(|errno| match errno {
+            Errno::ENOENT => CopyError::TakenOver,
+            Errno::EISDIR | Errno::ENOTEMPTY | Errno::EEXIST => CopyError::InTheWay,
+            errno => CopyError::local("rename over the target", errno.into()),
+        })
+    }
+
+    /// Attributes of this directory itself.
+    pub(super) fn set_attributes(&self, attributes: &Attributes) -> Result<(), CopyError> {
+        set_attributes(&self.0, attributes)
+    }
+
+    /// What is at `name`, of a link itself.
+    pub(super) fn metadata(&self, name: &OsStr) -> Option<std::fs::Metadata> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file: File = openat(&self.0, name, flags, Mode::empty()).ok()?.into();
+        file.metadata().ok()
+    }
+}
+
+/// A file that is being written. Dropping it removes it.
+#[derive(Debug)]
+pub(super) struct Part {
+    directory: Arc<LocalDirectory>,
+    pub(super) file: Arc<File>,
+    name: Option<OsString>,
+}
+
+impl Part {
+    /// Holds others off while this takes long.
+    pub(super) fn lock(&self) {
+        // A file system without locks has nobody who asks for them either.
+        let _ = self.file.try_lock();
+    }
+
+    pub(super) fn write(&self, data: &[u8]) -> Result<(), CopyError> {
+        self.file
+            .write_all_at(data, 0)
+            .map_err(|source| CopyError::local("write the file", source))
+    }
+
+    /// Gives the file its attributes and its name, over what has it.
+    pub(super) fn complete(
+        mut self,
+        name: &OsStr,
+        attributes: &Attributes,
+        fsync: bool,
+    ) -> Result<(), CopyError> {
+        set_attributes(&*self.file, attributes)?;
+        let sync = |file: &File| {
+            file.sync_all()
+                .map_err(|source| CopyError::local("write the file to its disk", source))
+        };
+        if fsync {
+            sync(&self.file)?;
+        }
+        if let Some(part) = &self.name {
+            self.directory.publish(part, name)?;
+        }
+        self.name = None;
+        match fsync {
+            true => sync(&self.directory.0),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            // Another copy may have taken it over.
+            let _ = unlinkat(&self.directory.0, &**name, UnlinkatFlags::NoRemoveDir);
+        }
+    }
+}
+
+/// The owner first: to change it clears bits of the mode.
+fn set_attributes(file: impl AsFd, attributes: &Attributes) -> Result<(), CopyError> {
+    if let Some((user, group)) = attributes.owner {
+        fchown(&file, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))
+            .map_err(|errno| CopyError::local("set the owner", errno.into()))?;
+    }
+    if let Some(permissions) = attributes.permissions {
+        fchmod(&file, mode(permissions))
+            .map_err(|errno| CopyError::local("set the mode", errno.into()))?;
+    }
+    if let Some((accessed, modified)) = attributes.times {
+        futimens(&file, &time(accessed), &time(modified))
+            .map_err(|errno| CopyError::local("set the times", errno.into()))?;
+    }
+    Ok(())
+}
+
+const fn mode(permissions: u32) -> Mode {
+    Mode::from_bits_truncate(permissions)
+}
+
+fn time(seconds: u32) -> TimeSpec {
+    TimeSpec::new(seconds.into(), 0)
+}
+
+/// What a local link says.
+pub(super) fn read_link(directory: impl AsFd, name: &OsStr) -> io::Result<OsString> {
+    Ok(nix::fcntl::readlinkat(directory, name)?)
+}
+
+/// Bytes of a name, as the system has them.
+pub(super) fn os_string(bytes: &[u8]) -> OsString {
+    OsString::from_vec(bytes.to_vec())
+}
+
+/// `directory/name`, for people.
+pub(super) fn shown(directory: &[u8], name: &OsStr) -> Vec<u8> {
+    let mut shown = Vec::with_capacity(directory.len() + 1 + name.len());
+    shown.extend_from_slice(directory);
+    if !directory.is_empty() && !directory.ends_with(b"/") {
+        shown.push(b'/');
+    }
+    shown.extend_from_slice(name.as_bytes());
+    shown
+}

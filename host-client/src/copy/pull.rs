@@ -1,0 +1,347 @@
+//! Out of the guest: a walk over its listings, and many files at once.
+//!
+//! Nothing here trusts the guest: names are single components ([`DirectoryReader`] refuses others
+//! and those that come twice), local files are reached through open directories only
+//! ([`LocalDirectory`]), and depth, entries and bytes have limits.
+//!
+//! [`DirectoryReader`]: crate::sftp::DirectoryReader
+
+mod file;
+mod stream;
+
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::sync::mpsc;
+
+pub(super) use self::stream::pull_stream;
+use super::{
+    CopyError, CopyObserver, CopyOptions, CopySummary, SkipReason,
+    attributes::{self, Kind},
+    local::LocalDirectory,
+    run::{Leftovers, Run},
+};
+use crate::{
+    protocol::sftp::Attributes,
+    sftp::{DirectoryReader, RemotePath, Sftp},
+};
+
+/// A local directory that is being filled.
+#[derive(Debug)]
+struct Directory {
+    local: Arc<LocalDirectory>,
+    /// What it gets when it is full, and the path it comes from; nothing for one that is not
+    /// copied itself.
+    source: Option<(RemotePath, Attributes)>,
+    parent: Option<Arc<Directory>>,
+    leftovers: Mutex<Leftovers>,
+}
+
+/// Something to be put into a directory.
+#[derive(Debug)]
+struct Work {
+    directory: Arc<Directory>,
+    name: OsString,
+    source: RemotePath,
+    kind: Kind,
+    attributes: Attributes,
+}
+
+/// A directory of the guest that is being walked.
+#[derive(Debug)]
+struct Level {
+    reader: DirectoryReader,
+    source: RemotePath,
+    directory: Arc<Directory>,
+}
+
+pub(super) async fn pull(
+    sftp: &Sftp,
+    sources: &[RemotePath],
+    destination: &Path,
+    options: &CopyOptions,
+    observer: &dyn CopyObserver,
+) -> Result<CopySummary, CopyError> {
+    let is_directory = destination.is_dir();
+    let wants_directory = sources.len() > 1 || destination.as_os_str().as_bytes().ends_with(b"/");
+    if wants_directory && !is_directory {
+        return Err(CopyError::NotADirectory);
+    }
+    let mut tops = Vec::new();
+    for source in sources {
+        tops.push((source, top(sftp, source, options.recursive).await));
+    }
+    let single = match &tops[..] {
+        [(_, Ok((kind, _)))] => *kind != Kind::Directory || !options.recursive,
+        tops => tops.len() == 1,
+    };
+    let run = Run::new(sftp, options, observer, single);
+    let walk = |queue| walk_all(&run, tops, destination, is_directory, queue);
+    run.drive(walk, |work| put(&run, work)).await?;
+    Ok(run.summary())
+}
+
+type Top = (Kind, Attributes);
+
+/// What a source is. A link is one if `links`, else what it leads to.
+async fn top(sftp: &Sftp, source: &RemotePath, links: bool) -> Result<Top, CopyError> {
+    let attributes = match links && !source.as_bytes().ends_with(b"/") {
+        true => sftp.lstat(source).await?,
+        false => sftp.stat(source).await?,
+    };
+    // A server that does not say has nothing but files.
+    let kind = attributes::kind(&attributes).unwrap_or(Kind::File);
+    Ok((kind, attributes))
+}
+
+async fn walk_all(
+    run: &Run<'_>,
+    tops: Vec<(&RemotePath, Result<Top, CopyError>)>,
+    destination: &Path,
+    is_directory: bool,
+    queue: mpsc::Sender<Work>,
+) -> Result<(), CopyError> {
+    let (path, target) = match is_directory {
+        true => (destination, None),
+        false => {
+            let name = destination.file_name().ok_or(CopyError::NotADirectory)?;
+            (destination.parent().unwrap_or(Path::new(".")), Some(name))
+        }
+    };
+    let path = path.to_owned();
+    let local = run
+        .pool
+        .run_long(move || LocalDirectory::open(&path))
+        .await??;
+    let root = Directory::new(run, local, true, None, None).await?;
+    for (source, top) in tops {
+        if let Err(error) = walk_one(run, source, top, &root, target, &queue).await {
+            run.failed(source.as_bytes(), error)?;
+        }
+    }
+    Ok(())
+}
+
+async fn walk_one(
+    run: &Run<'_>,
+    source: &RemotePath,
+    top: Result<Top, CopyError>,
+    root: &Arc<Directory>,
+    target: Option<&OsStr>,
+    queue: &mpsc::Sender<Work>,
+) -> Result<(), CopyError> {
+    let (kind, attributes) = top?;
+    if kind == Kind::Directory {
+        return match run.options.recursive {
+            true => walk_tree(run, source, attributes, root, target, queue).await,
+            false => Err(CopyError::IsADirectory),
+        };
+    }
+    let name = target.or(source.file_name()).ok_or(CopyError::NoName)?;
+    run.found(attributes.size.unwrap_or(0))?;
+    let work = Work {
+        directory: Arc::clone(root),
+        name: name.to_owned(),
+        source: source.clone(),
+        kind,
+        attributes,
+    };
+    // Nobody takes it any more only if the copy ended.
+    let _ = queue.send(work).await;
+    Ok(())
+}
+
+async fn walk_tree(
+    run: &Run<'_>,
+    source: &RemotePath,
+    attributes: Attributes,
+    root: &Arc<Directory>,
+    target: Option<&OsStr>,
+    queue: &mpsc::Sender<Work>,
+) -> Result<(), CopyError> {
+    run.found(0)?;
+    // Without a name of its own, such as `/` or `..`, its content goes into the destination.
+    let name = target.or(source.file_name());
+    let mut levels = vec![Level::enter(run, root, name, source.clone(), &attributes).await?];
+    while let Some(level) = levels.last_mut() {
+        let entry = match level.reader.next().await {
+            Ok(Some(entry)) => entry,
+            ended => {
+                if let Some(level) = levels.pop() {
+                    if let Err(error) = ended {
+                        run.failed(level.source.as_bytes(), error.into())?;
+                    }
+                    level.directory.leave(run).await?;
+                }
+                continue;
+            }
+        };
+        let (name, source) = (entry.name(), level.source.join(entry.name().as_bytes()));
+        let mut attributes = entry.attributes.clone();
+        let kind = match attributes::kind(&attributes) {
+            Some(kind) => kind,
+            None => match top(run.sftp, &source, true).await {
+                Ok((kind, known)) => {
+                    attributes = known;
+                    kind
+                }
+                Err(error) => {
+                    run.failed(source.as_bytes(), error)?;
+                    continue;
+                }
+            },
+        };
+        run.found(match kind {
+            Kind::File => attributes.size.unwrap_or(0),
+            _ => 0,
+        })?;
+        if kind == Kind::Directory {
+            let directory = Arc::clone(&level.directory);
+            let shown = source.clone();
+            match Level::enter(run, &directory, Some(name), source, &attributes).await {
+                _ if levels.len() >= run.options.max_depth => {
+                    run.failed(shown.as_bytes(), too_deep(run))?;
+                }
+                Ok(next) => levels.push(next),
+                Err(error) => run.failed(shown.as_bytes(), error)?,
+            }
+            continue;
+        }
+        let work = Work {
+            directory: Arc::clone(&level.directory),
+            name: name.to_owned(),
+            source,
+            kind,
+            attributes,
+        };
+        // Nobody takes it any more only if the copy ended.
+        let _ = queue.send(work).await;
+    }
+    Ok(())
+}
+
+fn too_deep(run: &Run<'_>) -> CopyError {
+    CopyError::Limit {
+        what: "the depth of directories",
+        limit: u64::try_from(run.options.max_depth).unwrap_or(u64::MAX),
+    }
+}
+
+impl Level {
+    /// Opens a directory of the guest, and makes the local one for it.
+    async fn enter(
+        run: &Run<'_>,
+        parent: &Arc<Directory>,
+        name: Option<&OsStr>,
+        source: RemotePath,
+        attributes: &Attributes,
+    ) -> Result<Self, CopyError> {
+        let reader = run.sftp.read_dir(&source).await?;
+        let directory = match name {
+            None => Arc::clone(parent),
+            Some(name) => {
+                let (local, name) = (Arc::clone(&parent.local), name.to_owned());
+                let (local, made) = run.pool.run_long(move || local.enter(&name)).await??;
+                let attributes = attributes::wanted(attributes, run.options);
+                let copied = Some((source.clone(), attributes));
+                Directory::new(run, local, !made, copied, Some(Arc::clone(parent))).await?
+            }
+        };
+        Ok(Self {
+            reader,
+            source,
+            directory,
+        })
+    }
+}
+
+impl Directory {
+    async fn new(
+        run: &Run<'_>,
+        local: LocalDirectory,
+        was_there: bool,
+        source: Option<(RemotePath, Attributes)>,
+        parent: Option<Arc<Self>>,
+    ) -> Result<Arc<Self>, CopyError> {
+        let local = Arc::new(local);
+        let leftovers = match was_there {
+            true => {
+                let local = Arc::clone(&local);
+                // One that cannot be listed can still be written to.
+                let found = run.pool.run_long(move || local.leftovers()).await?;
+                found.unwrap_or_default()
+            }
+            false => Leftovers::new(),
+        };
+        Ok(Arc::new(Self {
+            local,
+            source,
+            parent,
+            leftovers: Mutex::new(leftovers),
+        }))
+    }
+
+    /// Parts of the target `stem` that earlier copies left.
+    fn take_leftovers(&self, stem: &[u8]) -> Vec<Vec<u8>> {
+        let mut leftovers = self
+            .leftovers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        leftovers.remove(stem).unwrap_or_default()
+    }
+
+    /// One user less. The last one gives the directory its attributes: nothing in it changes any
+    /// more.
+    async fn leave(self: Arc<Self>, run: &Run<'_>) -> Result<(), CopyError> {
+        let mut next = Some(self);
+        while let Some(directory) = next.take().and_then(Arc::into_inner) {
+            next = directory.parent;
+            if let Some((source, attributes)) = directory.source {
+                let local = directory.local;
+                let set = move || local.set_attributes(&attributes);
+                match run.pool.run(set).await? {
+                    Ok(()) => {
+                        run.finished(source.as_bytes(), 0, |summary| &mut summary.directories)
+                    }
+                    Err(error) => run.failed(source.as_bytes(), error)?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Puts one thing into a local directory.
+async fn put(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
+    let shown = work.source.clone();
+    let directory = Arc::clone(&work.directory);
+    let result = match work.kind {
+        Kind::File => file::pull(run, work).await,
+        Kind::Link => put_link(run, work).await.map(|()| {
+            run.finished(shown.as_bytes(), 0, |summary| &mut summary.links);
+        }),
+        Kind::Directory | Kind::Special => match run.is_single() {
+            true => Err(CopyError::Special),
+            false => {
+                run.skipped(shown.as_bytes(), SkipReason::Special);
+                Ok(())
+            }
+        },
+    };
+    if let Err(error) = result {
+        run.failed(shown.as_bytes(), error)?;
+    }
+    directory.leave(run).await
+}
+
+async fn put_link(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
+    let target = run.sftp.readlink(&work.source).await?;
+    let attributes = attributes::wanted(&work.attributes, run.options);
+    let local = Arc::clone(&work.directory.local);
+    let link = move || local.link(target.as_os_str(), &work.name, &attributes);
+    run.pool.run(link).await?
+}

@@ -1,0 +1,235 @@
+//! One file out of the guest.
+
+use std::{collections::VecDeque, fs::File, io, os::unix::fs::FileExt, pin::Pin, sync::Arc};
+
+use super::{
+    super::{
+        CopyError, SkipReason, attributes,
+        local::{Part, os_string},
+        part, resume,
+        run::{Run, SMALL_BYTES},
+        sparse::RemoteData,
+    },
+    Work,
+};
+use crate::{
+    error::ClientError,
+    protocol::sftp::{Attributes, extension},
+    sftp::{OpenFlags, RemoteFile},
+};
+
+/// Pieces of one file that may wait for the disk.
+const MAX_WRITES: usize = 8;
+
+pub(super) async fn pull(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
+    let old = work.directory.take_leftovers(&part::stem(&work.name));
+    if run.options.resume && is_complete(run, &work).await? {
+        run.skipped(work.source.as_bytes(), SkipReason::Complete);
+        return Ok(());
+    }
+    let source = work.source.clone();
+    let directory = Arc::clone(&work.directory.local);
+    let size = work.attributes.size.unwrap_or(0);
+    let small = match (1..=SMALL_BYTES).contains(&size) {
+        true => small(run, &work, size).await?,
+        false => None,
+    };
+    let bytes = match small {
+        Some(bytes) => bytes,
+        None => large(run, work, &old).await?,
+    };
+    if !old.is_empty() {
+        // Those that were continued have another name now.
+        let clean = move || {
+            old.iter()
+                .try_for_each(|name| directory.remove_part(&os_string(name)))
+        };
+        run.pool.run_long(clean).await??;
+    }
+    run.finished(source.as_bytes(), bytes, |summary| &mut summary.files);
+    Ok(())
+}
+
+async fn is_complete(run: &Run<'_>, work: &Work) -> Result<bool, CopyError> {
+    let (local, name) = (Arc::clone(&work.directory.local), work.name.clone());
+    let there = run.pool.run(move || local.metadata(&name)).await?;
+    Ok(there
+        .is_some_and(|there| there.is_file() && attributes::look_same(&there, &work.attributes)))
+}
+
+/// A file that is believed to be small: two trips, however many requests. `None` if it was not.
+async fn small(run: &Run<'_>, work: &Work, size: u64) -> Result<Option<u64>, CopyError> {
+    let source = work.source.as_bytes();
+    let file = open(run, work).await?;
+    let length = u32::try_from(size + 1).unwrap_or(u32::MAX);
+    let read = file.start_read(length).await?;
+    let stat = file.start_stat().await?;
+    let closed = file.start_close().await?;
+    let (data, now) = (read.data().await?, stat.attributes().await?);
+    closed.done().await?;
+    let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
+    if now.size != Some(bytes) {
+        return Ok(None);
+    }
+    run.started(source, Some(bytes), 0);
+    let attributes = attributes::wanted(&now, run.options);
+    let (directory, name) = (Arc::clone(&work.directory.local), work.name.clone());
+    let fsync = run.fsync;
+    let write = move || {
+        let part = directory.create_part(&name)?;
+        part.write(&data)?;
+        part.complete(&name, &attributes, fsync)
+    };
+    match fsync {
+        true => run.pool.run_long(write).await??,
+        false => run.pool.run(write).await??,
+    }
+    run.moved(bytes)?;
+    Ok(Some(bytes))
+}
+
+async fn open(run: &Run<'_>, work: &Work) -> Result<RemoteFile, ClientError> {
+    run.sftp
+        .open(&work.source, OpenFlags::READ, Attributes::default())
+        .await
+}
+
+/// A file that is written while it is read.
+async fn large(run: &Run<'_>, work: Work, old: &[Vec<u8>]) -> Result<u64, CopyError> {
+    let Work {
+        directory,
+        name,
+        source,
+        ..
+    } = &work;
+    let file = open(run, &work).await?;
+    let before = file.stat().await?;
+    let (local, target) = (Arc::clone(&directory.local), name.clone());
+    let old = match run.options.resume {
+        true => old.to_vec(),
+        false => Vec::new(),
+    };
+    let begin = move || begin(&local, &target, &old);
+    let (part, length) = run.pool.run_long(begin).await??;
+    let size = before.size.filter(|size| *size > 0);
+    let start = match length {
+        0 => 0,
+        length => {
+            let length = length.min(size.unwrap_or(0));
+            let same = resume::same_prefix(run, &part.file, &file, length).await?;
+            let local = Arc::clone(&part.file);
+            run.pool
+                .run_long(move || local.set_len(same))
+                .await?
+                .map_err(|source| CopyError::local("cut what was left", source))?;
+            same
+        }
+    };
+    run.started(source.as_bytes(), size, start);
+    let bytes = fetch(run, &file, &part.file, start, size).await?;
+    let after = file.stat().await?;
+    if before.times.map(|times| times.1) != after.times.map(|times| times.1) {
+        return Err(CopyError::Changed);
+    }
+    // Files that the guest's kernel makes up have the size 0.
+    if let Some(size) = after.size.filter(|size| *size != 0 && *size != bytes) {
+        let transferred = bytes;
+        return Err(ClientError::SizeChanged { size, transferred }.into());
+    }
+    if start > 0 && resume::same_prefix(run, &part.file, &file, bytes).await? != bytes {
+        return Err(CopyError::Differs);
+    }
+    file.close().await?;
+    let attributes = attributes::wanted(&after, run.options);
+    let (name, fsync) = (name.clone(), run.fsync);
+    run.pool
+        .run_long(move || part.complete(&name, &attributes, fsync))
+        .await??;
+    Ok(bytes)
+}
+
+/// A new part, or the longest that was left, with its length.
+fn begin(
+    directory: &Arc<super::LocalDirectory>,
+    name: &std::ffi::OsStr,
+    old: &[Vec<u8>],
+) -> Result<(Part, u64), CopyError> {
+    let mut old: Vec<_> = old
+        .iter()
+        .map(|name| os_string(name))
+        .filter_map(|name| Some((directory.metadata(&name)?.len(), name)))
+        .collect();
+    old.sort();
+    while let Some((length, left)) = old.pop() {
+        if let Some(part) = directory.adopt_part(&left, name)? {
+            return Ok((part, length));
+        }
+    }
+    let part = directory.create_part(name)?;
+    part.lock();
+    Ok((part, 0))
+}
+
+/// Reads the file from `start`, all of it or what is no hole, into the local one. Returns its
+/// length.
+async fn fetch(
+    run: &Run<'_>,
+    file: &RemoteFile,
+    local: &Arc<File>,
+    start: u64,
+    size: Option<u64>,
+) -> Result<u64, CopyError> {
+    let mut holes = match size {
+        Some(_) if run.sftp.has_extension(extension::HOLES) => {
+            Some(RemoteData::start(file, start).await?).filter(|holes| !holes.is_dense())
+        }
+        _ => None,
+    };
+    let Some(holes) = &mut holes else {
+        return fetch_range(run, file, local, (start, u64::MAX), size).await;
+    };
+    while let Some((from, to)) = holes.next().await? {
+        if fetch_range(run, file, local, (from, to), None).await? != to {
+            return Err(CopyError::Changed);
+        }
+    }
+    let size = size.unwrap_or(0);
+    let local = Arc::clone(local);
+    run.pool
+        .run_long(move || local.set_len(size))
+        .await?
+        .map_err(|source| CopyError::local("write the file", source))?;
+    Ok(size)
+}
+
+/// A write that is under way.
+type Write = Pin<Box<dyn Future<Output = Result<io::Result<u64>, CopyError>> + Send>>;
+
+/// Reads a range; returns where it ended.
+async fn fetch_range(
+    run: &Run<'_>,
+    file: &RemoteFile,
+    local: &Arc<File>,
+    (from, to): (u64, u64),
+    guess: Option<u64>,
+) -> Result<u64, CopyError> {
+    let failed = |source| CopyError::local("write the file", source);
+    let mut reads = file.reads(from, to, guess);
+    let mut writes: VecDeque<Write> = VecDeque::new();
+    while let Some(chunk) = reads.next().await? {
+        if writes.len() >= MAX_WRITES
+            && let Some(write) = writes.pop_front()
+        {
+            run.moved(write.await?.map_err(failed)?)?;
+        }
+        let local = Arc::clone(local);
+        writes.push_back(Box::pin(run.pool.run_long(move || {
+            local.write_all_at(&chunk.data, chunk.offset)?;
+            Ok(u64::try_from(chunk.data.len()).unwrap_or(u64::MAX))
+        })));
+    }
+    for write in writes {
+        run.moved(write.await?.map_err(failed)?)?;
+    }
+    Ok(reads.position())
+}

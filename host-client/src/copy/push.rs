@@ -1,0 +1,404 @@
+//! Into the guest: a walk over local directories, and many files at once.
+
+mod file;
+mod stream;
+
+use std::{
+    ffi::OsString,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::sync::mpsc;
+
+pub(super) use self::stream::push_stream;
+use super::{
+    CopyError, CopyObserver, CopyOptions, CopySummary, SkipReason,
+    attributes::{self, Kind, OPEN_DIRECTORY_MODE},
+    leftovers,
+    local::shown,
+    run::{Leftovers, Run},
+    scan::{self, Found, Scanner},
+};
+use crate::{
+    error::ClientError,
+    protocol::sftp::{Attributes, extension},
+    sftp::{RemotePath, Sftp},
+};
+
+/// A directory in the guest that is being filled.
+#[derive(Debug)]
+struct Directory {
+    path: RemotePath,
+    /// The local one, for people.
+    source: Vec<u8>,
+    /// What it gets when it is full; nothing for one that was there and is not copied itself.
+    attributes: Option<Attributes>,
+    parent: Option<Arc<Directory>>,
+    leftovers: Mutex<Leftovers>,
+}
+
+/// Something to be put into a directory.
+#[derive(Debug)]
+struct Work {
+    directory: Arc<Directory>,
+    name: OsString,
+    source: Vec<u8>,
+    found: Found,
+}
+
+/// A directory that is being walked.
+#[derive(Debug)]
+struct Level {
+    scanner: Arc<Mutex<Scanner>>,
+    directory: Arc<Directory>,
+    waiting: Vec<OsString>,
+    ended: bool,
+}
+
+pub(super) async fn push(
+    sftp: &Sftp,
+    sources: &[PathBuf],
+    destination: &RemotePath,
+    options: &CopyOptions,
+    observer: &dyn CopyObserver,
+) -> Result<CopySummary, CopyError> {
+    let is_directory = is_directory(sftp, destination, sources.len() > 1).await?;
+    let single = match sources {
+        [source] => !(options.recursive && source.is_dir()),
+        _ => false,
+    };
+    let run = Run::new(sftp, options, observer, single);
+    let walk = |queue| walk_all(&run, sources, destination, is_directory, queue);
+    run.drive(walk, |work| put(&run, work)).await?;
+    Ok(run.summary())
+}
+
+/// Whether sources go into the destination, or become it.
+async fn is_directory(
+    sftp: &Sftp,
+    destination: &RemotePath,
+    several: bool,
+) -> Result<bool, CopyError> {
+    let is_directory = match sftp.stat(destination).await {
+        Ok(attributes) => attributes::kind(&attributes) == Some(Kind::Directory),
+        Err(error) if error.is_not_found() => false,
+        Err(error) => return Err(error.into()),
+    };
+    match !is_directory && (several || destination.as_bytes().ends_with(b"/")) {
+        true => Err(CopyError::NotADirectory),
+        false => Ok(is_directory),
+    }
+}
+
+async fn walk_all(
+    run: &Run<'_>,
+    sources: &[PathBuf],
+    destination: &RemotePath,
+    is_directory: bool,
+    queue: mpsc::Sender<Work>,
+) -> Result<(), CopyError> {
+    let (path, target) = match is_directory {
+        true => (destination.clone(), None),
+        false => (
+            destination.parent().unwrap_or_else(|| ".".into()),
+            Some(destination.file_name().ok_or(CopyError::NoName)?.to_owned()),
+        ),
+    };
+    let root = Arc::new(Directory {
+        path,
+        source: Vec::new(),
+        attributes: None,
+        parent: None,
+        leftovers: Mutex::default(),
+    });
+    if sources.len() > 1 {
+        root.find_leftovers(run).await;
+    }
+    for source in sources {
+        let shown = source.as_os_str().as_bytes().to_vec();
+        if let Err(error) = walk_one(run, source, &root, target.as_ref(), &queue).await {
+            run.failed(&shown, error)?;
+        }
+    }
+    Ok(())
+}
+
+async fn walk_one(
+    run: &Run<'_>,
+    source: &Path,
+    root: &Arc<Directory>,
+    target: Option<&OsString>,
+    queue: &mpsc::Sender<Work>,
+) -> Result<(), CopyError> {
+    let (path, links) = (source.to_owned(), run.options.recursive);
+    let found = run.pool.run_long(move || scan::top(&path, links)).await??;
+    let name = match (target, source.file_name()) {
+        (Some(target), _) => target.clone(),
+        (None, Some(name)) => name.to_owned(),
+        // Such as `.` and `..`: their content goes into the destination itself.
+        (None, None) if matches!(found, Found::Directory(_)) => OsString::from("."),
+        (None, None) => return Err(CopyError::NoName),
+    };
+    let shown = source.as_os_str().as_bytes().to_vec();
+    match found {
+        Found::Directory(_) if !run.options.recursive => Err(CopyError::IsADirectory),
+        Found::Directory(scanner) => walk_tree(run, scanner, root, name, shown, queue).await,
+        found => {
+            let work = Work {
+                directory: Arc::clone(root),
+                name,
+                source: shown,
+                found,
+            };
+            send(run, queue, work).await
+        }
+    }
+}
+
+/// Counts what was found and hands it on.
+async fn send(run: &Run<'_>, queue: &mpsc::Sender<Work>, work: Work) -> Result<(), CopyError> {
+    let bytes = match &work.found {
+        Found::File(file) => file.metadata.len(),
+        _ => 0,
+    };
+    run.found(bytes)?;
+    // Nobody takes it any more only if the copy ended.
+    let _ = queue.send(work).await;
+    Ok(())
+}
+
+async fn walk_tree(
+    run: &Run<'_>,
+    scanner: Box<Scanner>,
+    root: &Arc<Directory>,
+    name: OsString,
+    source: Vec<u8>,
+    queue: &mpsc::Sender<Work>,
+) -> Result<(), CopyError> {
+    let mut levels = vec![Level::make(run, scanner, root, &name, source).await?];
+    while let Some(level) = levels.last_mut() {
+        if let Some(name) = level.waiting.pop() {
+            let source = shown(&level.directory.source, &name);
+            match enter(run, level, &name, &source).await {
+                _ if levels.len() >= run.options.max_depth => run.failed(&source, too_deep(run))?,
+                Ok(next) => levels.push(next),
+                Err(error) => run.failed(&source, error)?,
+            }
+        } else if level.ended {
+            if let Some(level) = levels.pop() {
+                level.directory.leave(run).await?;
+            }
+        } else {
+            level.next(run, queue).await?;
+        }
+    }
+    Ok(())
+}
+
+fn too_deep(run: &Run<'_>) -> CopyError {
+    CopyError::Limit {
+        what: "the depth of directories",
+        limit: u64::try_from(run.options.max_depth).unwrap_or(u64::MAX),
+    }
+}
+
+async fn enter(
+    run: &Run<'_>,
+    level: &Level,
+    name: &OsString,
+    source: &[u8],
+) -> Result<Level, CopyError> {
+    run.found(0)?;
+    let (scanner, below) = (Arc::clone(&level.scanner), name.clone());
+    let open = move || {
+        let scanner = scanner.lock().unwrap_or_else(PoisonError::into_inner);
+        scanner.enter(&below)
+    };
+    match run.pool.run_long(open).await?? {
+        Found::Directory(scanner) => {
+            Level::make(run, scanner, &level.directory, name, source.to_vec()).await
+        }
+        // It was a directory a moment ago.
+        _ => Err(CopyError::Changed),
+    }
+}
+
+impl Level {
+    /// Makes the directory in the guest.
+    async fn make(
+        run: &Run<'_>,
+        scanner: Box<Scanner>,
+        parent: &Arc<Directory>,
+        name: &OsString,
+        source: Vec<u8>,
+    ) -> Result<Self, CopyError> {
+        let path = match name.as_bytes() {
+            b"." => parent.path.clone(),
+            name => parent.path.join(name),
+        };
+        let made = make_directory(run.sftp, &path).await?;
+        let directory = Directory {
+            path,
+            source,
+            attributes: Some(attributes::of(&scanner.metadata, run.options)),
+            parent: Some(Arc::clone(parent)),
+            leftovers: Mutex::default(),
+        };
+        if !made {
+            directory.find_leftovers(run).await;
+        }
+        Ok(Self {
+            scanner: Arc::new(Mutex::new(*scanner)),
+            directory: Arc::new(directory),
+            waiting: Vec::new(),
+            ended: false,
+        })
+    }
+
+    /// Reads some more of the directory.
+    async fn next(&mut self, run: &Run<'_>, queue: &mpsc::Sender<Work>) -> Result<(), CopyError> {
+        let scanner = Arc::clone(&self.scanner);
+        let scan = move || {
+            scanner
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .next()
+        };
+        let batch = match run.pool.run_long(scan).await? {
+            Ok(batch) => batch,
+            Err(error) => {
+                self.ended = true;
+                return run.failed(&self.directory.source, error);
+            }
+        };
+        self.ended = batch.ended;
+        self.waiting = batch.directories;
+        for (name, found) in batch.found {
+            let work = Work {
+                directory: Arc::clone(&self.directory),
+                source: shown(&self.directory.source, &name),
+                name,
+                found,
+            };
+            send(run, queue, work).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes a directory, or finds it there; says which.
+async fn make_directory(sftp: &Sftp, path: &RemotePath) -> Result<bool, CopyError> {
+    let refused = match sftp
+        .mkdir(path, attributes::mode(OPEN_DIRECTORY_MODE))
+        .await
+    {
+        Ok(()) => return Ok(true),
+        Err(error @ ClientError::File { .. }) => error,
+        Err(error) => return Err(error.into()),
+    };
+    // Servers have no code for "it exists".
+    match sftp.lstat(path).await {
+        Ok(there) if attributes::kind(&there) == Some(Kind::Directory) => Ok(false),
+        Ok(there) if attributes::kind(&there) == Some(Kind::Link) => {
+            // The guest's own links to directories are the guest's own affair.
+            match sftp.stat(path).await {
+                Ok(to) if attributes::kind(&to) == Some(Kind::Directory) => Ok(false),
+                _ => Err(CopyError::InTheWay),
+            }
+        }
+        Ok(_) => Err(CopyError::InTheWay),
+        Err(_) => Err(refused.into()),
+    }
+}
+
+impl Directory {
+    async fn find_leftovers(&self, run: &Run<'_>) {
+        // One that cannot be listed can still be written to.
+        if let Ok(found) = leftovers::list(run.sftp, &self.path).await {
+            *self
+                .leftovers
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = found;
+        }
+    }
+
+    /// Parts of the target `stem` that earlier copies left.
+    fn take_leftovers(&self, stem: &[u8]) -> Vec<Vec<u8>> {
+        let mut leftovers = self
+            .leftovers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        leftovers.remove(stem).unwrap_or_default()
+    }
+
+    /// One user less. The last one gives the directory its attributes: nothing in it changes any
+    /// more.
+    async fn leave(self: Arc<Self>, run: &Run<'_>) -> Result<(), CopyError> {
+        let mut next = Some(self);
+        while let Some(directory) = next.take().and_then(Arc::into_inner) {
+            next = directory.parent;
+            if let Some(attributes) = directory.attributes {
+                match run.sftp.setstat(&directory.path, attributes).await {
+                    Ok(()) => {
+                        run.finished(&directory.source, 0, |summary| &mut summary.directories)
+                    }
+                    Err(error) => run.failed(&directory.source, error.into())?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Puts one thing into the guest.
+async fn put(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
+    let Work {
+        directory,
+        name,
+        source,
+        found,
+    } = work;
+    let result = match found {
+        Found::File(found) => file::push(run, &directory, &name, found, &source).await,
+        Found::Link { target, metadata } => {
+            let attributes = attributes::of(&metadata, run.options);
+            let path = directory.path.join(name.as_bytes());
+            let linked = put_link(run, &path, target, attributes).await;
+            linked.map(|()| {
+                run.finished(&source, 0, |summary| &mut summary.links);
+            })
+        }
+        Found::Failed(error) => Err(error),
+        Found::Special | Found::Directory(_) => match run.is_single() {
+            true => Err(CopyError::Special),
+            false => {
+                run.skipped(&source, SkipReason::Special);
+                Ok(())
+            }
+        },
+    };
+    if let Err(error) = result {
+        run.failed(&source, error)?;
+    }
+    directory.leave(run).await
+}
+
+async fn put_link(
+    run: &Run<'_>,
+    path: &RemotePath,
+    target: OsString,
+    attributes: Attributes,
+) -> Result<(), CopyError> {
+    let part = file::RemotePart::new(run.sftp, path);
+    run.sftp.symlink(target, &part.path).await?;
+    if run.sftp.has_extension(extension::LSETSTAT) {
+        let attributes = Attributes {
+            permissions: None,
+            ..attributes
+        };
+        run.sftp.lsetstat(&part.path, attributes).await?;
+    }
+    part.publish(path).await
+}

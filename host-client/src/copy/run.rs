@@ -1,0 +1,194 @@
+//! What every copy has: the session, the options, who is told, and the count.
+
+use std::{
+    collections::HashMap,
+    pin::pin,
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::Poll,
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::sync::mpsc;
+
+use super::{CopyError, CopyEvent, CopyObserver, CopyOptions, CopySummary, SkipReason, pool::Pool};
+use crate::sftp::Sftp;
+
+/// Files under way at once.
+const MAX_FILES: usize = 128;
+
+/// What the walk may have found and nobody has begun with.
+const QUEUE_DEPTH: usize = 64;
+
+/// Files up to this size are held in memory and sent in one request, in bytes.
+pub(super) const SMALL_BYTES: u64 = 64 * 1024;
+
+/// Names of parts that earlier copies left in a directory, by their stem.
+pub(super) type Leftovers = HashMap<Vec<u8>, Vec<Vec<u8>>>;
+
+/// Most names of parts remembered of one directory.
+pub(super) const MAX_LEFTOVERS: usize = 10_000;
+
+/// A copy that is under way.
+pub(super) struct Run<'a> {
+    pub(super) sftp: &'a Sftp,
+    pub(super) options: &'a CopyOptions,
+    pub(super) pool: Pool,
+    /// Whether files must be on their disk.
+    pub(super) fsync: bool,
+    /// Whether there is one file only, whose error is that of the copy.
+    single: bool,
+    observer: &'a dyn CopyObserver,
+    tally: Mutex<Tally>,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    summary: CopySummary,
+    entries: u64,
+    bytes: u64,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn new(
+        sftp: &'a Sftp,
+        options: &'a CopyOptions,
+        observer: &'a dyn CopyObserver,
+        single: bool,
+    ) -> Self {
+        Self {
+            sftp,
+            options,
+            pool: Pool::new(),
+            fsync: options.fsync.unwrap_or(single),
+            single,
+            observer,
+            tally: Mutex::default(),
+        }
+    }
+
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) const fn is_single(&self) -> bool {
+        self.single
+    }
+
+    pub(super) fn summary(&self) -> CopySummary {
+        self.tally().summary
+    }
+
+    /// One more entry was found; not more than the options allow.
+    pub(super) fn found(&self, bytes: u64) -> Result<(), CopyError> {
+        {
+            let mut tally = self.tally();
+            tally.entries += 1;
+            tally.bytes = tally.bytes.saturating_add(bytes);
+            if tally.entries > self.options.max_entries {
+                return Err(CopyError::Limit {
+                    what: "the number of entries",
+                    limit: self.options.max_entries,
+                });
+            }
+        }
+        self.observer
+            .observe(CopyEvent::Found { bytes, entries: 1 });
+        Ok(())
+    }
+
+    pub(super) fn started(&self, path: &[u8], size: Option<u64>, resumed_at: u64) {
+        self.observer.observe(CopyEvent::Started {
+            path,
+            size,
+            resumed_at,
+        });
+    }
+
+    /// Bytes were copied; not more than the options allow.
+    pub(super) fn moved(&self, bytes: u64) -> Result<(), CopyError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let total = {
+            let mut tally = self.tally();
+            tally.summary.bytes = tally.summary.bytes.saturating_add(bytes);
+            tally.summary.bytes
+        };
+        self.observer.observe(CopyEvent::Moved { bytes });
+        match self.options.max_bytes {
+            Some(limit) if total > limit => Err(CopyError::Limit {
+                what: "the number of bytes",
+                limit,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn finished(
+        &self,
+        path: &[u8],
+        bytes: u64,
+        count: impl FnOnce(&mut CopySummary) -> &mut u64,
+    ) {
+        *count(&mut self.tally().summary) += 1;
+        self.observer.observe(CopyEvent::Finished { path, bytes });
+    }
+
+    pub(super) fn skipped(&self, path: &[u8], reason: SkipReason) {
+        self.tally().summary.skipped += 1;
+        self.observer.observe(CopyEvent::Skipped { path, reason });
+    }
+
+    /// Something failed. The rest goes on, unless this is all there is or nothing can go on.
+    pub(super) fn failed(&self, path: &[u8], error: CopyError) -> Result<(), CopyError> {
+        if self.single || self.sftp.is_over() || matches!(error, CopyError::Limit { .. }) {
+            return Err(error);
+        }
+        self.tally().summary.failed += 1;
+        self.observer.observe(CopyEvent::Failed {
+            path,
+            error: &error,
+        });
+        Ok(())
+    }
+
+    /// Copies what `walk` finds, as it finds it. What is asked of the guest at one time is sent at
+    /// once.
+    pub(super) async fn drive<W, Walk, Each>(
+        &self,
+        walk: impl FnOnce(mpsc::Sender<W>) -> Walk,
+        each: impl Fn(W) -> Each,
+    ) -> Result<(), CopyError>
+    where
+        Walk: Future<Output = Result<(), CopyError>>,
+        Each: Future<Output = Result<(), CopyError>>,
+    {
+        let (sender, mut queue) = mpsc::channel(QUEUE_DEPTH);
+        let mut walk = pin!(walk(sender));
+        let mut files = FuturesUnordered::new();
+        let (mut walked, mut ended) = (false, false);
+        let work = async {
+            while !(walked && ended && files.is_empty()) {
+                tokio::select! {
+                    biased;
+                    Some(done) = files.next(), if !files.is_empty() => done?,
+                    work = queue.recv(), if !ended && files.len() < MAX_FILES => match work {
+                        Some(work) => files.push(each(work)),
+                        None => ended = true,
+                    },
+                    result = &mut walk, if !walked => {
+                        result?;
+                        walked = true;
+                    }
+                }
+            }
+            Ok(())
+        };
+        let mut work = pin!(work);
+        std::future::poll_fn(|cx| -> Poll<Result<(), CopyError>> {
+            let _cork = self.sftp.cork();
+            work.as_mut().poll(cx)
+        })
+        .await
+    }
+}

@@ -1,0 +1,217 @@
+//! Reading local directories for a push: a batch of files in one trip to a thread, small ones with
+//! their content.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{File, Metadata},
+    io::Read,
+    os::{
+        fd::AsFd,
+        unix::{ffi::OsStrExt, fs::MetadataExt},
+    },
+    path::Path,
+};
+
+use bytes::Bytes;
+use nix::{
+    dir::{Dir, Type},
+    errno::Errno,
+    fcntl::{AtFlags, OFlag, openat},
+    sys::stat::{Mode, SFlag, fstatat},
+};
+
+use super::{CopyError, local, run::SMALL_BYTES};
+
+/// Most entries in a batch.
+const BATCH: usize = 64;
+
+/// Something local that is to be pushed.
+#[derive(Debug)]
+pub(super) enum Found {
+    File(FoundFile),
+    Directory(Box<Scanner>),
+    Link {
+        target: OsString,
+        metadata: Metadata,
+    },
+    Special,
+    Failed(CopyError),
+}
+
+/// A local file, open.
+#[derive(Debug)]
+pub(super) struct FoundFile {
+    pub(super) file: Option<File>,
+    pub(super) metadata: Metadata,
+    /// All of it, if it is small.
+    pub(super) content: Option<Bytes>,
+}
+
+/// A directory that is being read.
+#[derive(Debug)]
+pub(super) struct Scanner {
+    directory: Dir,
+    pub(super) metadata: Metadata,
+}
+
+/// Some entries of a directory.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) found: Vec<(OsString, Found)>,
+    /// Directories, not opened yet: their number must not be that of open descriptors.
+    pub(super) directories: Vec<OsString>,
+    pub(super) ended: bool,
+}
+
+/// What is at a path of the caller's. A link is one if `links`, else what it leads to.
+pub(super) fn top(path: &Path, links: bool) -> Result<Found, CopyError> {
+    let failed = |source| CopyError::local("read the attributes", source);
+    // A slash at the end means what a link leads to.
+    let links = links && !path.as_os_str().as_bytes().ends_with(b"/");
+    let metadata = match links {
+        true => path.symlink_metadata().map_err(failed)?,
+        false => path.metadata().map_err(failed)?,
+    };
+    if metadata.is_symlink() {
+        let target = std::fs::read_link(path)
+            .map_err(|source| CopyError::local("read the symbolic link", source))?;
+        return Ok(Found::Link {
+            target: target.into_os_string(),
+            metadata,
+        });
+    }
+    let kind = match metadata.file_type() {
+        kind if kind.is_file() => Type::File,
+        kind if kind.is_dir() => Type::Directory,
+        _ => return Ok(Found::Special),
+    };
+    open(nix::fcntl::AT_FDCWD, path.as_os_str(), kind, links)
+}
+
+fn open(at: impl AsFd, name: &OsStr, kind: Type, nofollow: bool) -> Result<Found, CopyError> {
+    let mut flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    flags.set(OFlag::O_NOFOLLOW, nofollow);
+    flags.set(OFlag::O_DIRECTORY, kind == Type::Directory);
+    let fd = openat(at, name, flags, Mode::empty())
+        .map_err(|errno| CopyError::local("open the file", errno.into()))?;
+    let file = File::from(fd);
+    let metadata = file
+        .metadata()
+        .map_err(|source| CopyError::local("read the attributes", source))?;
+    if metadata.is_dir() {
+        let directory = Dir::from_fd(file.into())
+            .map_err(|errno| CopyError::local("open the directory", errno.into()))?;
+        let scanner = Scanner {
+            directory,
+            metadata,
+        };
+        return Ok(Found::Directory(Box::new(scanner)));
+    }
+    match metadata.is_file() {
+        true => FoundFile::read(file, metadata).map(Found::File),
+        false => Ok(Found::Special),
+    }
+}
+
+impl FoundFile {
+    fn read(mut file: File, metadata: Metadata) -> Result<Self, CopyError> {
+        // Files that the kernel makes up have the size 0.
+        let size = match metadata.size() {
+            0 => SMALL_BYTES,
+            size if size > SMALL_BYTES => {
+                return Ok(Self {
+                    file: Some(file),
+                    metadata,
+                    content: None,
+                });
+            }
+            size => size,
+        };
+        let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
+        Read::by_ref(&mut file)
+            .take(size + 1)
+            .read_to_end(&mut content)
+            .map_err(|source| CopyError::local("read the file", source))?;
+        let is_all = u64::try_from(content.len()).is_ok_and(|length| length <= size);
+        Ok(Self {
+            file: (!is_all).then_some(file),
+            metadata,
+            content: is_all.then(|| content.into()),
+        })
+    }
+}
+
+impl Scanner {
+    /// The next entries.
+    pub(super) fn next(&mut self) -> Result<Batch, CopyError> {
+        let failed = |errno: Errno| CopyError::local("list the directory", errno.into());
+        let mut names = Vec::new();
+        let mut batch = Batch::default();
+        let mut entries = self.directory.iter();
+        while names.len() + batch.directories.len() < BATCH {
+            let Some(entry) = entries.next() else {
+                batch.ended = true;
+                break;
+            };
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_bytes();
+            match entry.file_type() {
+                _ if matches!(name, b"." | b"..") => {}
+                Some(Type::Directory) => batch.directories.push(local::os_string(name)),
+                kind => names.push((local::os_string(name), kind)),
+            }
+        }
+        drop(entries);
+        for (name, kind) in names {
+            let kind = match kind {
+                Some(kind) => Ok(kind),
+                None => self.kind(&name),
+            };
+            match kind.and_then(|kind| self.found(&name, kind)) {
+                Ok(None) => batch.directories.push(name),
+                Ok(Some(found)) => batch.found.push((name, found)),
+                Err(error) => batch.found.push((name, Found::Failed(error))),
+            }
+        }
+        Ok(batch)
+    }
+
+    fn found(&self, name: &OsStr, kind: Type) -> Result<Option<Found>, CopyError> {
+        Ok(Some(match kind {
+            Type::Directory => return Ok(None),
+            Type::File => open(&self.directory, name, kind, true)?,
+            Type::Symlink => Found::Link {
+                target: local::read_link(&self.directory, name)
+                    .map_err(|source| CopyError::local("read the symbolic link", source))?,
+                metadata: self.link_metadata(name)?,
+            },
+            _ => Found::Special,
+        }))
+    }
+
+    fn link_metadata(&self, name: &OsStr) -> Result<Metadata, CopyError> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        openat(&self.directory, name, flags, Mode::empty())
+            .map_err(std::io::Error::from)
+            .and_then(|fd| File::from(fd).metadata())
+            .map_err(|source| CopyError::local("read the attributes", source))
+    }
+
+    /// For file systems that do not say it in their listings.
+    fn kind(&self, name: &OsStr) -> Result<Type, CopyError> {
+        let stat = fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+            .map_err(|errno| CopyError::local("read the attributes", errno.into()))?;
+        let format = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+        Ok(match format {
+            SFlag::S_IFREG => Type::File,
+            SFlag::S_IFDIR => Type::Directory,
+            SFlag::S_IFLNK => Type::Symlink,
+            _ => Type::Fifo,
+        })
+    }
+
+    /// The directory `name` in this one.
+    pub(super) fn enter(&self, name: &OsStr) -> Result<Found, CopyError> {
+        open(&self.directory, name, Type::Directory, true)
+    }
+}

@@ -1,0 +1,134 @@
+//! Who waits for which reply.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::{Ending, flow::Credit};
+use crate::{error::ClientError, protocol::sftp::Reply};
+
+/// Who waits for which id.
+#[derive(Debug, Default)]
+pub(super) struct Table(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    last_id: u32,
+    replies: HashMap<u32, Waiter>,
+    /// Set when the connection is over: why.
+    over: Option<Ending>,
+}
+
+/// A reply, and the bytes of the window that its data takes for as long as it is kept.
+pub(super) type Answer = (Reply, Option<Credit>);
+
+/// Someone who waits for a reply. Permit and credit go back when the reply is there, not when the
+/// caller loses interest: the request is in flight either way.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    pub(super) tell: oneshot::Sender<Answer>,
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+    pub(super) credit: Option<Credit>,
+}
+
+/// A reply that is due.
+#[derive(Debug)]
+pub(in crate::sftp) struct PendingReply {
+    take: oneshot::Receiver<Answer>,
+    table: Arc<Table>,
+}
+
+impl PendingReply {
+    /// Waits for it. If this is dropped the reply is thrown away when it comes.
+    pub(in crate::sftp) async fn reply(self) -> Result<Reply, ClientError> {
+        self.answer().await.map(|(reply, _)| reply)
+    }
+
+    /// Waits for it; the credit is to be kept as long as its data.
+    pub(in crate::sftp) async fn answer(self) -> Result<Answer, ClientError> {
+        match self.take.await {
+            Ok(answer) => Ok(answer),
+            Err(_) => Err(self.table.ending().error()),
+        }
+    }
+}
+
+impl Table {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A fresh id, and the reply to it that is due.
+    pub(super) fn expect(
+        self: &Arc<Self>,
+        permit: Option<OwnedSemaphorePermit>,
+        credit: Option<Credit>,
+    ) -> Result<(u32, PendingReply), ClientError> {
+        let mut waiting = self.lock();
+        if let Some(ending) = waiting.over.clone() {
+            drop(waiting);
+            return Err(ending.error());
+        }
+        let mut id = waiting.last_id.wrapping_add(1);
+        // After four thousand million requests an id comes again; an old one may be in flight.
+        while waiting.replies.contains_key(&id) {
+            id = id.wrapping_add(1);
+        }
+        waiting.last_id = id;
+        let (tell, take) = oneshot::channel();
+        let waiter = Waiter {
+            tell,
+            permit,
+            credit,
+        };
+        waiting.replies.insert(id, waiter);
+        let pending = PendingReply {
+            take,
+            table: Arc::clone(self),
+        };
+        Ok((id, pending))
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.lock().over.is_some()
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.lock().replies.is_empty()
+    }
+
+    /// Gives a reply to whom it belongs; false if nobody asked.
+    pub(super) fn answer(&self, id: u32, reply: Reply) -> bool {
+        let waiter = self.lock().replies.remove(&id);
+        let Some(waiter) = waiter else {
+            return false;
+        };
+        drop(waiter.permit);
+        let credit = match reply {
+            Reply::Data { .. } => waiter.credit,
+            // Nothing of it stays in memory.
+            _ => None,
+        };
+        // The caller may have stopped waiting.
+        let _ = waiter.tell.send((reply, credit));
+        true
+    }
+
+    /// Ends everybody's waiting. The first ending is the cause, later ones follow from it.
+    pub(super) fn end(&self, ending: Ending) {
+        let waiters = {
+            let mut waiting = self.lock();
+            waiting.over.get_or_insert(ending);
+            std::mem::take(&mut waiting.replies)
+        };
+        drop(waiters);
+    }
+
+    pub(super) fn ending(&self) -> Ending {
+        let over = self.lock().over.clone();
+        over.unwrap_or_else(|| Ending::Lost("the session was closed".to_owned()))
+    }
+}

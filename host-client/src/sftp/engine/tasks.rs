@@ -1,0 +1,100 @@
+//! Reader and writer as tasks, for any connection.
+
+use std::{io, sync::Arc};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    task::{JoinSet, spawn_blocking},
+    time::timeout,
+};
+
+use super::{
+    Ending, SILENCE_TIMEOUT, Shared, dispatch,
+    frames::Frames,
+    outbox::{Outbox, Segment, gather},
+    table::Table,
+};
+
+/// The two tasks. Dropping this ends them, and closes the connection.
+#[derive(Debug)]
+pub(super) struct Tasks {
+    _tasks: JoinSet<()>,
+}
+
+impl Tasks {
+    pub(super) fn start<S>(stream: S, frames: Frames, shared: &Arc<Shared>) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let (reader, writer) = tokio::io::split(stream);
+        let mut tasks = JoinSet::new();
+        let ours = Arc::clone(shared);
+        tasks.spawn(async move {
+            if let Err(error) = write_frames(&ours.outbox, writer).await {
+                ours.table.end(Ending::Lost(error.to_string()));
+            }
+        });
+        let ours = Arc::clone(shared);
+        tasks.spawn(async move {
+            let ending = read_replies(reader, frames, &ours.table).await;
+            ours.table.end(ending);
+        });
+        Self { _tasks: tasks }
+    }
+}
+
+/// Writes frames as they come, several at once if several wait.
+async fn write_frames(outbox: &Outbox, mut writer: impl AsyncWrite + Unpin) -> io::Result<()> {
+    let mut buffer = Vec::new();
+    loop {
+        let mut segments = outbox.take().await;
+        if segments.is_empty() {
+            return Ok(());
+        }
+        while !segments.is_empty() {
+            buffer.clear();
+            if segments
+                .iter()
+                .any(|segment| matches!(segment, Segment::File(_)))
+            {
+                let gathering = spawn_blocking(move || {
+                    gather(&mut segments, &mut buffer);
+                    (segments, buffer)
+                });
+                (segments, buffer) = gathering.await.map_err(io::Error::other)?;
+            } else {
+                gather(&mut segments, &mut buffer);
+            }
+            writer.write_all(&buffer).await?;
+        }
+        writer.flush().await?;
+    }
+}
+
+/// Reads replies until the connection is over; returns how it ended.
+async fn read_replies(
+    mut reader: impl AsyncRead + Unpin,
+    mut frames: Frames,
+    table: &Table,
+) -> Ending {
+    loop {
+        loop {
+            match frames.next() {
+                Ok(Some(frame)) => {
+                    if let Err(ending) = dispatch(frame, table) {
+                        return ending;
+                    }
+                }
+                Ok(None) => break,
+                Err(ending) => return ending,
+            }
+        }
+        match timeout(SILENCE_TIMEOUT, reader.read(frames.space())).await {
+            Ok(Ok(0)) => return Ending::closed(),
+            Ok(Ok(count)) => frames.filled(count),
+            Ok(Err(error)) => return Ending::Lost(error.to_string()),
+            Err(_) if table.is_idle() => {}
+            Err(_) => return Ending::Silent,
+        }
+    }
+}
