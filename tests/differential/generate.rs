@@ -82,8 +82,22 @@ const ODD: &[&[u8]] = &[
     b"closed/",
 ];
 
-/// Paths outside the tree, for requests that change nothing.
+/// Paths outside the tree that stay as they are, for requests that change nothing.
 const ELSEWHERE: &[&[u8]] = &[
+    b"",
+    b"/usr",
+    b"/usr/",
+    b"/usr/./lib/..",
+    b"/nonexistent/x",
+    b"no-such",
+    b"no-such/x",
+    b"no-such/",
+    b"/~",
+    b"no/../..",
+];
+
+/// The same for requests that only ask where something is.
+const PLACES: &[&[u8]] = &[
     b"",
     b"/",
     b"//",
@@ -92,8 +106,7 @@ const ELSEWHERE: &[&[u8]] = &[
     b"./",
     b"../",
     b"/..",
-    b"/proc/self",
-    b"/nonexistent/x",
+    b"/usr/../..",
     b"no-such",
     b"no-such/x",
     b"no-such/",
@@ -105,7 +118,6 @@ const ELSEWHERE: &[&[u8]] = &[
     b"~no-such-user",
     b"~no-such-user/x",
     b"/~",
-    b"no/../..",
 ];
 
 /// Owners that do something else each; the last two change nothing.
@@ -150,18 +162,22 @@ const STRANGE_KINDS: &[u8] = &[0, 2, 21, 100, 101, 102, 105, 199, 201, 255];
 
 const ACCESS: [u32; 4] = [0, 1, 2, 3];
 
-/// Makes a sequence. `owner`: whether the session may change owners and all else.
+/// Makes a sequence, with a number for each request.
 pub(crate) fn sequence(random: &mut Random) -> Vec<(usize, Op)> {
     let count = 10 + random.below(MAX_OPS - 10);
     let mut maker = Maker {
         random,
         opened: Vec::new(),
+        folder: None,
     };
     let mut ops = Vec::new();
     for number in 0..count {
         let op = maker.op();
         if op.opens() {
             maker.opened.push(number);
+        }
+        if op.kind == Kind::Plain(kind::OPENDIR) {
+            maker.folder = Some(number);
         }
         // OpenSSH's server ends, and what would follow does not happen.
         let last = op.damage != Damage::None && matches!(op.damage, Damage::Cut(_));
@@ -176,6 +192,8 @@ pub(crate) fn sequence(random: &mut Random) -> Vec<(usize, Op)> {
 struct Maker<'a> {
     random: &'a mut Random,
     opened: Vec<usize>,
+    /// The last OPENDIR.
+    folder: Option<usize>,
 }
 
 impl Maker<'_> {
@@ -195,9 +213,9 @@ impl Maker<'_> {
     }
 
     fn plain(&mut self) -> Op {
-        let kind = match self.random.below(24) {
+        let kind = match self.random.below(26) {
             0..4 => return self.open(),
-            4 => return Op::new(Kind::Plain(kind::OPENDIR), [self.any_path()]),
+            4 => return self.opendir(),
             5 => kind::CLOSE,
             6..8 => kind::READ,
             8..11 => kind::WRITE,
@@ -213,10 +231,12 @@ impl Maker<'_> {
             20 => kind::REALPATH,
             21 => kind::READLINK,
             22 => kind::STAT,
+            23 | 24 => kind::READDIR,
             _ => kind::LSTAT,
         };
         let arguments = match kind {
-            kind::CLOSE | kind::FSTAT | kind::READDIR => vec![self.handle()],
+            kind::READDIR => vec![self.folder_handle()],
+            kind::CLOSE | kind::FSTAT => vec![self.handle()],
             kind::READ => {
                 let length = *self
                     .random
@@ -229,6 +249,7 @@ impl Maker<'_> {
             kind::RENAME => vec![self.path(), self.path()],
             kind::SYMLINK => vec![self.target(), self.path()],
             kind::REMOVE | kind::RMDIR => vec![self.path()],
+            kind::REALPATH => vec![self.path_or(PLACES)],
             _ => vec![self.any_path()],
         };
         Op::new(Kind::Plain(kind), arguments)
@@ -264,16 +285,28 @@ impl Maker<'_> {
         Op::new(Kind::Plain(kind::OPEN), arguments)
     }
 
+    fn opendir(&mut self) -> Op {
+        let path = match self.random.percent(60) {
+            true => {
+                let folders: [&[u8]; 4] = [b"", b"d1", b"l2", b"d2"];
+                let folder = self.random.pick(&folders).to_vec();
+                Argument::Path(Path::Absolute(Text(folder)))
+            }
+            false => self.any_path(),
+        };
+        Op::new(Kind::Plain(kind::OPENDIR), [path])
+    }
+
     fn extension(&mut self) -> Op {
         let (name, arguments) = match self.random.below(12) {
             0..2 => ("posix-rename@openssh.com", vec![self.path(), self.path()]),
-            2 => ("statvfs@openssh.com", vec![self.any_path()]),
+            2 => ("statvfs@openssh.com", vec![self.path_or(PLACES)]),
             3 => ("fstatvfs@openssh.com", vec![self.handle()]),
             4 => ("hardlink@openssh.com", vec![self.path(), self.path()]),
             5 => ("fsync@openssh.com", vec![self.handle()]),
             6 => ("lsetstat@openssh.com", vec![self.path(), self.attributes()]),
             7 => ("limits@openssh.com", Vec::new()),
-            8 => ("expand-path@openssh.com", vec![self.any_path()]),
+            8 => ("expand-path@openssh.com", vec![self.path_or(PLACES)]),
             9 => {
                 let length = *self.random.pick(&[0, 0, 1, 100, 4_000, 100_000]);
                 let (from, to) = (self.handle(), self.handle());
@@ -323,9 +356,13 @@ impl Maker<'_> {
 
     /// A path in the tree, or one outside that nothing is done to.
     fn any_path(&mut self) -> Argument {
+        self.path_or(ELSEWHERE)
+    }
+
+    fn path_or(&mut self, elsewhere: &[&[u8]]) -> Argument {
         match self.random.percent(15) {
             true => {
-                let text = self.random.pick(ELSEWHERE).to_vec();
+                let text = self.random.pick(elsewhere).to_vec();
                 Argument::Path(Path::Elsewhere(Text(text)))
             }
             false => self.path(),
@@ -378,6 +415,14 @@ impl Maker<'_> {
             _ => &[b'h'; 257],
         };
         Argument::Handle(Handle::Nonsense(Text(text.to_vec())))
+    }
+
+    /// Mostly the last handle of a folder.
+    fn folder_handle(&mut self) -> Argument {
+        match self.folder {
+            Some(folder) if self.random.percent(80) => Argument::Handle(Handle::Of(folder)),
+            _ => self.handle(),
+        }
     }
 
     fn offset(&mut self) -> Argument {

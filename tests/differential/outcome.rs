@@ -41,7 +41,7 @@ pub(crate) struct Name {
 pub(crate) struct Attributes {
     flags: u32,
     size: Option<u64>,
-    owner: Option<(u32, u32)>,
+    pub(crate) owner: Option<(u32, u32)>,
     mode: Option<u32>,
     times: Option<(Time, Time)>,
 }
@@ -190,7 +190,7 @@ fn attributes(reader: &mut Reader<'_>) -> Attributes {
 }
 
 /// The bytes with `@` where the root of the tree is.
-fn without_root(bytes: &[u8], root: &[u8]) -> Vec<u8> {
+pub(crate) fn without_root(bytes: &[u8], root: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut rest = bytes;
     while let Some((first, others)) = rest.split_first() {

@@ -30,8 +30,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time after which a server is asked once more whether it is there.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// The id of a request that only asks whether the server is there. The others count from 1.
-const PROBE_ID: u32 = u32::MAX;
+/// The ids of requests that only ask whether the server is there start here, the others at 1.
+const FIRST_PROBE_ID: u32 = 1 << 31;
 
 /// Who serves.
 #[derive(Clone, Debug)]
@@ -51,6 +51,7 @@ pub(crate) struct Peer {
     root: Vec<u8>,
     handles: HashMap<usize, Vec<u8>>,
     next_id: u32,
+    next_probe: u32,
 }
 
 /// Requests on their way, by id.
@@ -91,6 +92,7 @@ impl Peer {
             root: Vec::new(),
             handles: HashMap::new(),
             next_id: 0,
+            next_probe: FIRST_PROBE_ID,
         };
         let mut init = Writer::new(kind::INIT);
         init.number(3);
@@ -165,7 +167,7 @@ impl Peer {
                 Err(error) => return flight.outcomes(outcomes, &missing(&error)),
             };
             let id = u32::from_be_bytes(frame[1..5].try_into().unwrap());
-            if id == PROBE_ID {
+            if id >= FIRST_PROBE_ID {
                 continue;
             }
             let sent = flight.sent.iter().find(|sent| sent.id == id);
@@ -183,15 +185,19 @@ impl Peer {
     /// Whether the next answer is that to another request. OpenSSH's server may have read that with
     /// the silent one, and then only looks at it when more comes: so it is asked until it answers.
     fn check_silence(&mut self) -> Outcome {
+        self.next_probe += 1;
+        let id = self.next_probe;
         let mut probe = Writer::new(kind::LSTAT);
-        probe.number(PROBE_ID);
+        probe.number(id);
         probe.string(b"/");
         let probe = [&10_u32.to_be_bytes()[..], &probe.0].concat();
         self.stream.set_read_timeout(Some(PROBE_TIMEOUT)).unwrap();
         let outcome = loop {
             let _ = self.stream.write_all(&probe);
             match self.frame() {
-                Ok(frame) if frame[1..5] == PROBE_ID.to_be_bytes() => break Outcome::Silence,
+                Ok(frame) if frame[1..5] == id.to_be_bytes() => break Outcome::Silence,
+                // The answer to an earlier one, which was asked once too often.
+                Ok(frame) if frame[1] >= 0x80 => {}
                 Ok(frame) => panic!("an answer to what has none: {}", frame.escape_ascii()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => break missing(&error),

@@ -5,8 +5,8 @@ use std::{fs, path::PathBuf};
 use harness::TestFolder;
 
 use crate::{
-    allowed::{ALLOWED, After},
-    op::{Argument, Damage, Handle, Kind, Op},
+    allowed::{ALLOWED, After, may_end},
+    op::{Argument, Handle, Kind, Op},
     outcome::Outcome,
     peer::{Peer, Server},
     tree::{Snapshot, plant, uproot},
@@ -95,17 +95,18 @@ impl Twins {
     }
 
     fn ops(&mut self, ops: &[(usize, Op)], bursts: bool) -> Result<After, Difference> {
-        let mut rest = ops;
-        while !rest.is_empty() {
-            let burst;
-            (burst, rest) = rest.split_at(if bursts { burst_length(rest) } else { 1 });
-            match self.burst(burst)? {
-                None => {}
-                Some(after) => {
-                    self.restart();
-                    return Ok(after);
-                }
+        let mut done = 0;
+        while done < ops.len() {
+            let count = if bursts {
+                burst_length(&ops[done..])
+            } else {
+                1
+            };
+            if let Some(after) = self.burst(ops, done, count)? {
+                self.restart();
+                return Ok(after);
             }
+            done += count;
         }
         // What is left open, so that the next sequence starts with the same numbers.
         let close = |handle| {
@@ -114,33 +115,43 @@ impl Twins {
         };
         let left: Vec<_> = self.openssh.open_handles().into_iter().map(close).collect();
         if !left.is_empty() {
-            self.burst(&left)?;
+            self.burst(&left, 0, left.len())?;
         }
         Ok(After::Same)
     }
 
-    /// What is after it, if it was the end.
-    fn burst(&mut self, burst: &[(usize, Op)]) -> Result<Option<After>, Difference> {
+    /// Sends `count` of the requests at once, after those that are `done`. Gives what is after it, if
+    /// it was the end.
+    fn burst(
+        &mut self,
+        ops: &[(usize, Op)],
+        done: usize,
+        count: usize,
+    ) -> Result<Option<After>, Difference> {
+        let burst = &ops[done..done + count];
         let all: Vec<_> = burst.iter().collect();
         let (theirs, ours) = (self.openssh.send(&all), self.ours.send(&all));
         let (theirs, ours) = (self.openssh.receive(theirs), self.ours.receive(ours));
-        let mut end = None;
-        for (((_, op), theirs), ours) in burst.iter().zip(&theirs).zip(&ours) {
-            let allowed =
-                |(_, allowed): &(usize, &crate::allowed::Allowed)| (allowed.is)(op, theirs, ours);
+        for (at, (((_, op), theirs), ours)) in burst.iter().zip(&theirs).zip(&ours).enumerate() {
+            let allowed = |(_, allowed): &(usize, &crate::allowed::Allowed)| {
+                (allowed.is)(op, theirs, ours, &ops[..done + at])
+            };
+            let mut after = After::Same;
             match ALLOWED.iter().enumerate().find(allowed) {
                 Some((number, allowed)) => {
                     self.met[number] += 1;
-                    if allowed.after != After::Same {
-                        end = Some(allowed.after);
-                    }
+                    after = allowed.after;
                 }
                 None if theirs == ours => {}
                 None => return Err(difference(op, theirs, ours)),
             }
+            if after != After::Same {
+                // What was sent together with it has been done to different trees.
+                let last = at + 1 == burst.len();
+                return Ok(Some(if last { after } else { After::Apart }));
+            }
             if *theirs == Outcome::End || *ours == Outcome::End {
-                end = end.or(Some(After::Same));
-                break;
+                return Ok(Some(After::Same));
             }
             if op.kind == Kind::Plain(kind::CLOSE)
                 && *theirs == Outcome::Status(0)
@@ -150,7 +161,7 @@ impl Twins {
                 self.ours.forget(*number);
             }
         }
-        Ok(end)
+        Ok(None)
     }
 
     fn restart(&mut self) {
@@ -179,7 +190,7 @@ fn burst_length(ops: &[(usize, Op)]) -> usize {
         // After a handle is given or closed, the next requests need to know.
         let alone = op.opens()
             || op.kind == Kind::Plain(kind::CLOSE)
-            || op.damage != Damage::None
+            || may_end(op)
             || cost > room
             || !matches!(
                 op.kind,

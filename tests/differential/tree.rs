@@ -7,7 +7,7 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
     io::Read,
     os::unix::{
-        ffi::{OsStrExt, OsStringExt},
+        ffi::OsStrExt,
         fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink},
     },
     path::Path,
@@ -22,7 +22,7 @@ use nix::{
 use crate::{
     generate::{FILE_BYTES, NOT_UTF8},
     op::Text,
-    outcome::Time,
+    outcome::{Time, without_root},
 };
 
 /// Most of a file that is compared, in bytes: one can be made to seem larger than any disk.
@@ -162,10 +162,10 @@ impl Snapshot {
 fn content(path: &Path, root: &Path, kind: fs::FileType) -> Text {
     if kind.is_symlink() {
         let target = fs::read_link(path).unwrap();
-        return Text(match target.strip_prefix(root) {
-            Ok(rest) => [b"@/", rest.as_os_str().as_bytes()].concat(),
-            Err(_) => target.into_os_string().into_vec(),
-        });
+        return Text(without_root(
+            target.as_os_str().as_bytes(),
+            root.as_os_str().as_bytes(),
+        ));
     }
     if !kind.is_file() {
         return Text(Vec::new());
