@@ -3,8 +3,8 @@
 //! draft-ietf-secsh-filexfer-02, section 4.1 of its later versions, says what is promised: requests
 //! for the same file have the results they would have one at a time. So parts of one open file that
 //! overlap keep their order if one of them is written, closing waits for everything before it, and
-//! a path keeps its order with the paths above and below it if one request changes something.
-//! What links do to paths is not looked at.
+//! a path keeps its order with a change there, above it, or right in it. What links do to paths is
+//! not looked at.
 
 use std::collections::VecDeque;
 
@@ -82,27 +82,29 @@ impl Claim {
         let files = |claim: &Self| claim.files.clone().into_iter().flatten();
         let file = files(self).any(|mine| files(other).any(|theirs| mine.conflicts(&theirs)));
         file || self.paths_conflict(other)
-            || self.file_is_at_path_of(other)
-            || other.file_is_at_path_of(self)
+            || self.changes_file_of(other)
+            || other.changes_file_of(self)
     }
 
     fn paths_conflict(&self, other: &Self) -> bool {
-        (self.changes || other.changes)
-            && self.paths.iter().flatten().any(|mine| {
-                let mut theirs = other.paths.iter().flatten();
-                theirs.any(|theirs| are_related(mine, theirs))
+        let mut mine = self.paths.iter().flatten();
+        mine.any(|mine| {
+            let mut theirs = other.paths.iter().flatten();
+            theirs.any(|theirs| {
+                self.changes && is_affected(theirs, mine)
+                    || other.changes && is_affected(mine, theirs)
             })
+        })
     }
 
-    fn file_is_at_path_of(&self, other: &Self) -> bool {
-        let paths = self
-            .files
-            .iter()
-            .flatten()
-            .filter_map(|file| file.path.as_ref());
-        let mut pairs =
-            paths.flat_map(|mine| other.paths.iter().flatten().map(move |path| (mine, path)));
-        pairs.any(|(mine, theirs)| are_related(mine, theirs))
+    /// Whether it changes an open file whose path the other one uses.
+    fn changes_file_of(&self, other: &Self) -> bool {
+        let files = self.files.iter().flatten();
+        let mut changed = files.filter_map(|file| file.path.as_ref());
+        changed.any(|mine| {
+            let mut theirs = other.paths.iter().flatten();
+            theirs.any(|theirs| is_same(mine, theirs))
+        })
     }
 
     fn uses(&self, handle: u64) -> bool {
@@ -126,20 +128,32 @@ impl FileClaim {
     }
 }
 
-/// Whether one path is the other, or above it. When words alone cannot tell, it is said to be so.
-fn are_related(first: &[u8], second: &[u8]) -> bool {
-    let parts = |path: &[u8]| {
-        path.split(|byte| *byte == b'/')
-            .filter(|part| !part.is_empty() && *part != b".")
-            .map(<[u8]>::to_vec)
-            .collect::<Vec<_>>()
-    };
-    if first.starts_with(b"/") != second.starts_with(b"/") {
+/// Whether `path` may mean something else after a change at `changed`: it is that, or below it, or
+/// the directory it is in.
+fn is_affected(path: &[u8], changed: &[u8]) -> bool {
+    if is_unclear(path, changed) {
         return true;
     }
-    let (first, second) = (parts(first), parts(second));
-    let climbs = |parts: &[Vec<u8>]| parts.iter().any(|part| part == b"..");
-    climbs(&first) || climbs(&second) || first.starts_with(&second) || second.starts_with(&first)
+    let (path, changed) = (parts(path), parts(changed));
+    let parent = changed.split_last().map(|(_, parent)| parent);
+    path.starts_with(&changed) || Some(&path[..]) == parent
+}
+
+/// Whether both are the same path.
+fn is_same(first: &[u8], second: &[u8]) -> bool {
+    is_unclear(first, second) || parts(first) == parts(second)
+}
+
+/// Whether words alone cannot tell how two paths are related.
+fn is_unclear(first: &[u8], second: &[u8]) -> bool {
+    let climbs = |path: &[u8]| parts(path).contains(&&b".."[..]);
+    first.starts_with(b"/") != second.starts_with(b"/") || climbs(first) || climbs(second)
+}
+
+fn parts(path: &[u8]) -> Vec<&[u8]> {
+    path.split(|byte| *byte == b'/')
+        .filter(|part| !part.is_empty() && *part != b".")
+        .collect()
 }
 
 /// The requests that run, and those that wait for them, in the order of their arrival.
@@ -271,9 +285,11 @@ mod tests {
     }
 
     #[test]
-    fn paths_conflict_with_what_is_above_and_below_when_something_changes() {
-        assert!(changes("/a").conflicts(&looks("/a/b")));
+    fn paths_conflict_with_those_that_a_change_affects() {
+        assert!(changes("/a").conflicts(&looks("/a/b/c")));
         assert!(looks("/a").conflicts(&changes("/a//./b/")));
+        assert!(!looks("/a").conflicts(&changes("/a/b/c")));
+        assert!(changes("/a").conflicts(&changes("/a/b/c")));
         assert!(!changes("/a").conflicts(&looks("/ab")));
         assert!(!looks("/a").conflicts(&looks("/a")));
         assert!(changes("/a").conflicts(&looks("b")), "b may be in /a");
@@ -285,7 +301,8 @@ mod tests {
     #[test]
     fn a_file_that_is_written_conflicts_with_its_path() {
         assert!(write(1, 0).conflicts(&looks("/d/f")));
-        assert!(changes("/d").conflicts(&write(1, 0)));
+        assert!(changes("/d/./f").conflicts(&write(1, 0)));
+        assert!(!write(1, 0).conflicts(&looks("/d")));
         assert!(!write(1, 0).conflicts(&looks("/d/g")));
         assert!(!read(1, 0).conflicts(&changes("/d/f")));
     }

@@ -51,8 +51,9 @@ use super::{
 };
 use crate::defaults;
 
-/// Stack of a thread, in bytes: the deepest calls format text and hash, and buffers are elsewhere.
-const STACK_BYTES: usize = 256 * 1024;
+/// Stack of a thread, in bytes: the deepest calls hash, and take more than half of it where the
+/// compiler does not optimise. What is not used costs no memory.
+const STACK_BYTES: usize = 1024 * 1024;
 
 /// Bytes of a DATA reply before its data: length, type, id, and the length of the data.
 const DATA_HEAD_BYTES: usize = FrameHead::BYTES + 1 + 4 + 4;

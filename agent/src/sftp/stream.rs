@@ -11,7 +11,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{MsgFlags, Shutdown, send, shutdown},
+};
 use rustls::ServerConnection;
 
 /// Room for arriving TLS records, in bytes: some of the largest (RFC 8446, section 5.2).
@@ -73,6 +76,16 @@ impl Channel {
 pub(super) struct Closer(Arc<File>);
 
 impl Closer {
+    /// Whether the peer is gone for good, read or not.
+    pub(super) fn is_hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+        poll(&mut fds, PollTimeout::ZERO).is_ok()
+            && fds[0]
+                .revents()
+                .is_some_and(|events| events.intersects(gone))
+    }
+
     /// Ends both directions. What is no socket is left alone.
     pub(super) fn hang_up(&self) {
         let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);

@@ -16,6 +16,9 @@ const WATCH_TICK: Duration = Duration::from_millis(2);
 /// Looks at an empty table after which the watcher sleeps until it is told.
 const IDLE_TICKS: u32 = 10;
 
+/// While everybody is late: time between two looks whether the client is still there.
+const GONE_TICK: Duration = Duration::from_millis(200);
+
 /// How long a thread that is not needed stays, in case it is.
 const SPARE_TIME: Duration = Duration::from_secs(1);
 
@@ -151,7 +154,12 @@ impl Shared {
                 }
                 // Everybody is late. What is done already is told; then somebody has to finish.
                 table = self.tell_what_is_done(table);
-                table = self.sleep(table);
+                table = self.sleep(table, Some(GONE_TICK));
+                if self.closer.is_hung_up() {
+                    drop(table);
+                    self.end(None);
+                    table = self.lock();
+                }
                 seen = None;
                 continue;
             }
@@ -164,7 +172,7 @@ impl Shared {
                 }
                 false => {
                     idle = 0;
-                    self.sleep(table)
+                    self.sleep(table, None)
                 }
             };
         };
@@ -172,11 +180,23 @@ impl Shared {
         (table, input)
     }
 
-    /// Sleeps until there is something on the table, or somebody is done.
-    fn sleep<'a>(&self, mut table: MutexGuard<'a, Table>) -> MutexGuard<'a, Table> {
+    /// Sleeps until there is something on the table, or somebody is done, or `limit` is over.
+    fn sleep<'a>(
+        &self,
+        mut table: MutexGuard<'a, Table>,
+        limit: Option<Duration>,
+    ) -> MutexGuard<'a, Table> {
         table.asleep = true;
-        let woken = self.watch.wait(table);
-        let mut table = woken.unwrap_or_else(PoisonError::into_inner);
+        let mut table = match limit {
+            None => self
+                .watch
+                .wait(table)
+                .unwrap_or_else(PoisonError::into_inner),
+            Some(limit) => {
+                let woken = self.watch.wait_timeout(table, limit);
+                woken.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
         table.asleep = false;
         table
     }
