@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use nix::{
-    dir::{Dir, Type},
+    dir::{Dir, OwningIter, Type},
     errno::Errno,
     fcntl::{AtFlags, OFlag, openat},
     sys::stat::{Mode, SFlag, fstatat},
@@ -50,7 +50,8 @@ pub(super) struct FoundFile {
 /// A directory that is being read.
 #[derive(Debug)]
 pub(super) struct Scanner {
-    directory: Dir,
+    directory: File,
+    entries: OwningIter,
     pub(super) metadata: Metadata,
 }
 
@@ -99,10 +100,13 @@ fn open(at: impl AsFd, name: &OsStr, kind: Type, nofollow: bool) -> Result<Found
         .metadata()
         .map_err(|source| CopyError::local("read the attributes", source))?;
     if metadata.is_dir() {
-        let directory = Dir::from_fd(file.into())
-            .map_err(|errno| CopyError::local("open the directory", errno.into()))?;
+        let entries = file
+            .try_clone()
+            .and_then(|clone| Ok(Dir::from_fd(clone.into())?.into_iter()))
+            .map_err(|source| CopyError::local("open the directory", source))?;
         let scanner = Scanner {
-            directory,
+            directory: file,
+            entries,
             metadata,
         };
         return Ok(Found::Directory(Box::new(scanner)));
@@ -147,9 +151,8 @@ impl Scanner {
         let failed = |errno: Errno| CopyError::local("list the directory", errno.into());
         let mut names = Vec::new();
         let mut batch = Batch::default();
-        let mut entries = self.directory.iter();
         while names.len() + batch.directories.len() < BATCH {
-            let Some(entry) = entries.next() else {
+            let Some(entry) = self.entries.next() else {
                 batch.ended = true;
                 break;
             };
@@ -161,7 +164,6 @@ impl Scanner {
                 kind => names.push((local::os_string(name), kind)),
             }
         }
-        drop(entries);
         for (name, kind) in names {
             let kind = match kind {
                 Some(kind) => Ok(kind),
