@@ -53,6 +53,15 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         after: After::Same,
     },
     Allowed {
+        what: "MKDIR that ends before its attributes: OpenSSH exits, ours makes the folder",
+        why: "there are clients that send none",
+        is: |op, theirs, ours, _| {
+            let mkdir = op.kind == Kind::Plain(kind::MKDIR) && matches!(op.damage, Damage::Cut(_));
+            mkdir && *theirs == Outcome::End && *ours == OK
+        },
+        after: After::Apart,
+    },
+    Allowed {
         what: "a NUL byte at the end of a path: OpenSSH ignores it, ours answers BAD_MESSAGE",
         why: "no file has that name",
         is: |op, theirs, ours, _| has_nul(op) && *theirs != Outcome::End && *ours == BAD_MESSAGE,
@@ -114,7 +123,8 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         after: After::Same,
     },
     Allowed {
-        what: "READDIR of a folder that was moved: OpenSSH finds nothing in it, ours what is there",
+        what: "READDIR of a folder whose path leads elsewhere by now: OpenSSH finds nothing in it, ours \
+               what is there",
         why: "ours looks into the folder that was opened, OpenSSH at its path",
         is: |op, theirs, ours, before| {
             let moves = [

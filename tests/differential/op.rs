@@ -165,6 +165,18 @@ impl Path {
 }
 
 impl Attributes {
+    /// Whether they set nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        let Self {
+            size,
+            owner,
+            mode,
+            times,
+            ..
+        } = self;
+        size.is_none() && owner.is_none() && mode.is_none() && times.is_none()
+    }
+
     fn encode(&self, out: &mut Writer) {
         let mut flags = self.flags;
         for (present, bit) in [

@@ -117,6 +117,12 @@ impl Peer {
         self.root = root.as_os_str().as_bytes().to_vec();
     }
 
+    /// The folder that the tree is in, where links may lead to.
+    fn outer(&self) -> &[u8] {
+        let end = self.root.iter().rposition(|byte| *byte == b'/');
+        &self.root[..end.unwrap_or(self.root.len())]
+    }
+
     /// Forgets a handle that is closed: OpenSSH gives the same number again.
     pub(crate) fn forget(&mut self, of: usize) {
         self.handles.remove(&of);
@@ -172,7 +178,7 @@ impl Peer {
             }
             let sent = flight.sent.iter().find(|sent| sent.id == id);
             let sent = sent.unwrap_or_else(|| panic!("an answer to {id}, which was not asked"));
-            let (_, outcome) = Outcome::decode(&frame, sent.op.kind, &self.root);
+            let (_, outcome) = Outcome::decode(&frame, sent.op.kind, self.outer());
             if outcome == Outcome::Handle {
                 self.handles.insert(sent.number, frame[9..].to_vec());
             }

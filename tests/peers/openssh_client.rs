@@ -41,7 +41,7 @@ async fn every_command_does_what_it_says() {
         "version\ncd {there}\nlcd {here}\npwd\nlpwd\nput -p \"a file\" one\nget -p one back\n\
          mkdir d\nput -f \"a file\" d/two\nls -la\nls -1 d\nls -lnt\nrename one three\n\
          ln three four\nln -s three five\nsymlink d/two six\nchmod 640 d/two\nchmod 2750 d\n\
-         cp three copy\ndf\ndf -hi\nget five link\nget \"d/t*\"\nmkdir gone\nrmdir gone\n\
+         cp three copy\ndf\ndf -hi\nget five link\nget d/t*\nmkdir gone\nrmdir gone\n\
          put \"a file\" remove\nrm remove\n-rm no-such\n-mkdir d\nlmkdir local\nlumask 077\n\
          !true\nbye\n",
         there = there.display(),
