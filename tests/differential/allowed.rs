@@ -45,9 +45,7 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         why: "one bad request is no reason to lose the others",
         is: |op, theirs, ours, _| {
             // What sets nothing looks for nothing.
-            let nothing = op
-                .attributes()
-                .is_some_and(|set| *set == Attributes::default());
+            let nothing = op.attributes().is_some_and(Attributes::is_empty);
             may_end(op) && *theirs == Outcome::End && (failed(ours) || nothing && *ours == OK)
         },
         after: After::Same,

@@ -22,7 +22,8 @@ mod wire;
 
 use std::{collections::BTreeMap, env, fmt::Write as _, fs, path::Path, thread};
 
-use harness::{Random, TestAgent};
+use harness::{Random, TestAgent, TestFolder, vm::build_for_here};
+use nix::unistd::{Uid, User};
 
 use crate::{
     op::Op,
@@ -33,6 +34,13 @@ use crate::{
 /// Sequences as root.
 const SEQUENCES: u64 = 10_000;
 
+/// Sequences as a user.
+const USER_SEQUENCES: u64 = 2_000;
+
+/// The user `nobody`, and their group (Debian's base-passwd). Their home is not there, so both servers
+/// start in `/`.
+const NOBODY: u32 = 65534;
+
 /// Pairs of servers at work at once.
 const PAIRS: u64 = 4;
 
@@ -42,11 +50,30 @@ const MAX_SHOWN: usize = 50;
 #[test]
 fn ten_thousand_random_sequences_differ_in_nothing_that_is_not_listed() {
     let agent = TestAgent::start();
-    let ours = Server::Agent {
-        socket: agent.socket(),
-        query: String::new(),
+    let user = User::from_uid(Uid::effective()).unwrap().expect("a user");
+    let openssh = Server::OpenSsh {
+        user: None,
+        home: user.dir,
     };
-    compare(&Server::OpenSsh { user: None }, &ours, None, SEQUENCES);
+    compare(&openssh, &Server::Agent(agent.socket()), None, SEQUENCES);
+}
+
+#[tokio::test]
+async fn nor_do_those_of_a_user_who_may_not_do_everything() {
+    if !Uid::effective().is_root() {
+        // So it was in the other test.
+        return;
+    }
+    let folder = TestFolder::in_memory("nobody");
+    let program = folder.path().join("vsock-agent");
+    fs::copy(build_for_here().await.unwrap().agent, &program).unwrap();
+    let openssh = Server::OpenSsh {
+        user: Some(NOBODY),
+        home: "/".into(),
+    };
+    let arguments = ["sftp-server", "--user", "nobody"].map(str::to_owned);
+    let ours = Server::Program(program, arguments.into());
+    compare(&openssh, &ours, Some(NOBODY), USER_SEQUENCES);
 }
 
 #[test]

@@ -21,9 +21,6 @@ use crate::{
 /// Debian's OpenSSH server for SFTP.
 const OPENSSH_SERVER: &str = "/usr/lib/openssh/sftp-server";
 
-/// Where both servers start.
-const HOME: &str = "/root";
-
 /// Time for an answer on a busy machine.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -36,10 +33,12 @@ const FIRST_PROBE_ID: u32 = 1 << 31;
 /// Who serves.
 #[derive(Clone, Debug)]
 pub(crate) enum Server {
-    /// OpenSSH's, as a process of this user.
-    OpenSsh { user: Option<u32> },
-    /// Ours, behind the socket of an agent, with the query of the session.
-    Agent { socket: PathBuf, query: String },
+    /// OpenSSH's, as a process of this user, started in this folder.
+    OpenSsh { user: Option<u32>, home: PathBuf },
+    /// Ours, behind the socket of an agent.
+    Agent(PathBuf),
+    /// Ours, as a program with arguments.
+    Program(PathBuf, Vec<String>),
 }
 
 /// A session.
@@ -77,11 +76,21 @@ impl Peer {
     /// Starts a session.
     pub(crate) fn start(server: &Server) -> (Self, Outcome) {
         let (stream, process) = match server {
-            Server::OpenSsh { user } => {
-                let (stream, process) = openssh(*user);
-                (stream, Some(process))
+            Server::OpenSsh { user, home } => {
+                let mut command = Command::new(OPENSSH_SERVER);
+                command.arg("-d").arg(home).current_dir(home);
+                if let Some(user) = user {
+                    // The standard library drops root's other groups too.
+                    command.uid(*user).gid(*user);
+                }
+                on_a_socket(command)
             }
-            Server::Agent { socket, query } => (upgraded(socket, query), None),
+            Server::Program(program, arguments) => {
+                let mut command = Command::new(program);
+                command.args(arguments);
+                on_a_socket(command)
+            }
+            Server::Agent(socket) => (upgraded(socket), None),
         };
         stream.set_read_timeout(Some(ANSWER_TIMEOUT)).unwrap();
         stream.set_write_timeout(Some(ANSWER_TIMEOUT)).unwrap();
@@ -158,7 +167,7 @@ impl Peer {
     fn is_silent(&self, burst: &[&(usize, Op)]) -> bool {
         let known = |kind| (kind::OPEN..=kind::SYMLINK).contains(&kind) || kind == kind::EXTENDED;
         let silent = |op: &Op| matches!(op.kind, Kind::Plain(kind) if !known(kind));
-        self.process.is_some() && burst.iter().any(|(_, op)| silent(op))
+        matches!(self.server, Server::OpenSsh { .. }) && burst.iter().any(|(_, op)| silent(op))
     }
 
     /// The answers to what was sent, in the order of the requests.
@@ -257,31 +266,26 @@ impl Flight<'_> {
     }
 }
 
-fn openssh(user: Option<u32>) -> (UnixStream, Child) {
+fn on_a_socket(mut command: Command) -> (UnixStream, Option<Child>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let output = OwnedFd::from(theirs.try_clone().unwrap());
-    let mut command = Command::new(OPENSSH_SERVER);
-    command.args(["-d", HOME]).current_dir(HOME);
     command
         .stdin(OwnedFd::from(theirs))
         .stdout(output)
         .stderr(Stdio::null());
-    if let Some(user) = user {
-        // The standard library drops root's other groups too.
-        command.uid(user).gid(user);
-    }
     let child = command.spawn();
-    let child = child.unwrap_or_else(|error| panic!("{OPENSSH_SERVER}: {error}: make setup"));
-    (ours, child)
+    let child = child.unwrap_or_else(|error| panic!("{command:?}: {error}: make setup"));
+    (ours, Some(child))
 }
 
-fn upgraded(socket: &Path, query: &str) -> UnixStream {
+fn upgraded(socket: &Path) -> UnixStream {
     let mut stream = UnixStream::connect(socket).unwrap();
     stream.set_read_timeout(Some(ANSWER_TIMEOUT)).unwrap();
-    let head = format!(
-        "GET /1.0/sftp{query} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: sftp\r\n\r\n"
-    );
-    stream.write_all(head.as_bytes()).unwrap();
+    stream
+        .write_all(
+            b"GET /1.0/sftp HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: sftp\r\n\r\n",
+        )
+        .unwrap();
     let mut answer = Vec::new();
     let mut byte = [0];
     while !answer.ends_with(b"\r\n\r\n") {
