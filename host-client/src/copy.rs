@@ -13,6 +13,8 @@
 //! [`pull`].
 
 mod attributes;
+#[cfg(test)]
+mod hostile;
 mod leftovers;
 mod local;
 mod part;

@@ -20,7 +20,7 @@ mod extensions;
 mod file;
 mod path;
 #[cfg(test)]
-mod scripted;
+pub(crate) mod scripted;
 mod status;
 mod transfer;
 

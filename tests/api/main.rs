@@ -9,6 +9,8 @@
 
 mod bad_input;
 mod client;
+mod copy_broken;
+mod copy_tree;
 mod events;
 mod exec;
 mod fuzz;

@@ -246,6 +246,11 @@ impl Part {
             false => Ok(()),
         }
     }
+
+    /// Lets the file stay, for the next copy to continue with.
+    pub(super) fn keep(mut self) {
+        self.name = None;
+    }
 }
 
 impl Drop for Part {

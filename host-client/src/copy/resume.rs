@@ -6,7 +6,7 @@ use super::{CopyError, run::Run};
 use crate::{error::ClientError, protocol::sftp::extension, sftp::RemoteFile};
 
 /// Bytes compared at once: where the first difference is found, this much at most is copied again.
-const PIECE_BYTES: u64 = 16 * 1024 * 1024;
+const PIECE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Bytes read at once.
 const BUFFER_BYTES: usize = 128 * 1024;

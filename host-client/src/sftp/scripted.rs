@@ -10,17 +10,17 @@ use crate::{
 };
 
 /// The server's end of the connection.
-struct Server(DuplexStream);
+pub(crate) struct Server(DuplexStream);
 
 impl Server {
-    async fn next(&mut self) -> (u32, Request) {
+    pub(crate) async fn next(&mut self) -> (u32, Request) {
         let length = self.0.read_u32().await.unwrap();
         let mut frame = BytesMut::zeroed(usize::try_from(length).unwrap());
         self.0.read_exact(&mut frame).await.unwrap();
         Request::decode(frame.freeze()).unwrap()
     }
 
-    async fn say(&mut self, id: u32, reply: Reply) {
+    pub(crate) async fn say(&mut self, id: u32, reply: Reply) {
         let mut frame = BytesMut::new();
         reply.encode(id, &mut frame);
         // A client that gave up on us is no failure of the server.
@@ -48,27 +48,27 @@ impl Server {
 }
 
 /// A session with a server that has said hello.
-async fn session() -> (Sftp, Server) {
+pub(crate) async fn session() -> (Sftp, Server) {
     let (near, far) = tokio::io::duplex(1024 * 1024);
     let mut server = Server(far);
     let (sftp, ()) = tokio::join!(Sftp::start(near), server.hello(&[]));
     (sftp.unwrap(), server)
 }
 
-fn said(code: u32) -> Reply {
+pub(crate) fn said(code: u32) -> Reply {
     Reply::Status {
         code,
         message: Bytes::new(),
     }
 }
 
-fn handle() -> Reply {
+pub(crate) fn handle() -> Reply {
     Reply::Handle {
         handle: Bytes::from_static(b"h"),
     }
 }
 
-fn data(bytes: &[u8]) -> Reply {
+pub(crate) fn data(bytes: &[u8]) -> Reply {
     Reply::Data {
         data: Bytes::copy_from_slice(bytes),
     }

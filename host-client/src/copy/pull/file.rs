@@ -126,7 +126,35 @@ async fn large(run: &Run<'_>, work: Work, old: &[Vec<u8>]) -> Result<u64, CopyEr
         }
     };
     run.started(source.as_bytes(), size, start);
-    let bytes = fetch(run, &file, &part.file, start, size).await?;
+    let fetched = receive(run, file, &part.file, start, &before).await;
+    let (bytes, after) = match fetched {
+        Ok(fetched) => fetched,
+        Err(error) => {
+            if run.sftp.is_over() {
+                // What is there can be continued with.
+                part.keep();
+            }
+            return Err(error);
+        }
+    };
+    let attributes = attributes::wanted(&after, run.options);
+    let (name, fsync) = (name.clone(), run.fsync);
+    run.pool
+        .run_long(move || part.complete(&name, &attributes, fsync))
+        .await??;
+    Ok(bytes)
+}
+
+/// Reads the file from `start` and closes it; returns its length and its attributes.
+async fn receive(
+    run: &Run<'_>,
+    file: RemoteFile,
+    local: &Arc<File>,
+    start: u64,
+    before: &Attributes,
+) -> Result<(u64, Attributes), CopyError> {
+    let size = before.size.filter(|size| *size > 0);
+    let bytes = fetch(run, &file, local, start, size).await?;
     let after = file.stat().await?;
     if before.times.map(|times| times.1) != after.times.map(|times| times.1) {
         return Err(CopyError::Changed);
@@ -136,16 +164,11 @@ async fn large(run: &Run<'_>, work: Work, old: &[Vec<u8>]) -> Result<u64, CopyEr
         let transferred = bytes;
         return Err(ClientError::SizeChanged { size, transferred }.into());
     }
-    if start > 0 && resume::same_prefix(run, &part.file, &file, bytes).await? != bytes {
+    if start > 0 && resume::same_prefix(run, local, &file, bytes).await? != bytes {
         return Err(CopyError::Differs);
     }
     file.close().await?;
-    let attributes = attributes::wanted(&after, run.options);
-    let (name, fsync) = (name.clone(), run.fsync);
-    run.pool
-        .run_long(move || part.complete(&name, &attributes, fsync))
-        .await??;
-    Ok(bytes)
+    Ok((bytes, after))
 }
 
 /// A new part, or the longest that was left, with its length.
