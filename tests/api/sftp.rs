@@ -4,6 +4,7 @@ mod conditions;
 mod extensions;
 mod order;
 mod requests;
+mod secure;
 
 use std::{os::unix::ffi::OsStrExt, path::Path};
 

@@ -201,15 +201,13 @@ async fn a_session_whose_threads_are_all_busy_keeps_no_other_waiting_and_ends_wi
             busy.hash(handle).await;
         }
     }
+    // Each hash opens its file again.
+    let all_busy = async || open_in(folder.path()) == 3 + 8;
+    assert!(eventually(PATIENCE, all_busy).await);
     busy.send(&stat()).await;
     assert!(busy.is_silent().await);
     let mut other = Session::start(&agent).await;
     other.at_once(&stat()).await;
-    assert_eq!(
-        open_in(folder.path()),
-        3 + 8,
-        "each hash opens its file again"
-    );
     drop(busy);
     let all_closed = async || open_in(folder.path()) == 0;
     assert!(eventually(PATIENCE, all_closed).await);

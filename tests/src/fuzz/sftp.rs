@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use bytes::{Bytes, BytesMut};
-use vsock_agent_protocol::sftp::{DecodeError, FrameHead, Reply, Request};
+use vsock_agent_protocol::sftp::{DataRequest, DecodeError, FrameHead, Reply, Request};
 
 use super::Target;
 
@@ -35,8 +35,62 @@ impl Target for SftpDecode {
             let frame = rest.split_to(length);
             check(&frame, Request::decode, Request::encode);
             check(&frame, Reply::decode, Reply::encode);
+            check_in_place(&frame);
         }
     }
+}
+
+/// What is read in place is what is read otherwise.
+fn check_in_place(frame: &Bytes) {
+    let (id, same) = match (DataRequest::decode(frame), Request::decode(frame.clone())) {
+        (
+            Some((
+                id,
+                DataRequest::Read {
+                    handle,
+                    offset,
+                    length,
+                },
+            )),
+            Ok((
+                same,
+                Request::Read {
+                    handle: h,
+                    offset: o,
+                    length: l,
+                },
+            )),
+        ) => {
+            assert_eq!((handle, offset, length), (&h[..], o, l));
+            (id, same)
+        }
+        (
+            Some((
+                id,
+                DataRequest::Write {
+                    handle,
+                    offset,
+                    data,
+                },
+            )),
+            Ok((
+                same,
+                Request::Write {
+                    handle: h,
+                    offset: o,
+                    data: d,
+                },
+            )),
+        ) => {
+            assert_eq!((handle, offset, data), (&h[..], o, &d[..]));
+            (id, same)
+        }
+        (None, Ok((_, Request::Read { .. } | Request::Write { .. }))) | (Some(_), _) => {
+            panic!("{frame:?} is read in two ways")
+        }
+        (None, _) => return,
+    };
+    assert_eq!(id, same);
 }
 
 fn check<T: Debug + PartialEq>(

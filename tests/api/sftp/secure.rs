@@ -1,0 +1,61 @@
+//! The same through TLS, which the session's threads speak themselves.
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use harness::{Pair, TestAgent, TestFolder};
+use vsock_agent::Security;
+use vsock_agent_client::{self as client, Client, Identity, OpenFlags};
+use vsock_agent_protocol::sftp::Attributes;
+
+/// Size of one piece, in bytes: the largest there is.
+const PIECE_BYTES: u32 = 255 * 1024;
+
+/// Pieces: many times what the sockets hold.
+const PIECES: u32 = 100;
+
+fn piece(number: u32) -> Bytes {
+    let bytes =
+        (0..PIECE_BYTES).map(|place| (place.wrapping_mul(number + 1) >> 3).to_le_bytes()[0]);
+    bytes.collect()
+}
+
+fn offset(number: u32) -> u64 {
+    u64::from(number) * u64::from(PIECE_BYTES)
+}
+
+#[tokio::test]
+async fn many_large_pieces_go_both_ways_at_once_and_arrive_unchanged() {
+    let (host, own) = (Pair::lxd(), Pair::lxd());
+    let agent = TestAgent::start_with(|folder| {
+        own.write_agent(folder, &[&host]);
+        Security::Tls(folder.to_owned())
+    });
+    let (certificate, key) = (host.certificate.as_bytes(), host.key.as_bytes());
+    let identity = Identity::from_parts(certificate, key, &own.certificate_der).unwrap();
+    let endpoint = agent.endpoint().parse().unwrap();
+    let client = Client::new(endpoint, client::Security::Tls(identity));
+    let session = client.sftp().await.unwrap();
+    let folder = TestFolder::new("sftp");
+    let path = folder.path().join("file");
+    let flags = OpenFlags::READ | OpenFlags::WRITE | OpenFlags::CREATE;
+    let file = session
+        .open(path.as_path(), flags, Attributes::default())
+        .await
+        .unwrap();
+    let write = |number| file.write_at(offset(number), piece(number));
+    try_join_all((0..PIECES / 2).map(write)).await.unwrap();
+    // The first half comes back while the second half goes out.
+    let read = |number| file.read_at(offset(number), PIECE_BYTES);
+    let (read_back, written) = tokio::join!(
+        try_join_all((0..PIECES / 2).map(read)),
+        try_join_all((PIECES / 2..PIECES).map(write)),
+    );
+    written.unwrap();
+    for (number, data) in (0..).zip(read_back.unwrap()) {
+        assert_eq!(data, piece(number), "piece {number}");
+    }
+    file.close().await.unwrap();
+    let there = std::fs::read(&path).unwrap();
+    let expected: Vec<u8> = (0..PIECES).flat_map(piece).collect();
+    assert!(there == expected);
+}
