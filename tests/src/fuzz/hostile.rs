@@ -5,6 +5,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::{ffi::OsStrExt, net::UnixStream},
     path::PathBuf,
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -12,6 +13,10 @@ use vsock_agent_protocol::sftp::{Attributes, Name, Reply, Request, extension, st
 
 /// Most replies to one client, so that a script that repeats itself ends.
 const MAX_REPLIES: usize = 2_000;
+
+/// How long a client may think. One that asks for nothing waits for what this server owes it, and
+/// would do so until its patience ends, which is too long for a test.
+const SILENCE: Duration = Duration::from_millis(100);
 
 /// Names in a listing. One more is a path to where nothing may be written.
 const NAMES: &[&[u8]] = &[
@@ -233,6 +238,7 @@ fn try_serve(stream: &mut UnixStream, mut script: Script) -> io::Result<()> {
     stream.write_all(
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: sftp\r\n\r\n",
     )?;
+    stream.set_read_timeout(Some(SILENCE))?;
     let which = script.byte();
     let repeats = script.byte() % 2 == 1;
     let mut out = BytesMut::new();

@@ -32,7 +32,7 @@ pub struct SftpClient {
 
 impl Target for SftpClient {
     const NAME: &'static str = "sftp_client";
-    const RUNS: u32 = 1_500;
+    const RUNS: u32 = 500;
 
     fn start() -> Self {
         let folder = TestFolder::new("hostile");
@@ -64,12 +64,15 @@ impl Target for SftpClient {
         let cage = Cage::new();
         *self.script.lock().unwrap() = hostile::Script::new(script, cage.outside());
         let endpoint = Endpoint::Unix(self.folder.path().join("socket"));
-        let done = self.runtime.block_on(timeout(END_TIMEOUT, async {
+        let work = async {
             let client = Client::new(endpoint, Security::Plain);
             if let Ok(sftp) = client.sftp().await {
                 use_all(&sftp, *first, &cage).await;
             }
-        }));
+        };
+        let done = self
+            .runtime
+            .block_on(async { timeout(END_TIMEOUT, work).await });
         assert!(done.is_ok(), "the client hangs");
         cage.check();
         self.panics.check();

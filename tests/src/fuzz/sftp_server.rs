@@ -18,7 +18,7 @@ pub struct SftpServer(FuzzedAgent);
 
 impl Target for SftpServer {
     const NAME: &'static str = "sftp_server";
-    const RUNS: u32 = 1_500;
+    const RUNS: u32 = 500;
 
     fn start() -> Self {
         Self(FuzzedAgent::start())
