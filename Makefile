@@ -1,6 +1,6 @@
 # The few commands people type. README.md explains them, tests/README.md what `test` is made of.
 
-.PHONY: demo demo-stop static test fuzz setup clean-lab
+.PHONY: demo demo-stop static test bench fuzz setup clean-lab
 
 step := tests/lab/step
 lab := cargo run --quiet --bin lab --
@@ -27,6 +27,10 @@ test: setup
 	@$(step) "VM lab" $(lab) setup
 	@$(step) "tests in a VM" cargo test --workspace --features agent-tests/vm --test vm
 	@$(step) "soak" cargo test --workspace --features agent-tests/vm --test soak -- --test-threads 1 --show-output
+
+# File transfers side by side with OpenSSH's, and whether they are as fast as they must be.
+bench: setup
+	@$(step) "benchmark" cargo run --quiet --bin bench
 
 # Every fuzz target for FUZZ_SECONDS, 60 unless said. Needs a nightly toolchain.
 fuzz:

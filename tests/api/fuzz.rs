@@ -6,11 +6,14 @@ use std::{
     collections::BTreeSet,
     env, fs,
     panic::{AssertUnwindSafe, catch_unwind},
-    time::SystemTime,
 };
 
-use harness::fuzz::{
-    self, ControlJson, ExecFrames, HttpBody, HttpHead, Mutator, SftpDecode, Target, WebsocketFrames,
+use harness::{
+    Random,
+    fuzz::{
+        self, ControlJson, ExecFrames, HttpBody, HttpHead, Mutator, SftpClient, SftpDecode,
+        SftpServer, Target, WebsocketFrames,
+    },
 };
 
 #[test]
@@ -21,6 +24,16 @@ fn no_control_message_breaks_its_reader() {
 #[test]
 fn no_sftp_frame_breaks_its_reader() {
     replay::<SftpDecode>();
+}
+
+#[test]
+fn no_sftp_server_breaks_the_client() {
+    replay::<SftpClient>();
+}
+
+#[test]
+fn no_sftp_frame_breaks_the_agent() {
+    replay::<SftpServer>();
 }
 
 #[test]
@@ -50,7 +63,9 @@ fn every_fuzz_target_is_replayed_here() {
         ExecFrames::NAME,
         HttpBody::NAME,
         HttpHead::NAME,
+        SftpClient::NAME,
         SftpDecode::NAME,
+        SftpServer::NAME,
         WebsocketFrames::NAME,
     ];
     let replayed: BTreeSet<_> = replayed.map(str::to_owned).into();
@@ -69,7 +84,7 @@ fn replay<T: Target>() {
     for (name, data) in &corpus {
         run(&target, data, &format!("corpus {name}"));
     }
-    let seed = number("FUZZ_SEED").unwrap_or_else(fresh_seed);
+    let seed = number("FUZZ_SEED").unwrap_or_else(Random::fresh_seed);
     let runs = number("FUZZ_RUNS").unwrap_or(T::RUNS.into());
     let mut mutator = Mutator::new(seed, corpus.into_iter().map(|(_, data)| data).collect());
     for count in 0..runs {
@@ -87,9 +102,4 @@ fn run<T: Target>(target: &T, data: &[u8], origin: &str) {
 fn number(variable: &str) -> Option<u64> {
     let text = env::var(variable).ok()?;
     Some(text.parse().expect("a number"))
-}
-
-fn fresh_seed() -> u64 {
-    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap();
-    now.as_secs() ^ u64::from(now.subsec_nanos()) << 32
 }

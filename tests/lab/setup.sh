@@ -3,9 +3,12 @@
 set -eu
 
 missing=
-for package in busybox-static openssh-client qemu-system-x86; do
-    status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
-    [ "$status" = installed ] || missing="$missing $package"
+has() {
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null || true)" = installed ]
+}
+for package in busybox-static fuse3 openssh-client openssh-server openssh-sftp-server \
+    python3-paramiko qemu-system-x86 rclone sshfs; do
+    has "$package" || missing="$missing $package"
 done
 # Any C compiler will do: a dependency has some assembly.
 command -v cc >/dev/null || missing="$missing build-essential"
@@ -38,6 +41,12 @@ echo "setup: apt-get update"
 $as_root apt-get -q=2 update || fail "apt-get update failed"
 if [ -n "$missing" ]; then
     echo "setup: apt-get install$missing"
+    # The tests start a server of their own on the loopback; nobody asked for one on the network.
+    # One that is there already stays as it is.
+    if ! has openssh-server && [ ! -e /etc/systemd/system/ssh.service ]; then
+        $as_root mkdir -p /etc/systemd/system
+        $as_root ln -s /dev/null /etc/systemd/system/ssh.service
+    fi
     # shellcheck disable=SC2086 # words, and perhaps no sudo
     $as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get -q=2 -o DPkg::Lock::Timeout=120 install --no-install-recommends $missing \

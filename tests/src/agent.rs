@@ -124,10 +124,23 @@ impl TestFolder {
     /// Makes one whose name tells what for.
     #[must_use]
     pub fn new(what: &str) -> Self {
+        Self::new_in(&std::env::temp_dir(), what)
+    }
+
+    /// The same on a file system in memory, if there is one.
+    #[must_use]
+    pub fn in_memory(what: &str) -> Self {
+        let memory = Path::new("/dev/shm");
+        match memory.is_dir() {
+            true => Self::new_in(memory, what),
+            false => Self::new(what),
+        }
+    }
+
+    fn new_in(parent: &Path, what: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{what}-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
+        let path = parent.join(format!("{what}-{}-{number}", std::process::id()));
         fs::create_dir(&path).unwrap();
         Self(path)
     }

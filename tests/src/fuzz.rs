@@ -5,11 +5,15 @@
 //! changes of it, on every toolchain. A target panics when something does not hold.
 
 mod agent;
+mod cage;
 mod control;
+mod hostile;
 mod http_body;
 mod http_head;
 mod mutate;
 mod sftp;
+mod sftp_client;
+mod sftp_server;
 mod websocket;
 
 use std::{
@@ -23,6 +27,8 @@ pub use self::{
     http_head::HttpHead,
     mutate::Mutator,
     sftp::SftpDecode,
+    sftp_client::SftpClient,
+    sftp_server::SftpServer,
     websocket::{ExecFrames, WebsocketFrames},
 };
 

@@ -81,6 +81,25 @@ impl RawClient {
         parse_reply(&String::from_utf8(reply).unwrap())
     }
 
+    /// A connection that has become one of another protocol.
+    pub async fn upgrade(&self, path: &str, protocol: &str) -> Connection {
+        let mut stream = self.connect().await;
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(stream.read_u8().await.unwrap());
+        }
+        assert!(
+            answer.starts_with(b"HTTP/1.1 101 "),
+            "{}",
+            answer.escape_ascii()
+        );
+        stream
+    }
+
     /// `GET`.
     pub async fn get(&self, path: &str) -> RawReply {
         self.request("GET", path, "").await

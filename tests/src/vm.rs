@@ -37,7 +37,7 @@ pub use self::{
     machine::{Accelerator, Device, Machine},
     options::VmOptions,
     process::Lifetime,
-    product::Product,
+    product::{Product, build_for_here},
     stock::StockAgent,
 };
 use self::{

@@ -31,19 +31,12 @@ const MAX_READS: usize = 64;
 /// does not see it.
 static PANICKED: AtomicBool = AtomicBool::new(false);
 
-/// The agent of one target.
+/// Sees whether a task of any runtime in this process panics.
 #[derive(Debug)]
-pub(super) struct FuzzedAgent(TestAgent);
+pub(super) struct Panics(());
 
-/// An answer that came whole.
-#[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) body: Envelope<Value>,
-}
-
-impl FuzzedAgent {
-    pub(super) fn start() -> Self {
+impl Panics {
+    pub(super) fn watch() -> Self {
         static HOOK: Once = Once::new();
         HOOK.call_once(|| {
             let before = panic::take_hook();
@@ -55,7 +48,29 @@ impl FuzzedAgent {
                 before(info);
             }));
         });
-        Self(TestAgent::start())
+        Self(())
+    }
+
+    /// None has so far.
+    pub(super) fn check(&self) {
+        assert!(!PANICKED.load(Ordering::Relaxed), "a task has panicked");
+    }
+}
+
+/// The agent of one target.
+#[derive(Debug)]
+pub(super) struct FuzzedAgent(TestAgent, Panics);
+
+/// An answer that came whole.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) body: Envelope<Value>,
+}
+
+impl FuzzedAgent {
+    pub(super) fn start() -> Self {
+        Self(TestAgent::start(), Panics::watch())
     }
 
     /// A connection nothing was said on.
@@ -88,7 +103,7 @@ impl FuzzedAgent {
     /// The agent still answers, and no task of it has panicked.
     pub(super) fn check(&self) {
         assert_eq!(self.request("GET", "/1.0", b"").status, 200);
-        assert!(!PANICKED.load(Ordering::Relaxed), "the agent has panicked");
+        self.1.check();
     }
 }
 

@@ -37,6 +37,23 @@ impl Product {
     }
 }
 
+/// Builds the same for this computer, not optimised and not static: for tests without a VM.
+///
+/// # Errors
+///
+/// [`VmError::Command`] with the compiler's words.
+pub async fn build_for_here() -> Result<Product, VmError> {
+    let mut cargo = command::cargo();
+    // All packages: with the features that the tests have given their dependencies already.
+    cargo.args(["build", "--quiet", "--workspace", "--bins"]);
+    command::run_visibly(&mut cargo).await?;
+    let folder = paths::target().join("debug");
+    Ok(Product {
+        agent: folder.join("vsock-agent"),
+        cli: folder.join("agent-cli"),
+    })
+}
+
 async fn host_triple() -> Result<String, VmError> {
     let version = command::run(Command::new("rustc").arg("-vV")).await?;
     let triple = version.lines().find_map(|line| line.strip_prefix("host: "));

@@ -1,0 +1,129 @@
+//! Our client on OpenSSH's `sftp-server`, behind as much HTTP as it takes to get there.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{MetadataExt, PermissionsExt, symlink},
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::Path,
+    process::{Command as Program, Stdio},
+    thread,
+};
+
+use harness::TestFolder;
+use tokio::process::Command;
+
+use crate::{assert_same_tree, plant, product, succeed};
+
+/// Debian's OpenSSH server for SFTP.
+const OPENSSH_SERVER: &str = "/usr/lib/openssh/sftp-server";
+
+/// A listener whose every connection is a session of OpenSSH's server. It ends with the process.
+struct Listener {
+    folder: TestFolder,
+}
+
+impl Listener {
+    fn start() -> Self {
+        let folder = TestFolder::new("openssh");
+        let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let stream = stream.unwrap();
+                thread::spawn(move || serve(stream));
+            }
+        });
+        Self { folder }
+    }
+
+    async fn cli(&self, words: &[&str]) -> String {
+        let endpoint = format!("unix:{}/socket", self.folder.path().display());
+        let words = words.iter().map(|word| word.replace("VM", &endpoint));
+        let mut cli = Command::new(&product().await.cli);
+        cli.args(words).arg("--plain").stdin(Stdio::null());
+        succeed(&mut cli).await
+    }
+}
+
+fn serve(mut stream: UnixStream) {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read(&mut byte) {
+            Ok(1) => head.push(byte[0]),
+            _ => return,
+        }
+    }
+    assert!(
+        head.starts_with(b"GET /1.0/sftp"),
+        "{}",
+        head.escape_ascii()
+    );
+    let answer =
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: sftp\r\n\r\n";
+    stream.write_all(answer).unwrap();
+    let output = OwnedFd::from(stream.try_clone().unwrap());
+    let server = Program::new(OPENSSH_SERVER)
+        .stdin(OwnedFd::from(stream))
+        .stdout(output)
+        .status();
+    assert!(server.unwrap().success());
+}
+
+#[tokio::test]
+async fn files_go_there_and_back() {
+    let server = Listener::start();
+    let folder = TestFolder::new("peers");
+    let path = |name: &str| folder.path().join(name);
+    crate::random_file(&path("from"), 5_000_000);
+    fs::set_permissions(path("from"), PermissionsExt::from_mode(0o741)).unwrap();
+    let text = |path: &Path| path.display().to_string();
+    let remote = format!("VM:{}", path("there").display());
+    server.cli(&["push", &text(&path("from")), &remote]).await;
+    server.cli(&["pull", &remote, &text(&path("back"))]).await;
+    for copy in ["there", "back"] {
+        assert!(
+            fs::read(path("from")).unwrap() == fs::read(path(copy)).unwrap(),
+            "{copy}"
+        );
+        assert_eq!(
+            fs::metadata(path(copy)).unwrap().mode() & 0o777,
+            0o741,
+            "{copy}"
+        );
+    }
+    let listed = server
+        .cli(&["ls", &format!("VM:{}", folder.path().display())])
+        .await;
+    for name in ["from", "there", "back"] {
+        assert!(listed.contains(name), "{listed}");
+    }
+}
+
+#[tokio::test]
+async fn a_tree_goes_there_and_back() {
+    let server = Listener::start();
+    let folder = TestFolder::new("peers");
+    let path = |name: &str| folder.path().join(name);
+    plant(&path("from"));
+    symlink("file 5", path("from/link")).unwrap();
+    let text = |path: &Path| path.display().to_string();
+    let remote = format!("VM:{}", path("there").display());
+    server
+        .cli(&["push", "-r", &text(&path("from")), &remote])
+        .await;
+    assert_same_tree(&path("from"), &path("there"));
+    server
+        .cli(&["pull", "-r", &remote, &text(&path("back"))])
+        .await;
+    assert_same_tree(&path("from"), &path("back"));
+    for copy in ["there", "back"] {
+        let link = fs::read_link(path(copy).join("link")).unwrap();
+        assert_eq!(link, Path::new("file 5"), "{copy}");
+    }
+}
