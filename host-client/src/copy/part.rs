@@ -24,7 +24,7 @@ const MAX_STEM_BYTES: usize = NAME_MAX - 1 - RANDOM_DIGITS - SUFFIX.len();
 pub(super) fn stem(name: &OsStr) -> Vec<u8> {
     let name = name.as_bytes();
     let mut stem = b".".to_vec();
-    if 1 + name.len() <= MAX_STEM_BYTES {
+    if name.len() < MAX_STEM_BYTES {
         stem.extend_from_slice(name);
         return stem;
     }
