@@ -23,7 +23,7 @@ use super::{
     CopyError, CopyObserver, CopyOptions, CopySummary, SkipReason,
     attributes::{self, Kind},
     local::LocalDirectory,
-    run::{Leftovers, Run},
+    run::{Leftovers, Run, own_name},
 };
 use crate::{
     protocol::sftp::Attributes,
@@ -141,7 +141,9 @@ async fn walk_one(
             false => Err(CopyError::IsADirectory),
         };
     }
-    let name = target.or(source.file_name()).ok_or(CopyError::NoName)?;
+    let name = target
+        .or(own_name(source.as_os_str()))
+        .ok_or(CopyError::NoName)?;
     run.found(attributes.size.unwrap_or(0))?;
     let work = Work {
         directory: Arc::clone(root),
@@ -165,7 +167,7 @@ async fn walk_tree(
 ) -> Result<(), CopyError> {
     run.found(0)?;
     // Without a name of its own, such as `/` or `..`, its content goes into the destination.
-    let name = target.or(source.file_name());
+    let name = target.or(own_name(source.as_os_str()));
     let mut levels = vec![Level::enter(run, root, name, source.clone(), &attributes).await?];
     while let Some(level) = levels.last_mut() {
         let entry = match level.reader.next().await {

@@ -18,7 +18,7 @@ use super::{
     attributes::{self, Kind, OPEN_DIRECTORY_MODE},
     leftovers,
     local::shown,
-    run::{Leftovers, Run},
+    run::{Leftovers, Run, own_name},
     scan::{self, Found, Scanner},
 };
 use crate::{
@@ -134,7 +134,7 @@ async fn walk_one(
 ) -> Result<(), CopyError> {
     let (path, links) = (source.to_owned(), run.options.recursive);
     let found = run.pool.run_long(move || scan::top(&path, links)).await??;
-    let name = match (target, source.file_name()) {
+    let name = match (target, own_name(source.as_os_str())) {
         (Some(target), _) => target.clone(),
         (None, Some(name)) => name.to_owned(),
         // Such as `.` and `..`: their content goes into the destination itself.
@@ -234,15 +234,17 @@ impl Level {
         name: &OsString,
         source: Vec<u8>,
     ) -> Result<Self, CopyError> {
-        let path = match name.as_bytes() {
-            b"." => parent.path.clone(),
-            name => parent.path.join(name),
+        // Into the destination itself, which keeps its own mode.
+        let is_parent = name == ".";
+        let path = match is_parent {
+            true => parent.path.clone(),
+            false => parent.path.join(name.as_bytes()),
         };
         let made = make_directory(run.sftp, &path).await?;
         let directory = Directory {
             path,
             source,
-            attributes: Some(attributes::of(&scanner.metadata, run.options)),
+            attributes: (!is_parent).then(|| attributes::of(&scanner.metadata, run.options)),
             parent: Some(Arc::clone(parent)),
             leftovers: Mutex::default(),
         };

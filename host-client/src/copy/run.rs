@@ -2,6 +2,9 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::Path,
     pin::pin,
     sync::{Mutex, MutexGuard, PoisonError},
     task::Poll,
@@ -27,6 +30,19 @@ pub(super) type Leftovers = HashMap<Vec<u8>, Vec<Vec<u8>>>;
 
 /// Most names of parts remembered of one directory.
 pub(super) const MAX_LEFTOVERS: usize = 10_000;
+
+/// The name under which a source goes into a directory. `.` and `..` have none, and neither has
+/// the root: their content goes there.
+pub(super) fn own_name(source: &OsStr) -> Option<&OsStr> {
+    let mut bytes = source.as_bytes();
+    while let Some(shorter) = bytes.strip_suffix(b"/") {
+        bytes = shorter;
+    }
+    match bytes == b"." || bytes.ends_with(b"/.") {
+        true => None,
+        false => Path::new(source).file_name(),
+    }
+}
 
 /// A copy that is under way.
 pub(super) struct Run<'a> {
@@ -190,5 +206,23 @@ impl<'a> Run<'a> {
             work.as_mut().poll(cx)
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_that_ends_in_a_dot_has_no_name_of_its_own() {
+        let named = |path| own_name(OsStr::new(path)).and_then(OsStr::to_str);
+        assert_eq!(
+            ["a", "/a/b", "a/", "a/b//", ".a", "a."].map(named),
+            ["a", "b", "a", "b", ".a", "a."].map(Some)
+        );
+        assert_eq!(
+            [".", "..", "/", "a/.", "a/./", "a/..", ""].map(named),
+            [None; 7]
+        );
     }
 }
