@@ -242,3 +242,22 @@ async fn everything_is_closed_when_the_agent_stops() {
     timeout(PATIENCE, stopped).await.unwrap().unwrap();
     assert!(eventually(PATIENCE, async || open_in(folder.path()) == 0).await);
 }
+
+#[tokio::test]
+async fn a_session_that_takes_no_more_requests_ends_with_its_client_too() {
+    let agent = TestAgent::start();
+    let folder = TestFolder::new("sftp");
+    let mut session = Session::start(&agent).await;
+    let endless = session.open_endless(folder.path()).await;
+    session.hash(&endless).await;
+    let mut requests = bytes::BytesMut::new();
+    for id in 0..1000 {
+        write(&endless, "x").encode(id, &mut requests);
+    }
+    tokio::io::AsyncWriteExt::write_all(&mut session.stream, &requests)
+        .await
+        .unwrap();
+    assert!(session.is_silent().await);
+    drop(session);
+    assert!(eventually(PATIENCE, async || open_in(folder.path()) == 0).await);
+}

@@ -11,7 +11,7 @@ use super::{super::order::Claim, Desk, Input, SessionError, Shared, Table, Waiti
 use crate::defaults;
 
 /// Time between two looks at the table. A request that is still there at the second one is late.
-const WATCH_TICK: Duration = Duration::from_millis(2);
+const WATCH_TICK: Duration = Duration::from_millis(4);
 
 /// Looks at an empty table after which the watcher sleeps until it is told.
 const IDLE_TICKS: u32 = 10;
@@ -235,6 +235,9 @@ impl Shared {
         while self.is_full(&table) && !table.ended {
             let waited = self.room.wait_timeout(table, BUDGET_PAUSE);
             table = waited.unwrap_or_else(PoisonError::into_inner).0;
+            if self.closer.is_hung_up() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
         }
         Ok(())
     }
