@@ -6,15 +6,17 @@ use crate::{
     wire::kind,
 };
 
+/// Whether a request and its two answers, OpenSSH's first, are some difference. Last comes what was
+/// asked before.
+pub(crate) type Matcher = fn(&Op, &Outcome, &Outcome, &[(usize, Op)]) -> bool;
+
 /// One difference that is meant.
 pub(crate) struct Allowed {
     /// What differs, for people.
     pub(crate) what: &'static str,
     /// Why ours does not do the same.
     pub(crate) why: &'static str,
-    /// Whether a request and its two answers, OpenSSH's first, are this difference. Last comes what
-    /// was asked before.
-    pub(crate) is: fn(&Op, &Outcome, &Outcome, &[(usize, Op)]) -> bool,
+    pub(crate) is: Matcher,
     /// What to make of the trees after it.
     pub(crate) after: After,
 }

@@ -180,7 +180,7 @@ impl Script {
                     attributes: self.attributes(),
                 }
             }
-            Request::Extended { .. } if choice % 2 == 0 => Reply::Extended {
+            Request::Extended { .. } if choice.is_multiple_of(2) => Reply::Extended {
                 data: self.some(64).into(),
             },
             _ => done(status::OK),
