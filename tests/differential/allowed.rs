@@ -6,15 +6,17 @@ use crate::{
     wire::kind,
 };
 
+/// Whether a request and its two answers, OpenSSH's first, are some difference. Last comes what was
+/// asked before.
+pub(crate) type Matcher = fn(&Op, &Outcome, &Outcome, &[(usize, Op)]) -> bool;
+
 /// One difference that is meant.
 pub(crate) struct Allowed {
     /// What differs, for people.
     pub(crate) what: &'static str,
     /// Why ours does not do the same.
     pub(crate) why: &'static str,
-    /// Whether a request and its two answers, OpenSSH's first, are this difference. Last comes what
-    /// was asked before.
-    pub(crate) is: fn(&Op, &Outcome, &Outcome, &[(usize, Op)]) -> bool,
+    pub(crate) is: Matcher,
     /// What to make of the trees after it.
     pub(crate) after: After,
 }
@@ -109,6 +111,22 @@ pub(crate) const ALLOWED: &[Allowed] = &[
             op.kind == Kind::Plain(kind::RENAME) && failed(theirs) && failed(ours) && theirs != ours
         },
         after: After::Same,
+    },
+    Allowed {
+        what: "`copy-data` from one name of a file to another: OpenSSH copies, without end if told to \
+               go to the end of the file; ours answers FAILURE",
+        why: "what is copied grows the file that is read",
+        is: |op, theirs, ours, before| {
+            let copies = op.kind == Kind::Extended("copy-data") && *ours == FAILURE;
+            let opened = |handle| {
+                before.iter().any(|(number, op)| {
+                    *number == handle && op.kind == Kind::Plain(kind::OPEN)
+                })
+            };
+            let two = op.handles().filter(|handle| opened(*handle)).count() == 2;
+            copies && two && matches!(theirs, Outcome::Status(0 | 1 | 4))
+        },
+        after: After::Apart,
     },
     Allowed {
         what: "`copy-data` that cannot read or write: OpenSSH may say that all is well, or the end of \

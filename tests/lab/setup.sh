@@ -7,7 +7,7 @@ has() {
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null || true)" = installed ]
 }
 for package in busybox-static fuse3 openssh-client openssh-server openssh-sftp-server \
-    python3-paramiko qemu-system-x86 rclone sshfs; do
+    python3-paramiko qemu-system-x86 rclone socat sshfs; do
     has "$package" || missing="$missing $package"
 done
 # Any C compiler will do: a dependency has some assembly.

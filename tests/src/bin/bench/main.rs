@@ -13,6 +13,7 @@ mod peak;
 mod report;
 mod rig;
 mod trees;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -25,6 +26,7 @@ const USAGE: &str = "usage: bench [--json] [--runs N] [--scale PERCENT] [PART...
   files   1 GiB, by OpenSSH's client and by agent-cli
   trees   10,000 files of 4 KiB
   memory  of the agent and of agent-cli
+  vm      100 MB into and out of a virtual machine
 
 Without a PART, all of them. Exit status 1 when a target is missed.
 A scale other than 100 makes everything smaller, for trying out; it proves nothing.";
@@ -56,7 +58,9 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Vec<String>) -> anyhow::Result<bool> {
-    let options = parse(arguments)?;
+    let Some(options) = parse(arguments)? else {
+        return Ok(true);
+    };
     let mut verdicts: Vec<Verdict> = Vec::new();
     let mut say = |more: Vec<Verdict>| {
         if !options.json {
@@ -70,6 +74,7 @@ async fn run(arguments: Vec<String>) -> anyhow::Result<bool> {
             "files" => say(files::measure(&rig, &options)?),
             "trees" => say(trees::measure(&rig, &options)?),
             "memory" => say(memory::measure(&rig, &options).await?),
+            "vm" => say(vm::measure(&rig, &options).await?),
             _ => bail!("{part}?\n{USAGE}"),
         }
     }
@@ -79,7 +84,8 @@ async fn run(arguments: Vec<String>) -> anyhow::Result<bool> {
     Ok(verdicts.iter().all(|verdict| verdict.holds))
 }
 
-fn parse(arguments: Vec<String>) -> anyhow::Result<Options> {
+/// `None` when all that was asked for is said.
+fn parse(arguments: Vec<String>) -> anyhow::Result<Option<Options>> {
     let mut options = Options {
         json: false,
         runs: 5,
@@ -93,12 +99,16 @@ fn parse(arguments: Vec<String>) -> anyhow::Result<Options> {
             "--json" => options.json = true,
             "--runs" => options.runs = usize::try_from(number()?)?,
             "--scale" => options.scale = number()?,
+            "--help" => {
+                println!("{USAGE}");
+                return Ok(None);
+            }
             word if word.starts_with('-') => bail!(USAGE),
             _ => options.parts.push(argument),
         }
     }
     if options.parts.is_empty() {
-        options.parts = ["files", "trees", "memory"].map(str::to_owned).into();
+        options.parts = ["files", "trees", "memory", "vm"].map(str::to_owned).into();
     }
-    Ok(options)
+    Ok(Some(options))
 }
