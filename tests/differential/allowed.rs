@@ -119,9 +119,9 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         is: |op, theirs, ours, before| {
             let copies = op.kind == Kind::Extended("copy-data") && *ours == FAILURE;
             let opened = |handle| {
-                before.iter().any(|(number, op)| {
-                    *number == handle && op.kind == Kind::Plain(kind::OPEN)
-                })
+                before
+                    .iter()
+                    .any(|(number, op)| *number == handle && op.kind == Kind::Plain(kind::OPEN))
             };
             let two = op.handles().filter(|handle| opened(*handle)).count() == 2;
             copies && two && matches!(theirs, Outcome::Status(0 | 1 | 4))
