@@ -277,6 +277,8 @@ impl Shared {
         match Request::decode(Bytes::copy_from_slice(&first))? {
             (_, Request::Init { version }) => {
                 greeting(version, &self.options).encode(0, &mut input.replies);
+                // Nothing may come before it, also not the reply of one who was late.
+                input.flush(&self.sink)?;
                 Ok(true)
             }
             _ => Err(SessionError::NoInit),
