@@ -42,6 +42,15 @@ const OP_UNSUPPORTED: Outcome = Outcome::Status(8);
 /// All of them.
 pub(crate) const ALLOWED: &[Allowed] = &[
     Allowed {
+        what: "MKDIR that ends before its attributes: OpenSSH exits, ours makes the folder",
+        why: "there are clients that send none",
+        is: |op, theirs, ours, _| {
+            let mkdir = op.kind == Kind::Plain(kind::MKDIR) && matches!(op.damage, Damage::Cut(_));
+            mkdir && *theirs == Outcome::End && *ours == OK
+        },
+        after: After::Apart,
+    },
+    Allowed {
         what: "a request that is cut short, or has a NUL byte inside a path or half an id: OpenSSH \
                exits, ours refuses the request",
         why: "one bad request is no reason to lose the others",
@@ -51,15 +60,6 @@ pub(crate) const ALLOWED: &[Allowed] = &[
             may_end(op) && *theirs == Outcome::End && (failed(ours) || nothing && *ours == OK)
         },
         after: After::Same,
-    },
-    Allowed {
-        what: "MKDIR that ends before its attributes: OpenSSH exits, ours makes the folder",
-        why: "there are clients that send none",
-        is: |op, theirs, ours, _| {
-            let mkdir = op.kind == Kind::Plain(kind::MKDIR) && matches!(op.damage, Damage::Cut(_));
-            mkdir && *theirs == Outcome::End && *ours == OK
-        },
-        after: After::Apart,
     },
     Allowed {
         what: "a NUL byte at the end of a path: OpenSSH ignores it, ours answers BAD_MESSAGE",
@@ -113,6 +113,16 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         after: After::Same,
     },
     Allowed {
+        what: "`copy-data` from a folder, or between two names of one file: OpenSSH copies nothing, or \
+               perhaps for ever; ours answers FAILURE",
+        why: "what is written would be read again until the disk is full",
+        is: |op, theirs, ours, _| {
+            let well = matches!(theirs, Outcome::Status(0 | 1));
+            op.kind == Kind::Extended("copy-data") && well && *ours == FAILURE
+        },
+        after: After::Apart,
+    },
+    Allowed {
         what: "`copy-data` that cannot read or write: OpenSSH may say that all is well, or the end of \
                the file; ours says what is wrong",
         why: "nothing was copied",
@@ -123,8 +133,8 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         after: After::Same,
     },
     Allowed {
-        what: "READDIR of a folder whose path leads elsewhere by now: OpenSSH finds nothing in it, ours \
-               what is there",
+        what: "READDIR of a folder whose path leads elsewhere by now, or is closed: OpenSSH finds \
+               nothing in it, ours what is there",
         why: "ours looks into the folder that was opened, OpenSSH at its path",
         is: |op, theirs, ours, before| {
             let moves = [
