@@ -41,11 +41,13 @@ pub(super) fn copy(
     to: &Open,
     ended: &AtomicBool,
 ) -> Result<(), SftpError> {
-    // Two files, neither the same handle nor the same path: OpenSSH's rule.
-    if from.path == to.path {
+    let (source, target) = (from.file()?, to.file()?);
+    // OpenSSH compares handles and paths. Another name of the same file is as bad: what is read to
+    // its end would be appended to for ever.
+    let (here, there) = (fstat(source)?, fstat(target)?);
+    if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) {
         return Err(SftpError::SameFile);
     }
-    let (source, target) = (from.file()?, to.file()?);
     let mut at = offset(wanted.from_offset)?;
     let mut into = match to.appends() {
         true => None,
@@ -233,12 +235,8 @@ mod tests {
                 file,
                 appends: false,
             },
-            path: Bytes::copy_from_slice(name_of(data)),
+            path: Bytes::new(),
         }
-    }
-
-    fn name_of(data: &[u8]) -> &[u8] {
-        &data[..data.len().min(4)]
     }
 
     fn copied(length: u64, from: &Open, to: &Open) -> Result<(), SftpError> {
@@ -264,7 +262,14 @@ mod tests {
         }
         let far = copied(2 * OPENSSH_STEP_BYTES + 1, &from, &to);
         assert!(matches!(far, Err(SftpError::EndOfFile)), "{far:?}");
-        let same = copied(1, &from, &from);
+        let again = Open {
+            kind: Kind::File {
+                file: from.file().unwrap().try_clone().unwrap(),
+                appends: true,
+            },
+            path: Bytes::from_static(b"another name"),
+        };
+        let same = copied(0, &from, &again);
         assert!(matches!(same, Err(SftpError::SameFile)), "{same:?}");
     }
 
