@@ -26,6 +26,8 @@ pub(crate) struct Allowed {
 pub(crate) enum After {
     /// They are the same, and the sequence goes on.
     Same,
+    /// They are the same but for times of access. The sequence ends.
+    Over,
     /// They are the same but for setuid, setgid and sticky bits. The sequence ends.
     ButSpecialBits,
     /// One server did what the other refused. The sequence ends.
@@ -113,12 +115,12 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         after: After::Same,
     },
     Allowed {
-        what: "`copy-data` from a folder, or between two names of one file: OpenSSH copies nothing, or \
-               perhaps for ever; ours answers FAILURE",
+        what: "`copy-data` from a folder, or between two handles of one file: OpenSSH goes by the names, \
+               and may copy for ever; ours goes by the files, and answers FAILURE",
         why: "what is written would be read again until the disk is full",
         is: |op, theirs, ours, _| {
-            let well = matches!(theirs, Outcome::Status(0 | 1));
-            op.kind == Kind::Extended("copy-data") && well && *ours == FAILURE
+            let refused = *theirs == FAILURE || *ours == FAILURE;
+            op.kind == COPY_DATA && refused && theirs != ours
         },
         after: After::Apart,
     },
@@ -128,9 +130,9 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         why: "nothing was copied",
         is: |op, theirs, ours, _| {
             let well = matches!(theirs, Outcome::Status(0 | 1));
-            op.kind == Kind::Extended("copy-data") && well && failed(ours)
+            op.kind == COPY_DATA && well && failed(ours)
         },
-        after: After::Same,
+        after: After::Over,
     },
     Allowed {
         what: "READDIR of a folder whose path leads elsewhere by now, or is closed: OpenSSH finds \
@@ -222,6 +224,8 @@ fn has_nul(op: &Op) -> bool {
     let paths = op.texts().filter(|_| op.kind != IDS);
     op.kind != Kind::Plain(kind::WRITE) && { paths }.any(|text| text.contains(&0))
 }
+
+const COPY_DATA: Kind = Kind::Extended("copy-data");
 
 const IDS: Kind = Kind::Extended("users-groups-by-id@openssh.com");
 
