@@ -26,6 +26,8 @@ pub(crate) struct Allowed {
 pub(crate) enum After {
     /// They are the same, and the sequence goes on.
     Same,
+    /// They are the same but for times of access. The sequence ends.
+    Over,
     /// They are the same but for setuid, setgid and sticky bits. The sequence ends.
     ButSpecialBits,
     /// One server did what the other refused. The sequence ends.
@@ -42,6 +44,15 @@ const OP_UNSUPPORTED: Outcome = Outcome::Status(8);
 /// All of them.
 pub(crate) const ALLOWED: &[Allowed] = &[
     Allowed {
+        what: "MKDIR that ends before its attributes: OpenSSH exits, ours makes the folder",
+        why: "there are clients that send none",
+        is: |op, theirs, ours, _| {
+            let mkdir = op.kind == Kind::Plain(kind::MKDIR) && matches!(op.damage, Damage::Cut(_));
+            mkdir && *theirs == Outcome::End && *ours == OK
+        },
+        after: After::Apart,
+    },
+    Allowed {
         what: "a request that is cut short, or has a NUL byte inside a path or half an id: OpenSSH \
                exits, ours refuses the request",
         why: "one bad request is no reason to lose the others",
@@ -51,15 +62,6 @@ pub(crate) const ALLOWED: &[Allowed] = &[
             may_end(op) && *theirs == Outcome::End && (failed(ours) || nothing && *ours == OK)
         },
         after: After::Same,
-    },
-    Allowed {
-        what: "MKDIR that ends before its attributes: OpenSSH exits, ours makes the folder",
-        why: "there are clients that send none",
-        is: |op, theirs, ours, _| {
-            let mkdir = op.kind == Kind::Plain(kind::MKDIR) && matches!(op.damage, Damage::Cut(_));
-            mkdir && *theirs == Outcome::End && *ours == OK
-        },
-        after: After::Apart,
     },
     Allowed {
         what: "a NUL byte at the end of a path: OpenSSH ignores it, ours answers BAD_MESSAGE",
@@ -113,18 +115,12 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         after: After::Same,
     },
     Allowed {
-        what: "`copy-data` from one name of a file to another: OpenSSH copies, without end if told to \
-               go to the end of the file; ours answers FAILURE",
-        why: "what is copied grows the file that is read",
-        is: |op, theirs, ours, before| {
-            let copies = op.kind == Kind::Extended("copy-data") && *ours == FAILURE;
-            let opened = |handle| {
-                before
-                    .iter()
-                    .any(|(number, op)| *number == handle && op.kind == Kind::Plain(kind::OPEN))
-            };
-            let two = op.handles().filter(|handle| opened(*handle)).count() == 2;
-            copies && two && matches!(theirs, Outcome::Status(0 | 1 | 4))
+        what: "`copy-data` from a folder, or between two handles of one file: OpenSSH goes by the names, \
+               and may copy for ever; ours goes by the files, and answers FAILURE",
+        why: "what is written would be read again until the disk is full",
+        is: |op, theirs, ours, _| {
+            let refused = *theirs == FAILURE || *ours == FAILURE;
+            op.kind == COPY_DATA && refused && theirs != ours
         },
         after: After::Apart,
     },
@@ -134,13 +130,13 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         why: "nothing was copied",
         is: |op, theirs, ours, _| {
             let well = matches!(theirs, Outcome::Status(0 | 1));
-            op.kind == Kind::Extended("copy-data") && well && failed(ours)
+            op.kind == COPY_DATA && well && failed(ours)
         },
-        after: After::Same,
+        after: After::Over,
     },
     Allowed {
-        what: "READDIR of a folder whose path leads elsewhere by now: OpenSSH finds nothing in it, ours \
-               what is there",
+        what: "READDIR of a folder whose path leads elsewhere by now, or is closed: OpenSSH finds \
+               nothing in it, ours what is there",
         why: "ours looks into the folder that was opened, OpenSSH at its path",
         is: |op, theirs, ours, before| {
             let moves = [
@@ -228,6 +224,8 @@ fn has_nul(op: &Op) -> bool {
     let paths = op.texts().filter(|_| op.kind != IDS);
     op.kind != Kind::Plain(kind::WRITE) && { paths }.any(|text| text.contains(&0))
 }
+
+const COPY_DATA: Kind = Kind::Extended("copy-data");
 
 const IDS: Kind = Kind::Extended("users-groups-by-id@openssh.com");
 

@@ -16,6 +16,10 @@ pub(crate) const FILE_BYTES: usize = 5_000;
 /// A name that is no text.
 pub(crate) const NOT_UTF8: &[u8] = b"\xff\xfe n";
 
+/// A file that is only ever read. It alone is copied to its end by COPY-DATA: OpenSSH's server copies a
+/// file that is written under another name at the same time for ever, until the disk is full.
+pub(crate) const SOURCE: &[u8] = b"source";
+
 /// What is there, what comes to be there, and what never is.
 const NAMES: &[&[u8]] = &[
     b"f1",
@@ -169,12 +173,16 @@ pub(crate) fn sequence(random: &mut Random) -> Vec<(usize, Op)> {
         random,
         opened: Vec::new(),
         folder: None,
+        source: None,
     };
     let mut ops = Vec::new();
     for number in 0..count {
         let op = maker.op();
         if op.opens() {
             maker.opened.push(number);
+        }
+        if op.texts().any(|text| text == SOURCE) {
+            maker.source = Some(number);
         }
         if op.kind == Kind::Plain(kind::OPENDIR) {
             maker.folder = Some(number);
@@ -194,6 +202,8 @@ struct Maker<'a> {
     opened: Vec<usize>,
     /// The last OPENDIR.
     folder: Option<usize>,
+    /// The last OPEN of [`SOURCE`].
+    source: Option<usize>,
 }
 
 impl Maker<'_> {
@@ -256,6 +266,11 @@ impl Maker<'_> {
     }
 
     fn open(&mut self) -> Op {
+        if self.random.percent(12) {
+            let path = Argument::Path(Path::Absolute(Text(SOURCE.to_vec())));
+            let none = Argument::Attributes(Attributes::default());
+            return Op::new(Kind::Plain(kind::OPEN), [path, Argument::Number(1), none]);
+        }
         let (path, flags) = match self.random.below(4) {
             // What a client does: most of these work.
             0..3 => {
@@ -308,13 +323,16 @@ impl Maker<'_> {
             7 => ("limits@openssh.com", Vec::new()),
             8 => ("expand-path@openssh.com", vec![self.path_or(PLACES)]),
             9 => {
-                let length = *self.random.pick(&[0, 0, 1, 100, 4_000, 100_000]);
                 let (from, to) = (self.handle(), self.handle());
                 let (read, write) = (self.offset(), self.offset());
-                (
-                    "copy-data",
-                    vec![from, read, Argument::Long(length), to, write],
-                )
+                let (from, length) = match self.source {
+                    Some(source) if self.random.percent(50) => {
+                        (Argument::Handle(Handle::Of(source)), 0)
+                    }
+                    _ => (from, *self.random.pick(&[1, 100, 4_000, 100_000])),
+                };
+                let length = Argument::Long(length);
+                ("copy-data", vec![from, read, length, to, write])
             }
             10 => {
                 let users: [&[u8]; 4] = [b"", b"root", b"nobody", b"no-such-user"];

@@ -76,7 +76,7 @@ impl Twins {
             snapshot
         });
         let [theirs, ours] = match done {
-            Ok(After::Same) => trees,
+            Ok(After::Same | After::Over) => trees,
             Ok(After::Apart) => return Ok(()),
             Ok(After::ButSpecialBits) => trees.map(Snapshot::without_special_bits),
             Err(difference) => {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fmt::Write as _,
     fs::{self, File, Permissions},
     hash::{DefaultHasher, Hash, Hasher},
@@ -20,7 +21,7 @@ use nix::{
 };
 
 use crate::{
-    generate::{FILE_BYTES, NOT_UTF8},
+    generate::{FILE_BYTES, NOT_UTF8, SOURCE},
     op::Text,
     outcome::{Time, without_root},
 };
@@ -45,11 +46,9 @@ pub(crate) fn plant(root: &Path, owner: Option<u32>) {
     for (name, data) in [("f1", &data[..]), ("f2", b""), ("d1/x", b"x")] {
         fs::write(at(name), data).unwrap();
     }
-    fs::write(
-        root.join(std::ffi::OsStr::from_bytes(NOT_UTF8)),
-        "not UTF-8",
-    )
-    .unwrap();
+    for (name, data) in [(NOT_UTF8, &b"not UTF-8"[..]), (SOURCE, &data)] {
+        fs::write(root.join(OsStr::from_bytes(name)), data).unwrap();
+    }
     fs::set_permissions(at("f2"), Permissions::from_mode(0o4750)).unwrap();
     fs::hard_link(at("f1"), at("h1")).unwrap();
     for (link, target) in [("l1", "f1"), ("l2", "d1"), ("dang", "n1"), ("loop", "loop")] {
