@@ -130,14 +130,6 @@ impl Op {
         frame
     }
 
-    /// The requests whose handles it names.
-    pub(crate) fn handles(&self) -> impl Iterator<Item = usize> + '_ {
-        self.arguments.iter().filter_map(|argument| match argument {
-            Argument::Handle(Handle::Of(number)) => Some(*number),
-            _ => None,
-        })
-    }
-
     /// Whether success is a handle.
     pub(crate) fn opens(&self) -> bool {
         matches!(self.kind, Kind::Plain(kind::OPEN | kind::OPENDIR))

@@ -83,7 +83,6 @@ impl Peer {
                     // The standard library drops root's other groups too.
                     command.uid(*user).gid(*user);
                 }
-                limit_file_size(&mut command);
                 on_a_socket(command)
             }
             Server::Program(program, arguments) => {
@@ -265,27 +264,6 @@ impl Flight<'_> {
             .map(|outcome| outcome.unwrap_or_else(|| missing.clone()))
             .collect()
     }
-}
-
-/// Files that OpenSSH's server copies onto themselves grow to this and no further, in bytes: larger
-/// than any other file here.
-const MAX_FILE_BYTES: u64 = 1024 * 1024;
-
-/// Bounds what a server writes, which it is told as an error.
-#[expect(unsafe_code, reason = "between fork and exec")]
-fn limit_file_size(command: &mut Command) {
-    use nix::sys::{
-        resource::{Resource, setrlimit},
-        signal::{SigHandler, Signal, signal},
-    };
-    let limit = || {
-        setrlimit(Resource::RLIMIT_FSIZE, MAX_FILE_BYTES, MAX_FILE_BYTES)?;
-        // SAFETY: a signal that is ignored runs no code of ours.
-        unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }?;
-        Ok(())
-    };
-    // SAFETY: both calls are allowed between fork and exec (`signal-safety(7)`).
-    unsafe { command.pre_exec(limit) };
 }
 
 fn on_a_socket(mut command: Command) -> (UnixStream, Option<Child>) {
