@@ -73,6 +73,10 @@ impl Prompt {
     /// Types a line, and waits for the prompt after it.
     fn line(&mut self, line: &str) {
         self.press(&format!("{line}\r"));
+        self.wait_for_prompt();
+    }
+
+    fn wait_for_prompt(&mut self) {
         self.wait_until("a prompt", |text| {
             text.split_once('\n')
                 .is_some_and(|(_, after)| after.contains("sftp> "))
@@ -123,10 +127,12 @@ fn remote_names_are_completed_and_typed_so_that_they_are_read_back() {
 fn an_error_does_not_end_a_conversation_and_ctrl_c_drops_a_line() {
     let ends = Ends::start();
     let mut prompt = Prompt::start(&ends);
-    prompt.press("rmdir nothing\r");
-    prompt.wait_for("cannot remove");
-    prompt.press("mkdir no\x03");
-    prompt.wait_for("sftp> ");
+    prompt.line("rmdir nothing");
+    assert!(prompt.text.contains("cannot remove"), "{}", prompt.text);
+    prompt.press("mkdir no");
+    prompt.wait_for("mkdir no");
+    prompt.press("\x03");
+    prompt.wait_for_prompt();
     prompt.line("mkdir yes");
     assert_eq!(ends.names(), ["yes"]);
     prompt.leave();
