@@ -1,7 +1,7 @@
 //! Where our server may answer otherwise than OpenSSH's, and why. Nothing else may differ.
 
 use crate::{
-    op::{Attributes, Damage, Kind, Op},
+    op::{Argument, Attributes, Damage, Kind, Op},
     outcome::{Name, Outcome},
     wire::kind,
 };
@@ -115,6 +115,17 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         after: After::Same,
     },
     Allowed {
+        what: "WRITE to a file opened to append, after a READ at the last offset there is: OpenSSH \
+               answers BAD_MESSAGE, ours appends",
+        why: "ours keeps no position between requests that one of them could spoil",
+        is: |op, theirs, ours, before| {
+            let last = Argument::Long(i64::MAX.unsigned_abs());
+            let read = before.iter().any(|(_, op)| op.arguments.contains(&last));
+            op.kind == Kind::Plain(kind::WRITE) && read && *theirs == BAD_MESSAGE && *ours == OK
+        },
+        after: After::Apart,
+    },
+    Allowed {
         what: "`copy-data` from a folder, or between two handles of one file: OpenSSH goes by the names, \
                and may copy for ever; ours goes by the files, and answers FAILURE",
         why: "what is written would be read again until the disk is full",
@@ -126,28 +137,12 @@ pub(crate) const ALLOWED: &[Allowed] = &[
     },
     Allowed {
         what: "`copy-data` that cannot read or write: OpenSSH may say that all is well, or the end of \
-               the file; ours says what is wrong",
+               the file, or another fault",
         why: "nothing was copied",
         is: |op, theirs, ours, _| {
-            let well = matches!(theirs, Outcome::Status(0 | 1));
-            op.kind == COPY_DATA && well && failed(ours)
+            op.kind == COPY_DATA && status(theirs) && failed(ours) && theirs != ours
         },
         after: After::Over,
-    },
-    Allowed {
-        what: "READDIR of a folder whose path leads elsewhere by now, or is closed: OpenSSH finds \
-               nothing in it, ours what is there",
-        why: "ours looks into the folder that was opened, OpenSSH at its path",
-        is: |op, theirs, ours, before| {
-            let moves = [
-                Kind::Plain(kind::RENAME),
-                Kind::Extended("posix-rename@openssh.com"),
-            ];
-            let moved = before.iter().any(|(_, op)| moves.contains(&op.kind));
-            let names = matches!(ours, Outcome::Names(_));
-            op.kind == Kind::Plain(kind::READDIR) && moved && *theirs == EOF && names
-        },
-        after: After::Same,
     },
     Allowed {
         what: "the line for people in a listing: numbers in place of the owner's and group's names, \
@@ -157,6 +152,22 @@ pub(crate) const ALLOWED: &[Allowed] = &[
             let listing = op.kind == Kind::Plain(kind::READDIR) && theirs != ours;
             let theirs = without_people(theirs, false);
             listing && theirs.is_some() && theirs == without_people(ours, true)
+        },
+        after: After::Same,
+    },
+    Allowed {
+        what: "READDIR of a folder whose path leads elsewhere by now, or is closed: OpenSSH finds \
+               only what both have, ours what is in the folder",
+        why: "ours looks into the folder that was opened, OpenSSH at its path",
+        is: |op, theirs, ours, before| {
+            let moves = [
+                Kind::Plain(kind::RENAME),
+                Kind::Plain(kind::REMOVE),
+                Kind::Plain(kind::SETSTAT),
+                Kind::Extended("posix-rename@openssh.com"),
+            ];
+            let moved = before.iter().any(|(_, op)| moves.contains(&op.kind));
+            op.kind == Kind::Plain(kind::READDIR) && moved && is_part(theirs, ours)
         },
         after: After::Same,
     },
@@ -187,6 +198,22 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         after: After::Same,
     },
 ];
+
+/// Whether OpenSSH's answer is a listing, or its end, in which no name is that ours has not.
+fn is_part(theirs: &Outcome, ours: &Outcome) -> bool {
+    match (theirs, ours) {
+        (Outcome::Status(_), Outcome::Names(_)) => *theirs == EOF,
+        (Outcome::Names(theirs), Outcome::Names(ours)) => {
+            let in_ours = |name: &Name| ours.iter().any(|other| other.name == name.name);
+            theirs.iter().all(in_ours)
+        }
+        _ => false,
+    }
+}
+
+fn status(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Status(_))
+}
 
 /// Whether it is a status other than OK and EOF.
 fn failed(outcome: &Outcome) -> bool {

@@ -223,14 +223,21 @@ fn changes(request: &Request) -> bool {
     }
 }
 
-/// Reads once. Nothing asked for is nothing read, at the end of the file as well.
+/// Reads once. Nothing asked for is nothing read, at the end of the file as well, and of what cannot
+/// be read.
 fn read(file: &File, offset: u64, length: u32, data: &mut [u8]) -> Result<usize, SftpError> {
+    if length == 0 {
+        return match i64::try_from(offset) {
+            Ok(_) => Ok(0),
+            Err(_) => Err(Errno::EINVAL.into()),
+        };
+    }
     let length = usize::try_from(length.min(MAX_DATA_BYTES)).unwrap_or(0);
     let room = data.get_mut(..length).unwrap_or_default();
     loop {
         match file.read_at(room, offset) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Ok(0) if length > 0 => return Err(SftpError::EndOfFile),
+            Ok(0) => return Err(SftpError::EndOfFile),
             other => return Ok(other?),
         }
     }

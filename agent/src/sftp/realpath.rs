@@ -14,12 +14,20 @@ use super::{attributes, tree::Tree};
 /// Most links on the way (`MAXSYMLINKS`, `sys/param.h`).
 const MAX_LINKS: usize = 20;
 
+/// Longest path, in bytes, with the NUL at its end (`PATH_MAX`, Linux `include/uapi/linux/limits.h`).
+const MAX_PATH_BYTES: usize = 4096;
+
 /// Makes a path absolute and plain. A relative one starts at the tree's home.
 ///
 /// # Errors
 ///
-/// What the kernel says of a part that is not the last one, `ELOOP` after too many links.
+/// What the kernel says of a part that is not the last one, `ELOOP` after too many links,
+/// `ENAMETOOLONG`.
 pub(super) fn real_path(tree: &Tree, path: &[u8]) -> nix::Result<Vec<u8>> {
+    // No system call takes it, and no other request.
+    if path.len() >= MAX_PATH_BYTES {
+        return Err(Errno::ENAMETOOLONG);
+    }
     let mut real = match path.starts_with(b"/") {
         true => b"/".to_vec(),
         false => tree.home().as_os_str().as_bytes().to_vec(),
