@@ -224,7 +224,16 @@ fn changes(request: &Request) -> bool {
 }
 
 /// Reads once. Nothing asked for is nothing read, at the end of the file as well.
-fn read(file: &File, offset: u64, length: u32, data: &mut [u8]) -> Result<usize, SftpError> {
+///
+/// # Errors
+///
+/// [`SftpError::EndOfFile`] when there is nothing there, or what the kernel says.
+pub(super) fn read(
+    file: &File,
+    offset: u64,
+    length: u32,
+    data: &mut [u8],
+) -> Result<usize, SftpError> {
     let length = usize::try_from(length.min(MAX_DATA_BYTES)).unwrap_or(0);
     let room = data.get_mut(..length).unwrap_or_default();
     loop {

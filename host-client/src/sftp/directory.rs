@@ -94,6 +94,11 @@ impl DirectoryReader {
         }
     }
 
+    /// Whether the next entry has to be asked for.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.batch.is_empty()
+    }
+
     async fn fetch(&mut self) -> Result<(), ClientError> {
         let handle = self.handle.clone();
         match self.sftp.ask(Request::Readdir { handle }).await? {
