@@ -118,7 +118,11 @@ impl Extension {
             Self::PosixRename { from, to } => Claim::changes(from, Some(to)),
             Self::Hardlink { file, link } => Claim::changes(file, Some(link)),
             Self::Lsetstat(set) => Claim::changes(&set.path, None),
-            Self::Store(store) => Claim::changes(&store.directory, None).inside(),
+            Self::Store(store) => {
+                // Copied: else it would keep the contents in memory while it waits.
+                let directory = Bytes::copy_from_slice(&store.directory);
+                Claim::changes(&directory, None).inside()
+            }
             Self::Fetch(fetch) => Claim::looks_at(&fetch.directory).inside(),
             Self::Statvfs { path } | Self::ExpandPath { path } => Claim::looks_at(path),
             Self::Fstatvfs { handle } | Self::Fsync { handle } => reads(handle, 0, u64::MAX),

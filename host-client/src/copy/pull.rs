@@ -180,14 +180,10 @@ async fn walk_tree(
     let name = target.or(own_name(source.as_os_str()));
     let mut levels = vec![Level::enter(run, root, name, source.clone(), &attributes).await?];
     while let Some(level) = levels.last_mut() {
-        if level.reader.is_drained() {
-            level.hand_on(run, queue).await;
-        }
         let entry = match level.reader.next().await {
             Ok(Some(entry)) => entry,
             ended => {
                 if let Some(mut level) = levels.pop() {
-                    // A listing that failed may have begun well.
                     level.hand_on(run, queue).await;
                     if let Err(error) = ended {
                         run.failed(level.source.as_bytes(), error.into())?;

@@ -53,7 +53,7 @@ enum What {
     One {
         name: OsString,
         source: Vec<u8>,
-        found: Found,
+        found: Box<Found>,
     },
     Files(whole::Files),
 }
@@ -157,11 +157,10 @@ async fn walk_one(
         Found::Directory(scanner) => walk_tree(run, scanner, root, name, shown, queue).await,
         found => {
             run.found(size(&found))?;
-            let source = shown;
             let what = What::One {
                 name,
-                source,
-                found,
+                source: shown,
+                found: Box::new(found),
             };
             send(queue, root, what).await;
             Ok(())
@@ -304,7 +303,7 @@ impl Level {
             let what = What::One {
                 source: shown(&self.directory.source, &name),
                 name,
-                found,
+                found: Box::new(found),
             };
             send(queue, &self.directory, what).await;
         }
@@ -396,7 +395,7 @@ async fn put(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
             name,
             source,
             found,
-        } => put_one(run, &directory, name, source, found).await?,
+        } => put_one(run, &directory, name, source, *found).await?,
         What::Files(files) => whole::push(run, &directory, files).await?,
     }
     directory.leave(run).await

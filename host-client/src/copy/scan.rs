@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     ffi::{OsStr, OsString},
     fs::{File, Metadata},
-    io::Read,
+    io::{self, Read},
     os::{
         fd::AsFd,
         unix::{ffi::OsStrExt, fs::MetadataExt},
@@ -149,11 +149,20 @@ impl FoundFile {
             }
             size => size,
         };
-        let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
-        Read::by_ref(&mut file)
-            .take(size + 1)
-            .read_to_end(&mut content)
-            .map_err(|source| CopyError::local("read the file", source))?;
+        let failed = |source| CopyError::local("read the file", source);
+        // One more than there should be: a read that gives less is at the end.
+        let mut content = vec![0; usize::try_from(size).unwrap_or(0) + 1];
+        let there = match file.read(&mut content) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            read => read.map_err(failed)?,
+        };
+        content.truncate(there);
+        if u64::try_from(there) != Ok(metadata.size()) {
+            Read::by_ref(&mut file)
+                .take((size + 1).saturating_sub(u64::try_from(there).unwrap_or(u64::MAX)))
+                .read_to_end(&mut content)
+                .map_err(failed)?;
+        }
         let is_all = u64::try_from(content.len()).is_ok_and(|length| length <= size);
         Ok(Self {
             file: (!is_all).then_some(file),
