@@ -19,6 +19,8 @@ pub(super) struct Claim {
     paths: [Option<Bytes>; 2],
     /// Whether the paths may lead to something else afterwards, or to something changed.
     changes: bool,
+    /// Whether the paths are directories of which files are used.
+    inside: bool,
 }
 
 /// A part of an open file.
@@ -72,6 +74,12 @@ impl Claim {
         }
     }
 
+    /// The paths are directories, and used are files in them.
+    pub(super) fn inside(mut self) -> Self {
+        self.inside = true;
+        self
+    }
+
     fn with(mut self, claim: FileClaim) -> Self {
         let [first, second] = &mut self.files;
         *(if first.is_none() { first } else { second }) = Some(claim);
@@ -103,7 +111,10 @@ impl Claim {
         let mut changed = files.filter_map(|file| file.path.as_ref());
         changed.any(|mine| {
             let mut theirs = other.paths.iter().flatten();
-            theirs.any(|theirs| is_same(mine, theirs))
+            theirs.any(|theirs| match other.inside {
+                true => is_affected(mine, theirs),
+                false => is_same(mine, theirs),
+            })
         })
     }
 
@@ -305,6 +316,8 @@ mod tests {
         assert!(!write(1, 0).conflicts(&looks("/d")));
         assert!(!write(1, 0).conflicts(&looks("/d/g")));
         assert!(!read(1, 0).conflicts(&changes("/d/f")));
+        assert!(write(1, 0).conflicts(&looks("/d").inside()));
+        assert!(!write(1, 0).conflicts(&looks("/e").inside()));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Sftp, status};
+use super::{Sftp, engine::PendingReply, status};
 use crate::{
     error::ClientError,
     protocol::sftp::{Attributes, Name, Reply, Request},
@@ -54,6 +54,8 @@ pub struct DirectoryReader {
     sftp: Sftp,
     handle: Bytes,
     batch: VecDeque<Name>,
+    /// The batch after that, asked for while this one is looked at.
+    ahead: Option<PendingReply>,
     seen: HashSet<Bytes>,
     ended: bool,
 }
@@ -64,6 +66,7 @@ impl DirectoryReader {
             sftp,
             handle,
             batch: VecDeque::new(),
+            ahead: None,
             seen: HashSet::new(),
             ended: false,
         }
@@ -95,13 +98,24 @@ impl DirectoryReader {
     }
 
     async fn fetch(&mut self) -> Result<(), ClientError> {
-        let handle = self.handle.clone();
-        match self.sftp.ask(Request::Readdir { handle }).await? {
-            Reply::Names { names } => self.batch = names.into(),
+        let pending = match self.ahead.take() {
+            Some(pending) => pending,
+            None => self.ask().await?,
+        };
+        match pending.reply().await? {
+            Reply::Names { names } => {
+                self.batch = names.into();
+                self.ahead = Some(self.ask().await?);
+            }
             reply if status::is_end(&reply) => self.ended = true,
             reply => return Err(status::refused(reply, "list the directory")),
         }
         Ok(())
+    }
+
+    async fn ask(&self) -> Result<PendingReply, ClientError> {
+        let handle = self.handle.clone();
+        self.sftp.engine.submit(Request::Readdir { handle }).await
     }
 
     fn accept(&mut self, name: Name) -> Result<DirectoryEntry, ClientError> {
