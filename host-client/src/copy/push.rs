@@ -4,7 +4,7 @@ mod file;
 mod stream;
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -18,6 +18,7 @@ use super::{
     attributes::{self, Kind, OPEN_DIRECTORY_MODE},
     leftovers,
     local::shown,
+    part,
     run::{Leftovers, Run, own_name},
     scan::{self, Found, Scanner},
 };
@@ -366,8 +367,7 @@ async fn put(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
         Found::File(found) => file::push(run, &directory, &name, found, &source).await,
         Found::Link { target, metadata } => {
             let attributes = attributes::of(&metadata, run.options);
-            let path = directory.path.join(name.as_bytes());
-            let linked = put_link(run, &path, target, attributes).await;
+            let linked = put_link(run, &directory, &name, target, attributes).await;
             linked.map(|()| {
                 run.finished(&source, 0, |summary| &mut summary.links);
             })
@@ -389,11 +389,14 @@ async fn put(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
 
 async fn put_link(
     run: &Run<'_>,
-    path: &RemotePath,
+    directory: &Directory,
+    name: &OsStr,
     target: OsString,
     attributes: Attributes,
 ) -> Result<(), CopyError> {
-    let part = file::RemotePart::new(run.sftp, path);
+    let path = directory.path.join(name.as_bytes());
+    let old = directory.take_leftovers(&part::stem(name));
+    let part = file::RemotePart::new(run.sftp, &path);
     run.sftp.symlink(target, &part.path).await?;
     if run.sftp.has_extension(extension::LSETSTAT) {
         let attributes = Attributes {
@@ -402,5 +405,6 @@ async fn put_link(
         };
         run.sftp.lsetstat(&part.path, attributes).await?;
     }
-    part.publish(path).await
+    part.publish(&path).await?;
+    file::remove_all(run, directory, &old).await
 }
