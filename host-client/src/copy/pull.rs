@@ -24,6 +24,7 @@ use super::{
     CopyError, CopyObserver, CopyOptions, CopySummary, SkipReason,
     attributes::{self, Kind},
     local::LocalDirectory,
+    part,
     run::{Leftovers, Run, own_name},
 };
 use crate::{
@@ -402,6 +403,10 @@ async fn put_link(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
     let target = run.sftp.readlink(&work.source).await?;
     let attributes = attributes::wanted(&work.attributes, run.options);
     let local = Arc::clone(&work.directory.local);
-    let link = move || local.link(target.as_os_str(), &work.name, &attributes);
+    let old = work.directory.take_leftovers(&part::stem(&work.name));
+    let link = move || {
+        local.link(target.as_os_str(), &work.name, &attributes)?;
+        local.remove_parts(&old)
+    };
     run.pool.run(link).await?
 }

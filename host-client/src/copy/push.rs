@@ -5,7 +5,7 @@ mod stream;
 mod whole;
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -19,6 +19,7 @@ use super::{
     attributes::{self, Kind, OPEN_DIRECTORY_MODE},
     leftovers,
     local::shown,
+    part,
     run::{Leftovers, Run, own_name},
     scan::{self, Found, Scanner},
 };
@@ -412,8 +413,7 @@ async fn put_one(
         Found::File(found) => file::push(run, directory, &name, found, &source).await,
         Found::Link { target, metadata } => {
             let attributes = attributes::of(&metadata, run.options);
-            let path = directory.path.join(name.as_bytes());
-            let linked = put_link(run, &path, target, attributes).await;
+            let linked = put_link(run, &directory, &name, target, attributes).await;
             linked.map(|()| {
                 run.finished(&source, 0, |summary| &mut summary.links);
             })
@@ -435,11 +435,14 @@ async fn put_one(
 
 async fn put_link(
     run: &Run<'_>,
-    path: &RemotePath,
+    directory: &Directory,
+    name: &OsStr,
     target: OsString,
     attributes: Attributes,
 ) -> Result<(), CopyError> {
-    let part = file::RemotePart::new(run.sftp, path);
+    let path = directory.path.join(name.as_bytes());
+    let old = directory.take_leftovers(&part::stem(name));
+    let part = file::RemotePart::new(run.sftp, &path);
     run.sftp.symlink(target, &part.path).await?;
     if run.sftp.has_extension(extension::LSETSTAT) {
         let attributes = Attributes {
@@ -448,5 +451,6 @@ async fn put_link(
         };
         run.sftp.lsetstat(&part.path, attributes).await?;
     }
-    part.publish(path).await
+    part.publish(&path).await?;
+    file::remove_all(run, directory, &old).await
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashSet, VecDeque},
     ffi::OsStr,
+    hash::{BuildHasher, RandomState},
     os::unix::ffi::OsStrExt,
 };
 
@@ -56,7 +57,10 @@ pub struct DirectoryReader {
     batch: VecDeque<Name>,
     /// The batch after that, asked for while this one is looked at.
     ahead: Option<PendingReply>,
-    seen: HashSet<Bytes>,
+    /// Hashes of the names, by a secret of ours: the names of a large directory are many times as
+    /// long. Two of a million are the same by chance once in forty million listings.
+    seen: HashSet<u64>,
+    secret: RandomState,
     ended: bool,
 }
 
@@ -68,6 +72,7 @@ impl DirectoryReader {
             batch: VecDeque::new(),
             ahead: None,
             seen: HashSet::new(),
+            secret: RandomState::new(),
             ended: false,
         }
     }
@@ -122,10 +127,10 @@ impl DirectoryReader {
         if name.name.is_empty() || name.name.iter().any(|byte| matches!(byte, b'/' | 0)) {
             return Err(ClientError::protocol("a listing with a name that is none"));
         }
+        let hash = self.secret.hash_one(&name.name);
         let is_new = match self.seen.len() < MAX_REMEMBERED_NAMES {
-            // Copied: a name that shares its frame's memory would keep the whole frame.
-            true => self.seen.insert(Bytes::copy_from_slice(&name.name)),
-            false => !self.seen.contains(&name.name),
+            true => self.seen.insert(hash),
+            false => !self.seen.contains(&hash),
         };
         match is_new {
             true => Ok(DirectoryEntry {
