@@ -162,7 +162,14 @@ impl Scene {
         match direction {
             Direction::In => {
                 let target = RemotePath::from(target.as_path());
-                push(sftp, &[source.clone()], &target, options, observer).await?
+                push(
+                    sftp,
+                    std::slice::from_ref(source),
+                    &target,
+                    options,
+                    observer,
+                )
+                .await?
             }
             Direction::Out => {
                 let source = RemotePath::from(source.as_path());

@@ -133,9 +133,15 @@ async fn a_tree_is_the_same_in_the_guest_and_back() {
     fs::create_dir(&here).unwrap();
     corpus(&here);
     let remote = RemotePath::from(there.as_path());
-    let pushed = copy::push(&sftp, &[here.clone()], &remote, &recursive(), &())
-        .await
-        .unwrap();
+    let pushed = copy::push(
+        &sftp,
+        std::slice::from_ref(&here),
+        &remote,
+        &recursive(),
+        &(),
+    )
+    .await
+    .unwrap();
     assert_eq!((pushed.files, pushed.links, pushed.failed), (316, 2, 0));
     assert_eq!(
         without_link_times(tree(&there)),
@@ -241,7 +247,7 @@ async fn a_sparse_file_stays_sparse() {
     let remote = RemotePath::from(there.as_path());
     copy::push(
         &sftp,
-        &[here.clone()],
+        std::slice::from_ref(&here),
         &remote,
         &CopyOptions::default(),
         &(),
@@ -276,7 +282,7 @@ async fn what_is_complete_is_skipped_on_resume() {
     }
     let remote = RemotePath::from(there.as_path());
     let mut options = recursive();
-    copy::push(&sftp, &[here.clone()], &remote, &options, &())
+    copy::push(&sftp, std::slice::from_ref(&here), &remote, &options, &())
         .await
         .unwrap();
     let file = File::options()
@@ -342,7 +348,7 @@ async fn limits_end_a_copy() {
         let mut options = recursive();
         change(&mut options);
         let to = folder.path().join(name);
-        copy::pull(&sftp, &[source.clone()], &to, &options, &()).await
+        copy::pull(&sftp, std::slice::from_ref(&source), &to, &options, &()).await
     };
     for (change, name) in [
         (

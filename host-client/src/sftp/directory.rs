@@ -3,6 +3,7 @@
 use std::{
     collections::{HashSet, VecDeque},
     ffi::OsStr,
+    hash::{BuildHasher, RandomState},
     os::unix::ffi::OsStrExt,
 };
 
@@ -17,9 +18,10 @@ use crate::{
 /// Empty batches in a row before a server is taken to be stuck.
 const MAX_EMPTY_BATCHES: u32 = 100;
 
-/// Most names remembered to find those that come twice. Beyond, a listing is still read, but only
-/// checked against these: its reader decides how much of an endless one it wants.
-const MAX_REMEMBERED_NAMES: usize = 1_000_000;
+/// Most names remembered to find those that come twice: what a table of 2²¹ places holds, which
+/// takes 18 MiB. Beyond, a listing is still read, but only checked against these: its reader
+/// decides how much of an endless one it wants.
+const MAX_REMEMBERED_NAMES: usize = 1_835_008;
 
 /// One entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +56,7 @@ pub struct DirectoryReader {
     sftp: Sftp,
     handle: Bytes,
     batch: VecDeque<Name>,
-    seen: HashSet<Bytes>,
+    seen: Seen,
     ended: bool,
 }
 
@@ -64,7 +66,7 @@ impl DirectoryReader {
             sftp,
             handle,
             batch: VecDeque::new(),
-            seen: HashSet::new(),
+            seen: Seen::default(),
             ended: false,
         }
     }
@@ -108,18 +110,31 @@ impl DirectoryReader {
         if name.name.is_empty() || name.name.iter().any(|byte| matches!(byte, b'/' | 0)) {
             return Err(ClientError::protocol("a listing with a name that is none"));
         }
-        let is_new = match self.seen.len() < MAX_REMEMBERED_NAMES {
-            // Copied: a name that shares its frame's memory would keep the whole frame.
-            true => self.seen.insert(Bytes::copy_from_slice(&name.name)),
-            false => !self.seen.contains(&name.name),
-        };
-        match is_new {
+        match self.seen.is_new(&name.name) {
             true => Ok(DirectoryEntry {
                 name: name.name,
                 long_name: name.long_name,
                 attributes: name.attributes,
             }),
             false => Err(ClientError::protocol("a listing with the same name twice")),
+        }
+    }
+}
+
+/// Names that came already, by a hash whose key the server cannot know. Two of a million names have
+/// the same by chance in one of 10⁷ listings.
+#[derive(Debug, Default)]
+struct Seen {
+    key: RandomState,
+    hashes: HashSet<u64>,
+}
+
+impl Seen {
+    fn is_new(&mut self, name: &[u8]) -> bool {
+        let hash = self.key.hash_one(name);
+        match self.hashes.len() < MAX_REMEMBERED_NAMES {
+            true => self.hashes.insert(hash),
+            false => !self.hashes.contains(&hash),
         }
     }
 }
