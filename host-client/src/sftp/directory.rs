@@ -18,9 +18,10 @@ use crate::{
 /// Empty batches in a row before a server is taken to be stuck.
 const MAX_EMPTY_BATCHES: u32 = 100;
 
-/// Most names remembered to find those that come twice. Beyond, a listing is still read, but only
-/// checked against these: its reader decides how much of an endless one it wants.
-const MAX_REMEMBERED_NAMES: usize = 1_000_000;
+/// Most names remembered to find those that come twice: what a table of 2²¹ places holds, which
+/// takes 18 MiB. Beyond, a listing is still read, but only checked against these: its reader
+/// decides how much of an endless one it wants.
+const MAX_REMEMBERED_NAMES: usize = 1_835_008;
 
 /// One entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,6 +140,24 @@ impl DirectoryReader {
                 attributes: name.attributes,
             }),
             false => Err(ClientError::protocol("a listing with the same name twice")),
+        }
+    }
+}
+
+/// Names that came already, by a hash whose key the server cannot know. Two of a million names have
+/// the same by chance in one of 10⁷ listings.
+#[derive(Debug, Default)]
+struct Seen {
+    key: RandomState,
+    hashes: HashSet<u64>,
+}
+
+impl Seen {
+    fn is_new(&mut self, name: &[u8]) -> bool {
+        let hash = self.key.hash_one(name);
+        match self.hashes.len() < MAX_REMEMBERED_NAMES {
+            true => self.hashes.insert(hash),
+            false => !self.hashes.contains(&hash),
         }
     }
 }
