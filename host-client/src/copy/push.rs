@@ -413,7 +413,7 @@ async fn put_one(
         Found::File(found) => file::push(run, directory, &name, found, &source).await,
         Found::Link { target, metadata } => {
             let attributes = attributes::of(&metadata, run.options);
-            let linked = put_link(run, &directory, &name, target, attributes).await;
+            let linked = put_link(run, directory, &name, target, attributes).await;
             linked.map(|()| {
                 run.finished(&source, 0, |summary| &mut summary.links);
             })

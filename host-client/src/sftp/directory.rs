@@ -58,10 +58,7 @@ pub struct DirectoryReader {
     batch: VecDeque<Name>,
     /// The batch after that, asked for while this one is looked at.
     ahead: Option<PendingReply>,
-    /// Hashes of the names, by a secret of ours: the names of a large directory are many times as
-    /// long. Two of a million are the same by chance once in forty million listings.
-    seen: HashSet<u64>,
-    secret: RandomState,
+    seen: Seen,
     ended: bool,
 }
 
@@ -72,8 +69,7 @@ impl DirectoryReader {
             handle,
             batch: VecDeque::new(),
             ahead: None,
-            seen: HashSet::new(),
-            secret: RandomState::new(),
+            seen: Seen::default(),
             ended: false,
         }
     }
@@ -128,12 +124,7 @@ impl DirectoryReader {
         if name.name.is_empty() || name.name.iter().any(|byte| matches!(byte, b'/' | 0)) {
             return Err(ClientError::protocol("a listing with a name that is none"));
         }
-        let hash = self.secret.hash_one(&name.name);
-        let is_new = match self.seen.len() < MAX_REMEMBERED_NAMES {
-            true => self.seen.insert(hash),
-            false => !self.seen.contains(&hash),
-        };
-        match is_new {
+        match self.seen.is_new(&name.name) {
             true => Ok(DirectoryEntry {
                 name: name.name,
                 long_name: name.long_name,
