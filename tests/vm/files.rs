@@ -137,12 +137,12 @@ async fn a_push_goes_on_where_a_killed_agent_left_it() {
     })
     .await
     .unwrap();
-    let there = random_file(&vm, "resumed", 100_000_000);
+    let there = random_file(&vm, "resumed", 60_000_000);
     in_guest(&vm, "echo old >/tmp/file").await;
     // The agent is killed as soon as a third is there.
     let killer = "set -- $(pidof vsock-agent); echo ready; while :; do \
                   size=$(stat -c %s /tmp/.file.*.part 2>/dev/null || echo 0); \
-                  [ $size -gt 33000000 ] && kill -9 $1 && exit; done";
+                  [ $size -gt 20000000 ] && kill -9 $1 && exit; done";
     let mut kill = vm.exec(["sh", "-c", killer]);
     let mut kill = kill
         .stdout(Stdio::piped())
@@ -169,7 +169,7 @@ async fn a_push_goes_on_where_a_killed_agent_left_it() {
         .map(|line| serde_json::from_str::<Value>(line).unwrap());
     let started = events.into_iter().find(|event| event["event"] == "started");
     let start = started.unwrap()["resumed_at"].as_u64().unwrap();
-    assert!((20_000_000..100_000_000).contains(&start), "from {start}");
+    assert!((12_000_000..60_000_000).contains(&start), "from {start}");
     let back = vm.scratch().join("resumed-back");
     let output = finish(vm.cli(["pull", &inside, back.to_str().unwrap()])).await;
     assert_succeeded(&output);

@@ -3,11 +3,11 @@
 
 use std::{fs, path::PathBuf, process::Child};
 
-use harness::AgentProcess;
+use harness::{AgentProcess, eventually};
 use tokio::sync::OnceCell;
 
 use super::{
-    MIB, content, finish,
+    MIB, PATIENCE, content, finish,
     gate::{Direction, Gate},
     part_of, resumed_at, spawn,
 };
@@ -24,6 +24,13 @@ const AGAIN: u64 = 7 * MIB;
 
 /// Most bytes beside those of the file.
 const WORDS: u64 = MIB;
+
+/// A file that is sent in more than one request.
+const SMALL: u64 = 300_000;
+
+/// What the last requests or replies have, in bytes: more than all that follows the data.
+const LAST_BYTES: u64 = 700;
+const STEP: usize = 35;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Victim {
@@ -42,19 +49,13 @@ struct Scene {
 }
 
 impl Scene {
-    async fn new(direction: Direction, victim: Victim) -> Self {
+    async fn new(direction: Direction, victim: Victim, name: &str, size: u64) -> Self {
         static AGENT: OnceCell<PathBuf> = OnceCell::const_new();
         let program = AGENT
             .get_or_init(async || build("vsock-agent", "vsock-agent"))
             .await;
         let ends = Ends::start();
-        let name = match (direction, victim) {
-            (Direction::In, Victim::Client) => "killed-push-client",
-            (Direction::In, Victim::Agent) => "killed-push-agent",
-            (Direction::Out, Victim::Client) => "killed-pull-client",
-            (Direction::Out, Victim::Agent) => "killed-pull-agent",
-        };
-        let content = content(1, SIZE);
+        let content = content(1, size);
         Self {
             agent: AgentProcess::start_program(program, name, |_| vec!["--plain".to_owned()]).await,
             direction,
@@ -99,8 +100,14 @@ impl Scene {
         fs::write(self.target(), "old").unwrap();
         let bytes = SIZE / 10 * tenths;
         let gate = self.gate(bytes);
-        let mut client = self.copy(&gate, &[]);
+        let client = self.copy(&gate, &[]);
         part_of(&self.place, bytes - ON_ITS_WAY).await;
+        self.kill(client, &gate).await;
+        assert_eq!(fs::read(self.target()).unwrap(), b"old", "{tenths} tenths");
+        assert_eq!(names(&self.place).len(), 2, "{:?}", names(&self.place));
+    }
+
+    async fn kill(&mut self, mut client: Child, gate: &Gate) {
         match self.victim {
             Victim::Client => {
                 client.kill().unwrap();
@@ -120,8 +127,6 @@ impl Scene {
                 self.agent.restart().await;
             }
         }
-        assert_eq!(fs::read(self.target()).unwrap(), b"old", "{tenths} tenths");
-        assert_eq!(names(&self.place).len(), 2, "{:?}", names(&self.place));
     }
 
     /// Copies to the end. Returns where that was continued.
@@ -133,13 +138,14 @@ impl Scene {
         assert_eq!(names(&self.place), ["target"]);
         let start = resumed_at(&output);
         let sent = gate.passed();
-        assert!(sent <= SIZE - start + WORDS, "{sent} bytes from {start}");
+        let size = u64::try_from(self.content.len()).unwrap();
+        assert!(sent <= size - start + WORDS, "{sent} bytes from {start}");
         start
     }
 }
 
-async fn every_tenth(direction: Direction, victim: Victim) {
-    let mut scene = Scene::new(direction, victim).await;
+async fn every_tenth(direction: Direction, victim: Victim, name: &str) {
+    let mut scene = Scene::new(direction, victim, name, SIZE).await;
     for tenths in 1..10 {
         scene.kill_after(tenths).await;
         let start = scene.copy_again(&["--resume"]).await;
@@ -152,22 +158,59 @@ async fn every_tenth(direction: Direction, victim: Victim) {
     }
 }
 
+/// Kills one end within the last requests: between the last byte and the name.
+async fn at_the_end(direction: Direction, victim: Victim, name: &str) {
+    let mut scene = Scene::new(direction, victim, name, SMALL).await;
+    let whole = scene.gate(u64::MAX);
+    let output = finish(scene.copy(&whole, &[])).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let all = whole.passed();
+    drop(whole);
+    for missing in (1..LAST_BYTES).step_by(STEP) {
+        fs::write(scene.target(), "old").unwrap();
+        let gate = scene.gate(all - missing);
+        let client = scene.copy(&gate, &[]);
+        let held = async || gate.passed() == all - missing;
+        assert!(
+            eventually(PATIENCE, held).await,
+            "{missing}: {}",
+            gate.passed()
+        );
+        scene.kill(client, &gate).await;
+        let target = fs::read(scene.target()).unwrap();
+        assert!(target == b"old" || target == scene.content, "{missing}");
+        scene.copy_again(&[]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_push_that_is_killed_at_its_end() {
+    at_the_end(Direction::In, Victim::Client, "ended-push-client").await;
+    at_the_end(Direction::In, Victim::Agent, "ended-push-agent").await;
+}
+
+#[tokio::test]
+async fn a_pull_that_is_killed_at_its_end() {
+    at_the_end(Direction::Out, Victim::Client, "ended-pull-client").await;
+    at_the_end(Direction::Out, Victim::Agent, "ended-pull-agent").await;
+}
+
 #[tokio::test]
 async fn a_push_whose_client_is_killed() {
-    every_tenth(Direction::In, Victim::Client).await;
+    every_tenth(Direction::In, Victim::Client, "killed-push-client").await;
 }
 
 #[tokio::test]
 async fn a_push_whose_agent_is_killed() {
-    every_tenth(Direction::In, Victim::Agent).await;
+    every_tenth(Direction::In, Victim::Agent, "killed-push-agent").await;
 }
 
 #[tokio::test]
 async fn a_pull_whose_client_is_killed() {
-    every_tenth(Direction::Out, Victim::Client).await;
+    every_tenth(Direction::Out, Victim::Client, "killed-pull-client").await;
 }
 
 #[tokio::test]
 async fn a_pull_whose_agent_is_killed() {
-    every_tenth(Direction::Out, Victim::Agent).await;
+    every_tenth(Direction::Out, Victim::Agent, "killed-pull-agent").await;
 }
