@@ -2,9 +2,9 @@
 //!
 //! draft-ietf-secsh-filexfer-02, section 4.1 of its later versions, says what is promised: requests
 //! for the same file have the results they would have one at a time. So parts of one open file that
-//! overlap keep their order if one of them is written, closing waits for everything before it, and
-//! a path keeps its order with a change there, above it, or right in it. What links do to paths is
-//! not looked at.
+//! overlap keep their order if one of them is written, writes to one file keep theirs in any case,
+//! closing waits for everything before it, and a path keeps its order with a change there, above it,
+//! or right in it. What links do to paths is not looked at.
 
 use std::collections::VecDeque;
 
@@ -132,10 +132,11 @@ impl Claim {
 
 impl FileClaim {
     fn conflicts(&self, other: &Self) -> bool {
+        let overlap = self.start < other.end && other.start < self.end;
+        // Writes to one file are answered in their order: paramiko throws away a reply that comes
+        // before another one, and waits for it for ever.
         self.handle == other.handle
-            && (self.changes || other.changes)
-            && self.start < other.end
-            && other.start < self.end
+            && (self.changes && other.changes || (self.changes || other.changes) && overlap)
     }
 }
 
@@ -293,6 +294,12 @@ mod tests {
         assert!(write(1, 0).conflicts(&write(1, 5)));
         assert!(!write(1, 0).conflicts(&write(2, 0)));
         assert!(all(1).conflicts(&read(1, u64::MAX - 20)));
+    }
+
+    #[test]
+    fn writes_to_a_file_conflict_wherever_they_go() {
+        assert!(write(1, 0).conflicts(&write(1, 1 << 40)));
+        assert!(!write(1, 0).conflicts(&write(2, 0)));
     }
 
     #[test]
