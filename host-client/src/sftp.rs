@@ -121,6 +121,13 @@ impl Sftp {
         self.engine.extension(name).is_some()
     }
 
+    /// Whether requests on one file are known to be done in their order, as draft-02 (section 6)
+    /// wants. Go's `pkg/sftp` does those that read and write beside the others; of the servers in
+    /// use it is the one that has no `fsync`.
+    pub(crate) fn keeps_order(&self) -> bool {
+        self.has_extension(extension::FSYNC)
+    }
+
     /// Goes on only if the server said that the session runs under `options`.
     pub(crate) fn confirm(self, options: &SessionOptions) -> Result<Self, ClientError> {
         if options.is_default() {

@@ -1,5 +1,7 @@
 //! One file into the guest.
 
+mod remote_part;
+
 use std::{
     ffi::OsStr,
     fs::Metadata,
@@ -10,10 +12,11 @@ use std::{
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncSeekExt};
 
+pub(super) use self::remote_part::RemotePart;
 use super::{
     super::{
         CopyError, SkipReason,
-        attributes::{self, Kind, PART_MODE},
+        attributes::{self, Kind},
         leftovers, part, resume,
         run::Run,
         scan::FoundFile,
@@ -24,64 +27,11 @@ use super::{
 use crate::{
     error::ClientError,
     protocol::sftp::{Attributes, extension},
-    sftp::{LocalSource, OpenFlags, RemoteFile, RemotePath, Sftp},
+    sftp::{LocalSource, OpenFlags, RemoteFile, RemotePath},
 };
 
 /// Bytes that the guest copies in one request: it must answer before it is taken to be silent.
 const COPY_BYTES: u64 = 64 * 1024 * 1024;
-
-/// A file of the guest that is being written. Dropping it removes it.
-pub(super) struct RemotePart<'a> {
-    sftp: &'a Sftp,
-    pub(super) path: RemotePath,
-    live: bool,
-}
-
-impl<'a> RemotePart<'a> {
-    /// A name for a part of `target`; nothing is there yet.
-    pub(super) fn new(sftp: &'a Sftp, target: &RemotePath) -> Self {
-        let name = part::name(target.file_name().unwrap_or_default());
-        let directory = target.parent().unwrap_or_else(|| ".".into());
-        Self {
-            sftp,
-            path: directory.join(name.as_bytes()),
-            live: true,
-        }
-    }
-
-    /// Creates the file.
-    pub(super) async fn create(&self) -> Result<RemoteFile, ClientError> {
-        self.create_for(OpenFlags::WRITE).await
-    }
-
-    async fn create_for(&self, access: OpenFlags) -> Result<RemoteFile, ClientError> {
-        let flags = access | OpenFlags::CREATE | OpenFlags::EXCLUDE;
-        self.sftp
-            .open(&self.path, flags, attributes::mode(PART_MODE))
-            .await
-    }
-
-    /// Renames it over the target.
-    pub(super) async fn publish(mut self, target: &RemotePath) -> Result<(), CopyError> {
-        self.sftp
-            .replace(&self.path, target)
-            .await
-            .map_err(|error| match error.is_not_found() {
-                true => CopyError::TakenOver,
-                false => error.into(),
-            })?;
-        self.live = false;
-        Ok(())
-    }
-}
-
-impl Drop for RemotePart<'_> {
-    fn drop(&mut self) {
-        if self.live {
-            self.sftp.remove_now(&self.path);
-        }
-    }
-}
 
 pub(super) async fn push(
     run: &Run<'_>,
@@ -186,7 +136,8 @@ async fn write(
     }
 }
 
-/// A file whose content is here: three trips, however many requests.
+/// A file whose content is here: three trips, however many requests; four where the order of what is
+/// under way is not known to be kept.
 async fn small(
     run: &Run<'_>,
     part: RemotePart<'_>,
@@ -195,10 +146,15 @@ async fn small(
     attributes: Attributes,
 ) -> Result<(), CopyError> {
     let file = part.create().await?;
-    let written = match content.is_empty() {
+    let mut written = match content.is_empty() {
         true => None,
         false => Some(file.write_small(content).await?),
     };
+    if !run.sftp.keeps_order()
+        && let Some(written) = written.take()
+    {
+        written.done().await?;
+    }
     let set = file.start_setstat(attributes).await?;
     let synced = match run.fsync {
         true => file.start_sync().await?,
@@ -374,3 +330,6 @@ async fn longest(
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests;

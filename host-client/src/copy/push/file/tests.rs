@@ -1,0 +1,61 @@
+use std::{fs, time::Duration};
+
+use tokio::time;
+
+use super::super::push;
+use crate::{
+    copy::CopyOptions,
+    protocol::sftp::{Request, extension, status},
+    sftp::scripted::{handle, said, session_with},
+};
+
+/// Pushes a small file, and answers nothing but what comes up to its content for a while. Returns
+/// whether the client said more before it had heard of it.
+async fn goes_on_unheard(extensions: &[(&'static str, &'static str)]) -> bool {
+    let count = extensions.len();
+    let path = std::env::temp_dir().join(format!("unheard-{}-{count}", std::process::id()));
+    fs::write(&path, "content").unwrap();
+    let (sftp, mut server) = session_with(extensions).await;
+    let mut unheard = None;
+    let serve = async {
+        loop {
+            let (id, request) = server.next().await;
+            let reply = match request {
+                Request::Open { .. } => handle(),
+                Request::Lstat { .. } | Request::Stat { .. } | Request::Opendir { .. } => {
+                    said(status::NO_SUCH_FILE)
+                }
+                Request::Write { .. } => {
+                    // With the clock stopped this is over when everybody waits.
+                    time::pause();
+                    let next = time::timeout(Duration::from_secs(1), server.next()).await;
+                    time::resume();
+                    unheard = Some(next.is_ok());
+                    if let Ok((id, _)) = next {
+                        server.say(id, said(status::OK)).await;
+                    }
+                    said(status::OK)
+                }
+                _ => said(status::OK),
+            };
+            server.say(id, reply).await;
+        }
+    };
+    let (sources, target) = ([path.clone()], "/target".into());
+    let options = CopyOptions::default();
+    let pushed = tokio::select! {
+        pushed = push(&sftp, &sources, &target, &options, &()) => pushed,
+        () = serve => unreachable!("a server stays until its client leaves"),
+    };
+    fs::remove_file(&path).unwrap();
+    assert_eq!(pushed.unwrap().files, 1);
+    unheard.unwrap()
+}
+
+/// Go's `pkg/sftp`, which Incus's agent uses, writes and sets attributes at the same time: the file
+/// would get the time of the write.
+#[tokio::test]
+async fn attributes_wait_for_the_content_where_order_is_not_kept() {
+    assert!(!goes_on_unheard(&[]).await);
+    assert!(goes_on_unheard(&[(extension::FSYNC, "1")]).await);
+}
