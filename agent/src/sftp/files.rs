@@ -28,6 +28,7 @@ use super::{
     ok,
     realpath::real_path,
     request::{Bound, Wanted},
+    session::Desk,
     tree::{Spot, Tree},
 };
 
@@ -51,15 +52,14 @@ pub(super) struct Files {
 #[derive(Debug)]
 pub(super) enum Done {
     Reply(Reply),
-    /// So many bytes were read, to where the caller said.
+    /// So many bytes were read, and are on the desk.
     Data(usize),
     /// Something is open, and needs a handle.
     Opened(Open),
 }
 
 impl Files {
-    /// Does what is wanted. READ puts its data into `data`, which has room for
-    /// [`MAX_DATA_BYTES`].
+    /// Does what is wanted. READ leaves its data on `desk`.
     ///
     /// # Errors
     ///
@@ -68,12 +68,12 @@ impl Files {
         &self,
         wanted: Wanted<'_>,
         bound: Bound,
-        data: &mut [u8],
+        desk: &mut Desk,
     ) -> Result<Done, SftpError> {
         match (wanted, bound) {
             (Wanted::Nonsense(error), _) => Err(error),
             (Wanted::Data(DataRequest::Read { offset, length, .. }), Bound::One(open)) => {
-                read(open.file()?, offset, length, data).map(Done::Data)
+                desk.read(&open, offset, length).map(Done::Data)
             }
             (Wanted::Data(DataRequest::Write { offset, data, .. }), Bound::One(open)) => {
                 write(&open, offset, data)?;

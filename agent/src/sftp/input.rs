@@ -7,7 +7,7 @@ use vsock_agent_protocol::sftp::{DecodeError, FrameHead, MAX_FRAME_BYTES};
 
 use super::{
     session::{SessionError, lock},
-    stream::{Sink, Source},
+    stream::{Outgoing, Sink, Source},
 };
 
 /// How much is read at a time beyond the frame that is needed, in bytes: what has arrived with it
@@ -136,7 +136,7 @@ impl Input {
     ///
     /// What the connection says.
     pub(super) fn flush(&mut self, sink: &Mutex<Sink>) -> io::Result<()> {
-        self.send(&[], sink)
+        self.send(Outgoing::EMPTY, sink)
     }
 
     /// Sends the gathered replies once there are many.
@@ -156,9 +156,9 @@ impl Input {
     /// # Errors
     ///
     /// What the connection says.
-    pub(super) fn send(&mut self, last: &[u8], sink: &Mutex<Sink>) -> io::Result<()> {
-        if !self.replies.is_empty() || !last.is_empty() {
-            lock(sink).write([&self.replies, last])?;
+    pub(super) fn send(&mut self, last: Outgoing<'_>, sink: &Mutex<Sink>) -> io::Result<()> {
+        if !self.replies.is_empty() || !last.bytes.is_empty() {
+            lock(sink).write(&self.replies, last)?;
             self.replies.clear();
         }
         Ok(())

@@ -19,6 +19,7 @@
 //! middle of one, ends the session: what follows could not be told from the contents of a file.
 //! What is wrong with one request is answered with its id.
 
+mod desk;
 mod pool;
 
 use std::{
@@ -31,13 +32,13 @@ use std::{
     thread,
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use vsock_agent_protocol::sftp::{
-    DecodeError, FrameHead, MAX_DATA_BYTES, Reply, Request, SessionOptions, VERSION,
-    extension::SESSION,
+    DecodeError, Reply, Request, SessionOptions, VERSION, extension::SESSION,
 };
 
+pub(super) use self::desk::Desk;
 use super::{
     SftpError,
     extension::ADVERTISED,
@@ -46,7 +47,7 @@ use super::{
     input::Input,
     order::Order,
     request::{Wanted, decode},
-    stream::{Channel, Closer, Sink},
+    stream::{Channel, Closer, Outgoing, Sink},
     tree::Tree,
 };
 use crate::defaults;
@@ -54,12 +55,6 @@ use crate::defaults;
 /// Stack of a thread, in bytes: the deepest calls hash, and take more than half of it where the
 /// compiler does not optimise. What is not used costs no memory.
 const STACK_BYTES: usize = 1024 * 1024;
-
-/// Bytes of a DATA reply before its data: length, type, id, and the length of the data.
-const DATA_HEAD_BYTES: usize = FrameHead::BYTES + 1 + 4 + 4;
-
-/// The type of DATA (draft-02, section 3).
-const DATA: u8 = 103;
 
 /// Data up to this size, in bytes, are gathered with other replies; more is sent at once.
 const SMALL_DATA_BYTES: usize = 4 * 1024;
@@ -97,6 +92,8 @@ struct Shared {
     room: Condvar,
     sink: Mutex<Sink>,
     closer: Closer,
+    /// Whether the connection takes pages of files.
+    lends: bool,
     files: Files,
     options: SessionOptions,
     budget: Arc<Budget>,
@@ -129,34 +126,6 @@ struct Table {
 #[derive(Debug)]
 struct Waiting {
     frame: Box<[u8]>,
-}
-
-/// A thread's own place: what it reads from files.
-#[derive(Debug, Default)]
-struct Desk {
-    /// The head of a DATA reply, and its data.
-    data: Vec<u8>,
-}
-
-impl Desk {
-    fn room(&mut self) -> &mut [u8] {
-        if self.data.is_empty() {
-            self.data = vec![0; DATA_HEAD_BYTES + MAX_DATA_BYTES as usize];
-        }
-        &mut self.data[DATA_HEAD_BYTES..]
-    }
-
-    /// Puts the head before `length` bytes that were read, and gives the frame.
-    fn data_frame(&mut self, id: u32, length: usize) -> &[u8] {
-        self.room();
-        let count = u32::try_from(length).unwrap_or(u32::MAX);
-        let mut head = &mut self.data[..DATA_HEAD_BYTES];
-        head.put_u32(count.saturating_add(1 + 4 + 4));
-        head.put_u8(DATA);
-        head.put_u32(id);
-        head.put_u32(count);
-        &self.data[..DATA_HEAD_BYTES + length]
-    }
 }
 
 /// What is to be sent.
@@ -219,6 +188,7 @@ impl Session {
             watch: Condvar::new(),
             wake: Condvar::new(),
             room: Condvar::new(),
+            lends: channel.sink.takes_pages(),
             sink: Mutex::new(channel.sink),
             closer: channel.closer,
             files: Files {
@@ -340,12 +310,8 @@ impl Shared {
         let bound = wanted.bind(&mut table.handles);
         drop(table);
         let bound = bound.map_err(|error| (error, false))?;
-        let data = match wanted {
-            Wanted::Data(_) => desk.room(),
-            _ => &mut [],
-        };
         self.files
-            .attempt(wanted, bound, data)
+            .attempt(wanted, bound, desk)
             .map_err(|error| (error, opens))
     }
 
@@ -379,11 +345,11 @@ impl Shared {
         match answer {
             Answer::Reply(reply) => reply.encode(id, &mut input.replies),
             Answer::Data(length) => {
-                let frame = desk.data_frame(id, length);
+                let frame = desk.frame(id, length);
                 if length > SMALL_DATA_BYTES {
                     return input.send(frame, &self.sink);
                 }
-                input.replies.put_slice(frame);
+                input.replies.extend_from_slice(frame.bytes);
             }
         }
         input.flush_if_many(&self.sink)
@@ -404,10 +370,10 @@ impl Shared {
     }
 
     /// Sends what was owed, and `frame` after it.
-    fn send_owed_and(&self, frame: &[u8]) -> io::Result<()> {
+    fn send_owed_and(&self, frame: Outgoing<'_>) -> io::Result<()> {
         let mut sink = lock(&self.sink);
         let owed = std::mem::take(&mut self.lock().owed);
-        sink.write([&owed, frame])
+        sink.write(&owed, frame)
     }
 
     fn send(&self, id: u32, answer: Answer, desk: &mut Desk) -> io::Result<()> {
@@ -415,9 +381,9 @@ impl Shared {
         let frame = match answer {
             Answer::Reply(reply) => {
                 reply.encode(id, &mut replies);
-                &replies[..]
+                Outgoing::from(&replies[..])
             }
-            Answer::Data(length) => desk.data_frame(id, length),
+            Answer::Data(length) => desk.frame(id, length),
         };
         self.send_owed_and(frame)
     }

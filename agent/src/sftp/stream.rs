@@ -12,10 +12,19 @@ use std::{
 };
 
 use nix::{
+    libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{MsgFlags, Shutdown, send, shutdown},
+    sys::{
+        socket::{
+            AddressFamily, MsgFlags, Shutdown, SockaddrLike, SockaddrStorage, getsockname, send,
+            shutdown,
+        },
+        stat::fstat,
+    },
 };
 use rustls::ServerConnection;
+
+use super::pipe::Pipe;
 
 /// Room for arriving TLS records, in bytes: some of the largest (RFC 8446, section 5.2).
 const RECORDS_BYTES: usize = 64 * 1024;
@@ -130,7 +139,7 @@ impl TlsSource {
             let (got, has_to_say) = self.decrypt(out)?;
             // A key update to answer, or an alert. If the sink is taken, its holder sends it.
             if has_to_say && let Ok(mut sink) = sink.try_lock() {
-                sink.write([&[], &[]])?;
+                sink.write(&[], Outgoing::EMPTY)?;
             }
             if let Some(got) = got {
                 return got;
@@ -166,6 +175,27 @@ impl TlsSource {
     }
 }
 
+/// A frame to be sent.
+#[derive(Debug)]
+pub(super) struct Outgoing<'a> {
+    pub(super) bytes: &'a [u8],
+    /// What comes behind them; only for a sink that [takes pages](Sink::takes_pages).
+    pub(super) lent: Option<&'a mut Pipe>,
+}
+
+impl Outgoing<'_> {
+    pub(super) const EMPTY: Self = Self {
+        bytes: &[],
+        lent: None,
+    };
+}
+
+impl<'a> From<&'a [u8]> for Outgoing<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self { bytes, lent: None }
+    }
+}
+
 /// Where replies go.
 #[derive(Debug)]
 pub(super) enum Sink {
@@ -174,15 +204,31 @@ pub(super) enum Sink {
 }
 
 impl Sink {
-    /// Writes both pieces, whole.
+    /// Writes frames, and one more, whole.
     ///
     /// # Errors
     ///
     /// What the kernel says.
-    pub(super) fn write(&mut self, pieces: [&[u8]; 2]) -> io::Result<()> {
+    pub(super) fn write(&mut self, before: &[u8], frame: Outgoing<'_>) -> io::Result<()> {
+        let pieces = [before, frame.bytes];
         match self {
-            Self::Plain(file) => write_all(file, pieces),
+            Self::Plain(file) => {
+                write_all(file, pieces)?;
+                frame.lent.map_or(Ok(()), |pipe| pipe.empty_into(&**file))
+            }
             Self::Tls(tls) => tls.write(pieces),
+        }
+    }
+
+    /// Whether it takes pages of files as they are. A Unix socket and a pipe do; `AF_VSOCK` copies
+    /// them, before Linux 6.5 into a packet for each page.
+    pub(super) fn takes_pages(&self) -> bool {
+        let Self::Plain(file) = self else {
+            return false;
+        };
+        match getsockname::<SockaddrStorage>(file.as_raw_fd()) {
+            Ok(address) => address.family() == Some(AddressFamily::Unix),
+            Err(_) => fstat(&**file).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFIFO),
         }
     }
 

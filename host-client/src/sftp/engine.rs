@@ -10,6 +10,7 @@
 mod buffers;
 mod flow;
 mod frames;
+mod landing;
 mod outbox;
 mod table;
 mod tasks;
@@ -28,8 +29,9 @@ use tokio::{
 pub(crate) use self::outbox::LocalSource;
 pub(super) use self::{
     flow::Credit,
+    landing::Landing,
     outbox::{Cork, FileRange, Payload},
-    table::PendingReply,
+    table::{Answer, PendingReply},
 };
 use self::{
     flow::Flow, frames::Frames, outbox::Outbox, table::Table, tasks::Tasks, threads::Threads,
@@ -66,7 +68,7 @@ pub(super) struct Engine {
     flow: Arc<Flow>,
     extensions: BTreeMap<Bytes, Bytes>,
     /// Reader and writer. Dropping it closes the connection.
-    _driver: Driver,
+    driver: Driver,
 }
 
 /// What callers share with reader and writer.
@@ -78,10 +80,19 @@ struct Shared {
 
 /// Who reads and writes.
 #[derive(Debug)]
-#[expect(dead_code, reason = "held only to be dropped")]
 enum Driver {
-    Tasks(Tasks),
-    Threads(Threads),
+    Tasks(#[expect(dead_code, reason = "held only to be dropped")] Tasks),
+    Threads(#[expect(dead_code, reason = "held only to be dropped")] Threads),
+}
+
+/// A READ.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub(super) handle: Bytes,
+    pub(super) offset: u64,
+    pub(super) length: u32,
+    /// Where its data go, if the engine [can do that](Engine::lands) and they are many.
+    pub(super) landing: Option<Landing>,
 }
 
 /// How the connection ended. Kept to be told to everybody who still comes.
@@ -147,7 +158,7 @@ impl Engine {
             permits: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
             flow: Arc::new(Flow::new()),
             extensions,
-            _driver: driver,
+            driver,
         }
     }
 
@@ -162,7 +173,7 @@ impl Engine {
 
     /// Sends a request; waits only until it may be in flight.
     pub(super) async fn submit(&self, request: Request) -> Result<PendingReply, ClientError> {
-        let (id, pending) = self.admit(None).await?;
+        let (id, pending) = self.admit(None, None).await?;
         self.shared.outbox.push(id, &request);
         Ok(pending)
     }
@@ -177,35 +188,25 @@ impl Engine {
         self.flow.try_acquire(bytes)
     }
 
-    /// Sends a READ of bytes that may be on their way.
+    /// Whether data can [land](Landing).
+    pub(super) const fn lands(&self) -> bool {
+        matches!(self.driver, Driver::Threads(_))
+    }
+
+    /// Sends a READ, of bytes that may be on their way, or for what is missing of one that was
+    /// answered in part.
     pub(super) async fn submit_read(
         &self,
-        handle: Bytes,
-        offset: u64,
-        length: u32,
-        credit: Credit,
-    ) -> Result<PendingReply, ClientError> {
-        self.read(handle, offset, length, Some(credit)).await
-    }
-
-    /// Sends a READ for what is missing of one that was answered in part.
-    pub(super) async fn submit_rest(
-        &self,
-        handle: Bytes,
-        offset: u64,
-        length: u32,
-    ) -> Result<PendingReply, ClientError> {
-        self.read(handle, offset, length, None).await
-    }
-
-    async fn read(
-        &self,
-        handle: Bytes,
-        offset: u64,
-        length: u32,
+        read: Read,
         credit: Option<Credit>,
     ) -> Result<PendingReply, ClientError> {
-        let (id, pending) = self.admit(credit).await?;
+        let Read {
+            handle,
+            offset,
+            length,
+            landing,
+        } = read;
+        let (id, pending) = self.admit(credit, landing).await?;
         let request = Request::Read {
             handle,
             offset,
@@ -223,25 +224,29 @@ impl Engine {
         payload: Payload,
     ) -> Result<PendingReply, ClientError> {
         let credit = self.flow.acquire(payload.len()).await;
-        let (id, pending) = self.admit(Some(credit)).await?;
+        let (id, pending) = self.admit(Some(credit), None).await?;
         self.shared.outbox.push_write(id, handle, offset, payload);
         Ok(pending)
     }
 
     /// A place for one more request. From here to its push nothing is awaited, so that a caller
     /// that leaves cannot leave an id behind whose request was never sent.
-    async fn admit(&self, credit: Option<Credit>) -> Result<(u32, PendingReply), ClientError> {
+    async fn admit(
+        &self,
+        credit: Option<Credit>,
+        landing: Option<Landing>,
+    ) -> Result<(u32, PendingReply), ClientError> {
         let permit = Arc::clone(&self.permits)
             .acquire_owned()
             .await
             .map_err(|_| self.shared.table.ending().error())?;
-        self.shared.table.expect(Some(permit), credit)
+        self.shared.table.expect(Some(permit), credit, landing)
     }
 
     /// Sends a request whose reply nobody wants, to clean up. It needs no permit: there is one at
     /// most for each handle or file that another request made.
     pub(super) fn submit_now(&self, request: &Request) {
-        if let Ok((id, _)) = self.shared.table.expect(None, None) {
+        if let Ok((id, _)) = self.shared.table.expect(None, None, None) {
             self.shared.outbox.push(id, request);
         }
     }
@@ -325,16 +330,21 @@ where
     }
 }
 
-/// Gives a frame to whom it belongs.
-fn dispatch(frame: Bytes, table: &Table) -> Result<(), Ending> {
-    match Reply::decode(frame) {
-        Ok((_, Reply::Version { .. })) => Err(Ending::Protocol("a second SFTP version".to_owned())),
-        Ok((id, reply)) => match table.answer(id, reply) {
-            true => Ok(()),
-            false => Err(Ending::Protocol(format!(
-                "a reply to request {id}, which is not due"
-            ))),
-        },
-        Err(error) => Err(Ending::Protocol(error.to_string())),
+/// Gives the frames that are there to whom they belong.
+fn dispatch(frames: &mut Frames, table: &Table) -> Result<(), Ending> {
+    while let Some(frame) = frames.next()? {
+        match Reply::decode(frame) {
+            Ok((_, Reply::Version { .. })) => {
+                return Err(Ending::Protocol("a second SFTP version".to_owned()));
+            }
+            Ok((id, reply)) => {
+                if !table.answer(id, reply) {
+                    let what = format!("a reply to request {id}, which is not due");
+                    return Err(Ending::Protocol(what));
+                }
+            }
+            Err(error) => return Err(Ending::Protocol(error.to_string())),
+        }
     }
+    Ok(())
 }

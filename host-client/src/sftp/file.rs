@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{
     Sftp,
-    engine::{Payload, PendingReply},
+    engine::{Payload, PendingReply, Read},
     extended, status,
     transfer::Pending,
 };
@@ -55,8 +55,8 @@ impl RemoteFile {
         let length = length.min(self.sftp.sizes.read);
         let engine = &self.sftp.engine;
         let credit = engine.credit(length).await;
-        let handle = self.handle.clone();
-        let pending = engine.submit_read(handle, offset, length, credit).await?;
+        let read = self.read(offset, length);
+        let pending = engine.submit_read(read, Some(credit)).await?;
         let reply = pending.reply().await?;
         read_data(reply, length)
     }
@@ -83,6 +83,15 @@ impl RemoteFile {
             offset = next;
         }
         Ok(())
+    }
+
+    pub(super) fn read(&self, offset: u64, length: u32) -> Read {
+        Read {
+            handle: self.handle.clone(),
+            offset,
+            length,
+            landing: None,
+        }
     }
 
     pub(super) async fn start_write(
@@ -183,8 +192,8 @@ impl RemoteFile {
         let length = length.min(self.sftp.sizes.read);
         let engine = &self.sftp.engine;
         let credit = engine.credit(length).await;
-        let handle = self.handle.clone();
-        let pending = engine.submit_read(handle, 0, length, credit).await?;
+        let read = self.read(0, length);
+        let pending = engine.submit_read(read, Some(credit)).await?;
         Ok(PendingRead { pending, length })
     }
 

@@ -1,13 +1,13 @@
 //! Bytes of files, with many requests under way at once.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, fs::File, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{
     MIN_DATA_BYTES,
-    engine::{Credit, FileRange, LocalSource, Payload, PendingReply},
+    engine::{Answer, Credit, FileRange, Landing, LocalSource, Payload, PendingReply},
     file::{RemoteFile, read_data},
     status,
 };
@@ -53,6 +53,7 @@ impl RemoteFile {
             done: start,
             end,
             guess: guess.unwrap_or(u64::MAX).min(end),
+            into: None,
         }
     }
 
@@ -155,6 +156,8 @@ pub(crate) struct Reads<'a> {
     done: u64,
     end: u64,
     guess: u64,
+    /// Where data go by themselves if they can.
+    into: Option<Arc<File>>,
 }
 
 /// A read that is under way.
@@ -164,29 +167,55 @@ struct Read {
     pending: PendingReply,
 }
 
-/// A piece of a file. The session's window counts it for as long as it is kept.
+/// A piece of a file. The session's window counts its data for as long as they are kept.
 #[derive(Debug)]
 pub(crate) struct Chunk {
     pub(crate) offset: u64,
+    /// In bytes.
+    pub(crate) length: u32,
+    /// What is in it; empty if that is in [its file](Reads::into_file) already.
     pub(crate) data: Bytes,
     _credit: Option<Credit>,
 }
 
 impl Reads<'_> {
+    /// Puts what is read into the same place of a local file, where the connection allows that.
+    pub(crate) fn into_file(mut self, file: &Arc<File>) -> Self {
+        if self.file.sftp().engine.lands() {
+            self.into = Some(Arc::clone(file));
+        }
+        self
+    }
+
     /// Where the next chunk starts: at the end, how long the file is.
     pub(crate) const fn position(&self) -> u64 {
         self.done
     }
 
     /// The next piece, in order; `None` at the end.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Local`] when it could not be put into [its file](Self::into_file).
     pub(crate) async fn next(&mut self) -> Result<Option<Chunk>, ClientError> {
         self.ask().await?;
         let Some(read) = self.queue.pop_front() else {
             return Ok(None);
         };
-        let (reply, credit) = read.pending.answer().await?;
-        let data = read_data(reply, read.length)?;
-        let bytes = u32::try_from(data.len()).unwrap_or(read.length);
+        let (bytes, data, credit) = match read.pending.answer().await? {
+            Answer::Reply(reply, credit) => {
+                let data = read_data(reply, read.length)?;
+                let bytes = u32::try_from(data.len()).unwrap_or(read.length);
+                (bytes, data, credit)
+            }
+            Answer::Landed(landed) => {
+                let failed = |source| ClientError::Local {
+                    action: "write the file",
+                    source,
+                };
+                (landed.map_err(failed)?, Bytes::new(), None)
+            }
+        };
         if bytes == 0 {
             self.queue.clear();
             self.end = self.done;
@@ -199,16 +228,30 @@ impl Reads<'_> {
             // A reply may be short: the rest comes before anything else. A server that gives less
             // than asked for is asked for that much from now on.
             self.piece = self.piece.min(bytes.max(MIN_DATA_BYTES));
-            let engine = &self.file.sftp().engine;
-            let handle = self.file.handle().clone();
-            let pending = engine.submit_rest(handle, self.done, length).await?;
+            let pending = self.submit(self.done, length, None).await?;
             self.queue.push_front(Read { length, pending });
         }
         Ok(Some(Chunk {
             offset,
+            length: bytes,
             data,
             _credit: credit,
         }))
+    }
+
+    async fn submit(
+        &self,
+        offset: u64,
+        length: u32,
+        credit: Option<Credit>,
+    ) -> Result<PendingReply, ClientError> {
+        let mut read = self.file.read(offset, length);
+        read.landing = self.into.clone().map(|file| Landing {
+            file,
+            offset,
+            most: length,
+        });
+        self.file.sftp().engine.submit_read(read, credit).await
     }
 
     /// Asks for as much as may be on its way. Waits only if nothing is: what was answered and not
@@ -228,10 +271,7 @@ impl Reads<'_> {
                     None => break,
                 },
             };
-            let handle = self.file.handle().clone();
-            let pending = engine
-                .submit_read(handle, self.asked, length, credit)
-                .await?;
+            let pending = self.submit(self.asked, length, Some(credit)).await?;
             self.queue.push_back(Read { length, pending });
             self.asked += u64::from(length);
         }

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use super::{super::order::Claim, Desk, Input, SessionError, Shared, Table, Waiting, decode};
+use super::{
+    super::{order::Claim, stream::Outgoing},
+    Desk, Input, SessionError, Shared, Table, Waiting, decode,
+};
 use crate::defaults;
 
 /// Time between two looks at the table. A request that is still there at the second one is late.
@@ -47,7 +50,7 @@ impl Shared {
     /// A thread's life: it leads as long as it can, then does what there is to do.
     pub(super) fn live(self: &Arc<Self>, input: Option<Box<Input>>) {
         let _guard = PanicGuard(self);
-        let mut desk = Desk::default();
+        let mut desk = Desk::new(self.lends);
         let mut result = match input {
             Some(input) => self.lead_watched(input, &mut desk),
             None => Ok(()),
@@ -57,7 +60,7 @@ impl Shared {
                 self.end(Some(error));
             }
             // What a late one has read is large, and it may be long until it reads again.
-            desk = Desk::default();
+            desk = Desk::new(self.lends);
             result = match self.next_role() {
                 Role::Lead(input) => self.lead_watched(input, &mut desk),
                 Role::Work(name, waiting) => self.work_off(name, &waiting, &mut desk),
@@ -77,7 +80,7 @@ impl Shared {
             self.call_help(&mut table);
         }
         drop(table);
-        self.send_owed_and(&[])?;
+        self.send_owed_and(Outgoing::EMPTY)?;
         self.lead(input, desk)
     }
 
@@ -214,7 +217,7 @@ impl Shared {
         }
         drop(table);
         // If that fails, so does the next read.
-        let _ = self.send_owed_and(&[]);
+        let _ = self.send_owed_and(Outgoing::EMPTY);
         self.lock()
     }
 

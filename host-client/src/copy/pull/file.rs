@@ -251,9 +251,13 @@ async fn fetch_range(
     guess: Option<u64>,
 ) -> Result<u64, CopyError> {
     let failed = |source| CopyError::local("write the file", source);
-    let mut reads = file.reads(from, to, guess);
+    let mut reads = file.reads(from, to, guess).into_file(local);
     let mut writes: VecDeque<Write> = VecDeque::new();
     while let Some(chunk) = reads.next().await? {
+        if chunk.data.is_empty() {
+            run.moved(chunk.length.into())?;
+            continue;
+        }
         if writes.len() >= MAX_WRITES
             && let Some(write) = writes.pop_front()
         {
@@ -262,7 +266,7 @@ async fn fetch_range(
         let local = Arc::clone(local);
         writes.push_back(Box::pin(run.pool.run_long(move || {
             local.write_all_at(&chunk.data, chunk.offset)?;
-            Ok(u64::try_from(chunk.data.len()).unwrap_or(u64::MAX))
+            Ok(chunk.length.into())
         })));
     }
     for write in writes {

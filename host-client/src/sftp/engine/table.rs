@@ -2,12 +2,13 @@
 
 use std::{
     collections::HashMap,
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{Ending, flow::Credit};
+use super::{Ending, flow::Credit, landing::Landing};
 use crate::{error::ClientError, protocol::sftp::Reply};
 
 /// Who waits for which id.
@@ -22,8 +23,14 @@ struct Waiting {
     over: Option<Ending>,
 }
 
-/// A reply, and the bytes of the window that its data takes for as long as it is kept.
-pub(super) type Answer = (Reply, Option<Credit>);
+/// What came of a request.
+#[derive(Debug)]
+pub(in crate::sftp) enum Answer {
+    /// A reply, and the bytes of the window that its data take for as long as they are kept.
+    Reply(Reply, Option<Credit>),
+    /// So many bytes of data are where they were to [land](Landing), or could not be put there.
+    Landed(io::Result<u32>),
+}
 
 /// Someone who waits for a reply. Permit and credit go back when the reply is there, not when the
 /// caller loses interest: the request is in flight either way.
@@ -32,6 +39,16 @@ pub(super) struct Waiter {
     pub(super) tell: oneshot::Sender<Answer>,
     pub(super) permit: Option<OwnedSemaphorePermit>,
     pub(super) credit: Option<Credit>,
+    pub(super) landing: Option<Landing>,
+}
+
+impl Waiter {
+    /// Tells of data that are in their file.
+    pub(super) fn landed(self, landed: io::Result<u32>) {
+        drop((self.permit, self.credit));
+        // The caller may have stopped waiting.
+        let _ = self.tell.send(Answer::Landed(landed));
+    }
 }
 
 /// A reply that is due.
@@ -44,7 +61,10 @@ pub(in crate::sftp) struct PendingReply {
 impl PendingReply {
     /// Waits for it. If this is dropped the reply is thrown away when it comes.
     pub(in crate::sftp) async fn reply(self) -> Result<Reply, ClientError> {
-        self.answer().await.map(|(reply, _)| reply)
+        match self.answer().await? {
+            Answer::Reply(reply, _) => Ok(reply),
+            Answer::Landed(_) => Err(ClientError::protocol("data nobody asked for")),
+        }
     }
 
     /// Waits for it; the credit is to be kept as long as its data.
@@ -66,6 +86,7 @@ impl Table {
         self: &Arc<Self>,
         permit: Option<OwnedSemaphorePermit>,
         credit: Option<Credit>,
+        landing: Option<Landing>,
     ) -> Result<(u32, PendingReply), ClientError> {
         let mut waiting = self.lock();
         if let Some(ending) = waiting.over.clone() {
@@ -83,6 +104,7 @@ impl Table {
             tell,
             permit,
             credit,
+            landing,
         };
         waiting.replies.insert(id, waiter);
         let pending = PendingReply {
@@ -113,8 +135,16 @@ impl Table {
             _ => None,
         };
         // The caller may have stopped waiting.
-        let _ = waiter.tell.send((reply, credit));
+        let _ = waiter.tell.send(Answer::Reply(reply, credit));
         true
+    }
+
+    /// Takes out who waits for an id, if data are to land.
+    pub(super) fn take_landing(&self, id: u32) -> Option<(Landing, Waiter)> {
+        let mut waiting = self.lock();
+        let landing = waiting.replies.get_mut(&id)?.landing.take()?;
+        let waiter = waiting.replies.remove(&id)?;
+        Some((landing, waiter))
     }
 
     /// Ends everybody's waiting. The first ending is the cause, later ones follow from it.

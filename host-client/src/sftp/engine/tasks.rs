@@ -78,16 +78,8 @@ async fn read_replies(
     table: &Table,
 ) -> Ending {
     loop {
-        loop {
-            match frames.next() {
-                Ok(Some(frame)) => {
-                    if let Err(ending) = dispatch(frame, table) {
-                        return ending;
-                    }
-                }
-                Ok(None) => break,
-                Err(ending) => return ending,
-            }
+        if let Err(ending) = dispatch(&mut frames, table) {
+            return ending;
         }
         match timeout(SILENCE_TIMEOUT, reader.read(frames.space())).await {
             Ok(Ok(0)) => return Ending::closed(),

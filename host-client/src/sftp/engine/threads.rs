@@ -4,6 +4,7 @@
 
 use std::{
     collections::VecDeque,
+    convert::Infallible,
     io::{self, IoSlice, Read, Write},
     net::Shutdown,
     os::unix::{fs::FileExt, net::UnixStream},
@@ -16,6 +17,7 @@ use nix::{errno::Errno, sys::sendfile::sendfile64};
 use super::{
     Ending, SILENCE_TIMEOUT, Shared, dispatch,
     frames::Frames,
+    landing::Runway,
     outbox::{FileRange, Segment},
     table::Table,
 };
@@ -157,30 +159,124 @@ fn send_file(mut stream: &UnixStream, range: &FileRange) -> io::Result<()> {
 }
 
 /// Reads replies until the connection is over; returns how it ended.
-fn read_replies(mut stream: &UnixStream, mut frames: Frames, table: &Table) -> Ending {
+fn read_replies(stream: &UnixStream, frames: Frames, table: &Table) -> Ending {
+    match read_until_it_ends(stream, frames, table) {
+        Ok(never) => match never {},
+        Err(ending) => ending,
+    }
+}
+
+fn read_until_it_ends(
+    mut stream: &UnixStream,
+    mut frames: Frames,
+    table: &Table,
+) -> Result<Infallible, Ending> {
+    let mut runway = Runway::new();
     loop {
-        loop {
-            match frames.next() {
-                Ok(Some(frame)) => {
-                    if let Err(ending) = dispatch(frame, table) {
-                        return ending;
-                    }
-                }
-                Ok(None) => break,
-                Err(ending) => return ending,
-            }
-        }
+        dispatch(&mut frames, table)?;
         match stream.read(frames.space()) {
-            Ok(0) => return Ending::closed(),
+            Ok(0) => return Err(Ending::closed()),
             Ok(count) => frames.filled(count),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // The timeout of the socket.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if !table.is_idle() {
-                    return Ending::Silent;
+                    return Err(Ending::Silent);
                 }
             }
-            Err(error) => return Ending::Lost(error.to_string()),
+            Err(error) => return Err(Ending::Lost(error.to_string())),
         }
+        if let Some((id, length)) = frames.begun_data()
+            && let Some((landing, waiter)) = table.take_landing(id)
+        {
+            if length > landing.most {
+                let what = format!("{length} bytes where {} were asked for", landing.most);
+                return Err(Ending::Protocol(what));
+            }
+            let (here, rest) = frames.take_begun_data();
+            match runway.land(&landing, here, stream, rest) {
+                Ok(landed) => waiter.landed(landed.map(|()| length)),
+                Err(error) => {
+                    return Err(match error.kind() {
+                        io::ErrorKind::WouldBlock => Ending::Silent,
+                        io::ErrorKind::UnexpectedEof => Ending::closed(),
+                        _ => Ending::Lost(error.to_string()),
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, sync::Arc};
+
+    use bytes::{Bytes, BytesMut};
+
+    use super::{super::landing::Landing, *};
+    use crate::{
+        protocol::sftp::Reply,
+        sftp::engine::table::{Answer, PendingReply},
+    };
+
+    const BYTES: u32 = 100_000;
+
+    /// Reads what a server says that answers a READ of `most` bytes with [`BYTES`], and then
+    /// another request; gives the replies, how it ended, and what is in the file.
+    fn read(most: u32) -> ([PendingReply; 2], Ending, Vec<u8>) {
+        let path = std::env::temp_dir().join(format!("threads-{}-{most}", std::process::id()));
+        let landing = Landing {
+            file: Arc::new(File::create(&path).unwrap()),
+            offset: 0,
+            most,
+        };
+        let table = Arc::new(Table::default());
+        let (data, landed) = table.expect(None, None, Some(landing)).unwrap();
+        let (other, said) = table.expect(None, None, None).unwrap();
+        let mut frames = BytesMut::new();
+        let content = Bytes::from(vec![7; usize::try_from(BYTES).unwrap()]);
+        Reply::Data { data: content }.encode(data, &mut frames);
+        Reply::Status {
+            code: 0,
+            message: Bytes::new(),
+        }
+        .encode(other, &mut frames);
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let server = thread::spawn(move || {
+            // A client that gave up on us is no failure of the server.
+            let _ = far.write_all(&frames);
+        });
+        let ending = read_replies(&near, Frames::new(), &table);
+        drop(near);
+        server.join().unwrap();
+        table.end(ending.clone());
+        let there = std::fs::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        ([landed, said], ending, there)
+    }
+
+    #[tokio::test]
+    async fn data_go_into_their_file_and_what_follows_to_whom_it_belongs() {
+        let ([landed, said], ending, there) = read(BYTES);
+        assert!(matches!(
+            landed.answer().await.unwrap(),
+            Answer::Landed(Ok(BYTES))
+        ));
+        assert!(matches!(
+            said.reply().await.unwrap(),
+            Reply::Status { code: 0, .. }
+        ));
+        assert_eq!(ending, Ending::closed());
+        assert!(there == vec![7; usize::try_from(BYTES).unwrap()]);
+    }
+
+    #[tokio::test]
+    async fn more_than_was_asked_for_goes_nowhere() {
+        let ([landed, said], ending, there) = read(BYTES - 1);
+        landed.answer().await.unwrap_err();
+        said.reply().await.unwrap_err();
+        assert!(matches!(ending, Ending::Protocol(_)), "{ending:?}");
+        assert!(there.is_empty());
     }
 }
