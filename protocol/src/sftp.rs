@@ -18,7 +18,7 @@ mod session;
 
 pub use attributes::Attributes;
 pub use codec::{DecodeError, FrameHead};
-pub use data::DataRequest;
+pub use data::{DataRequest, WriteHead};
 pub use reply::{Name, Reply};
 pub use request::Request;
 pub use session::{SessionOptions, SessionOptionsError};

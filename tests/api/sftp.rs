@@ -2,6 +2,7 @@
 
 mod conditions;
 mod extensions;
+mod large;
 mod order;
 mod requests;
 mod secure;

@@ -11,6 +11,9 @@ use bytes::Bytes;
 use super::{SftpError, listing::Listing};
 use crate::defaults;
 
+/// Length of our handles.
+pub(super) const HANDLE_BYTES: usize = size_of::<u64>();
+
 /// Something open, and where it was found.
 #[derive(Debug)]
 pub(super) struct Open {
@@ -39,6 +42,17 @@ impl Open {
         match &self.kind {
             Kind::File { file, .. } => Ok(file),
             Kind::Directory(_) => Err(SftpError::UnknownHandle),
+        }
+    }
+
+    /// The file, if writes to it go where they say.
+    pub(super) fn plain_file(&self) -> Option<&File> {
+        match &self.kind {
+            Kind::File {
+                file,
+                appends: false,
+            } => Some(file),
+            _ => None,
         }
     }
 

@@ -1,11 +1,13 @@
 //! Frames, taken off a connection without copying them, and the replies that wait to go out.
 
-use std::{io, ops::Range, sync::Arc, sync::Mutex};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, sync::Arc, sync::Mutex};
 
-use bytes::BytesMut;
-use vsock_agent_protocol::sftp::{DecodeError, FrameHead, MAX_FRAME_BYTES};
+use bytes::{Bytes, BytesMut};
+use vsock_agent_protocol::sftp::{DecodeError, FrameHead, MAX_FRAME_BYTES, WriteHead};
 
 use super::{
+    handles::HANDLE_BYTES,
+    pipe::Pipe,
     session::{SessionError, lock},
     stream::{Outgoing, Sink, Source},
 };
@@ -20,6 +22,14 @@ const BUFFER_BYTES: usize = FrameHead::BYTES + MAX_FRAME_BYTES as usize + READ_A
 /// Size of the gathered replies, in bytes, at which they are sent without waiting for more.
 const GATHER_BYTES: usize = 64 * 1024;
 
+/// Data of a WRITE of which at least so many bytes are not here yet go into their file without
+/// being read, in bytes.
+const LANDED_BYTES: usize = 64 * 1024;
+
+/// What is read at once behind data that landed, in bytes: the head of another WRITE, with one of
+/// our handles. Its data begin on a page then, in the file and in the pipe.
+const BEHIND_LANDED_BYTES: usize = FrameHead::BYTES + 1 + 4 + (4 + HANDLE_BYTES) + 8 + 4;
+
 /// The right to read a session's next request. One thread has it at a time.
 #[derive(Debug)]
 pub(super) struct Input {
@@ -27,8 +37,32 @@ pub(super) struct Input {
     /// Shared with the [`Frame`]s that somebody still works on.
     buffer: Arc<Vec<u8>>,
     filled: Range<usize>,
+    /// Whether data may land.
+    lands: bool,
+    after_landing: bool,
     /// Replies that were not sent yet, because more requests were there already.
     pub(super) replies: BytesMut,
+}
+
+/// What comes next.
+#[derive(Debug)]
+pub(super) enum Next {
+    Frame(Frame),
+    /// A WRITE whose data are still to come: they are to be [landed](Input::land), or
+    /// [read](Input::read_begun).
+    Write(Begun),
+}
+
+/// A WRITE whose data are still to come.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) id: u32,
+    pub(super) handle: Bytes,
+    pub(super) offset: u64,
+    /// Length of its data, in bytes.
+    pub(super) length: u32,
+    /// Bytes of them that are here, at the end of the buffer.
+    here: usize,
 }
 
 /// The body of a frame, where it was read.
@@ -48,13 +82,16 @@ impl std::ops::Deref for Frame {
 
 impl Input {
     /// A new session's. `read_ahead` came before what `source` gives.
-    pub(super) fn new(source: Source, read_ahead: &[u8]) -> Self {
+    /// `lands`: the source gives pages.
+    pub(super) fn new(source: Source, read_ahead: &[u8], lands: bool) -> Self {
         let mut buffer = vec![0; BUFFER_BYTES.max(read_ahead.len())];
         buffer[..read_ahead.len()].copy_from_slice(read_ahead);
         Self {
             source,
             buffer: Arc::new(buffer),
             filled: 0..read_ahead.len(),
+            lands,
+            after_landing: false,
             replies: BytesMut::new(),
         }
     }
@@ -67,24 +104,120 @@ impl Input {
     /// Whatever makes the rest of the stream unreadable.
     pub(super) fn next_frame(&mut self, sink: &Mutex<Sink>) -> Result<Option<Frame>, SessionError> {
         loop {
-            let missing = match self.take_frame()? {
+            match self.take_frame()? {
                 Ok(frame) => return Ok(Some(frame)),
-                Err(missing) => missing,
-            };
-            self.flush(sink)?;
-            let room = self.make_room(missing);
-            let read = {
-                let buffer = writable(&mut self.buffer)?;
-                self.source.read(&mut buffer[room], sink)?
-            };
-            if read == 0 {
-                return match self.filled.is_empty() {
-                    true => Ok(None),
-                    false => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-                };
+                Err(missing) => {
+                    if !self.fill(missing, sink)? {
+                        return Ok(None);
+                    }
+                }
             }
-            self.filled.end += read;
         }
+    }
+
+    /// The same, but the data of a large WRITE may be left on the connection.
+    ///
+    /// # Errors
+    ///
+    /// Whatever makes the rest of the stream unreadable.
+    pub(super) fn next(&mut self, sink: &Mutex<Sink>) -> Result<Option<Next>, SessionError> {
+        loop {
+            match self.take_frame()? {
+                Ok(frame) => return Ok(Some(Next::Frame(frame))),
+                Err(missing) => {
+                    if missing >= LANDED_BYTES
+                        && self.lands
+                        && let Some(begun) = self.begun()
+                    {
+                        self.flush(sink)?;
+                        return Ok(Some(Next::Write(begun)));
+                    }
+                    if !self.fill(missing, sink)? {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads what there is of the `missing` bytes. False when the client has closed the connection
+    /// between two frames.
+    fn fill(&mut self, missing: usize, sink: &Mutex<Sink>) -> Result<bool, SessionError> {
+        self.flush(sink)?;
+        let room = self.make_room(missing);
+        let read = {
+            let buffer = writable(&mut self.buffer)?;
+            self.source.read(&mut buffer[room], sink)?
+        };
+        if read == 0 {
+            return match self.filled.is_empty() {
+                true => Ok(false),
+                false => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            };
+        }
+        self.filled.end += read;
+        Ok(true)
+    }
+
+    /// The large WRITE that has begun.
+    fn begun(&self) -> Option<Begun> {
+        let there = &self.buffer[self.filled.clone()];
+        let (head, front) = there.split_first_chunk()?;
+        let body = FrameHead::parse(*head).ok()?.body_bytes;
+        let (head, here) = WriteHead::decode(front, usize::try_from(body).ok()?)?;
+        Some(Begun {
+            id: head.id,
+            handle: Bytes::copy_from_slice(head.handle),
+            offset: head.offset,
+            length: head.length,
+            here: here.len(),
+        })
+    }
+
+    /// Reads a WRITE that has begun whole.
+    ///
+    /// # Errors
+    ///
+    /// Whatever makes the rest of the stream unreadable.
+    pub(super) fn read_begun(&mut self, sink: &Mutex<Sink>) -> Result<Frame, SessionError> {
+        let frame = self.next_frame(sink)?;
+        frame.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof).into())
+    }
+
+    /// Puts the data of a WRITE into its file, up to what is left in the pipe then, and returns
+    /// where that goes. In any case all data are taken from the connection, whose errors are the
+    /// outer ones.
+    ///
+    /// # Errors
+    ///
+    /// Whatever makes the rest of the stream unreadable.
+    pub(super) fn land(
+        &mut self,
+        begun: &Begun,
+        file: &File,
+        pipe: &mut Pipe,
+    ) -> Result<io::Result<u64>, SessionError> {
+        let here = &self.buffer[self.filled.end - begun.here..self.filled.end];
+        let mut landed = match here {
+            [] => Ok(begun.offset),
+            here => file
+                .write_all_at(here, begun.offset)
+                .map(|()| begun.offset + u64::try_from(here.len()).unwrap_or(u64::MAX)),
+        };
+        self.filled = 0..0;
+        self.after_landing = true;
+        let mut left = usize::try_from(begun.length).unwrap_or(usize::MAX) - begun.here;
+        while left > 0 {
+            if let Ok(offset) = landed {
+                landed = pipe.empty_into_file(file, offset);
+            }
+            if landed.is_err() {
+                // To nowhere.
+                pipe.throw_away()?;
+            }
+            left -= self.source.take(pipe, left)?;
+        }
+        Ok(landed)
     }
 
     /// Takes a whole frame off the front, or tells how many bytes are missing to one.
@@ -125,7 +258,10 @@ impl Input {
             Some(_) => {}
         }
         // A large frame is read as it is: what follows it would have to be moved.
-        let wanted = missing.max(READ_AHEAD_BYTES);
+        let wanted = match std::mem::take(&mut self.after_landing) {
+            true => missing.max(BEHIND_LANDED_BYTES),
+            false => missing.max(READ_AHEAD_BYTES),
+        };
         let end = self.buffer.len().min(self.filled.end + wanted);
         self.filled.end..end
     }

@@ -9,6 +9,7 @@ use super::{
     SftpError,
     extension::Extension,
     handles::{Handles, Open, number},
+    input::Begun,
     order::Claim,
 };
 
@@ -139,6 +140,14 @@ impl Wanted<'_> {
             Self::Extension(extension) => extension.bind(handles),
             Self::Nonsense(_) => Ok(Bound::Nothing),
         }
+    }
+}
+
+impl Begun {
+    /// What it uses.
+    pub(super) fn claim(&self, handles: &Handles) -> Claim {
+        let (handle, length) = (&self.handle, self.length.into());
+        writes(Claim::default(), handle, self.offset, length, handles)
     }
 }
 

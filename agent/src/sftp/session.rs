@@ -15,11 +15,16 @@
 //!                                                       └─ not needed: ends
 //! ```
 //!
+//! The data of a large WRITE can go from the connection into the file without being read: the
+//! leader keeps the input while they come, and nobody takes it from a leader that is late with
+//! them.
+//!
 //! Whatever is wrong with the stream itself, a read error, an over-long frame, an end in the
 //! middle of one, ends the session: what follows could not be told from the contents of a file.
 //! What is wrong with one request is answered with its id.
 
 mod desk;
+mod lead;
 mod pool;
 
 use std::{
@@ -56,9 +61,6 @@ use crate::defaults;
 /// compiler does not optimise. What is not used costs no memory.
 const STACK_BYTES: usize = 1024 * 1024;
 
-/// Data up to this size, in bytes, are gathered with other replies; more is sent at once.
-const SMALL_DATA_BYTES: usize = 4 * 1024;
-
 /// Why a session ended before its client wanted.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SessionError {
@@ -92,7 +94,7 @@ struct Shared {
     room: Condvar,
     sink: Mutex<Sink>,
     closer: Closer,
-    /// Whether the connection takes pages of files.
+    /// Whether the connection exchanges pages.
     lends: bool,
     files: Files,
     options: SessionOptions,
@@ -182,13 +184,14 @@ impl Session {
         permit: Option<OwnedSemaphorePermit>,
     ) -> io::Result<(Self, oneshot::Receiver<Option<SessionError>>)> {
         let (over, is_over) = oneshot::channel();
-        let input = Box::new(Input::new(channel.source, read_ahead));
+        let lends = channel.lends();
+        let input = Box::new(Input::new(channel.source, read_ahead, lends));
         let shared = Arc::new(Shared {
             table: Mutex::default(),
             watch: Condvar::new(),
             wake: Condvar::new(),
             room: Condvar::new(),
-            lends: channel.sink.takes_pages(),
+            lends,
             sink: Mutex::new(channel.sink),
             closer: channel.closer,
             files: Files {
@@ -257,48 +260,6 @@ impl Shared {
         }
     }
 
-    /// Reads and does requests, until the input is taken by somebody else or the session ends.
-    fn lead(self: &Arc<Self>, mut input: Box<Input>, desk: &mut Desk) -> Result<(), SessionError> {
-        while let Some(frame) = input.next_frame(&self.sink)? {
-            let (id, wanted) = decode(&frame)?;
-            let mut table = self.lock();
-            if table.ended {
-                return Ok(());
-            }
-            let claim = wanted.claim(&table.handles);
-            if !table.order.may_start(&claim) {
-                let frame = Box::from(&frame[..]);
-                self.put_off(table, &mut input, claim, Waiting { frame })?;
-                continue;
-            }
-            let name = table.order.start(claim);
-            table.turn += 1;
-            let turn = table.turn;
-            table.input = Some(input);
-            if std::mem::take(&mut table.asleep) {
-                self.watch.notify_one();
-            }
-            let answer = self.work(table, wanted, desk);
-            let (mut table, answer) = self.settle(answer);
-            let mine = table.turn == turn;
-            match table.input.take_if(|_| mine) {
-                Some(back) => {
-                    table.order.finish(name);
-                    drop(table);
-                    input = back;
-                    self.gather(id, answer, &mut input, desk)?;
-                }
-                None => {
-                    drop(table);
-                    drop(frame);
-                    return Ok(self.send_and_finish(name, id, answer, desk)?);
-                }
-            }
-        }
-        self.end(None);
-        Ok(())
-    }
-
     /// Does one request, without the table.
     fn work(
         &self,
@@ -332,27 +293,6 @@ impl Shared {
             }
         };
         (table, answer)
-    }
-
-    /// A leader's reply: small ones wait for more as long as more requests are there.
-    fn gather(
-        &self,
-        id: u32,
-        answer: Answer,
-        input: &mut Input,
-        desk: &mut Desk,
-    ) -> io::Result<()> {
-        match answer {
-            Answer::Reply(reply) => reply.encode(id, &mut input.replies),
-            Answer::Data(length) => {
-                let frame = desk.frame(id, length);
-                if length > SMALL_DATA_BYTES {
-                    return input.send(frame, &self.sink);
-                }
-                input.replies.extend_from_slice(frame.bytes);
-            }
-        }
-        input.flush_if_many(&self.sink)
     }
 
     /// Sends the reply of one who is no leader, and lets those start that wait for it: so their

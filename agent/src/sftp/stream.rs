@@ -80,6 +80,24 @@ impl Channel {
     }
 }
 
+impl Channel {
+    /// Whether both directions exchange pages with a pipe. Unix sockets and pipes do; `AF_VSOCK`
+    /// copies them, before Linux 6.5 into a packet for each page.
+    pub(super) fn lends(&self) -> bool {
+        match (&self.source, &self.sink) {
+            (Source::Plain(source), Sink::Plain(sink)) => lends(source) && lends(sink),
+            _ => false,
+        }
+    }
+}
+
+fn lends(file: &File) -> bool {
+    match getsockname::<SockaddrStorage>(file.as_raw_fd()) {
+        Ok(address) => address.family() == Some(AddressFamily::Unix),
+        Err(_) => fstat(file).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFIFO),
+    }
+}
+
 /// Wakes whoever waits for a socket, by ending it.
 #[derive(Debug, Clone)]
 pub(super) struct Closer(Arc<File>);
@@ -109,6 +127,18 @@ pub(super) enum Source {
 }
 
 impl Source {
+    /// Takes some of the next `most` bytes; only if the channel [lends](Channel::lends).
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says, and [`io::ErrorKind::UnexpectedEof`] at the end.
+    pub(super) fn take(&mut self, pipe: &mut Pipe, most: usize) -> io::Result<usize> {
+        match self {
+            Self::Plain(file) => pipe.take(file, most),
+            Self::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     /// Reads what there is, and waits if there is nothing. 0 is the end; a peer that goes without
     /// a goodbye, of TLS too, has ended as well.
     ///
@@ -179,7 +209,7 @@ impl TlsSource {
 #[derive(Debug)]
 pub(super) struct Outgoing<'a> {
     pub(super) bytes: &'a [u8],
-    /// What comes behind them; only for a sink that [takes pages](Sink::takes_pages).
+    /// What comes behind them; only if the channel [lends](Channel::lends).
     pub(super) lent: Option<&'a mut Pipe>,
 }
 
@@ -217,18 +247,6 @@ impl Sink {
                 frame.lent.map_or(Ok(()), |pipe| pipe.empty_into(&**file))
             }
             Self::Tls(tls) => tls.write(pieces),
-        }
-    }
-
-    /// Whether it takes pages of files as they are. A Unix socket and a pipe do; `AF_VSOCK` copies
-    /// them, before Linux 6.5 into a packet for each page.
-    pub(super) fn takes_pages(&self) -> bool {
-        let Self::Plain(file) = self else {
-            return false;
-        };
-        match getsockname::<SockaddrStorage>(file.as_raw_fd()) {
-            Ok(address) => address.family() == Some(AddressFamily::Unix),
-            Err(_) => fstat(&**file).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFIFO),
         }
     }
 

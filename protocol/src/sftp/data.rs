@@ -54,6 +54,41 @@ impl<'a> DataRequest<'a> {
     }
 }
 
+/// A WRITE whose data need not be there yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WriteHead<'a> {
+    /// The request's id.
+    pub id: u32,
+    /// The handle.
+    pub handle: &'a [u8],
+    /// Where, in bytes from the start.
+    pub offset: u64,
+    /// Length of the data, in bytes.
+    pub length: u32,
+}
+
+impl<'a> WriteHead<'a> {
+    /// Reads the front of a frame whose body has `body_bytes`: the head, and what there is of the
+    /// data. `None` when it is no WRITE, not enough, or not as long as its parts say.
+    #[must_use]
+    pub fn decode(front: &'a [u8], body_bytes: usize) -> Option<(Self, &'a [u8])> {
+        let mut rest = front;
+        let [WRITE] = take(&mut rest)? else {
+            return None;
+        };
+        let head = Self {
+            id: u32::from_be_bytes(take(&mut rest)?),
+            handle: take_string(&mut rest)?,
+            offset: u64::from_be_bytes(take(&mut rest)?),
+            length: u32::from_be_bytes(take(&mut rest)?),
+        };
+        let before_data = front.len() - rest.len();
+        let length = usize::try_from(head.length).ok()?;
+        let is_whole = before_data.checked_add(length) == Some(body_bytes);
+        (is_whole && rest.len() <= length).then_some((head, rest))
+    }
+}
+
 fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     let (value, after) = rest.split_first_chunk()?;
     *rest = after;
@@ -104,6 +139,16 @@ mod tests {
             data: b"data",
         };
         assert_eq!(DataRequest::decode(&write), Some((42, expected)));
+        let head = |end| WriteHead::decode(&write[..end], write.len());
+        for end in write.len() - 4..=write.len() {
+            let (head, here) = head(end).unwrap();
+            assert_eq!((head.id, head.handle), (42, &b"h"[..]));
+            assert_eq!((head.offset, head.length), (1, 4));
+            assert_eq!(here, &b"data"[..end + 4 - write.len()]);
+        }
+        assert_eq!(head(write.len() - 5), None);
+        assert_eq!(WriteHead::decode(&write, write.len() + 1), None);
+        assert_eq!(WriteHead::decode(&read, read.len()), None);
         for frame in [read, write] {
             for end in 0..frame.len() {
                 assert_eq!(DataRequest::decode(&frame[..end]), None);

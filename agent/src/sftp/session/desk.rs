@@ -22,7 +22,7 @@ pub(in crate::sftp) struct Desk {
     pipe: Lender,
 }
 
-/// Whether pages of files are lent to the connection.
+/// Whether pages are exchanged with the connection.
 #[derive(Debug)]
 enum Lender {
     Never,
@@ -32,7 +32,7 @@ enum Lender {
 }
 
 impl Desk {
-    /// An empty one. `lends`: the connection takes pages of files.
+    /// An empty one. `lends`: the connection takes and gives pages.
     pub(super) fn new(lends: bool) -> Self {
         Self {
             data: Vec::new(),
@@ -41,6 +41,12 @@ impl Desk {
                 false => Lender::Never,
             },
         }
+    }
+
+    /// A pipe for what goes from the connection into a file, empty; `None` if that is not how it
+    /// goes.
+    pub(in crate::sftp) fn pipe(&mut self) -> Option<&mut Pipe> {
+        self.pipe.ready()
     }
 
     /// Reads from a file; what was read stays here for [`Desk::frame`].

@@ -1,0 +1,155 @@
+//! Large data, which do not pass through the agent on a Unix socket: whole, in pieces, and where
+//! they cannot go.
+
+use std::fs;
+
+use bytes::{Bytes, BytesMut};
+use harness::{TestAgent, TestFolder};
+use tokio::io::AsyncWriteExt;
+use vsock_agent_protocol::sftp::{Reply, Request, open_flags, status};
+
+use super::{Session, path};
+
+/// Length of one WRITE, in bytes: the most that the agent takes.
+const PIECE: usize = 255 * 1024;
+
+fn content(length: usize) -> Bytes {
+    let bytes = (0..length).map(|n| (n / 251).to_le_bytes()[0]);
+    bytes.collect::<Vec<_>>().into()
+}
+
+fn write(handle: &Bytes, offset: u64, data: &Bytes) -> Request {
+    Request::Write {
+        handle: handle.clone(),
+        offset,
+        data: data.clone(),
+    }
+}
+
+impl Session {
+    /// Sends a WRITE and a request for the attributes behind it, `piece` bytes at a time.
+    async fn write_in_pieces(&mut self, request: &Request, piece: usize) -> (u32, u32) {
+        let mut frames = BytesMut::new();
+        let ids = (self.id + 1, self.id + 2);
+        request.encode(ids.0, &mut frames);
+        let root = Bytes::from_static(b"/");
+        Request::Stat { path: root }.encode(ids.1, &mut frames);
+        self.id = ids.1;
+        for piece in frames.chunks(piece) {
+            self.stream.write_all(piece).await.unwrap();
+            self.stream.flush().await.unwrap();
+        }
+        ids
+    }
+
+    /// The status of that WRITE. The other request is answered too.
+    async fn code_in_pieces(&mut self, request: &Request, piece: usize) -> u32 {
+        let (first, second) = self.write_in_pieces(request, piece).await;
+        let (id, reply) = self.receive().await;
+        assert_eq!(id, first);
+        let (id, attributes) = self.receive().await;
+        assert_eq!(id, second);
+        assert!(
+            matches!(attributes, Reply::Attributes { .. }),
+            "{attributes:?}"
+        );
+        match reply {
+            Reply::Status { code, .. } => code,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn large_writes_arrive_whole_however_they_come() {
+    let agent = TestAgent::start();
+    let folder = TestFolder::new("large");
+    let mut session = Session::start(&agent).await;
+    let there = path(folder.path(), b"file");
+    let flags = open_flags::READ | open_flags::WRITE | open_flags::CREATE;
+    let handle = session.open(&there, flags).await;
+    let data = content(PIECE);
+    let mut expected = vec![0; 5_000];
+    for (number, piece) in [usize::MAX, 100_000, 4_096, 997, 33]
+        .into_iter()
+        .enumerate()
+    {
+        // Not at the start of a page.
+        let offset = 5_000 + number * PIECE;
+        let request = write(&handle, offset.try_into().unwrap(), &data);
+        let code = session.code_in_pieces(&request, piece).await;
+        assert_eq!(code, status::OK, "in pieces of {piece}");
+        expected.extend_from_slice(&data);
+    }
+    assert!(fs::read(folder.path().join("file")).unwrap() == expected);
+    let mut read = Vec::new();
+    while read.len() < expected.len() {
+        let request = Request::Read {
+            handle: handle.clone(),
+            offset: read.len().try_into().unwrap(),
+            length: u32::MAX,
+        };
+        match session.ask(request).await {
+            Reply::Data { data } => read.extend_from_slice(&data),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(read == expected);
+}
+
+#[tokio::test]
+async fn large_writes_that_cannot_be_done_are_refused_and_what_follows_is_done() {
+    let agent = TestAgent::start();
+    let folder = TestFolder::new("large-refused");
+    fs::write(folder.path().join("file"), "before").unwrap();
+    let there = path(folder.path(), b"file");
+    let mut session = Session::start(&agent).await;
+    let full = Bytes::from_static(b"/dev/full");
+    let full = session.open(&full, open_flags::WRITE).await;
+    let read_only = session.open(&there, open_flags::READ).await;
+    let nothing = Bytes::from_static(b"nothing");
+    let data = content(PIECE);
+    for handle in [&full, &read_only, &nothing] {
+        for piece in [usize::MAX, 1_000] {
+            let code = session
+                .code_in_pieces(&write(handle, 3, &data), piece)
+                .await;
+            assert_ne!(code, status::OK, "{handle:?}");
+        }
+    }
+    let too_far = session.open(&there, open_flags::WRITE).await;
+    let request = write(&too_far, u64::MAX - 7, &data);
+    assert_ne!(
+        session.code_in_pieces(&request, usize::MAX).await,
+        status::OK
+    );
+    assert_eq!(fs::read(folder.path().join("file")).unwrap(), b"before");
+
+    let mut session = Session::start_with(&agent, "?read-only=true").await;
+    let handle = session.open(&there, open_flags::READ).await;
+    let code = session
+        .code_in_pieces(&write(&handle, 0, &data), usize::MAX)
+        .await;
+    assert_eq!(code, status::PERMISSION_DENIED);
+}
+
+#[tokio::test]
+async fn large_writes_to_the_end_and_to_what_is_no_file_work_too() {
+    let agent = TestAgent::start();
+    let folder = TestFolder::new("large-append");
+    let there = path(folder.path(), b"file");
+    let mut session = Session::start(&agent).await;
+    let flags = open_flags::WRITE | open_flags::APPEND | open_flags::CREATE;
+    let handle = session.open(&there, flags).await;
+    let null = Bytes::from_static(b"/dev/null");
+    let null = session.open(&null, open_flags::WRITE).await;
+    let data = content(PIECE);
+    for handle in [&handle, &null, &handle] {
+        let code = session
+            .code_in_pieces(&write(handle, 0, &data), usize::MAX)
+            .await;
+        assert_eq!(code, status::OK);
+    }
+    let expected = [&data[..], &data[..]].concat();
+    assert!(fs::read(folder.path().join("file")).unwrap() == expected);
+}
