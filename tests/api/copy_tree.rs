@@ -368,3 +368,18 @@ async fn limits_end_a_copy() {
         .await
         .unwrap();
 }
+
+#[tokio::test]
+async fn a_directory_that_is_too_deep_is_not_made() {
+    let (_agent, folder, sftp) = start().await;
+    let here = folder.path().join("here");
+    fs::create_dir_all(here.join("a/b/c")).unwrap();
+    let there = folder.path().join("there");
+    let mut options = recursive();
+    options.max_depth = 2;
+    let to = RemotePath::from(there.as_path());
+    let ended = copy::push(&sftp, &[here], &to, &options, &()).await;
+    assert!(matches!(ended, Err(CopyError::Limit { .. })), "{ended:?}");
+    assert!(there.join("a").is_dir());
+    assert!(!there.join("a/b").exists());
+}

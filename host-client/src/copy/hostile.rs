@@ -245,6 +245,10 @@ async fn directories_without_end_are_entered_to_the_limit() {
         matches!(summary, Err(CopyError::Limit { .. })),
         "{summary:?}"
     );
+    let top = place.destination().join("evil");
+    let below = |depth| top.join(["d"; 20][..depth].join("/"));
+    assert!(below(19).is_dir());
+    assert!(!below(20).exists());
     place.is_untouched();
 }
 

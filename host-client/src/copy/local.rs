@@ -30,8 +30,8 @@ use nix::{
 use super::{
     CopyError,
     attributes::{OPEN_DIRECTORY_MODE, PART_MODE},
+    leftovers::Leftovers,
     part,
-    run::{Leftovers, MAX_LEFTOVERS},
 };
 use crate::protocol::sftp::Attributes;
 
@@ -143,22 +143,15 @@ impl LocalDirectory {
         Ok((is_file && file.try_lock().is_ok()).then_some(file))
     }
 
-    /// Names of parts in here.
+    /// Parts in here.
     pub(super) fn leftovers(&self) -> Result<Leftovers, CopyError> {
         let failed = |errno: Errno| CopyError::local("list the directory", errno.into());
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let mut directory = Dir::openat(&self.0, ".", flags, Mode::empty()).map_err(failed)?;
-        let mut found = Leftovers::new();
-        let mut count = 0;
+        let mut found = Leftovers::default();
         for entry in directory.iter() {
             let entry = entry.map_err(failed)?;
-            let name = entry.file_name().to_bytes();
-            if let Some(stem) = part::stem_of(name)
-                && count < MAX_LEFTOVERS
-            {
-                count += 1;
-                found.entry(stem.to_vec()).or_default().push(name.to_vec());
-            }
+            found.add(entry.file_name().to_bytes());
         }
         Ok(found)
     }

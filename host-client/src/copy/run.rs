@@ -1,7 +1,6 @@
 //! What every copy has: the session, the options, who is told, and the count.
 
 use std::{
-    collections::HashMap,
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::Path,
@@ -27,12 +26,6 @@ const MAX_WHOLE: usize = 8;
 
 /// Files up to this size are held in memory and sent in one request, in bytes.
 pub(super) const SMALL_BYTES: u64 = 64 * 1024;
-
-/// Names of parts that earlier copies left in a directory, by their stem.
-pub(super) type Leftovers = HashMap<Vec<u8>, Vec<Vec<u8>>>;
-
-/// Most names of parts remembered of one directory.
-pub(super) const MAX_LEFTOVERS: usize = 10_000;
 
 /// The name under which a source goes into a directory. `.` and `..` have none, and neither has
 /// the root: their content goes there.
@@ -132,6 +125,17 @@ impl<'a> Run<'a> {
         self.observer
             .observe(CopyEvent::Found { bytes, entries: 1 });
         Ok(())
+    }
+
+    /// Whether a directory may be entered below `depth` others.
+    pub(super) fn may_enter(&self, depth: usize) -> Result<(), CopyError> {
+        match depth < self.options.max_depth {
+            true => Ok(()),
+            false => Err(CopyError::Limit {
+                what: "the depth of directories",
+                limit: u64::try_from(self.options.max_depth).unwrap_or(u64::MAX),
+            }),
+        }
     }
 
     pub(super) fn started(&self, path: &[u8], size: Option<u64>, resumed_at: u64) {
