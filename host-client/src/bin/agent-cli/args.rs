@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use vsock_agent_client::SessionOptions;
+use vsock_agent_client::{SessionOptions, protocol::sftp::PERMISSION_BITS};
 
 const VM_HELP: &str = "\
 VM is a name from the configuration (see `agent-cli vm`) or an endpoint:
@@ -444,7 +444,7 @@ fn parse_mode(text: &str) -> Result<u32, String> {
     let mode = is_octal
         .then(|| u32::from_str_radix(text, 8).ok())
         .flatten();
-    mode.filter(|mode| *mode <= 0o7777)
+    mode.filter(|mode| *mode <= PERMISSION_BITS)
         .ok_or_else(|| "write it in octal, such as 0755".to_owned())
 }
 

@@ -7,7 +7,7 @@ use vsock_agent_client::{DirectoryReader, RemotePath, Sftp};
 
 use super::{
     Place,
-    attributes::{file_type, is_directory},
+    attributes::is_directory,
     listing::MAX_ENTRIES,
     operands::{self, Guests},
     shown,
@@ -163,7 +163,7 @@ impl<'a> Tree<'a> {
                 break;
             };
             let path = directory.join(entry.name().as_encoded_bytes());
-            let attributes = match file_type(&entry.attributes) {
+            let attributes = match entry.attributes.file_type() {
                 Some(_) => entry.attributes,
                 None => self.sftp.lstat(&path).await?,
             };

@@ -1,7 +1,6 @@
 //! What is said of a copy: a bar for a terminal, lines of JSON for programs, and what failed.
 
 use std::{
-    error::Error,
     io::{self, IsTerminal},
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -173,7 +172,7 @@ impl CopyObserver for Report {
                 }
             }
             CopyEvent::Failed { path, error } => {
-                let why = words(error);
+                let why = exit::words(anyhow::Chain::new(error));
                 self.print("failed", path, || json!({ "error": why }));
                 self.update(|state, _| state.done += 1);
                 if !self.json {
@@ -207,16 +206,4 @@ fn caption(path: &[u8], state: &State) -> String {
         0 | 1 => name.to_owned(),
         found => format!("{}/{found} {name}", state.done),
     }
-}
-
-/// An error with its causes.
-fn words(error: &dyn Error) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(current) = cause {
-        words.push_str(": ");
-        words.push_str(&current.to_string());
-        cause = current.source();
-    }
-    words
 }

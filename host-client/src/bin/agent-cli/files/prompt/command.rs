@@ -1,6 +1,7 @@
 //! A line of words as a command: what there is to do, and nothing of how.
 
 use anyhow::{Context, bail};
+use vsock_agent_client::protocol::sftp::PERMISSION_BITS;
 
 use super::{
     line::{self, Word},
@@ -141,7 +142,9 @@ fn command(name: &str, words: &[Word]) -> anyhow::Result<Command> {
             link(paths, flags.contains(&b's'))?
         }
         "symlink" => link(plain(words)?, true)?,
-        "chmod" => change(words, |value| octal(value, 0o7777).map(Change::Mode))?,
+        "chmod" => change(words, |value| {
+            octal(value, PERMISSION_BITS).map(Change::Mode)
+        })?,
         "chown" => change(words, |value| id(value).map(Change::Owner))?,
         "chgrp" => change(words, |value| id(value).map(Change::Group))?,
         "df" => {

@@ -27,6 +27,12 @@ impl Word {
         self.0.iter().map(|byte| byte.value).collect()
     }
 
+    /// Whether it starts with somebody's home.
+    pub(super) fn is_home(&self) -> bool {
+        let is_tilde = |byte: &Byte| byte.value == b'~' && !byte.quoted;
+        self.0.first().is_some_and(is_tilde)
+    }
+
     fn push(&mut self, value: u8, quoted: bool) {
         self.0.push(Byte { value, quoted });
     }
