@@ -237,7 +237,7 @@ pub(crate) struct CopyArgs {
     /// Whose rights hold in the guest, by name or number; the agent's own if left out
     #[arg(short, long)]
     pub(crate) user: Option<String>,
-    /// Show no progress
+    /// Show neither progress nor what was skipped; what failed is told all the same
     #[arg(short, long)]
     pub(crate) quiet: bool,
     /// Print what happens, one JSON object on each line

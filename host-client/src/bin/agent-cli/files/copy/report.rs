@@ -24,6 +24,8 @@ const NAME_CHARS: usize = 40;
 pub(in crate::files) struct Report {
     bar: Option<ProgressBar>,
     json: bool,
+    /// Only failures are told.
+    is_quiet: bool,
     state: Mutex<State>,
 }
 
@@ -40,6 +42,7 @@ impl Report {
         let shows = !args.quiet && !args.json && io::stderr().is_terminal();
         Self {
             json: args.json,
+            is_quiet: args.quiet,
             ..Self::for_prompt(shows)
         }
     }
@@ -49,6 +52,7 @@ impl Report {
         Self {
             bar: shows_bar.then(bar),
             json: false,
+            is_quiet: false,
             state: Mutex::default(),
         }
     }
@@ -167,7 +171,7 @@ impl CopyObserver for Report {
                 };
                 self.print("skipped", path, || json!({ "reason": reason }));
                 self.update(|state, _| state.done += 1);
-                if !self.json {
+                if !self.json && !self.is_quiet {
                     self.say(&format!("skipped {}: {reason}", output::escape(path)));
                 }
             }
