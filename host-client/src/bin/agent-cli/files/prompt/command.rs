@@ -88,7 +88,9 @@ pub(super) fn parse(text: &[u8]) -> anyhow::Result<Option<Command>> {
         return Ok(Some(Command::Shell(shell.trim_ascii().to_vec())));
     }
     if let Some(arguments) = lls(text) {
-        return Ok(Some(Command::Shell([b"ls", arguments].concat())));
+        return Ok(Some(Command::Shell(
+            [b"ls", arguments.trim_ascii_end()].concat(),
+        )));
     }
     let words = line::words(text)?;
     let Some((name, rest)) = words.split_first() else {
@@ -396,7 +398,7 @@ mod tests {
     #[test]
     fn the_shell_gets_its_line_as_it_is() {
         assert_eq!(read("! echo  'a"), Command::Shell(b"echo  'a".to_vec()));
-        assert_eq!(read("lls -l *.x"), Command::Shell(b"ls -l *.x".to_vec()));
+        assert_eq!(read("lls -l *.x\r"), Command::Shell(b"ls -l *.x".to_vec()));
         assert_eq!(read("!"), Command::Shell(Vec::new()));
     }
 
