@@ -55,7 +55,14 @@ pub(crate) async fn edit(settings: &Settings, args: EditArgs) -> anyhow::Result<
     let edited = draft.edit().await;
     while interrupts.recv().now_or_never().flatten().is_some() {}
 
-    let new = draft.read()?;
+    let new = match draft.read() {
+        Ok(new) => new,
+        Err(error) => {
+            // Something was written that we cannot read.
+            draft.keep();
+            return Err(error.context(what()));
+        }
+    };
     if new.as_deref() == old {
         edited?;
         output::complain(&format!(
