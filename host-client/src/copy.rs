@@ -55,7 +55,8 @@ pub struct CopyOptions {
     pub max_depth: usize,
     /// Most files, directories and links in all.
     pub max_entries: u64,
-    /// Most bytes of files in all.
+    /// Most bytes of files in all. A copy that would need more ends; of files that go one by one,
+    /// those under way then may be complete.
     pub max_bytes: Option<u64>,
 }
 

@@ -60,6 +60,8 @@ struct Tally {
     summary: CopySummary,
     entries: u64,
     bytes: u64,
+    /// Bytes that were copied or are about to be.
+    claimed: u64,
 }
 
 impl<'a> Run<'a> {
@@ -146,24 +148,41 @@ impl<'a> Run<'a> {
         });
     }
 
-    /// Bytes were copied; not more than the options allow.
-    pub(super) fn moved(&self, bytes: u64) -> Result<(), CopyError> {
-        if bytes == 0 {
-            return Ok(());
-        }
-        let total = {
-            let mut tally = self.tally();
-            tally.summary.bytes = tally.summary.bytes.saturating_add(bytes);
-            tally.summary.bytes
-        };
-        self.observer.observe(CopyEvent::Moved { bytes });
+    /// Bytes are about to be copied; not more than the options allow.
+    pub(super) fn claim(&self, bytes: u64) -> Result<(), CopyError> {
+        let mut tally = self.tally();
+        tally.claimed = tally.claimed.saturating_add(bytes);
         match self.options.max_bytes {
-            Some(limit) if total > limit => Err(CopyError::Limit {
+            Some(limit) if tally.claimed > limit => Err(CopyError::Limit {
                 what: "the number of bytes",
                 limit,
             }),
             _ => Ok(()),
         }
+    }
+
+    /// Bytes that were claimed are not copied.
+    pub(super) fn give_back(&self, bytes: u64) {
+        let mut tally = self.tally();
+        tally.claimed = tally.claimed.saturating_sub(bytes);
+    }
+
+    /// Bytes that were claimed are copied.
+    pub(super) fn copied(&self, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        {
+            let summary = &mut self.tally().summary;
+            summary.bytes = summary.bytes.saturating_add(bytes);
+        }
+        self.observer.observe(CopyEvent::Moved { bytes });
+    }
+
+    /// Bytes were copied; not more than the options allow.
+    pub(super) fn moved(&self, bytes: u64) -> Result<(), CopyError> {
+        self.copied(bytes);
+        self.claim(bytes)
     }
 
     pub(super) fn finished(
