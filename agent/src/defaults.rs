@@ -90,8 +90,8 @@ pub(crate) const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 /// Read buffer of a websocket that carries words and no data, in bytes.
 pub(crate) const WS_SMALL_READ_BUFFER_BYTES: usize = 1024;
 
-/// Read buffer of a websocket with a command's input, in bytes. It is allocated whole when the first byte arrives, once
-/// a socket, so a thousand commands must be able to afford it.
+/// Read buffer of a websocket with a command's input, in bytes: a thousand commands at once must be
+/// able to afford it.
 pub(crate) const WS_READ_BUFFER_BYTES: usize = 16 * 1024;
 
 /// How long a stream's socket stays open for its client to close it, after its last byte. Some

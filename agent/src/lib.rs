@@ -11,8 +11,8 @@
 //!                                           ├─► port_forward  a TCP port of the guest
 //!                                           ├─► state         what the guest is and does
 //!                                           └─► host          what the host says of itself
-//! any ─► defaults, shutdown, clock, names, accounts, hex. Rooms do not know each other, nor the router,
-//! nor HTTP.
+//! any ─► defaults, shutdown, clock, names, accounts, hex. Rooms know neither each other, nor the
+//! router, nor HTTP.
 //! ```
 
 mod accounts;

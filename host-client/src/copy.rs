@@ -10,7 +10,7 @@
 //! that the next copy to the same target removes, or continues with [`CopyOptions::resume`].
 //!
 //! The guest is not trusted: nothing it says makes a pull write outside its destination, see
-//! [`pull`].
+//! [`pull()`].
 
 mod attributes;
 #[cfg(test)]
@@ -26,17 +26,13 @@ mod run;
 mod scan;
 mod sparse;
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::io;
 
-use tokio::io::{AsyncRead, AsyncWrite};
-
-use crate::{
-    error::ClientError,
-    sftp::{RemotePath, Sftp},
+pub use self::{
+    pull::{pull, pull_stream},
+    push::{push, push_stream},
 };
+use crate::error::ClientError;
 
 /// What is copied and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +55,8 @@ pub struct CopyOptions {
     pub max_depth: usize,
     /// Most files, directories and links in all.
     pub max_entries: u64,
-    /// Most bytes of files in all.
+    /// Most bytes of files in all. A copy that would need more ends; of files that go one by one,
+    /// those under way then may be complete.
     pub max_bytes: Option<u64>,
 }
 
@@ -231,78 +228,4 @@ impl CopyError {
     fn local(action: &'static str, source: io::Error) -> Self {
         Self::Local { action, source }
     }
-}
-
-/// Copies into the guest.
-///
-/// If `destination` is a directory, each source goes into it under its last component. Several
-/// sources need one. A directory that is copied to nothing becomes `destination`.
-///
-/// # Errors
-///
-/// [`CopyError`] when nothing more can be done: the connection broke, a limit was reached, or the
-/// destination is wrong. Also when there is one source and it is no directory and fails. Every
-/// other failure is told to `observer` and counted in [`CopySummary::failed`].
-pub async fn push(
-    sftp: &Sftp,
-    sources: &[PathBuf],
-    destination: &RemotePath,
-    options: &CopyOptions,
-    observer: &dyn CopyObserver,
-) -> Result<CopySummary, CopyError> {
-    push::push(sftp, sources, destination, options, observer).await
-}
-
-/// Copies out of the guest, as [`push`] does into it.
-///
-/// Dropped before its end, it waits for the calls that write local files, and removes what is
-/// unfinished.
-///
-/// # Errors
-///
-/// As for [`push`].
-pub async fn pull(
-    sftp: &Sftp,
-    sources: &[RemotePath],
-    destination: &Path,
-    options: &CopyOptions,
-    observer: &dyn CopyObserver,
-) -> Result<CopySummary, CopyError> {
-    pull::pull(sftp, sources, destination, options, observer).await
-}
-
-/// Writes what `source` gives, to its end, into one file of the guest. An old file keeps its mode.
-///
-/// # Errors
-///
-/// As for [`push`].
-pub async fn push_stream<R>(
-    sftp: &Sftp,
-    source: &mut R,
-    destination: &RemotePath,
-    options: &CopyOptions,
-    observer: &dyn CopyObserver,
-) -> Result<CopySummary, CopyError>
-where
-    R: AsyncRead + Unpin + ?Sized,
-{
-    push::push_stream(sftp, source, destination, options, observer).await
-}
-
-/// Writes one file of the guest into `sink`, which is flushed but not shut down.
-///
-/// # Errors
-///
-/// As for [`push`].
-pub async fn pull_stream<W>(
-    sftp: &Sftp,
-    source: &RemotePath,
-    sink: &mut W,
-    options: &CopyOptions,
-    observer: &dyn CopyObserver,
-) -> Result<CopySummary, CopyError>
-where
-    W: AsyncWrite + Unpin + ?Sized,
-{
-    pull::pull_stream(sftp, source, sink, options, observer).await
 }

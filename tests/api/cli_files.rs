@@ -3,6 +3,7 @@
 mod batch;
 mod conditions;
 mod edit;
+mod hostile;
 mod prompt;
 mod tools;
 mod transfer;

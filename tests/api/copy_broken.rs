@@ -179,6 +179,16 @@ impl Scene {
         Ok(())
     }
 
+    /// Copies to the end; returns where that began.
+    async fn resume(&self, sftp: &Sftp, direction: Direction) -> u64 {
+        let resumed = ResumedAt::default();
+        self.copy(sftp, direction, &resuming(), &resumed)
+            .await
+            .unwrap();
+        self.is_whole();
+        resumed.0.load(Ordering::Relaxed)
+    }
+
     fn is_whole(&self) {
         assert!(fs::read(&self.target).unwrap() == self.content);
         assert_eq!(names(self.target.parent().unwrap()), ["target"]);
@@ -191,13 +201,7 @@ async fn every_tenth_is_continued(direction: Direction) {
     let mut continued = 0;
     for tenths in 1..10 {
         scene.break_off(direction, tenths).await;
-        let resumed = ResumedAt::default();
-        scene
-            .copy(&sftp, direction, &resuming(), &resumed)
-            .await
-            .unwrap();
-        scene.is_whole();
-        continued += u32::from(resumed.0.load(Ordering::Relaxed) > 0);
+        continued += u32::from(scene.resume(&sftp, direction).await > 0);
         fs::remove_file(&scene.target).unwrap();
     }
     // A part shorter than what is compared at once is written again.
@@ -246,13 +250,7 @@ async fn a_part_that_differs_is_overwritten_from_there() {
         wrong[6 * 1024 * 1024] ^= 1;
         let part = scene.target.with_file_name(".target.0123456789abcdef.part");
         fs::write(part, wrong).unwrap();
-        let resumed = ResumedAt::default();
-        scene
-            .copy(&sftp, direction, &resuming(), &resumed)
-            .await
-            .unwrap();
-        scene.is_whole();
-        assert_eq!(resumed.0.load(Ordering::Relaxed), 4 * 1024 * 1024);
+        assert_eq!(scene.resume(&sftp, direction).await, 4 * 1024 * 1024);
     }
 }
 

@@ -368,3 +368,47 @@ async fn limits_end_a_copy() {
         .await
         .unwrap();
 }
+
+#[tokio::test]
+async fn small_files_together_stay_below_the_limit() {
+    let (_agent, folder, sftp) = start().await;
+    let here = folder.path().join("here");
+    fs::create_dir(&here).unwrap();
+    for number in 0..20 {
+        fs::write(here.join(format!("{number}")), [0; 1000]).unwrap();
+    }
+    let mut options = recursive();
+    options.max_bytes = Some(19_999);
+    let there = folder.path().join("there");
+    let to = RemotePath::from(there.as_path());
+    let pushed = copy::push(&sftp, std::slice::from_ref(&here), &to, &options, &()).await;
+    let back = folder.path().join("back");
+    let from = RemotePath::from(here.as_path());
+    let pulled = copy::pull(&sftp, &[from], &back, &options, &()).await;
+    for (copied, to) in [(pushed, there), (pulled, back)] {
+        assert!(matches!(copied, Err(CopyError::Limit { .. })), "{copied:?}");
+        let files = fs::read_dir(to).unwrap();
+        let bytes: u64 = files
+            .map(|file| file.unwrap().metadata().unwrap().len())
+            .sum();
+        assert!(bytes <= 19_999, "{bytes}");
+    }
+    options.max_bytes = Some(20_000);
+    let pushed = copy::push(&sftp, &[here], &to, &options, &()).await;
+    assert_eq!(pushed.unwrap().files, 20);
+}
+
+#[tokio::test]
+async fn a_directory_that_is_too_deep_is_not_made() {
+    let (_agent, folder, sftp) = start().await;
+    let here = folder.path().join("here");
+    fs::create_dir_all(here.join("a/b/c")).unwrap();
+    let there = folder.path().join("there");
+    let mut options = recursive();
+    options.max_depth = 2;
+    let to = RemotePath::from(there.as_path());
+    let ended = copy::push(&sftp, &[here], &to, &options, &()).await;
+    assert!(matches!(ended, Err(CopyError::Limit { .. })), "{ended:?}");
+    assert!(there.join("a").is_dir());
+    assert!(!there.join("a/b").exists());
+}

@@ -11,7 +11,7 @@ mod whole;
 use std::{os::unix::ffi::OsStrExt, path::Path};
 
 use bytes::{Bytes, BytesMut};
-use harness::{RawClient, TestAgent, raw::Connection};
+use harness::{RawClient, TestAgent, raw::Connection, upgrade};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use vsock_agent_protocol::sftp::{Attributes, Reply, Request};
 
@@ -30,19 +30,11 @@ impl Session {
     /// A session under the conditions of a query.
     async fn start_with(agent: &TestAgent, query: &str) -> Self {
         let mut stream = RawClient::new(&agent.socket()).connect().await;
-        let mut hello = BytesMut::from(upgrade(query).as_bytes());
+        let mut hello = BytesMut::from(wanted(query).as_bytes());
         // Together with the head: an eager client must not lose it.
         Request::Init { version: 3 }.encode(0, &mut hello);
         stream.write_all(&hello).await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.unwrap());
-        }
-        assert!(
-            head.starts_with(b"HTTP/1.1 101 "),
-            "{}",
-            String::from_utf8_lossy(&head)
-        );
+        upgrade::answered(&mut stream).await;
         let mut session = Self {
             stream,
             id: 0,
@@ -110,10 +102,8 @@ impl Session {
 }
 
 /// The request that asks for a session.
-fn upgrade(query: &str) -> String {
-    format!(
-        "GET /1.0/sftp{query} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: sftp\r\n\r\n"
-    )
+fn wanted(query: &str) -> String {
+    upgrade::request(&format!("/1.0/sftp{query}"), "sftp")
 }
 
 fn extended(name: &'static str, data: Bytes) -> Request {

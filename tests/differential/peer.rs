@@ -12,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use harness::upgrade;
+
 use crate::{
     op::{Kind, Names, Op},
     outcome::Outcome,
@@ -281,21 +283,6 @@ fn on_a_socket(mut command: Command) -> (UnixStream, Option<Child>) {
 fn upgraded(socket: &Path) -> UnixStream {
     let mut stream = UnixStream::connect(socket).unwrap();
     stream.set_read_timeout(Some(ANSWER_TIMEOUT)).unwrap();
-    stream
-        .write_all(
-            b"GET /1.0/sftp HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: sftp\r\n\r\n",
-        )
-        .unwrap();
-    let mut answer = Vec::new();
-    let mut byte = [0];
-    while !answer.ends_with(b"\r\n\r\n") {
-        stream.read_exact(&mut byte).unwrap();
-        answer.push(byte[0]);
-    }
-    assert!(
-        answer.starts_with(b"HTTP/1.1 101 "),
-        "{}",
-        answer.escape_ascii()
-    );
+    upgrade::ask(&mut stream, &upgrade::request("/1.0/sftp", "sftp"));
     stream
 }

@@ -18,6 +18,7 @@ pub mod kinds;
 pub mod random;
 pub mod raw;
 pub mod shipped;
+pub mod upgrade;
 pub mod vm;
 
 pub use agent::{TestAgent, TestFolder};

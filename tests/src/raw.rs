@@ -17,6 +17,8 @@ use tokio_util::either::Either;
 use tokio_vsock::{VsockAddr, VsockStream};
 use vsock_agent_client::Endpoint;
 
+use crate::upgrade;
+
 /// A websocket to the agent.
 pub type Socket = WebSocketStream<Connection>;
 
@@ -84,19 +86,9 @@ impl RawClient {
     /// A connection that has become one of another protocol.
     pub async fn upgrade(&self, path: &str, protocol: &str) -> Connection {
         let mut stream = self.connect().await;
-        let head = format!(
-            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n"
-        );
-        stream.write_all(head.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"\r\n\r\n") {
-            answer.push(stream.read_u8().await.unwrap());
-        }
-        assert!(
-            answer.starts_with(b"HTTP/1.1 101 "),
-            "{}",
-            answer.escape_ascii()
-        );
+        let request = upgrade::request(path, protocol);
+        stream.write_all(request.as_bytes()).await.unwrap();
+        upgrade::answered(&mut stream).await;
         stream
     }
 

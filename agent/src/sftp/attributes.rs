@@ -5,7 +5,6 @@ use std::{fs::File, os::fd::AsFd};
 use nix::{
     errno::Errno,
     fcntl::AtFlags,
-    libc,
     sys::{
         stat::{
             FchmodatFlags, FileStat, Mode, UtimensatFlags, fchmod, fchmodat, futimens, utimensat,
@@ -14,12 +13,10 @@ use nix::{
     },
     unistd,
 };
-use vsock_agent_protocol::sftp::Attributes;
+pub(super) use vsock_agent_protocol::sftp::PERMISSION_BITS;
+use vsock_agent_protocol::sftp::{Attributes, FileType};
 
 use super::{SftpError, tree::Spot};
-
-/// The permission bits of `st_mode`, setuid, setgid and sticky among them.
-pub(super) const PERMISSION_BITS: u32 = 0o7777;
 
 /// The bits that the kernel takes away when the owner changes.
 const SPECIAL_BITS: u32 = 0o7000;
@@ -38,12 +35,12 @@ pub(super) fn from_stat(stat: &FileStat) -> Attributes {
 
 /// Whether it is a symbolic link.
 pub(super) fn is_link(stat: &FileStat) -> bool {
-    stat.st_mode & libc::S_IFMT == libc::S_IFLNK
+    FileType::of(stat.st_mode) == Some(FileType::Link)
 }
 
 /// Whether it is a regular file.
 pub(super) fn is_regular(stat: &FileStat) -> bool {
-    stat.st_mode & libc::S_IFMT == libc::S_IFREG
+    FileType::of(stat.st_mode) == Some(FileType::Regular)
 }
 
 /// What attributes are set on.

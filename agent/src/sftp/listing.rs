@@ -6,11 +6,10 @@ use bytes::Bytes;
 use nix::{
     dir::{Dir, OwningIter},
     fcntl::{AtFlags, OFlag},
-    libc,
     sys::stat::{FileStat, Mode, fstatat},
 };
 use time::{Month, OffsetDateTime};
-use vsock_agent_protocol::sftp::{Attributes, Name};
+use vsock_agent_protocol::sftp::{Attributes, Name, mode_text};
 
 use super::{SftpError, attributes, tree::Tree};
 
@@ -121,35 +120,6 @@ fn long_name(name: &[u8], stat: &FileStat, now: i64) -> Vec<u8> {
     line.into_bytes().into_iter().chain(shown).collect()
 }
 
-fn mode_text(mode: u32) -> String {
-    let letter = match mode & libc::S_IFMT {
-        libc::S_IFDIR => 'd',
-        libc::S_IFLNK => 'l',
-        libc::S_IFCHR => 'c',
-        libc::S_IFBLK => 'b',
-        libc::S_IFIFO => 'p',
-        libc::S_IFSOCK => 's',
-        _ => '-',
-    };
-    let mut text = String::from(letter);
-    for (shift, special, set, unset) in [
-        (6, 0o4000, 's', 'S'),
-        (3, 0o2000, 's', 'S'),
-        (0, 0o1000, 't', 'T'),
-    ] {
-        let bits = mode >> shift;
-        text.push(if bits & 4 != 0 { 'r' } else { '-' });
-        text.push(if bits & 2 != 0 { 'w' } else { '-' });
-        text.push(match (bits & 1 != 0, mode & special != 0) {
-            (true, false) => 'x',
-            (false, false) => '-',
-            (true, true) => set,
-            (false, true) => unset,
-        });
-    }
-    text
-}
-
 /// `Nov 22 23:04`, or `Nov 22  2020`; in UTC, as the agent reads no time zones.
 fn date(seconds: i64, now: i64) -> String {
     let Ok(time) = OffsetDateTime::from_unix_timestamp(seconds) else {
@@ -205,13 +175,5 @@ mod tests {
         assert!(names.iter().any(|name| name.name == ".."));
         assert!(names.len() >= 3);
         assert!(matches!(listing.next(), Err(SftpError::EndOfFile)));
-    }
-
-    #[test]
-    fn modes_are_written_as_ls_does() {
-        assert_eq!(mode_text(0o100_644), "-rw-r--r--");
-        assert_eq!(mode_text(0o104_711), "-rws--x--x");
-        assert_eq!(mode_text(0o041_776), "drwxrwxrwT");
-        assert_eq!(mode_text(0o020_600), "crw-------");
     }
 }

@@ -3,13 +3,7 @@
 use std::{fs::Metadata, os::unix::fs::MetadataExt};
 
 use super::CopyOptions;
-use crate::protocol::sftp::Attributes;
-
-/// Type bits of a mode (`inode(7)`).
-const TYPE_MASK: u32 = 0o170_000;
-const TYPE_DIRECTORY: u32 = 0o040_000;
-const TYPE_REGULAR: u32 = 0o100_000;
-const TYPE_LINK: u32 = 0o120_000;
+use crate::protocol::sftp::{Attributes, FileType, PERMISSION_BITS};
 
 /// Mode of a file that is not complete yet, and of a directory.
 pub(super) const PART_MODE: u32 = 0o600;
@@ -26,11 +20,10 @@ pub(super) enum Kind {
 
 /// What a guest says something is; nothing if it does not say.
 pub(super) fn kind(attributes: &Attributes) -> Option<Kind> {
-    Some(match attributes.permissions? & TYPE_MASK {
-        TYPE_REGULAR => Kind::File,
-        TYPE_DIRECTORY => Kind::Directory,
-        TYPE_LINK => Kind::Link,
-        0 => return None,
+    Some(match attributes.file_type()? {
+        FileType::Regular => Kind::File,
+        FileType::Directory => Kind::Directory,
+        FileType::Link => Kind::Link,
         _ => Kind::Special,
     })
 }
@@ -76,7 +69,7 @@ pub(super) fn wanted(attributes: &Attributes, options: &CopyOptions) -> Attribut
 /// Setuid, setgid and sticky bits give rights that belong to the owner.
 const fn mode_mask(options: &CopyOptions) -> u32 {
     match options.special_bits {
-        true => 0o7777,
+        true => PERMISSION_BITS,
         false => 0o777,
     }
 }

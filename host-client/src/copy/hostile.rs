@@ -201,6 +201,10 @@ async fn a_link_where_a_file_should_go_is_replaced_not_followed() {
     place.is_untouched();
 }
 
+fn is_over_limit(pulled: &Result<CopySummary, CopyError>) {
+    assert!(matches!(pulled, Err(CopyError::Limit { .. })), "{pulled:?}");
+}
+
 #[tokio::test]
 async fn an_endless_listing_ends_at_the_limit() {
     let place = Place::new("endless");
@@ -220,10 +224,7 @@ async fn an_endless_listing_ends_at_the_limit() {
         other => panic!("{other:?}"),
     })
     .await;
-    assert!(
-        matches!(summary, Err(CopyError::Limit { .. })),
-        "{summary:?}"
-    );
+    is_over_limit(&summary);
     place.is_untouched();
 }
 
@@ -241,10 +242,11 @@ async fn directories_without_end_are_entered_to_the_limit() {
         other => panic!("{other:?}"),
     })
     .await;
-    assert!(
-        matches!(summary, Err(CopyError::Limit { .. })),
-        "{summary:?}"
-    );
+    is_over_limit(&summary);
+    let top = place.destination().join("evil");
+    let below = |depth| top.join(["d"; 20][..depth].join("/"));
+    assert!(below(19).is_dir());
+    assert!(!below(20).exists());
     place.is_untouched();
 }
 
@@ -308,7 +310,7 @@ async fn data_without_end_ends_at_the_limit() {
         other => panic!("{other:?}"),
     })
     .await;
-    assert!(matches!(pulled, Err(CopyError::Limit { .. })), "{pulled:?}");
+    is_over_limit(&pulled);
     assert!(names(&place.destination()).is_empty());
     place.is_untouched();
 }

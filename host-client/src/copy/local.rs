@@ -30,8 +30,8 @@ use nix::{
 use super::{
     CopyError,
     attributes::{OPEN_DIRECTORY_MODE, PART_MODE},
+    leftovers::Leftovers,
     part,
-    run::{Leftovers, MAX_LEFTOVERS},
 };
 use crate::protocol::sftp::Attributes;
 
@@ -92,7 +92,7 @@ impl LocalDirectory {
         old: &OsStr,
         name: &OsStr,
     ) -> Result<Option<Part>, CopyError> {
-        let Some(file) = self.lock_part(old)? else {
+        let Some(file) = self.lock_part(old, OFlag::O_RDWR)? else {
             return Ok(None);
         };
         let part = part::name(name);
@@ -118,7 +118,7 @@ impl LocalDirectory {
             let is_link = self.metadata(&name).is_some_and(|there| there.is_symlink());
             let lock = match is_link {
                 true => None,
-                false => self.lock_part(&name)?,
+                false => self.lock_part(&name, OFlag::O_RDONLY)?,
             };
             if !is_link && lock.is_none() {
                 continue;
@@ -131,34 +131,31 @@ impl LocalDirectory {
         Ok(())
     }
 
-    fn lock_part(&self, old: &OsStr) -> Result<Option<File>, CopyError> {
-        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    /// Opens a part, if no copy that still runs has it.
+    fn lock_part(&self, old: &OsStr, access: OFlag) -> Result<Option<File>, CopyError> {
+        let flags = access | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let file: File = match openat(&self.0, old, flags, Mode::empty()) {
             Ok(fd) => fd.into(),
-            // Gone meanwhile, or nothing that a copy left.
-            Err(Errno::ENOENT | Errno::ELOOP | Errno::EISDIR | Errno::ENXIO) => return Ok(None),
+            // Gone meanwhile, nothing that a copy left, or somebody else's. One that has its mode
+            // already may be for reading only: then it is complete but for its name.
+            Err(Errno::ENOENT | Errno::ELOOP | Errno::EISDIR | Errno::ENXIO | Errno::EACCES) => {
+                return Ok(None);
+            }
             Err(errno) => return Err(CopyError::local("open what was left", errno.into())),
         };
         let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
         Ok((is_file && file.try_lock().is_ok()).then_some(file))
     }
 
-    /// Names of parts in here.
+    /// Parts in here.
     pub(super) fn leftovers(&self) -> Result<Leftovers, CopyError> {
         let failed = |errno: Errno| CopyError::local("list the directory", errno.into());
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let mut directory = Dir::openat(&self.0, ".", flags, Mode::empty()).map_err(failed)?;
-        let mut found = Leftovers::new();
-        let mut count = 0;
+        let mut found = Leftovers::default();
         for entry in directory.iter() {
             let entry = entry.map_err(failed)?;
-            let name = entry.file_name().to_bytes();
-            if let Some(stem) = part::stem_of(name)
-                && count < MAX_LEFTOVERS
-            {
-                count += 1;
-                found.entry(stem.to_vec()).or_default().push(name.to_vec());
-            }
+            found.add(entry.file_name().to_bytes());
         }
         Ok(found)
     }
@@ -323,4 +320,40 @@ pub(super) fn shown(directory: &[u8], name: &OsStr) -> Vec<u8> {
     }
     shown.extend_from_slice(name.as_bytes());
     shown
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use nix::unistd::setfsuid;
+
+    use super::*;
+
+    /// Who owns nothing (`nobody`).
+    const NOBODY: u32 = 65534;
+
+    #[test]
+    fn a_part_that_is_for_reading_only_is_not_continued_and_goes() {
+        let path = std::env::temp_dir().join(format!("read-only-part-{}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+        let part = OsStr::new(".a.0123456789abcdef.part");
+        let (open, kept) = std::thread::scope(|scope| {
+            let work = scope.spawn(|| {
+                // Root may write to everything; this thread is not root any more.
+                setfsuid(Uid::from_raw(NOBODY));
+                fs::write(path.join(part), "text").unwrap();
+                let mode = fs::Permissions::from_mode(0o444);
+                fs::set_permissions(path.join(part), mode).unwrap();
+                let directory = Arc::new(LocalDirectory::open(&path).unwrap());
+                let adopted = directory.adopt_part(part, OsStr::new("a"));
+                directory.remove_parts(&[part.as_bytes().to_vec()]).unwrap();
+                (adopted.unwrap().is_some(), path.join(part).exists())
+            });
+            work.join().unwrap()
+        });
+        fs::remove_dir_all(&path).unwrap();
+        assert_eq!((open, kept), (false, false));
+    }
 }

@@ -14,18 +14,19 @@ use std::{
     ffi::{OsStr, OsString},
     os::unix::ffi::OsStrExt,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use tokio::sync::mpsc;
 
-pub(super) use self::stream::pull_stream;
+pub use self::stream::pull_stream;
 use super::{
     CopyError, CopyObserver, CopyOptions, CopySummary, SkipReason,
     attributes::{self, Kind},
+    leftovers::Leftovers,
     local::LocalDirectory,
     part,
-    run::{Leftovers, Run, own_name},
+    run::{Run, own_name},
 };
 use crate::{
     protocol::sftp::Attributes,
@@ -40,7 +41,7 @@ struct Directory {
     /// copied itself.
     source: Option<(RemotePath, Attributes)>,
     parent: Option<Arc<Directory>>,
-    leftovers: Mutex<Leftovers>,
+    leftovers: Leftovers,
 }
 
 /// Something to be put into a directory.
@@ -70,7 +71,15 @@ struct Level {
     files: whole::Files,
 }
 
-pub(super) async fn pull(
+/// Copies out of the guest, as [`push`](super::push()) does into it.
+///
+/// Dropped before its end, it waits for the calls that write local files, and removes what is
+/// unfinished.
+///
+/// # Errors
+///
+/// As for [`push`](super::push()).
+pub async fn pull(
     sftp: &Sftp,
     sources: &[RemotePath],
     destination: &Path,
@@ -180,7 +189,7 @@ async fn walk_tree(
     // Without a name of its own, such as `/` or `..`, its content goes into the destination.
     let name = target.or(own_name(source.as_os_str()));
     let mut levels = vec![Level::enter(run, root, name, source.clone(), &attributes).await?];
-    while let Some(level) = levels.last_mut() {
+    while let (depth, Some(level)) = (levels.len(), levels.last_mut()) {
         let entry = match level.reader.next().await {
             Ok(Some(entry)) => entry,
             ended => {
@@ -214,12 +223,10 @@ async fn walk_tree(
             _ => 0,
         })?;
         if kind == Kind::Directory {
+            run.may_enter(depth)?;
             let directory = Arc::clone(&level.directory);
             let shown = source.clone();
             match Level::enter(run, &directory, Some(name), source, &attributes).await {
-                _ if levels.len() >= run.options.max_depth => {
-                    run.failed(shown.as_bytes(), too_deep(run))?;
-                }
                 Ok(next) => levels.push(next),
                 Err(error) => run.failed(shown.as_bytes(), error)?,
             }
@@ -244,13 +251,6 @@ async fn walk_tree(
         let _ = queue.send(Job::One(work)).await;
     }
     Ok(())
-}
-
-fn too_deep(run: &Run<'_>) -> CopyError {
-    CopyError::Limit {
-        what: "the depth of directories",
-        limit: u64::try_from(run.options.max_depth).unwrap_or(u64::MAX),
-    }
 }
 
 impl Level {
@@ -282,7 +282,7 @@ impl Level {
     }
 
     fn goes_together(&self, run: &Run<'_>) -> bool {
-        run.has_whole() && !self.directory.has_leftovers()
+        run.has_whole() && self.directory.leftovers.is_empty()
     }
 
     /// Hands the small files on.
@@ -314,31 +314,19 @@ impl Directory {
                 let found = run.pool.run_long(move || local.leftovers()).await?;
                 found.unwrap_or_default()
             }
-            false => Leftovers::new(),
+            false => Leftovers::default(),
         };
         Ok(Arc::new(Self {
             local,
             source,
             parent,
-            leftovers: Mutex::new(leftovers),
+            leftovers,
         }))
-    }
-
-    fn has_leftovers(&self) -> bool {
-        let leftovers = self
-            .leftovers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        !leftovers.is_empty()
     }
 
     /// Parts of the target `stem` that earlier copies left.
     fn take_leftovers(&self, stem: &[u8]) -> Vec<Vec<u8>> {
-        let mut leftovers = self
-            .leftovers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        leftovers.remove(stem).unwrap_or_default()
+        self.leftovers.take(stem)
     }
 
     /// One user less. The last one gives the directory its attributes: nothing in it changes any

@@ -13,14 +13,14 @@ use std::{
 
 use tokio::sync::mpsc;
 
-pub(super) use self::stream::push_stream;
+pub use self::stream::push_stream;
 use super::{
     CopyError, CopyObserver, CopyOptions, CopySummary, SkipReason,
     attributes::{self, Kind, OPEN_DIRECTORY_MODE},
-    leftovers,
+    leftovers::Leftovers,
     local::shown,
     part,
-    run::{Leftovers, Run, own_name},
+    run::{Run, own_name},
     scan::{self, Found, Scanner},
 };
 use crate::{
@@ -38,7 +38,7 @@ struct Directory {
     /// What it gets when it is full; nothing for one that was there and is not copied itself.
     attributes: Option<Attributes>,
     parent: Option<Arc<Directory>>,
-    leftovers: Mutex<Leftovers>,
+    leftovers: Leftovers,
 }
 
 /// Something to be put into a directory.
@@ -68,7 +68,17 @@ struct Level {
     ended: bool,
 }
 
-pub(super) async fn push(
+/// Copies into the guest.
+///
+/// If `destination` is a directory, each source goes into it under its last component. Several
+/// sources need one. A directory that is copied to nothing becomes `destination`.
+///
+/// # Errors
+///
+/// [`CopyError`] when nothing more can be done: the connection broke, a limit was reached, or the
+/// destination is wrong. Also when there is one source and it is no directory and fails. Every
+/// other failure is told to `observer` and counted in [`CopySummary::failed`].
+pub async fn push(
     sftp: &Sftp,
     sources: &[PathBuf],
     destination: &RemotePath,
@@ -117,16 +127,17 @@ async fn walk_all(
             Some(destination.file_name().ok_or(CopyError::NoName)?.to_owned()),
         ),
     };
+    let leftovers = match sources.len() > 1 {
+        true => Leftovers::in_guest(run.sftp, &path).await,
+        false => Leftovers::default(),
+    };
     let root = Arc::new(Directory {
         path,
         source: Vec::new(),
         attributes: None,
         parent: None,
-        leftovers: Mutex::default(),
+        leftovers,
     });
-    if sources.len() > 1 {
-        root.find_leftovers(run).await;
-    }
     for source in sources {
         let shown = source.as_os_str().as_bytes().to_vec();
         if let Err(error) = walk_one(run, source, &root, target.as_ref(), &queue).await {
@@ -191,11 +202,11 @@ async fn walk_tree(
     queue: &mpsc::Sender<Work>,
 ) -> Result<(), CopyError> {
     let mut levels = vec![Level::make(run, scanner, root, &name, source).await?];
-    while let Some(level) = levels.last_mut() {
+    while let (depth, Some(level)) = (levels.len(), levels.last_mut()) {
         if let Some(name) = level.waiting.pop() {
+            run.may_enter(depth)?;
             let source = shown(&level.directory.source, &name);
             match enter(run, level, &name, &source).await {
-                _ if levels.len() >= run.options.max_depth => run.failed(&source, too_deep(run))?,
                 Ok(next) => levels.push(next),
                 Err(error) => run.failed(&source, error)?,
             }
@@ -208,13 +219,6 @@ async fn walk_tree(
         }
     }
     Ok(())
-}
-
-fn too_deep(run: &Run<'_>) -> CopyError {
-    CopyError::Limit {
-        what: "the depth of directories",
-        limit: u64::try_from(run.options.max_depth).unwrap_or(u64::MAX),
-    }
 }
 
 async fn enter(
@@ -254,16 +258,17 @@ impl Level {
             false => parent.path.join(name.as_bytes()),
         };
         let made = make_directory(run.sftp, &path).await?;
+        let leftovers = match made {
+            true => Leftovers::default(),
+            false => Leftovers::in_guest(run.sftp, &path).await,
+        };
         let directory = Directory {
             path,
             source,
             attributes: (!is_parent).then(|| attributes::of(&scanner.metadata, run.options)),
             parent: Some(Arc::clone(parent)),
-            leftovers: Mutex::default(),
+            leftovers,
         };
-        if !made {
-            directory.find_leftovers(run).await;
-        }
         Ok(Self {
             scanner: Arc::new(Mutex::new(*scanner)),
             directory: Arc::new(directory),
@@ -274,9 +279,9 @@ impl Level {
 
     /// Reads some more of the directory.
     async fn next(&mut self, run: &Run<'_>, queue: &mpsc::Sender<Work>) -> Result<(), CopyError> {
-        let permit = match self.directory.has_leftovers() {
-            true => None,
-            false => run.whole().await,
+        let permit = match self.directory.leftovers.is_empty() {
+            true => run.whole().await,
+            false => None,
         };
         let scanner = Arc::clone(&self.scanner);
         let scan = move || {
@@ -342,31 +347,9 @@ async fn make_directory(sftp: &Sftp, path: &RemotePath) -> Result<bool, CopyErro
 }
 
 impl Directory {
-    async fn find_leftovers(&self, run: &Run<'_>) {
-        // One that cannot be listed can still be written to.
-        if let Ok(found) = leftovers::list(run.sftp, &self.path).await {
-            *self
-                .leftovers
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = found;
-        }
-    }
-
-    fn has_leftovers(&self) -> bool {
-        let leftovers = self
-            .leftovers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        !leftovers.is_empty()
-    }
-
     /// Parts of the target `stem` that earlier copies left.
     fn take_leftovers(&self, stem: &[u8]) -> Vec<Vec<u8>> {
-        let mut leftovers = self
-            .leftovers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        leftovers.remove(stem).unwrap_or_default()
+        self.leftovers.take(stem)
     }
 
     /// One user less. The last one gives the directory its attributes: nothing in it changes any

@@ -1,7 +1,6 @@
 //! What every copy has: the session, the options, who is told, and the count.
 
 use std::{
-    collections::HashMap,
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::Path,
@@ -27,12 +26,6 @@ const MAX_WHOLE: usize = 8;
 
 /// Files up to this size are held in memory and sent in one request, in bytes.
 pub(super) const SMALL_BYTES: u64 = 64 * 1024;
-
-/// Names of parts that earlier copies left in a directory, by their stem.
-pub(super) type Leftovers = HashMap<Vec<u8>, Vec<Vec<u8>>>;
-
-/// Most names of parts remembered of one directory.
-pub(super) const MAX_LEFTOVERS: usize = 10_000;
 
 /// The name under which a source goes into a directory. `.` and `..` have none, and neither has
 /// the root: their content goes there.
@@ -67,6 +60,8 @@ struct Tally {
     summary: CopySummary,
     entries: u64,
     bytes: u64,
+    /// Bytes that were copied or are about to be.
+    claimed: u64,
 }
 
 impl<'a> Run<'a> {
@@ -134,6 +129,17 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Whether a directory may be entered below `depth` others.
+    pub(super) fn may_enter(&self, depth: usize) -> Result<(), CopyError> {
+        match depth < self.options.max_depth {
+            true => Ok(()),
+            false => Err(CopyError::Limit {
+                what: "the depth of directories",
+                limit: u64::try_from(self.options.max_depth).unwrap_or(u64::MAX),
+            }),
+        }
+    }
+
     pub(super) fn started(&self, path: &[u8], size: Option<u64>, resumed_at: u64) {
         self.observer.observe(CopyEvent::Started {
             path,
@@ -142,24 +148,41 @@ impl<'a> Run<'a> {
         });
     }
 
-    /// Bytes were copied; not more than the options allow.
-    pub(super) fn moved(&self, bytes: u64) -> Result<(), CopyError> {
-        if bytes == 0 {
-            return Ok(());
-        }
-        let total = {
-            let mut tally = self.tally();
-            tally.summary.bytes = tally.summary.bytes.saturating_add(bytes);
-            tally.summary.bytes
-        };
-        self.observer.observe(CopyEvent::Moved { bytes });
+    /// Bytes are about to be copied; not more than the options allow.
+    pub(super) fn claim(&self, bytes: u64) -> Result<(), CopyError> {
+        let mut tally = self.tally();
+        tally.claimed = tally.claimed.saturating_add(bytes);
         match self.options.max_bytes {
-            Some(limit) if total > limit => Err(CopyError::Limit {
+            Some(limit) if tally.claimed > limit => Err(CopyError::Limit {
                 what: "the number of bytes",
                 limit,
             }),
             _ => Ok(()),
         }
+    }
+
+    /// Bytes that were claimed are not copied.
+    pub(super) fn give_back(&self, bytes: u64) {
+        let mut tally = self.tally();
+        tally.claimed = tally.claimed.saturating_sub(bytes);
+    }
+
+    /// Bytes that were claimed are copied.
+    pub(super) fn copied(&self, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        {
+            let summary = &mut self.tally().summary;
+            summary.bytes = summary.bytes.saturating_add(bytes);
+        }
+        self.observer.observe(CopyEvent::Moved { bytes });
+    }
+
+    /// Bytes were copied; not more than the options allow.
+    pub(super) fn moved(&self, bytes: u64) -> Result<(), CopyError> {
+        self.copied(bytes);
+        self.claim(bytes)
     }
 
     pub(super) fn finished(

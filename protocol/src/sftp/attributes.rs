@@ -2,7 +2,10 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::codec::{Reader, Short, put_string};
+use super::{
+    FileType,
+    codec::{Reader, Short, put_string},
+};
 
 const FLAG_SIZE: u32 = 0x0000_0001;
 const FLAG_OWNER: u32 = 0x0000_0002;
@@ -27,6 +30,12 @@ pub struct Attributes {
 }
 
 impl Attributes {
+    /// What it is; `None` if that is not said.
+    #[must_use]
+    pub fn file_type(&self) -> Option<FileType> {
+        FileType::of(self.permissions?)
+    }
+
     /// Reads attributes off the front of `reader`.
     pub(super) fn take(reader: &mut Reader) -> Result<Self, Short> {
         let flags = reader.u32()?;

@@ -138,6 +138,11 @@ async fn special_files_are_reported_and_not_read() {
         )
         .await;
     }
+    both(&ends, &["-rq"], "tree", ["g", "h"], |output, there| {
+        assert_eq!((output.status.code(), stderr(output)), (Some(0), ""));
+        assert_eq!(names(there), ["file"]);
+    })
+    .await;
     both(&ends, &["-r", "--json"], "tree", ["e", "f"], |output, _| {
         assert_eq!((output.status.code(), stderr(output)), (Some(0), ""));
         let skipped = events(output)

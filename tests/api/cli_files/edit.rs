@@ -151,3 +151,18 @@ fn what_is_no_file_is_not_edited() {
         assert!(failed(&edit(&ends, path, "exit 1")).contains("not a regular file"));
     }
 }
+
+#[test]
+fn a_draft_that_cannot_be_read_is_kept() {
+    let ends = Ends::start();
+    let file = ends.write("file", "old");
+    let output = edit(
+        &ends,
+        &file,
+        "rm \"$1\"; mkdir \"$1\"; echo mine > \"$1/mine\"",
+    );
+    let kept = drafts(&ends).remove(0).join("file");
+    assert!(failed(&output).contains(kept.to_str().unwrap()));
+    assert_eq!(fs::read(kept.join("mine")).unwrap(), b"mine\n");
+    assert_eq!(fs::read(&file).unwrap(), b"old");
+}

@@ -21,7 +21,7 @@ use vsock_agent_protocol::{
     version::{API_EXTENSIONS, SFTP_SESSION},
 };
 
-use super::{Session, extended, path, upgrade};
+use super::{Session, extended, path, wanted};
 
 fn bytes(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
@@ -68,7 +68,7 @@ async fn conditions_that_cannot_be_met_are_refused_in_words() {
         ("?read-only=maybe", "maybe"),
     ] {
         let reply = client
-            .send(&upgrade(query).replace("Upgrade\r\nUpgrade", "close, Upgrade\r\nUpgrade"))
+            .send(&wanted(query).replace("Upgrade\r\nUpgrade", "close, Upgrade\r\nUpgrade"))
             .await;
         assert_eq!(reply.status, 400, "{query}: {reply:?}");
         let text = reply.body["error"].as_str().unwrap();

@@ -186,45 +186,24 @@ async fn every_request_of_version_3_works_on_real_files() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
+/// The code and the id that a frame is answered with.
+async fn refused(session: &mut Session, frame: &[u8]) -> (u32, u32) {
+    session.stream.write_all(frame).await.unwrap();
+    match session.receive().await {
+        (id, Reply::Status { code, .. }) => (code, id),
+        (_, other) => panic!("{other:?}"),
+    }
+}
+
 #[tokio::test]
 async fn what_is_not_a_request_is_answered_with_its_id_and_the_session_goes_on() {
     let agent = TestAgent::start();
     let mut session = Session::start(&agent).await;
-    session
-        .stream
-        .write_all(&[0, 0, 0, 6, 99, 0, 0, 0, 7, 1])
-        .await
-        .unwrap();
-    let (id, reply) = session.receive().await;
-    assert!(
-        matches!(
-            reply,
-            Reply::Status {
-                code: status::OP_UNSUPPORTED,
-                ..
-            }
-        ),
-        "{reply:?}"
-    );
-    assert_eq!(id, 7);
+    let other = refused(&mut session, &[0, 0, 0, 6, 99, 0, 0, 0, 7, 1]).await;
+    assert_eq!(other, (status::OP_UNSUPPORTED, 7));
     // OPEN that ends in the middle.
-    session
-        .stream
-        .write_all(&[0, 0, 0, 6, 3, 0, 0, 0, 8, 1])
-        .await
-        .unwrap();
-    let (id, reply) = session.receive().await;
-    assert!(
-        matches!(
-            reply,
-            Reply::Status {
-                code: status::BAD_MESSAGE,
-                ..
-            }
-        ),
-        "{reply:?}"
-    );
-    assert_eq!(id, 8);
+    let cut = refused(&mut session, &[0, 0, 0, 6, 3, 0, 0, 0, 8, 1]).await;
+    assert_eq!(cut, (status::BAD_MESSAGE, 8));
     let unknown = Request::Extended {
         name: Bytes::from_static(b"x@y"),
         data: Bytes::new(),

@@ -1,7 +1,5 @@
 //! A stream of SFTP frames to an agent, in a session that may change one folder, or nothing.
 
-use std::io::{Read, Write};
-
 use bytes::{Bytes, BytesMut};
 use vsock_agent_protocol::sftp::{FrameHead, Reply, Request, SessionOptions};
 
@@ -10,6 +8,7 @@ use super::{
     agent::{FuzzedAgent, exchange},
     cage::Cage,
 };
+use crate::upgrade;
 
 /// Said after INIT: what comes back is replies, nothing outside the root changes, and in a
 /// read-only session nothing inside either.
@@ -34,22 +33,8 @@ impl Target for SftpServer {
             ..SessionOptions::default()
         };
         let mut stream = self.0.connect();
-        let head = format!(
-            "GET /1.0/sftp?{} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: sftp\r\n\r\n",
-            options.to_query()
-        );
-        stream.write_all(head.as_bytes()).unwrap();
-        let mut answer = Vec::new();
-        let mut byte = [0];
-        while !answer.ends_with(b"\r\n\r\n") {
-            stream.read_exact(&mut byte).unwrap();
-            answer.push(byte[0]);
-        }
-        assert!(
-            answer.starts_with(b"HTTP/1.1 101 "),
-            "{}",
-            answer.escape_ascii()
-        );
+        let path = format!("/1.0/sftp?{}", options.to_query());
+        upgrade::ask(&mut stream, &upgrade::request(&path, "sftp"));
         let mut said = BytesMut::new();
         Request::Init { version: 3 }.encode(0, &mut said);
         said.extend_from_slice(frames);

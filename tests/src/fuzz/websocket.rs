@@ -1,9 +1,6 @@
 //! Frames of a websocket, right after the handshake.
 
-use std::{
-    io::{Read, Write},
-    os::unix::net::UnixStream,
-};
+use std::{io::Write, os::unix::net::UnixStream};
 
 use serde_json::json;
 use vsock_agent_protocol::path;
@@ -12,9 +9,7 @@ use super::{
     Target,
     agent::{FuzzedAgent, exchange},
 };
-
-/// Longest answer to a handshake, in bytes.
-const MAX_HEAD_BYTES: usize = 4096;
+use crate::upgrade;
 
 /// Said on an events socket: whatever the agent says is frames, and it goes on answering others.
 #[derive(Debug)]
@@ -75,16 +70,7 @@ fn join(agent: &FuzzedAgent, path: &str) -> UnixStream {
         "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     );
-    stream.write_all(head.as_bytes()).unwrap();
-    let mut answer = Vec::new();
-    // One byte at a time: what follows the head are frames.
-    while !answer.ends_with(b"\r\n\r\n") && answer.len() < MAX_HEAD_BYTES {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).unwrap();
-        answer.push(byte[0]);
-    }
-    let text = answer.escape_ascii();
-    assert!(answer.starts_with(b"HTTP/1.1 101 "), "{text}");
+    upgrade::ask(&mut stream, &head);
     stream
 }
 

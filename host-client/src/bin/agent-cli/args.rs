@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use vsock_agent_client::SessionOptions;
+use vsock_agent_client::{SessionOptions, protocol::sftp::PERMISSION_BITS};
 
 const VM_HELP: &str = "\
 VM is a name from the configuration (see `agent-cli vm`) or an endpoint:
@@ -237,7 +237,7 @@ pub(crate) struct CopyArgs {
     /// Whose rights hold in the guest, by name or number; the agent's own if left out
     #[arg(short, long)]
     pub(crate) user: Option<String>,
-    /// Show no progress
+    /// Show neither progress nor what was skipped; what failed is told all the same
     #[arg(short, long)]
     pub(crate) quiet: bool,
     /// Print what happens, one JSON object on each line
@@ -444,7 +444,7 @@ fn parse_mode(text: &str) -> Result<u32, String> {
     let mode = is_octal
         .then(|| u32::from_str_radix(text, 8).ok())
         .flatten();
-    mode.filter(|mode| *mode <= 0o7777)
+    mode.filter(|mode| *mode <= PERMISSION_BITS)
         .ok_or_else(|| "write it in octal, such as 0755".to_owned())
 }
 

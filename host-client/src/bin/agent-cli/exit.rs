@@ -1,6 +1,6 @@
 //! Exit codes, and the last words on stderr.
 
-use std::{error::Error, io, process::ExitCode};
+use std::{io, process::ExitCode};
 
 use vsock_agent_client::{ClientError, ConnectError, ExitStatus};
 
@@ -51,7 +51,7 @@ pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
 
 /// Says what went wrong, and what to do about it. Returns the code for it, if we go on.
 pub(crate) fn tell(error: &anyhow::Error) -> u8 {
-    output::complain(&words(error.chain()));
+    output::complain(&output::escape(words(error.chain()).as_bytes()));
     let advice = error
         .chain()
         .find_map(|cause| cause.downcast_ref::<ClientError>().and_then(hint));
@@ -61,10 +61,9 @@ pub(crate) fn tell(error: &anyhow::Error) -> u8 {
     OURS
 }
 
-/// An error with its causes, escaped: words in them can be a guest's.
-fn words<'a>(causes: impl Iterator<Item = &'a (dyn Error + 'static)>) -> String {
-    let words = causes.map(|cause| output::escape(cause.to_string().as_bytes()));
-    dedup(words.collect()).join(": ")
+/// An error with its causes. Not escaped: words in them can be a guest's.
+pub(crate) fn words(causes: anyhow::Chain<'_>) -> String {
+    dedup(causes.map(ToString::to_string).collect()).join(": ")
 }
 
 /// Leaves out causes that only repeat what was said.

@@ -12,7 +12,12 @@ use crate::{
     sftp::{OpenFlags, RemotePath, Sftp},
 };
 
-pub(in super::super) async fn pull_stream<W>(
+/// Writes one file of the guest into `sink`, which is flushed but not shut down.
+///
+/// # Errors
+///
+/// As for [`push`](super::super::push()).
+pub async fn pull_stream<W>(
     sftp: &Sftp,
     source: &RemotePath,
     sink: &mut W,

@@ -19,7 +19,12 @@ use crate::{
 /// Mode of a new file.
 const DEFAULT_MODE: u32 = 0o644;
 
-pub(in super::super) async fn push_stream<R>(
+/// Writes what `source` gives, to its end, into one file of the guest. An old file keeps its mode.
+///
+/// # Errors
+///
+/// As for [`push`](super::push()).
+pub async fn push_stream<R>(
     sftp: &Sftp,
     source: &mut R,
     destination: &RemotePath,

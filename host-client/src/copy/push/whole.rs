@@ -30,6 +30,8 @@ pub(super) async fn push(
     files: Files,
 ) -> Result<(), CopyError> {
     let Files { files, _permit } = files;
+    let bytes = files.iter().map(|(_, found)| bytes_of(found)).sum();
+    run.claim(bytes)?;
     let mut request = Vec::with_capacity(files.len());
     for (name, found) in &files {
         let Found::File(file) = found else { continue };
@@ -47,6 +49,7 @@ pub(super) async fn push(
         Ok(stored) => stored,
         Err(ClientError::File { .. }) => {
             // Each hears for itself why.
+            run.give_back(bytes);
             for (name, found) in files {
                 let source = shown(&directory.source, &name);
                 put_one(run, directory, name, source, found).await?;
@@ -57,19 +60,26 @@ pub(super) async fn push(
     };
     for ((name, found), stored) in files.iter().zip(stored) {
         let source = shown(&directory.source, name);
-        let bytes = match found {
-            Found::File(file) => file.content.as_ref().map_or(0, length),
-            _ => 0,
-        };
+        let bytes = bytes_of(found);
         match stored {
             Ok(()) => {
-                run.moved(bytes)?;
+                run.copied(bytes);
                 run.finished(&source, bytes, |summary| &mut summary.files);
             }
-            Err(error) => run.failed(&source, error.into())?,
+            Err(error) => {
+                run.give_back(bytes);
+                run.failed(&source, error.into())?;
+            }
         }
     }
     Ok(())
+}
+
+fn bytes_of(found: &Found) -> u64 {
+    match found {
+        Found::File(file) => file.content.as_ref().map_or(0, length),
+        _ => 0,
+    }
 }
 
 fn length(data: &Bytes) -> u64 {

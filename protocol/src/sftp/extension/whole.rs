@@ -277,11 +277,10 @@ fn take_outcome<T>(
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tests::survives, *};
-
-    fn bytes(text: &'static str) -> Bytes {
-        Bytes::from_static(text.as_bytes())
-    }
+    use super::{
+        super::tests::{bytes, survives},
+        *,
+    };
 
     fn attributes() -> Attributes {
         Attributes {

@@ -1,44 +1,29 @@
 //! Attributes of a file in the guest, for people and for programs.
 
 use serde_json::{Map, Value, json};
-use vsock_agent_client::protocol::sftp::Attributes;
-
-/// Type bits of a mode (`inode(7)`).
-const TYPE_MASK: u32 = 0o170_000;
-pub(super) const TYPE_DIRECTORY: u32 = 0o040_000;
-pub(super) const TYPE_REGULAR: u32 = 0o100_000;
-pub(super) const TYPE_LINK: u32 = 0o120_000;
-
-/// The bits of a mode that can be set.
-pub(super) const MODE_BITS: u32 = 0o7777;
-
-/// The type bits, if the server gave a mode with some.
-pub(super) fn file_type(attributes: &Attributes) -> Option<u32> {
-    let kind = attributes.permissions? & TYPE_MASK;
-    (kind != 0).then_some(kind)
-}
+use vsock_agent_client::protocol::sftp::{Attributes, FileType, PERMISSION_BITS};
 
 /// Whether it is a directory, as far as the server tells.
 pub(super) fn is_directory(attributes: &Attributes) -> bool {
-    file_type(attributes) == Some(TYPE_DIRECTORY)
+    attributes.file_type() == Some(FileType::Directory)
 }
 
 /// Whether it is a symbolic link, as far as the server tells.
 pub(super) fn is_link(attributes: &Attributes) -> bool {
-    file_type(attributes) == Some(TYPE_LINK)
+    attributes.file_type() == Some(FileType::Link)
 }
 
 /// The type in a word; `None` if the server does not tell.
 pub(super) fn type_word(attributes: &Attributes) -> Option<&'static str> {
-    Some(match file_type(attributes)? {
-        TYPE_DIRECTORY => "directory",
-        TYPE_REGULAR => "file",
-        TYPE_LINK => "symlink",
-        0o060_000 => "block device",
-        0o020_000 => "character device",
-        0o010_000 => "fifo",
-        0o140_000 => "socket",
-        _ => "other",
+    Some(match attributes.file_type()? {
+        FileType::Directory => "directory",
+        FileType::Regular => "file",
+        FileType::Link => "symlink",
+        FileType::BlockDevice => "block device",
+        FileType::CharacterDevice => "character device",
+        FileType::Fifo => "fifo",
+        FileType::Socket => "socket",
+        FileType::Other => "other",
     })
 }
 
@@ -46,7 +31,7 @@ pub(super) fn type_word(attributes: &Attributes) -> Option<&'static str> {
 pub(super) fn json_fields(attributes: &Attributes) -> Map<String, Value> {
     let mode = attributes
         .permissions
-        .map(|mode| format!("{:04o}", mode & MODE_BITS));
+        .map(|mode| format!("{:04o}", mode & PERMISSION_BITS));
     let fields = [
         ("type", json!(type_word(attributes))),
         ("mode", json!(mode)),
@@ -75,47 +60,6 @@ pub(super) fn size_text(bytes: u64) -> String {
         true => format!("{}.{}{}", tenths / 10, tenths % 10, units[unit]),
         false => format!("{}{}", tenths.div_ceil(10), units[unit]),
     }
-}
-
-/// A mode as `ls -l` writes it.
-pub(super) fn mode_text(mode: u32) -> String {
-    let kind = match mode & TYPE_MASK {
-        TYPE_DIRECTORY => 'd',
-        TYPE_LINK => 'l',
-        0o060_000 => 'b',
-        0o020_000 => 'c',
-        0o010_000 => 'p',
-        0o140_000 => 's',
-        TYPE_REGULAR => '-',
-        _ => '?',
-    };
-    let bit = |bits: u32, letter: char| match mode & bits {
-        0 => '-',
-        _ => letter,
-    };
-    let execute = |bits: u32, special: u32, both: char, only: char| match (
-        mode & bits != 0,
-        mode & special != 0,
-    ) {
-        (true, true) => both,
-        (false, true) => only,
-        (true, false) => 'x',
-        (false, false) => '-',
-    };
-    [
-        kind,
-        bit(0o400, 'r'),
-        bit(0o200, 'w'),
-        execute(0o100, 0o4000, 's', 'S'),
-        bit(0o040, 'r'),
-        bit(0o020, 'w'),
-        execute(0o010, 0o2000, 's', 'S'),
-        bit(0o004, 'r'),
-        bit(0o002, 'w'),
-        execute(0o001, 0o1000, 't', 'T'),
-    ]
-    .iter()
-    .collect()
 }
 
 /// Seconds since 1970 as a date in UTC. The days are counted in years that begin in March, so
@@ -157,14 +101,6 @@ mod tests {
         ] {
             assert_eq!(size_text(bytes), text, "{bytes}");
         }
-    }
-
-    #[test]
-    fn modes_look_as_ls_shows_them() {
-        assert_eq!(mode_text(0o100_644), "-rw-r--r--");
-        assert_eq!(mode_text(0o041_777), "drwxrwxrwt");
-        assert_eq!(mode_text(0o104_711), "-rws--x--x");
-        assert_eq!(mode_text(0o120_777), "lrwxrwxrwx");
     }
 
     #[test]

@@ -14,14 +14,13 @@ use tokio::{
     io::AsyncReadExt,
     signal::unix::{SignalKind, signal},
 };
-use vsock_agent_client::{OpenFlags, RemotePath, Sftp, protocol::sftp::Attributes};
+use vsock_agent_client::{
+    OpenFlags, RemotePath, Sftp,
+    protocol::sftp::{Attributes, FileType, PERMISSION_BITS},
+};
 
 use self::draft::Draft;
-use super::{
-    Place,
-    attributes::{MODE_BITS, TYPE_REGULAR, file_type, is_link},
-    part_beside, shown,
-};
+use super::{Place, attributes::is_link, part_beside, shown};
 use crate::{args::EditArgs, config::Settings, output};
 
 /// Largest file edited, in bytes: it is held three times.
@@ -56,7 +55,14 @@ pub(crate) async fn edit(settings: &Settings, args: EditArgs) -> anyhow::Result<
     let edited = draft.edit().await;
     while interrupts.recv().now_or_never().flatten().is_some() {}
 
-    let new = draft.read()?;
+    let new = match draft.read() {
+        Ok(new) => new,
+        Err(error) => {
+            // Something was written that we cannot read.
+            draft.keep();
+            return Err(error.context(what()));
+        }
+    };
     if new.as_deref() == old {
         edited?;
         output::complain(&format!(
@@ -126,12 +132,15 @@ impl Version {
             Err(error) if error.is_not_found() => return Ok(None),
             other => other?,
         };
-        if file_type(&attributes).is_some_and(|kind| kind != TYPE_REGULAR) {
+        if attributes
+            .file_type()
+            .is_some_and(|kind| kind != FileType::Regular)
+        {
             bail!("it is not a regular file");
         }
         Ok(Some(Self {
             content: content(sftp, path).await?,
-            mode: attributes.permissions.map(|mode| mode & MODE_BITS),
+            mode: attributes.permissions.map(|mode| mode & PERMISSION_BITS),
             owner: attributes.owner,
         }))
     }

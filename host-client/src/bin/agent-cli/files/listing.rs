@@ -4,11 +4,14 @@ use std::{cmp::Ordering, iter};
 
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, stream};
-use serde_json::Value;
-use vsock_agent_client::{RemotePath, Sftp, protocol::sftp::Attributes};
+use serde_json::{Map, Value};
+use vsock_agent_client::{
+    RemotePath, Sftp,
+    protocol::sftp::{Attributes, FileType, mode_text},
+};
 
 use super::{
-    attributes::{self, is_directory, is_link, mode_text, size_text, time_text},
+    attributes::{self, is_directory, is_link, size_text, time_text},
     owners::Owners,
     shown,
 };
@@ -79,10 +82,8 @@ pub(super) async fn content(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<Co
         other => other,
     };
     let attributes = attributes.with_context(what)?;
-    match attributes::file_type(&attributes) {
-        Some(attributes::TYPE_DIRECTORY) | None => {
-            entries(sftp, path).await.map(Content::Directory)
-        }
+    match attributes.file_type() {
+        Some(FileType::Directory) | None => entries(sftp, path).await.map(Content::Directory),
         Some(_) => itself(sftp, path).await.map(Content::File),
     }
 }
@@ -235,21 +236,29 @@ pub(super) fn json(directory: Option<&RemotePath>, entry: &Listed, owners: &Owne
         Some(directory) => directory.join(&entry.name),
         None => RemotePath::from(&entry.name[..]),
     };
+    let target = entry.target.as_deref();
+    fields.extend(json_fields(&path, &entry.attributes, target, owners));
+    Value::Object(fields)
+}
+
+/// What a program is told of a file, wherever it was found.
+pub(super) fn json_fields(
+    path: &RemotePath,
+    attributes: &Attributes,
+    target: Option<&[u8]>,
+    owners: &Owners,
+) -> Map<String, Value> {
+    let mut fields = attributes::json_fields(attributes);
     output::put_bytes(&mut fields, "path", path.as_bytes());
-    fields.extend(attributes::json_fields(&entry.attributes));
-    let (user, group) = entry.attributes.owner.unzip();
-    fields.insert(
-        "user".to_owned(),
-        user.and_then(|id| owners.user(id)).into(),
-    );
-    fields.insert(
-        "group".to_owned(),
-        group.and_then(|id| owners.group(id)).into(),
-    );
-    if let Some(target) = &entry.target {
+    let (user, group) = attributes.owner.unzip();
+    let user = user.and_then(|id| owners.user(id));
+    let group = group.and_then(|id| owners.group(id));
+    fields.insert("user".to_owned(), user.into());
+    fields.insert("group".to_owned(), group.into());
+    if let Some(target) = target {
         output::put_bytes(&mut fields, "target", target);
     }
-    Value::Object(fields)
+    fields
 }
 
 /// Names beside each other, in order from top to bottom, as many as fit.

@@ -7,8 +7,7 @@ use vsock_agent_client::{DirectoryReader, RemotePath, Sftp};
 
 use super::{
     Place,
-    attributes::{file_type, is_directory},
-    listing::MAX_ENTRIES,
+    attributes::is_directory,
     operands::{self, Guests},
     shown,
 };
@@ -16,6 +15,16 @@ use crate::{args::RmArgs, config::Settings, exit};
 
 /// Files removed at once.
 const FILES_AT_ONCE: usize = 32;
+
+/// Most entries of a tree that are looked at: a guest could list names for ever.
+const MAX_ENTRIES: u64 = 10_000_000;
+
+/// Most memory for the paths of directories that wait, in bytes. With half of it in use, a
+/// directory is left until those in it that are known are gone.
+const MAX_WAITING_BYTES: usize = 64 * 1024 * 1024;
+
+/// How often a directory is gone through, before it is taken to be one that cannot be emptied.
+const MAX_PASSES: u32 = 100;
 
 /// What is removed, and what is a failure.
 #[derive(Debug, Clone, Copy)]
@@ -79,15 +88,32 @@ fn checked(path: &RemotePath) -> anyhow::Result<RemotePath> {
 struct Tree<'a> {
     sftp: &'a Sftp,
     waiting: Vec<Step>,
+    /// Bytes of their paths.
+    waiting_bytes: usize,
+    entries: u64,
     failed: u64,
 }
 
+/// What is to be done with a directory.
 #[derive(Debug)]
-enum Step {
-    /// A directory to be emptied.
-    Empty(RemotePath),
-    /// One that was emptied; whether there was something in it.
-    Finish(RemotePath, bool),
+struct Step {
+    directory: RemotePath,
+    /// How often it was gone through.
+    passes: u32,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    /// Remove what is in it.
+    Empty,
+    /// Remove it.
+    Finish {
+        /// Whether there was something in it.
+        had_entries: bool,
+        /// What had failed before it was emptied.
+        failed_before: u64,
+    },
 }
 
 impl<'a> Tree<'a> {
@@ -95,21 +121,36 @@ impl<'a> Tree<'a> {
         Self {
             sftp,
             waiting: Vec::new(),
+            waiting_bytes: 0,
+            entries: 0,
             failed: 0,
         }
     }
 
     async fn remove(mut self, path: RemotePath) -> anyhow::Result<()> {
-        self.waiting.push(Step::Empty(path));
+        self.wait(path, 0, What::Empty);
         while let Some(step) = self.waiting.pop() {
-            match step {
-                Step::Empty(directory) => {
-                    let outcome = self.empty(&directory).await;
-                    self.tell(
-                        outcome.with_context(|| format!("cannot empty {}", shown(&directory))),
-                    )?;
+            self.waiting_bytes -= step.directory.as_bytes().len();
+            match step.what {
+                What::Empty => {
+                    let path = shown(&step.directory);
+                    let outcome = self.empty(step.directory, step.passes).await;
+                    self.tell(outcome.with_context(|| format!("cannot empty {path}")))?;
                 }
-                Step::Finish(directory, had_entries) => self.finish(directory, had_entries).await?,
+                What::Finish {
+                    had_entries,
+                    failed_before,
+                } => {
+                    let is_told = self.failed > failed_before;
+                    let passes = had_entries.then_some(step.passes + 1);
+                    self.finish(step.directory, passes, is_told).await?;
+                }
+            }
+            if self.entries > MAX_ENTRIES {
+                bail!("more than {MAX_ENTRIES} files in it");
+            }
+            if self.waiting_bytes > MAX_WAITING_BYTES {
+                bail!("too many directories in it");
             }
         }
         match self.failed {
@@ -118,25 +159,39 @@ impl<'a> Tree<'a> {
         }
     }
 
+    fn wait(&mut self, directory: RemotePath, passes: u32, what: What) {
+        self.waiting_bytes += directory.as_bytes().len();
+        self.waiting.push(Step {
+            directory,
+            passes,
+            what,
+        });
+    }
+
     /// Removes the files in a directory; the directories in it are next.
-    async fn empty(&mut self, directory: &RemotePath) -> anyhow::Result<()> {
+    async fn empty(&mut self, directory: RemotePath, passes: u32) -> anyhow::Result<()> {
         // It may have become a link since it was listed.
-        if !is_directory(&self.sftp.lstat(directory).await?) {
-            return Ok(self.sftp.remove(directory).await?);
+        if !is_directory(&self.sftp.lstat(&directory).await?) {
+            return Ok(self.sftp.remove(&directory).await?);
         }
-        let mut reader = self.sftp.read_dir(directory).await?;
+        let mut reader = self.sftp.read_dir(&directory).await?;
         let finish = self.waiting.len();
-        self.waiting.push(Step::Finish(directory.clone(), false));
-        loop {
-            let (files, directories) = self.next(directory, &mut reader).await?;
+        let what = What::Finish {
+            had_entries: false,
+            failed_before: self.failed,
+        };
+        self.wait(directory.clone(), passes, what);
+        while self.entries <= MAX_ENTRIES {
+            let (files, directories) = self.next(&directory, &mut reader).await?;
             if files.is_empty() && directories.is_empty() {
-                return Ok(());
+                break;
             }
-            self.waiting[finish] = Step::Finish(directory.clone(), true);
-            self.waiting
-                .extend(directories.into_iter().map(Step::Empty));
-            if self.waiting.len() > MAX_ENTRIES {
-                bail!("more than {MAX_ENTRIES} directories");
+            if let What::Finish { had_entries, .. } = &mut self.waiting[finish].what {
+                *had_entries = true;
+            }
+            let is_wide = !directories.is_empty();
+            for directory in directories {
+                self.wait(directory, 0, What::Empty);
             }
             let sftp = self.sftp;
             let mut removing = stream::iter(files)
@@ -148,12 +203,16 @@ impl<'a> Tree<'a> {
             while let Some(removed) = removing.next().await {
                 self.tell(removed)?;
             }
+            if is_wide && self.waiting_bytes > MAX_WAITING_BYTES / 2 {
+                break;
+            }
         }
+        Ok(())
     }
 
     /// Some more entries of a directory: files, and directories.
     async fn next(
-        &self,
+        &mut self,
         directory: &RemotePath,
         reader: &mut DirectoryReader,
     ) -> anyhow::Result<(Vec<RemotePath>, Vec<RemotePath>)> {
@@ -162,8 +221,9 @@ impl<'a> Tree<'a> {
             let Some(entry) = reader.next().await? else {
                 break;
             };
+            self.entries += 1;
             let path = directory.join(entry.name().as_encoded_bytes());
-            let attributes = match file_type(&entry.attributes) {
+            let attributes = match entry.attributes.file_type() {
                 Some(_) => entry.attributes,
                 None => self.sftp.lstat(&path).await?,
             };
@@ -175,17 +235,23 @@ impl<'a> Tree<'a> {
         Ok((files, directories))
     }
 
-    async fn finish(&mut self, directory: RemotePath, had_entries: bool) -> anyhow::Result<()> {
-        match self.sftp.rmdir(&directory).await {
-            Ok(()) => Ok(()),
-            // Not empty, which was told.
-            Err(_) if self.failed > 0 => Ok(()),
+    /// Removes a directory; `passes` says how often it was gone through if there was something in
+    /// it, and `is_told` whether something stayed there.
+    async fn finish(
+        &mut self,
+        directory: RemotePath,
+        passes: Option<u32>,
+        is_told: bool,
+    ) -> anyhow::Result<()> {
+        match (self.sftp.rmdir(&directory).await, passes) {
+            (Ok(()), _) => Ok(()),
+            (Err(_), _) if is_told => Ok(()),
             // Some file systems leave entries out when others are removed meanwhile.
-            Err(_) if had_entries => {
-                self.waiting.push(Step::Empty(directory));
+            (Err(_), Some(passes)) if passes < MAX_PASSES => {
+                self.wait(directory, passes, What::Empty);
                 Ok(())
             }
-            Err(error) => {
+            (Err(error), _) => {
                 let what = || format!("cannot remove {}", shown(&directory));
                 self.tell(Err(error).with_context(what))
             }

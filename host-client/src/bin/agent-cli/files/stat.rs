@@ -4,12 +4,13 @@ use anyhow::Context;
 use serde_json::{Map, Value, json};
 use vsock_agent_client::{
     RemotePath, Sftp,
-    protocol::sftp::{Attributes, extension::FileSystem},
+    protocol::sftp::{Attributes, PERMISSION_BITS, extension::FileSystem, mode_text},
 };
 
 use super::{
     Place,
-    attributes::{MODE_BITS, is_link, json_fields, mode_text, size_text, time_text, type_word},
+    attributes::{is_link, size_text, time_text, type_word},
+    listing::json_fields,
     operands::{self, Guests},
     owners::Owners,
     shown,
@@ -87,7 +88,7 @@ impl Facts {
         if let Some(mode) = attributes.permissions {
             rows.push((
                 "mode",
-                format!("{:04o} {}", mode & MODE_BITS, mode_text(mode)),
+                format!("{:04o} {}", mode & PERMISSION_BITS, mode_text(mode)),
             ));
         }
         rows.extend(attributes.size.map(|size| ("size", size.to_string())));
@@ -103,21 +104,8 @@ impl Facts {
     }
 
     fn json(&self) -> Value {
-        let mut fields = Map::new();
-        output::put_bytes(&mut fields, "path", self.path.as_bytes());
-        fields.extend(json_fields(&self.attributes));
-        let (user, group) = self.attributes.owner.unzip();
-        fields.insert(
-            "user".to_owned(),
-            json!(user.and_then(|id| self.owners.user(id))),
-        );
-        fields.insert(
-            "group".to_owned(),
-            json!(group.and_then(|id| self.owners.group(id))),
-        );
-        if let Some(target) = &self.target {
-            output::put_bytes(&mut fields, "target", target.as_bytes());
-        }
+        let target = self.target.as_ref().map(RemotePath::as_bytes);
+        let fields = json_fields(&self.path, &self.attributes, target, &self.owners);
         Value::Object(fields)
     }
 }

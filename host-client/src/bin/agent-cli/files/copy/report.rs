@@ -1,7 +1,6 @@
 //! What is said of a copy: a bar for a terminal, lines of JSON for programs, and what failed.
 
 use std::{
-    error::Error,
     io::{self, IsTerminal},
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -25,6 +24,8 @@ const NAME_CHARS: usize = 40;
 pub(in crate::files) struct Report {
     bar: Option<ProgressBar>,
     json: bool,
+    /// Only failures are told.
+    is_quiet: bool,
     state: Mutex<State>,
 }
 
@@ -41,6 +42,7 @@ impl Report {
         let shows = !args.quiet && !args.json && io::stderr().is_terminal();
         Self {
             json: args.json,
+            is_quiet: args.quiet,
             ..Self::for_prompt(shows)
         }
     }
@@ -50,6 +52,7 @@ impl Report {
         Self {
             bar: shows_bar.then(bar),
             json: false,
+            is_quiet: false,
             state: Mutex::default(),
         }
     }
@@ -168,12 +171,12 @@ impl CopyObserver for Report {
                 };
                 self.print("skipped", path, || json!({ "reason": reason }));
                 self.update(|state, _| state.done += 1);
-                if !self.json {
+                if !self.json && !self.is_quiet {
                     self.say(&format!("skipped {}: {reason}", output::escape(path)));
                 }
             }
             CopyEvent::Failed { path, error } => {
-                let why = words(error);
+                let why = exit::words(anyhow::Chain::new(error));
                 self.print("failed", path, || json!({ "error": why }));
                 self.update(|state, _| state.done += 1);
                 if !self.json {
@@ -207,16 +210,4 @@ fn caption(path: &[u8], state: &State) -> String {
         0 | 1 => name.to_owned(),
         found => format!("{}/{found} {name}", state.done),
     }
-}
-
-/// An error with its causes.
-fn words(error: &dyn Error) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(current) = cause {
-        words.push_str(": ");
-        words.push_str(&current.to_string());
-        cause = current.source();
-    }
-    words
 }

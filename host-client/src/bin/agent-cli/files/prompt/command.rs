@@ -1,6 +1,7 @@
 //! A line of words as a command: what there is to do, and nothing of how.
 
 use anyhow::{Context, bail};
+use vsock_agent_client::protocol::sftp::PERMISSION_BITS;
 
 use super::{
     line::{self, Word},
@@ -87,7 +88,9 @@ pub(super) fn parse(text: &[u8]) -> anyhow::Result<Option<Command>> {
         return Ok(Some(Command::Shell(shell.trim_ascii().to_vec())));
     }
     if let Some(arguments) = lls(text) {
-        return Ok(Some(Command::Shell([b"ls", arguments].concat())));
+        return Ok(Some(Command::Shell(
+            [b"ls", arguments.trim_ascii_end()].concat(),
+        )));
     }
     let words = line::words(text)?;
     let Some((name, rest)) = words.split_first() else {
@@ -141,7 +144,9 @@ fn command(name: &str, words: &[Word]) -> anyhow::Result<Command> {
             link(paths, flags.contains(&b's'))?
         }
         "symlink" => link(plain(words)?, true)?,
-        "chmod" => change(words, |value| octal(value, 0o7777).map(Change::Mode))?,
+        "chmod" => change(words, |value| {
+            octal(value, PERMISSION_BITS).map(Change::Mode)
+        })?,
         "chown" => change(words, |value| id(value).map(Change::Owner))?,
         "chgrp" => change(words, |value| id(value).map(Change::Group))?,
         "df" => {
@@ -393,7 +398,7 @@ mod tests {
     #[test]
     fn the_shell_gets_its_line_as_it_is() {
         assert_eq!(read("! echo  'a"), Command::Shell(b"echo  'a".to_vec()));
-        assert_eq!(read("lls -l *.x"), Command::Shell(b"ls -l *.x".to_vec()));
+        assert_eq!(read("lls -l *.x\r"), Command::Shell(b"ls -l *.x".to_vec()));
         assert_eq!(read("!"), Command::Shell(Vec::new()));
     }
 

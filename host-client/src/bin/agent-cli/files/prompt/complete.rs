@@ -62,11 +62,13 @@ impl Question {
             }
         };
         let bytes = word.bytes();
-        // Wildcards are not names.
-        if word
-            .0
-            .iter()
-            .any(|byte| !byte.quoted && b"*?[".contains(&byte.value))
+        // Neither wildcards nor homes are names.
+        let is_home = word.is_home();
+        if is_home
+            || word
+                .0
+                .iter()
+                .any(|byte| !byte.quoted && b"*?[".contains(&byte.value))
         {
             return None;
         }
@@ -102,8 +104,11 @@ impl Question {
             .collect();
         found.sort_by(|a, b| a.name.cmp(&b.name));
         let whole = |found: &Found| {
+            // What starts with a dash would be taken for options.
+            let has_dash = self.directory.is_empty() && found.name.starts_with(b"-");
+            let here: &[u8] = if has_dash { b"./" } else { b"" };
             let slash: &[u8] = if found.may_be_directory { b"/" } else { b"" };
-            [&self.directory, &found.name, slash].concat()
+            [here, &self.directory, &found.name, slash].concat()
         };
         let can = |quote| {
             found
@@ -196,7 +201,7 @@ mod tests {
             assert_eq!(ask(line).source, source, "{line}");
         }
         for line in [
-            "pwd ", "chmod ", "!ls ", "ls # ", "what ", "ls *", r"ls $'\q",
+            "pwd ", "chmod ", "!ls ", "ls # ", "what ", "ls *", r"ls $'\q", "ls ~/",
         ] {
             assert_eq!(Question::new(line.as_bytes()), None, "{line}");
         }
@@ -222,6 +227,8 @@ mod tests {
         assert_eq!(typed("get 'b", &[b"b c", b"b d/"]), ["'b c' ", "'b d/"]);
         assert_eq!(typed(r"get \*", &[b"*x", b"y"]), [r"\*x "]);
         assert_eq!(typed("get d/x", &[b"xy"]), ["d/xy "]);
+        assert_eq!(typed("get ", &[b"-r", b"~x"]), ["./-r ", r"\~x "]);
+        assert_eq!(typed("get d/", &[b"-r", b"~x"]), ["d/-r ", "d/~x "]);
     }
 
     #[test]

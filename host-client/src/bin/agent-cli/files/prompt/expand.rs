@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use vsock_agent_client::{RemotePath, Sftp};
+use vsock_agent_client::{RemotePath, Sftp, protocol::sftp::FileType};
 
 use super::{
     glob::{Component, PathPattern},
@@ -16,7 +16,6 @@ use super::{
 };
 use crate::{
     files::{
-        attributes::{TYPE_DIRECTORY, TYPE_LINK, file_type},
         listing::{self, MAX_ENTRIES},
         operands::is_over,
     },
@@ -127,8 +126,8 @@ impl Tree for Guest<'_> {
         let entries = listing::entries(self.sftp, &self.resolve(directory)).await?;
         let found = entries.into_iter().map(|entry| Found {
             may_be_directory: matches!(
-                file_type(&entry.attributes),
-                None | Some(TYPE_DIRECTORY | TYPE_LINK)
+                entry.attributes.file_type(),
+                None | Some(FileType::Directory | FileType::Link)
             ),
             name: entry.name,
         });
@@ -179,14 +178,10 @@ fn read_directory(path: &Path) -> anyhow::Result<Vec<Found>> {
 /// A path of the host. `~` at its start is the user's home.
 pub(super) fn local(word: &Word) -> PathBuf {
     let bytes = word.bytes();
-    let is_home = word
-        .0
-        .first()
-        .is_some_and(|byte| byte.value == b'~' && !byte.quoted);
     let rest = bytes.get(1..).unwrap_or_default();
-    match std::env::home_dir() {
-        Some(home) if is_home && rest.is_empty() => home,
-        Some(home) if is_home && rest.starts_with(b"/") => home.join(OsStr::from_bytes(&rest[1..])),
+    match std::env::home_dir().filter(|_| word.is_home()) {
+        Some(home) if rest.is_empty() => home,
+        Some(home) if rest.starts_with(b"/") => home.join(OsStr::from_bytes(&rest[1..])),
         _ => PathBuf::from(OsStr::from_bytes(&bytes)),
     }
 }

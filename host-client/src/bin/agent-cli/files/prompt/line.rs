@@ -27,6 +27,12 @@ impl Word {
         self.0.iter().map(|byte| byte.value).collect()
     }
 
+    /// Whether it starts with somebody's home.
+    pub(super) fn is_home(&self) -> bool {
+        let is_tilde = |byte: &Byte| byte.value == b'~' && !byte.quoted;
+        self.0.first().is_some_and(is_tilde)
+    }
+
     fn push(&mut self, value: u8, quoted: bool) {
         self.0.push(Byte { value, quoted });
     }
@@ -66,7 +72,8 @@ pub(super) struct Prefixed<'a> {
 
 /// Takes the marks off a line.
 pub(super) fn prefixed(line: &[u8]) -> Prefixed<'_> {
-    let text = line.trim_ascii();
+    // Its end stays: a blank there may be a name's.
+    let text = line.trim_ascii_start();
     let marks = text.iter().take_while(|byte| b"-@".contains(byte)).count();
     let (marks, text) = text.split_at(marks);
     Prefixed {
@@ -280,7 +287,7 @@ pub(super) fn quote(bytes: &[u8], quote: Quote) -> Option<String> {
             let mut typed = String::with_capacity(text.len());
             for (at, character) in text.char_indices() {
                 let is_special =
-                    " \\\"'*?[$".contains(character) || (at == 0 && "#!".contains(character));
+                    " \\\"'*?[$".contains(character) || (at == 0 && "#!~".contains(character));
                 if is_special {
                     typed.push('\\');
                 }
@@ -399,7 +406,7 @@ mod tests {
 
     #[test]
     fn marks_before_a_command_are_taken_off() {
-        let line = prefixed(b"  -@ rm -r a ");
+        let line = prefixed(b"  -@ rm -r a");
         assert!(line.ignores_errors && line.is_silent);
         assert_eq!(line.text, b"rm -r a");
         let line = prefixed(b"ls -l");
@@ -407,8 +414,14 @@ mod tests {
     }
 
     #[test]
+    fn a_name_can_end_in_a_blank() {
+        let line = prefixed(br" get a\  ");
+        assert_eq!(words(line.text).unwrap()[1].bytes(), b"a ");
+    }
+
+    #[test]
     fn a_name_that_is_quoted_is_read_as_it_was() {
-        let names: [&[u8]; 10] = [
+        let names: [&[u8]; 12] = [
             b"plain",
             b"a b",
             b"*[?",
@@ -419,6 +432,8 @@ mod tests {
             b"\xff\n\x1b",
             "grün\u{202e}".as_bytes(),
             b"end\\",
+            b"blank ",
+            b"~root",
         ];
         for name in names {
             for style in [Quote::None, Quote::Single, Quote::Double, Quote::Dollar] {
@@ -432,6 +447,7 @@ mod tests {
                 let words = words(typed.as_bytes()).unwrap();
                 assert_eq!(words.len(), 1, "{typed}");
                 assert_eq!(words[0].bytes(), name, "{typed}");
+                assert!(!words[0].is_home(), "{typed}");
                 assert!(
                     words[0]
                         .0

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     files::{
-        attributes::{MODE_BITS, is_directory},
+        attributes::is_directory,
         listing::{self, Content, Listed, View},
         mkdir, part_beside,
         remove::Removal,
@@ -149,11 +149,7 @@ impl Session {
     /// The path in the guest that a word is. `~` at its start is a home, if the agent knows homes.
     pub(super) async fn path(&self, word: &Word) -> anyhow::Result<RemotePath> {
         let bytes = word.bytes();
-        let is_home = word
-            .0
-            .first()
-            .is_some_and(|byte| byte.value == b'~' && !byte.quoted);
-        if is_home && self.sftp.has_extension(extension::EXPAND_PATH) {
+        if word.is_home() && self.sftp.has_extension(extension::EXPAND_PATH) {
             let expanded = self.sftp.expand_path(&bytes[..]).await;
             return expanded.with_context(|| format!("cannot find {word}"));
         }
@@ -324,7 +320,7 @@ impl Session {
             bail!("it is a directory");
         }
         let mode = Attributes {
-            permissions: attributes.permissions.map(|mode| mode & MODE_BITS & 0o777),
+            permissions: attributes.permissions.map(|mode| mode & 0o777),
             ..Attributes::default()
         };
         let from = self
