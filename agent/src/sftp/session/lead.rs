@@ -152,7 +152,7 @@ impl Shared {
             Answer::Reply(reply) => reply.encode(id, &mut input.replies),
             Answer::Data(length) => {
                 let frame = desk.frame(id, length);
-                if length > SMALL_DATA_BYTES {
+                if length > SMALL_DATA_BYTES || frame.lent.is_some() {
                     return input.send(frame, &self.sink);
                 }
                 input.replies.extend_from_slice(frame.bytes);
