@@ -55,8 +55,8 @@ pub struct CopyOptions {
     pub max_depth: usize,
     /// Most files, directories and links in all.
     pub max_entries: u64,
-    /// Most bytes of files in all. A copy that would need more ends; of files that go one by one,
-    /// those under way then may be complete.
+    /// Most bytes of files in all. A copy that would need more ends before a file is begun that
+    /// would be too much; only of what nobody knows the length of, more is read than is counted.
     pub max_bytes: Option<u64>,
 }
 

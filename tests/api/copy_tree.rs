@@ -371,14 +371,28 @@ async fn limits_end_a_copy() {
 
 #[tokio::test]
 async fn small_files_together_stay_below_the_limit() {
+    stays_below_the_limit(20, 1_000).await;
+}
+
+#[tokio::test]
+async fn large_files_stay_below_the_limit() {
+    stays_below_the_limit(5, 300_000).await;
+}
+
+/// Copies so many files of that size with a limit of a byte less than they need.
+async fn stays_below_the_limit(count: u64, size: u64) {
     let (_agent, folder, sftp) = start().await;
     let here = folder.path().join("here");
     fs::create_dir(&here).unwrap();
-    for number in 0..20 {
-        fs::write(here.join(format!("{number}")), [0; 1000]).unwrap();
+    for number in 0..count {
+        fs::write(
+            here.join(format!("{number}")),
+            vec![0; size.try_into().unwrap()],
+        )
+        .unwrap();
     }
     let mut options = recursive();
-    options.max_bytes = Some(19_999);
+    options.max_bytes = Some(count * size - 1);
     let there = folder.path().join("there");
     let to = RemotePath::from(there.as_path());
     let pushed = copy::push(&sftp, std::slice::from_ref(&here), &to, &options, &()).await;
@@ -391,11 +405,11 @@ async fn small_files_together_stay_below_the_limit() {
         let bytes: u64 = files
             .map(|file| file.unwrap().metadata().unwrap().len())
             .sum();
-        assert!(bytes <= 19_999, "{bytes}");
+        assert!(bytes < count * size, "{bytes}");
     }
-    options.max_bytes = Some(20_000);
+    options.max_bytes = Some(count * size);
     let pushed = copy::push(&sftp, &[here], &to, &options, &()).await;
-    assert_eq!(pushed.unwrap().files, 20);
+    assert_eq!(pushed.unwrap().files, count);
 }
 
 #[tokio::test]

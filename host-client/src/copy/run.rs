@@ -64,6 +64,36 @@ struct Tally {
     claimed: u64,
 }
 
+/// Bytes that are about to be copied. Those that were not when this is dropped are not counted.
+pub(super) struct Claim<'r, 'a> {
+    run: &'r Run<'a>,
+    left: u64,
+}
+
+impl Claim<'_, '_> {
+    /// So many were copied, also more than were claimed if the options allow that.
+    pub(super) fn copied(&mut self, bytes: u64) -> Result<(), CopyError> {
+        let claimed = bytes.min(self.left);
+        self.left -= claimed;
+        if bytes == 0 {
+            return Ok(());
+        }
+        {
+            let summary = &mut self.run.tally().summary;
+            summary.bytes = summary.bytes.saturating_add(bytes);
+        }
+        self.run.observer.observe(CopyEvent::Moved { bytes });
+        self.run.claim_more(bytes - claimed)
+    }
+}
+
+impl Drop for Claim<'_, '_> {
+    fn drop(&mut self) {
+        let mut tally = self.run.tally();
+        tally.claimed = tally.claimed.saturating_sub(self.left);
+    }
+}
+
 impl<'a> Run<'a> {
     pub(super) fn new(
         sftp: &'a Sftp,
@@ -149,40 +179,32 @@ impl<'a> Run<'a> {
     }
 
     /// Bytes are about to be copied; not more than the options allow.
-    pub(super) fn claim(&self, bytes: u64) -> Result<(), CopyError> {
+    pub(super) fn claim(&self, bytes: u64) -> Result<Claim<'_, 'a>, CopyError> {
+        self.claim_more(bytes)?;
+        Ok(Claim {
+            run: self,
+            left: bytes,
+        })
+    }
+
+    fn claim_more(&self, bytes: u64) -> Result<(), CopyError> {
         let mut tally = self.tally();
-        tally.claimed = tally.claimed.saturating_add(bytes);
+        let claimed = tally.claimed.saturating_add(bytes);
         match self.options.max_bytes {
-            Some(limit) if tally.claimed > limit => Err(CopyError::Limit {
+            Some(limit) if claimed > limit => Err(CopyError::Limit {
                 what: "the number of bytes",
                 limit,
             }),
-            _ => Ok(()),
+            _ => {
+                tally.claimed = claimed;
+                Ok(())
+            }
         }
     }
 
-    /// Bytes that were claimed are not copied.
-    pub(super) fn give_back(&self, bytes: u64) {
-        let mut tally = self.tally();
-        tally.claimed = tally.claimed.saturating_sub(bytes);
-    }
-
-    /// Bytes that were claimed are copied.
-    pub(super) fn copied(&self, bytes: u64) {
-        if bytes == 0 {
-            return;
-        }
-        {
-            let summary = &mut self.tally().summary;
-            summary.bytes = summary.bytes.saturating_add(bytes);
-        }
-        self.observer.observe(CopyEvent::Moved { bytes });
-    }
-
-    /// Bytes were copied; not more than the options allow.
+    /// Bytes were copied of which nobody knew before; not more than the options allow.
     pub(super) fn moved(&self, bytes: u64) -> Result<(), CopyError> {
-        self.copied(bytes);
-        self.claim(bytes)
+        self.claim(0)?.copied(bytes)
     }
 
     pub(super) fn finished(

@@ -103,7 +103,7 @@ impl RemoteFile {
         source: &Arc<LocalSource>,
         start: u64,
         end: u64,
-        moved: impl Fn(u64) -> Result<(), E>,
+        mut moved: impl FnMut(u64) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut writes = self.writes();
         let mut offset = start;

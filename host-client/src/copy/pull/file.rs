@@ -82,6 +82,7 @@ async fn small(run: &Run<'_>, work: &Work, size: u64) -> Result<Option<u64>, Cop
         return Ok(None);
     }
     run.started(source, Some(bytes), 0);
+    let mut claim = run.claim(bytes)?;
     let attributes = attributes::wanted(&now, run.options);
     let (directory, name) = (Arc::clone(&work.directory.local), work.name.clone());
     let fsync = run.fsync;
@@ -94,7 +95,7 @@ async fn small(run: &Run<'_>, work: &Work, size: u64) -> Result<Option<u64>, Cop
         true => run.pool.run_long(write).await??,
         false => run.pool.run(write).await??,
     }
-    run.moved(bytes)?;
+    claim.copied(bytes)?;
     Ok(Some(bytes))
 }
 
@@ -226,7 +227,7 @@ async fn fetch(
         return fetch_range(run, file, local, (start, u64::MAX), size).await;
     };
     while let Some((from, to)) = holes.next().await? {
-        if fetch_range(run, file, local, (from, to), None).await? != to {
+        if fetch_range(run, file, local, (from, to), Some(to)).await? != to {
             return Err(CopyError::Changed);
         }
     }
@@ -251,17 +252,19 @@ async fn fetch_range(
     guess: Option<u64>,
 ) -> Result<u64, CopyError> {
     let failed = |source| CopyError::local("write the file", source);
+    let known = guess.map_or(0, |size| size.min(to).saturating_sub(from));
+    let mut claim = run.claim(known)?;
     let mut reads = file.reads(from, to, guess).into_file(local);
     let mut writes: VecDeque<Write> = VecDeque::new();
     while let Some(chunk) = reads.next().await? {
         if chunk.data.is_empty() {
-            run.moved(chunk.length.into())?;
+            claim.copied(chunk.length.into())?;
             continue;
         }
         if writes.len() >= MAX_WRITES
             && let Some(write) = writes.pop_front()
         {
-            run.moved(write.await?.map_err(failed)?)?;
+            claim.copied(write.await?.map_err(failed)?)?;
         }
         let local = Arc::clone(local);
         writes.push_back(Box::pin(run.pool.run_long(move || {
@@ -270,7 +273,7 @@ async fn fetch_range(
         })));
     }
     for write in writes {
-        run.moved(write.await?.map_err(failed)?)?;
+        claim.copied(write.await?.map_err(failed)?)?;
     }
     Ok(reads.position())
 }

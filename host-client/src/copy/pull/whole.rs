@@ -94,13 +94,13 @@ pub(super) async fn pull(
         Err(ClientError::File { .. }) => files.files.iter().map(|_| None).collect::<Vec<_>>(),
         Err(error) => return Err(error.into()),
     };
-    let (mut whole, mut rest) = (Vec::new(), Vec::new());
+    let (mut whole, mut rest, mut claims) = (Vec::new(), Vec::new(), Vec::new());
     for ((name, listed), fetched) in files.files.into_iter().zip(fetched) {
         let source = source.join(name.as_bytes());
         match fetched {
             Some(Ok(FetchedFile { attributes, data })) if is_all(&attributes, &data) => {
                 run.started(source.as_bytes(), attributes.size, 0);
-                run.moved(length(&data))?;
+                claims.push(run.claim(length(&data))?);
                 let attributes = attributes::wanted(&attributes, run.options);
                 whole.push(Whole {
                     name,
@@ -122,11 +122,13 @@ pub(super) async fn pull(
         };
         whole.into_iter().map(write).collect::<Vec<_>>()
     };
-    for (file, written) in run.pool.run(write).await? {
+    for ((file, written), mut claim) in run.pool.run(write).await?.into_iter().zip(claims) {
+        let bytes = length(&file.data);
         match written {
-            Ok(()) => run.finished(file.source.as_bytes(), length(&file.data), |summary| {
-                &mut summary.files
-            }),
+            Ok(()) => {
+                claim.copied(bytes)?;
+                run.finished(file.source.as_bytes(), bytes, |summary| &mut summary.files);
+            }
             Err(error) => run.failed(file.source.as_bytes(), error)?,
         }
     }

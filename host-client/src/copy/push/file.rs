@@ -111,8 +111,9 @@ async fn write(
         } => {
             let bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);
             run.started(source, Some(bytes), 0);
+            let mut claim = run.claim(bytes)?;
             small(run, part, target, content, attributes).await?;
-            run.moved(bytes)?;
+            claim.copied(bytes)?;
             Ok(bytes)
         }
         FoundFile {
@@ -192,15 +193,15 @@ async fn large(
         None => (part.create().await?, 0),
     };
     run.started(source, Some(size), start);
-    if is_sparse {
-        let mut offset = start;
-        while let Some((from, to)) = sparse::next_data(run, &local.file, offset, size).await? {
-            file.send(local, from, to, |bytes| run.moved(bytes)).await?;
-            offset = to;
-        }
-    } else {
-        file.send(local, start, size, |bytes| run.moved(bytes))
+    let mut offset = start;
+    while let Some((from, to)) = match is_sparse {
+        true => sparse::next_data(run, &local.file, offset, size).await?,
+        false => (offset < size).then_some((offset, size)),
+    } {
+        let mut claim = run.claim(to - from)?;
+        file.send(local, from, to, |bytes| claim.copied(bytes))
             .await?;
+        offset = to;
     }
     let now = local
         .file

@@ -30,8 +30,7 @@ pub(super) async fn push(
     files: Files,
 ) -> Result<(), CopyError> {
     let Files { files, _permit } = files;
-    let bytes = files.iter().map(|(_, found)| bytes_of(found)).sum();
-    run.claim(bytes)?;
+    let mut claim = run.claim(files.iter().map(|(_, found)| bytes_of(found)).sum())?;
     let mut request = Vec::with_capacity(files.len());
     for (name, found) in &files {
         let Found::File(file) = found else { continue };
@@ -49,7 +48,7 @@ pub(super) async fn push(
         Ok(stored) => stored,
         Err(ClientError::File { .. }) => {
             // Each hears for itself why.
-            run.give_back(bytes);
+            drop(claim);
             for (name, found) in files {
                 let source = shown(&directory.source, &name);
                 put_one(run, directory, name, source, found).await?;
@@ -63,13 +62,10 @@ pub(super) async fn push(
         let bytes = bytes_of(found);
         match stored {
             Ok(()) => {
-                run.copied(bytes);
+                claim.copied(bytes)?;
                 run.finished(&source, bytes, |summary| &mut summary.files);
             }
-            Err(error) => {
-                run.give_back(bytes);
-                run.failed(&source, error.into())?;
-            }
+            Err(error) => run.failed(&source, error.into())?,
         }
     }
     Ok(())
