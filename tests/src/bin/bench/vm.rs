@@ -2,9 +2,11 @@
 //! that is nothing but bytes.
 //!
 //! The agents are in the same machine, and driven by the same client, OpenSSH's, with as much in
-//! flight. The plain stream is socat's, which the guest gets with all that it is linked to.
+//! flight. The plain stream is dd's, on a socket that it has from socat; the guest gets both with
+//! all that they are linked to.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Stdio,
@@ -85,25 +87,33 @@ impl Guest {
         let vm = TestVm::start(options).await?;
         let identity = flat_identity(&vm)?;
         push(&vm, &StockAgent::Lxd.find().await?, "/run/stock-agent").await?;
-        for file in linked_to("socat")? {
+        let files = [linked_to("socat")?, linked_to("dd")?].concat();
+        for file in files.into_iter().collect::<BTreeSet<_>>() {
             let name = file
                 .file_name()
                 .context("a name")?
                 .to_string_lossy()
                 .into_owned();
-            push(&vm, &file, &format!("/run/socat-{name}")).await?;
+            push(&vm, &file, &format!("/run/tool-{name}")).await?;
         }
-        let prepare = "chmod 755 /run/stock-agent /run/socat-*; mkdir /run/socat; \
-                       for file in /run/socat-*; do mv $file /run/socat/${file#/run/socat-}; done; \
+        let prepare = "chmod 755 /run/stock-agent /run/tool-*; mkdir /run/tools; \
+                       for file in /run/tool-*; do mv $file /run/tools/${file#/run/tool-}; done; \
                        cp -r /etc/vsock-agent /run/stock";
         in_guest(&vm, prepare).await?;
-        let socat = "/run/socat/ld-linux-x86-64.so.2 --library-path /run/socat /run/socat/socat \
-                     -b 262144";
+        let tool = |name| {
+            format!("/run/tools/ld-linux-x86-64.so.2 --library-path /run/tools /run/tools/{name}")
+        };
+        let stream = |port, words| {
+            let (socat, dd) = (tool("socat"), tool("dd"));
+            let count = format!("bs=262144 count={bytes} iflag=count_bytes iflag=fullblock");
+            // Without a fork the socket itself is what dd reads and writes.
+            format!("exec {socat} VSOCK-LISTEN:{port},fork EXEC:'{dd} {words} {count}',nofork")
+        };
         let scripts = [
             "cd /run/stock && exec /run/stock-agent".to_owned(),
             format!("exec vsock-agent --plain --listen vsock:any:{PLAIN_PORT}"),
-            format!("exec {socat} VSOCK-LISTEN:{PUT_PORT},fork SYSTEM:'head -c {bytes} | wc -c'"),
-            format!("exec {socat} VSOCK-LISTEN:{GET_PORT},fork SYSTEM:'head -c {bytes} /dev/zero'"),
+            stream(PUT_PORT, "of=/dev/null"),
+            stream(GET_PORT, "if=/dev/zero"),
         ];
         let running = scripts.iter().map(|script| {
             let mut exec = vm.exec(["sh", "-c", script]);
@@ -208,10 +218,11 @@ impl Guest {
             };
         }
         if port == PUT_PORT {
-            // The guest says how much has come.
-            let read = stream.read(&mut buffer).await?;
-            let said = String::from_utf8_lossy(&buffer[..read]);
-            ensure!(said.trim() == self.bytes.to_string(), "{said:?} bytes came");
+            // The guest closes it when all has come.
+            ensure!(
+                stream.read(&mut buffer).await? == 0,
+                "the stream says something"
+            );
         }
         Ok(begin.elapsed().as_secs_f64())
     }
