@@ -52,7 +52,7 @@ use super::{
     input::Input,
     order::Order,
     request::{Wanted, decode},
-    stream::{Channel, Closer, Outgoing, Sink},
+    stream::{Channel, Closer, Lends, Outgoing, Sink},
     tree::Tree,
 };
 use crate::defaults;
@@ -94,8 +94,7 @@ struct Shared {
     room: Condvar,
     sink: Mutex<Sink>,
     closer: Closer,
-    /// Whether the connection exchanges pages.
-    lends: bool,
+    lends: Lends,
     files: Files,
     options: SessionOptions,
     budget: Arc<Budget>,
@@ -185,7 +184,7 @@ impl Session {
     ) -> io::Result<(Self, oneshot::Receiver<Option<SessionError>>)> {
         let (over, is_over) = oneshot::channel();
         let lends = channel.lends();
-        let input = Box::new(Input::new(channel.source, read_ahead, lends));
+        let input = Box::new(Input::new(channel.source, read_ahead, lends.input));
         let shared = Arc::new(Shared {
             table: Mutex::default(),
             watch: Condvar::new(),

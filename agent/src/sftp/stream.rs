@@ -35,6 +35,8 @@ pub(crate) struct Channel {
     pub(super) source: Source,
     pub(super) sink: Sink,
     pub(super) closer: Closer,
+    /// Whether it is a pair of standard streams.
+    is_pair: bool,
 }
 
 impl Channel {
@@ -44,6 +46,7 @@ impl Channel {
         let output = Arc::new(File::from(output));
         Self {
             closer: Closer(Arc::clone(&input)),
+            is_pair: true,
             source: Source::Plain(input),
             sink: Sink::Plain(output),
         }
@@ -54,6 +57,7 @@ impl Channel {
         let socket = Arc::new(File::from(socket));
         Self {
             closer: Closer(Arc::clone(&socket)),
+            is_pair: false,
             source: Source::Plain(Arc::clone(&socket)),
             sink: Sink::Plain(socket),
         }
@@ -65,6 +69,7 @@ impl Channel {
         let connection = Arc::new(Mutex::new(connection));
         Self {
             closer: Closer(Arc::clone(&socket)),
+            is_pair: false,
             source: Source::Tls(TlsSource {
                 socket: Arc::clone(&socket),
                 connection: Arc::clone(&connection),
@@ -81,14 +86,26 @@ impl Channel {
 }
 
 impl Channel {
-    /// Whether both directions exchange pages with a pipe. Unix sockets and pipes do; `AF_VSOCK`
-    /// copies them, before Linux 6.5 into a packet for each page.
-    pub(super) fn lends(&self) -> bool {
+    /// Whether pages are exchanged with the connection, by way of a pipe. Unix sockets do that;
+    /// `AF_VSOCK` copies them, before Linux 6.5 into a packet for each page.
+    pub(super) fn lends(&self) -> Lends {
         match (&self.source, &self.sink) {
-            (Source::Plain(source), Sink::Plain(sink)) => lends(source) && lends(sink),
-            _ => false,
+            (Source::Plain(source), Sink::Plain(sink)) => Lends {
+                input: lends(source),
+                // Programs that start a server on standard streams copy what they get, and are
+                // done sooner if the server's processor has just had it in its cache.
+                output: !self.is_pair && lends(sink),
+            },
+            _ => Lends::default(),
         }
     }
+}
+
+/// Directions in which pages are exchanged.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Lends {
+    pub(super) input: bool,
+    pub(super) output: bool,
 }
 
 fn lends(file: &File) -> bool {

@@ -216,14 +216,14 @@ impl Engine {
         Ok(pending)
     }
 
-    /// Sends a WRITE; waits only until its bytes may be on their way.
+    /// Sends a WRITE of bytes that may be on their way.
     pub(super) async fn submit_write(
         &self,
         handle: Bytes,
         offset: u64,
         payload: Payload,
+        credit: Credit,
     ) -> Result<PendingReply, ClientError> {
-        let credit = self.flow.acquire(payload.len()).await;
         let (id, pending) = self.admit(Some(credit), None).await?;
         self.shared.outbox.push_write(id, handle, offset, payload);
         Ok(pending)

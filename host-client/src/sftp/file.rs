@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{
     Sftp,
-    engine::{Payload, PendingReply, Read},
+    engine::{Credit, Payload, PendingReply, Read},
     extended, status,
     transfer::Pending,
 };
@@ -74,11 +74,10 @@ impl RemoteFile {
             let length = usize::try_from(self.sftp.sizes.write).unwrap_or(usize::MAX);
             let piece = data.split_to(length.min(data.len()));
             let next = offset.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
-            let reply = self
-                .start_write(offset, Payload::Bytes(piece))
-                .await?
-                .reply()
-                .await?;
+            let payload = Payload::Bytes(piece);
+            let credit = self.sftp.engine.credit(payload.len()).await;
+            let pending = self.start_write(offset, payload, credit).await?;
+            let reply = pending.reply().await?;
             status::done(reply, "write to the file")?;
             offset = next;
         }
@@ -98,9 +97,11 @@ impl RemoteFile {
         &self,
         offset: u64,
         payload: Payload,
+        credit: Credit,
     ) -> Result<PendingReply, ClientError> {
         let handle = self.handle.clone();
-        self.sftp.engine.submit_write(handle, offset, payload).await
+        let engine = &self.sftp.engine;
+        engine.submit_write(handle, offset, payload, credit).await
     }
 
     /// Attributes of the open file.

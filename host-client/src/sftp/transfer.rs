@@ -123,7 +123,9 @@ impl RemoteFile {
 
     /// Sends `data` to the start of the file; the reply is still to come.
     pub(crate) async fn write_small(&self, data: Bytes) -> Result<Pending, ClientError> {
-        let pending = self.start_write(0, Payload::Bytes(data)).await?;
+        let payload = Payload::Bytes(data);
+        let credit = self.sftp().engine.credit(payload.len()).await;
+        let pending = self.start_write(0, payload, credit).await?;
         Ok(Pending(pending, "write to the file"))
     }
 
@@ -199,6 +201,16 @@ impl Reads<'_> {
     /// [`ClientError::Local`] when it could not be put into [its file](Self::into_file).
     pub(crate) async fn next(&mut self) -> Result<Option<Chunk>, ClientError> {
         self.ask().await?;
+        // Nobody is in a hurry for what lands by itself: to be woken for several replies at once
+        // leaves more of the processor to those who move the data.
+        let middle = self.queue.len() / 2;
+        if self.into.is_some()
+            && let Some(first) = self.queue.front_mut()
+            && !first.pending.is_here()
+            && let Some(read) = self.queue.get_mut(middle)
+        {
+            read.pending.arrived().await;
+        }
         let Some(read) = self.queue.pop_front() else {
             return Ok(None);
         };
@@ -289,12 +301,34 @@ struct Writes<'a> {
 impl Writes<'_> {
     /// Sends one more; returns how many bytes were found to have arrived.
     async fn write(&mut self, offset: u64, payload: Payload) -> Result<u64, ClientError> {
-        let mut arrived = 0;
-        if self.queue.len() >= MAX_REQUESTS {
-            arrived = self.confirm().await?;
-        }
+        let engine = &self.file.sftp().engine;
         let length = payload.len();
-        let pending = self.file.start_write(offset, payload).await?;
+        let mut arrived = 0;
+        let credit = loop {
+            let credit = match self.queue.len() < MAX_REQUESTS {
+                true => engine.try_credit(length),
+                false => None,
+            };
+            if let Some(credit) = credit {
+                break credit;
+            }
+            // To be woken for several replies at once leaves more of the processor to those who
+            // move the data.
+            let middle = self.queue.len() / 2;
+            match self.queue.get_mut(middle) {
+                Some((_, pending)) => pending.arrived().await,
+                None => break engine.credit(length).await,
+            }
+            arrived += self.confirm().await?;
+            while self
+                .queue
+                .front_mut()
+                .is_some_and(|(_, next)| next.is_here())
+            {
+                arrived += self.confirm().await?;
+            }
+        };
+        let pending = self.file.start_write(offset, payload, credit).await?;
         self.queue.push_back((length, pending));
         Ok(arrived)
     }

@@ -3,7 +3,13 @@
 use bytes::BufMut;
 use vsock_agent_protocol::sftp::{FrameHead, MAX_DATA_BYTES};
 
-use super::super::{SftpError, files::read, handles::Open, pipe::Pipe, stream::Outgoing};
+use super::super::{
+    SftpError,
+    files::read,
+    handles::Open,
+    pipe::Pipe,
+    stream::{Lends, Outgoing},
+};
 
 /// Bytes of a DATA reply before its data: length, type, id, and the length of the data.
 const DATA_HEAD_BYTES: usize = FrameHead::BYTES + 1 + 4 + 4;
@@ -20,6 +26,7 @@ pub(in crate::sftp) struct Desk {
     /// The head of a DATA reply, and its data if they are not in the pipe.
     data: Vec<u8>,
     pipe: Lender,
+    lends_output: bool,
 }
 
 /// Whether pages are exchanged with the connection.
@@ -32,14 +39,15 @@ enum Lender {
 }
 
 impl Desk {
-    /// An empty one. `lends`: the connection takes and gives pages.
-    pub(super) fn new(lends: bool) -> Self {
+    /// An empty one.
+    pub(super) fn new(lends: Lends) -> Self {
         Self {
             data: Vec::new(),
-            pipe: match lends {
+            pipe: match lends.input || lends.output {
                 true => Lender::Wanted,
                 false => Lender::Never,
             },
+            lends_output: lends.output,
         }
     }
 
@@ -61,7 +69,8 @@ impl Desk {
         length: u32,
     ) -> Result<usize, SftpError> {
         let file = open.file()?;
-        if length >= LENT_BYTES
+        if self.lends_output
+            && length >= LENT_BYTES
             && let Some(pipe) = self.pipe.ready()
             // What cannot be lent is read.
             && let Ok(count) = pipe.fill(file, offset, length)

@@ -55,6 +55,8 @@ impl Waiter {
 #[derive(Debug)]
 pub(in crate::sftp) struct PendingReply {
     take: oneshot::Receiver<Answer>,
+    /// What was taken and not asked for yet.
+    here: Option<Result<Answer, oneshot::error::RecvError>>,
     table: Arc<Table>,
 }
 
@@ -68,10 +70,36 @@ impl PendingReply {
     }
 
     /// Waits for it; the credit is to be kept as long as its data.
-    pub(in crate::sftp) async fn answer(self) -> Result<Answer, ClientError> {
-        match self.take.await {
+    pub(in crate::sftp) async fn answer(mut self) -> Result<Answer, ClientError> {
+        let answer = match self.here.take() {
+            Some(here) => here,
+            None => self.take.await,
+        };
+        match answer {
             Ok(answer) => Ok(answer),
             Err(_) => Err(self.table.ending().error()),
+        }
+    }
+}
+
+impl PendingReply {
+    /// Whether there is something to be taken at once.
+    pub(in crate::sftp) fn is_here(&mut self) -> bool {
+        if self.here.is_none() {
+            self.here = match self.take.try_recv() {
+                Ok(answer) => Some(Ok(answer)),
+                // Who asks for it hears what happened.
+                Err(oneshot::error::TryRecvError::Closed) => return true,
+                Err(oneshot::error::TryRecvError::Empty) => None,
+            };
+        }
+        self.here.is_some()
+    }
+
+    /// Waits until there is.
+    pub(in crate::sftp) async fn arrived(&mut self) {
+        if !self.is_here() {
+            self.here = Some((&mut self.take).await);
         }
     }
 }
@@ -109,6 +137,7 @@ impl Table {
         waiting.replies.insert(id, waiter);
         let pending = PendingReply {
             take,
+            here: None,
             table: Arc::clone(self),
         };
         Ok((id, pending))
