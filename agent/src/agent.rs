@@ -3,14 +3,17 @@
 use std::{future::Future, io, sync::Arc};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::select;
 
 use crate::{
     app::App,
     config::{Config, Security},
+    config_share::ConfigShare,
     defaults,
     listen::{ListenAddress, Listener},
     server::Server,
     shutdown::Shutdown,
+    status_port::{StatusPorts, Word},
     tls::{self, IdentityError},
 };
 
@@ -74,7 +77,14 @@ impl Agent {
             shutdown.clone(),
             config.end_commands,
             config.family,
+            StatusPorts::new(config.status_ports),
         ));
+        if let Some(connection) = config.share.as_ref().and_then(ConfigShare::connection)
+            && let Err(error) = app.host.tell(connection)
+        {
+            tracing::warn!(%error, "the config share says something else of the host than where it is");
+        }
+        app.status_ports.say(Word::Started);
         let server = Server::new(Arc::clone(&app), tls, &config.allowed_cids);
         Ok(Self {
             listeners,
@@ -92,12 +102,16 @@ impl Agent {
                 .spawn(Arc::clone(&self.server).accept_all(listener));
         }
         let stop = self.shutdown.child_token();
-        let app = self.app;
+        let app = Arc::clone(&self.app);
         self.shutdown.spawn(async move {
             stop.run_until_cancelled(app.commands.tidy()).await;
         });
-        until.await;
+        select! {
+            () = until => {}
+            () = self.app.status_ports.repeat() => {}
+        }
         tracing::info!("stopping");
+        self.app.status_ports.say(Word::Stopped);
         self.shutdown.finish(defaults::SHUTDOWN_TIMEOUT).await
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     operation::Registry,
     shutdown::Shutdown,
     state::{AgentNumbers, Guest},
+    status_port::StatusPorts,
 };
 
 /// The rooms, built once and shared by all connections.
@@ -41,11 +42,17 @@ pub(crate) struct App {
     pub(crate) port_forwards: Arc<Semaphore>,
     pub(crate) sftp_sessions: Arc<Semaphore>,
     pub(crate) shutdown: Shutdown,
+    pub(crate) status_ports: StatusPorts,
 }
 
 impl App {
     /// Builds the rooms, and connects the operations to the events.
-    pub(crate) fn new(shutdown: Shutdown, end_commands: bool, family: Family) -> Self {
+    pub(crate) fn new(
+        shutdown: Shutdown,
+        end_commands: bool,
+        family: Family,
+        status_ports: StatusPorts,
+    ) -> Self {
         let events = Events::new();
         let bus = events.clone();
         let counts = Arc::new(Counts::default());
@@ -69,6 +76,7 @@ impl App {
             port_forwards: Arc::new(Semaphore::new(defaults::MAX_PORT_FORWARDS)),
             sftp_sessions: Arc::new(Semaphore::new(defaults::MAX_SFTP_SESSIONS)),
             shutdown,
+            status_ports,
         }
     }
 

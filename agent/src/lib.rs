@@ -1,16 +1,17 @@
 //! A guest agent: runs commands and moves files in a virtual machine for its host.
 //!
-//! The door has five names: [`Config`] (with the [`Flags`] it is read from), [`Agent::bind`],
-//! [`Agent::run`], and the errors on the way. `main.rs` and the tests use the same ones.
+//! The door: [`Config`] (with the [`Flags`] it is read from), [`Agent::bind`], [`Agent::run`], and
+//! the errors on the way. `main.rs` and the tests use the same ones.
 //!
 //! ```text
 //! main ─► agent ─► server ─► router ─► api ─┬─► exec          one command and its streams
-//!                  listen     reply  ws     ├─► operation     what a client can wait for
-//!                  tls                      ├─► events        what a client can hear
-//!                                           ├─► sftp          files
-//!                                           ├─► port_forward  a TCP port of the guest
-//!                                           ├─► state         what the guest is and does
-//!                                           └─► host          what the host says of itself
+//!         │        listen     reply  ws     ├─► operation     what a client can wait for
+//!         │        tls                      ├─► events        what a client can hear
+//!         │                                 ├─► sftp          files
+//!         ├─► config_share                  ├─► port_forward  a TCP port of the guest
+//!         │   what LXD's hosts hand over    ├─► state         what the guest is and does
+//!         └─► status_port                   └─► host          what the host says of itself
+//!             what they read before they connect
 //! any ─► defaults, shutdown, clock, names, hex. Rooms do not know each other, nor the router,
 //! nor HTTP.
 //! ```
@@ -20,6 +21,7 @@ mod api;
 mod app;
 mod clock;
 mod config;
+mod config_share;
 mod defaults;
 mod events;
 mod exec;
@@ -36,11 +38,13 @@ mod server;
 mod sftp;
 mod shutdown;
 mod state;
+mod status_port;
 mod tls;
 mod ws;
 
 pub use agent::{Agent, BindError};
 pub use config::{Config, ConfigError, Flags, Security};
+pub use config_share::ConfigShare;
 pub use listen::{ListenAddress, ParseListenError};
 pub use notify::notify;
 pub use tls::{IdentityError, PemFileError};

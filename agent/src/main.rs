@@ -21,7 +21,9 @@ const WORKER_THREADS: usize = 2;
 const BLOCKING_THREADS: usize = 64;
 
 fn main() -> ExitCode {
-    let config = match Config::load(Flags::parse()) {
+    let flags = Flags::parse();
+    let ignored = flags.ignored().to_vec();
+    let config = match Config::load(flags) {
         Ok(config) => config,
         Err(error) => {
             complain(&error.into());
@@ -33,6 +35,9 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
+    if !ignored.is_empty() {
+        tracing::warn!(?ignored, "these arguments mean nothing");
+    }
     match serve(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -9,6 +9,7 @@
 
 mod bad_input;
 mod client;
+mod contract;
 mod events;
 mod exec;
 mod fuzz;

@@ -54,6 +54,8 @@ impl TestAgent {
             end_commands: true,
             family: Family::Lxd,
             log: "warn".parse().unwrap(),
+            share: None,
+            status_ports: Vec::new(),
         };
         change(&mut config);
         let (stop, stopped) = oneshot::channel();
