@@ -8,7 +8,7 @@ use tokio::select;
 use crate::{
     app::App,
     config::{Config, Security},
-    config_share::ConfigShare,
+    config_share::{ConfigShare, Hotplug},
     defaults,
     listen::{ListenAddress, Listener},
     server::Server,
@@ -61,6 +61,10 @@ impl Agent {
                 None
             }
         };
+        if let Some(share) = &config.share {
+            let applied = share.apply().await;
+            tracing::debug!(?applied, "the host's word before it connects");
+        }
         let mut listeners = Vec::new();
         for address in &config.listen {
             let listener = Listener::bind(address)
@@ -77,6 +81,13 @@ impl Agent {
             shutdown.clone(),
             config.end_commands,
             config.family,
+            Hotplug::new(
+                config
+                    .share
+                    .as_ref()
+                    .map_or_else(|| "/".into(), |share| share.root.clone()),
+                config.family,
+            ),
             StatusPorts::new(config.status_ports),
         ));
         if let Some(connection) = config.share.as_ref().and_then(ConfigShare::connection)

@@ -12,6 +12,7 @@ use vsock_agent_protocol::{
 };
 
 use crate::{
+    config_share::Hotplug,
     defaults,
     events::Events,
     exec::Session,
@@ -36,6 +37,7 @@ pub(crate) struct App {
     pub(crate) family: Family,
     pub(crate) guest: Guest,
     pub(crate) host: Host,
+    pub(crate) hotplug: Hotplug,
     /// Places for listeners to events.
     pub(crate) listeners: Arc<Semaphore>,
     pub(crate) operations: Registry,
@@ -51,6 +53,7 @@ impl App {
         shutdown: Shutdown,
         end_commands: bool,
         family: Family,
+        hotplug: Hotplug,
         status_ports: StatusPorts,
     ) -> Self {
         let events = Events::new();
@@ -71,6 +74,7 @@ impl App {
             family,
             guest: Guest::default(),
             host: Host::default(),
+            hotplug,
             listeners: Arc::new(Semaphore::new(defaults::MAX_LISTENERS)),
             operations,
             port_forwards: Arc::new(Semaphore::new(defaults::MAX_PORT_FORWARDS)),

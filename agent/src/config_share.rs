@@ -9,18 +9,33 @@
 //! agent.crt, agent.key, server.crt   the identity, which tls.rs reads
 //! ```
 //!
-//! Called by `agent.rs`. Nothing in it stops the agent from starting: what is wrong is logged and
+//! Called by `agent.rs`, and by `api/events.rs` for shares that come later. Nothing in it stops the agent from starting: what is wrong is logged and
 //! passed over, and what takes too long is left behind.
+
+mod hotplug;
+mod metadata;
+mod mounts;
+mod nics;
+mod root;
+mod rtnetlink;
+mod templates;
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use vsock_agent_protocol::host::HostConnection;
 
+pub(crate) use self::hotplug::Hotplug;
+use crate::bounded;
+
 /// Where the agent keeps a copy that it made itself.
 pub(crate) const FETCHED: &str = "/run/vsock-agent/share";
+
+/// Time for each of the steps before the agent listens; a boot may be waiting for it.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 const CONNECTION_FILE: &str = "agent.conf";
 
@@ -43,6 +58,25 @@ impl ConfigShare {
         }
     }
 
+    /// Does what the host wants done before the agent listens: files, names of network devices,
+    /// mounts. Takes half a minute at most, and a moment usually.
+    pub(crate) async fn apply(&self) -> Applied {
+        let (folder, root) = (self.folder.clone(), self.root.clone());
+        let files = move || templates::apply(&folder, &root);
+        let written = bounded::within(STEP_TIMEOUT, "files of the host", files).await;
+        let folder = self.folder.clone();
+        bounded::within(STEP_TIMEOUT, "network devices", move || {
+            nics::apply(&folder)
+        })
+        .await;
+        let (folder, root) = (self.folder.clone(), self.root.clone());
+        let mounts = move || mounts::apply(&folder, &root);
+        bounded::within(STEP_TIMEOUT, "shares of the host", mounts).await;
+        Applied {
+            has_seed: written.is_some_and(|written| written.has_seed()),
+        }
+    }
+
     /// Where the host listens, by `agent.conf`.
     pub(crate) fn connection(&self) -> Option<HostConnection> {
         let path = self.folder.join(CONNECTION_FILE);
@@ -51,6 +85,13 @@ impl ConfigShare {
             .inspect_err(|error| tracing::warn!(?path, %error, "this is not what a host says"))
             .ok()
     }
+}
+
+/// What came of the share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Applied {
+    /// Whether cloud-init was given a new seed, and may have to decide again.
+    pub(crate) has_seed: bool,
 }
 
 /// A file's content. What cannot be read is logged, what is missing is not.

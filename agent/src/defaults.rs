@@ -110,6 +110,10 @@ pub(crate) const EVENT_PING: Duration = Duration::from_secs(10);
 /// Time for one event to leave before its listener is dropped.
 pub(crate) const EVENT_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Time that an event about a device is kept back for what it says to be done. Hosts wait 3 s for
+/// an answer.
+pub(crate) const HOTPLUG_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Most SFTP sessions at once.
 pub(crate) const MAX_SFTP_SESSIONS: usize = 256;
 

@@ -12,13 +12,14 @@
 //!         │   what LXD's hosts hand over    ├─► state         what the guest is and does
 //!         └─► status_port                   └─► host          what the host says of itself
 //!             what they read before they connect
-//! any ─► defaults, shutdown, clock, names, hex. Rooms do not know each other, nor the router,
-//! nor HTTP.
+//! any ─► defaults, shutdown, bounded, clock, mount_table, names, hex. Rooms do not know each
+//! other, nor the router, nor HTTP.
 //! ```
 
 mod agent;
 mod api;
 mod app;
+mod bounded;
 mod clock;
 mod config;
 mod config_share;
@@ -28,6 +29,7 @@ mod exec;
 mod hex;
 mod host;
 mod listen;
+mod mount_table;
 mod names;
 mod notify;
 mod operation;
