@@ -44,8 +44,8 @@ pub enum BindError {
 }
 
 impl Agent {
-    /// Reads the identity and binds every address. Waits up to a minute for a vsock device that
-    /// is not there yet.
+    /// Reads the identity, does what the config share asks for, and binds every address. Waits
+    /// some seconds for a vsock device that is not there yet.
     ///
     /// # Errors
     ///

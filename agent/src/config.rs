@@ -123,6 +123,11 @@ pub struct Flags {
     #[arg(long, value_name = "LEVEL", env = "VSOCK_AGENT_LOG")]
     log: Option<String>,
 
+    /// Only copy the config share that an LXD or Incus host offers by virtiofs, 9p or CD-ROM to
+    /// /run/vsock-agent/share, if there is one
+    #[arg(long)]
+    fetch_share: bool,
+
     /// Log more: --log debug
     #[arg(short, long)]
     debug: bool,
@@ -137,10 +142,22 @@ pub struct Flags {
 }
 
 impl Flags {
+    /// Whether only the config share is to be copied.
+    #[must_use]
+    pub fn fetches_share(&self) -> bool {
+        self.fetch_share
+    }
+
     /// Arguments that mean nothing.
     #[must_use]
     pub fn ignored(&self) -> &[OsString] {
         &self.ignored
+    }
+
+    /// Whether more is to be logged than usual.
+    #[must_use]
+    pub fn debugs(&self) -> bool {
+        self.debug
     }
 
     fn level(&self) -> Option<&str> {

@@ -12,6 +12,9 @@
 //! Called by `agent.rs`, and by `api/events.rs` for shares that come later. Nothing in it stops the agent from starting: what is wrong is logged and
 //! passed over, and what takes too long is left behind.
 
+#[cfg(test)]
+mod alone;
+mod fetch;
 mod hotplug;
 mod metadata;
 mod mounts;
@@ -28,6 +31,7 @@ use std::{
 
 use vsock_agent_protocol::host::HostConnection;
 
+pub use self::fetch::{FetchError, fetch_config_share};
 pub(crate) use self::hotplug::Hotplug;
 use crate::bounded;
 
@@ -35,7 +39,7 @@ use crate::bounded;
 pub(crate) const FETCHED: &str = "/run/vsock-agent/share";
 
 /// Time for each of the steps before the agent listens; a boot may be waiting for it.
-const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
 const CONNECTION_FILE: &str = "agent.conf";
 
@@ -59,7 +63,7 @@ impl ConfigShare {
     }
 
     /// Does what the host wants done before the agent listens: files, names of network devices,
-    /// mounts. Takes half a minute at most, and a moment usually.
+    /// mounts. Takes a quarter of a minute at most, and a moment usually.
     pub(crate) async fn apply(&self) -> Applied {
         let (folder, root) = (self.folder.clone(), self.root.clone());
         let files = move || templates::apply(&folder, &root);

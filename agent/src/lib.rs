@@ -1,7 +1,7 @@
 //! A guest agent: runs commands and moves files in a virtual machine for its host.
 //!
 //! The door: [`Config`] (with the [`Flags`] it is read from), [`Agent::bind`], [`Agent::run`], and
-//! the errors on the way. `main.rs` and the tests use the same ones.
+//! the errors on the way; beside it [`fetch_config_share`]. `main.rs` and the tests use the same ones.
 //!
 //! ```text
 //! main ─► agent ─► server ─► router ─► api ─┬─► exec          one command and its streams
@@ -46,7 +46,7 @@ mod ws;
 
 pub use agent::{Agent, BindError};
 pub use config::{Config, ConfigError, Flags, Security};
-pub use config_share::ConfigShare;
+pub use config_share::{ConfigShare, FetchError, fetch_config_share};
 pub use listen::{ListenAddress, ParseListenError};
 pub use notify::notify;
 pub use tls::{IdentityError, PemFileError};

@@ -8,7 +8,8 @@ use tokio::{
     runtime, select,
     signal::unix::{SignalKind, signal},
 };
-use vsock_agent::{Agent, Config, Flags, notify};
+use tracing::Level;
+use vsock_agent::{Agent, Config, Flags, fetch_config_share, notify};
 
 /// Exit status for a configuration that makes no sense (`EX_USAGE`, `sysexits.h`).
 const EXIT_USAGE: u8 = 64;
@@ -22,6 +23,9 @@ const BLOCKING_THREADS: usize = 64;
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
+    if flags.fetches_share() {
+        return fetch_share(flags.debugs());
+    }
     let ignored = flags.ignored().to_vec();
     let config = match Config::load(flags) {
         Ok(config) => config,
@@ -30,16 +34,40 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    tracing_subscriber::fmt()
-        .with_max_level(config.log)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
+    log(config.log);
     if !ignored.is_empty() {
         tracing::warn!(?ignored, "these arguments mean nothing");
     }
     match serve(config) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log(level: Level) {
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+}
+
+fn fetch_share(debugs: bool) -> ExitCode {
+    log(if debugs { Level::DEBUG } else { Level::INFO });
+    let fetched = runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .context("cannot start the runtime")
+        .and_then(|runtime| Ok(runtime.block_on(fetch_config_share())?));
+    match fetched {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            tracing::info!("this host offers no config share");
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             complain(&error);
             ExitCode::FAILURE

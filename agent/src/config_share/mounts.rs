@@ -243,11 +243,8 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
-
-    use nix::sched::{CloneFlags, unshare};
-
     use super::*;
+    use crate::config_share::alone::with_own_mounts;
 
     fn wanted(target: &str) -> Mount {
         Mount {
@@ -258,24 +255,6 @@ mod tests {
         }
     }
 
-    /// Runs a test in a thread with a tree of mounts of its own, as root.
-    fn alone(name: &str, test: impl FnOnce(&Path) + Send + 'static) {
-        let folder =
-            std::env::temp_dir().join(format!("agent-mount-{name}-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        let folder = folder.canonicalize().unwrap();
-        let root = folder.clone();
-        let thread = thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS)
-                .expect("the tests of mounts need root");
-            let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-            nix_mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).unwrap();
-            test(&root);
-        });
-        thread.join().unwrap();
-        fs::remove_dir_all(&folder).unwrap();
-    }
-
     fn mounts_here(path: &Path) -> Vec<String> {
         let table = fs::read(TABLE).unwrap();
         let here = mount_table::parse(&table).filter(|mount| mount.mountpoint == path);
@@ -284,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_share_is_mounted_once_and_taken_away() {
-        alone("once", |root| {
+        with_own_mounts("mount-once", |root| {
             let mount = || mount_as(root, &wanted("/mnt/data"), &["nothing", "tmpfs"]);
             assert_eq!(mount().unwrap(), Mounted::As("tmpfs"));
             let place = root.join("mnt/data");
@@ -306,7 +285,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_does_not_know_is_an_error() {
-        alone("unknown", |root| {
+        with_own_mounts("mount-unknown", |root| {
             let error = mount_as(root, &wanted("/mnt"), &["nothing"]).unwrap_err();
             assert!(matches!(error, MountError::Mount(_)), "{error}");
         });
