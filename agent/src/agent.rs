@@ -135,3 +135,45 @@ fn raise_file_limit() {
         tracing::warn!(%error, "cannot raise the limit on open files");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use vsock_agent_protocol::{host::HostConnection, version::Family};
+
+    use super::*;
+
+    async fn known(folder: &Path, connection: &str) -> Option<HostConnection> {
+        fs::write(folder.join("agent.conf"), connection).unwrap();
+        let config = Config {
+            listen: vec![ListenAddress::Unix(folder.join("sock"))],
+            security: Security::Plain,
+            allowed_cids: Vec::new(),
+            end_commands: true,
+            family: Family::Lxd,
+            log: tracing::Level::ERROR,
+            share: Some(ConfigShare::new(folder.to_owned())),
+            status_ports: Vec::new(),
+        };
+        Agent::bind(config).await.unwrap().app.host.known()
+    }
+
+    #[tokio::test]
+    async fn the_config_share_says_where_the_host_is() {
+        let folder = std::env::temp_dir().join(format!("agent-conf-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let text = r#"{"cid": 2, "port": 39041, "certificate": "", "dev_incus": true}"#;
+        let expected = HostConnection {
+            cid: 2,
+            port: 39041,
+            certificate: String::new(),
+            devlxd: true,
+        };
+        assert_eq!(known(&folder, text).await, Some(expected));
+        for nonsense in ["", "{", "{}", r#"{"port": 1, "certificate": "no PEM"}"#] {
+            assert_eq!(known(&folder, nonsense).await, None, "{nonsense}");
+        }
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}

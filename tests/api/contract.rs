@@ -4,7 +4,10 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use harness::{Pair, RawClient, TestAgent, TestFolder, eventually};
 use serde_json::json;
+use tokio::time::timeout;
 use vsock_agent::{Config, ConfigShare};
+
+use crate::events::next_event;
 
 /// How long a word may take to its port: beyond the time between two of them.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -86,4 +89,46 @@ async fn a_share_that_makes_no_sense_does_not_stop_the_agent() {
     let agent = TestAgent::configured(|config| host.configure(config));
     let client = RawClient::new(&agent.socket());
     assert_eq!(client.get("/1.0").await.status, 200);
+}
+
+/// A disk of the host's, as its events tell of it.
+fn device(action: &str, path: &str) -> String {
+    let config = json!({ "type": "disk", "path": path, "source": "/srv" });
+    let metadata = json!({ "action": action, "name": "data", "config": config });
+    json!({ "type": "device", "metadata": metadata }).to_string()
+}
+
+#[tokio::test]
+async fn a_share_that_comes_while_the_guest_runs_gets_its_folder_and_an_answer_in_time() {
+    let host = Host::new();
+    fs::create_dir(host.folder.path().join("guest")).unwrap();
+    let agent = TestAgent::configured(|config| host.configure(config));
+    let client = RawClient::new(&agent.socket());
+    let mut events = client.websocket("/1.0/events?type=device").await.unwrap();
+    // No such share is there, so it is looked for again and again; hosts give up after 3 s.
+    let body = device("added", "/mnt/data");
+    let added = client.request("POST", "/1.0/events", &body);
+    let reply = timeout(Duration::from_secs(3), added).await;
+    assert_eq!(reply.expect("too late for a host").status, 200);
+    assert!(host.folder.path().join("guest/mnt/data").is_dir());
+    let event = next_event(&mut events).await;
+    assert_eq!(event["metadata"]["action"], json!("added"));
+}
+
+#[tokio::test]
+async fn a_share_goes_nowhere_else() {
+    let host = Host::new();
+    fs::create_dir(host.folder.path().join("guest")).unwrap();
+    let agent = TestAgent::configured(|config| host.configure(config));
+    let client = RawClient::new(&agent.socket());
+    for path in ["/mnt/../../out", "/..", "/"] {
+        for action in ["added", "removed"] {
+            let body = device(action, path);
+            let reply = client.request("POST", "/1.0/events", &body).await;
+            assert_eq!(reply.status, 200, "{path}");
+        }
+    }
+    let inside = fs::read_dir(host.folder.path().join("guest")).unwrap();
+    assert_eq!(inside.count(), 0);
+    assert!(!host.folder.path().join("out").exists());
 }
