@@ -22,6 +22,7 @@ mod nics;
 mod root;
 mod rtnetlink;
 mod templates;
+mod yaml;
 
 use std::{
     fs, io,
