@@ -3,14 +3,17 @@
 use std::{future::Future, io, sync::Arc};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::select;
 
 use crate::{
     app::App,
     config::{Config, Security},
+    config_share::{ConfigShare, Hotplug},
     defaults,
     listen::{ListenAddress, Listener},
     server::Server,
     shutdown::Shutdown,
+    status_port::{StatusPorts, Word},
     tls::{self, IdentityError},
 };
 
@@ -41,8 +44,8 @@ pub enum BindError {
 }
 
 impl Agent {
-    /// Reads the identity and binds every address. Waits up to a minute for a vsock device that
-    /// is not there yet.
+    /// Reads the identity, does what the config share asks for, and binds every address. Waits
+    /// some seconds for a vsock device that is not there yet.
     ///
     /// # Errors
     ///
@@ -58,6 +61,10 @@ impl Agent {
                 None
             }
         };
+        if let Some(share) = &config.share {
+            let applied = share.apply().await;
+            tracing::debug!(?applied, "the host's word before it connects");
+        }
         let mut listeners = Vec::new();
         for address in &config.listen {
             let listener = Listener::bind(address)
@@ -74,7 +81,21 @@ impl Agent {
             shutdown.clone(),
             config.end_commands,
             config.family,
+            Hotplug::new(
+                config
+                    .share
+                    .as_ref()
+                    .map_or_else(|| "/".into(), |share| share.root.clone()),
+                config.family,
+            ),
+            StatusPorts::new(config.status_ports),
         ));
+        if let Some(connection) = config.share.as_ref().and_then(ConfigShare::connection)
+            && let Err(error) = app.host.tell(connection)
+        {
+            tracing::warn!(%error, "the config share says something else of the host than where it is");
+        }
+        app.status_ports.say(Word::Started);
         let server = Server::new(Arc::clone(&app), tls, &config.allowed_cids);
         Ok(Self {
             listeners,
@@ -92,12 +113,16 @@ impl Agent {
                 .spawn(Arc::clone(&self.server).accept_all(listener));
         }
         let stop = self.shutdown.child_token();
-        let app = self.app;
+        let app = Arc::clone(&self.app);
         self.shutdown.spawn(async move {
             stop.run_until_cancelled(app.commands.tidy()).await;
         });
-        until.await;
+        select! {
+            () = until => {}
+            () = self.app.status_ports.repeat() => {}
+        }
         tracing::info!("stopping");
+        self.app.status_ports.say(Word::Stopped);
         self.shutdown.finish(defaults::SHUTDOWN_TIMEOUT).await
     }
 }
@@ -108,5 +133,47 @@ fn raise_file_limit() {
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!(%error, "cannot raise the limit on open files");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use vsock_agent_protocol::{host::HostConnection, version::Family};
+
+    use super::*;
+
+    async fn known(folder: &Path, connection: &str) -> Option<HostConnection> {
+        fs::write(folder.join("agent.conf"), connection).unwrap();
+        let config = Config {
+            listen: vec![ListenAddress::Unix(folder.join("sock"))],
+            security: Security::Plain,
+            allowed_cids: Vec::new(),
+            end_commands: true,
+            family: Family::Lxd,
+            log: tracing::Level::ERROR,
+            share: Some(ConfigShare::new(folder.to_owned())),
+            status_ports: Vec::new(),
+        };
+        Agent::bind(config).await.unwrap().app.host.known()
+    }
+
+    #[tokio::test]
+    async fn the_config_share_says_where_the_host_is() {
+        let folder = std::env::temp_dir().join(format!("agent-conf-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let text = r#"{"cid": 2, "port": 39041, "certificate": "", "dev_incus": true}"#;
+        let expected = HostConnection {
+            cid: 2,
+            port: 39041,
+            certificate: String::new(),
+            devlxd: true,
+        };
+        assert_eq!(known(&folder, text).await, Some(expected));
+        for nonsense in ["", "{", "{}", r#"{"port": 1, "certificate": "no PEM"}"#] {
+            assert_eq!(known(&folder, nonsense).await, None, "{nonsense}");
+        }
+        fs::remove_dir_all(&folder).unwrap();
     }
 }

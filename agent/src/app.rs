@@ -12,6 +12,7 @@ use vsock_agent_protocol::{
 };
 
 use crate::{
+    config_share::Hotplug,
     defaults,
     events::Events,
     exec::Session,
@@ -20,6 +21,7 @@ use crate::{
     sftp::Budget,
     shutdown::Shutdown,
     state::{AgentNumbers, Guest},
+    status_port::StatusPorts,
 };
 
 /// The rooms, built once and shared by all connections.
@@ -36,6 +38,7 @@ pub(crate) struct App {
     pub(crate) family: Family,
     pub(crate) guest: Guest,
     pub(crate) host: Host,
+    pub(crate) hotplug: Hotplug,
     /// Places for listeners to events.
     pub(crate) listeners: Arc<Semaphore>,
     pub(crate) operations: Registry,
@@ -44,11 +47,18 @@ pub(crate) struct App {
     pub(crate) sftp_budget: Arc<Budget>,
     pub(crate) sftp_sessions: Arc<Semaphore>,
     pub(crate) shutdown: Shutdown,
+    pub(crate) status_ports: StatusPorts,
 }
 
 impl App {
     /// Builds the rooms, and connects the operations to the events.
-    pub(crate) fn new(shutdown: Shutdown, end_commands: bool, family: Family) -> Self {
+    pub(crate) fn new(
+        shutdown: Shutdown,
+        end_commands: bool,
+        family: Family,
+        hotplug: Hotplug,
+        status_ports: StatusPorts,
+    ) -> Self {
         let events = Events::new();
         let bus = events.clone();
         let counts = Arc::new(Counts::default());
@@ -67,12 +77,14 @@ impl App {
             family,
             guest: Guest::default(),
             host: Host::default(),
+            hotplug,
             listeners: Arc::new(Semaphore::new(defaults::MAX_LISTENERS)),
             operations,
             port_forwards: Arc::new(Semaphore::new(defaults::MAX_PORT_FORWARDS)),
             sftp_budget: Arc::default(),
             sftp_sessions: Arc::new(Semaphore::new(defaults::MAX_SFTP_SESSIONS)),
             shutdown,
+            status_ports,
         }
     }
 

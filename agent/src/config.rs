@@ -3,8 +3,13 @@
 //! Everything is read and checked before anything is bound. The same names are used in all three
 //! places: `--allow-cid`, `VSOCK_AGENT_ALLOW_CID`, `allow-cid`.
 
+mod folders;
+mod program;
+
 use std::{
-    env, io,
+    env,
+    ffi::OsString,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -16,16 +21,15 @@ use vsock_agent_protocol::{
     version::{Family, ParseFamilyError},
 };
 
+use self::{folders::Folders, program::Program};
 use crate::{
+    config_share::ConfigShare,
     listen::{ListenAddress, ParseListenError},
-    tls,
+    status_port,
 };
 
 /// Read when no other file is named and this one is there.
 const DEFAULT_FILE: &str = "/etc/vsock-agent/config.toml";
-
-/// Where the identity is looked for after the working directory.
-const DEFAULT_IDENTITY: &str = "/etc/vsock-agent";
 
 /// The whole configuration, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +47,11 @@ pub struct Config {
     pub family: Family,
     /// Least important events that are logged.
     pub log: Level,
+    /// What the host says before it can be asked.
+    pub share: Option<ConfigShare>,
+    /// The virtio ports by which a host hears that the agent is there; those that are missing are
+    /// passed over.
+    pub status_ports: Vec<PathBuf>,
 }
 
 /// How the agent knows who connects.
@@ -68,10 +77,21 @@ pub struct Flags {
     )]
     listen: Vec<String>,
 
-    /// Folder with agent.crt, agent.key and server.crt [default: the working directory, then
-    /// /etc/vsock-agent]
-    #[arg(long, value_name = "DIR", env = "VSOCK_AGENT_IDENTITY")]
+    /// Folder with agent.crt, agent.key and server.crt [default: the first that has them of the
+    /// working directory, /run/vsock-agent/share, systemd's credentials, /etc/vsock-agent]
+    #[arg(
+        short = 's',
+        long,
+        visible_alias = "secrets-location",
+        value_name = "DIR",
+        env = "VSOCK_AGENT_IDENTITY"
+    )]
     identity: Option<PathBuf>,
+
+    /// Folder with what the host says at the start: agent.conf, agent-mounts.json, nics/ and
+    /// files/ [default: the folder of the identity]
+    #[arg(long, value_name = "DIR", env = "VSOCK_AGENT_SHARE")]
+    share: Option<PathBuf>,
 
     /// Serve without TLS: everybody who can reach a listener is root in this machine
     #[arg(long, env = "VSOCK_AGENT_PLAIN")]
@@ -102,6 +122,49 @@ pub struct Flags {
     /// What to log: error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL", env = "VSOCK_AGENT_LOG")]
     log: Option<String>,
+
+    /// Only copy the config share that an LXD or Incus host offers by virtiofs, 9p or CD-ROM to
+    /// /run/vsock-agent/share, if there is one
+    #[arg(long)]
+    fetch_share: bool,
+
+    /// Log more: --log debug
+    #[arg(short, long)]
+    debug: bool,
+
+    /// Log as usual: --log info
+    #[arg(short, long)]
+    verbose: bool,
+
+    /// Taken and passed over, as LXD's agent does.
+    #[arg(hide = true)]
+    ignored: Vec<OsString>,
+}
+
+impl Flags {
+    /// Whether only the config share is to be copied.
+    #[must_use]
+    pub fn fetches_share(&self) -> bool {
+        self.fetch_share
+    }
+
+    /// Arguments that mean nothing.
+    #[must_use]
+    pub fn ignored(&self) -> &[OsString] {
+        &self.ignored
+    }
+
+    /// Whether more is to be logged than usual.
+    #[must_use]
+    pub fn debugs(&self) -> bool {
+        self.debug
+    }
+
+    fn level(&self) -> Option<&str> {
+        let short = if self.debug { Some("debug") } else { None };
+        let long = self.log.as_deref();
+        long.or(short).or(self.verbose.then_some("info"))
+    }
 }
 
 /// The configuration file: the flags' names, in TOML.
@@ -110,6 +173,7 @@ pub struct Flags {
 struct FileConfig {
     listen: Vec<String>,
     identity: Option<PathBuf>,
+    share: Option<PathBuf>,
     plain: bool,
     allow_cid: Vec<u32>,
     end_commands: bool,
@@ -172,7 +236,8 @@ impl Config {
             None if Path::new(DEFAULT_FILE).exists() => read_file(Path::new(DEFAULT_FILE))?,
             None => FileConfig::default(),
         };
-        merge(flags, file)
+        let program = Program::named(env::args_os().next().as_deref());
+        merge(flags, file, program, &Folders::usual())
     }
 }
 
@@ -187,7 +252,18 @@ fn read_file(path: &Path) -> Result<FileConfig, ConfigError> {
     })
 }
 
-fn merge(flags: Flags, file: FileConfig) -> Result<Config, ConfigError> {
+fn merge(
+    flags: Flags,
+    file: FileConfig,
+    program: Program,
+    folders: &Folders,
+) -> Result<Config, ConfigError> {
+    let log = match flags.level().or(file.log.as_deref()) {
+        None => Level::INFO,
+        Some(text) => text
+            .parse()
+            .map_err(|_| ConfigError::Log(text.to_owned()))?,
+    };
     let listen = first_given(flags.listen, file.listen);
     let mut listen: Vec<ListenAddress> = listen
         .iter()
@@ -211,15 +287,16 @@ fn merge(flags: Flags, file: FileConfig) -> Result<Config, ConfigError> {
     }
     let security = match flags.plain || file.plain {
         true => Security::Plain,
-        false => Security::Tls(identity(flags.identity.or(file.identity))?),
+        false => Security::Tls(folders.identity(flags.identity.or(file.identity))?),
     };
+    let identity = match &security {
+        Security::Tls(folder) => Some(folder.as_path()),
+        Security::Plain => None,
+    };
+    let share = folders.share(flags.share.or(file.share), program, identity);
     let family = match flags.family.or(file.family) {
-        None => Family::default(),
+        None => program.family(),
         Some(text) => text.parse()?,
-    };
-    let log = match flags.log.or(file.log) {
-        None => Level::INFO,
-        Some(text) => text.parse().map_err(|_| ConfigError::Log(text))?,
     };
     let end_commands = flags.end_commands || file.end_commands;
     Ok(Config {
@@ -229,28 +306,13 @@ fn merge(flags: Flags, file: FileConfig) -> Result<Config, ConfigError> {
         end_commands,
         family,
         log,
+        share: share.map(ConfigShare::new),
+        status_ports: status_port::KNOWN.map(PathBuf::from).to_vec(),
     })
 }
 
 fn first_given<T>(first: Vec<T>, second: Vec<T>) -> Vec<T> {
     if first.is_empty() { second } else { first }
-}
-
-/// The folder with the identity: the one named, or the first that has a certificate.
-fn identity(named: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
-    if let Some(folder) = named {
-        return Ok(folder);
-    }
-    let working = env::current_dir().unwrap_or_else(|_| PathBuf::from("."));
-    let candidates = [working, PathBuf::from(DEFAULT_IDENTITY)];
-    let found = candidates
-        .iter()
-        .find(|folder| folder.join(tls::CERTIFICATE_FILE).exists());
-    found.cloned().ok_or_else(|| ConfigError::NoIdentity {
-        searched: candidates
-            .map(|folder| folder.display().to_string())
-            .join(" and "),
-    })
 }
 
 #[cfg(test)]
@@ -259,6 +321,15 @@ mod tests {
 
     fn file(text: &str) -> FileConfig {
         toml::from_str(text).unwrap()
+    }
+
+    fn merge(flags: Flags, file: FileConfig) -> Result<Config, ConfigError> {
+        super::merge(flags, file, Program::Own, &Folders::usual())
+    }
+
+    fn parsed(arguments: &[&str]) -> Flags {
+        let program = std::iter::once("vsock-agent");
+        Flags::try_parse_from(program.chain(arguments.iter().copied())).unwrap()
     }
 
     fn plain_flags() -> Flags {
@@ -316,8 +387,39 @@ mod tests {
     }
 
     #[test]
-    fn tls_without_a_certificate_says_where_it_looked() {
-        let error = merge(Flags::default(), FileConfig::default()).unwrap_err();
-        assert!(error.to_string().contains(DEFAULT_IDENTITY), "{error}");
+    fn the_name_decides_the_family_unless_it_is_said() {
+        let family = |flags| {
+            let program = Program::StandIn(Family::Incus);
+            let merged = super::merge(flags, file(""), program, &Folders::usual());
+            merged.unwrap().family
+        };
+        assert_eq!(family(plain_flags()), Family::Incus);
+        let said = Flags {
+            family: Some("lxd".to_owned()),
+            ..plain_flags()
+        };
+        assert_eq!(family(said), Family::Lxd);
+    }
+
+    #[test]
+    fn the_flags_of_lxds_and_incuss_agents_are_understood() {
+        for (arguments, level) in [
+            (vec!["-d"], Level::DEBUG),
+            (vec!["--debug"], Level::DEBUG),
+            (vec!["-v"], Level::INFO),
+            (vec!["--verbose"], Level::INFO),
+            (vec!["-d", "-v"], Level::DEBUG),
+            (vec!["-d", "--log", "error"], Level::ERROR),
+            (vec![], Level::WARN),
+        ] {
+            let flags = parsed(&[&["-s", "/secrets"], arguments.as_slice()].concat());
+            let config = merge(flags, file("log = \"warn\"")).unwrap();
+            assert_eq!(config.log, level, "{arguments:?}");
+            assert_eq!(config.security, Security::Tls("/secrets".into()));
+            assert_eq!(config.share, Some(ConfigShare::new("/secrets".into())));
+        }
+        let flags = parsed(&["--secrets-location", "/a", "more", "-d", "words"]);
+        assert_eq!(flags.ignored(), ["more", "words"]);
+        assert!(flags.debug);
     }
 }

@@ -46,8 +46,12 @@ pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Pause between two tries to bind while the vsock device or its module is not there yet.
 pub(crate) const BIND_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long to wait for the vsock device at the start before giving up; systemd tries again.
-pub(crate) const BIND_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long to wait for the vsock device at the start before giving up. A boot may be waiting for
+/// the agent; systemd tries again.
+pub(crate) const BIND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time to load a kernel module.
+pub(crate) const MODULE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time for the other end of a 101 answer to start talking the new protocol.
 pub(crate) const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -109,6 +113,10 @@ pub(crate) const EVENT_PING: Duration = Duration::from_secs(10);
 
 /// Time for one event to leave before its listener is dropped.
 pub(crate) const EVENT_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time that an event about a device is kept back for what it says to be done. Hosts wait 3 s for
+/// an answer.
+pub(crate) const HOTPLUG_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Most SFTP sessions at once.
 pub(crate) const MAX_SFTP_SESSIONS: usize = 256;

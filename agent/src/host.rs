@@ -55,6 +55,14 @@ impl Host {
     }
 }
 
+#[cfg(test)]
+impl Host {
+    /// What is known.
+    pub(crate) fn known(&self) -> Option<HostConnection> {
+        self.0.borrow().clone()
+    }
+}
+
 /// SHA-256 of the first certificate, empty if there is no text at all.
 fn fingerprint(pem: &str) -> Result<String, HostError> {
     if pem.is_empty() {
@@ -88,7 +96,7 @@ mod tests {
         let host = Host::default();
         host.tell(connection(1024, "")).unwrap();
         host.tell(connection(1025, PEM)).unwrap();
-        assert_eq!(*host.0.borrow(), Some(connection(1025, PEM)));
+        assert_eq!(host.known(), Some(connection(1025, PEM)));
     }
 
     #[test]
@@ -103,7 +111,7 @@ mod tests {
             let refused = host.tell(connection(1024, certificate));
             assert_eq!(refused, Err(HostError::Certificate), "{certificate}");
         }
-        assert_eq!(*host.0.borrow(), None);
+        assert_eq!(host.known(), None);
     }
 
     #[test]

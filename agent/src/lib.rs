@@ -1,32 +1,37 @@
 //! A guest agent: runs commands and moves files in a virtual machine for its host.
 //!
 //! The door: [`Config`] (with the [`Flags`] it is read from), [`Agent::bind`], [`Agent::run`],
-//! [`serve_sftp_on_stdio`], and the errors on the way. `main.rs` and the tests use the same ones.
+//! [`serve_sftp_on_stdio`], and the errors on the way; beside it [`fetch_config_share`]. `main.rs`
+//! and the tests use the same ones.
 //!
 //! ```text
 //! main ─► agent ─► server ─► router ─► api ─┬─► exec          one command and its streams
-//!                  listen     reply  ws     ├─► operation     what a client can wait for
-//!                  tls                      ├─► events        what a client can hear
-//!                                           ├─► sftp          files
-//!                                           ├─► port_forward  a TCP port of the guest
-//!                                           ├─► state         what the guest is and does
-//!                                           └─► host          what the host says of itself
-//! any ─► defaults, shutdown, clock, names, accounts, hex. Rooms do not know each other, nor the router,
-//! nor HTTP.
+//!         │        listen     reply  ws     ├─► operation     what a client can wait for
+//!         │        tls                      ├─► events        what a client can hear
+//!         │                                 ├─► sftp          files
+//!         ├─► config_share                  ├─► port_forward  a TCP port of the guest
+//!         │   what LXD's hosts hand over    ├─► state         what the guest is and does
+//!         └─► status_port                   └─► host          what the host says of itself
+//!             what they read before they connect
+//! any ─► defaults, shutdown, bounded, clock, mount_table, names, accounts, hex. Rooms do not know
+//! each other, nor the router, nor HTTP.
 //! ```
 
 mod accounts;
 mod agent;
 mod api;
 mod app;
+mod bounded;
 mod clock;
 mod config;
+mod config_share;
 mod defaults;
 mod events;
 mod exec;
 mod hex;
 mod host;
 mod listen;
+mod mount_table;
 mod names;
 mod notify;
 mod operation;
@@ -37,11 +42,13 @@ mod server;
 mod sftp;
 mod shutdown;
 mod state;
+mod status_port;
 mod tls;
 mod ws;
 
 pub use agent::{Agent, BindError};
 pub use config::{Config, ConfigError, Flags, Security};
+pub use config_share::{ConfigShare, FetchError, fetch_config_share};
 pub use listen::{ListenAddress, ParseListenError};
 pub use notify::notify;
 pub use sftp::{SUB_COMMAND as SFTP_SUB_COMMAND, SftpServerError, serve_sftp_on_stdio};

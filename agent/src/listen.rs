@@ -92,7 +92,7 @@ impl fmt::Display for Peer {
 }
 
 impl Listener {
-    /// Binds and listens. Waits up to a minute for a kernel that does not know AF_VSOCK yet.
+    /// Binds and listens. Waits some seconds for a kernel that does not know AF_VSOCK yet.
     ///
     /// # Errors
     ///

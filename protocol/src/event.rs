@@ -38,3 +38,6 @@ pub const DEFAULT_KINDS: &[&str] = &["logging", "operation", "lifecycle", "confi
 
 /// The kind of event that carries an operation's state.
 pub const OPERATION: &str = "operation";
+
+/// The kind of event that says which devices come and go.
+pub const DEVICE: &str = "device";

@@ -10,6 +10,7 @@
 mod bad_input;
 mod cli_files;
 mod client;
+mod contract;
 mod copy_broken;
 mod copy_tree;
 mod events;

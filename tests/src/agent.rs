@@ -14,7 +14,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
 };
-use vsock_agent::{Agent, Config, ListenAddress, Security};
+use vsock_agent::{Agent, Config, ConfigShare, ListenAddress, Security};
 use vsock_agent_protocol::{address::Cid, version::Family};
 
 /// An agent that listens. `Drop` stops it as SIGTERM would, and removes its folder.
@@ -54,6 +54,12 @@ impl TestAgent {
             end_commands: true,
             family: Family::Lxd,
             log: "warn".parse().unwrap(),
+            // Whatever a host asks for happens in the folder, if at all.
+            share: Some(ConfigShare {
+                folder: folder.path().join("share"),
+                root: folder.path().join("guest"),
+            }),
+            status_ports: Vec::new(),
         };
         change(&mut config);
         let (stop, stopped) = oneshot::channel();

@@ -12,12 +12,13 @@ use tokio::{
     sync::{
         OwnedSemaphorePermit,
         broadcast::{self, error::RecvError},
+        oneshot,
     },
     time::{interval, timeout},
 };
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
-use vsock_agent_protocol::event::{DEFAULT_KINDS, Event, NewEvent};
+use vsock_agent_protocol::event::{self, DEFAULT_KINDS, Event, NewEvent};
 
 use super::query::parameter;
 use crate::{
@@ -60,7 +61,8 @@ pub(crate) fn get(app: &Arc<App>, mut request: Request<Incoming>) -> Result<Repl
     Ok(reply)
 }
 
-/// `POST /1.0/events`: tells an event to everybody who listens, as of now.
+/// `POST /1.0/events`: tells an event to everybody who listens, as of now. What it says of a
+/// device is done first.
 ///
 /// # Errors
 ///
@@ -70,8 +72,28 @@ pub(crate) async fn post(app: &App, request: Request<Incoming>) -> Result<Reply,
     if event.kind.is_empty() {
         return Err(ApiError::bad_request("an event has a type"));
     }
+    if event.kind == event::DEVICE {
+        follow(app, &event.metadata).await;
+    }
     app.events.publish(&event.kind, event.metadata);
     Ok(sync(()))
+}
+
+/// Mounts a share that has come, or takes one away that has gone, and waits a moment for it.
+async fn follow(app: &App, metadata: &serde_json::Value) {
+    let Some(change) = app.hotplug.change(metadata) else {
+        return;
+    };
+    let (done, is_done) = oneshot::channel();
+    let hotplug = app.hotplug.clone();
+    let stop = app.shutdown.child_token();
+    app.shutdown.spawn(async move {
+        stop.run_until_cancelled(hotplug.follow(change)).await;
+        // Nobody may be waiting any more.
+        let _ = done.send(());
+    });
+    // Too late is no error: it goes on.
+    let _ = timeout(defaults::HOTPLUG_TIMEOUT, is_done).await;
 }
 
 fn kinds(query: &str) -> Vec<String> {
