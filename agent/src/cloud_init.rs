@@ -3,6 +3,8 @@
 //! Called by `guest_side.rs`. Knows what the data are, not where they come from.
 
 mod boot;
+#[cfg(test)]
+mod fake;
 mod kick;
 mod seed;
 

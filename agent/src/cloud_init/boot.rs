@@ -77,3 +77,92 @@ fn lists(config: &Path, wanted: Datasource) -> bool {
         .flat_map(|list| list.split(['[', ']', ',']))
         .any(|name| name.trim() == wanted.name())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::{super::fake::Root, *};
+
+    /// What is decided in a root in which cloud-init found these, after `change`.
+    fn decide_after(change: impl FnOnce(&Root)) -> Action {
+        let root = Root::booting();
+        change(&root);
+        decide(root.path(), Datasource::Lxd)
+    }
+
+    fn is_left_alone(change: impl FnOnce(&Root)) -> bool {
+        matches!(decide_after(change), Action::None(_))
+    }
+
+    #[test]
+    fn a_generator_that_found_nothing_decides_again() {
+        assert_eq!(decide_after(|_| {}), Action::Generate);
+        // As after a kick that was cut off.
+        assert_eq!(decide_after(|root| root.remove(RUN)), Action::Generate);
+    }
+
+    #[test]
+    fn datasources_that_were_found_are_looked_for_again() {
+        let found = |list: &str| {
+            decide_after(|root| {
+                root.write("run/cloud-init/enabled", "");
+                root.write("run/cloud-init/cloud.cfg", list);
+            })
+        };
+        assert_eq!(
+            found("datasource_list: [ NoCloud, None ]\n"),
+            Action::Identify
+        );
+        assert_eq!(found("# datasource_list: [ LXD ]\n"), Action::Identify);
+        assert_eq!(found(""), Action::Identify);
+        for list in ["[ LXD, None ]", "[ NoCloud, LXD, None ]", "[LXD]"] {
+            let found = found(&format!("datasource_list: {list}\n"));
+            assert!(matches!(found, Action::None(_)), "{list}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn the_seed_is_looked_for_by_its_own_name() {
+        let root = Root::booting();
+        root.write("run/cloud-init/enabled", "");
+        root.write(
+            "run/cloud-init/cloud.cfg",
+            "datasource_list: [ LXD, None ]\n",
+        );
+        assert_eq!(decide(root.path(), Datasource::NoCloud), Action::Identify);
+    }
+
+    #[test]
+    fn nothing_is_done_without_systemd_or_cloud_init() {
+        for missing in [
+            "run/systemd/system",
+            "etc/cloud",
+            DS_IDENTIFY,
+            GENERATORS[0],
+        ] {
+            assert!(is_left_alone(|root| root.remove(missing)), "{missing}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_done_when_it_is_switched_off() {
+        assert!(is_left_alone(
+            |root| root.write("etc/cloud/cloud-init.disabled", "")
+        ));
+        let line = "quiet cloud-init=disabled root=/dev/vda\n";
+        assert!(is_left_alone(|root| root.write("proc/cmdline", line)));
+        let other = "quiet cloud-init=disabled-not\n";
+        assert!(!is_left_alone(|root| root.write("proc/cmdline", other)));
+    }
+
+    #[test]
+    fn nothing_is_done_twice_or_too_late() {
+        assert!(is_left_alone(|root| root.write(MARKER, "")));
+        let status = "run/cloud-init/status.json";
+        assert!(is_left_alone(|root| root.write(status, "")));
+        assert!(is_left_alone(|root| {
+            symlink("/nowhere", root.path().join(status)).unwrap();
+        }));
+    }
+}

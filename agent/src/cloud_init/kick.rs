@@ -129,6 +129,14 @@ fn systemctl(root: &Path) -> PathBuf {
 
 /// Runs a program to its end, and gives its output.
 async fn run(program: &Path, arguments: &[&str]) -> Result<String, KickError> {
+    run_until(program, arguments, Instant::now() + defaults::KICK_TIMEOUT).await
+}
+
+async fn run_until(
+    program: &Path,
+    arguments: &[&str],
+    deadline: Instant,
+) -> Result<String, KickError> {
     let failed = |error| KickError::Run(program.to_owned(), error);
     let mut child = Command::new(program)
         .args(arguments.iter().map(OsStr::new))
@@ -137,7 +145,6 @@ async fn run(program: &Path, arguments: &[&str]) -> Result<String, KickError> {
         .stderr(Stdio::null())
         .spawn()
         .map_err(failed)?;
-    let deadline = Instant::now() + defaults::KICK_TIMEOUT;
     let status = loop {
         match child.try_wait().map_err(failed)? {
             Some(status) => break status,
@@ -159,4 +166,87 @@ async fn run(program: &Path, arguments: &[&str]) -> Result<String, KickError> {
         stdout.read_to_string(&mut output).map_err(failed)?;
     }
     Ok(output)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::fake::Root, *};
+
+    const BOOTING: &str = "SystemState=starting";
+    const NEVER: &str = "InactiveExitTimestampMonotonic=0";
+
+    /// What was run by a kick in a root whose systemd says this, after `change`.
+    async fn kicked(state: &str, begun: &str, change: impl FnOnce(&Root)) -> (Root, Vec<String>) {
+        let root = Root::booting();
+        root.systemctl(state, begun);
+        change(&root);
+        kick(root.path(), Datasource::Lxd).await.unwrap();
+        let done = root.log();
+        (root, done)
+    }
+
+    fn found(root: &Root) {
+        root.write("run/cloud-init/enabled", "");
+        root.write(
+            "run/cloud-init/cloud.cfg",
+            "datasource_list: [ NoCloud, None ]\n",
+        );
+    }
+
+    #[tokio::test]
+    async fn the_generator_runs_again_and_then_cloud_init() {
+        let (root, done) = kicked(BOOTING, NEVER, |_| {}).await;
+        let expected = ["daemon-reload", "--no-block start cloud-init.target"];
+        assert_eq!(done, expected);
+        assert!(!root.path().join(boot::RUN).exists());
+        kick(root.path(), Datasource::Lxd).await.unwrap();
+        assert_eq!(root.log(), expected, "once a boot");
+    }
+
+    #[tokio::test]
+    async fn where_cloud_init_runs_anyway_only_the_search_is_done_again() {
+        let (root, done) = kicked(BOOTING, NEVER, found).await;
+        assert_eq!(done, ["ds-identify --force"]);
+        assert!(root.path().join(boot::RUN).exists());
+    }
+
+    #[tokio::test]
+    async fn a_boot_that_is_over_is_left_alone() {
+        for state in ["running", "degraded", "maintenance", "stopping"] {
+            let state = format!("SystemState={state}");
+            let (_, done) = kicked(&state, NEVER, |_| {}).await;
+            assert!(done.is_empty(), "{state}: {done:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cloud_init_that_has_begun_is_left_alone() {
+        let begun = format!("{NEVER}\\n\\nInactiveExitTimestampMonotonic=7654321");
+        for change in [found, |_: &Root| {}] {
+            let (_, done) = kicked(BOOTING, &begun, change).await;
+            assert!(done.is_empty(), "{done:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_fails_is_named() {
+        let root = Root::booting();
+        root.program("usr/bin/systemctl", "exit 3");
+        let error = kick(root.path(), Datasource::Lxd).await.unwrap_err();
+        assert!(error.to_string().contains("systemctl failed"), "{error}");
+        root.remove("usr/bin/systemctl");
+        let error = kick(root.path(), Datasource::Lxd).await.unwrap_err();
+        assert!(matches!(error, KickError::Run(..)), "{error}");
+        assert!(!root.path().join(boot::MARKER).exists());
+    }
+
+    #[tokio::test]
+    async fn a_program_that_does_not_end_is_ended() {
+        let root = Root::booting();
+        root.program("usr/bin/systemctl", "exec sleep 3600");
+        let end = Instant::now() + defaults::KICK_TIMEOUT / 100;
+        let systemctl = systemctl(root.path());
+        let error = run_until(&systemctl, &[], end).await.unwrap_err();
+        assert!(matches!(error, KickError::Slow(_)), "{error}");
+    }
 }
