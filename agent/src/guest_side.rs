@@ -112,11 +112,9 @@ impl GuestSide {
 
     async fn kick(&self) {
         let wanted = match self.config.cloud_init {
-            CloudInit::Lxd if self.sockets.is_some() && !self.config.sockets.is_empty() => {
-                Datasource::Lxd
-            }
+            CloudInit::Lxd => Datasource::Lxd,
             CloudInit::NoCloud => Datasource::NoCloud,
-            CloudInit::Lxd | CloudInit::Off => return,
+            CloudInit::Off => return,
         };
         if let Err(error) = cloud_init::kick(&self.config.root, wanted).await {
             let cause = std::error::Error::source(&error).map(ToString::to_string);

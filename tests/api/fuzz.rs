@@ -10,7 +10,8 @@ use std::{
 };
 
 use harness::fuzz::{
-    self, ControlJson, ExecFrames, HttpBody, HttpHead, Mutator, SftpDecode, Target, WebsocketFrames,
+    self, ControlJson, ExecFrames, GuestApi, HttpBody, HttpHead, Mutator, SftpDecode, Target,
+    WebsocketFrames,
 };
 
 #[test]
@@ -34,6 +35,11 @@ fn no_head_breaks_the_agent() {
 }
 
 #[test]
+fn no_guest_breaks_the_agent() {
+    replay::<GuestApi>();
+}
+
+#[test]
 fn no_websocket_frame_breaks_the_agent() {
     replay::<WebsocketFrames>();
 }
@@ -48,6 +54,7 @@ fn every_fuzz_target_is_replayed_here() {
     let replayed = [
         ControlJson::NAME,
         ExecFrames::NAME,
+        GuestApi::NAME,
         HttpBody::NAME,
         HttpHead::NAME,
         SftpDecode::NAME,

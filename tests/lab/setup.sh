@@ -3,17 +3,18 @@
 set -eu
 
 missing=
-for package in busybox-static openssh-client qemu-system-x86; do
+for package in busybox-static openssh-client python3 qemu-system-x86; do
     status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
     [ "$status" = installed ] || missing="$missing $package"
 done
 # Any C compiler will do: a dependency has some assembly.
 command -v cc >/dev/null || missing="$missing build-essential"
 
-# The guest's kernel and the agents to compare with are downloaded, not installed, but apt has to
+# The guest's kernel, the agents to compare with and cloud-init are downloaded, not installed, but apt has to
 # know of them.
 lab="${CARGO_TARGET_DIR:-target}/lab"
-if [ -z "$missing" ] && [ -d "$lab/kernel" ] && [ -d "$lab/stock/incus-agent" ]; then
+if [ -z "$missing" ] && [ -d "$lab/kernel" ] && [ -d "$lab/stock/incus-agent" ] &&
+    [ -d "$lab/cloud-init" ]; then
     echo "all there"
     exit 0
 fi

@@ -109,6 +109,12 @@ impl TestAgent {
         is_ready.await.expect("the agent ended");
     }
 
+    /// Waits until the agent says that the guest may go on, on a thread without a runtime.
+    pub fn wait_until_ready(&mut self) {
+        let is_ready = self.is_ready.take().expect("only once");
+        is_ready.blocking_recv().expect("the agent ended");
+    }
+
     /// The endpoint, as the command line writes it.
     #[must_use]
     pub fn endpoint(&self) -> String {

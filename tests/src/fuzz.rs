@@ -6,6 +6,7 @@
 
 mod agent;
 mod control;
+mod guest_api;
 mod http_body;
 mod http_head;
 mod mutate;
@@ -19,6 +20,7 @@ use std::{
 
 pub use self::{
     control::ControlJson,
+    guest_api::GuestApi,
     http_body::HttpBody,
     http_head::HttpHead,
     mutate::Mutator,

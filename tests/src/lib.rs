@@ -11,6 +11,7 @@
 )]
 
 pub mod agent;
+pub mod cloud_init;
 pub mod eventually;
 pub mod fuzz;
 pub mod host;

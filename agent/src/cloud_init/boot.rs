@@ -44,6 +44,9 @@ pub(super) fn decide(root: &Path, wanted: Datasource) -> Action {
     if has("etc/cloud/cloud-init.disabled") || is_disabled_by_kernel(root) {
         return Action::None("cloud-init is switched off");
     }
+    if !has(wanted.place()) {
+        return Action::None("the data are not where cloud-init looks");
+    }
     // Linked there at the start of its first stage, even before there is anything to link to.
     if fs::symlink_metadata(root.join(RUN).join("status.json")).is_ok() {
         return Action::None("cloud-init has begun");
@@ -142,6 +145,16 @@ mod tests {
             GENERATORS[0],
         ] {
             assert!(is_left_alone(|root| root.remove(missing)), "{missing}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_done_for_data_that_would_not_be_found() {
+        for wanted in [Datasource::Lxd, Datasource::NoCloud] {
+            let root = Root::booting();
+            root.remove(wanted.place());
+            let action = decide(root.path(), wanted);
+            assert!(matches!(action, Action::None(_)), "{wanted:?}: {action:?}");
         }
     }
 

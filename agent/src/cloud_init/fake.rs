@@ -1,11 +1,13 @@
 //! A root with cloud-init in it that can be looked at and kicked, for tests.
 
 use std::{
-    fs::{self, Permissions},
-    os::unix::fs::PermissionsExt,
+    fs,
     path::{Path, PathBuf},
+    process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
+
+use super::Datasource;
 
 /// The root; `Drop` removes it.
 #[derive(Debug)]
@@ -20,6 +22,9 @@ impl Root {
         let root = Self(std::env::temp_dir().join(name));
         root.write("proc/cmdline", "quiet\n");
         root.write("run/cloud-init/disabled", "");
+        for wanted in [Datasource::Lxd, Datasource::NoCloud] {
+            root.write(wanted.place(), "");
+        }
         for folder in ["run/systemd/system", "etc/cloud"] {
             fs::create_dir_all(root.0.join(folder)).unwrap();
         }
@@ -48,10 +53,19 @@ impl Root {
         }
     }
 
-    /// A shell script.
+    /// A shell script. Another process writes it: a child that some other test starts meanwhile
+    /// would hold it open for writing, and it could not be run (`ETXTBSY`).
     pub(super) fn program(&self, path: &str, script: &str) {
-        self.write(path, &format!("#!/bin/sh\n{script}\n"));
-        fs::set_permissions(self.0.join(path), Permissions::from_mode(0o755)).unwrap();
+        self.write(path, "");
+        let status = Command::new("sh")
+            .args([
+                "-c",
+                r#"printf '#!/bin/sh\n%s\n' "$1" > "$0"; chmod 755 "$0""#,
+            ])
+            .arg(self.0.join(path))
+            .arg(script)
+            .status();
+        assert!(status.unwrap().success());
     }
 
     /// A `systemctl` that shows this, and keeps a log of all else.

@@ -32,6 +32,14 @@ impl Datasource {
             Self::NoCloud => "NoCloud",
         }
     }
+
+    /// The file that ds-identify looks for, wherever else the agent may have put the data.
+    pub(super) const fn place(self) -> &'static str {
+        match self {
+            Self::Lxd => "dev/lxd/sock",
+            Self::NoCloud => "var/lib/cloud/seed/nocloud/meta-data",
+        }
+    }
 }
 
 /// Why cloud-init was not made to look again.

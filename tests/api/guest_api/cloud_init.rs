@@ -1,9 +1,9 @@
 //! What cloud-init finds in the guest's file system.
 
 use std::{
-    fs::{self, Permissions},
-    os::unix::fs::PermissionsExt,
+    fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use harness::{HostData, TestAgent};
@@ -58,7 +58,9 @@ async fn no_seed_shadows_the_socket_unless_it_is_asked_for() {
 
 #[tokio::test]
 async fn cloud_init_has_looked_again_before_the_guest_goes_on() {
-    let mut agent = start(CloudInit::Lxd);
+    let mut agent = configured(|config| {
+        config.guest.sockets = vec![config.guest.root.join("dev/lxd/sock")];
+    });
     let root = agent.folder().join("root");
     for folder in ["run/systemd/system", "etc/cloud", "run/cloud-init"] {
         fs::create_dir_all(root.join(folder)).unwrap();
@@ -87,6 +89,10 @@ async fn cloud_init_has_looked_again_before_the_guest_goes_on() {
 fn program(root: &Path, path: &str, script: &str) {
     let path = root.join(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    // Written by another process: what some other test starts meanwhile would hold it open for
+    // writing, and it could not be run (`ETXTBSY`).
+    let write = r#"printf '#!/bin/sh\n%s\n' "$1" > "$0"; chmod 755 "$0""#;
+    let mut shell = Command::new("sh");
+    let status = shell.args(["-c", write]).arg(path).arg(script).status();
+    assert!(status.unwrap().success());
 }

@@ -22,7 +22,7 @@ use crate::TestAgent;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Time for an answer that need not come.
-const PATIENCE: Duration = Duration::from_millis(200);
+pub(super) const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Most reads of an answer that need not end.
 const MAX_READS: usize = 64;
@@ -44,20 +44,9 @@ pub(super) struct Answer {
 
 impl FuzzedAgent {
     pub(super) fn start() -> Self {
-        static HOOK: Once = Once::new();
-        HOOK.call_once(|| {
-            let before = panic::take_hook();
-            panic::set_hook(Box::new(move |info| {
-                let thread = thread::current();
-                if thread.name().is_some_and(|name| name.starts_with("tokio-")) {
-                    PANICKED.store(true, Ordering::Relaxed);
-                }
-                before(info);
-            }));
-        });
+        watch_panics();
         Self(TestAgent::start())
     }
-
     /// A connection nothing was said on.
     pub(super) fn connect(&self) -> UnixStream {
         let stream = UnixStream::connect(self.0.socket()).unwrap();
@@ -88,16 +77,41 @@ impl FuzzedAgent {
     /// The agent still answers, and no task of it has panicked.
     pub(super) fn check(&self) {
         assert_eq!(self.request("GET", "/1.0", b"").status, 200);
-        assert!(!PANICKED.load(Ordering::Relaxed), "the agent has panicked");
+        no_task_has_panicked();
     }
+}
+
+/// Notices every panic of an agent in this process from now on.
+pub(super) fn watch_panics() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let thread = thread::current();
+            if thread.name().is_some_and(|name| name.starts_with("tokio-")) {
+                PANICKED.store(true, Ordering::Relaxed);
+            }
+            before(info);
+        }));
+    });
+}
+
+/// No agent in this process has panicked.
+pub(super) fn no_task_has_panicked() {
+    assert!(!PANICKED.load(Ordering::Relaxed), "the agent has panicked");
 }
 
 /// Says everything, and gives what is answered until the end, or until nothing comes any more.
 pub(super) fn exchange(stream: &mut UnixStream, data: &[u8]) -> Vec<u8> {
+    exchange_within(stream, data, PATIENCE)
+}
+
+/// As [`exchange`], with `patience` for what need not come.
+pub(super) fn exchange_within(stream: &mut UnixStream, data: &[u8], patience: Duration) -> Vec<u8> {
     // Both fail when the agent has had enough before it got everything.
     let _ = stream.write_all(data);
     let _ = stream.shutdown(Shutdown::Write);
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(patience)).unwrap();
     let mut answer = Vec::new();
     let mut piece = [0; 16 * 1024];
     for _ in 0..MAX_READS {
