@@ -17,6 +17,7 @@ use crate::{
     events::Events,
     exec::Session,
     host::Host,
+    instance_data::InstanceData,
     operation::Registry,
     sftp::Budget,
     shutdown::Shutdown,
@@ -39,6 +40,7 @@ pub(crate) struct App {
     pub(crate) guest: Guest,
     pub(crate) host: Host,
     pub(crate) hotplug: Hotplug,
+    pub(crate) instance_data: InstanceData,
     /// Places for listeners to events.
     pub(crate) listeners: Arc<Semaphore>,
     pub(crate) operations: Registry,
@@ -78,6 +80,7 @@ impl App {
             guest: Guest::default(),
             host: Host::default(),
             hotplug,
+            instance_data: InstanceData::new(),
             listeners: Arc::new(Semaphore::new(defaults::MAX_LISTENERS)),
             operations,
             port_forwards: Arc::new(Semaphore::new(defaults::MAX_PORT_FORWARDS)),

@@ -13,6 +13,9 @@
 //!         │   what LXD's hosts hand over    ├─► state         what the guest is and does
 //!         └─► status_port                   └─► host          what the host says of itself
 //!             what they read before they connect
+//! agent ─► guest_side ─┬─► instance_data      what the host says of this instance
+//!                      ├─► guest_api          programs in the guest ask for it here
+//!                      └─► cloud_init         and cloud-init finds it
 //! any ─► defaults, shutdown, bounded, clock, mount_table, names, accounts, hex. Rooms do not know
 //! each other, nor the router, nor HTTP.
 //! ```
@@ -23,19 +26,26 @@ mod api;
 mod app;
 mod bounded;
 mod clock;
+mod cloud_init;
 mod config;
 mod config_share;
 mod defaults;
+mod event_stream;
 mod events;
 mod exec;
+mod guest_api;
+mod guest_side;
 mod hex;
 mod host;
+mod http_connection;
+mod instance_data;
 mod listen;
 mod mount_table;
 mod names;
 mod notify;
 mod operation;
 mod port_forward;
+mod query;
 mod reply;
 mod router;
 mod server;
@@ -47,7 +57,9 @@ mod tls;
 mod ws;
 
 pub use agent::{Agent, BindError};
-pub use config::{Config, ConfigError, Flags, Security};
+pub use config::{
+    CloudInit, Config, ConfigError, Flags, GuestConfig, ParseCloudInitError, Security,
+};
 pub use config_share::{ConfigShare, FetchError, fetch_config_share};
 pub use listen::{ListenAddress, ParseListenError};
 pub use notify::notify;

@@ -16,6 +16,7 @@ mod copy_tree;
 mod events;
 mod exec;
 mod fuzz;
+mod guest_api;
 mod metrics;
 mod operations;
 mod port_forward;
