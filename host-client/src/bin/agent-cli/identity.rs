@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! DIR/client.crt  DIR/client.key     the host's own pair, made once, for every guest
+//! DIR/host.crt  DIR/host.key         what `serve` shows to guests, made at its first start
 //! DIR/VM/agent.crt                   the guest's certificate, pinned
 //! DIR/VM/guest/agent.crt agent.key   what the guest is to have in /etc/vsock-agent,
 //! DIR/VM/guest/server.crt            with the host's certificate, which it pins in turn
@@ -15,11 +16,13 @@ use rcgen::{
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, date_time_ymd,
 };
 use serde_json::json;
-use vsock_agent_client::{AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY};
+use vsock_agent_client::{
+    AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, private_directory, write_whole,
+};
 
 use crate::{
     args::{Format, IdentityCommand, InitArgs},
-    config::{Settings, private_directory, write_whole},
+    config::Settings,
     output,
 };
 
@@ -28,6 +31,9 @@ const GUEST_DIRECTORY: &str = "/etc/vsock-agent";
 
 /// The one DNS name of an agent's certificate: LXD's hosts ask for it.
 const AGENT_NAME: &str = "unspecified";
+
+/// The DNS name of the host's certificate: stock agents take the first one there is for its name.
+const HOST_NAME: &str = "vsock-agent-host";
 
 /// Years certificates are good for. They are pinned, and a guest's clock may be anywhere; only
 /// stock agents and hosts look at dates at all.
@@ -89,16 +95,43 @@ fn tell(directory: &Path, guest: &Path, made_host: bool, vm: &str) -> anyhow::Re
 /// LXD's names for what an agent needs.
 const GUEST_FILES: [&str; 3] = [AGENT_CERTIFICATE, "agent.key", "server.crt"];
 
+/// The pair that guests know their host by when they ask it: certificate and key, PEM. It is made
+/// unless it is there.
+pub(crate) fn serving_pair(directory: &Path) -> anyhow::Result<(String, String)> {
+    let (certificate, key) = (directory.join("host.crt"), directory.join("host.key"));
+    if !is_whole(&certificate, &key)? {
+        let pair = make(
+            &format!("vsock-agent host {}", host_name()),
+            Some(HOST_NAME),
+            ExtendedKeyUsagePurpose::ServerAuth,
+        )?;
+        keep(&key, &pair.key, 0o600)?;
+        keep(&certificate, &pair.certificate, 0o644)?;
+    }
+    let read = |path: &Path| {
+        let text = std::fs::read_to_string(path);
+        text.with_context(|| format!("cannot read {}", path.display()))
+    };
+    Ok((read(&certificate)?, read(&key)?))
+}
+
+/// Whether a pair is there. One half of it is a mistake.
+fn is_whole(certificate: &Path, key: &Path) -> anyhow::Result<bool> {
+    match (certificate.exists(), key.exists()) {
+        (true, true) => Ok(true),
+        (false, false) => Ok(false),
+        (true, false) => bail!("{} is there without its key", certificate.display()),
+        (false, true) => bail!("{} is there without its certificate", key.display()),
+    }
+}
+
 /// Makes the host's pair unless it is there; says whether it did. A new one would lock us out of
 /// every guest that trusts the old one, so no option replaces it.
 fn make_host_pair(directory: &Path) -> anyhow::Result<bool> {
     let certificate = directory.join(CLIENT_CERTIFICATE);
     let key = directory.join(CLIENT_KEY);
-    match (certificate.exists(), key.exists()) {
-        (true, true) => return Ok(false),
-        (false, false) => {}
-        (true, false) => bail!("{} is there without its key", certificate.display()),
-        (false, true) => bail!("{} is there without its certificate", key.display()),
+    if is_whole(&certificate, &key)? {
+        return Ok(false);
     }
     let host = host_name();
     let pair = make(
@@ -177,7 +210,8 @@ fn make(
     })
 }
 
-fn host_name() -> String {
+/// Name of this computer.
+pub(crate) fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "a host".to_owned(), |name| name.trim().to_owned())
 }
