@@ -1,6 +1,6 @@
 //! The agent as a whole: built, bound, run, stopped.
 
-use std::{future::Future, io, sync::Arc};
+use std::{future::Future, io, sync::Arc, time::Duration};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -8,6 +8,9 @@ use crate::{
     app::App,
     config::{Config, Security},
     defaults,
+    guest_api::GuestApi,
+    guest_side::{GuestSide, wait_until_ready},
+    instance_data::Refresher,
     listen::{ListenAddress, Listener},
     server::Server,
     shutdown::Shutdown,
@@ -20,6 +23,9 @@ pub struct Agent {
     listeners: Vec<Listener>,
     app: Arc<App>,
     server: Arc<Server>,
+    refresher: Refresher,
+    guest: GuestSide,
+    ready_timeout: Option<Duration>,
     shutdown: Shutdown,
 }
 
@@ -75,18 +81,44 @@ impl Agent {
             config.end_commands,
             config.family,
         ));
+        let identity = match config.security {
+            Security::Tls(folder) => Some(folder),
+            Security::Plain => None,
+        };
+        let data = app.instance_data.clone();
+        let refresher = Refresher::new(
+            data.clone(),
+            &app.host,
+            &app.events,
+            config.guest.host.clone(),
+            identity,
+        );
+        let known = data.watch();
+        let api = GuestApi::new(data, shutdown.clone());
+        let ready_timeout = config.guest.ready_timeout;
+        let guest = GuestSide::new(api, config.guest, known);
         let server = Server::new(Arc::clone(&app), tls, &config.allowed_cids);
         Ok(Self {
             listeners,
             app,
             server,
+            refresher,
+            guest,
+            ready_timeout,
             shutdown,
         })
     }
 
     /// Serves until `until` resolves, then stops: no new connections, running commands are left or
     /// ended as configured, and what is not done within a few seconds is cut off. True if nothing had to be.
-    pub async fn run(self, until: impl Future<Output = ()>) -> bool {
+    ///
+    /// `ready` is called once, when the guest may go on booting: its data are there, or are not
+    /// expected, or have not come in time.
+    pub async fn run(
+        self,
+        ready: impl FnOnce() + Send + 'static,
+        until: impl Future<Output = ()>,
+    ) -> bool {
         for listener in self.listeners {
             self.shutdown
                 .spawn(Arc::clone(&self.server).accept_all(listener));
@@ -95,6 +127,21 @@ impl Agent {
         let app = self.app;
         self.shutdown.spawn(async move {
             stop.run_until_cancelled(app.commands.tidy()).await;
+        });
+        let limit = match self.ready_timeout {
+            Some(limit) => limit,
+            None if self.refresher.expects_data() => defaults::READY_TIMEOUT,
+            None => Duration::ZERO,
+        };
+        let readiness = wait_until_ready(self.guest.stage(), limit);
+        let stop = || self.shutdown.child_token();
+        self.shutdown.spawn(self.refresher.run(stop()));
+        self.shutdown.spawn(self.guest.run(stop()));
+        let stop = stop();
+        self.shutdown.spawn(async move {
+            if stop.run_until_cancelled(readiness).await.is_some() {
+                ready();
+            }
         });
         until.await;
         tracing::info!("stopping");

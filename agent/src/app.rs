@@ -16,6 +16,7 @@ use crate::{
     events::Events,
     exec::Session,
     host::Host,
+    instance_data::InstanceData,
     operation::Registry,
     shutdown::Shutdown,
     state::{AgentNumbers, Guest},
@@ -35,6 +36,7 @@ pub(crate) struct App {
     pub(crate) family: Family,
     pub(crate) guest: Guest,
     pub(crate) host: Host,
+    pub(crate) instance_data: InstanceData,
     /// Places for listeners to events.
     pub(crate) listeners: Arc<Semaphore>,
     pub(crate) operations: Registry,
@@ -64,6 +66,7 @@ impl App {
             family,
             guest: Guest::default(),
             host: Host::default(),
+            instance_data: InstanceData::new(),
             listeners: Arc::new(Semaphore::new(defaults::MAX_LISTENERS)),
             operations,
             port_forwards: Arc::new(Semaphore::new(defaults::MAX_PORT_FORWARDS)),

@@ -3,9 +3,12 @@
 //! Everything is read and checked before anything is bound. The same names are used in all three
 //! places: `--allow-cid`, `VSOCK_AGENT_ALLOW_CID`, `allow-cid`.
 
+mod guest;
+
 use std::{
     env, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::Parser;
@@ -20,6 +23,8 @@ use crate::{
     listen::{ListenAddress, ParseListenError},
     tls,
 };
+
+pub use self::guest::{CloudInit, GuestConfig, ParseCloudInitError};
 
 /// Read when no other file is named and this one is there.
 const DEFAULT_FILE: &str = "/etc/vsock-agent/config.toml";
@@ -41,6 +46,8 @@ pub struct Config {
     pub end_commands: bool,
     /// Whose hosts the agent is made for.
     pub family: Family,
+    /// Where instance data come from, and who in the guest gets them.
+    pub guest: GuestConfig,
     /// Least important events that are logged.
     pub log: Level,
 }
@@ -95,6 +102,31 @@ pub struct Flags {
     #[arg(long, value_name = "FAMILY", env = "VSOCK_AGENT_FAMILY")]
     family: Option<String>,
 
+    /// Where the host answers questions for instance data: vsock:CID:PORT or unix:PATH [default:
+    /// where it says it does]
+    #[arg(long, value_name = "URI", env = "VSOCK_AGENT_HOST")]
+    host: Option<String>,
+
+    /// Unix socket that programs in the guest ask for instance data, or off. May be repeated
+    /// [default: /dev/lxd/sock, or /dev/incus/sock with --family incus]
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "VSOCK_AGENT_GUEST_SOCKET",
+        value_delimiter = ','
+    )]
+    guest_socket: Vec<PathBuf>,
+
+    /// How cloud-init gets the instance data: lxd (from the socket), nocloud (from files) or off
+    /// [default: lxd]
+    #[arg(long, value_name = "HOW", env = "VSOCK_AGENT_CLOUD_INIT")]
+    cloud_init: Option<String>,
+
+    /// Longest wait for instance data before the agent says it is ready [default: 10 if a host is
+    /// known from the start, else 0]
+    #[arg(long, value_name = "SECONDS", env = "VSOCK_AGENT_READY_TIMEOUT")]
+    ready_timeout: Option<u64>,
+
     /// Configuration file [default: /etc/vsock-agent/config.toml, if it is there]
     #[arg(long, value_name = "FILE", env = "VSOCK_AGENT_CONFIG")]
     config: Option<PathBuf>,
@@ -114,6 +146,10 @@ struct FileConfig {
     allow_cid: Vec<u32>,
     end_commands: bool,
     family: Option<String>,
+    host: Option<String>,
+    guest_socket: Vec<PathBuf>,
+    cloud_init: Option<String>,
+    ready_timeout: Option<u64>,
     log: Option<String>,
 }
 
@@ -146,6 +182,12 @@ pub enum ConfigError {
     /// Nobody knows this family.
     #[error("cannot speak to those hosts")]
     Family(#[from] ParseFamilyError),
+    /// The host's address makes no sense.
+    #[error("cannot ask the host there")]
+    Host(#[source] ParseListenError),
+    /// Cloud-init gets its data otherwise.
+    #[error("cannot feed cloud-init")]
+    CloudInit(#[from] ParseCloudInitError),
     /// Nobody knows this level.
     #[error("{0:?} is not a log level: error, warn, info, debug or trace")]
     Log(String),
@@ -217,6 +259,22 @@ fn merge(flags: Flags, file: FileConfig) -> Result<Config, ConfigError> {
         None => Family::default(),
         Some(text) => text.parse()?,
     };
+    let guest = GuestConfig {
+        host: match flags.host.or(file.host) {
+            None => None,
+            Some(text) => Some(text.parse().map_err(ConfigError::Host)?),
+        },
+        sockets: guest::sockets(first_given(flags.guest_socket, file.guest_socket), family),
+        cloud_init: match flags.cloud_init.or(file.cloud_init) {
+            None => CloudInit::default(),
+            Some(text) => text.parse()?,
+        },
+        ready_timeout: flags
+            .ready_timeout
+            .or(file.ready_timeout)
+            .map(Duration::from_secs),
+        root: PathBuf::from("/"),
+    };
     let log = match flags.log.or(file.log) {
         None => Level::INFO,
         Some(text) => text.parse().map_err(|_| ConfigError::Log(text))?,
@@ -228,6 +286,7 @@ fn merge(flags: Flags, file: FileConfig) -> Result<Config, ConfigError> {
         allowed_cids,
         end_commands,
         family,
+        guest,
         log,
     })
 }

@@ -12,7 +12,7 @@ use crate::hex::hex;
 /// `VMADDR_PORT_ANY` (`include/uapi/linux/vm_sockets.h`): nobody can listen there.
 const PORT_ANY: u32 = u32::MAX;
 
-/// The last word of the host. Whoever wants to hear of the next one subscribes to the channel.
+/// The last word of the host.
 #[derive(Debug, Default)]
 pub(crate) struct Host(watch::Sender<Option<HostConnection>>);
 
@@ -28,6 +28,11 @@ pub(crate) enum HostError {
 }
 
 impl Host {
+    /// The last word, now and whenever the host says it again or says another.
+    pub(crate) fn watch(&self) -> watch::Receiver<Option<HostConnection>> {
+        self.0.subscribe()
+    }
+
     /// Remembers what the host says, if it makes sense.
     ///
     /// # Errors
@@ -41,11 +46,9 @@ impl Host {
         let HostConnection {
             cid, port, devlxd, ..
         } = connection;
-        let is_new = self.0.send_if_modified(|known| {
-            let is_new = known.as_ref() != Some(&connection);
-            *known = Some(connection);
-            is_new
-        });
+        let is_new = self.0.borrow().as_ref() != Some(&connection);
+        // Said again, it may mean that the host was away.
+        self.0.send_replace(Some(connection));
         if is_new {
             tracing::info!(cid, port, devlxd, fingerprint, "the host says where it is");
         } else {

@@ -53,7 +53,6 @@ fn serve(config: Config) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
         let agent = Agent::bind(config).await?;
-        notify("READY=1");
         let asked_to_stop = async {
             select! {
                 _ = terminate.recv() => {}
@@ -61,7 +60,7 @@ fn serve(config: Config) -> anyhow::Result<()> {
             }
             notify("STOPPING=1");
         };
-        if !agent.run(asked_to_stop).await {
+        if !agent.run(|| notify("READY=1"), asked_to_stop).await {
             tracing::warn!("sessions were cut off");
         }
         Ok(())

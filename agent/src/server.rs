@@ -5,10 +5,8 @@
 //!             no: closed unread                                     └ refused: closed
 //! ```
 
-use std::{collections::BTreeSet, convert::Infallible, io, sync::Arc};
+use std::{collections::BTreeSet, io, sync::Arc};
 
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
@@ -22,7 +20,7 @@ use vsock_agent_protocol::address::Cid;
 
 use crate::{
     app::App,
-    defaults,
+    defaults, http_connection,
     listen::{Listener, Peer, Stream},
     router,
 };
@@ -134,29 +132,10 @@ impl Server {
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     ) -> io::Result<()> {
-        let service = service_fn(|request| {
-            let app = Arc::clone(&self.app);
-            async { Ok::<_, Infallible>(router::route(app, request).await) }
-        });
-        let connection = http1::Builder::new()
-            // Without a timer the head's deadline would not be kept.
-            .timer(TokioTimer::new())
-            .header_read_timeout(defaults::HEAD_TIMEOUT)
-            .max_buf_size(defaults::MAX_HEAD_BYTES)
-            .max_headers(defaults::MAX_HEADERS)
-            // A client that has said all it wants to say still wants the answer.
-            .half_close(true)
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades();
-        let mut connection = std::pin::pin!(connection);
         let stop = self.app.shutdown.child_token();
-        let ended = select! {
-            ended = connection.as_mut() => ended,
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        ended.map_err(io::Error::other)
+        http_connection::serve(stream, stop, |request| {
+            router::route(Arc::clone(&self.app), request)
+        })
+        .await
     }
 }

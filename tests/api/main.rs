@@ -12,6 +12,7 @@ mod client;
 mod events;
 mod exec;
 mod fuzz;
+mod guest_api;
 mod metrics;
 mod operations;
 mod port_forward;

@@ -13,6 +13,7 @@
 pub mod agent;
 pub mod eventually;
 pub mod fuzz;
+pub mod host;
 pub mod identity;
 pub mod kinds;
 pub mod raw;
@@ -21,6 +22,7 @@ pub mod vm;
 
 pub use agent::{TestAgent, TestFolder};
 pub use eventually::eventually;
+pub use host::{HostData, MockHost};
 pub use identity::Pair;
 pub use raw::{RawClient, RawExec, RawReply};
 pub use shipped::AgentProcess;
