@@ -35,12 +35,11 @@ use self::{
     place::{Origin, Place},
     resident::Resident,
     status::StatusFile,
-    tls::HostTls,
 };
 pub use self::{
     resident::{Guest, GuestReport},
     status::{AgentReport, StatusReport},
-    tls::HostIdentityError,
+    tls::{GuestTls, GuestTlsError},
 };
 use crate::instance::InstanceStore;
 
@@ -49,10 +48,6 @@ use crate::instance::InstanceStore;
 pub struct HostConfig {
     /// The port guests ask at: on AF_VSOCK, and in the name of the Unix socket `<socket>_<port>`.
     pub port: u32,
-    /// Certificate to show to guests, PEM. Stock agents want a DNS name in it.
-    pub certificate: String,
-    /// Its key, PEM.
-    pub key: String,
     /// The instances.
     pub store: InstanceStore,
     /// What guests are told of where they are: the host's name.
@@ -73,10 +68,8 @@ pub struct HostProcess {
 #[derive(Debug)]
 struct House {
     port: u32,
-    certificate: String,
     location: String,
     store: InstanceStore,
-    tls: HostTls,
     status: StatusFile,
     places: RwLock<HashMap<Origin, Arc<Place>>>,
     /// Last words of listeners that cannot listen, by door.
@@ -94,15 +87,10 @@ impl House {
 
 impl HostProcess {
     /// Makes one that serves nobody yet.
-    ///
-    /// # Errors
-    ///
-    /// [`HostIdentityError`] when the certificate or its key is unusable.
-    pub fn new(config: HostConfig) -> Result<Self, HostIdentityError> {
+    #[must_use]
+    pub fn new(config: HostConfig) -> Self {
         let house = Arc::new(House {
             port: config.port,
-            tls: HostTls::new(&config.certificate, &config.key)?,
-            certificate: config.certificate,
             location: config.location,
             store: config.store,
             status: StatusFile::new(config.status, config.port),
@@ -115,11 +103,11 @@ impl HostProcess {
         house
             .tasks
             .spawn(async move { keeper.status.keep(&keeper.stop).await });
-        Ok(Self {
+        Self {
             house,
             residents: HashMap::new(),
             doors: HashMap::new(),
-        })
+        }
     }
 
     /// Serves exactly these guests from now on. Those that are the same as before notice nothing.
@@ -187,7 +175,7 @@ impl HostProcess {
         let old = std::mem::take(&mut *places);
         for (origin, residents) in residents {
             let connections = old.get(&origin).map(|place| place.connections());
-            let place = Place::new(origin.clone(), residents, connections, &self.house.tls);
+            let place = Place::new(origin.clone(), residents, connections);
             places.insert(origin, Arc::new(place));
         }
     }

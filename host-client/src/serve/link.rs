@@ -152,11 +152,12 @@ impl Link<'_> {
     }
 
     async fn tell_host(&self, view: &GuestView) -> Result<(), ClientError> {
+        let tls = self.resident.guest.tls.as_ref();
         self.client
             .tell_host(&HostConnection {
                 cid: Cid::HOST.0,
                 port: self.house.port,
-                certificate: self.house.certificate.clone(),
+                certificate: tls.map_or_else(String::new, |tls| tls.certificate().to_owned()),
                 devlxd: view.is_allowed,
             })
             .await

@@ -14,7 +14,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::{debug, warn};
 
-use super::{House, api, door::Door, limits, resident::Resident, tls::HostTls};
+use super::{House, api, door::Door, limits, resident::Resident, tls};
 use crate::{Endpoint, protocol::address::Cid};
 
 /// Where a connection comes from, as the kernel vouches for it.
@@ -57,17 +57,12 @@ impl Place {
         origin: Origin,
         residents: Vec<Arc<Resident>>,
         connections: Option<Arc<Semaphore>>,
-        tls: &HostTls,
     ) -> Self {
-        let certificates: Vec<Vec<u8>> = residents
+        let known = residents
             .iter()
-            .filter_map(|resident| resident.guest.certificate.clone())
-            .collect();
-        let tls = match certificates.is_empty() {
-            true => None,
-            // One guest with a certificate is enough to ask for one.
-            false => tls.for_clients(certificates),
-        };
+            .filter_map(|resident| resident.guest.tls.as_ref());
+        // One guest with a certificate is enough to ask for one.
+        let tls = tls::for_guests(known);
         Self {
             origin,
             residents,
@@ -130,7 +125,11 @@ impl Place {
             .and_then(<[_]>::first);
         let resident = leaf.and_then(|leaf| {
             let has_it = |resident: &&Arc<Resident>| {
-                resident.guest.certificate.as_deref() == Some(leaf.as_ref())
+                resident
+                    .guest
+                    .tls
+                    .as_ref()
+                    .is_some_and(|tls| tls.agent() == leaf.as_ref())
             };
             self.residents.iter().find(has_it)
         });

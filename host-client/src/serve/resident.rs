@@ -10,7 +10,7 @@ use tokio::{sync::watch, task::spawn_blocking, time::interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::{House, limits};
+use super::{GuestTls, House, limits};
 use crate::{
     Endpoint, Security,
     error::with_causes,
@@ -27,26 +27,17 @@ pub struct Guest {
     pub endpoint: Endpoint,
     /// How its agent is spoken to.
     pub security: Security,
-    /// Its agent's certificate, in DER, without which it is not let in. `None` is for guests that are
-    /// known by where they come from alone.
-    pub certificate: Option<Vec<u8>>,
+    /// What both ends know each other by when it asks. `None` is for guests that are known by where
+    /// they come from alone.
+    pub tls: Option<GuestTls>,
     /// The files all this is from. Others make it another guest.
     pub revision: Vec<Option<Stamp>>,
 }
 
 impl PartialEq for Guest {
     fn eq(&self, other: &Self) -> bool {
-        (
-            &self.name,
-            &self.endpoint,
-            &self.certificate,
-            &self.revision,
-        ) == (
-            &other.name,
-            &other.endpoint,
-            &other.certificate,
-            &other.revision,
-        )
+        (&self.name, &self.endpoint, &self.tls, &self.revision)
+            == (&other.name, &other.endpoint, &other.tls, &other.revision)
     }
 }
 

@@ -196,17 +196,12 @@ impl Settings {
         )
     }
 
-    /// Where what belongs to no single machine is kept.
-    pub(crate) fn identity_for_all(&self) -> PathBuf {
-        let asked = self.global.identity.clone();
-        asked.unwrap_or_else(|| self.default_identity())
-    }
-
     /// Where `identity init` keeps what it makes for `vm`.
     pub(crate) fn identity_directory(&self, vm: &str, asked: Option<PathBuf>) -> PathBuf {
         asked
             .or_else(|| self.target(vm).ok().map(|target| target.identity))
-            .unwrap_or_else(|| self.identity_for_all())
+            .or_else(|| self.global.identity.clone())
+            .unwrap_or_else(|| self.default_identity())
     }
 
     /// The names, for a list: name, endpoint, how it is protected.

@@ -1,8 +1,8 @@
 //! `identity init`: keys and certificates for the host and for a guest.
 //!
 //! ```text
-//! DIR/client.crt  DIR/client.key     the host's own pair, made once, for every guest
-//! DIR/host.crt  DIR/host.key         what `serve` shows to guests, made at its first start
+//! DIR/client.crt  DIR/client.key     the host's own pair, made once, for every guest: shown to their
+//!                                    agents, and by `serve` to guests that ask
 //! DIR/VM/agent.crt                   the guest's certificate, pinned
 //! DIR/VM/guest/agent.crt agent.key   what the guest is to have in /etc/vsock-agent,
 //! DIR/VM/guest/server.crt            with the host's certificate, which it pins in turn
@@ -32,7 +32,8 @@ const GUEST_DIRECTORY: &str = "/etc/vsock-agent";
 /// The one DNS name of an agent's certificate: LXD's hosts ask for it.
 const AGENT_NAME: &str = "unspecified";
 
-/// The DNS name of the host's certificate: stock agents take the first one there is for its name.
+/// The DNS name of the host's certificate. Stock agents ask for the first one that is in it, and need
+/// one.
 const HOST_NAME: &str = "vsock-agent-host";
 
 /// Years certificates are good for. They are pinned, and a guest's clock may be anywhere; only
@@ -95,26 +96,6 @@ fn tell(directory: &Path, guest: &Path, made_host: bool, vm: &str) -> anyhow::Re
 /// LXD's names for what an agent needs.
 const GUEST_FILES: [&str; 3] = [AGENT_CERTIFICATE, "agent.key", "server.crt"];
 
-/// The pair that guests know their host by when they ask it: certificate and key, PEM. It is made
-/// unless it is there.
-pub(crate) fn serving_pair(directory: &Path) -> anyhow::Result<(String, String)> {
-    let (certificate, key) = (directory.join("host.crt"), directory.join("host.key"));
-    if !is_whole(&certificate, &key)? {
-        let pair = make(
-            &format!("vsock-agent host {}", host_name()),
-            Some(HOST_NAME),
-            ExtendedKeyUsagePurpose::ServerAuth,
-        )?;
-        keep(&key, &pair.key, 0o600)?;
-        keep(&certificate, &pair.certificate, 0o644)?;
-    }
-    let read = |path: &Path| {
-        let text = std::fs::read_to_string(path);
-        text.with_context(|| format!("cannot read {}", path.display()))
-    };
-    Ok((read(&certificate)?, read(&key)?))
-}
-
 /// Whether a pair is there. One half of it is a mistake.
 fn is_whole(certificate: &Path, key: &Path) -> anyhow::Result<bool> {
     match (certificate.exists(), key.exists()) {
@@ -136,8 +117,11 @@ fn make_host_pair(directory: &Path) -> anyhow::Result<bool> {
     let host = host_name();
     let pair = make(
         &format!("agent-cli on {host}"),
-        None,
-        ExtendedKeyUsagePurpose::ClientAuth,
+        HOST_NAME,
+        &[
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ],
     )?;
     keep(&key, &pair.key, 0o600)?;
     keep(&certificate, &pair.certificate, 0o644)?;
@@ -161,8 +145,11 @@ fn make_guest_set(directory: &Path, folder: &str, force: bool) -> anyhow::Result
         .with_context(|| format!("cannot read {}", client.display()))?;
     let pair = make(
         folder,
-        Some(AGENT_NAME),
-        ExtendedKeyUsagePurpose::ServerAuth,
+        AGENT_NAME,
+        &[
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ],
     )?;
     keep(&guest.join("agent.key"), &pair.key, 0o600)?;
     keep(&guest.join(AGENT_CERTIFICATE), &pair.certificate, 0o644)?;
@@ -187,11 +174,10 @@ struct Pair {
 
 fn make(
     common_name: &str,
-    dns_name: Option<&str>,
-    usage: ExtendedKeyUsagePurpose,
+    dns_name: &str,
+    usages: &[ExtendedKeyUsagePurpose],
 ) -> anyhow::Result<Pair> {
-    let names: Vec<String> = dns_name.into_iter().map(str::to_owned).collect();
-    let mut parameters = CertificateParams::new(names)?;
+    let mut parameters = CertificateParams::new([dns_name.to_owned()])?;
     let mut subject = DistinguishedName::new();
     // X.509 has room for 64 characters (`ub-common-name`).
     let common_name: String = common_name.chars().take(64).collect();
@@ -201,7 +187,7 @@ fn make(
     parameters.not_before = date_time_ymd(NOT_BEFORE, 1, 1);
     parameters.not_after = date_time_ymd(NOT_AFTER, 12, 31);
     parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    parameters.extended_key_usages = vec![usage];
+    parameters.extended_key_usages = usages.to_vec();
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let certificate = parameters.self_signed(&key)?;
     Ok(Pair {

@@ -3,12 +3,12 @@
 use std::{
     fs,
     os::{fd::AsRawFd, unix::ffi::OsStrExt},
+    path::Path,
     time::Duration,
 };
 
 use anyhow::{Context, bail};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, sendto, socket};
-use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::json;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use vsock_agent_client::{
     instance::Stamp,
     private_directory,
-    serve::{Guest, HostConfig, HostProcess, StatusReport},
+    serve::{Guest, GuestTls, HostConfig, HostProcess, StatusReport},
 };
 
 use crate::{
@@ -51,15 +51,12 @@ async fn serve(settings: &Settings, port: u32) -> anyhow::Result<u8> {
     let Some(_lock) = lock(settings)? else {
         bail!("another `agent-cli serve` runs with this configuration");
     };
-    let (certificate, key) = identity::serving_pair(&settings.identity_for_all())?;
     let mut host = HostProcess::new(HostConfig {
         port,
-        certificate,
-        key,
         store: settings.instances(),
         location: identity::host_name(),
         status: settings.host_file(STATUS_FILE),
-    })?;
+    });
     let mut seen = stamps(settings);
     host.set_guests(guests(settings)).await;
     notify("READY=1");
@@ -115,20 +112,23 @@ fn guests(settings: &Settings) -> Vec<Guest> {
 
 fn guest(settings: &Settings, name: &str) -> anyhow::Result<Guest> {
     let target = settings.target(settings.known(name)?)?;
-    let certificate = match target.is_plain() {
+    let tls = match target.is_plain() {
         true => None,
         false => {
-            let path = target.agent_certificate();
-            let der = CertificateDer::from_pem_file(&path)
-                .with_context(|| format!("cannot read {}", path.display()))?;
-            Some(der.to_vec())
+            let [certificate, key, agent] = target.identity_files();
+            let read = |path: &Path| {
+                let pem = fs::read(path);
+                pem.with_context(|| format!("cannot read {}", path.display()))
+            };
+            let (certificate, key, agent) = (read(&certificate)?, read(&key)?, read(&agent)?);
+            Some(GuestTls::from_pem(&certificate, &key, &agent)?)
         }
     };
     Ok(Guest {
         name: name.to_owned(),
         endpoint: target.endpoint().clone(),
         security: target.security(name)?,
-        certificate,
+        tls,
         revision: revision(settings, name),
     })
 }
