@@ -360,7 +360,8 @@ async fn guest_sees(agent: &TestAgent, value: &str) {
     .await;
 }
 
-#[tokio::test]
+// The host must go on while the test waits for the agent's end.
+#[tokio::test(flavor = "multi_thread")]
 async fn a_program_in_the_guest_sees_the_data_and_each_change_of_it() {
     let mut host = Host::start();
     let one = Machine::new(&host, "one");

@@ -271,7 +271,7 @@ pub(crate) enum ConfigCommand {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ServeArgs {
-    /// Port to listen on: on AF_VSOCK if a virtual machine is reached by it, and as SOCKET_PORT
+    /// Port to listen on: on AF_VSOCK if a virtual machine is reached by it, and as `SOCKET_PORT`
     /// beside each Unix socket
     #[arg(long, default_value_t = 8444)]
     pub(crate) port: u32,
