@@ -12,7 +12,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, se
 use serde_json::json;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep},
 };
 use tracing::{info, warn};
 use vsock_agent_client::{
@@ -36,6 +36,10 @@ const STATUS_FILE: &str = "serve.json";
 /// Time between two looks at the configuration and the certificates.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How often, and after what pause, the lock is tried again.
+const LOCK_TRIES: u32 = 3;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
 /// `agent-cli serve`.
 pub(crate) async fn run(settings: &Settings, args: ServeArgs) -> anyhow::Result<u8> {
     match args.status {
@@ -48,7 +52,7 @@ async fn serve(settings: &Settings, port: u32) -> anyhow::Result<u8> {
     // Asked for first, so that no signal is missed.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let Some(_lock) = lock(settings)? else {
+    let Some(_lock) = lock_patiently(settings).await? else {
         bail!("another `agent-cli serve` runs with this configuration");
     };
     let mut host = HostProcess::new(HostConfig {
@@ -151,7 +155,18 @@ fn stamps(settings: &Settings) -> Vec<Option<Stamp>> {
     [settings.stamp()].into_iter().chain(revisions).collect()
 }
 
-/// Makes sure to be the only one. `None` if somebody else is.
+/// Makes sure to be the only one. Whoever only looks whether somebody serves is gone in a moment.
+async fn lock_patiently(settings: &Settings) -> anyhow::Result<Option<fs::File>> {
+    for _ in 0..LOCK_TRIES {
+        if let Some(lock) = lock(settings)? {
+            return Ok(Some(lock));
+        }
+        sleep(LOCK_PAUSE).await;
+    }
+    lock(settings)
+}
+
+/// Takes the lock, if nobody has it.
 fn lock(settings: &Settings) -> anyhow::Result<Option<fs::File>> {
     let path = settings.host_file(LOCK_FILE);
     let open = || {
