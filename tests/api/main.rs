@@ -21,6 +21,7 @@ mod metrics;
 mod operations;
 mod port_forward;
 mod routing;
+mod serve;
 mod server_info;
 mod sftp;
 mod shutdown;
