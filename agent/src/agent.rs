@@ -8,7 +8,7 @@ use tokio::select;
 use crate::{
     app::App,
     config::{Config, Security},
-    config_share::{ConfigShare, Hotplug},
+    config_share::{Applied, ConfigShare, Hotplug},
     defaults,
     guest_api::GuestApi,
     guest_side::{GuestSide, wait_until_ready},
@@ -67,10 +67,11 @@ impl Agent {
                 None
             }
         };
-        if let Some(share) = &config.share {
-            let applied = share.apply().await;
-            tracing::debug!(?applied, "the host's word before it connects");
-        }
+        let applied = match &config.share {
+            Some(share) => share.apply(&config.root).await,
+            None => Applied::default(),
+        };
+        tracing::debug!(?applied, "the host's word before it connects");
         let mut listeners = Vec::new();
         for address in &config.listen {
             let listener = Listener::bind(address)
@@ -87,13 +88,7 @@ impl Agent {
             shutdown.clone(),
             config.end_commands,
             config.family,
-            Hotplug::new(
-                config
-                    .share
-                    .as_ref()
-                    .map_or_else(|| "/".into(), |share| share.root.clone()),
-                config.family,
-            ),
+            Hotplug::new(config.root.clone(), config.family),
             StatusPorts::new(config.status_ports),
         ));
         if let Some(connection) = config.share.as_ref().and_then(ConfigShare::connection)
@@ -117,7 +112,7 @@ impl Agent {
         let known = data.watch();
         let api = GuestApi::new(data, shutdown.clone());
         let ready_timeout = config.guest.ready_timeout;
-        let guest = GuestSide::new(api, config.guest, known);
+        let guest = GuestSide::new(api, config.guest, config.root, applied, known);
         let server = Server::new(Arc::clone(&app), tls, &config.allowed_cids);
         Ok(Self {
             listeners,
@@ -190,6 +185,7 @@ mod tests {
     use vsock_agent_protocol::{host::HostConnection, version::Family};
 
     use super::*;
+    use crate::config::{CloudInit, GuestConfig};
 
     async fn known(folder: &Path, connection: &str) -> Option<HostConnection> {
         fs::write(folder.join("agent.conf"), connection).unwrap();
@@ -199,7 +195,14 @@ mod tests {
             allowed_cids: Vec::new(),
             end_commands: true,
             family: Family::Lxd,
+            guest: GuestConfig {
+                host: None,
+                sockets: Vec::new(),
+                cloud_init: CloudInit::Off,
+                ready_timeout: None,
+            },
             log: tracing::Level::ERROR,
+            root: folder.to_owned(),
             share: Some(ConfigShare::new(folder.to_owned())),
             status_ports: Vec::new(),
         };

@@ -53,6 +53,8 @@ pub struct Config {
     pub guest: GuestConfig,
     /// Least important events that are logged.
     pub log: Level,
+    /// The folder that is the guest's `/`: for files and mounts of the host, and for cloud-init.
+    pub root: PathBuf,
     /// What the host says before it can be asked.
     pub share: Option<ConfigShare>,
     /// The virtio ports by which a host hears that the agent is there; those that are missing are
@@ -353,7 +355,6 @@ fn merge(
             .ready_timeout
             .or(file.ready_timeout)
             .map(Duration::from_secs),
-        root: PathBuf::from("/"),
     };
     let end_commands = flags.end_commands || file.end_commands;
     Ok(Config {
@@ -364,6 +365,7 @@ fn merge(
         family,
         guest,
         log,
+        root: PathBuf::from("/"),
         share: share.map(ConfigShare::new),
         status_ports: status_port::KNOWN.map(PathBuf::from).to_vec(),
     })

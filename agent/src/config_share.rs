@@ -9,8 +9,9 @@
 //! agent.crt, agent.key, server.crt   the identity, which tls.rs reads
 //! ```
 //!
-//! Called by `agent.rs`, and by `api/events.rs` for shares that come later. Nothing in it stops the agent from starting: what is wrong is logged and
-//! passed over, and what takes too long is left behind.
+//! Called by `agent.rs`, and by `api/events.rs` for shares that come later. Nothing in it stops the
+//! agent from starting: what is wrong is logged and passed over, and what takes too long is left
+//! behind.
 
 #[cfg(test)]
 mod alone;
@@ -19,7 +20,6 @@ mod hotplug;
 mod metadata;
 mod mounts;
 mod nics;
-mod root;
 mod rtnetlink;
 mod templates;
 mod yaml;
@@ -49,24 +49,19 @@ const CONNECTION_FILE: &str = "agent.conf";
 pub struct ConfigShare {
     /// Where it is. Any of its files may be missing.
     pub folder: PathBuf,
-    /// The root of the file system that it speaks of: `/`, but for tests.
-    pub root: PathBuf,
 }
 
 impl ConfigShare {
-    /// The share in `folder`, for this machine.
+    /// The share in `folder`.
     #[must_use]
-    pub fn new(folder: PathBuf) -> Self {
-        Self {
-            folder,
-            root: PathBuf::from("/"),
-        }
+    pub const fn new(folder: PathBuf) -> Self {
+        Self { folder }
     }
 
     /// Does what the host wants done before the agent listens: files, names of network devices,
-    /// mounts. Takes a quarter of a minute at most, and a moment usually.
-    pub(crate) async fn apply(&self) -> Applied {
-        let (folder, root) = (self.folder.clone(), self.root.clone());
+    /// mounts, all below `guest`. Takes a quarter of a minute at most, and a moment usually.
+    pub(crate) async fn apply(&self, guest: &Path) -> Applied {
+        let (folder, root) = (self.folder.clone(), guest.to_owned());
         let files = move || templates::apply(&folder, &root);
         let written = bounded::within(STEP_TIMEOUT, "files of the host", files).await;
         let folder = self.folder.clone();
@@ -74,12 +69,13 @@ impl ConfigShare {
             nics::apply(&folder)
         })
         .await;
-        let (folder, root) = (self.folder.clone(), self.root.clone());
+        let (folder, root) = (self.folder.clone(), guest.to_owned());
         let mounts = move || mounts::apply(&folder, &root);
         bounded::within(STEP_TIMEOUT, "shares of the host", mounts).await;
-        Applied {
-            has_seed: written.is_some_and(|written| written.has_seed()),
-        }
+        written.map_or_else(Applied::default, |written| Applied {
+            has_seed: written.has_seed(),
+            is_seeded: written.is_seeded(),
+        })
     }
 
     /// Where the host listens, by `agent.conf`.
@@ -93,10 +89,13 @@ impl ConfigShare {
 }
 
 /// What came of the share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Applied {
     /// Whether cloud-init was given a new seed, and may have to decide again.
     pub(crate) has_seed: bool,
+    /// Whether the host writes cloud-init's seeds, now or when it made the instance. They are its
+    /// own then.
+    pub(crate) is_seeded: bool,
 }
 
 /// A file's content. What cannot be read is logged, what is missing is not.

@@ -1,14 +1,20 @@
 //! What happens in the guest when instance data come: seeds, sockets, a kick for cloud-init, and the
 //! word that the guest may go on. The one place that has all of those rooms.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::{select, sync::watch, task::spawn_blocking, time::timeout};
+use tokio::{
+    select,
+    sync::watch,
+    task::spawn_blocking,
+    time::{Instant, timeout, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     cloud_init::{self, Datasource, Seed},
     config::{CloudInit, GuestConfig},
+    config_share::Applied,
     defaults,
     guest_api::{GuestApi, OpenSockets},
     instance_data::{Availability, Snapshot},
@@ -22,6 +28,8 @@ const NO_USER_DATA: &str = "#cloud-config\n{}\n";
 pub(crate) struct GuestSide {
     api: Arc<GuestApi>,
     config: GuestConfig,
+    root: PathBuf,
+    applied: Applied,
     known: watch::Receiver<Availability>,
     stage: watch::Sender<Stage>,
     sockets: Option<OpenSockets>,
@@ -30,6 +38,8 @@ pub(crate) struct GuestSide {
 /// How far it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
+    /// The config share had a seed; cloud-init is being told.
+    Seeded,
     /// There are no data yet.
     Waiting,
     /// There are data, or none will come; cloud-init is being told.
@@ -39,17 +49,26 @@ pub(crate) enum Stage {
 }
 
 impl GuestSide {
-    /// The side of a guest that reads from `known` through `api`.
+    /// The side of a guest that reads from `known` through `api`, with its `/` in `root`, and with
+    /// what the config share has brought already.
     pub(crate) fn new(
         api: Arc<GuestApi>,
         config: GuestConfig,
+        root: PathBuf,
+        applied: Applied,
         known: watch::Receiver<Availability>,
     ) -> Self {
+        let stage = match applied.has_seed {
+            true => Stage::Seeded,
+            false => Stage::Waiting,
+        };
         Self {
             api,
             config,
+            root,
+            applied,
             known,
-            stage: watch::Sender::new(Stage::Waiting),
+            stage: watch::Sender::new(stage),
             sockets: None,
         }
     }
@@ -61,6 +80,10 @@ impl GuestSide {
 
     /// Goes on until `stop` is cancelled, and takes the sockets away then.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
+        if self.applied.has_seed {
+            self.kick(Datasource::NoCloud).await;
+            self.stage.send_replace(Stage::Waiting);
+        }
         loop {
             let known = self.known.borrow_and_update().clone();
             match known {
@@ -81,7 +104,8 @@ impl GuestSide {
     }
 
     async fn serve(&mut self, snapshot: Arc<Snapshot>) {
-        if self.config.cloud_init == CloudInit::NoCloud {
+        let is_ours = !self.applied.is_seeded;
+        if self.config.cloud_init == CloudInit::NoCloud && is_ours {
             self.write_seed(snapshot).await;
         }
         if self.sockets.is_none() {
@@ -95,13 +119,17 @@ impl GuestSide {
         }
         if *self.stage.borrow() == Stage::Waiting {
             self.stage.send_replace(Stage::Known);
-            self.kick().await;
+            let wanted = match self.config.cloud_init {
+                CloudInit::NoCloud => Datasource::NoCloud,
+                CloudInit::Lxd | CloudInit::Off => Datasource::Lxd,
+            };
+            self.kick(wanted).await;
             self.stage.send_replace(Stage::Settled);
         }
     }
 
     async fn write_seed(&self, snapshot: Arc<Snapshot>) {
-        let root = self.config.root.clone();
+        let root = self.root.clone();
         let written = spawn_blocking(move || cloud_init::write(&root, &seed(&snapshot))).await;
         match written {
             Ok(Ok(())) => {}
@@ -110,13 +138,11 @@ impl GuestSide {
         }
     }
 
-    async fn kick(&self) {
-        let wanted = match self.config.cloud_init {
-            CloudInit::Lxd => Datasource::Lxd,
-            CloudInit::NoCloud => Datasource::NoCloud,
-            CloudInit::Off => return,
-        };
-        if let Err(error) = cloud_init::kick(&self.config.root, wanted).await {
+    async fn kick(&self, wanted: Datasource) {
+        if self.config.cloud_init == CloudInit::Off {
+            return;
+        }
+        if let Err(error) = cloud_init::kick(&self.root, wanted).await {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             tracing::error!(%error, cause, "cloud-init does not look again");
         }
@@ -132,14 +158,18 @@ fn seed(snapshot: &Snapshot) -> Seed<'_> {
     }
 }
 
-/// Waits until the guest may go on: the data are there, or `limit` has passed. When they came in
-/// time, cloud-init is told of them first, which has a limit of its own.
+/// Waits until the guest may go on: the data are there, or `limit` has passed. Whatever cloud-init is
+/// to be told, by a seed or by data that came in time, it is told first; all of that within
+/// [`defaults::SETTLE_TIMEOUT`] more.
 pub(crate) async fn wait_until_ready(mut stage: watch::Receiver<Stage>, limit: Duration) {
-    let known = stage.wait_for(|stage| *stage != Stage::Waiting);
+    let end = Instant::now() + limit + defaults::SETTLE_TIMEOUT;
+    let told = stage.wait_for(|stage| *stage != Stage::Seeded);
+    let _ = timeout_at(end, told).await;
+    let known = stage.wait_for(|stage| matches!(stage, Stage::Known | Stage::Settled));
     let is_in_time = timeout(limit, known).await.is_ok();
     if is_in_time {
         let settled = stage.wait_for(|stage| *stage == Stage::Settled);
-        let _ = timeout(defaults::SETTLE_TIMEOUT, settled).await;
+        let _ = timeout_at(end, settled).await;
     } else if !limit.is_zero() {
         tracing::warn!(
             ?limit,

@@ -16,8 +16,8 @@
 //! agent ─► guest_side ─┬─► instance_data      what the host says of this instance
 //!                      ├─► guest_api          programs in the guest ask for it here
 //!                      └─► cloud_init         and cloud-init finds it
-//! any ─► defaults, shutdown, bounded, clock, mount_table, names, accounts, hex. Rooms do not know
-//! each other, nor the router, nor HTTP.
+//! any ─► defaults, shutdown, bounded, clock, mount_table, root, names, accounts, hex. Rooms do
+//! not know each other, nor the router, nor HTTP.
 //! ```
 
 mod accounts;
@@ -47,6 +47,7 @@ mod operation;
 mod port_forward;
 mod query;
 mod reply;
+mod root;
 mod router;
 mod server;
 mod sftp;

@@ -44,6 +44,3 @@ pub const DEVICE: &str = "device";
 
 /// The kind of event that carries an operation's state.
 pub const OPERATION: &str = "operation";
-
-/// The kind of event that says which devices come and go.
-pub const DEVICE: &str = "device";

@@ -34,10 +34,8 @@ impl Host {
     }
 
     fn configure(&self, config: &mut Config) {
-        config.share = Some(ConfigShare {
-            folder: self.folder.path().to_owned(),
-            root: self.folder.path().join("guest"),
-        });
+        config.share = Some(ConfigShare::new(self.folder.path().to_owned()));
+        config.root = self.folder.path().join("guest");
         config.status_ports = vec![self.folder.path().join("missing"), self.port()];
     }
 }

@@ -17,6 +17,7 @@ mod events;
 mod exec;
 mod fuzz;
 mod guest_api;
+mod host_and_guest;
 mod metrics;
 mod operations;
 mod port_forward;

@@ -14,9 +14,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
 };
-use vsock_agent::{
-    Agent, CloudInit, Config, ConfigShare, GuestConfig, ListenAddress, Security,
-};
+use vsock_agent::{Agent, CloudInit, Config, ConfigShare, GuestConfig, ListenAddress, Security};
 use vsock_agent_protocol::{address::Cid, version::Family};
 
 /// An agent that listens. `Drop` stops it as SIGTERM would, and removes its folder.
@@ -61,14 +59,11 @@ impl TestAgent {
                 sockets: vec![folder.path().join("guest.sock")],
                 cloud_init: CloudInit::Lxd,
                 ready_timeout: None,
-                root: folder.path().join("root"),
             },
             log: "warn".parse().unwrap(),
             // Whatever a host asks for happens in the folder, if at all.
-            share: Some(ConfigShare {
-                folder: folder.path().join("share"),
-                root: folder.path().join("guest"),
-            }),
+            root: folder.path().join("root"),
+            share: Some(ConfigShare::new(folder.path().join("share"))),
             status_ports: Vec::new(),
         };
         change(&mut config);

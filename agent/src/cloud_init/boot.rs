@@ -44,7 +44,7 @@ pub(super) fn decide(root: &Path, wanted: Datasource) -> Action {
     if has("etc/cloud/cloud-init.disabled") || is_disabled_by_kernel(root) {
         return Action::None("cloud-init is switched off");
     }
-    if !has(wanted.place()) {
+    if !wanted.places().iter().copied().any(has) {
         return Action::None("the data are not where cloud-init looks");
     }
     // Linked there at the start of its first stage, even before there is anything to link to.
@@ -152,10 +152,21 @@ mod tests {
     fn nothing_is_done_for_data_that_would_not_be_found() {
         for wanted in [Datasource::Lxd, Datasource::NoCloud] {
             let root = Root::booting();
-            root.remove(wanted.place());
+            root.remove(wanted.places()[0]);
             let action = decide(root.path(), wanted);
             assert!(matches!(action, Action::None(_)), "{wanted:?}: {action:?}");
         }
+    }
+
+    #[test]
+    fn a_seed_has_two_places() {
+        let root = Root::booting();
+        let [place, other] = Datasource::NoCloud.places() else {
+            panic!("two places");
+        };
+        root.remove(place);
+        root.write(other, "");
+        assert_eq!(decide(root.path(), Datasource::NoCloud), Action::Generate);
     }
 
     #[test]

@@ -23,7 +23,7 @@ impl Root {
         root.write("proc/cmdline", "quiet\n");
         root.write("run/cloud-init/disabled", "");
         for wanted in [Datasource::Lxd, Datasource::NoCloud] {
-            root.write(wanted.place(), "");
+            root.write(wanted.places()[0], "");
         }
         for folder in ["run/systemd/system", "etc/cloud"] {
             fs::create_dir_all(root.0.join(folder)).unwrap();

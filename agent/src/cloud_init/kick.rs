@@ -33,11 +33,14 @@ impl Datasource {
         }
     }
 
-    /// The file that ds-identify looks for, wherever else the agent may have put the data.
-    pub(super) const fn place(self) -> &'static str {
+    /// The files of which ds-identify looks for one, wherever else the agent may have put the data.
+    pub(super) const fn places(self) -> &'static [&'static str] {
         match self {
-            Self::Lxd => "dev/lxd/sock",
-            Self::NoCloud => "var/lib/cloud/seed/nocloud/meta-data",
+            Self::Lxd => &["dev/lxd/sock"],
+            Self::NoCloud => &[
+                "var/lib/cloud/seed/nocloud/meta-data",
+                "var/lib/cloud/seed/nocloud-net/meta-data",
+            ],
         }
     }
 }

@@ -4,17 +4,18 @@
 //! guest's file system leads outside of `root`.
 
 use std::{
-    fs::File,
-    io::{self, Read, Write},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    io,
+    os::fd::{AsFd, AsRawFd},
     path::Path,
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, renameat},
+    fcntl::renameat,
     sys::stat::{Mode, mkdirat},
 };
+
+use crate::root::{Attributes, Root};
 
 /// Where cloud-init looks first.
 const PARENT: &str = "var/lib/cloud/seed";
@@ -22,6 +23,14 @@ const FOLDER: &str = "nocloud";
 /// The folder while it is written, and the one before it while it goes.
 const NEW: &str = ".nocloud.new";
 const OLD: &str = ".nocloud.old";
+
+/// User-data may have passwords in them.
+const FILE: Attributes = Attributes {
+    mode: 0o600,
+    uid: None,
+    gid: None,
+    create_only: true,
+};
 
 /// What is in the files. Cloud-init wants the first two, even if they are empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,82 +56,44 @@ impl Seed<'_> {
 ///
 /// # Errors
 ///
-/// What the kernel says; `ENOSYS` before Linux 5.6, which has no `openat2`.
+/// What the kernel says.
 pub(crate) fn write(root: &Path, seed: &Seed<'_>) -> io::Result<()> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let root = open(root, flags, Mode::empty())?;
-    let mut parent = root.as_fd().try_clone_to_owned()?;
-    let mut path = String::new();
-    for part in PARENT.split('/') {
-        make_folder(parent.as_fd(), part, Mode::from_bits_truncate(0o755))?;
-        // From the root each time: what a link leads to is looked up below it.
-        path = path + part + "/";
-        parent = open_beneath(root.as_fd(), &path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
-    }
-    let parent = parent.as_fd();
-    if is_there(parent, seed) {
+    let parent = Root::open(root)?.below(Path::new(PARENT))?;
+    if is_there(&parent, seed) {
         return Ok(());
     }
-    remove(parent, NEW)?;
-    // User-data may have passwords in them.
-    make_folder(parent, NEW, Mode::S_IRWXU)?;
+    remove(&parent, NEW)?;
+    mkdirat(&parent, NEW, Mode::S_IRWXU)?;
+    let new = parent.below(Path::new(NEW))?;
     for (name, text) in seed.files() {
         if let Some(text) = text {
-            let path = format!("{NEW}/{name}");
-            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
-            let mut file = File::from(open_beneath(parent, &path, flags)?);
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
+            new.write(Path::new(name), text.as_bytes(), FILE)?;
         }
     }
-    remove(parent, OLD)?;
-    match renameat(parent, FOLDER, parent, OLD) {
+    remove(&parent, OLD)?;
+    match renameat(&parent, FOLDER, &parent, OLD) {
         Ok(()) | Err(Errno::ENOENT) => {}
         Err(error) => return Err(error.into()),
     }
-    renameat(parent, NEW, parent, FOLDER)?;
-    remove(parent, OLD)
+    renameat(&parent, NEW, &parent, FOLDER)?;
+    remove(&parent, OLD)
 }
 
 /// Whether exactly this is there.
-fn is_there(parent: BorrowedFd<'_>, seed: &Seed<'_>) -> bool {
+fn is_there(parent: &Root, seed: &Seed<'_>) -> bool {
     seed.files().iter().all(|(name, text)| {
-        let path = format!("{FOLDER}/{name}");
-        let mut found = Vec::new();
-        match (
-            open_beneath(parent, &path, OFlag::O_RDONLY | OFlag::O_NONBLOCK),
-            text,
-        ) {
-            (Ok(file), Some(text)) => {
-                let mut file = File::from(file).take(text.len() as u64 + 1);
-                file.read_to_end(&mut found).is_ok() && found == text.as_bytes()
-            }
+        let limit = text.map_or(0, str::len) + 1;
+        match (parent.read(&Path::new(FOLDER).join(name), limit), text) {
+            (Ok(found), Some(text)) => found == text.as_bytes(),
             (Err(error), None) => error.kind() == io::ErrorKind::NotFound,
             _ => false,
         }
     })
 }
 
-fn open_beneath(root: BorrowedFd<'_>, path: &str, flags: OFlag) -> io::Result<OwnedFd> {
-    let mut how = OpenHow::new()
-        .flags(flags | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    if flags.contains(OFlag::O_CREAT) {
-        how = how.mode(Mode::S_IRUSR | Mode::S_IWUSR);
-    }
-    Ok(openat2(root, path, how)?)
-}
-
-fn make_folder(parent: BorrowedFd<'_>, name: &str, mode: Mode) -> io::Result<()> {
-    match mkdirat(parent, name, mode) {
-        Ok(()) | Err(Errno::EEXIST) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// Removes a folder or a link, if it is there; nothing is followed.
-fn remove(parent: BorrowedFd<'_>, name: &str) -> io::Result<()> {
-    let path = format!("/proc/self/fd/{}/{name}", parent.as_raw_fd());
+fn remove(parent: &Root, name: &str) -> io::Result<()> {
+    let path = format!("/proc/self/fd/{}/{name}", parent.as_fd().as_raw_fd());
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -21,8 +21,6 @@ pub struct GuestConfig {
     /// How long the agent waits for them before it says that it is ready; `None` is 10 s if it
     /// knows a host at its start, and not at all otherwise.
     pub ready_timeout: Option<Duration>,
-    /// The folder that is the guest's `/` for cloud-init's files and commands.
-    pub root: PathBuf,
 }
 
 /// How cloud-init gets the instance data.

@@ -12,8 +12,9 @@ use std::{
 use nix::mount::{MntFlags, MsFlags, mount as nix_mount, umount2};
 use serde::Deserialize;
 
-use super::{read_if_there, root::Root};
+use super::read_if_there;
 use crate::mount_table;
+use crate::root::Root;
 
 const FILE: &str = "agent-mounts.json";
 

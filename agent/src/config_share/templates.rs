@@ -8,8 +8,8 @@ use std::{
 use super::{
     metadata::{self, Template},
     read_if_there,
-    root::{Attributes, Root},
 };
+use crate::root::{Attributes, Root};
 
 const FOLDER: &str = "files";
 const METADATA_FILE: &str = "metadata.yaml";
@@ -30,19 +30,31 @@ const SEEDS: [&str; 2] = [
     "/var/lib/cloud/seed/nocloud/meta-data",
 ];
 
-/// The files that were written.
+/// What became of the files.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Written(Vec<PathBuf>);
+pub(super) struct Written {
+    files: Vec<PathBuf>,
+    is_seeded: bool,
+}
 
 impl Written {
     /// Whether cloud-init has a new seed.
     pub(super) fn has_seed(&self) -> bool {
-        SEEDS.iter().any(|seed| self.has(seed))
+        self.files.iter().any(|file| is_seed(file))
+    }
+
+    /// Whether the image has templates for seeds, be they rendered this time or not.
+    pub(super) const fn is_seeded(&self) -> bool {
+        self.is_seeded
     }
 
     fn has(&self, path: &str) -> bool {
-        self.0.iter().any(|written| written == Path::new(path))
+        self.files.iter().any(|file| file == Path::new(path))
     }
+}
+
+fn is_seed(path: &Path) -> bool {
+    SEEDS.iter().any(|seed| path == Path::new(seed))
 }
 
 /// Writes every file that the share has, below `root`, and renames the machine when its name is
@@ -65,10 +77,11 @@ pub(super) fn apply(share: &Path, root: &Path) -> Written {
     let mut written = Written::default();
     for template in templates {
         let target = template.target.clone();
+        written.is_seeded |= is_seed(&target);
         match write(&folder, root, &template) {
             Ok(true) => {
                 tracing::info!(?target, "written");
-                written.0.push(target);
+                written.files.push(target);
             }
             Ok(false) => {}
             Err(error) => tracing::error!(?target, %error, "cannot write this"),
@@ -142,8 +155,9 @@ mod tests {
         fs::write(guest.join("file"), "in the way").unwrap();
         let written = apply(&share, &guest);
         let expected = ["/etc/hostname", "/new/er"].map(PathBuf::from);
-        assert_eq!(written, Written(expected.to_vec()));
+        assert_eq!(written.files, expected);
         assert!(!written.has_seed());
+        assert!(written.is_seeded());
         assert_eq!(read(&guest, "etc/hostname"), "vm1\n");
         assert_eq!(read(&guest, "new/er"), "vm1\n");
         assert_eq!(read(&guest, "kept"), "old");

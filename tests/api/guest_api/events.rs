@@ -1,11 +1,11 @@
 //! Changes, as programs in the guest hear of them.
 
-use futures_util::StreamExt;
-use harness::{HostData, RawClient, TestAgent, raw::Socket};
+use harness::{HostData, RawClient, TestAgent};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use super::start;
+use crate::events::next_event;
 
 async fn post(agent: &TestAgent, kind: &str, metadata: &Value) {
     let event = json!({ "type": kind, "metadata": metadata }).to_string();
@@ -16,15 +16,6 @@ async fn post(agent: &TestAgent, kind: &str, metadata: &Value) {
     );
 }
 
-async fn next(socket: &mut Socket) -> Value {
-    loop {
-        let message = socket.next().await.unwrap().unwrap();
-        if message.is_text() {
-            return serde_json::from_str(message.to_text().unwrap()).unwrap();
-        }
-    }
-}
-
 #[tokio::test]
 async fn who_hears_of_a_change_reads_the_new_value() {
     let (agent, host, guest) = start(HostData::with(&[("user.a", "old")])).await;
@@ -32,7 +23,7 @@ async fn who_hears_of_a_change_reads_the_new_value() {
     host.change(|data| drop(data.config.insert("user.a".to_owned(), "new".to_owned())));
     let change = json!({ "key": "user.a", "old_value": "old", "value": "new" });
     post(&agent, "config", &change).await;
-    let event = next(&mut events).await;
+    let event = next_event(&mut events).await;
     assert_eq!(
         (&event["type"], &event["metadata"]),
         (&json!("config"), &change)
@@ -63,10 +54,16 @@ async fn changes_keep_their_order_and_can_be_chosen() {
     )
     .await;
     for number in 0..20 {
-        assert_eq!(next(&mut all).await["metadata"]["value"], json!(number));
+        assert_eq!(
+            next_event(&mut all).await["metadata"]["value"],
+            json!(number)
+        );
     }
-    assert_eq!(next(&mut all).await["type"], json!("device"));
-    assert_eq!(next(&mut devices).await["metadata"]["name"], json!("eth1"));
+    assert_eq!(next_event(&mut all).await["type"], json!("device"));
+    assert_eq!(
+        next_event(&mut devices).await["metadata"]["name"],
+        json!("eth1")
+    );
 }
 
 #[tokio::test]
@@ -83,7 +80,7 @@ async fn a_command_of_the_hosts_is_nothing_a_guest_hears_of() {
         post(&agent, kind, &json!({ "of": "the host" })).await;
     }
     post(&agent, "config", &json!({ "key": "user.a" })).await;
-    let first = next(&mut events).await;
+    let first = next_event(&mut events).await;
     assert_eq!(first["type"], json!("config"), "{first}");
 }
 

@@ -1,8 +1,9 @@
 //! The agent and its host know each other.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use harness::{HostData, MockHost, Pair, TestAgent};
+use serde_json::json;
 use vsock_agent::Security;
 
 use super::{answers, configured, eventually_answers, put};
@@ -44,6 +45,23 @@ async fn another_host_is_told_nothing_and_believed_nothing() {
     drop(stranger);
     let _host = listen(&agent, &host, &own);
     eventually_answers(&agent.guest_socket()).await;
+}
+
+#[tokio::test]
+async fn the_config_share_says_which_host_is_right_before_anybody_connects() {
+    let (own, host) = (Pair::lxd(), Pair::lxd());
+    let mut agent = configured(|config| {
+        let share = &config.share.as_ref().unwrap().folder;
+        fs::create_dir(share).unwrap();
+        own.write_agent(share, &[&Pair::lxd()]);
+        let certificate = &host.certificate;
+        let said = json!({ "cid": 2, "port": 8444, "certificate": certificate, "devlxd": true });
+        fs::write(share.join("agent.conf"), said.to_string()).unwrap();
+        config.security = Security::Tls(share.clone());
+    });
+    let _host = listen(&agent, &host, &own);
+    agent.ready().await;
+    assert!(answers(&agent.guest_socket()).await);
 }
 
 #[tokio::test]

@@ -4,8 +4,8 @@
 use std::{
     ffi::{OsStr, OsString},
     fs::File,
-    io::{self, Write},
-    os::fd::OwnedFd,
+    io::{self, Read, Write},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Component, Path, PathBuf},
 };
 
@@ -24,16 +24,16 @@ const MAX_TRIES: usize = 8;
 
 /// An open root.
 #[derive(Debug)]
-pub(super) struct Root(OwnedFd);
+pub(crate) struct Root(OwnedFd);
 
 /// How a file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Attributes {
-    pub(super) mode: u32,
-    pub(super) uid: Option<u32>,
-    pub(super) gid: Option<u32>,
+pub(crate) struct Attributes {
+    pub(crate) mode: u32,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
     /// Whether a file that is there stays as it is.
-    pub(super) create_only: bool,
+    pub(crate) create_only: bool,
 }
 
 impl Root {
@@ -42,8 +42,32 @@ impl Root {
     /// # Errors
     ///
     /// What `open(2)` says.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self(open(path, folder_flags(), Mode::empty())?))
+    }
+
+    /// A folder as a root of its own, made if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Root::make_folder`].
+    pub(crate) fn below(&self, path: &Path) -> io::Result<Self> {
+        Ok(Self(self.make_folder(path)?))
+    }
+
+    /// The first `limit` bytes of a file.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub(crate) fn read(&self, path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+        // A pipe that somebody has put there must not hold anybody up.
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let mut content = Vec::new();
+        let file = File::from(self.resolve(path, flags)?);
+        file.take(u64::try_from(limit).unwrap_or(u64::MAX))
+            .read_to_end(&mut content)?;
+        Ok(content)
     }
 
     /// Opens a folder, making what is missing of it with mode 0755.
@@ -51,7 +75,7 @@ impl Root {
     /// # Errors
     ///
     /// What the kernel says: `ENOTDIR` when something else is in the way.
-    pub(super) fn make_folder(&self, path: &Path) -> io::Result<OwnedFd> {
+    pub(crate) fn make_folder(&self, path: &Path) -> io::Result<OwnedFd> {
         let mut at = PathBuf::from(".");
         let mut folder = self.folder(&at)?;
         for name in names(path) {
@@ -76,7 +100,7 @@ impl Root {
     /// # Errors
     ///
     /// What the kernel says.
-    pub(super) fn write(&self, path: &Path, content: &[u8], how: Attributes) -> io::Result<bool> {
+    pub(crate) fn write(&self, path: &Path, content: &[u8], how: Attributes) -> io::Result<bool> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
         let folder = self.make_folder(path.parent().unwrap_or(Path::new("")))?;
         let old = match fstatat(&folder, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
@@ -91,19 +115,28 @@ impl Root {
     }
 
     fn folder(&self, path: &Path) -> nix::Result<OwnedFd> {
-        let flags = folder_flags();
+        self.resolve(path, folder_flags())
+    }
+
+    fn resolve(&self, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
         let how = OpenHow::new()
             .flags(flags)
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
         for _ in 0..MAX_TRIES {
             match openat2(&self.0, path, how) {
                 Err(Errno::EAGAIN) => {}
-                // Before Linux 5.6. The root is `/` then, and leads nowhere else.
+                // Before Linux 5.6. The root is `/` then, or root's own folder below it.
                 Err(Errno::ENOSYS) => return openat(&self.0, path, flags, Mode::empty()),
                 other => return other,
             }
         }
         Err(Errno::EAGAIN)
+    }
+}
+
+impl AsFd for Root {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
