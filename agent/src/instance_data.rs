@@ -8,6 +8,7 @@
 //! The whole of it is fetched before anybody sees any of it, and answers come from what was fetched,
 //! so nobody in the guest waits for the host. Knows neither sockets of the guest nor cloud-init.
 
+mod changes;
 mod fetch;
 mod host_api;
 mod refresh;
@@ -16,12 +17,9 @@ mod snapshot;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{sync::watch, time::timeout};
-use vsock_agent_protocol::{
-    event::Event,
-    guest_api::{self, GuestState, StateReport},
-};
+use vsock_agent_protocol::guest_api::{self, GuestState, StateReport};
 
 use crate::{defaults, events::Events};
 
@@ -107,8 +105,8 @@ impl InstanceData {
         self.state.send_replace(state);
     }
 
-    fn tell(&self, event: &Event) {
-        self.events.publish(&event.kind, event.metadata.clone());
+    fn tell(&self, kind: &str, metadata: Value) {
+        self.events.publish(kind, metadata);
     }
 
     fn host(&self) -> Option<HostApi> {

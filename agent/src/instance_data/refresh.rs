@@ -39,7 +39,7 @@ use crate::{
     tls::{self, IdentityError},
 };
 
-use super::{Availability, CallError, HostApi, InstanceData, fetch::fetch};
+use super::{Availability, CallError, HostApi, InstanceData, changes::Told, fetch::fetch};
 
 /// The task that does it.
 #[derive(Debug)]
@@ -49,6 +49,7 @@ pub(crate) struct Refresher {
     heard: broadcast::Receiver<Event>,
     address: Option<ListenAddress>,
     identity: Option<PathBuf>,
+    told: Told,
 }
 
 /// What is to be done after the host's last word.
@@ -80,6 +81,7 @@ impl Refresher {
             heard: events.listen(),
             address,
             identity,
+            told: Told::default(),
         }
     }
 
@@ -145,28 +147,34 @@ impl Refresher {
 
     async fn fetch_again_and_again(&mut self, host: &HostApi) {
         let mut pause = defaults::FETCH_PAUSE;
-        let mut news = Vec::new();
+        let mut news: Vec<Event> = Vec::new();
         loop {
             let fetched = timeout(defaults::FETCH_TIMEOUT, fetch(host))
                 .await
                 .unwrap_or(Err(CallError::Silent));
-            let is_fresh = match fetched {
+            let old = self.data.snapshot();
+            let fresh = match fetched {
                 Ok(snapshot) => {
                     tracing::debug!(?snapshot, "the host has told what this instance is");
                     self.data.publish(snapshot);
                     pause = defaults::FETCH_PAUSE;
-                    true
+                    self.data.snapshot()
                 }
                 Err(error) => {
                     self.report_failure(&error, pause);
-                    false
+                    None
                 }
             };
             // Nobody who hears of a change finds the old value afterwards, if the host answers.
             for event in news.drain(..) {
-                self.data.tell(&event);
+                if self.told.hear(&event.kind, &event.metadata) {
+                    self.data.tell(&event.kind, event.metadata);
+                }
             }
-            if is_fresh {
+            if let Some(new) = fresh {
+                for change in self.told.show(old.as_deref(), &new) {
+                    self.data.tell(&change.kind, change.metadata);
+                }
                 news = self.next_news().await;
             } else {
                 sleep(pause).await;

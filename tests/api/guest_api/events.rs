@@ -4,7 +4,7 @@ use harness::{HostData, RawClient, TestAgent};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
-use super::start;
+use super::{put, start};
 use crate::events::next_event;
 
 async fn post(agent: &TestAgent, kind: &str, metadata: &Value) {
@@ -29,6 +29,21 @@ async fn who_hears_of_a_change_reads_the_new_value() {
         (&json!("config"), &change)
     );
     assert_eq!(guest.get("/1.0/config/user.a").await.body, json!("new"));
+}
+
+#[tokio::test]
+async fn what_changed_while_the_host_did_not_reach_the_guest_is_told_once() {
+    let (agent, host, guest) = start(HostData::with(&[("user.a", "old")])).await;
+    let mut events = guest.websocket("/1.0/events").await.unwrap();
+    host.change(|data| drop(data.config.insert("user.a".to_owned(), "new".to_owned())));
+    put(&agent, "", true).await;
+    let change = json!({ "key": "user.a", "old_value": "old", "value": "new" });
+    assert_eq!(next_event(&mut events).await["metadata"], change);
+    assert_eq!(guest.get("/1.0/config/user.a").await.body, json!("new"));
+    post(&agent, "config", &change).await;
+    let other = json!({ "key": "user.b", "old_value": "", "value": "1" });
+    post(&agent, "config", &other).await;
+    assert_eq!(next_event(&mut events).await["metadata"], other);
 }
 
 #[tokio::test]
