@@ -7,7 +7,7 @@ use tokio::select;
 
 use crate::{
     app::App,
-    config::{Config, Security},
+    config::{Config, Feature, Security},
     config_share::{Applied, ConfigShare, Hotplug},
     defaults,
     guest_api::GuestApi,
@@ -56,8 +56,11 @@ impl Agent {
     /// # Errors
     ///
     /// [`BindError`], for the first thing that fails; nothing stays bound then.
-    pub async fn bind(config: Config) -> Result<Self, BindError> {
+    pub async fn bind(mut config: Config) -> Result<Self, BindError> {
         raise_file_limit();
+        if !config.features.has(Feature::GuestApi) {
+            config.guest.sockets.clear();
+        }
         let tls = match &config.security {
             Security::Tls(folder) => Some(tls::server_config(folder)?),
             Security::Plain => {
@@ -68,7 +71,10 @@ impl Agent {
             }
         };
         let applied = match &config.share {
-            Some(share) => share.apply(&config.root).await,
+            Some(share) => {
+                let may_mount = config.features.has(Feature::Mounts);
+                share.apply(&config.root, may_mount).await
+            }
             None => Applied::default(),
         };
         tracing::debug!(?applied, "the host's word before it connects");
@@ -88,6 +94,7 @@ impl Agent {
             shutdown.clone(),
             config.end_commands,
             config.family,
+            config.features.clone(),
             Hotplug::new(config.root.clone(), config.family),
             StatusPorts::new(config.status_ports),
         ));
@@ -185,7 +192,7 @@ mod tests {
     use vsock_agent_protocol::{host::HostConnection, version::Family};
 
     use super::*;
-    use crate::config::{CloudInit, GuestConfig};
+    use crate::config::{CloudInit, Features, GuestConfig};
 
     async fn known(folder: &Path, connection: &str) -> Option<HostConnection> {
         fs::write(folder.join("agent.conf"), connection).unwrap();
@@ -195,6 +202,7 @@ mod tests {
             allowed_cids: Vec::new(),
             end_commands: true,
             family: Family::Lxd,
+            features: Features::all(),
             guest: GuestConfig {
                 host: None,
                 sockets: Vec::new(),

@@ -16,7 +16,7 @@
 //! agent ─► guest_side ─┬─► instance_data      what the host says of this instance
 //!                      ├─► guest_api          programs in the guest ask for it here
 //!                      └─► cloud_init         and cloud-init finds it
-//! any ─► defaults, shutdown, bounded, clock, mount_table, root, names, accounts, hex. Rooms do
+//! any ─► defaults, shutdown, bounded, clock, mount_table, root, names, accounts, hex, yaml. Rooms do
 //! not know each other, nor the router, nor HTTP.
 //! ```
 
@@ -56,13 +56,16 @@ mod state;
 mod status_port;
 mod tls;
 mod ws;
+mod yaml;
 
 pub use agent::{Agent, BindError};
 pub use config::{
-    CloudInit, Config, ConfigError, Flags, GuestConfig, ParseCloudInitError, Security,
+    CloudInit, Config, ConfigError, Feature, Features, FeaturesError, Flags, GuestConfig,
+    ParseCloudInitError, Security,
 };
 pub use config_share::{ConfigShare, FetchError, fetch_config_share};
 pub use listen::{ListenAddress, ParseListenError};
 pub use notify::notify;
 pub use sftp::{SUB_COMMAND as SFTP_SUB_COMMAND, SftpServerError, serve_sftp_on_stdio};
 pub use tls::{IdentityError, PemFileError};
+pub use yaml::YamlError;

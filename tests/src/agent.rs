@@ -14,7 +14,9 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
 };
-use vsock_agent::{Agent, CloudInit, Config, ConfigShare, GuestConfig, ListenAddress, Security};
+use vsock_agent::{
+    Agent, CloudInit, Config, ConfigShare, Features, GuestConfig, ListenAddress, Security,
+};
 use vsock_agent_protocol::{address::Cid, version::Family};
 
 /// An agent that listens. `Drop` stops it as SIGTERM would, and removes its folder.
@@ -54,6 +56,7 @@ impl TestAgent {
             allowed_cids: vec![Cid::HOST],
             end_commands: true,
             family: Family::Lxd,
+            features: Features::all(),
             guest: GuestConfig {
                 host: None,
                 sockets: vec![folder.path().join("guest.sock")],

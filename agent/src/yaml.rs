@@ -1,4 +1,5 @@
-//! As much YAML as an image's metadata has: maps, lists and scalars, in blocks and in braces.
+//! As much YAML as an image's metadata and Incus's switches have: maps, lists and scalars, in blocks
+//! and in braces.
 //!
 //! One key of a file is read, and the rest only as far as its indentation. Anchors, tags, block
 //! scalars and lists are passed over, for nothing of interest is one.
@@ -10,7 +11,7 @@ const MAX_DEPTH: usize = 32;
 
 /// A value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Node {
+pub(crate) enum Node {
     /// A scalar, whatever its type.
     Text(String),
     Map(Vec<(String, Node)>),
@@ -18,17 +19,24 @@ pub(super) enum Node {
     Other,
 }
 
+impl Node {
+    /// Whether it is what `key:` without more says.
+    pub(crate) fn is_null(&self) -> bool {
+        matches!(self, Self::Text(text) if matches!(text.as_str(), "" | "~" | "null"))
+    }
+}
+
 /// Text that is not understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("line {0} is not understood, or what begins there has no end")]
-pub(super) struct YamlError(usize);
+pub struct YamlError(usize);
 
 /// The value of a key of the whole file. `None` if it is not there.
 ///
 /// # Errors
 ///
 /// [`YamlError`], with the line.
-pub(super) fn value_of(text: &str, key: &str) -> Result<Option<Node>, YamlError> {
+pub(crate) fn value_of(text: &str, key: &str) -> Result<Option<Node>, YamlError> {
     let mut lines: Lines<'_> = lines(text).peekable();
     if let Some(first) = lines.next_if(|line| line.text.starts_with('{')) {
         let Node::Map(map) = value(first, first.text, &mut lines, MAX_DEPTH)? else {
@@ -48,6 +56,13 @@ pub(super) fn value_of(text: &str, key: &str) -> Result<Option<Node>, YamlError>
         }
     }
     Ok(None)
+}
+
+/// The words for true in YAML 1.1, which the hosts' parser takes.
+pub(crate) fn is_true(text: &str) -> bool {
+    ["true", "yes", "on", "y"]
+        .iter()
+        .any(|word| text.eq_ignore_ascii_case(word))
 }
 
 /// A line with something on it.
