@@ -24,6 +24,7 @@ test: setup
 	@$(step) "documentation" env RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps
 	@$(step) "tests without a VM" cargo test --workspace
 	@$(step) "bans, licences, sources" $(lab) deny
+	@$(step) "cloud-init" cargo test --workspace --features agent-tests/vm --test cloud_init
 	@$(step) "VM lab" $(lab) setup
 	@$(step) "tests in a VM" cargo test --workspace --features agent-tests/vm --test vm
 	@$(step) "soak" cargo test --workspace --features agent-tests/vm --test soak -- --test-threads 1 --show-output

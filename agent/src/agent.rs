@@ -1,16 +1,22 @@
 //! The agent as a whole: built, bound, run, stopped.
 
-use std::{future::Future, io, sync::Arc};
+use std::{future::Future, io, sync::Arc, time::Duration};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::select;
 
 use crate::{
     app::App,
-    config::{Config, Security},
+    config::{Config, Feature, Security},
+    config_share::{Applied, ConfigShare, Hotplug},
     defaults,
+    guest_api::GuestApi,
+    guest_side::{GuestSide, wait_until_ready},
+    instance_data::Refresher,
     listen::{ListenAddress, Listener},
     server::Server,
     shutdown::Shutdown,
+    status_port::{StatusPorts, Word},
     tls::{self, IdentityError},
 };
 
@@ -20,6 +26,9 @@ pub struct Agent {
     listeners: Vec<Listener>,
     app: Arc<App>,
     server: Arc<Server>,
+    refresher: Refresher,
+    guest: GuestSide,
+    ready_timeout: Option<Duration>,
     shutdown: Shutdown,
 }
 
@@ -41,14 +50,17 @@ pub enum BindError {
 }
 
 impl Agent {
-    /// Reads the identity and binds every address. Waits up to a minute for a vsock device that
-    /// is not there yet.
+    /// Reads the identity, does what the config share asks for, and binds every address. Waits
+    /// some seconds for a vsock device that is not there yet.
     ///
     /// # Errors
     ///
     /// [`BindError`], for the first thing that fails; nothing stays bound then.
-    pub async fn bind(config: Config) -> Result<Self, BindError> {
+    pub async fn bind(mut config: Config) -> Result<Self, BindError> {
         raise_file_limit();
+        if !config.features.has(Feature::GuestApi) {
+            config.guest.sockets.clear();
+        }
         let tls = match &config.security {
             Security::Tls(folder) => Some(tls::server_config(folder)?),
             Security::Plain => {
@@ -58,6 +70,14 @@ impl Agent {
                 None
             }
         };
+        let applied = match &config.share {
+            Some(share) => {
+                let may_mount = config.features.has(Feature::Mounts);
+                share.apply(&config.root, may_mount).await
+            }
+            None => Applied::default(),
+        };
+        tracing::debug!(?applied, "the host's word before it connects");
         let mut listeners = Vec::new();
         for address in &config.listen {
             let listener = Listener::bind(address)
@@ -74,30 +94,84 @@ impl Agent {
             shutdown.clone(),
             config.end_commands,
             config.family,
+            config.features.clone(),
+            Hotplug::new(config.root.clone(), config.family),
+            StatusPorts::new(config.status_ports),
         ));
+        if let Some(connection) = config.share.as_ref().and_then(ConfigShare::connection)
+            && let Err(error) = app.host.tell(connection)
+        {
+            tracing::warn!(%error, "the config share says something else of the host than where it is");
+        }
+        app.status_ports.say(Word::Started);
+        let identity = match config.security {
+            Security::Tls(folder) => Some(folder),
+            Security::Plain => None,
+        };
+        let data = app.instance_data.clone();
+        let refresher = Refresher::new(
+            data.clone(),
+            &app.host,
+            &app.events,
+            config.guest.host.clone(),
+            identity,
+        );
+        let known = data.watch();
+        let api = GuestApi::new(data, shutdown.clone());
+        let ready_timeout = config.guest.ready_timeout;
+        let guest = GuestSide::new(api, config.guest, config.root, applied, known);
         let server = Server::new(Arc::clone(&app), tls, &config.allowed_cids);
         Ok(Self {
             listeners,
             app,
             server,
+            refresher,
+            guest,
+            ready_timeout,
             shutdown,
         })
     }
 
     /// Serves until `until` resolves, then stops: no new connections, running commands are left or
     /// ended as configured, and what is not done within a few seconds is cut off. True if nothing had to be.
-    pub async fn run(self, until: impl Future<Output = ()>) -> bool {
+    ///
+    /// `ready` is called once, when the guest may go on booting: its data are there, or are not
+    /// expected, or have not come in time.
+    pub async fn run(
+        self,
+        ready: impl FnOnce() + Send + 'static,
+        until: impl Future<Output = ()>,
+    ) -> bool {
         for listener in self.listeners {
             self.shutdown
                 .spawn(Arc::clone(&self.server).accept_all(listener));
         }
         let stop = self.shutdown.child_token();
-        let app = self.app;
+        let app = Arc::clone(&self.app);
         self.shutdown.spawn(async move {
             stop.run_until_cancelled(app.commands.tidy()).await;
         });
-        until.await;
+        let limit = match self.ready_timeout {
+            Some(limit) => limit,
+            None if self.refresher.expects_data() => defaults::READY_TIMEOUT,
+            None => Duration::ZERO,
+        };
+        let readiness = wait_until_ready(self.guest.stage(), limit);
+        let stop = || self.shutdown.child_token();
+        self.shutdown.spawn(self.refresher.run(stop()));
+        self.shutdown.spawn(self.guest.run(stop()));
+        let stop = stop();
+        self.shutdown.spawn(async move {
+            if stop.run_until_cancelled(readiness).await.is_some() {
+                ready();
+            }
+        });
+        select! {
+            () = until => {}
+            () = self.app.status_ports.repeat() => {}
+        }
         tracing::info!("stopping");
+        self.app.status_ports.say(Word::Stopped);
         self.shutdown.finish(defaults::SHUTDOWN_TIMEOUT).await
     }
 }
@@ -108,5 +182,56 @@ fn raise_file_limit() {
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!(%error, "cannot raise the limit on open files");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use vsock_agent_protocol::{host::HostConnection, version::Family};
+
+    use super::*;
+    use crate::config::{CloudInit, Features, GuestConfig};
+
+    async fn known(folder: &Path, connection: &str) -> Option<HostConnection> {
+        fs::write(folder.join("agent.conf"), connection).unwrap();
+        let config = Config {
+            listen: vec![ListenAddress::Unix(folder.join("sock"))],
+            security: Security::Plain,
+            allowed_cids: Vec::new(),
+            end_commands: true,
+            family: Family::Lxd,
+            features: Features::all(),
+            guest: GuestConfig {
+                host: None,
+                sockets: Vec::new(),
+                cloud_init: CloudInit::Off,
+                ready_timeout: None,
+            },
+            log: tracing::Level::ERROR,
+            root: folder.to_owned(),
+            share: Some(ConfigShare::new(folder.to_owned())),
+            status_ports: Vec::new(),
+        };
+        Agent::bind(config).await.unwrap().app.host.known()
+    }
+
+    #[tokio::test]
+    async fn the_config_share_says_where_the_host_is() {
+        let folder = std::env::temp_dir().join(format!("agent-conf-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let text = r#"{"cid": 2, "port": 39041, "certificate": "", "dev_incus": true}"#;
+        let expected = HostConnection {
+            cid: 2,
+            port: 39041,
+            certificate: String::new(),
+            devlxd: true,
+        };
+        assert_eq!(known(&folder, text).await, Some(expected));
+        for nonsense in ["", "{", "{}", r#"{"port": 1, "certificate": "no PEM"}"#] {
+            assert_eq!(known(&folder, nonsense).await, None, "{nonsense}");
+        }
+        fs::remove_dir_all(&folder).unwrap();
     }
 }

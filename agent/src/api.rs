@@ -8,5 +8,3 @@ pub(crate) mod port_forward;
 pub(crate) mod server_info;
 pub(crate) mod sftp;
 pub(crate) mod state;
-
-mod query;

@@ -12,14 +12,18 @@ use vsock_agent_protocol::{
 };
 
 use crate::{
+    config::Features,
+    config_share::Hotplug,
     defaults,
     events::Events,
     exec::Session,
     host::Host,
+    instance_data::InstanceData,
     operation::Registry,
     sftp::Budget,
     shutdown::Shutdown,
     state::{AgentNumbers, Guest},
+    status_port::StatusPorts,
 };
 
 /// The rooms, built once and shared by all connections.
@@ -34,8 +38,12 @@ pub(crate) struct App {
     pub(crate) events: Events,
     /// Whose hosts it speaks to.
     pub(crate) family: Family,
+    /// What the host may do.
+    pub(crate) features: Features,
     pub(crate) guest: Guest,
     pub(crate) host: Host,
+    pub(crate) hotplug: Hotplug,
+    pub(crate) instance_data: InstanceData,
     /// Places for listeners to events.
     pub(crate) listeners: Arc<Semaphore>,
     pub(crate) operations: Registry,
@@ -44,11 +52,19 @@ pub(crate) struct App {
     pub(crate) sftp_budget: Arc<Budget>,
     pub(crate) sftp_sessions: Arc<Semaphore>,
     pub(crate) shutdown: Shutdown,
+    pub(crate) status_ports: StatusPorts,
 }
 
 impl App {
     /// Builds the rooms, and connects the operations to the events.
-    pub(crate) fn new(shutdown: Shutdown, end_commands: bool, family: Family) -> Self {
+    pub(crate) fn new(
+        shutdown: Shutdown,
+        end_commands: bool,
+        family: Family,
+        features: Features,
+        hotplug: Hotplug,
+        status_ports: StatusPorts,
+    ) -> Self {
         let events = Events::new();
         let bus = events.clone();
         let counts = Arc::new(Counts::default());
@@ -65,14 +81,18 @@ impl App {
             end_commands,
             events,
             family,
+            features,
             guest: Guest::default(),
             host: Host::default(),
+            hotplug,
+            instance_data: InstanceData::new(),
             listeners: Arc::new(Semaphore::new(defaults::MAX_LISTENERS)),
             operations,
             port_forwards: Arc::new(Semaphore::new(defaults::MAX_PORT_FORWARDS)),
             sftp_budget: Arc::default(),
             sftp_sessions: Arc::new(Semaphore::new(defaults::MAX_SFTP_SESSIONS)),
             shutdown,
+            status_ports,
         }
     }
 

@@ -3,9 +3,17 @@
 //! Everything is read and checked before anything is bound. The same names are used in all three
 //! places: `--allow-cid`, `VSOCK_AGENT_ALLOW_CID`, `allow-cid`.
 
+mod features;
+mod folders;
+mod guest;
+mod program;
+
 use std::{
-    env, io,
+    env,
+    ffi::OsString,
+    io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::Parser;
@@ -16,16 +24,18 @@ use vsock_agent_protocol::{
     version::{Family, ParseFamilyError},
 };
 
+use self::{folders::Folders, program::Program};
 use crate::{
+    config_share::ConfigShare,
     listen::{ListenAddress, ParseListenError},
-    tls,
+    status_port,
 };
+
+pub use self::features::{Feature, Features, FeaturesError};
+pub use self::guest::{CloudInit, GuestConfig, ParseCloudInitError};
 
 /// Read when no other file is named and this one is there.
 const DEFAULT_FILE: &str = "/etc/vsock-agent/config.toml";
-
-/// Where the identity is looked for after the working directory.
-const DEFAULT_IDENTITY: &str = "/etc/vsock-agent";
 
 /// The whole configuration, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,8 +51,19 @@ pub struct Config {
     pub end_commands: bool,
     /// Whose hosts the agent is made for.
     pub family: Family,
+    /// What the host may do. Always everything but with Incus's hosts.
+    pub features: Features,
+    /// Where instance data come from, and who in the guest gets them.
+    pub guest: GuestConfig,
     /// Least important events that are logged.
     pub log: Level,
+    /// The folder that is the guest's `/`: for files and mounts of the host, and for cloud-init.
+    pub root: PathBuf,
+    /// What the host says before it can be asked.
+    pub share: Option<ConfigShare>,
+    /// The virtio ports by which a host hears that the agent is there; those that are missing are
+    /// passed over.
+    pub status_ports: Vec<PathBuf>,
 }
 
 /// How the agent knows who connects.
@@ -68,10 +89,21 @@ pub struct Flags {
     )]
     listen: Vec<String>,
 
-    /// Folder with agent.crt, agent.key and server.crt [default: the working directory, then
-    /// /etc/vsock-agent]
-    #[arg(long, value_name = "DIR", env = "VSOCK_AGENT_IDENTITY")]
+    /// Folder with agent.crt, agent.key and server.crt [default: the first that has them of the
+    /// working directory, /run/vsock-agent/share, systemd's credentials, /etc/vsock-agent]
+    #[arg(
+        short = 's',
+        long,
+        visible_alias = "secrets-location",
+        value_name = "DIR",
+        env = "VSOCK_AGENT_IDENTITY"
+    )]
     identity: Option<PathBuf>,
+
+    /// Folder with what the host says at the start: agent.conf, agent-mounts.json, nics/ and
+    /// files/ [default: the folder of the identity]
+    #[arg(long, value_name = "DIR", env = "VSOCK_AGENT_SHARE")]
+    share: Option<PathBuf>,
 
     /// Serve without TLS: everybody who can reach a listener is root in this machine
     #[arg(long, env = "VSOCK_AGENT_PLAIN")]
@@ -95,6 +127,31 @@ pub struct Flags {
     #[arg(long, value_name = "FAMILY", env = "VSOCK_AGENT_FAMILY")]
     family: Option<String>,
 
+    /// Where the host answers questions for instance data: vsock:CID:PORT or unix:PATH [default:
+    /// where it says it does]
+    #[arg(long, value_name = "URI", env = "VSOCK_AGENT_HOST")]
+    host: Option<String>,
+
+    /// Unix socket that programs in the guest ask for instance data, or off. May be repeated
+    /// [default: /dev/lxd/sock, or /dev/incus/sock with --family incus]
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "VSOCK_AGENT_GUEST_SOCKET",
+        value_delimiter = ','
+    )]
+    guest_socket: Vec<PathBuf>,
+
+    /// How cloud-init gets the instance data: lxd (from the socket), nocloud (from files) or off
+    /// [default: lxd]
+    #[arg(long, value_name = "HOW", env = "VSOCK_AGENT_CLOUD_INIT")]
+    cloud_init: Option<String>,
+
+    /// Longest wait for instance data before the agent says it is ready [default: 10 if a host is
+    /// known from the start, else 0]
+    #[arg(long, value_name = "SECONDS", env = "VSOCK_AGENT_READY_TIMEOUT")]
+    ready_timeout: Option<u64>,
+
     /// Configuration file [default: /etc/vsock-agent/config.toml, if it is there]
     #[arg(long, value_name = "FILE", env = "VSOCK_AGENT_CONFIG")]
     config: Option<PathBuf>,
@@ -102,6 +159,49 @@ pub struct Flags {
     /// What to log: error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL", env = "VSOCK_AGENT_LOG")]
     log: Option<String>,
+
+    /// Only copy the config share that an LXD or Incus host offers by virtiofs, 9p or CD-ROM to
+    /// /run/vsock-agent/share, if there is one
+    #[arg(long)]
+    fetch_share: bool,
+
+    /// Log more: --log debug
+    #[arg(short, long)]
+    debug: bool,
+
+    /// Log as usual: --log info
+    #[arg(short, long)]
+    verbose: bool,
+
+    /// Taken and passed over, as LXD's agent does.
+    #[arg(hide = true)]
+    ignored: Vec<OsString>,
+}
+
+impl Flags {
+    /// Whether only the config share is to be copied.
+    #[must_use]
+    pub fn fetches_share(&self) -> bool {
+        self.fetch_share
+    }
+
+    /// Arguments that mean nothing.
+    #[must_use]
+    pub fn ignored(&self) -> &[OsString] {
+        &self.ignored
+    }
+
+    /// Whether more is to be logged than usual.
+    #[must_use]
+    pub fn debugs(&self) -> bool {
+        self.debug
+    }
+
+    fn level(&self) -> Option<&str> {
+        let short = if self.debug { Some("debug") } else { None };
+        let long = self.log.as_deref();
+        long.or(short).or(self.verbose.then_some("info"))
+    }
 }
 
 /// The configuration file: the flags' names, in TOML.
@@ -110,10 +210,15 @@ pub struct Flags {
 struct FileConfig {
     listen: Vec<String>,
     identity: Option<PathBuf>,
+    share: Option<PathBuf>,
     plain: bool,
     allow_cid: Vec<u32>,
     end_commands: bool,
     family: Option<String>,
+    host: Option<String>,
+    guest_socket: Vec<PathBuf>,
+    cloud_init: Option<String>,
+    ready_timeout: Option<u64>,
     log: Option<String>,
 }
 
@@ -146,6 +251,15 @@ pub enum ConfigError {
     /// Nobody knows this family.
     #[error("cannot speak to those hosts")]
     Family(#[from] ParseFamilyError),
+    /// What the host may not do is not known.
+    #[error("cannot tell what the host may do")]
+    Features(#[from] FeaturesError),
+    /// The host's address makes no sense.
+    #[error("cannot ask the host there")]
+    Host(#[source] ParseListenError),
+    /// Cloud-init gets its data otherwise.
+    #[error("cannot feed cloud-init")]
+    CloudInit(#[from] ParseCloudInitError),
     /// Nobody knows this level.
     #[error("{0:?} is not a log level: error, warn, info, debug or trace")]
     Log(String),
@@ -172,7 +286,12 @@ impl Config {
             None if Path::new(DEFAULT_FILE).exists() => read_file(Path::new(DEFAULT_FILE))?,
             None => FileConfig::default(),
         };
-        merge(flags, file)
+        let program = Program::named(env::args_os().next().as_deref());
+        let mut config = merge(flags, file, program, &Folders::usual())?;
+        if config.family == Family::Incus {
+            config.features = Features::read(Path::new(features::FILE))?;
+        }
+        Ok(config)
     }
 }
 
@@ -187,7 +306,18 @@ fn read_file(path: &Path) -> Result<FileConfig, ConfigError> {
     })
 }
 
-fn merge(flags: Flags, file: FileConfig) -> Result<Config, ConfigError> {
+fn merge(
+    flags: Flags,
+    file: FileConfig,
+    program: Program,
+    folders: &Folders,
+) -> Result<Config, ConfigError> {
+    let log = match flags.level().or(file.log.as_deref()) {
+        None => Level::INFO,
+        Some(text) => text
+            .parse()
+            .map_err(|_| ConfigError::Log(text.to_owned()))?,
+    };
     let listen = first_given(flags.listen, file.listen);
     let mut listen: Vec<ListenAddress> = listen
         .iter()
@@ -211,15 +341,31 @@ fn merge(flags: Flags, file: FileConfig) -> Result<Config, ConfigError> {
     }
     let security = match flags.plain || file.plain {
         true => Security::Plain,
-        false => Security::Tls(identity(flags.identity.or(file.identity))?),
+        false => Security::Tls(folders.identity(flags.identity.or(file.identity))?),
     };
+    let identity = match &security {
+        Security::Tls(folder) => Some(folder.as_path()),
+        Security::Plain => None,
+    };
+    let share = folders.share(flags.share.or(file.share), program, identity);
     let family = match flags.family.or(file.family) {
-        None => Family::default(),
+        None => program.family(),
         Some(text) => text.parse()?,
     };
-    let log = match flags.log.or(file.log) {
-        None => Level::INFO,
-        Some(text) => text.parse().map_err(|_| ConfigError::Log(text))?,
+    let guest = GuestConfig {
+        host: match flags.host.or(file.host) {
+            None => None,
+            Some(text) => Some(text.parse().map_err(ConfigError::Host)?),
+        },
+        sockets: guest::sockets(first_given(flags.guest_socket, file.guest_socket), family),
+        cloud_init: match flags.cloud_init.or(file.cloud_init) {
+            None => CloudInit::default(),
+            Some(text) => text.parse()?,
+        },
+        ready_timeout: flags
+            .ready_timeout
+            .or(file.ready_timeout)
+            .map(Duration::from_secs),
     };
     let end_commands = flags.end_commands || file.end_commands;
     Ok(Config {
@@ -228,29 +374,17 @@ fn merge(flags: Flags, file: FileConfig) -> Result<Config, ConfigError> {
         allowed_cids,
         end_commands,
         family,
+        features: Features::all(),
+        guest,
         log,
+        root: PathBuf::from("/"),
+        share: share.map(ConfigShare::new),
+        status_ports: status_port::KNOWN.map(PathBuf::from).to_vec(),
     })
 }
 
 fn first_given<T>(first: Vec<T>, second: Vec<T>) -> Vec<T> {
     if first.is_empty() { second } else { first }
-}
-
-/// The folder with the identity: the one named, or the first that has a certificate.
-fn identity(named: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
-    if let Some(folder) = named {
-        return Ok(folder);
-    }
-    let working = env::current_dir().unwrap_or_else(|_| PathBuf::from("."));
-    let candidates = [working, PathBuf::from(DEFAULT_IDENTITY)];
-    let found = candidates
-        .iter()
-        .find(|folder| folder.join(tls::CERTIFICATE_FILE).exists());
-    found.cloned().ok_or_else(|| ConfigError::NoIdentity {
-        searched: candidates
-            .map(|folder| folder.display().to_string())
-            .join(" and "),
-    })
 }
 
 #[cfg(test)]
@@ -259,6 +393,15 @@ mod tests {
 
     fn file(text: &str) -> FileConfig {
         toml::from_str(text).unwrap()
+    }
+
+    fn merge(flags: Flags, file: FileConfig) -> Result<Config, ConfigError> {
+        super::merge(flags, file, Program::Own, &Folders::usual())
+    }
+
+    fn parsed(arguments: &[&str]) -> Flags {
+        let program = std::iter::once("vsock-agent");
+        Flags::try_parse_from(program.chain(arguments.iter().copied())).unwrap()
     }
 
     fn plain_flags() -> Flags {
@@ -316,8 +459,39 @@ mod tests {
     }
 
     #[test]
-    fn tls_without_a_certificate_says_where_it_looked() {
-        let error = merge(Flags::default(), FileConfig::default()).unwrap_err();
-        assert!(error.to_string().contains(DEFAULT_IDENTITY), "{error}");
+    fn the_name_decides_the_family_unless_it_is_said() {
+        let family = |flags| {
+            let program = Program::StandIn(Family::Incus);
+            let merged = super::merge(flags, file(""), program, &Folders::usual());
+            merged.unwrap().family
+        };
+        assert_eq!(family(plain_flags()), Family::Incus);
+        let said = Flags {
+            family: Some("lxd".to_owned()),
+            ..plain_flags()
+        };
+        assert_eq!(family(said), Family::Lxd);
+    }
+
+    #[test]
+    fn the_flags_of_lxds_and_incuss_agents_are_understood() {
+        for (arguments, level) in [
+            (vec!["-d"], Level::DEBUG),
+            (vec!["--debug"], Level::DEBUG),
+            (vec!["-v"], Level::INFO),
+            (vec!["--verbose"], Level::INFO),
+            (vec!["-d", "-v"], Level::DEBUG),
+            (vec!["-d", "--log", "error"], Level::ERROR),
+            (vec![], Level::WARN),
+        ] {
+            let flags = parsed(&[&["-s", "/secrets"], arguments.as_slice()].concat());
+            let config = merge(flags, file("log = \"warn\"")).unwrap();
+            assert_eq!(config.log, level, "{arguments:?}");
+            assert_eq!(config.security, Security::Tls("/secrets".into()));
+            assert_eq!(config.share, Some(ConfigShare::new("/secrets".into())));
+        }
+        let flags = parsed(&["--secrets-location", "/a", "more", "-d", "words"]);
+        assert_eq!(flags.ignored(), ["more", "words"]);
+        assert!(flags.debug);
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use vsock_agent_protocol::guest_api::MAX_VALUE_BYTES;
+
 /// Longest queue of connections not yet accepted. The kernel caps it at `net.core.somaxconn`
 /// (4096 since Linux 5.4) and answers what does not fit with a reset, which a client cannot tell
 /// from "nobody listens"; a thousand commands at once open five sockets each.
@@ -46,8 +48,12 @@ pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Pause between two tries to bind while the vsock device or its module is not there yet.
 pub(crate) const BIND_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long to wait for the vsock device at the start before giving up; systemd tries again.
-pub(crate) const BIND_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long to wait for the vsock device at the start before giving up. A boot may be waiting for
+/// the agent; systemd tries again.
+pub(crate) const BIND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time to load a kernel module.
+pub(crate) const MODULE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time for the other end of a 101 answer to start talking the new protocol.
 pub(crate) const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -110,6 +116,10 @@ pub(crate) const EVENT_PING: Duration = Duration::from_secs(10);
 /// Time for one event to leave before its listener is dropped.
 pub(crate) const EVENT_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Time that an event about a device is kept back for what it says to be done. Hosts wait 3 s for
+/// an answer.
+pub(crate) const HOTPLUG_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Most SFTP sessions at once.
 pub(crate) const MAX_SFTP_SESSIONS: usize = 256;
 
@@ -148,6 +158,57 @@ pub(crate) const STATFS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Most file systems that may owe an answer at once: each holds a thread.
 pub(crate) const MAX_STATFS: usize = 8;
+
+/// Time for the host to accept a connection of the agent's, TLS included.
+pub(crate) const HOST_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time for the host to answer, and between two pieces of its answer.
+pub(crate) const HOST_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest answer of the host, in bytes: the largest value with a backslash before each byte.
+pub(crate) const MAX_HOST_ANSWER_BYTES: usize = 2 * MAX_VALUE_BYTES;
+
+/// Time for all that the host has to say of the instance. A thousand keys are a thousand answers.
+pub(crate) const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// First pause after a host that did not answer; the next is twice as long. A host hears that the
+/// agent is there before it listens itself. Also the time in which changes are taken together.
+pub(crate) const FETCH_PAUSE: Duration = Duration::from_millis(50);
+
+/// Longest such pause.
+pub(crate) const MAX_FETCH_PAUSE: Duration = Duration::from_secs(5);
+
+/// Time for the host to take a report of the guest's, who waits for it.
+pub(crate) const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Most connections at once from programs in the guest.
+pub(crate) const MAX_GUEST_CONNECTIONS: usize = 128;
+
+/// Most listeners to events at once in the guest.
+pub(crate) const MAX_GUEST_LISTENERS: usize = 32;
+
+/// Most reports at once on their way to the host.
+pub(crate) const MAX_REPORTS: usize = 4;
+
+/// Largest body of a request from a program in the guest, in bytes.
+pub(crate) const MAX_GUEST_BODY_BYTES: usize = 4 * 1024;
+
+/// Longest connection of a program in the guest, unless it listens to events: nobody else keeps a
+/// place by not reading.
+pub(crate) const GUEST_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long the start of the guest waits for the host's data when they are expected.
+pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time for one command that makes cloud-init look again. Reloading systemd takes some 6 s under
+/// software emulation.
+pub(crate) const KICK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Time for all of that, after which the guest goes on booting.
+pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(40);
+
+/// Pause between two looks at such a command.
+pub(crate) const KICK_POLL: Duration = Duration::from_millis(20);
 
 /// How long a shutdown waits for sessions to end before it cuts them off.
 pub(crate) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);

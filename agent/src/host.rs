@@ -12,7 +12,7 @@ use crate::hex::hex;
 /// `VMADDR_PORT_ANY` (`include/uapi/linux/vm_sockets.h`): nobody can listen there.
 const PORT_ANY: u32 = u32::MAX;
 
-/// The last word of the host. Whoever wants to hear of the next one subscribes to the channel.
+/// The last word of the host.
 #[derive(Debug, Default)]
 pub(crate) struct Host(watch::Sender<Option<HostConnection>>);
 
@@ -28,6 +28,11 @@ pub(crate) enum HostError {
 }
 
 impl Host {
+    /// The last word, now and whenever the host says it again or says another.
+    pub(crate) fn watch(&self) -> watch::Receiver<Option<HostConnection>> {
+        self.0.subscribe()
+    }
+
     /// Remembers what the host says, if it makes sense.
     ///
     /// # Errors
@@ -41,17 +46,23 @@ impl Host {
         let HostConnection {
             cid, port, devlxd, ..
         } = connection;
-        let is_new = self.0.send_if_modified(|known| {
-            let is_new = known.as_ref() != Some(&connection);
-            *known = Some(connection);
-            is_new
-        });
+        let is_new = self.0.borrow().as_ref() != Some(&connection);
+        // Said again, it may mean that the host was away.
+        self.0.send_replace(Some(connection));
         if is_new {
             tracing::info!(cid, port, devlxd, fingerprint, "the host says where it is");
         } else {
             tracing::debug!("the host says again where it is");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Host {
+    /// What is known.
+    pub(crate) fn known(&self) -> Option<HostConnection> {
+        self.0.borrow().clone()
     }
 }
 
@@ -88,7 +99,7 @@ mod tests {
         let host = Host::default();
         host.tell(connection(1024, "")).unwrap();
         host.tell(connection(1025, PEM)).unwrap();
-        assert_eq!(*host.0.borrow(), Some(connection(1025, PEM)));
+        assert_eq!(host.known(), Some(connection(1025, PEM)));
     }
 
     #[test]
@@ -103,7 +114,7 @@ mod tests {
             let refused = host.tell(connection(1024, certificate));
             assert_eq!(refused, Err(HostError::Certificate), "{certificate}");
         }
-        assert_eq!(*host.0.borrow(), None);
+        assert_eq!(host.known(), None);
     }
 
     #[test]

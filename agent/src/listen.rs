@@ -1,21 +1,16 @@
 //! Where clients come in: AF_VSOCK and Unix sockets, as one [`Listener`] and one [`Stream`].
 
+mod unix_socket;
 mod vsock_socket;
 
-use std::{
-    fmt, io,
-    os::unix::fs::{FileTypeExt, PermissionsExt},
-    path::{Path, PathBuf},
-    str::FromStr,
-};
+use std::{fmt, io, path::PathBuf, str::FromStr};
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::either::Either;
-use tokio_vsock::{VsockListener, VsockStream};
+use tokio_vsock::{VsockAddr, VsockListener, VsockStream};
 use vsock_agent_protocol::address::{Cid, ParseAddressError, VsockAddress};
 
-/// Mode of a Unix socket: whoever can connect is root in the guest.
-const SOCKET_MODE: u32 = 0o600;
+use self::unix_socket::SocketFile;
 
 /// Where to listen: `vsock:CID:PORT`, such as `vsock:any:8443`, or `unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,7 +87,7 @@ impl fmt::Display for Peer {
 }
 
 impl Listener {
-    /// Binds and listens. Waits up to a minute for a kernel that does not know AF_VSOCK yet.
+    /// Binds and listens. Waits some seconds for a kernel that does not know AF_VSOCK yet.
     ///
     /// # Errors
     ///
@@ -105,10 +100,7 @@ impl Listener {
                 .await
                 .map(Self::Vsock),
             ListenAddress::Unix(path) => {
-                remove_dead_socket(path).await?;
-                let listener = UnixListener::bind(path)?;
-                let file = SocketFile(path.clone());
-                std::fs::set_permissions(path, PermissionsExt::from_mode(SOCKET_MODE))?;
+                let (listener, file) = unix_socket::listen(path).await?;
                 Ok(Self::Unix {
                     listener,
                     _file: file,
@@ -140,33 +132,19 @@ impl Listener {
     }
 }
 
-/// Makes room for a socket: a file that nobody answers on is left over from a crash.
-async fn remove_dead_socket(path: &Path) -> io::Result<()> {
-    let metadata = match std::fs::symlink_metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    if !metadata.file_type().is_socket() {
-        return Err(io::ErrorKind::AddrInUse.into());
-    }
-    match UnixStream::connect(path).await {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path)
+/// Connects to an address, without a limit on the time.
+///
+/// # Errors
+///
+/// What `connect(2)` says.
+pub(crate) async fn connect(address: &ListenAddress) -> io::Result<Stream> {
+    Ok(match address {
+        ListenAddress::Vsock(address) => {
+            let address = VsockAddr::new(address.cid.0, address.port);
+            Either::Left(VsockStream::connect(address).await?)
         }
-        _ => Err(io::ErrorKind::AddrInUse.into()),
-    }
-}
-
-/// Removes the socket's file when the listener goes.
-#[derive(Debug)]
-pub(crate) struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // Nothing can be done about a failure, and the next start removes a dead socket itself.
-        let _ = std::fs::remove_file(&self.0);
-    }
+        ListenAddress::Unix(path) => Either::Right(UnixStream::connect(path).await?),
+    })
 }
 
 /// A connection.

@@ -8,7 +8,10 @@ use tokio::{
     runtime, select,
     signal::unix::{SignalKind, signal},
 };
-use vsock_agent::{Agent, Config, Flags, SFTP_SUB_COMMAND, notify, serve_sftp_on_stdio};
+use tracing::Level;
+use vsock_agent::{
+    Agent, Config, Flags, SFTP_SUB_COMMAND, fetch_config_share, notify, serve_sftp_on_stdio,
+};
 use vsock_agent_protocol::sftp::SessionOptions;
 
 /// Exit status for a configuration that makes no sense (`EX_USAGE`, `sysexits.h`).
@@ -78,20 +81,52 @@ fn main() -> ExitCode {
             }
         };
     }
-    let config = match Config::load(line.flags) {
+    let flags = line.flags;
+    if flags.fetches_share() {
+        return fetch_share(flags.debugs());
+    }
+    let ignored = flags.ignored().to_vec();
+    let config = match Config::load(flags) {
         Ok(config) => config,
         Err(error) => {
             complain(&error.into());
             return ExitCode::from(EXIT_USAGE);
         }
     };
+    log(config.log);
+    if !ignored.is_empty() {
+        tracing::warn!(?ignored, "these arguments mean nothing");
+    }
+    match serve(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log(level: Level) {
     tracing_subscriber::fmt()
-        .with_max_level(config.log)
+        .with_max_level(level)
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
-    match serve(config) {
-        Ok(()) => ExitCode::SUCCESS,
+}
+
+fn fetch_share(debugs: bool) -> ExitCode {
+    log(if debugs { Level::DEBUG } else { Level::INFO });
+    let fetched = runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .context("cannot start the runtime")
+        .and_then(|runtime| Ok(runtime.block_on(fetch_config_share())?));
+    match fetched {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            tracing::info!("this host offers no config share");
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             complain(&error);
             ExitCode::FAILURE
@@ -110,7 +145,6 @@ fn serve(config: Config) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
         let agent = Agent::bind(config).await?;
-        notify("READY=1");
         let asked_to_stop = async {
             select! {
                 _ = terminate.recv() => {}
@@ -118,7 +152,7 @@ fn serve(config: Config) -> anyhow::Result<()> {
             }
             notify("STOPPING=1");
         };
-        if !agent.run(asked_to_stop).await {
+        if !agent.run(|| notify("READY=1"), asked_to_stop).await {
             tracing::warn!("sessions were cut off");
         }
         Ok(())

@@ -70,20 +70,28 @@ impl ApiError {
 
     /// The answer that says it.
     pub(crate) fn into_reply(self) -> Reply {
-        let mut reply = json(
-            self.status,
-            &Envelope::error(self.status.as_u16(), self.text),
-        );
-        reply.headers_mut().insert(
-            header::X_CONTENT_TYPE_OPTIONS,
-            HeaderValue::from_static("nosniff"),
-        );
-        if let Some(allow) = self.allow {
-            let allow = HeaderValue::from_static(allow);
-            reply.headers_mut().insert(header::ALLOW, allow);
-        }
-        reply
+        let envelope = Envelope::error(self.status.as_u16(), self.text);
+        refusal(json(self.status, &envelope), self.allow)
     }
+
+    /// The answer that says it to a program in the guest: a line of text, as LXD writes it.
+    pub(crate) fn into_plain_reply(self) -> Reply {
+        let mut reply = text("text/plain; charset=utf-8", self.text + "\n");
+        *reply.status_mut() = self.status;
+        refusal(reply, self.allow)
+    }
+}
+
+fn refusal(mut reply: Reply, allow: Option<&'static str>) -> Reply {
+    let headers = reply.headers_mut();
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    if let Some(allow) = allow {
+        headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+    }
+    reply
 }
 
 impl From<HostError> for ApiError {
@@ -163,7 +171,8 @@ pub(crate) fn switching_protocols(protocol: &'static str) -> Reply {
     reply
 }
 
-fn json<T: Serialize>(status: StatusCode, value: &T) -> Reply {
+/// A value as JSON, outside any envelope.
+pub(crate) fn json<T: Serialize>(status: StatusCode, value: &T) -> Reply {
     let mut reply = match serde_json::to_vec(value) {
         Ok(mut text) => {
             text.push(b'\n');
@@ -197,18 +206,39 @@ pub(crate) fn full(data: impl Into<Bytes>) -> Body {
 /// 413 above [`defaults::MAX_BODY_BYTES`], 408 when it stops arriving, 400 when it is not what it
 /// should be.
 pub(crate) async fn read_json<T: DeserializeOwned>(body: Incoming) -> Result<T, ApiError> {
+    read_json_within(body, defaults::MAX_BODY_BYTES).await
+}
+
+/// Reads a body of at most `limit` bytes as JSON.
+///
+/// # Errors
+///
+/// As [`read_json`].
+pub(crate) async fn read_json_within<T: DeserializeOwned>(
+    body: Incoming,
+    limit: usize,
+) -> Result<T, ApiError> {
     // A body that says it is too large is refused before it is read.
-    if body.size_hint().lower() > defaults::MAX_BODY_BYTES as u64 {
-        return Err(too_large());
+    if body.size_hint().lower() > limit as u64 {
+        return Err(too_large(limit));
     }
-    let text = read_body(body, defaults::BODY_TIMEOUT).await?;
+    let text = read_body(body, limit, defaults::BODY_TIMEOUT).await?;
     serde_json::from_slice(&text).map_err(|error| {
         ApiError::bad_request(format!("the body is not what it should be: {error}"))
     })
 }
 
-async fn read_body(body: Incoming, pause: Duration) -> Result<BytesMut, ApiError> {
-    let mut body = Limited::new(body, defaults::MAX_BODY_BYTES);
+/// Reads a body of at most `limit` bytes.
+///
+/// # Errors
+///
+/// As [`read_json`], with `pause` as the longest time between two pieces.
+pub(crate) async fn read_body(
+    body: Incoming,
+    limit: usize,
+    pause: Duration,
+) -> Result<BytesMut, ApiError> {
+    let mut body = Limited::new(body, limit);
     let mut text = BytesMut::new();
     loop {
         let frame = timeout(pause, body.frame())
@@ -222,7 +252,7 @@ async fn read_body(body: Incoming, pause: Duration) -> Result<BytesMut, ApiError
                 }
             }
             Some(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-                return Err(too_large());
+                return Err(too_large(limit));
             }
             Some(Err(error)) => {
                 return Err(ApiError::bad_request(format!(
@@ -233,8 +263,7 @@ async fn read_body(body: Incoming, pause: Duration) -> Result<BytesMut, ApiError
     }
 }
 
-fn too_large() -> ApiError {
-    let limit = defaults::MAX_BODY_BYTES;
+fn too_large(limit: usize) -> ApiError {
     ApiError::new(
         StatusCode::PAYLOAD_TOO_LARGE,
         format!("the body is larger than {limit} bytes"),

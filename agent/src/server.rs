@@ -5,24 +5,24 @@
 //!             no: closed unread                                     └ refused: closed
 //! ```
 
-use std::{collections::BTreeSet, convert::Infallible, io, sync::Arc};
+use std::{collections::BTreeSet, io, sync::Arc};
 
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    io::AsyncWriteExt,
     select,
     sync::Semaphore,
     time::{sleep, timeout},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{TlsAcceptor, TlsStream};
+use tokio_util::either::Either;
 use tracing::Instrument as _;
 use vsock_agent_protocol::address::Cid;
 
 use crate::{
     app::App,
     defaults,
+    http_connection::{self, Transport},
     listen::{Listener, Peer, Stream},
     router,
 };
@@ -96,14 +96,14 @@ impl Server {
 
     async fn serve(&self, stream: Stream) -> io::Result<()> {
         let Some(tls) = self.tls.clone() else {
-            return self.speak_http(stream).await;
+            return self.speak_http(Either::Left(stream)).await;
         };
         let stop = self.app.shutdown.child_token();
         let stream = select! {
             shaken = self.shake_hands(tls, stream) => shaken?,
             () = stop.cancelled() => return Ok(()),
         };
-        self.speak_http(stream).await
+        self.speak_http(Either::Right(stream)).await
     }
 
     async fn shake_hands(
@@ -117,7 +117,7 @@ impl Server {
         let shaken = timeout(defaults::HANDSHAKE_TIMEOUT, accept).await?;
         drop(place);
         match shaken {
-            Ok(stream) => Ok(stream),
+            Ok(stream) => Ok(stream.into()),
             Err((error, mut stream)) => {
                 tracing::warn!(%error, "TLS handshake refused");
                 // Closing with something unread would take back the alert that says why.
@@ -130,33 +130,11 @@ impl Server {
         }
     }
 
-    async fn speak_http(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    ) -> io::Result<()> {
-        let service = service_fn(|request| {
-            let app = Arc::clone(&self.app);
-            async { Ok::<_, Infallible>(router::route(app, request).await) }
-        });
-        let connection = http1::Builder::new()
-            // Without a timer the head's deadline would not be kept.
-            .timer(TokioTimer::new())
-            .header_read_timeout(defaults::HEAD_TIMEOUT)
-            .max_buf_size(defaults::MAX_HEAD_BYTES)
-            .max_headers(defaults::MAX_HEADERS)
-            // A client that has said all it wants to say still wants the answer.
-            .half_close(true)
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades();
-        let mut connection = std::pin::pin!(connection);
+    async fn speak_http(&self, stream: Transport) -> io::Result<()> {
         let stop = self.app.shutdown.child_token();
-        let ended = select! {
-            ended = connection.as_mut() => ended,
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        ended.map_err(io::Error::other)
+        http_connection::serve(stream, stop, &|request| {
+            Box::pin(router::route(Arc::clone(&self.app), request))
+        })
+        .await
     }
 }

@@ -6,6 +6,8 @@
 //! after a restore. TLS 1.3 only. No session is resumed, because a resumed session would not be
 //! compared again.
 
+mod pinned;
+
 use std::{
     io,
     path::{Path, PathBuf},
@@ -13,19 +15,17 @@ use std::{
 };
 
 use rustls::{
-    DigitallySignedStruct, DistinguishedName, Error as TlsError, ServerConfig, SignatureScheme,
-    client::danger::HandshakeSignatureValid,
-    crypto::{CryptoProvider, ring, verify_tls13_signature},
+    ClientConfig, Error as TlsError, ServerConfig,
+    client::Resumption,
+    crypto::ring,
     pki_types::{
-        CertificateDer, PrivateKeyDer, UnixTime,
+        CertificateDer, PrivateKeyDer,
         pem::{Error as PemError, PemObject},
     },
-    server::{
-        NoServerSessionStorage,
-        danger::{ClientCertVerified, ClientCertVerifier},
-    },
+    server::NoServerSessionStorage,
 };
-use subtle::ConstantTimeEq;
+
+use self::pinned::Pinned;
 
 /// The agent's certificate.
 pub(crate) const CERTIFICATE_FILE: &str = "agent.crt";
@@ -73,19 +73,11 @@ pub enum PemFileError {
 ///
 /// [`IdentityError`], naming the file.
 pub(crate) fn server_config(folder: &Path) -> Result<Arc<ServerConfig>, IdentityError> {
-    let certificate = folder.join(CERTIFICATE_FILE);
-    let chain = certificates(&certificate)?;
-    let key_path = folder.join(KEY_FILE);
-    let key =
-        PrivateKeyDer::from_pem_file(&key_path).map_err(|error| unreadable(&key_path, error))?;
-    let clients_path = folder.join(CLIENTS_FILE);
-    let clients = certificates(&clients_path)?;
-    if clients.is_empty() {
-        return Err(IdentityError::NoClients(clients_path));
-    }
+    let (chain, key) = own(folder)?;
+    let clients = hosts(folder)?;
     let provider = Arc::new(ring::default_provider());
-    let verifier = Arc::new(PinnedClients {
-        clients,
+    let verifier = Arc::new(Pinned {
+        certificates: clients,
         provider: Arc::clone(&provider),
     });
     let mismatch = |error| IdentityError::Mismatch(folder.to_owned(), error);
@@ -98,6 +90,63 @@ pub(crate) fn server_config(folder: &Path) -> Result<Arc<ServerConfig>, Identity
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(Arc::new(config))
+}
+
+/// Makes the client side, for a host that presents one of `hosts`. The agent presents the identity
+/// in `folder`, if there is one.
+///
+/// # Errors
+///
+/// [`IdentityError`], naming the file.
+pub(crate) fn client_config(
+    folder: Option<&Path>,
+    hosts: Vec<CertificateDer<'static>>,
+) -> Result<Arc<ClientConfig>, IdentityError> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Arc::new(Pinned {
+        certificates: hosts,
+        provider: Arc::clone(&provider),
+    });
+    let mismatch =
+        |error| IdentityError::Mismatch(folder.unwrap_or(Path::new("")).to_owned(), error);
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(mismatch)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match folder {
+        None => config.with_no_client_auth(),
+        Some(folder) => {
+            let (chain, key) = own(folder)?;
+            config.with_client_auth_cert(chain, key).map_err(mismatch)?
+        }
+    };
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+/// The certificates of the host in `folder`.
+///
+/// # Errors
+///
+/// [`IdentityError`], also when there is none.
+pub(crate) fn hosts(folder: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    let path = folder.join(CLIENTS_FILE);
+    let hosts = certificates(&path)?;
+    match hosts.is_empty() {
+        true => Err(IdentityError::NoClients(path)),
+        false => Ok(hosts),
+    }
+}
+
+/// The agent's certificate and key.
+fn own(
+    folder: &Path,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), IdentityError> {
+    let chain = certificates(&folder.join(CERTIFICATE_FILE))?;
+    let path = folder.join(KEY_FILE);
+    let key = PrivateKeyDer::from_pem_file(&path).map_err(|error| unreadable(&path, error))?;
+    Ok((chain, key))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
@@ -114,61 +163,5 @@ fn unreadable(path: &Path, error: PemError) -> IdentityError {
     IdentityError::File {
         path: path.to_owned(),
         source,
-    }
-}
-
-/// Accepts a client that presents one of these certificates and has its key.
-#[derive(Debug)]
-struct PinnedClients {
-    clients: Vec<CertificateDer<'static>>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ClientCertVerifier for PinnedClients {
-    /// Empty: a Go client with a list to choose from would send no certificate at all.
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, TlsError> {
-        // The certificate is public, but there is no reason to tell how much of one was right.
-        let known = self
-            .clients
-            .iter()
-            .any(|client| client.as_ref().ct_eq(leaf.as_ref()).into());
-        match known {
-            true => Ok(ClientCertVerified::assertion()),
-            false => Err(rustls::CertificateError::ApplicationVerificationFailure.into()),
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _leaf: &CertificateDer<'_>,
-        _signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        Err(TlsError::General("only TLS 1.3 is spoken here".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, leaf, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
     }
 }

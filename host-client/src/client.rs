@@ -17,11 +17,13 @@ use crate::{
     http::{Call, Http, metadata},
     operation,
     protocol::{
-        event::Event,
+        event::{Event, NewEvent},
+        host::HostConnection,
         operation::{Operation, OperationId},
         path,
         server_info::ServerInfo,
         sftp::SessionOptions,
+        version::{Family, INCUS_SERVER_NAME},
     },
     sftp::{RawSftp, Sftp},
     tls::Security,
@@ -83,6 +85,48 @@ impl Client {
         let info: ServerInfo = metadata(self.http().call(call).await?, "the description")?;
         *self.info() = Some(Arc::new(info.clone()));
         Ok(info)
+    }
+
+    /// Asks once what the agent is, without trying again.
+    #[cfg(feature = "serve")]
+    pub(crate) async fn probe(&self) -> Result<ServerInfo, ClientError> {
+        let call = Call::get(path::SERVER, "asking what the agent is");
+        metadata(self.http().call_impatiently(call).await?, "the description")
+    }
+
+    /// Tells the agent where its host listens, in the words of the agent's family.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Agent`] when that makes no sense to it; LXD's agents say so too when they
+    /// cannot reach the host there. Or another [`ClientError`].
+    pub async fn tell_host(&self, host: &HostConnection) -> Result<(), ClientError> {
+        let family = match &self.known_info().await?.environment.server[..] {
+            INCUS_SERVER_NAME => Family::Incus,
+            _ => Family::Lxd,
+        };
+        let call = Call {
+            method: Method::PUT,
+            body: Some(host.to_json(family).to_string().into_bytes()),
+            ..Call::get(path::SERVER, "telling where the host is")
+        };
+        self.http().call(call).await.map(drop)
+    }
+
+    /// Has the agent tell an event to everybody who listens in the guest.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn send_event(&self, event: &NewEvent) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(event)
+            .map_err(|error| ClientError::protocol_because("an event is no JSON", error))?;
+        let call = Call {
+            method: Method::POST,
+            body: Some(body),
+            ..Call::get(path::EVENTS, "telling an event")
+        };
+        self.http().call(call).await.map(drop)
     }
 
     /// What the agent said last of itself; asks if it has not yet.

@@ -123,7 +123,7 @@ impl Http {
             .unwrap_or_else(|error| Err(self.lost(call.during, error)))
     }
 
-    /// Asks one `GET` with a single attempt to connect.
+    /// Makes a call with a single attempt to connect.
     pub(crate) async fn call_impatiently(
         &self,
         call: Call,

@@ -30,9 +30,15 @@ mod endpoint;
 mod error;
 mod exec;
 mod http;
+#[cfg(feature = "serve")]
+pub mod instance;
 mod operation;
+#[cfg(feature = "serve")]
+pub mod serve;
 mod sftp;
 mod tls;
+#[cfg(feature = "serve")]
+mod whole_file;
 mod ws;
 
 pub use vsock_agent_protocol as protocol;
@@ -52,3 +58,6 @@ pub use self::{
     },
     tls::{AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, Identity, IdentityError, Security},
 };
+
+#[cfg(feature = "serve")]
+pub use self::whole_file::{private_directory, write_whole};

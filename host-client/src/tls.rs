@@ -115,8 +115,8 @@ impl Identity {
         }
         let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(pem("the client's key"))?;
         let provider = Arc::new(ring::default_provider());
-        let verifier = PinnedAgent {
-            certificate: agent_der.to_vec(),
+        let verifier = Pinned {
+            certificates: vec![agent_der.to_vec()],
             provider: Arc::clone(&provider),
         };
         let unusable = |source: rustls::Error| IdentityError::Unusable {
@@ -181,14 +181,34 @@ pub enum IdentityError {
     },
 }
 
-/// Accepts exactly one certificate.
+/// Accepts exactly these certificates, in DER.
 #[derive(Debug)]
-struct PinnedAgent {
-    certificate: Vec<u8>,
-    provider: Arc<CryptoProvider>,
+pub(crate) struct Pinned {
+    pub(crate) certificates: Vec<Vec<u8>>,
+    pub(crate) provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for PinnedAgent {
+impl Pinned {
+    /// Whether it is one of them.
+    ///
+    /// # Errors
+    ///
+    /// The error whose alert tells the other end that its certificate is not taken.
+    pub(crate) fn check(&self, leaf: &CertificateDer<'_>) -> Result<(), rustls::Error> {
+        match self
+            .certificates
+            .iter()
+            .any(|pinned| pinned == leaf.as_ref())
+        {
+            true => Ok(()),
+            false => Err(rustls::Error::InvalidCertificate(
+                rustls::CertificateError::ApplicationVerificationFailure,
+            )),
+        }
+    }
+}
+
+impl ServerCertVerifier for Pinned {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -197,12 +217,8 @@ impl ServerCertVerifier for PinnedAgent {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        match end_entity.as_ref() == self.certificate {
-            true => Ok(ServerCertVerified::assertion()),
-            false => Err(rustls::Error::InvalidCertificate(
-                rustls::CertificateError::ApplicationVerificationFailure,
-            )),
-        }
+        self.check(end_entity)?;
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

@@ -36,5 +36,11 @@ pub struct NewEvent {
 /// Kinds a listener gets that asks for none.
 pub const DEFAULT_KINDS: &[&str] = &["logging", "operation", "lifecycle", "config", "device"];
 
+/// The kind of event that says that a key of the instance changed.
+pub const CONFIG: &str = "config";
+
+/// The kind of event that says that a device came, went or changed.
+pub const DEVICE: &str = "device";
+
 /// The kind of event that carries an operation's state.
 pub const OPERATION: &str = "operation";

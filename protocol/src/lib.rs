@@ -23,6 +23,7 @@ pub mod address;
 pub mod envelope;
 pub mod event;
 pub mod exec;
+pub mod guest_api;
 pub mod host;
 pub mod metrics;
 pub mod operation;

@@ -8,6 +8,7 @@ use vsock_agent_protocol::{
     envelope::Envelope,
     event::Event,
     exec::{ControlMessage, ExecEnded, ExecRequest, ExecStarted},
+    guest_api::{ConfigChange, DeviceChange, Devices, GuestInfo, GuestState, StateReport},
     host::HostConnection,
     metrics::{IncusMetrics, LxdMetrics},
     operation::Operation,
@@ -129,4 +130,26 @@ fn a_port_without_an_address_is_on_the_loopback() {
     let full: PortForward = check(include_str!("wire/port_forward.json"));
     let short: PortForward = serde_json::from_str(r#"{"port":80}"#).unwrap();
     assert_eq!(short, full);
+}
+
+#[test]
+fn a_guest_is_told_of_its_instance_in_old_and_new_words() {
+    let lxd: GuestInfo = check(include_str!("wire/guest_info.json"));
+    assert_eq!(lxd.other["auth"], "untrusted");
+    let old: GuestInfo = check(include_str!("wire/guest_info_5_0.json"));
+    assert_eq!((old.state.as_str(), old.other.len()), ("", 0));
+    let ours = GuestInfo::new("none".to_owned(), GuestState::Ready);
+    check::<GuestInfo>(&serde_json::to_string(&ours).unwrap());
+    let report: StateReport = check(r#"{"state":"Ready"}"#);
+    assert_eq!(report.state, GuestState::Ready);
+}
+
+#[test]
+fn devices_and_changes_are_what_lxd_sends() {
+    let devices: Devices = check(include_str!("wire/guest_devices.json"));
+    assert_eq!(devices["eth0"]["hwaddr"], "00:16:3e:00:00:01");
+    let change: ConfigChange = check(include_str!("wire/config_change.json"));
+    assert_eq!(change.value, "b");
+    let change: DeviceChange = check(include_str!("wire/device_change.json"));
+    assert_eq!(change.config["type"], "nic");
 }

@@ -60,7 +60,7 @@ async fn without_a_websocket_events_are_lines() {
 }
 
 /// The next event on a websocket.
-async fn next_event(socket: &mut harness::raw::Socket) -> Value {
+pub(crate) async fn next_event(socket: &mut harness::raw::Socket) -> Value {
     loop {
         let message = socket.next().await.unwrap().unwrap();
         if message.is_text() {

@@ -11,8 +11,8 @@ use std::{
 use harness::{
     Random,
     fuzz::{
-        self, ControlJson, ExecFrames, HttpBody, HttpHead, Mutator, SftpClient, SftpDecode,
-        SftpServer, Target, WebsocketFrames,
+        self, ControlJson, ExecFrames, GuestApi, HttpBody, HttpHead, Mutator, SftpClient,
+        SftpDecode, SftpServer, Target, WebsocketFrames,
     },
 };
 
@@ -47,6 +47,11 @@ fn no_head_breaks_the_agent() {
 }
 
 #[test]
+fn no_guest_breaks_the_agent() {
+    replay::<GuestApi>();
+}
+
+#[test]
 fn no_websocket_frame_breaks_the_agent() {
     replay::<WebsocketFrames>();
 }
@@ -61,6 +66,7 @@ fn every_fuzz_target_is_replayed_here() {
     let replayed = [
         ControlJson::NAME,
         ExecFrames::NAME,
+        GuestApi::NAME,
         HttpBody::NAME,
         HttpHead::NAME,
         SftpClient::NAME,

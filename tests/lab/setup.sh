@@ -7,16 +7,17 @@ has() {
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null || true)" = installed ]
 }
 for package in busybox-static fuse3 openssh-client openssh-server openssh-sftp-server \
-    python3-paramiko qemu-system-x86 rclone socat sshfs; do
+    python3 python3-paramiko qemu-system-x86 rclone socat sshfs; do
     has "$package" || missing="$missing $package"
 done
 # Any C compiler will do: a dependency has some assembly.
 command -v cc >/dev/null || missing="$missing build-essential"
 
-# The guest's kernel and the agents to compare with are downloaded, not installed, but apt has to
-# know of them.
+# The guest's kernel, the agents to compare with and cloud-init are downloaded, not installed,
+# but apt has to know of them.
 lab="${CARGO_TARGET_DIR:-target}/lab"
-if [ -z "$missing" ] && [ -d "$lab/kernel" ] && [ -d "$lab/stock/incus-agent" ]; then
+if [ -z "$missing" ] && [ -d "$lab/kernel" ] && [ -d "$lab/stock/incus-agent" ] &&
+    [ -d "$lab/cloud-init" ]; then
     echo "all there"
     exit 0
 fi

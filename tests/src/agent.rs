@@ -14,13 +14,16 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
 };
-use vsock_agent::{Agent, Config, ListenAddress, Security};
+use vsock_agent::{
+    Agent, CloudInit, Config, ConfigShare, Features, GuestConfig, ListenAddress, Security,
+};
 use vsock_agent_protocol::{address::Cid, version::Family};
 
 /// An agent that listens. `Drop` stops it as SIGTERM would, and removes its folder.
 #[derive(Debug)]
 pub struct TestAgent {
     folder: TestFolder,
+    is_ready: Option<oneshot::Receiver<()>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -53,11 +56,23 @@ impl TestAgent {
             allowed_cids: vec![Cid::HOST],
             end_commands: true,
             family: Family::Lxd,
+            features: Features::all(),
+            guest: GuestConfig {
+                host: None,
+                sockets: vec![folder.path().join("guest.sock")],
+                cloud_init: CloudInit::Lxd,
+                ready_timeout: None,
+            },
             log: "warn".parse().unwrap(),
+            // Whatever a host asks for happens in the folder, if at all.
+            root: folder.path().join("root"),
+            share: Some(ConfigShare::new(folder.path().join("share"))),
+            status_ports: Vec::new(),
         };
         change(&mut config);
         let (stop, stopped) = oneshot::channel();
-        let (ready, is_ready) = mpsc::channel();
+        let (bound, is_bound) = mpsc::channel();
+        let (ready, is_ready) = oneshot::channel();
         let thread = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
@@ -68,13 +83,15 @@ impl TestAgent {
                 // Rust's own `main` ignores SIGPIPE; a fuzzer's does not. A handler stays for ever.
                 drop(signal(SignalKind::pipe()).unwrap());
                 let agent = Agent::bind(config).await.unwrap();
-                ready.send(()).unwrap();
-                agent.run(async { drop(stopped.await) }).await;
+                bound.send(()).unwrap();
+                let ready = move || ready.send(()).unwrap_or_default();
+                agent.run(ready, async { drop(stopped.await) }).await;
             });
         });
-        is_ready.recv().expect("the agent cannot bind");
+        is_bound.recv().expect("the agent cannot bind");
         Self {
             folder,
+            is_ready: Some(is_ready),
             stop: Some(stop),
             thread: Some(thread),
         }
@@ -84,6 +101,24 @@ impl TestAgent {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("agent.sock")
+    }
+
+    /// The socket for programs in the guest.
+    #[must_use]
+    pub fn guest_socket(&self) -> PathBuf {
+        self.folder.path().join("guest.sock")
+    }
+
+    /// Waits until the agent says that the guest may go on.
+    pub async fn ready(&mut self) {
+        let is_ready = self.is_ready.take().expect("only once");
+        is_ready.await.expect("the agent ended");
+    }
+
+    /// Waits until the agent says that the guest may go on, on a thread without a runtime.
+    pub fn wait_until_ready(&mut self) {
+        let is_ready = self.is_ready.take().expect("only once");
+        is_ready.blocking_recv().expect("the agent ended");
     }
 
     /// The endpoint, as the command line writes it.

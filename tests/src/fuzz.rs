@@ -7,6 +7,7 @@
 mod agent;
 mod cage;
 mod control;
+mod guest_api;
 mod hostile;
 mod http_body;
 mod http_head;
@@ -23,6 +24,7 @@ use std::{
 
 pub use self::{
     control::ControlJson,
+    guest_api::GuestApi,
     http_body::HttpBody,
     http_head::HttpHead,
     mutate::Mutator,

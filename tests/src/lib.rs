@@ -11,8 +11,10 @@
 )]
 
 pub mod agent;
+pub mod cloud_init;
 pub mod eventually;
 pub mod fuzz;
+pub mod host;
 pub mod identity;
 pub mod kinds;
 pub mod random;
@@ -23,6 +25,7 @@ pub mod vm;
 
 pub use agent::{TestAgent, TestFolder};
 pub use eventually::eventually;
+pub use host::{HostData, MockHost};
 pub use identity::Pair;
 pub use random::Random;
 pub use raw::{RawClient, RawExec, RawReply};

@@ -11,10 +11,10 @@ use vsock_agent_protocol::{
     path,
 };
 
-use super::query::parameter;
 use crate::{
     app::App,
     defaults,
+    query::parameter,
     reply::{ApiError, Reply, empty, sync},
     ws,
 };

@@ -15,6 +15,7 @@ use crate::{
     app::App,
     hex::hex,
     reply::{ApiError, Reply, empty, read_json, sync},
+    status_port::Word,
 };
 
 /// `GET /`: the versions of the API.
@@ -45,6 +46,7 @@ fn quoted(tag: &str) -> Option<HeaderValue> {
 pub(crate) async fn put(app: &App, request: Request<Incoming>) -> Result<Reply, ApiError> {
     let connection: HostConnection = read_json(request.into_body()).await?;
     app.host.tell(connection)?;
+    app.status_ports.say(Word::Connected);
     Ok(empty())
 }
 

@@ -6,6 +6,7 @@
 use std::{
     io,
     os::fd::{AsRawFd, OwnedFd},
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -20,7 +21,10 @@ use tokio::time::{Instant, sleep};
 use tokio_vsock::VsockListener;
 use vsock_agent_protocol::address::VsockAddress;
 
-use crate::defaults;
+use crate::{bounded, defaults};
+
+/// The module by which a guest on virtio reaches its host (`net/vmw_vsock/Makefile`).
+const TRANSPORT: &str = "vmw_vsock_virtio_transport";
 
 /// Option of level `AF_VSOCK` (`include/uapi/linux/vm_sockets.h`).
 const SO_VM_SOCKETS_BUFFER_SIZE: i32 = 0;
@@ -67,7 +71,7 @@ fn listen(address: VsockAddress) -> io::Result<VsockListener> {
 }
 
 /// Binds and listens, waiting for a kernel that does not know AF_VSOCK yet; its module is loaded
-/// if that helps.
+/// first.
 ///
 /// # Errors
 ///
@@ -75,7 +79,11 @@ fn listen(address: VsockAddress) -> io::Result<VsockListener> {
 /// passed.
 pub(super) async fn listen_when_there(address: VsockAddress) -> io::Result<VsockListener> {
     let deadline = Instant::now() + defaults::BIND_TIMEOUT;
-    let mut tried_module = false;
+    // The core alone lets anybody listen, and nobody in.
+    if !Path::new("/sys/module").join(TRANSPORT).exists() {
+        load_module().await;
+    }
+    let mut is_waiting = false;
     loop {
         let error = match listen(address) {
             Err(error) if is_missing(&error) => error,
@@ -84,13 +92,11 @@ pub(super) async fn listen_when_there(address: VsockAddress) -> io::Result<Vsock
         if Instant::now() >= deadline {
             return Err(error);
         }
-        if !tried_module {
-            tried_module = true;
+        if !is_waiting {
+            is_waiting = true;
             tracing::info!(%error, "no vsock yet: waiting for it");
-            load_module();
-        } else {
-            sleep(defaults::BIND_PAUSE).await;
         }
+        sleep(defaults::BIND_PAUSE).await;
     }
 }
 
@@ -104,12 +110,14 @@ fn is_missing(error: &io::Error) -> bool {
 
 /// Asks for the guest's transport; it brings the core with it. Fails quietly: the module may be
 /// built in, and whether the device is there is looked at afterwards.
-fn load_module() {
-    let status = Command::new("modprobe")
-        .args(["-b", "vmw_vsock_virtio_transport"])
+async fn load_module() {
+    let mut modprobe = Command::new("modprobe");
+    modprobe
+        .args(["-b", TRANSPORT])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    tracing::debug!(?status, "modprobe vmw_vsock_virtio_transport");
+        .stderr(Stdio::null());
+    let work = move || modprobe.status();
+    let status = bounded::within(defaults::MODULE_TIMEOUT, "modprobe", work).await;
+    tracing::debug!(?status, module = TRANSPORT, "modprobe");
 }

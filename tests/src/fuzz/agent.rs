@@ -22,7 +22,7 @@ use crate::TestAgent;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Time for an answer that need not come.
-const PATIENCE: Duration = Duration::from_millis(200);
+pub(super) const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Most reads of an answer that need not end.
 const MAX_READS: usize = 64;
@@ -109,10 +109,15 @@ impl FuzzedAgent {
 
 /// Says everything, and gives what is answered until the end, or until nothing comes any more.
 pub(super) fn exchange(stream: &mut UnixStream, data: &[u8]) -> Vec<u8> {
+    exchange_within(stream, data, PATIENCE)
+}
+
+/// As [`exchange`], with `patience` for what need not come.
+pub(super) fn exchange_within(stream: &mut UnixStream, data: &[u8], patience: Duration) -> Vec<u8> {
     // Both fail when the agent has had enough before it got everything.
     let _ = stream.write_all(data);
     let _ = stream.shutdown(Shutdown::Write);
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(patience)).unwrap();
     let mut answer = Vec::new();
     let mut piece = [0; 16 * 1024];
     for _ in 0..MAX_READS {

@@ -31,6 +31,22 @@ status 125 at the first one that fails unless it starts with -.
 Files: $XDG_STATE_HOME/vsock-agent/sftp-history, or ~/.local/state/vsock-agent/sftp-history; a line
 that starts with a blank is not kept";
 
+const CONFIG_HELP: &str = "\
+Keys:
+  cloud-init.user-data, cloud-init.vendor-data, cloud-init.network-config
+                          cloud-init's data; user.* of these names count where cloud-init.* is not set
+  user.meta-data          YAML that is added to the meta-data
+  user.*, cloud-init.*    anything, for programs in the guest
+  cloud-init.ssh-keys.NAME
+                          USER:KEY, put into the user-data and vendor-data; the key may be gh:NAME
+  devices.NAME.KEY        a device; each needs a type, such as nic with hwaddr
+  hostname                instead of the name of the virtual machine
+  instance-id             instead of the one that is drawn anew when cloud-init is to start over: when
+                          one of its data, its SSH keys or a network interface's name changes
+  security.devlxd         false: the guest may not ask at all
+
+A value is checked first, and a wrong one changes nothing. `agent-cli serve` hands the data out.";
+
 /// Run commands and move files in virtual machines, from their host
 #[derive(Debug, Parser)]
 #[command(name = "agent-cli", version, after_help = VM_HELP)]
@@ -90,6 +106,11 @@ pub(crate) enum Command {
     /// Names for virtual machines, in the configuration
     #[command(subcommand)]
     Vm(VmCommand),
+    /// What guests are told of themselves: data for cloud-init and for their programs
+    #[command(subcommand, after_help = CONFIG_HELP)]
+    Config(ConfigCommand),
+    /// Answer guests that ask for their data; one process for all of them
+    Serve(ServeArgs),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -386,7 +407,7 @@ pub(crate) struct InitArgs {
 pub(crate) enum VmCommand {
     /// Give a virtual machine a name
     Add(AddArgs),
-    /// Forget a name
+    /// Forget a name, and what its guest is told of itself
     #[command(visible_alias = "rm")]
     Remove {
         /// The name
@@ -407,6 +428,59 @@ pub(crate) struct AddArgs {
     pub(crate) name: String,
     /// Where its agent is; see the end of `agent-cli --help`
     pub(crate) endpoint: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Set keys; an empty value unsets
+    Set {
+        /// Name of the virtual machine
+        vm: String,
+        /// KEY VALUE, with - for a value from stdin, or KEY=VALUE once or more
+        #[arg(
+            required = true,
+            allow_hyphen_values = true,
+            value_name = "KEY [VALUE|-]"
+        )]
+        words: Vec<String>,
+    },
+    /// Print the value of a key
+    Get {
+        /// Name of the virtual machine
+        vm: String,
+        /// The key
+        key: String,
+    },
+    /// Print all of it, and what is known of the guest
+    Show {
+        /// Name of the virtual machine
+        vm: String,
+        /// How to print it
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
+    /// Remove keys; devices.NAME removes a whole device
+    Unset {
+        /// Name of the virtual machine
+        vm: String,
+        /// The keys
+        #[arg(required = true)]
+        keys: Vec<String>,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ServeArgs {
+    /// Port to listen on: on AF_VSOCK if a virtual machine is reached by it, and as `SOCKET_PORT`
+    /// beside each Unix socket
+    #[arg(long, default_value_t = 8444)]
+    pub(crate) port: u32,
+    /// Print what a running `serve` knows of the guests, and leave
+    #[arg(long)]
+    pub(crate) status: bool,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: Format,
 }
 
 /// How results are printed.

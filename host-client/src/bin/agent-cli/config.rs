@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     fs, io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -16,6 +15,8 @@ use serde_json::json;
 use toml_edit::{DocumentMut, Item, Table, value};
 use vsock_agent_client::{
     AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, Client, Endpoint, Identity, Security,
+    instance::{InstanceStore, Stamp},
+    write_whole,
 };
 
 use crate::{
@@ -100,10 +101,7 @@ impl Settings {
     /// An agent, by the name or endpoint of its machine.
     pub(crate) fn client(&self, vm: &str) -> anyhow::Result<Client> {
         let target = self.target(vm)?;
-        let security = match target.plain {
-            true => Security::Plain,
-            false => Security::Tls(target.load_identity(vm)?),
-        };
+        let security = target.security(vm)?;
         let timeout = Duration::from_secs(self.global.connect_timeout.max(1).into());
         let client = Client::with_connect_timeout(target.endpoint, security, timeout);
         self.made().push(client.clone());
@@ -151,6 +149,39 @@ impl Settings {
              {vm} ENDPOINT`, or give an endpoint such as vsock:3",
             self.path.display()
         )
+    }
+
+    /// The names, in order.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.config.vms.keys().map(String::as_str)
+    }
+
+    /// The name, if a machine has it.
+    pub(crate) fn known<'a>(&self, vm: &'a str) -> anyhow::Result<&'a str> {
+        match self.config.vms.contains_key(vm) && is_name(vm) {
+            true => Ok(vm),
+            false => Err(self.unknown(vm)),
+        }
+    }
+
+    /// The data of the machines.
+    pub(crate) fn instances(&self) -> InstanceStore {
+        InstanceStore::new(self.directory().join("instances"))
+    }
+
+    /// What the host process keeps under that name.
+    pub(crate) fn host_file(&self, name: &str) -> PathBuf {
+        self.directory().join(name)
+    }
+
+    /// Which version of the configuration file there is now.
+    pub(crate) fn stamp(&self) -> Option<Stamp> {
+        Stamp::of(&self.path)
+    }
+
+    /// The options that were given.
+    pub(crate) const fn global(&self) -> &Global {
+        &self.global
     }
 
     fn directory(&self) -> PathBuf {
@@ -209,15 +240,44 @@ impl Settings {
 }
 
 impl Target {
-    /// Reads the identity. The agent's certificate is the machine's own, or the one for all.
-    fn load_identity(&self, vm: &str) -> anyhow::Result<Identity> {
+    /// How the agent is spoken to.
+    pub(crate) fn security(&self, vm: &str) -> anyhow::Result<Security> {
+        Ok(match self.plain {
+            true => Security::Plain,
+            false => Security::Tls(self.load_identity(vm)?),
+        })
+    }
+
+    pub(crate) const fn is_plain(&self) -> bool {
+        self.plain
+    }
+
+    pub(crate) const fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// The file of the agent's certificate: the machine's own, or the one for all.
+    pub(crate) fn agent_certificate(&self) -> PathBuf {
         let pinned = self.identity.join(&self.folder).join(AGENT_CERTIFICATE);
-        let agent = match pinned.exists() {
-            true => pinned.clone(),
+        match pinned.exists() {
+            true => pinned,
             false => self.identity.join(AGENT_CERTIFICATE),
-        };
-        let certificate = self.identity.join(CLIENT_CERTIFICATE);
+        }
+    }
+
+    /// The files an identity is made of.
+    pub(crate) fn identity_files(&self) -> [PathBuf; 3] {
+        [
+            self.identity.join(CLIENT_CERTIFICATE),
+            self.identity.join(CLIENT_KEY),
+            self.agent_certificate(),
+        ]
+    }
+
+    fn load_identity(&self, vm: &str) -> anyhow::Result<Identity> {
+        let [certificate, key, agent] = self.identity_files();
         if !agent.exists() || !certificate.exists() {
+            let pinned = self.identity.join(&self.folder).join(AGENT_CERTIFICATE);
             let missing = match certificate.exists() {
                 false => certificate.display().to_string(),
                 true => format!("{} or {}", pinned.display(), agent.display()),
@@ -228,7 +288,7 @@ impl Target {
                  that was started with --plain"
             );
         }
-        Identity::from_files(&certificate, &self.identity.join(CLIENT_KEY), &agent)
+        Identity::from_files(&certificate, &key, &agent)
             .with_context(|| format!("the identity in {} is unusable", self.identity.display()))
     }
 }
@@ -252,7 +312,11 @@ pub(crate) fn run(settings: &Settings, command: VmCommand) -> anyhow::Result<u8>
             if !settings.config.vms.contains_key(&name) {
                 return Err(settings.unknown(&name));
             }
-            edit(&settings.path, |document| remove(document, &name))
+            edit(&settings.path, |document| remove(document, &name))?;
+            if is_name(&name) {
+                settings.instances().remove(&name)?;
+            }
+            Ok(0)
         }
     }
 }
@@ -264,8 +328,7 @@ fn add(
     plain: bool,
 ) -> anyhow::Result<()> {
     let name = &args.name;
-    let fits = |character: char| character.is_ascii_alphanumeric() || "-_.".contains(character);
-    if name.is_empty() || name.starts_with(['-', '.']) || !name.chars().all(fits) {
+    if !is_name(name) {
         bail!("{name:?} is no name: letters, digits, and '-', '_' and '.' within");
     }
     args.endpoint.parse::<Endpoint>()?;
@@ -301,6 +364,12 @@ fn add(
     Ok(())
 }
 
+/// Whether this can be a machine's name, which is also that of files.
+fn is_name(name: &str) -> bool {
+    let fits = |character: char| character.is_ascii_alphanumeric() || "-_.".contains(character);
+    !name.is_empty() && !name.starts_with(['-', '.']) && name.chars().all(fits)
+}
+
 fn remove(document: &mut DocumentMut, name: &str) -> anyhow::Result<()> {
     document
         .get_mut("vms")
@@ -327,41 +396,6 @@ fn edit(
     write_whole(&path, text.as_bytes(), 0o644)
         .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(0)
-}
-
-/// Writes a file under a temporary name and renames it. Its directory is created if need be.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    use std::io::Write;
-    if let Some(directory) = path.parent().filter(|path| !path.as_os_str().is_empty()) {
-        private_directory(directory)?;
-    }
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let temporary = PathBuf::from(temporary);
-    // One that an earlier process with our number left behind.
-    let _ = fs::remove_file(&temporary);
-    let written = (|| {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
-/// Creates a directory that only its owner may enter, if it is not there.
-pub(crate) fn private_directory(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
 }
 
 fn read_or_empty(path: &Path) -> anyhow::Result<String> {

@@ -1,7 +1,8 @@
 //! `identity init`: keys and certificates for the host and for a guest.
 //!
 //! ```text
-//! DIR/client.crt  DIR/client.key     the host's own pair, made once, for every guest
+//! DIR/client.crt  DIR/client.key     the host's own pair, made once, for every guest: shown to their
+//!                                    agents, and by `serve` to guests that ask
 //! DIR/VM/agent.crt                   the guest's certificate, pinned
 //! DIR/VM/guest/agent.crt agent.key   what the guest is to have in /etc/vsock-agent,
 //! DIR/VM/guest/server.crt            with the host's certificate, which it pins in turn
@@ -15,11 +16,13 @@ use rcgen::{
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, date_time_ymd,
 };
 use serde_json::json;
-use vsock_agent_client::{AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY};
+use vsock_agent_client::{
+    AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, private_directory, write_whole,
+};
 
 use crate::{
     args::{Format, IdentityCommand, InitArgs},
-    config::{Settings, private_directory, write_whole},
+    config::Settings,
     output,
 };
 
@@ -28,6 +31,10 @@ const GUEST_DIRECTORY: &str = "/etc/vsock-agent";
 
 /// The one DNS name of an agent's certificate: LXD's hosts ask for it.
 const AGENT_NAME: &str = "unspecified";
+
+/// The DNS name of the host's certificate. Stock agents ask for the first one that is in it, and need
+/// one.
+const HOST_NAME: &str = "vsock-agent-host";
 
 /// Years certificates are good for. They are pinned, and a guest's clock may be anywhere; only
 /// stock agents and hosts look at dates at all.
@@ -89,22 +96,32 @@ fn tell(directory: &Path, guest: &Path, made_host: bool, vm: &str) -> anyhow::Re
 /// LXD's names for what an agent needs.
 const GUEST_FILES: [&str; 3] = [AGENT_CERTIFICATE, "agent.key", "server.crt"];
 
+/// Whether a pair is there. One half of it is a mistake.
+fn is_whole(certificate: &Path, key: &Path) -> anyhow::Result<bool> {
+    match (certificate.exists(), key.exists()) {
+        (true, true) => Ok(true),
+        (false, false) => Ok(false),
+        (true, false) => bail!("{} is there without its key", certificate.display()),
+        (false, true) => bail!("{} is there without its certificate", key.display()),
+    }
+}
+
 /// Makes the host's pair unless it is there; says whether it did. A new one would lock us out of
 /// every guest that trusts the old one, so no option replaces it.
 fn make_host_pair(directory: &Path) -> anyhow::Result<bool> {
     let certificate = directory.join(CLIENT_CERTIFICATE);
     let key = directory.join(CLIENT_KEY);
-    match (certificate.exists(), key.exists()) {
-        (true, true) => return Ok(false),
-        (false, false) => {}
-        (true, false) => bail!("{} is there without its key", certificate.display()),
-        (false, true) => bail!("{} is there without its certificate", key.display()),
+    if is_whole(&certificate, &key)? {
+        return Ok(false);
     }
     let host = host_name();
     let pair = make(
         &format!("agent-cli on {host}"),
-        None,
-        ExtendedKeyUsagePurpose::ClientAuth,
+        HOST_NAME,
+        &[
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ],
     )?;
     keep(&key, &pair.key, 0o600)?;
     keep(&certificate, &pair.certificate, 0o644)?;
@@ -128,8 +145,11 @@ fn make_guest_set(directory: &Path, folder: &str, force: bool) -> anyhow::Result
         .with_context(|| format!("cannot read {}", client.display()))?;
     let pair = make(
         folder,
-        Some(AGENT_NAME),
-        ExtendedKeyUsagePurpose::ServerAuth,
+        AGENT_NAME,
+        &[
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ],
     )?;
     keep(&guest.join("agent.key"), &pair.key, 0o600)?;
     keep(&guest.join(AGENT_CERTIFICATE), &pair.certificate, 0o644)?;
@@ -154,11 +174,10 @@ struct Pair {
 
 fn make(
     common_name: &str,
-    dns_name: Option<&str>,
-    usage: ExtendedKeyUsagePurpose,
+    dns_name: &str,
+    usages: &[ExtendedKeyUsagePurpose],
 ) -> anyhow::Result<Pair> {
-    let names: Vec<String> = dns_name.into_iter().map(str::to_owned).collect();
-    let mut parameters = CertificateParams::new(names)?;
+    let mut parameters = CertificateParams::new([dns_name.to_owned()])?;
     let mut subject = DistinguishedName::new();
     // X.509 has room for 64 characters (`ub-common-name`).
     let common_name: String = common_name.chars().take(64).collect();
@@ -168,7 +187,7 @@ fn make(
     parameters.not_before = date_time_ymd(NOT_BEFORE, 1, 1);
     parameters.not_after = date_time_ymd(NOT_AFTER, 12, 31);
     parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    parameters.extended_key_usages = vec![usage];
+    parameters.extended_key_usages = usages.to_vec();
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let certificate = parameters.self_signed(&key)?;
     Ok(Pair {
@@ -177,7 +196,8 @@ fn make(
     })
 }
 
-fn host_name() -> String {
+/// Name of this computer.
+pub(crate) fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "a host".to_owned(), |name| name.trim().to_owned())
 }

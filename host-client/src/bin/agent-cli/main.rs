@@ -10,7 +10,9 @@ mod exit;
 mod files;
 mod identity;
 mod info;
+mod instance;
 mod output;
+mod serve;
 mod stdio;
 mod terminal;
 
@@ -28,7 +30,9 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => return exit::usage(&error),
     };
-    output::start_log(args.global.verbose);
+    // A service has something to say without being asked.
+    let talkative = matches!(&args.command, Command::Serve(args) if !args.status);
+    output::start_log(args.global.verbose.saturating_add(talkative.into()));
     terminal::restore_on_panic();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -72,5 +76,7 @@ async fn obey(settings: &Settings, command: Command) -> anyhow::Result<u8> {
         Command::Info(args) => info::run(settings, args).await,
         Command::Identity(command) => identity::run(settings, command),
         Command::Vm(command) => config::run(settings, command),
+        Command::Config(command) => instance::run(settings, command),
+        Command::Serve(args) => serve::run(settings, args).await,
     }
 }

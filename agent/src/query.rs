@@ -1,7 +1,7 @@
 //! What is behind the question mark of a path.
 
 /// The first value of a parameter, decoded. Escapes that make no sense stay as they are.
-pub(super) fn parameter(query: &str, name: &str) -> Option<String> {
+pub(crate) fn parameter(query: &str, name: &str) -> Option<String> {
     let mut pairs = form_urlencoded::parse(query.as_bytes());
     let (_, value) = pairs.find(|(key, _)| key == name)?;
     Some(value.into_owned())

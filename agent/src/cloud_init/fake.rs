@@ -1,0 +1,96 @@
+//! A root with cloud-init in it that can be looked at and kicked, for tests.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use super::Datasource;
+
+/// The root; `Drop` removes it.
+#[derive(Debug)]
+pub(super) struct Root(PathBuf);
+
+impl Root {
+    /// A system in its boot, in which cloud-init found no datasource.
+    pub(super) fn booting() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("agent-kick-{}-{number}", std::process::id());
+        let root = Self(std::env::temp_dir().join(name));
+        root.write("proc/cmdline", "quiet\n");
+        root.write("run/cloud-init/disabled", "");
+        for wanted in [Datasource::Lxd, Datasource::NoCloud] {
+            root.write(wanted.places()[0], "");
+        }
+        for folder in ["run/systemd/system", "etc/cloud"] {
+            fs::create_dir_all(root.0.join(folder)).unwrap();
+        }
+        let generator = "usr/lib/systemd/system-generators/cloud-init-generator";
+        root.program(generator, "exit 1");
+        let identify = format!("echo \"ds-identify $*\" >> {}", root.log_file().display());
+        root.program("usr/lib/cloud-init/ds-identify", &identify);
+        root
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(super) fn write(&self, path: &str, text: &str) {
+        let path = self.0.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    pub(super) fn remove(&self, path: &str) {
+        let path = self.0.join(path);
+        match path.is_dir() {
+            true => fs::remove_dir_all(path).unwrap(),
+            false => fs::remove_file(path).unwrap(),
+        }
+    }
+
+    /// A shell script. Another process writes it: a child that some other test starts meanwhile
+    /// would hold it open for writing, and it could not be run (`ETXTBSY`).
+    pub(super) fn program(&self, path: &str, script: &str) {
+        self.write(path, "");
+        let status = Command::new("sh")
+            .args([
+                "-c",
+                r#"printf '#!/bin/sh\n%s\n' "$1" > "$0"; chmod 755 "$0""#,
+            ])
+            .arg(self.0.join(path))
+            .arg(script)
+            .status();
+        assert!(status.unwrap().success());
+    }
+
+    /// A `systemctl` that shows this, and keeps a log of all else.
+    pub(super) fn systemctl(&self, state: &str, begun: &str) {
+        let script = format!(
+            "case \"$*\" in\n*SystemState) echo {state};;\n*Inactive*) printf '{begun}\\n';;\n\
+             *) echo \"$*\" >> {};;\nesac",
+            self.log_file().display()
+        );
+        self.program("usr/bin/systemctl", &script);
+    }
+
+    /// What was run.
+    pub(super) fn log(&self) -> Vec<String> {
+        let log = fs::read_to_string(self.log_file()).unwrap_or_default();
+        log.lines().map(str::to_owned).collect()
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.0.join("log")
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,117 @@
+//! Where the identity and the host's files are, when nobody says so.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use super::{ConfigError, program::Program};
+use crate::{config_share, tls};
+
+/// Where the identity is when it is part of the image.
+const INSTALLED: &str = "/etc/vsock-agent";
+
+/// Set by the service manager (`systemd.exec(5)`, Credentials).
+const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
+
+/// The folders to look into, the first that counts first.
+#[derive(Debug, Clone)]
+pub(super) struct Folders {
+    working: PathBuf,
+    others: Vec<PathBuf>,
+}
+
+impl Folders {
+    /// The working directory, where the units of LXD and Incus put a copy of the config share; the
+    /// copy that the agent made itself; the service manager's credentials; what is installed.
+    pub(super) fn usual() -> Self {
+        let working = env::current_dir().unwrap_or_else(|_| PathBuf::from("."));
+        let credentials = env::var_os(CREDENTIALS_VARIABLE).map(PathBuf::from);
+        let mut others = vec![PathBuf::from(config_share::FETCHED)];
+        others.extend(credentials);
+        others.push(PathBuf::from(INSTALLED));
+        Self { working, others }
+    }
+
+    /// The folder with the identity: the one named, or the first that has a certificate.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::NoIdentity`], with the folders that were looked into.
+    pub(super) fn identity(&self, named: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
+        if let Some(folder) = named {
+            return Ok(folder);
+        }
+        let mut folders = std::iter::once(&self.working).chain(&self.others);
+        let found = folders.find(|folder| folder.join(tls::CERTIFICATE_FILE).exists());
+        found.cloned().ok_or_else(|| ConfigError::NoIdentity {
+            searched: std::iter::once(&self.working)
+                .chain(&self.others)
+                .map(|folder| folder.display().to_string())
+                .collect::<Vec<_>>()
+                .join(", "),
+        })
+    }
+
+    /// The folder with what the host says at the start: the one named, or for a stand-in the
+    /// working directory, or the one with the identity, if there is one.
+    pub(super) fn share(
+        &self,
+        named: Option<PathBuf>,
+        program: Program,
+        identity: Option<&Path>,
+    ) -> Option<PathBuf> {
+        named.or_else(|| match program {
+            Program::StandIn(_) => Some(self.working.clone()),
+            Program::Own => identity.map(Path::to_owned),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use vsock_agent_protocol::version::Family;
+
+    use super::*;
+
+    fn folders(working: &Path, others: &[&Path]) -> Folders {
+        Folders {
+            working: working.to_owned(),
+            others: others.iter().map(|path| path.to_path_buf()).collect(),
+        }
+    }
+
+    #[test]
+    fn the_first_folder_with_a_certificate_has_the_identity() {
+        let parent = env::temp_dir().join(format!("agent-folders-{}", std::process::id()));
+        let [first, second, third] = ["1", "2", "3"].map(|name| parent.join(name));
+        for folder in [&second, &third] {
+            fs::create_dir_all(folder).unwrap();
+            fs::write(folder.join(tls::CERTIFICATE_FILE), "").unwrap();
+        }
+        let usual = folders(&first, &[&second, &third]);
+        assert_eq!(usual.identity(None).unwrap(), second);
+        assert_eq!(usual.identity(Some(first.clone())).unwrap(), first);
+        let error = folders(&first, &[&parent]).identity(None).unwrap_err();
+        assert!(
+            error.to_string().contains(parent.to_str().unwrap()),
+            "{error}"
+        );
+        fs::remove_dir_all(&parent).unwrap();
+    }
+
+    #[test]
+    fn a_stand_in_finds_the_share_where_it_was_started() {
+        let usual = folders(Path::new("/run/incus_agent"), &[]);
+        let secrets = Some(Path::new("/secrets"));
+        let stand_in = Program::StandIn(Family::Incus);
+        let share = |program, identity| usual.share(None, program, identity);
+        assert_eq!(share(stand_in, secrets), Some("/run/incus_agent".into()));
+        assert_eq!(share(Program::Own, secrets), Some("/secrets".into()));
+        assert_eq!(share(Program::Own, None), None);
+        let named = usual.share(Some("/named".into()), stand_in, secrets);
+        assert_eq!(named, Some("/named".into()));
+    }
+}

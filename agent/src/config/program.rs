@@ -1,0 +1,50 @@
+//! By which name the agent was started, and what follows from it.
+
+use std::{ffi::OsStr, path::Path};
+
+use vsock_agent_protocol::version::{Family, INCUS_SERVER_NAME, LXD_SERVER_NAME};
+
+/// The program that the agent is started as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Program {
+    /// Itself.
+    Own,
+    /// The agent of one of the families, in whose place it was put. Their units start it in a
+    /// copy of the config share.
+    StandIn(Family),
+}
+
+impl Program {
+    /// By the first argument of the command line.
+    pub(super) fn named(argument: Option<&OsStr>) -> Self {
+        let name = argument.and_then(|path| Path::new(path).file_name()?.to_str());
+        match name {
+            Some(LXD_SERVER_NAME) => Self::StandIn(Family::Lxd),
+            Some(INCUS_SERVER_NAME) => Self::StandIn(Family::Incus),
+            _ => Self::Own,
+        }
+    }
+
+    /// Whose hosts to speak to, unless something else is said.
+    pub(super) fn family(self) -> Family {
+        match self {
+            Self::Own => Family::default(),
+            Self::StandIn(family) => family,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_decides_and_not_the_folder() {
+        let named = |name: &str| Program::named(Some(OsStr::new(name)));
+        assert_eq!(named("/usr/bin/lxd-agent"), Program::StandIn(Family::Lxd));
+        assert_eq!(named("incus-agent"), Program::StandIn(Family::Incus));
+        assert_eq!(named("/run/lxd_agent/vsock-agent"), Program::Own);
+        assert_eq!(named("/lxd-agent/"), Program::StandIn(Family::Lxd));
+        assert_eq!(Program::named(None), Program::Own);
+    }
+}

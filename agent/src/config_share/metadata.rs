@@ -1,0 +1,165 @@
+//! An image's `metadata.yaml`: which of the files that the host has rendered goes where.
+
+use std::path::PathBuf;
+
+use crate::yaml::{self, Node, YamlError, is_true};
+
+/// A file for the guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Template {
+    /// Where it goes.
+    pub(super) target: PathBuf,
+    /// Its name in the share, without the ending of the rendered file.
+    pub(super) name: String,
+    /// Whether a file that is there stays as it is.
+    pub(super) create_only: bool,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+    pub(super) mode: Option<u32>,
+}
+
+/// Why the templates are not known.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MetadataError {
+    /// It is not written in a way that is understood here.
+    #[error("the templates are not understood")]
+    Yaml(#[from] YamlError),
+    /// It is YAML, of another shape.
+    #[error("{0} is not what it should be")]
+    Shape(String),
+}
+
+/// Parses the file. Keys that nobody knows are passed over.
+///
+/// # Errors
+///
+/// [`MetadataError`], for the first thing that is wrong.
+pub(super) fn templates(text: &str) -> Result<Vec<Template>, MetadataError> {
+    let templates = match yaml::value_of(text, "templates")? {
+        None => return Ok(Vec::new()),
+        Some(node) if node.is_null() => return Ok(Vec::new()),
+        Some(Node::Map(templates)) => templates,
+        Some(_) => return Err(MetadataError::Shape("templates".to_owned())),
+    };
+    let templates = templates.into_iter();
+    templates
+        .map(|(target, keys)| template(target, keys))
+        .collect()
+}
+
+fn template(target: String, keys: Node) -> Result<Template, MetadataError> {
+    let wrong = |key: &str| MetadataError::Shape(format!("{key} of template {target}"));
+    let Node::Map(keys) = keys else {
+        return Err(wrong("every key"));
+    };
+    let mut template = Template {
+        target: PathBuf::from(&target),
+        ..Template::default()
+    };
+    for (key, value) in keys {
+        let Node::Text(text) = value else {
+            continue;
+        };
+        let number = |radix| u32::from_str_radix(&text, radix).map_err(|_| wrong(&key));
+        match key.as_str() {
+            "template" => template.name = text,
+            "create_only" => template.create_only = is_true(&text),
+            "uid" if !text.is_empty() => template.uid = Some(number(10)?),
+            "gid" if !text.is_empty() => template.gid = Some(number(10)?),
+            "mode" if !text.is_empty() => template.mode = Some(number(8)?),
+            _ => {}
+        }
+    }
+    // The name is one of a file in a folder, and leads nowhere else.
+    match template.name.is_empty() || template.name.contains('/') {
+        true => Err(wrong("template")),
+        false => Ok(template),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As image builders write it, with the forms that people write by hand.
+    const TEXT: &str = r#"
+architecture: x86_64
+creation_date: 1700000000
+properties: {description: "Debian: bookworm (20240101)", os: Debian}
+templates:
+  /etc/hostname:
+    when:
+    - create
+    - copy
+    create_only: false
+    template: hostname.tpl
+    properties: {}
+  "/etc/hosts": { when: [create], create_only: true, template: 'hosts.tpl' }
+  /etc/secret: # for root
+    template: secret.tpl
+    uid: "0"
+    gid: 42
+    mode: "0640"
+"#;
+
+    #[test]
+    fn the_templates_are_found() {
+        let found = templates(TEXT).unwrap();
+        let template = |target: &str, name: &str| Template {
+            target: target.into(),
+            name: name.to_owned(),
+            ..Template::default()
+        };
+        let hosts = Template {
+            create_only: true,
+            ..template("/etc/hosts", "hosts.tpl")
+        };
+        let secret = Template {
+            uid: Some(0),
+            gid: Some(42),
+            mode: Some(0o640),
+            ..template("/etc/secret", "secret.tpl")
+        };
+        assert_eq!(
+            found,
+            [template("/etc/hostname", "hostname.tpl"), hosts, secret]
+        );
+    }
+
+    #[test]
+    fn json_is_yaml() {
+        let text = r#"{"templates": {"/a": {"template": "a.tpl", "create_only": true}}}"#;
+        let found = templates(text).unwrap();
+        assert_eq!(found[0].name, "a.tpl");
+        assert!(found[0].create_only);
+    }
+
+    #[test]
+    fn an_image_may_have_none() {
+        for text in ["a: 1", "templates:", "templates: {}", "templates: ~", "{}"] {
+            assert_eq!(templates(text).unwrap(), [], "{text}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_its_place() {
+        for (text, place) in [
+            ("templates: [a]", "templates"),
+            ("templates: {/a: b}", "template /a"),
+            ("templates: {/a: {}}", "template /a"),
+            ("templates: {/a: {template: ../b}}", "template /a"),
+            (
+                "templates: {/a: {template: b, mode: rw}}",
+                "mode of template /a",
+            ),
+            (
+                "templates: {/a: {template: b, uid: root}}",
+                "uid of template /a",
+            ),
+            ("templates: {", "not understood"),
+        ] {
+            let error = templates(text).unwrap_err().to_string();
+            assert!(error.contains(place), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! The kernel's network devices: listed and changed by `rtnetlink(7)`.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use nix::sys::{
+    socket::{
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
+        sockopt::ReceiveTimeout,
+    },
+    time::{TimeVal, TimeValLike},
+};
+
+/// Sizes of `struct nlmsghdr` (`linux/netlink.h`), `struct ifinfomsg` and `struct rtattr`
+/// (`linux/rtnetlink.h`), in bytes.
+const HEADER_BYTES: usize = 16;
+const LINK_BYTES: usize = 16;
+const ATTRIBUTE_BYTES: usize = 4;
+
+/// Largest answer, in bytes: a dump comes in pieces of at most 32 KiB (`netlink(7)`).
+const ANSWER_BYTES: usize = 32 * 1024;
+
+/// Time for the kernel to answer, in seconds.
+const ANSWER_TIMEOUT_SECONDS: i64 = 2;
+
+/// A network device.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) name: String,
+    /// Its MAC address.
+    pub(super) address: Vec<u8>,
+    pub(super) mtu: u32,
+    pub(super) is_up: bool,
+}
+
+/// One thing that can be changed.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Change<'a> {
+    /// Only while it is down.
+    Name(&'a str),
+    Mtu(u32),
+    Up(bool),
+}
+
+/// A connection to the kernel.
+#[derive(Debug)]
+pub(super) struct Rtnetlink(OwnedFd);
+
+impl Rtnetlink {
+    /// # Errors
+    ///
+    /// What `socket(2)` says.
+    pub(super) fn open() -> io::Result<Self> {
+        let protocol = SockProtocol::NetlinkRoute;
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+        let limit = TimeVal::seconds(ANSWER_TIMEOUT_SECONDS);
+        setsockopt(&socket, ReceiveTimeout, &limit)?;
+        Ok(Self(socket))
+    }
+
+    /// All devices.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub(super) fn links(&self) -> io::Result<Vec<Link>> {
+        let mut links = Vec::new();
+        let request = request(libc::RTM_GETLINK, libc::NLM_F_DUMP, 0, None, &[]);
+        self.ask(&request, |body| links.extend(parse_link(body)))?;
+        Ok(links)
+    }
+
+    /// Changes one thing of a device.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says: `EBUSY` for the name of a device that is up, `EEXIST` for a name that
+    /// is taken.
+    pub(super) fn change(&self, index: u32, change: Change<'_>) -> io::Result<()> {
+        let attribute = match change {
+            Change::Name(name) => attribute(libc::IFLA_IFNAME, &[name.as_bytes(), &[0]].concat()),
+            Change::Mtu(mtu) => attribute(libc::IFLA_MTU, &mtu.to_ne_bytes()),
+            Change::Up(_) => Vec::new(),
+        };
+        let up = match change {
+            Change::Up(up) => Some(up),
+            _ => None,
+        };
+        let flags = libc::NLM_F_ACK;
+        let request = request(libc::RTM_NEWLINK, flags, index, up, &attribute);
+        self.ask(&request, |_| {})
+    }
+
+    /// Sends a request and hands over each part of the answer.
+    fn ask(&self, request: &[u8], mut part: impl FnMut(&[u8])) -> io::Result<()> {
+        let socket = self.0.as_raw_fd();
+        send(socket, request, MsgFlags::empty())?;
+        let mut buffer = vec![0; ANSWER_BYTES];
+        loop {
+            let length = recv(socket, &mut buffer, MsgFlags::empty())?;
+            let mut rest = buffer.get(..length).unwrap_or_default();
+            while let Some((kind, body, after)) = split(rest) {
+                rest = after;
+                match i32::from(kind) {
+                    libc::NLMSG_DONE => return Ok(()),
+                    libc::NLMSG_ERROR => {
+                        return match read_u32(body)?.cast_signed() {
+                            0 => Ok(()),
+                            error => Err(io::Error::from_raw_os_error(-error)),
+                        };
+                    }
+                    _ => part(body),
+                }
+            }
+        }
+    }
+}
+
+/// Splits a buffer at the end of its first message: its kind, its body, what follows.
+fn split(buffer: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let length = usize::try_from(read_u32(buffer).ok()?).ok()?;
+    let kind = read_u16(buffer.get(4..)?)?;
+    let body = buffer.get(HEADER_BYTES..length)?;
+    Some((
+        kind,
+        body,
+        buffer.get(aligned(length)..).unwrap_or_default(),
+    ))
+}
+
+/// The same, for attributes.
+fn split_attribute(buffer: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let length = usize::from(read_u16(buffer)?);
+    let kind = read_u16(buffer.get(2..)?)?;
+    let body = buffer.get(ATTRIBUTE_BYTES..length)?;
+    Some((
+        kind,
+        body,
+        buffer.get(aligned(length)..).unwrap_or_default(),
+    ))
+}
+
+fn parse_link(body: &[u8]) -> Option<Link> {
+    let mut link = Link {
+        index: read_u32(body.get(4..)?).ok()?,
+        is_up: read_u32(body.get(8..)?).ok()? & libc::IFF_UP.cast_unsigned() != 0,
+        ..Link::default()
+    };
+    let mut rest = body.get(LINK_BYTES..)?;
+    while let Some((kind, value, after)) = split_attribute(rest) {
+        rest = after;
+        match kind {
+            libc::IFLA_ADDRESS => link.address = value.to_vec(),
+            libc::IFLA_IFNAME => {
+                let name = value.split(|byte| *byte == 0).next()?;
+                link.name = String::from_utf8_lossy(name).into_owned();
+            }
+            libc::IFLA_MTU => link.mtu = read_u32(value).ok()?,
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+/// A message of a header, a device, and attributes.
+fn request(kind: u16, flags: i32, index: u32, up: Option<bool>, attributes: &[u8]) -> Vec<u8> {
+    let flag = libc::IFF_UP.cast_unsigned();
+    let (flags_now, change) = match up {
+        None => (0, 0),
+        Some(up) => (if up { flag } else { 0 }, flag),
+    };
+    let request = libc::NLM_F_REQUEST | flags;
+    let mut body = Vec::new();
+    body.extend(kind.to_ne_bytes());
+    body.extend(u16::try_from(request).unwrap_or_default().to_ne_bytes());
+    // Sequence number and sender: one question at a time, and the kernel knows who asks.
+    body.extend([0; 8]);
+    // Family, padding, type.
+    body.extend([0; 4]);
+    body.extend(index.to_ne_bytes());
+    body.extend(flags_now.to_ne_bytes());
+    body.extend(change.to_ne_bytes());
+    body.extend(attributes);
+    let length = u32::try_from(body.len() + size_of::<u32>()).unwrap_or_default();
+    [length.to_ne_bytes().as_slice(), &body].concat()
+}
+
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = ATTRIBUTE_BYTES + value.len();
+    let mut attribute = Vec::new();
+    attribute.extend(u16::try_from(length).unwrap_or_default().to_ne_bytes());
+    attribute.extend(kind.to_ne_bytes());
+    attribute.extend(value);
+    attribute.resize(aligned(length), 0);
+    attribute
+}
+
+/// Where the next one begins (`NLMSG_ALIGN`, `RTA_ALIGN`).
+const fn aligned(length: usize) -> usize {
+    length.next_multiple_of(4)
+}
+
+fn read_u16(bytes: &[u8]) -> Option<u16> {
+    Some(u16::from_ne_bytes(*bytes.first_chunk()?))
+}
+
+fn read_u32(bytes: &[u8]) -> io::Result<u32> {
+    let bytes = bytes.first_chunk().ok_or(io::ErrorKind::InvalidData)?;
+    Ok(u32::from_ne_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_is_found() {
+        let links = Rtnetlink::open().unwrap().links().unwrap();
+        let loopback = links.iter().find(|link| link.name == "lo").unwrap();
+        assert_eq!(loopback.index, 1);
+        assert_eq!(loopback.address, [0; 6]);
+        assert!(loopback.mtu > 0);
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_an_error() {
+        let kernel = Rtnetlink::open().unwrap();
+        let error = kernel.change(u32::MAX / 2, Change::Mtu(1500)).unwrap_err();
+        let expected = [libc::ENODEV, libc::EPERM].map(Some);
+        assert!(expected.contains(&error.raw_os_error()), "{error}");
+    }
+
+    #[test]
+    fn what_is_cut_short_is_passed_over() {
+        let whole = request(
+            libc::RTM_NEWLINK,
+            0,
+            7,
+            Some(true),
+            &attribute(libc::IFLA_MTU, &[1; 4]),
+        );
+        let (kind, body, rest) = split(&whole).unwrap();
+        assert_eq!((kind, rest), (libc::RTM_NEWLINK, [].as_slice()));
+        let link = parse_link(body).unwrap();
+        assert_eq!((link.index, link.mtu, link.is_up), (7, 0x0101_0101, true));
+        for length in 0..whole.len() {
+            assert!(split(&whole[..length]).is_none(), "{length}");
+        }
+        for length in 0..body.len() {
+            assert_ne!(parse_link(&body[..length]), Some(link.clone()), "{length}");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Events on their way to one client, by websocket or as a stream of JSON lines.
+//!
+//! Called by `api/events.rs` for hosts, and by `guest_api/` for programs in the guest, each with a
+//! bus of its own.
+
+use std::{convert::Infallible, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use http::{HeaderValue, Request, Response, header};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use tokio::{
+    select,
+    sync::{
+        OwnedSemaphorePermit, Semaphore,
+        broadcast::{self, error::RecvError},
+    },
+    time::{interval, timeout},
+};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_util::sync::CancellationToken;
+use vsock_agent_protocol::event::Event;
+
+use crate::{
+    defaults,
+    events::Events,
+    query::parameter,
+    reply::{ApiError, Reply},
+    shutdown::Shutdown,
+    ws::{self, WebSocket},
+};
+
+/// Pings without an answer after which a listener is taken for gone.
+const MAX_MISSED_PINGS: u32 = 2;
+
+/// The kinds asked for in a query (`?type=a,b`), or all of `default`.
+pub(crate) fn kinds(query: &str, default: &[&str]) -> Vec<String> {
+    match parameter(query, "type").as_deref() {
+        None | Some("") => default.iter().map(ToString::to_string).collect(),
+        Some(asked) => asked.split(',').map(str::to_owned).collect(),
+    }
+}
+
+/// Where events come from, and who may hear them.
+#[derive(Debug)]
+pub(crate) struct Source<'a> {
+    pub(crate) events: &'a Events,
+    /// Places for listeners.
+    pub(crate) places: &'a Arc<Semaphore>,
+    pub(crate) shutdown: &'a Shutdown,
+    /// Ends what was begun here.
+    pub(crate) stop: CancellationToken,
+}
+
+/// Sends every event from now on that is of one of `kinds`.
+///
+/// # Errors
+///
+/// 400 for a bad websocket handshake, 503 when there are too many listeners.
+pub(crate) fn send_events(
+    source: &Source<'_>,
+    kinds: Vec<String>,
+    request: &mut Request<Incoming>,
+) -> Result<Reply, ApiError> {
+    let listener = Listener {
+        kinds,
+        events: source.events.listen(),
+        _place: Arc::clone(source.places)
+            .try_acquire_owned()
+            .map_err(|_| ApiError::busy("too many listeners to events are there"))?,
+    };
+    let stop = source.stop.clone();
+    if !ws::is_asked_for(request.headers()) {
+        return Ok(stream(listener, stop));
+    }
+    let (reply, upgrading) = ws::accept(request)?;
+    source.shutdown.spawn(async move {
+        if let Some(socket) = upgrading.open(defaults::WS_SMALL_READ_BUFFER_BYTES).await {
+            send(socket, listener, stop).await;
+        }
+    });
+    Ok(reply)
+}
+
+/// The events of some kinds.
+struct Listener {
+    kinds: Vec<String>,
+    events: broadcast::Receiver<Event>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Listener {
+    /// The next event, as JSON. `None` when it has lagged too far behind, or all is over.
+    async fn next(&mut self) -> Option<String> {
+        loop {
+            let event = match self.events.recv().await {
+                Ok(event) => event,
+                Err(RecvError::Lagged(missed)) => {
+                    tracing::warn!(missed, "a listener to events is too slow and is dropped");
+                    return None;
+                }
+                Err(RecvError::Closed) => return None,
+            };
+            if self.kinds.contains(&event.kind) {
+                return serde_json::to_string(&event).ok();
+            }
+        }
+    }
+}
+
+/// Sends events as text messages until the client sends something, leaves, or is too slow.
+async fn send(mut socket: WebSocket, mut listener: Listener, stop: CancellationToken) {
+    let mut ping = interval(defaults::EVENT_PING);
+    let mut missed = 0;
+    loop {
+        let message = select! {
+            event = listener.next() => match event {
+                Some(event) => Message::text(event),
+                None => break,
+            },
+            _ = ping.tick() => {
+                if missed > MAX_MISSED_PINGS {
+                    break;
+                }
+                missed += 1;
+                Message::Ping(Bytes::from_static(b"keepalive"))
+            }
+            incoming = socket.next() => match incoming {
+                Some(Ok(Message::Pong(_))) => {
+                    missed = 0;
+                    continue;
+                }
+                Some(Ok(Message::Ping(_))) => continue,
+                _ => break,
+            },
+            () = stop.cancelled() => break,
+        };
+        if !matches!(
+            timeout(defaults::EVENT_WRITE_TIMEOUT, socket.send(message)).await,
+            Ok(Ok(()))
+        ) {
+            return;
+        }
+    }
+    ws::linger(socket).await;
+}
+
+/// A body without an end: one event a line.
+fn stream(listener: Listener, stop: CancellationToken) -> Reply {
+    let lines = futures_util::stream::unfold((listener, stop), |(mut listener, stop)| async move {
+        let event = select! {
+            event = listener.next() => event?,
+            () = stop.cancelled() => return None,
+        };
+        let line = Frame::data(Bytes::from(event + "\n"));
+        Some((Ok::<_, Infallible>(line), (listener, stop)))
+    });
+    let mut reply = Response::new(StreamBody::new(lines).boxed_unsync());
+    let headers = reply.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    reply
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_split_at_commas() {
+        assert_eq!(
+            kinds("a=b&type=operation%2Cconfig", &[]),
+            ["operation", "config"]
+        );
+        assert_eq!(kinds("", &["config"]), ["config"]);
+    }
+}

@@ -1,0 +1,179 @@
+//! What happens in the guest when instance data come: seeds, sockets, a kick for cloud-init, and the
+//! word that the guest may go on. The one place that has all of those rooms.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    select,
+    sync::watch,
+    task::spawn_blocking,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cloud_init::{self, Datasource, Seed},
+    config::{CloudInit, GuestConfig},
+    config_share::Applied,
+    defaults,
+    guest_api::{GuestApi, OpenSockets},
+    instance_data::{Availability, Snapshot},
+};
+
+/// User-data that say nothing: cloud-init wants some.
+const NO_USER_DATA: &str = "#cloud-config\n{}\n";
+
+/// The guest's side of the instance data.
+#[derive(Debug)]
+pub(crate) struct GuestSide {
+    api: Arc<GuestApi>,
+    config: GuestConfig,
+    root: PathBuf,
+    applied: Applied,
+    known: watch::Receiver<Availability>,
+    stage: watch::Sender<Stage>,
+    sockets: Option<OpenSockets>,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The config share had a seed; cloud-init is being told.
+    Seeded,
+    /// There are no data yet.
+    Waiting,
+    /// There are data, or none will come; cloud-init is being told.
+    Known,
+    /// All is done.
+    Settled,
+}
+
+impl GuestSide {
+    /// The side of a guest that reads from `known` through `api`, with its `/` in `root`, and with
+    /// what the config share has brought already.
+    pub(crate) fn new(
+        api: Arc<GuestApi>,
+        config: GuestConfig,
+        root: PathBuf,
+        applied: Applied,
+        known: watch::Receiver<Availability>,
+    ) -> Self {
+        let stage = match applied.has_seed {
+            true => Stage::Seeded,
+            false => Stage::Waiting,
+        };
+        Self {
+            api,
+            config,
+            root,
+            applied,
+            known,
+            stage: watch::Sender::new(stage),
+            sockets: None,
+        }
+    }
+
+    /// How far it is, now and later.
+    pub(crate) fn stage(&self) -> watch::Receiver<Stage> {
+        self.stage.subscribe()
+    }
+
+    /// Goes on until `stop` is cancelled, and takes the sockets away then.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        if self.applied.has_seed {
+            self.kick(Datasource::NoCloud).await;
+            self.stage.send_replace(Stage::Waiting);
+        }
+        loop {
+            let known = self.known.borrow_and_update().clone();
+            match known {
+                Availability::Unknown => {}
+                Availability::Off => {
+                    self.sockets = None;
+                    self.stage.send_replace(Stage::Settled);
+                }
+                Availability::Here(snapshot) => self.serve(snapshot).await,
+            }
+            select! {
+                changed = self.known.changed() => if changed.is_err() {
+                    return;
+                },
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    async fn serve(&mut self, snapshot: Arc<Snapshot>) {
+        let is_ours = !self.applied.is_seeded;
+        if self.config.cloud_init == CloudInit::NoCloud && is_ours {
+            self.write_seed(snapshot).await;
+        }
+        if self.sockets.is_none() {
+            match self.api.open(&self.config.sockets).await {
+                Ok(sockets) => self.sockets = Some(sockets),
+                Err((path, error)) => {
+                    let path = path.display();
+                    tracing::error!(%path, %error, "cannot serve instance data");
+                }
+            }
+        }
+        if *self.stage.borrow() == Stage::Waiting {
+            self.stage.send_replace(Stage::Known);
+            let wanted = match self.config.cloud_init {
+                CloudInit::NoCloud => Datasource::NoCloud,
+                CloudInit::Lxd | CloudInit::Off => Datasource::Lxd,
+            };
+            self.kick(wanted).await;
+            self.stage.send_replace(Stage::Settled);
+        }
+    }
+
+    async fn write_seed(&self, snapshot: Arc<Snapshot>) {
+        let root = self.root.clone();
+        let written = spawn_blocking(move || cloud_init::write(&root, &seed(&snapshot))).await;
+        match written {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "cannot write cloud-init's seed"),
+            Err(error) => tracing::error!(%error, "cannot write cloud-init's seed"),
+        }
+    }
+
+    async fn kick(&self, wanted: Datasource) {
+        if self.config.cloud_init == CloudInit::Off {
+            return;
+        }
+        if let Err(error) = cloud_init::kick(&self.root, wanted).await {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::error!(%error, cause, "cloud-init does not look again");
+        }
+    }
+}
+
+fn seed(snapshot: &Snapshot) -> Seed<'_> {
+    Seed {
+        meta_data: &snapshot.meta_data,
+        user_data: snapshot.cloud_init("user-data").unwrap_or(NO_USER_DATA),
+        vendor_data: snapshot.cloud_init("vendor-data"),
+        network_config: snapshot.cloud_init("network-config"),
+    }
+}
+
+/// Waits until the guest may go on: the data are there, or `limit` has passed. Whatever cloud-init is
+/// to be told, by a seed or by data that came in time, it is told first; all of that within
+/// [`defaults::SETTLE_TIMEOUT`] more.
+pub(crate) async fn wait_until_ready(mut stage: watch::Receiver<Stage>, limit: Duration) {
+    let end = Instant::now() + limit + defaults::SETTLE_TIMEOUT;
+    let told = stage.wait_for(|stage| *stage != Stage::Seeded);
+    let _ = timeout_at(end, told).await;
+    let known = stage.wait_for(|stage| matches!(stage, Stage::Known | Stage::Settled));
+    let is_in_time = timeout(limit, known).await.is_ok();
+    if is_in_time {
+        let settled = stage.wait_for(|stage| *stage == Stage::Settled);
+        let _ = timeout_at(end, settled).await;
+    } else if !limit.is_zero() {
+        tracing::warn!(
+            ?limit,
+            "no instance data in time: the guest goes on without"
+        );
+    }
+}

@@ -1,0 +1,198 @@
+//! One question to the host, one answer: HTTP/1.1, over TLS or plain, envelopes taken off.
+
+use std::{io, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, StatusCode, header};
+use http_body_util::Full;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, pki_types::ServerName};
+use serde_json::Value;
+use tokio::{task::JoinSet, time::timeout};
+use tokio_rustls::TlsConnector;
+use tokio_util::either::Either;
+
+use crate::{
+    defaults,
+    http_connection::Transport,
+    listen::{self, ListenAddress},
+    reply::{ApiError, read_body},
+};
+
+/// The name LXD's agents ask for. Hosts have one certificate, whatever it says.
+const HOST_NAME: &str = "custom.socket";
+
+/// Where the host is, and how it is known. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct HostApi {
+    address: ListenAddress,
+    tls: Option<Arc<ClientConfig>>,
+}
+
+/// Why the host did not answer as it should.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    /// Nobody has said where it is.
+    #[error("no host is known")]
+    NoHost,
+    /// Nobody listens there.
+    #[error("cannot connect to the host")]
+    Connect(#[source] io::Error),
+    /// It is not the one that is expected, or does not know this agent.
+    #[error("no TLS with the host")]
+    Tls(#[source] io::Error),
+    /// It takes too long.
+    #[error("the host does not answer in time")]
+    Silent,
+    /// It left.
+    #[error("the connection to the host is lost")]
+    Lost(#[source] hyper::Error),
+    /// The body of its answer is cut off, or too large.
+    #[error("the host's answer is unreadable")]
+    Body(#[source] ApiError),
+    /// It says no.
+    #[error("the host refuses: {text} ({status})")]
+    Refused { status: StatusCode, text: String },
+    /// It says something that makes no sense.
+    #[error("the host's answer to {0} is not what it should be")]
+    Nonsense(String),
+}
+
+impl HostApi {
+    /// Without `tls`, whoever listens there is trusted.
+    pub(super) const fn new(address: ListenAddress, tls: Option<Arc<ClientConfig>>) -> Self {
+        Self { address, tls }
+    }
+
+    pub(super) const fn caller(self) -> Caller {
+        Caller {
+            host: self,
+            connection: None,
+        }
+    }
+
+    async fn open(&self) -> Result<Connection, CallError> {
+        let opening = async {
+            let stream = listen::connect(&self.address)
+                .await
+                .map_err(CallError::Connect)?;
+            let Some(tls) = &self.tls else {
+                return Connection::start(Either::Left(stream)).await;
+            };
+            let name = ServerName::try_from(HOST_NAME)
+                .map_err(|error| CallError::Tls(io::Error::other(error)))?;
+            let stream = TlsConnector::from(Arc::clone(tls))
+                .connect(name, stream)
+                .await
+                .map_err(CallError::Tls)?;
+            Connection::start(Either::Right(stream.into())).await
+        };
+        timeout(defaults::HOST_CONNECT_TIMEOUT, opening)
+            .await
+            .unwrap_or(Err(CallError::Silent))
+    }
+}
+
+/// A connection and the task that drives it, which ends with it.
+#[derive(Debug)]
+struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    _driver: JoinSet<()>,
+}
+
+impl Connection {
+    async fn start(stream: Transport) -> Result<Self, CallError> {
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(defaults::MAX_HEAD_BYTES)
+            .max_headers(defaults::MAX_HEADERS)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(CallError::Lost)?;
+        let mut driver = JoinSet::new();
+        driver.spawn(async move {
+            // Whoever waits for an answer hears of it too.
+            let _ = connection.await;
+        });
+        Ok(Self {
+            sender,
+            _driver: driver,
+        })
+    }
+}
+
+/// Somebody with several questions, who keeps the connection as long as the host does.
+#[derive(Debug)]
+pub(super) struct Caller {
+    host: HostApi,
+    connection: Option<Connection>,
+}
+
+impl Caller {
+    /// Asks, and gives what is in the envelope.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub(super) async fn call(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, CallError> {
+        // A host may close a connection at any time; one that was just opened it has not seen yet.
+        if let Some(mut connection) = self.connection.take()
+            && connection.sender.ready().await.is_ok()
+        {
+            match self.call_over(connection, &method, path, body).await {
+                Err(CallError::Lost(_)) if method == Method::GET => {}
+                answer => return answer,
+            }
+        }
+        let connection = self.host.open().await?;
+        self.call_over(connection, &method, path, body).await
+    }
+
+    async fn call_over(
+        &mut self,
+        mut connection: Connection,
+        method: &Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, CallError> {
+        let nonsense = || CallError::Nonsense(path.to_owned());
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let mut request = Request::new(Full::from(body));
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = path.parse().map_err(|_| nonsense())?;
+        let headers = request.headers_mut();
+        headers.insert(header::HOST, HeaderValue::from_static(HOST_NAME));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        let sending = connection.sender.send_request(request);
+        let reply = timeout(defaults::HOST_ANSWER_TIMEOUT, sending)
+            .await
+            .map_err(|_| CallError::Silent)?
+            .map_err(CallError::Lost)?;
+        let status = reply.status();
+        let limit = defaults::MAX_HOST_ANSWER_BYTES;
+        let text = read_body(reply.into_body(), limit, defaults::HOST_ANSWER_TIMEOUT)
+            .await
+            .map_err(CallError::Body)?;
+        self.connection = Some(connection);
+        let mut envelope: Value = serde_json::from_slice(&text).unwrap_or_default();
+        if !status.is_success() {
+            let text = envelope["error"].as_str().unwrap_or_default();
+            return Err(CallError::Refused {
+                status,
+                text: text.to_owned(),
+            });
+        }
+        match envelope["type"] == "sync" {
+            true => Ok(envelope["metadata"].take()),
+            false => Err(nonsense()),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! All that is known of the instance at one time.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde_json::{Map, Value};
+use vsock_agent_protocol::guest_api::GuestInfo;
+
+/// A complete copy of what the host has for this instance.
+#[derive(Clone, PartialEq)]
+pub(crate) struct Snapshot {
+    pub(crate) info: GuestInfo,
+    /// Keys that a guest may see, and that have a value.
+    pub(crate) config: BTreeMap<String, String>,
+    /// Text, a YAML mapping.
+    pub(crate) meta_data: String,
+    pub(crate) devices: Map<String, Value>,
+}
+
+impl Snapshot {
+    /// A value for cloud-init: of the key in `cloud-init.`, or else of the older one in `user.`.
+    pub(crate) fn cloud_init(&self, name: &str) -> Option<&str> {
+        let value = |prefix| self.config.get(&format!("{prefix}.{name}"));
+        value("cloud-init")
+            .or_else(|| value("user"))
+            .map(String::as_str)
+    }
+}
+
+/// Values may be secrets, so none is shown.
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("keys", &self.config.len())
+            .field("devices", &self.devices.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vsock_agent_protocol::guest_api::GuestState;
+
+    use super::*;
+
+    #[test]
+    fn the_newer_key_wins() {
+        let snapshot = |keys: &[(&str, &str)]| Snapshot {
+            info: GuestInfo::new("none".to_owned(), GuestState::Started),
+            config: keys
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
+            meta_data: String::new(),
+            devices: Map::new(),
+        };
+        let both = snapshot(&[("user.user-data", "old"), ("cloud-init.user-data", "new")]);
+        assert_eq!(both.cloud_init("user-data"), Some("new"));
+        let old = snapshot(&[("user.user-data", "old")]);
+        assert_eq!(old.cloud_init("user-data"), Some("old"));
+        assert_eq!(old.cloud_init("vendor-data"), None);
+        assert!(!format!("{both:?}").contains("old"), "{both:?}");
+    }
+}

@@ -1,0 +1,335 @@
+//! A folder that is the root of everything below it: no path, `..` or symlink leads out of it
+//! (`openat2(2)`, `RESOLVE_IN_ROOT`).
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Component, Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2, renameat},
+    sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat, mkdirat},
+    unistd::{Gid, Uid, UnlinkatFlags, fchown, linkat, unlinkat},
+};
+
+/// Mode of a folder that is made on the way.
+const FOLDER_MODE: Mode = Mode::from_bits_truncate(0o755);
+
+/// Tries while somebody else moves folders about (`EAGAIN` of `openat2(2)`).
+const MAX_TRIES: usize = 8;
+
+/// An open root.
+#[derive(Debug)]
+pub(crate) struct Root(OwnedFd);
+
+/// How a file is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Attributes {
+    pub(crate) mode: u32,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+    /// Whether a file that is there stays as it is.
+    pub(crate) create_only: bool,
+}
+
+impl Root {
+    /// Opens a folder as a root.
+    ///
+    /// # Errors
+    ///
+    /// What `open(2)` says.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self(open(path, folder_flags(), Mode::empty())?))
+    }
+
+    /// A folder as a root of its own, made if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Root::make_folder`].
+    pub(crate) fn below(&self, path: &Path) -> io::Result<Self> {
+        Ok(Self(self.make_folder(path)?))
+    }
+
+    /// The first `limit` bytes of a file.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub(crate) fn read(&self, path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+        // A pipe that somebody has put there must not hold anybody up.
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let mut content = Vec::new();
+        let file = File::from(self.resolve(path, flags)?);
+        file.take(u64::try_from(limit).unwrap_or(u64::MAX))
+            .read_to_end(&mut content)?;
+        Ok(content)
+    }
+
+    /// Opens a folder, making what is missing of it with mode 0755.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says: `ENOTDIR` when something else is in the way.
+    pub(crate) fn make_folder(&self, path: &Path) -> io::Result<OwnedFd> {
+        let mut at = PathBuf::from(".");
+        let mut folder = self.folder(&at)?;
+        for name in names(path) {
+            at.push(name);
+            folder = match self.folder(&at) {
+                Err(Errno::ENOENT) => {
+                    match mkdirat(&folder, name, FOLDER_MODE) {
+                        Ok(()) | Err(Errno::EEXIST) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                    self.folder(&at)?
+                }
+                other => other?,
+            };
+        }
+        Ok(folder)
+    }
+
+    /// Writes a file: whole or not at all, and never through a symlink. One that is there keeps
+    /// its owner and mode. True if it was written.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub(crate) fn write(&self, path: &Path, content: &[u8], how: Attributes) -> io::Result<bool> {
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        let folder = self.make_folder(path.parent().unwrap_or(Path::new("")))?;
+        let old = match fstatat(&folder, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(_) if how.create_only => return Ok(false),
+            Ok(old) => Some(old).filter(is_file),
+            Err(Errno::ENOENT) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let new = NewFile::create(&folder, name)?;
+        new.fill(content, how, old.as_ref())?;
+        new.place(name, how.create_only)
+    }
+
+    fn folder(&self, path: &Path) -> nix::Result<OwnedFd> {
+        self.resolve(path, folder_flags())
+    }
+
+    fn resolve(&self, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+        let how = OpenHow::new()
+            .flags(flags)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        for _ in 0..MAX_TRIES {
+            match openat2(&self.0, path, how) {
+                Err(Errno::EAGAIN) => {}
+                // Before Linux 5.6. The root is `/` then, or root's own folder below it.
+                Err(Errno::ENOSYS) => return openat(&self.0, path, flags, Mode::empty()),
+                other => return other,
+            }
+        }
+        Err(Errno::EAGAIN)
+    }
+}
+
+impl AsFd for Root {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn folder_flags() -> OFlag {
+    OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC
+}
+
+fn names(path: &Path) -> impl Iterator<Item = &OsStr> {
+    path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name),
+        Component::ParentDir => Some(OsStr::new("..")),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    })
+}
+
+fn is_file(stat: &FileStat) -> bool {
+    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG
+}
+
+/// A file beside the one it will become. Removed when it does not become it.
+struct NewFile<'a> {
+    folder: &'a OwnedFd,
+    name: OsString,
+    file: File,
+}
+
+impl<'a> NewFile<'a> {
+    fn create(folder: &'a OwnedFd, target: &OsStr) -> io::Result<Self> {
+        let mut name = OsString::from(".");
+        name.push(target);
+        name.push(".vsock-agent");
+        // Left over from a crash.
+        let _ = unlinkat(folder, name.as_os_str(), UnlinkatFlags::NoRemoveDir);
+        let flags =
+            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = openat(
+            folder,
+            name.as_os_str(),
+            flags,
+            Mode::S_IRUSR | Mode::S_IWUSR,
+        )?;
+        Ok(Self {
+            folder,
+            name,
+            file: file.into(),
+        })
+    }
+
+    fn fill(&self, content: &[u8], how: Attributes, old: Option<&FileStat>) -> io::Result<()> {
+        let (uid, gid, mode) = match old {
+            Some(old) => (Some(old.st_uid), Some(old.st_gid), old.st_mode),
+            None => (how.uid, how.gid, how.mode),
+        };
+        (&self.file).write_all(content)?;
+        if uid.is_some() || gid.is_some() {
+            fchown(&self.file, uid.map(Uid::from_raw), gid.map(Gid::from_raw))?;
+        }
+        fchmod(&self.file, Mode::from_bits_truncate(mode))?;
+        self.file.sync_data()
+    }
+
+    fn place(self, target: &OsStr, only_if_free: bool) -> io::Result<bool> {
+        if !only_if_free {
+            renameat(self.folder, self.name.as_os_str(), self.folder, target)?;
+            return Ok(true);
+        }
+        match linkat(
+            self.folder,
+            self.name.as_os_str(),
+            self.folder,
+            target,
+            AtFlags::empty(),
+        ) {
+            Ok(()) => Ok(true),
+            Err(Errno::EEXIST) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Drop for NewFile<'_> {
+    fn drop(&mut self) {
+        // After a rename it is not there any more.
+        let _ = unlinkat(
+            self.folder,
+            self.name.as_os_str(),
+            UnlinkatFlags::NoRemoveDir,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    };
+
+    use super::*;
+
+    const PLAIN: Attributes = Attributes {
+        mode: 0o644,
+        uid: None,
+        gid: None,
+        create_only: false,
+    };
+
+    fn in_folder(name: &str, test: impl FnOnce(&Path, &Root)) {
+        let outside =
+            std::env::temp_dir().join(format!("agent-root-{name}-{}", std::process::id()));
+        let inside = outside.join("root");
+        fs::create_dir_all(&inside).unwrap();
+        test(&inside, &Root::open(&inside).unwrap());
+        let left: Vec<_> = fs::read_dir(&outside).unwrap().collect();
+        assert_eq!(left.len(), 1, "something was written outside: {left:?}");
+        fs::remove_dir_all(&outside).unwrap();
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn a_file_is_written_with_the_folders_it_needs() {
+        in_folder("new", |folder, root| {
+            assert!(root.write(Path::new("/a/b/c"), b"1", PLAIN).unwrap());
+            let path = folder.join("a/b/c");
+            assert_eq!(fs::read(&path).unwrap(), b"1");
+            assert_eq!(mode(&path), 0o644);
+            assert_eq!(mode(&folder.join("a/b")), 0o755);
+            let others = fs::read_dir(folder.join("a/b")).unwrap();
+            assert_eq!(others.count(), 1);
+        });
+    }
+
+    #[test]
+    fn a_file_that_is_there_keeps_its_mode_or_stays() {
+        in_folder("old", |folder, root| {
+            let path = folder.join("file");
+            fs::write(&path, "old").unwrap();
+            fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+            let only = Attributes {
+                create_only: true,
+                ..PLAIN
+            };
+            assert!(!root.write(Path::new("file"), b"new", only).unwrap());
+            assert_eq!(fs::read(&path).unwrap(), b"old");
+            assert!(root.write(Path::new("file"), b"new", PLAIN).unwrap());
+            assert_eq!(fs::read(&path).unwrap(), b"new");
+            assert_eq!(mode(&path), 0o600);
+            assert!(root.write(Path::new("other"), b"", only).unwrap());
+            assert_eq!(fs::read_dir(folder).unwrap().count(), 2);
+        });
+    }
+
+    #[test]
+    fn nothing_leads_out() {
+        in_folder("out", |folder, root| {
+            for path in ["../up", "/../../up", "a/../../../up"] {
+                root.write(Path::new(path), b"1", PLAIN).unwrap();
+                assert!(folder.join("up").exists(), "{path}");
+                fs::remove_file(folder.join("up")).unwrap();
+            }
+            symlink("/", folder.join("absolute")).unwrap();
+            symlink("../../..", folder.join("relative")).unwrap();
+            for path in ["absolute/up", "relative/up"] {
+                root.write(Path::new(path), b"1", PLAIN).unwrap();
+                assert!(folder.join("up").exists(), "{path}");
+                fs::remove_file(folder.join("up")).unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn a_symlink_is_replaced_and_not_followed() {
+        in_folder("link", |folder, root| {
+            fs::write(folder.join("precious"), "1").unwrap();
+            symlink("precious", folder.join("link")).unwrap();
+            root.write(Path::new("link"), b"2", PLAIN).unwrap();
+            assert_eq!(fs::read(folder.join("precious")).unwrap(), b"1");
+            assert_eq!(fs::read(folder.join("link")).unwrap(), b"2");
+        });
+    }
+
+    #[test]
+    fn a_file_in_the_way_of_a_folder_is_an_error() {
+        in_folder("way", |folder, root| {
+            fs::write(folder.join("file"), "1").unwrap();
+            let error = root.write(Path::new("file/x"), b"2", PLAIN).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOTDIR));
+            fs::create_dir(folder.join("folder")).unwrap();
+            root.write(Path::new("folder"), b"2", PLAIN).unwrap_err();
+            assert_eq!(fs::read_dir(folder).unwrap().count(), 2);
+        });
+    }
+}

@@ -1,0 +1,144 @@
+//! The virtio ports by which a host learns that the agent is there, before it connects.
+//!
+//! The host keeps the last few bytes of such a port in a ring (QEMU's chardev `ringbuf`, 16 bytes
+//! with LXD), so the words are short and written again and again. A port may be there and lead
+//! nowhere, and a write to it would wait for ever: ports are opened non-blocking, for one write
+//! each, and nothing that goes wrong with them matters.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::time::{MissedTickBehavior, interval};
+
+/// The ports of LXD since 5.20, of LXD before, and of Incus.
+pub(crate) const KNOWN: [&str; 3] = [
+    "/dev/virtio-ports/com.canonical.lxd",
+    "/dev/virtio-ports/org.linuxcontainers.lxd",
+    "/dev/virtio-ports/org.linuxcontainers.incus",
+];
+
+/// Time after which a host that was restarted finds the word again, as with LXD's agent.
+const REPEAT: Duration = Duration::from_secs(5);
+
+/// What there is to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// The agent listens.
+    Started,
+    /// The host has said where it is.
+    Connected,
+    /// The agent is about to go.
+    Stopped,
+}
+
+impl Word {
+    const fn line(self) -> &'static str {
+        match self {
+            Self::Started => "STARTED\n",
+            Self::Connected => "CONNECTED\n",
+            Self::Stopped => "STOPPED\n",
+        }
+    }
+}
+
+/// The ports, all of which are told everything.
+#[derive(Debug)]
+pub(crate) struct StatusPorts(Vec<PathBuf>);
+
+impl StatusPorts {
+    /// Those ports, whether they are there or not.
+    pub(crate) fn new(paths: Vec<PathBuf>) -> Self {
+        Self(paths)
+    }
+
+    /// Says a word to every port that is there. Never waits.
+    pub(crate) fn say(&self, word: Word) {
+        for path in &self.0 {
+            match write(path, word.line()) {
+                Ok(()) => tracing::trace!(?path, ?word, "told the host"),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => tracing::debug!(?path, ?word, %error, "the host hears nothing"),
+            }
+        }
+    }
+
+    /// Says that the agent is there, again and again, until it is dropped.
+    pub(crate) async fn repeat(&self) {
+        let mut tick = interval(REPEAT);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first tick is at once, and the first word has been said.
+        tick.tick().await;
+        loop {
+            tick.tick().await;
+            self.say(Word::Started);
+        }
+    }
+}
+
+fn write(path: &Path, line: &str) -> io::Result<()> {
+    let mut port = OpenOptions::new()
+        .append(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)?;
+    port.write_all(line.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Read};
+
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+
+    use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("agent-port-{name}-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_word_is_repeated_on_every_port_that_is_there() {
+        let folder = folder("repeat");
+        let paths = ["a", "missing", "b"].map(|name| folder.join(name));
+        fs::write(&paths[0], "").unwrap();
+        fs::write(&paths[2], "").unwrap();
+        let ports = StatusPorts::new(paths.to_vec());
+        let some_time = tokio::time::timeout(REPEAT * 2 + REPEAT / 2, ports.repeat());
+        some_time.await.unwrap_err();
+        for path in [&paths[0], &paths[2]] {
+            assert_eq!(fs::read_to_string(path).unwrap(), "STARTED\nSTARTED\n");
+        }
+        assert!(!paths[1].exists());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_port_that_nobody_reads_keeps_nobody_waiting() {
+        let folder = folder("full");
+        let path = folder.join("fifo");
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let ports = StatusPorts::new(vec![path.clone()]);
+        // Nobody has it open: refused at once.
+        ports.say(Word::Started);
+        let mut reader = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&path)
+            .unwrap();
+        ports.say(Word::Connected);
+        // Far more than it holds: what does not fit is dropped.
+        for _ in 0..20_000 {
+            ports.say(Word::Stopped);
+        }
+        let mut first = [0; 10];
+        reader.read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"CONNECTED\n");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}

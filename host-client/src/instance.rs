@@ -1,0 +1,474 @@
+//! Instance data: what a virtual machine is told about itself, by its host.
+//!
+//! [`Instance`] is the data of one machine, changed by keys as `agent-cli config` writes them and
+//! never to something cloud-init would choke on. [`InstanceStore`] keeps it in a file for each
+//! machine. [`GuestView`] is what the guest itself gets to see. Nothing here knows a network.
+
+mod check;
+mod key;
+mod ssh_keys;
+mod store;
+mod view;
+mod yaml;
+
+use std::collections::BTreeMap;
+
+use ring::rand::{SecureRandom, SystemRandom};
+use uuid::Uuid;
+
+use self::key::{GUEST_API, Key, SSH_KEYS};
+pub use self::{
+    check::CheckError,
+    key::KeyError,
+    store::{InstanceStore, Stamp, StoreError},
+    view::{Change, GuestView},
+    yaml::YamlError,
+};
+use crate::protocol::guest_api::{Devices, MAX_DATA_BYTES, MAX_KEYS, MAX_VALUE_BYTES};
+
+/// Data of cloud-init's: when one of these changes, an instance is a new one to it.
+const CLOUD_INIT_DATA: [&str; 6] = [
+    "cloud-init.network-config",
+    "cloud-init.user-data",
+    "cloud-init.vendor-data",
+    "user.network-config",
+    "user.user-data",
+    "user.vendor-data",
+];
+
+/// The data of one virtual machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// Name of the machine. One that is renamed is a new instance.
+    name: String,
+    /// The instance-id, drawn anew when cloud-init has to start over.
+    uuid: Uuid,
+    /// In place of the drawn one, until it is unset.
+    instance_id: Option<String>,
+    /// In place of the machine's name.
+    hostname: Option<String>,
+    config: BTreeMap<String, String>,
+    devices: Devices,
+}
+
+/// A key to set, or without a value to unset.
+pub type Assignment = (String, Option<String>);
+
+/// Something odd about a value that was taken all the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remark {
+    /// Which key.
+    pub key: String,
+    /// What is odd, for a person.
+    pub text: &'static str,
+}
+
+impl Instance {
+    /// A machine nothing is known of yet, with an instance-id of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`InstanceError::Random`] when the system has no random numbers.
+    pub fn new(name: &str) -> Result<Self, InstanceError> {
+        Ok(Self {
+            name: name.to_owned(),
+            uuid: draw()?,
+            instance_id: None,
+            hostname: None,
+            config: BTreeMap::new(),
+            devices: Devices::new(),
+        })
+    }
+
+    /// Name of the machine.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What cloud-init knows this instance by.
+    #[must_use]
+    pub fn instance_id(&self) -> String {
+        self.instance_id
+            .clone()
+            .unwrap_or_else(|| self.uuid.to_string())
+    }
+
+    /// The guest's host name: the one that was set, or the machine's name as far as it can be one.
+    #[must_use]
+    pub fn hostname(&self) -> String {
+        self.hostname.clone().unwrap_or_else(|| {
+            let name = self.name.replace('_', "-");
+            name.trim_matches(['-', '.']).to_owned()
+        })
+    }
+
+    /// Whether the guest may ask for any of this.
+    #[must_use]
+    pub fn is_guest_api_on(&self) -> bool {
+        self.config
+            .get(GUEST_API)
+            .is_none_or(|value| value == "true")
+    }
+
+    /// Every key with its value, as they are set.
+    #[must_use]
+    pub const fn config(&self) -> &BTreeMap<String, String> {
+        &self.config
+    }
+
+    /// The devices.
+    #[must_use]
+    pub const fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// The value of a key; `None` if it has none. Of `devices.NAME` it is a line for each key.
+    ///
+    /// # Errors
+    ///
+    /// [`InstanceError::Key`].
+    pub fn get(&self, key: &str) -> Result<Option<String>, InstanceError> {
+        Ok(match Key::parse(key)? {
+            Key::Config(key) => self.config.get(&key).cloned(),
+            Key::InstanceId => Some(self.instance_id()),
+            Key::Hostname => Some(self.hostname()),
+            Key::Device { name, key } => self
+                .devices
+                .get(&name)
+                .and_then(|device| device.get(&key).cloned()),
+            Key::WholeDevice(name) => self.devices.get(&name).map(|device| {
+                let lines = device.iter().map(|(key, value)| format!("{key}: {value}"));
+                lines.collect::<Vec<_>>().join("\n")
+            }),
+        })
+    }
+
+    /// All of it, for a person, as YAML.
+    #[must_use]
+    pub fn to_yaml(&self) -> String {
+        let text = |text: &str| yaml::Node::text(text);
+        let table = |entries: &BTreeMap<String, String>| {
+            let pairs = entries.iter().map(|(key, value)| (text(key), text(value)));
+            yaml::Node::new(yaml::Content::Mapping(pairs.collect()))
+        };
+        let devices = self
+            .devices
+            .iter()
+            .map(|(name, device)| (text(name), table(device)));
+        let devices = yaml::Node::new(yaml::Content::Mapping(devices.collect()));
+        yaml::Node::new(yaml::Content::Mapping(vec![
+            (text("name"), text(&self.name)),
+            (text("instance-id"), text(&self.instance_id())),
+            (text("hostname"), text(&self.hostname())),
+            (text("config"), table(&self.config)),
+            (text("devices"), devices),
+        ]))
+        .to_yaml()
+    }
+
+    /// Makes all of these changes, or none. An empty value unsets.
+    ///
+    /// # Errors
+    ///
+    /// [`InstanceError`], naming the key.
+    pub fn apply(&mut self, changes: &[Assignment]) -> Result<Vec<Remark>, InstanceError> {
+        let mut next = self.clone();
+        let mut remarks = Vec::new();
+        for (key, value) in changes {
+            let value = value.as_deref().filter(|value| !value.is_empty());
+            next.assign(key, value, &mut remarks)?;
+        }
+        next.check_whole()?;
+        if next.cloud_init_data() != self.cloud_init_data() {
+            next.uuid = draw()?;
+        }
+        *self = next;
+        Ok(remarks)
+    }
+
+    fn assign(
+        &mut self,
+        text: &str,
+        value: Option<&str>,
+        remarks: &mut Vec<Remark>,
+    ) -> Result<(), InstanceError> {
+        let key = Key::parse(text)?;
+        if let Some(value) = value
+            && let Some(odd) = check_value(&key, text, value)?
+        {
+            remarks.push(Remark {
+                key: text.to_owned(),
+                text: odd,
+            });
+        }
+        match (key, value.map(str::to_owned)) {
+            (Key::Config(key), Some(value)) => drop(self.config.insert(key, value)),
+            (Key::Config(key), None) => drop(self.config.remove(&key)),
+            (Key::InstanceId, value) => self.instance_id = value,
+            (Key::Hostname, value) => self.hostname = value,
+            (Key::Device { name, key }, Some(value)) => {
+                drop(self.devices.entry(name).or_default().insert(key, value));
+            }
+            (Key::Device { name, key }, None) => {
+                if let Some(device) = self.devices.get_mut(&name) {
+                    device.remove(&key);
+                    if device.is_empty() {
+                        self.devices.remove(&name);
+                    }
+                }
+            }
+            (Key::WholeDevice(name), None) => drop(self.devices.remove(&name)),
+            (Key::WholeDevice(_), Some(_)) => {
+                return Err(InstanceError::Value {
+                    key: text.to_owned(),
+                    source: CheckError::Kind("given by key, as devices.NAME.type=nic"),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// What holds of all keys together.
+    fn check_whole(&self) -> Result<(), InstanceError> {
+        if let Some((name, _)) = self
+            .devices
+            .iter()
+            .find(|(_, device)| !device.contains_key("type"))
+        {
+            return Err(InstanceError::DeviceType { name: name.clone() });
+        }
+        let devices = self.devices.iter().flat_map(|(name, device)| {
+            device
+                .iter()
+                .map(move |(key, value)| name.len() + key.len() + value.len())
+        });
+        let config = self
+            .config
+            .iter()
+            .map(|(key, value)| key.len() + value.len());
+        let keys = self.config.len() + devices.clone().count();
+        if keys > MAX_KEYS {
+            return Err(InstanceError::TooManyKeys);
+        }
+        match config.chain(devices).sum::<usize>() > MAX_DATA_BYTES {
+            true => Err(InstanceError::TooLarge),
+            false => Ok(()),
+        }
+    }
+
+    /// What an instance-id stands for: cloud-init's data, its SSH keys, and the names of network
+    /// interfaces, by which the network is configured.
+    fn cloud_init_data(&self) -> Vec<(&str, &str)> {
+        let of_cloud_init = |key: &str| CLOUD_INIT_DATA.contains(&key) || key.starts_with(SSH_KEYS);
+        let config = self
+            .config
+            .iter()
+            .map(|(key, value)| (&key[..], &value[..]));
+        let interfaces = self
+            .devices
+            .iter()
+            .filter(|(_, device)| device.get("type").is_some_and(|kind| kind == "nic"))
+            .map(|(name, device)| (&name[..], device.get("name").map_or("", String::as_str)));
+        config
+            .filter(|(key, _)| of_cloud_init(key))
+            .chain(interfaces)
+            .collect()
+    }
+}
+
+/// Checks a value by itself. Says what is odd about one that is taken.
+fn check_value(key: &Key, text: &str, value: &str) -> Result<Option<&'static str>, InstanceError> {
+    if value.len() > MAX_VALUE_BYTES {
+        return Err(InstanceError::ValueTooLarge {
+            key: text.to_owned(),
+        });
+    }
+    let checked = match (key, text) {
+        (_, _) if value.contains('\0') => Err(CheckError::Kind("text without a zero byte")),
+        (Key::InstanceId, _) => check::instance_id(value).map(|()| None),
+        (Key::Hostname, _) => check::hostname(value).map(|()| None),
+        (_, GUEST_API) => check::switch(value).map(|()| None),
+        (_, "user.meta-data") => check::meta_data(value).map(|()| None),
+        (_, key) if key.starts_with(SSH_KEYS) => check::ssh_key(value).map(|()| None),
+        (_, key) if !CLOUD_INIT_DATA.contains(&key) => Ok(None),
+        (_, key) if key.ends_with(".network-config") => check::network_config(value).map(|()| None),
+        _ => check::cloud_data(value).map(|is_known| match is_known {
+            true => None,
+            false => Some(
+                "cloud-init passes over what begins with none of #cloud-config, #!, #include, \
+                 Content-Type: and its other marks",
+            ),
+        }),
+    };
+    checked.map_err(|source| InstanceError::Value {
+        key: text.to_owned(),
+        source,
+    })
+}
+
+fn draw() -> Result<Uuid, InstanceError> {
+    let mut bytes = [0; 16];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| InstanceError::Random)?;
+    Ok(uuid::Builder::from_random_bytes(bytes).into_uuid())
+}
+
+/// A change to an instance that is not made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InstanceError {
+    /// There is no such key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// Cloud-init could not use the value.
+    #[error("the value of {key} is wrong")]
+    Value {
+        /// Which key.
+        key: String,
+        /// What is wrong with it.
+        #[source]
+        source: CheckError,
+    },
+    /// The value is larger than [`MAX_VALUE_BYTES`].
+    #[error("the value of {key} is larger than {MAX_VALUE_BYTES} bytes")]
+    ValueTooLarge {
+        /// Which key.
+        key: String,
+    },
+    /// A device says not what it is, without which cloud-init 22.4 takes none of the data.
+    #[error("device {name} needs a type: set devices.{name}.type with it, such as nic or disk")]
+    DeviceType {
+        /// Which device.
+        name: String,
+    },
+    /// More than [`MAX_KEYS`].
+    #[error("an instance has at most {MAX_KEYS} keys")]
+    TooManyKeys,
+    /// More than [`MAX_DATA_BYTES`].
+    #[error("the data of an instance has at most {MAX_DATA_BYTES} bytes")]
+    TooLarge,
+    /// The system has no random numbers to draw an instance-id from.
+    #[error("the system has no random numbers")]
+    Random,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(instance: &mut Instance, key: &str, value: &str) -> Result<Vec<Remark>, InstanceError> {
+        instance.apply(&[(key.to_owned(), Some(value.to_owned()))])
+    }
+
+    fn demo() -> Instance {
+        Instance::new("demo").unwrap()
+    }
+
+    #[test]
+    fn data_of_cloud_init_makes_a_new_instance_and_other_data_does_not() {
+        let mut instance = demo();
+        let mut ids = vec![instance.instance_id()];
+        for (key, value) in [
+            ("cloud-init.user-data", "#cloud-config\na: b\n"),
+            ("user.vendor-data", "#!/bin/sh\n"),
+            ("cloud-init.network-config", "version: 2\n"),
+            ("cloud-init.ssh-keys.ann", "ann:ssh-rsa A"),
+            ("devices.eth0.type", "nic"),
+        ] {
+            set(&mut instance, key, value).unwrap();
+            ids.push(instance.instance_id());
+        }
+        let drawn = ids.len();
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), drawn);
+        let id = instance.instance_id();
+        for (key, value) in [
+            ("user.x", "y"),
+            ("user.meta-data", "a: b"),
+            ("hostname", "other"),
+            ("cloud-init.user-data", "#cloud-config\na: b\n"),
+            ("devices.eth0.hwaddr", "00:16:3e:00:00:01"),
+            ("devices.root.type", "disk"),
+        ] {
+            set(&mut instance, key, value).unwrap();
+        }
+        assert_eq!(instance.instance_id(), id);
+    }
+
+    #[test]
+    fn an_instance_id_that_was_set_stays_until_it_is_unset() {
+        let mut instance = demo();
+        let drawn = instance.instance_id();
+        set(&mut instance, "instance-id", "i-1").unwrap();
+        set(&mut instance, "user.user-data", "#!/bin/sh\n").unwrap();
+        assert_eq!(instance.instance_id(), "i-1");
+        set(&mut instance, "instance-id", "").unwrap();
+        assert_ne!(instance.instance_id(), drawn);
+        assert_eq!(instance.instance_id().len(), 36);
+    }
+
+    #[test]
+    fn a_wrong_value_changes_nothing() {
+        let mut instance = demo();
+        set(&mut instance, "user.a", "b").unwrap();
+        let before = instance.clone();
+        let changes = [
+            ("user.a".to_owned(), Some("c".to_owned())),
+            (
+                "cloud-init.network-config".to_owned(),
+                Some("a: [".to_owned()),
+            ),
+        ];
+        let error = instance.apply(&changes).unwrap_err();
+        assert!(
+            matches!(error, InstanceError::Value { key, .. } if key == "cloud-init.network-config")
+        );
+        assert_eq!(instance, before);
+    }
+
+    #[test]
+    fn a_device_needs_a_type_and_goes_as_a_whole() {
+        let mut instance = demo();
+        let error = set(&mut instance, "devices.eth0.hwaddr", "x").unwrap_err();
+        assert!(matches!(error, InstanceError::DeviceType { name } if name == "eth0"));
+        set(&mut instance, "devices.eth0.type", "nic").unwrap();
+        set(&mut instance, "devices.eth0.hwaddr", "x").unwrap();
+        let shown = instance.get("devices.eth0").unwrap();
+        assert_eq!(shown.unwrap(), "hwaddr: x\ntype: nic");
+        set(&mut instance, "devices.eth0", "nic").unwrap_err();
+        set(&mut instance, "devices.eth0", "").unwrap();
+        assert!(instance.devices().is_empty());
+    }
+
+    #[test]
+    fn text_that_cloud_init_will_pass_over_is_remarked() {
+        let remarks = set(&mut demo(), "user.user-data", "hello").unwrap();
+        assert_eq!(remarks.len(), 1);
+        assert!(set(&mut demo(), "user.x", "hello").unwrap().is_empty());
+    }
+
+    #[test]
+    fn there_are_limits() {
+        let mut instance = demo();
+        let large = "x".repeat(MAX_VALUE_BYTES + 1);
+        let error = set(&mut instance, "user.a", &large).unwrap_err();
+        assert!(matches!(error, InstanceError::ValueTooLarge { .. }));
+        let many: Vec<Assignment> = (0..=MAX_KEYS)
+            .map(|number| (format!("user.{number}"), Some("x".to_owned())))
+            .collect();
+        assert_eq!(instance.apply(&many), Err(InstanceError::TooManyKeys));
+        let large = "x".repeat(MAX_VALUE_BYTES);
+        let much: Vec<Assignment> = (0..5)
+            .map(|number| (format!("user.{number}"), Some(large.clone())))
+            .collect();
+        assert_eq!(instance.apply(&much), Err(InstanceError::TooLarge));
+    }
+
+    #[test]
+    fn a_name_that_is_no_host_name_is_made_one() {
+        assert_eq!(Instance::new("my_vm.").unwrap().hostname(), "my-vm");
+    }
+}

@@ -1,0 +1,252 @@
+//! Whether a value is what cloud-init can use.
+
+use super::yaml::{self, Content, Node, YamlError};
+
+/// Beginnings of user-data and vendor-data that cloud-init knows (`INCLUSION_TYPES_MAP` in its
+/// `handlers/__init__.py`), besides [`CLOUD_CONFIG`].
+const OTHER_FORMATS: [&str; 9] = [
+    "#!",
+    "#include",
+    "#part-handler",
+    "#cloud-boothook",
+    "#cloud-config-archive",
+    "#cloud-config-jsonp",
+    "## template: jinja",
+    "content-type:",
+    "mime-version:",
+];
+
+/// The usual beginning.
+const CLOUD_CONFIG: &str = "#cloud-config";
+
+/// Longest host name and longest part of one, in bytes (RFC 1123, section 2.1).
+const MAX_HOSTNAME_BYTES: usize = 253;
+const MAX_LABEL_BYTES: usize = 63;
+
+/// Longest instance-id, in bytes.
+const MAX_INSTANCE_ID_BYTES: usize = 128;
+
+/// Why a value is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckError {
+    /// It is not YAML.
+    #[error("it is not YAML")]
+    Yaml(#[source] YamlError),
+    /// It is YAML of the wrong kind.
+    #[error("it must be {0}")]
+    Kind(&'static str),
+}
+
+impl From<YamlError> for CheckError {
+    fn from(error: YamlError) -> Self {
+        Self::Yaml(error)
+    }
+}
+
+/// What the text of a `user-data` or `vendor-data` is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    CloudConfig,
+    Other,
+    /// Cloud-init will pass it over.
+    Unknown,
+}
+
+/// Tells the format by the beginning, as cloud-init does: any case, space before it passed over.
+pub(super) fn format(text: &str) -> Format {
+    let start: String = text
+        .trim_start()
+        .chars()
+        .take(32)
+        .map(|c| c.to_ascii_lowercase())
+        .collect();
+    match OTHER_FORMATS.iter().any(|prefix| start.starts_with(prefix)) {
+        true => Format::Other,
+        false if start.starts_with(CLOUD_CONFIG) => Format::CloudConfig,
+        false => Format::Unknown,
+    }
+}
+
+/// Checks user-data or vendor-data. True if cloud-init will make something of it.
+///
+/// # Errors
+///
+/// [`CheckError`] for `#cloud-config` that is no mapping.
+pub(super) fn cloud_data(text: &str) -> Result<bool, CheckError> {
+    match format(text) {
+        Format::CloudConfig => match yaml::parse(text)? {
+            None => Ok(true),
+            Some(root) => mapping(&root).map(|()| true),
+        },
+        Format::Other => Ok(true),
+        Format::Unknown => Ok(false),
+    }
+}
+
+/// Checks a network configuration: anything but a mapping loses cloud-init the whole datasource.
+///
+/// # Errors
+///
+/// [`CheckError`].
+pub(super) fn network_config(text: &str) -> Result<(), CheckError> {
+    match yaml::parse(text)? {
+        Some(root) => mapping(&root),
+        None => Err(CheckError::Kind("a YAML mapping with something in it")),
+    }
+}
+
+/// Checks what is appended to the meta-data, together with what it is appended to.
+///
+/// # Errors
+///
+/// [`CheckError`], with lines counted in `text`.
+pub(super) fn meta_data(text: &str) -> Result<(), CheckError> {
+    const BEFORE: &str = "instance-id: i\nlocal-hostname: h\n";
+    let together = format!("{BEFORE}{text}");
+    match yaml::parse(&together) {
+        Ok(root) => root.as_ref().map_or(Ok(()), mapping),
+        Err(mut error) => {
+            error.line = error.line.saturating_sub(BEFORE.lines().count()).max(1);
+            Err(error.into())
+        }
+    }
+}
+
+/// Checks `USER:KEY`.
+///
+/// # Errors
+///
+/// [`CheckError`].
+pub(super) fn ssh_key(text: &str) -> Result<(), CheckError> {
+    let parts = text.split_once(':');
+    let fits = parts.is_some_and(|(user, key)| {
+        let user_fits = !user.is_empty() && !user.contains(char::is_whitespace);
+        user_fits && !key.trim().is_empty() && !key.trim_end().contains(char::is_control)
+    });
+    match fits {
+        true => Ok(()),
+        false => Err(CheckError::Kind(
+            "USER:KEY on one line, the key as in authorized_keys, or an import id such as gh:name",
+        )),
+    }
+}
+
+/// Checks a host name.
+///
+/// # Errors
+///
+/// [`CheckError`].
+pub(super) fn hostname(text: &str) -> Result<(), CheckError> {
+    let label = |label: &str| {
+        (1..=MAX_LABEL_BYTES).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    match text.len() <= MAX_HOSTNAME_BYTES && text.split('.').all(label) {
+        true => Ok(()),
+        false => Err(CheckError::Kind(
+            "a host name: letters, digits and '-', in parts of at most 63 with '.' between them",
+        )),
+    }
+}
+
+/// Checks an instance-id.
+///
+/// # Errors
+///
+/// [`CheckError`].
+pub(super) fn instance_id(text: &str) -> Result<(), CheckError> {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.:".contains(&b);
+    match (1..=MAX_INSTANCE_ID_BYTES).contains(&text.len()) && text.bytes().all(fits) {
+        true => Ok(()),
+        false => Err(CheckError::Kind(
+            "letters, digits, '-', '_', '.' and ':', at most 128",
+        )),
+    }
+}
+
+/// Checks a switch.
+///
+/// # Errors
+///
+/// [`CheckError`].
+pub(super) fn switch(text: &str) -> Result<(), CheckError> {
+    match matches!(text, "true" | "false") {
+        true => Ok(()),
+        false => Err(CheckError::Kind("true or false")),
+    }
+}
+
+fn mapping(root: &Node) -> Result<(), CheckError> {
+    match &root.content {
+        Content::Mapping(pairs) if !pairs.is_empty() => Ok(()),
+        _ => Err(CheckError::Kind("a YAML mapping with something in it")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cloud_config_is_a_mapping_and_other_formats_are_as_they_are() {
+        assert_eq!(cloud_data("#cloud-config\na: b\n"), Ok(true));
+        assert_eq!(cloud_data("#cloud-config\n"), Ok(true));
+        for text in [
+            "#!/bin/sh\nx: [",
+            "#include\nhttp://x",
+            "Content-Type: multipart/mixed",
+            "## template: jinja\n#cloud-config\n{{",
+        ] {
+            assert_eq!(cloud_data(text), Ok(true), "{text}");
+        }
+        assert_eq!(cloud_data("echo hello"), Ok(false));
+        cloud_data("#cloud-config\n- a\n").unwrap_err();
+        cloud_data("#cloud-config\n{}\n").unwrap_err();
+        let Err(CheckError::Yaml(error)) = cloud_data("#cloud-config\na: b: c\n") else {
+            panic!("taken")
+        };
+        assert_eq!((error.line, error.column), (2, 5));
+    }
+
+    #[test]
+    fn a_network_config_has_something_in_it() {
+        network_config("version: 2\n").unwrap();
+        network_config("network: {config: disabled}").unwrap();
+        for text in ["", "# nothing", "[]", "{}", "text", "a: [", "~"] {
+            network_config(text).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn more_meta_data_must_fit_behind_what_is_there() {
+        meta_data("public-keys: [a]\ninstance-id: mine\n").unwrap();
+        meta_data("").unwrap();
+        meta_data("{a: b}").unwrap_err();
+        let Err(CheckError::Yaml(error)) = meta_data("a: b\nc: d: e") else {
+            panic!("taken")
+        };
+        assert_eq!((error.line, error.column), (2, 5));
+    }
+
+    #[test]
+    fn names_and_keys_have_their_form() {
+        ssh_key("ann:ssh-ed25519 AAAA ann@x\n").unwrap();
+        ssh_key("ann:gh:ann").unwrap();
+        for text in ["", "ann", ":ssh-rsa A", "ann:", "a b:ssh-rsa A", "ann:a\nb"] {
+            ssh_key(text).unwrap_err();
+        }
+        hostname("web-1.example.org").unwrap();
+        for text in ["", "-a", "a-", "a..b", "a_b", "ä", &"x".repeat(64)] {
+            hostname(text).unwrap_err();
+        }
+        instance_id("i-1").unwrap();
+        for text in ["", "a b", "a\n", "a\"", &"x".repeat(200)] {
+            instance_id(text).unwrap_err();
+        }
+    }
+}

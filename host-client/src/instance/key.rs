@@ -1,0 +1,151 @@
+//! Which keys an instance can have.
+
+use std::fmt;
+
+/// Longest key, in bytes. It travels in the path of a request.
+const MAX_KEY_BYTES: usize = 255;
+
+/// Whether an instance's guest may ask its host at all: `true` unless said otherwise. LXD's name.
+pub(super) const GUEST_API: &str = "security.devlxd";
+
+/// Prefix of SSH keys: `USER:KEY` each. LXD's name.
+pub(super) const SSH_KEYS: &str = "cloud-init.ssh-keys.";
+
+/// What a key on the command line means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Key {
+    /// `user.*`, `cloud-init.*`, or the guest API's switch.
+    Config(String),
+    /// `instance-id`: in place of the drawn one.
+    InstanceId,
+    /// `hostname`: in place of the machine's name.
+    Hostname,
+    /// `devices.NAME.KEY`.
+    Device { name: String, key: String },
+    /// `devices.NAME`, which can only be asked for or removed.
+    WholeDevice(String),
+}
+
+impl Key {
+    /// Reads a key.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError`].
+    pub(super) fn parse(text: &str) -> Result<Self, KeyError> {
+        let wrong = |reason| KeyError {
+            key: text.to_owned(),
+            reason,
+        };
+        if text.len() > MAX_KEY_BYTES {
+            return Err(wrong(Reason::TooLong));
+        }
+        if text.contains(|c: char| c.is_control() || c.is_whitespace() || c == '/' || c == '=') {
+            return Err(wrong(Reason::Character));
+        }
+        match text {
+            GUEST_API => return Ok(Self::Config(text.to_owned())),
+            "instance-id" => return Ok(Self::InstanceId),
+            "hostname" => return Ok(Self::Hostname),
+            _ => {}
+        }
+        if let Some(rest) = text.strip_prefix("devices.") {
+            return match rest.split_once('.') {
+                Some((name, key)) if !name.is_empty() && !key.is_empty() => Ok(Self::Device {
+                    name: name.to_owned(),
+                    key: key.to_owned(),
+                }),
+                None if !rest.is_empty() => Ok(Self::WholeDevice(rest.to_owned())),
+                _ => Err(wrong(Reason::Unknown)),
+            };
+        }
+        let rest = ["user.", SSH_KEYS, "cloud-init."]
+            .iter()
+            .find_map(|prefix| text.strip_prefix(prefix));
+        match rest {
+            Some(rest) if !rest.is_empty() => Ok(Self::Config(text.to_owned())),
+            _ => Err(wrong(Reason::Unknown)),
+        }
+    }
+}
+
+/// A key that no instance can have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key:?} is no key: {reason}")]
+pub struct KeyError {
+    key: String,
+    reason: Reason,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    TooLong,
+    Character,
+    Unknown,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong => write!(f, "it has more than {MAX_KEY_BYTES} bytes"),
+            Self::Character => f.write_str("'/', '=', spaces and controls cannot be in one"),
+            Self::Unknown => f.write_str(
+                "there are user.*, cloud-init.*, devices.NAME.KEY, hostname, instance-id and \
+                 security.devlxd",
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_all_kinds_are_read() {
+        for key in [
+            "user.a",
+            "user.ä.b-c",
+            "cloud-init.user-data",
+            "security.devlxd",
+        ] {
+            assert_eq!(Key::parse(key), Ok(Key::Config(key.to_owned())));
+        }
+        assert_eq!(Key::parse("hostname"), Ok(Key::Hostname));
+        assert_eq!(
+            Key::parse("devices.eth0.boot.priority"),
+            Ok(Key::Device {
+                name: "eth0".to_owned(),
+                key: "boot.priority".to_owned()
+            })
+        );
+        assert_eq!(
+            Key::parse("devices.eth0"),
+            Ok(Key::WholeDevice("eth0".to_owned()))
+        );
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused() {
+        let long = format!("user.{}", "x".repeat(300));
+        for key in [
+            "",
+            "user.",
+            "user",
+            "limits.cpu",
+            "user.a/b",
+            "user.a b",
+            "user.a\n",
+            "user.a=b",
+            "devices.",
+            "devices..a",
+            "devices.a.",
+            "cloud-init.",
+            "cloud-init.ssh-keys.",
+            "volatile.uuid",
+            &long,
+        ] {
+            Key::parse(key).unwrap_err();
+        }
+    }
+}

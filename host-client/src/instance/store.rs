@@ -1,0 +1,401 @@
+//! A file for each instance, changed by one process at a time.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use toml_edit::{DocumentMut, Item, Table, value};
+use uuid::Uuid;
+
+use super::{Assignment, Instance, InstanceError, Remark, draw};
+use crate::{
+    protocol::guest_api::Devices,
+    whole_file::{private_directory, write_whole},
+};
+
+/// Said at the beginning of each file.
+const HEADER: &str = "# Written by `agent-cli config`; comments are not kept.\n";
+
+/// The data of all instances, in a directory with a file for each.
+#[derive(Debug, Clone)]
+pub struct InstanceStore {
+    directory: PathBuf,
+}
+
+/// What tells one version of a file from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    /// The stamp of a file; `None` if it is not there.
+    #[must_use]
+    pub fn of(path: &Path) -> Option<Self> {
+        let metadata = fs::metadata(path).ok()?;
+        Some(Self {
+            inode: metadata.ino(),
+            bytes: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        })
+    }
+}
+
+/// The file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Stored {
+    name: String,
+    uuid: Uuid,
+    instance_id: Option<String>,
+    hostname: Option<String>,
+    #[serde(default)]
+    config: std::collections::BTreeMap<String, String>,
+    #[serde(default)]
+    devices: Devices,
+}
+
+impl InstanceStore {
+    /// The store in `directory`, which need not be there yet.
+    #[must_use]
+    pub const fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// The file of an instance.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.toml"))
+    }
+
+    /// What there is of an instance; `None` if nothing was ever said of it. It blocks on the file.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub fn load(&self, name: &str) -> Result<Option<Instance>, StoreError> {
+        let path = self.path(name);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StoreError::Read { path, source }),
+        };
+        let stored: Stored = toml_edit::de::from_str(&text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start));
+            StoreError::Format {
+                path: path.clone(),
+                line: before.map_or(1, |before| before.matches('\n').count() + 1),
+                what: error.message().to_owned(),
+            }
+        })?;
+        stored
+            .check()
+            .map(Some)
+            .map_err(|source| StoreError::Content { path, source })
+    }
+
+    /// What there is of an instance, which is made if nothing was ever said of it, or if its file
+    /// was another machine's: it is a new instance then. It blocks on the file.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub fn load_or_create(&self, name: &str) -> Result<Instance, StoreError> {
+        match self.load(name)? {
+            Some(instance) if instance.name == name => Ok(instance),
+            _ => self.change(name, &[]).map(|(instance, _)| instance),
+        }
+    }
+
+    /// Makes changes to an instance, all or none of them. It blocks on the file, and on other
+    /// processes that do the same.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]. Nothing has changed then.
+    pub fn change(
+        &self,
+        name: &str,
+        changes: &[Assignment],
+    ) -> Result<(Instance, Vec<Remark>), StoreError> {
+        let _lock = self.lock()?;
+        let old = self.load(name)?;
+        let refused = StoreError::Refused;
+        let mut instance = match old.clone() {
+            Some(instance) => instance,
+            None => Instance::new(name).map_err(refused)?,
+        };
+        if instance.name != name {
+            name.clone_into(&mut instance.name);
+            instance.uuid = draw().map_err(refused)?;
+        }
+        let remarks = instance.apply(changes).map_err(refused)?;
+        if old.as_ref() != Some(&instance) {
+            let path = self.path(name);
+            write_whole(&path, to_text(&instance).as_bytes(), 0o600)
+                .map_err(|source| StoreError::Write { path, source })?;
+        }
+        Ok((instance, remarks))
+    }
+
+    /// Forgets an instance. True if there was anything to forget.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Write`].
+    pub fn remove(&self, name: &str) -> Result<bool, StoreError> {
+        let path = self.path(name);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(StoreError::Write { path, source }),
+        }
+    }
+
+    /// Waits for its turn to write. The lock is given back by closing the file.
+    fn lock(&self) -> Result<fs::File, StoreError> {
+        let path = self.directory.join(".lock");
+        let lock = || {
+            private_directory(&self.directory)?;
+            let mut options = fs::OpenOptions::new();
+            let file = options.create(true).append(true).open(&path)?;
+            file.lock().map(|()| file)
+        };
+        lock().map_err(|source| StoreError::Write {
+            path: path.clone(),
+            source,
+        })
+    }
+}
+
+impl Stored {
+    /// Whoever wrote the file by hand is held to the same rules.
+    fn check(self) -> Result<Instance, InstanceError> {
+        let mut instance = Instance {
+            name: self.name,
+            uuid: self.uuid,
+            instance_id: None,
+            hostname: None,
+            config: std::collections::BTreeMap::new(),
+            devices: Devices::new(),
+        };
+        let devices = self.devices.into_iter().flat_map(|(name, device)| {
+            let full = move |(key, value)| (format!("devices.{name}.{key}"), Some(value));
+            device.into_iter().map(full)
+        });
+        let changes: Vec<Assignment> = self
+            .config
+            .into_iter()
+            .map(|(key, value)| (key, Some(value)))
+            .chain(devices)
+            .chain([
+                ("instance-id".to_owned(), self.instance_id),
+                ("hostname".to_owned(), self.hostname),
+            ])
+            .collect();
+        instance.apply(&changes)?;
+        // Reading is no change.
+        instance.uuid = self.uuid;
+        Ok(instance)
+    }
+}
+
+fn to_text(instance: &Instance) -> String {
+    let mut document = DocumentMut::new();
+    document["name"] = value(&instance.name);
+    document["uuid"] = value(instance.uuid.to_string());
+    if let Some(id) = &instance.instance_id {
+        document["instance-id"] = value(id);
+    }
+    if let Some(hostname) = &instance.hostname {
+        document["hostname"] = value(hostname);
+    }
+    let table = |entries: &std::collections::BTreeMap<String, String>| {
+        let entries = entries.iter().map(|(key, text)| (&key[..], value(text)));
+        Item::Table(Table::from_iter(entries))
+    };
+    if !instance.config.is_empty() {
+        document["config"] = table(&instance.config);
+    }
+    if !instance.devices.is_empty() {
+        let devices = instance.devices.iter();
+        let mut devices =
+            Table::from_iter(devices.map(|(name, device)| (&name[..], table(device))));
+        devices.set_implicit(true);
+        document["devices"] = Item::Table(devices);
+    }
+    format!("{HEADER}{document}")
+}
+
+/// An instance that cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Its file cannot be read.
+    #[error("cannot read {}", .path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Its file, or the lock beside it, cannot be written.
+    #[error("cannot write {}", .path.display())]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Its file is not what it should be.
+    #[error("{}: line {line}: {what}", .path.display())]
+    Format {
+        /// Which file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong there.
+        what: String,
+    },
+    /// Its file has something no instance can have.
+    #[error("{} is wrong", .path.display())]
+    Content {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: InstanceError,
+    },
+    /// The change is none an instance can have.
+    #[error(transparent)]
+    Refused(InstanceError),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    struct Folder(InstanceStore);
+
+    impl Folder {
+        fn new(what: &str) -> Self {
+            let name = format!("instances-{what}-{}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            let _ = fs::remove_dir_all(&path);
+            Self(InstanceStore::new(path))
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0.directory);
+        }
+    }
+
+    fn set(key: &str, value: &str) -> Assignment {
+        (key.to_owned(), Some(value.to_owned()))
+    }
+
+    #[test]
+    fn what_is_written_is_read_again_whatever_it_is() {
+        let Folder(store) = &Folder::new("again");
+        assert_eq!(store.load("demo").unwrap(), None);
+        let changes = [
+            set("user.odd.ä€\"'.#", "a\r\nb\t\u{7f}\u{1}\"\"\"'''\\ €☃\n\n"),
+            set("user.user-data", "#cloud-config\nruncmd:\n  - [a]\n"),
+            set("devices.eth0.type", "nic"),
+            set("devices.eth0.boot.priority", "1"),
+            set("hostname", "web"),
+            set("instance-id", "i-1"),
+        ];
+        let (written, _) = store.change("demo", &changes).unwrap();
+        assert_eq!(store.load("demo").unwrap(), Some(written));
+        let mode = fs::metadata(store.path("demo"))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn an_instance_that_is_asked_for_first_is_made_and_stays() {
+        let Folder(store) = &Folder::new("made");
+        let made = store.load_or_create("demo").unwrap();
+        assert_eq!(store.load_or_create("demo").unwrap(), made);
+        assert!(store.remove("demo").unwrap());
+        assert!(!store.remove("demo").unwrap());
+    }
+
+    #[test]
+    fn a_renamed_machine_is_a_new_instance_with_the_same_data() {
+        let Folder(store) = &Folder::new("renamed");
+        let (old, _) = store.change("old", &[set("user.a", "b")]).unwrap();
+        fs::rename(store.path("old"), store.path("new")).unwrap();
+        let new = store.load_or_create("new").unwrap();
+        assert_eq!(new.name(), "new");
+        assert_eq!(new.config(), old.config());
+        assert_ne!(new.instance_id(), old.instance_id());
+        assert_eq!(store.load_or_create("new").unwrap(), new);
+    }
+
+    #[test]
+    fn a_wrong_change_leaves_the_file_as_it_was() {
+        let Folder(store) = &Folder::new("wrong");
+        store.change("demo", &[set("user.a", "b")]).unwrap();
+        let before = (
+            fs::read(store.path("demo")).unwrap(),
+            Stamp::of(&store.path("demo")),
+        );
+        store
+            .change("demo", &[set("user.network-config", "[]")])
+            .unwrap_err();
+        store.change("demo", &[set("user.a", "b")]).unwrap();
+        let after = (
+            fs::read(store.path("demo")).unwrap(),
+            Stamp::of(&store.path("demo")),
+        );
+        assert_eq!(before, after);
+    }
+
+    #[test]
+    fn a_file_written_by_hand_is_held_to_the_rules() {
+        let Folder(store) = &Folder::new("hand");
+        let (_, _) = store.change("demo", &[set("user.a", "b")]).unwrap();
+        let good = fs::read_to_string(store.path("demo")).unwrap();
+        let bad = good.replace("\"user.a\" = \"b\"", "\"user.network-config\" = \"[]\"");
+        assert_ne!(good, bad);
+        fs::write(store.path("demo"), bad).unwrap();
+        assert!(matches!(
+            store.load("demo"),
+            Err(StoreError::Content { .. })
+        ));
+        fs::write(store.path("demo"), format!("{good}\nx = [\n")).unwrap();
+        assert!(matches!(store.load("demo"), Err(StoreError::Format { line, .. }) if line > 4));
+    }
+
+    #[test]
+    fn writers_take_turns_and_none_is_lost() {
+        let Folder(store) = &Folder::new("turns");
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                scope.spawn(move || {
+                    for number in 0..5 {
+                        let key = format!("user.{writer}.{number}");
+                        store.change("demo", &[set(&key, "x")]).unwrap();
+                    }
+                });
+            }
+        });
+        let instance = store.load("demo").unwrap().unwrap();
+        assert_eq!(instance.config().len(), 20);
+    }
+}

@@ -1,0 +1,253 @@
+//! What a guest gets to see of its instance, and what has changed of it.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::{Instance, key::SSH_KEYS, ssh_keys};
+use crate::protocol::{
+    event,
+    guest_api::{ConfigChange, DeviceChange, Devices, is_guest_key, is_hidden_key},
+};
+
+/// What a guest gets to see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestView {
+    /// Values by key, with the SSH keys in them.
+    pub config: BTreeMap<String, String>,
+    /// Text for cloud-init: a YAML mapping.
+    pub meta_data: String,
+    /// The devices.
+    pub devices: Devices,
+    /// Whether it may ask at all.
+    pub is_allowed: bool,
+}
+
+/// Something a guest should hear of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Change {
+    /// Kind of the event: `config` or `device`.
+    pub kind: &'static str,
+    /// Its matter.
+    pub metadata: Value,
+}
+
+impl GuestView {
+    /// The view of `instance`.
+    #[must_use]
+    pub fn of(instance: &Instance) -> Self {
+        let shown = |key: &str| is_guest_key(key) && !is_hidden_key(key);
+        let mut config: BTreeMap<String, String> = instance
+            .config
+            .iter()
+            .filter(|(key, _)| shown(key))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        merge_ssh_keys(instance, &mut config);
+        let mut meta_data = format!(
+            "instance-id: {}\nlocal-hostname: {}\n",
+            scalar(&instance.instance_id()),
+            scalar(&instance.hostname())
+        );
+        if let Some(more) = instance.config.get("user.meta-data") {
+            meta_data.push_str(more);
+        }
+        Self {
+            config,
+            meta_data,
+            devices: instance.devices.clone(),
+            is_allowed: instance.is_guest_api_on(),
+        }
+    }
+
+    /// What has changed since `old`, as LXD's hosts tell it.
+    #[must_use]
+    pub fn changes_since(&self, old: &Self) -> Vec<Change> {
+        let text = |value: Option<&String>| value.cloned().unwrap_or_default();
+        let config = changed_keys(&old.config, &self.config).map(|key| Change {
+            kind: event::CONFIG,
+            metadata: json!(ConfigChange {
+                key: key.clone(),
+                old_value: text(old.config.get(key)),
+                value: text(self.config.get(key)),
+            }),
+        });
+        let devices = changed_keys(&old.devices, &self.devices).map(|name| {
+            let (was, is) = (old.devices.get(name), self.devices.get(name));
+            let action = match (was, is) {
+                (None, _) => "added",
+                (_, None) => "removed",
+                _ => "updated",
+            };
+            Change {
+                kind: event::DEVICE,
+                metadata: json!(DeviceChange {
+                    action: action.to_owned(),
+                    name: name.clone(),
+                    config: is.or(was).cloned().unwrap_or_default(),
+                }),
+            }
+        });
+        config.chain(devices).collect()
+    }
+}
+
+/// Keys whose value is another, or that only one of the two has, in order.
+fn changed_keys<'a, V: PartialEq>(
+    old: &'a BTreeMap<String, V>,
+    new: &'a BTreeMap<String, V>,
+) -> impl Iterator<Item = &'a String> {
+    let gone = old.keys().filter(|key| !new.contains_key(*key));
+    let other = new
+        .iter()
+        .filter(|(key, value)| old.get(*key) != Some(value))
+        .map(|(key, _)| key);
+    gone.chain(other)
+}
+
+/// Puts the SSH keys into the user-data and vendor-data that cloud-init will take: of `cloud-init.*`
+/// and `user.*` it is the first.
+fn merge_ssh_keys(instance: &Instance, config: &mut BTreeMap<String, String>) {
+    let keys: Vec<&str> = instance
+        .config
+        .iter()
+        .filter(|(key, _)| key.starts_with(SSH_KEYS))
+        .map(|(_, value)| &value[..])
+        .collect();
+    if keys.is_empty() {
+        return;
+    }
+    let effective = |kind: &str| {
+        let names = [format!("cloud-init.{kind}"), format!("user.{kind}")];
+        let [first, _] = names.clone();
+        let set = names.into_iter().find(|name| config.contains_key(name));
+        set.unwrap_or(first)
+    };
+    let (user, vendor) = (effective("user-data"), effective("vendor-data"));
+    let text = |key: &str| config.get(key).map(String::as_str);
+    let merged = ssh_keys::merge(text(&user), text(&vendor), &keys);
+    let both = [(user, merged.user_data), (vendor, merged.vendor_data)];
+    for (key, value) in both {
+        if let Some(value) = value {
+            config.insert(key, value);
+        }
+    }
+}
+
+/// A name in YAML. Quotes are for what could be taken for a number or a truth value.
+fn scalar(name: &str) -> String {
+    let is_word = uuid::Uuid::parse_str(name).is_ok()
+        || (name.starts_with(|c: char| c.is_ascii_alphabetic())
+            && name.contains(['-', '.', '_'])
+            && !name.contains(':'));
+    match is_word || is_harmless(name) {
+        true => name.to_owned(),
+        false => format!("\"{name}\""),
+    }
+}
+
+/// Whether it is letters and digits that mean nothing else (YAML 1.1, `bool` and `null`).
+fn is_harmless(name: &str) -> bool {
+    const WORDS: [&str; 9] = ["y", "n", "yes", "no", "on", "off", "true", "false", "null"];
+    let lower = name.to_ascii_lowercase();
+    name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric())
+        && !WORDS.contains(&&lower[..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instance(config: &[(&str, &str)]) -> Instance {
+        let mut instance = Instance::new("demo").unwrap();
+        let changes: Vec<_> = config
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), Some((*value).to_owned())))
+            .collect();
+        instance.apply(&changes).unwrap();
+        instance
+    }
+
+    #[test]
+    fn a_guest_sees_its_own_kinds_of_keys_only() {
+        let view = GuestView::of(&instance(&[
+            ("user.a", "b"),
+            ("cloud-init.x", "y"),
+            ("security.devlxd", "false"),
+        ]));
+        assert_eq!(
+            view.config.keys().collect::<Vec<_>>(),
+            ["cloud-init.x", "user.a"]
+        );
+        assert!(!view.is_allowed);
+    }
+
+    #[test]
+    fn meta_data_is_the_id_the_name_and_what_was_added() {
+        let instance = instance(&[("user.meta-data", "a: b\n"), ("hostname", "web")]);
+        let id = instance.instance_id();
+        let expected = format!("instance-id: {id}\nlocal-hostname: web\na: b\n");
+        assert_eq!(GuestView::of(&instance).meta_data, expected);
+    }
+
+    #[test]
+    fn names_that_look_like_something_else_are_quoted() {
+        assert_eq!(scalar("i-1"), "i-1");
+        assert_eq!(scalar("demo"), "demo");
+        for name in [
+            "123",
+            "1e5",
+            "yes",
+            "Null",
+            "12:30",
+            "a:b",
+            "0x10",
+            "2001-01-01",
+        ] {
+            assert_eq!(scalar(name), format!("\"{name}\""));
+        }
+    }
+
+    #[test]
+    fn ssh_keys_are_in_the_data_that_counts_and_nowhere_else() {
+        let key = ("cloud-init.ssh-keys.ann", "ann:ssh-rsa AAAA");
+        let view = GuestView::of(&instance(&[key]));
+        let keys: Vec<_> = view.config.keys().collect();
+        assert_eq!(keys, ["cloud-init.user-data", "cloud-init.vendor-data"]);
+        let view = GuestView::of(&instance(&[key, ("user.user-data", "#cloud-config\n")]));
+        assert!(view.config["user.user-data"].contains("AAAA"));
+        assert!(!view.config.contains_key("cloud-init.user-data"));
+        assert!(!view.config.contains_key("cloud-init.ssh-keys.ann"));
+    }
+
+    #[test]
+    fn changes_are_told_one_by_one() {
+        let old = GuestView::of(&instance(&[
+            ("user.same", "1"),
+            ("user.gone", "1"),
+            ("user.other", "1"),
+            ("devices.root.type", "disk"),
+        ]));
+        let new = GuestView::of(&instance(&[
+            ("user.same", "1"),
+            ("user.other", "2"),
+            ("devices.eth0.type", "nic"),
+        ]));
+        let told: Vec<String> = new
+            .changes_since(&old)
+            .into_iter()
+            .map(|change| format!("{} {}", change.kind, change.metadata))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                r#"config {"key":"user.gone","old_value":"1","value":""}"#,
+                r#"config {"key":"user.other","old_value":"1","value":"2"}"#,
+                r#"device {"action":"removed","config":{"type":"disk"},"name":"root"}"#,
+                r#"device {"action":"added","config":{"type":"nic"},"name":"eth0"}"#,
+            ]
+        );
+        assert!(new.changes_since(&new).is_empty());
+    }
+}

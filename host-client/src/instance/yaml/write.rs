@@ -1,0 +1,207 @@
+//! A document as text: block style, one space of meaning between what matters.
+
+use std::fmt::Write as _;
+
+use super::{Content, Node};
+
+/// Longest key on one line with its value, in characters (YAML 1.1, section 9.3.1: 1024).
+const MAX_SIMPLE_KEY: usize = 512;
+
+impl Node {
+    /// The node as a document, which reads as this again.
+    pub(in crate::instance) fn to_yaml(&self) -> String {
+        let mut text = String::new();
+        match &self.content {
+            Content::Sequence(items) if !items.is_empty() => self.write_block(&mut text, 0),
+            Content::Mapping(pairs) if !pairs.is_empty() => self.write_block(&mut text, 0),
+            _ => {
+                self.write_inline(&mut text);
+                text.push('\n');
+            }
+        }
+        text
+    }
+
+    fn is_block(&self) -> bool {
+        match &self.content {
+            Content::Sequence(items) => !items.is_empty(),
+            Content::Mapping(pairs) => !pairs.is_empty(),
+            Content::Scalar { .. } | Content::Alias(_) => false,
+        }
+    }
+
+    /// A collection with something in it: lines of their own.
+    fn write_block(&self, text: &mut String, indent: usize) {
+        match &self.content {
+            Content::Sequence(items) => {
+                for item in items {
+                    let _ = write!(text, "{:indent$}-", "");
+                    item.write_value(text, indent);
+                }
+            }
+            Content::Mapping(pairs) => {
+                for (key, value) in pairs {
+                    let _ = write!(text, "{:indent$}", "");
+                    key.write_key(text, indent);
+                    value.write_value(text, indent);
+                }
+            }
+            Content::Scalar { .. } | Content::Alias(_) => {}
+        }
+    }
+
+    /// What follows `-` or `:`, to the end of its last line.
+    fn write_value(&self, text: &mut String, indent: usize) {
+        text.push(' ');
+        if self.is_block() {
+            self.write_properties(text);
+            text.truncate(text.trim_end().len());
+            text.push('\n');
+            self.write_block(text, indent + 2);
+        } else if let Some(lines) = self.as_lines() {
+            self.write_properties(text);
+            text.push_str(if lines.ends_with('\n') { "|\n" } else { "|-\n" });
+            for line in lines.lines() {
+                let indent = if line.is_empty() { 0 } else { indent + 2 };
+                let _ = writeln!(text, "{:indent$}{line}", "");
+            }
+        } else {
+            self.write_inline(text);
+            text.push('\n');
+        }
+    }
+
+    /// The text, if it can be written line by line: it has several, begins with no space, ends with
+    /// one newline at most, and holds nothing that needs an escape.
+    fn as_lines(&self) -> Option<&str> {
+        let text = self.as_text().filter(|text| text.contains('\n'))?;
+        let body = text.strip_suffix('\n').unwrap_or(text);
+        let fits = !text.starts_with(char::is_whitespace)
+            && !body.ends_with('\n')
+            && text
+                .chars()
+                .all(|c| matches!(c, '\n' | '\t') || needs_no_escape(c));
+        fits.then_some(text)
+    }
+
+    fn write_key(&self, text: &mut String, indent: usize) {
+        let mut key = String::new();
+        self.write_inline(&mut key);
+        let _ = match (&self.content, key.chars().count() > MAX_SIMPLE_KEY) {
+            (_, true) => write!(text, "? {key}\n{:indent$}:", ""),
+            // A colon may be part of an anchor's name.
+            (Content::Alias(_), false) => write!(text, "{key} :"),
+            (_, false) => write!(text, "{key}:"),
+        };
+    }
+
+    fn write_inline(&self, text: &mut String) {
+        self.write_properties(text);
+        match &self.content {
+            Content::Alias(anchor) => {
+                let _ = write!(text, "*a{anchor}");
+            }
+            Content::Sequence(_) => text.push_str("[]"),
+            Content::Mapping(_) => text.push_str("{}"),
+            Content::Scalar {
+                text: scalar,
+                plain,
+            } => match *plain && !scalar.contains('\n') {
+                true if scalar.is_empty() => text.push('~'),
+                true => text.push_str(scalar),
+                false => quote(scalar, text),
+            },
+        }
+    }
+
+    fn write_properties(&self, text: &mut String) {
+        if self.anchor != 0 {
+            let _ = write!(text, "&a{} ", self.anchor);
+        }
+        if let Some(tag) = &self.tag {
+            let _ = write!(text, "!<{tag}> ");
+        }
+    }
+}
+
+/// Characters that mean themselves, to YAML and to a terminal.
+const fn needs_no_escape(character: char) -> bool {
+    matches!(character, ' '..='~' | '\u{a1}'..='\u{2027}' | '\u{202f}'..='\u{fefe}' | '\u{10000}'..)
+}
+
+/// Double quotes, with the escapes of YAML 1.1 (section 5.6) for what has none of its own.
+fn quote(scalar: &str, text: &mut String) {
+    text.push('"');
+    for character in scalar.chars() {
+        let _ = match character {
+            '"' | '\\' => write!(text, "\\{character}"),
+            '\n' => write!(text, "\\n"),
+            '\t' => write!(text, "\\t"),
+            other if needs_no_escape(other) => write!(text, "{other}"),
+            other => write!(text, "\\u{:04x}", u32::from(other)),
+        };
+    }
+    text.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Content, Node, parse};
+
+    /// The node, without the two spellings of nothing, and of a folded text without quotes, whose
+    /// lines only quotes can hold.
+    fn meaning(node: &Node) -> Node {
+        let content = match &node.content {
+            Content::Scalar { text, plain: true } if text.is_empty() => Content::Scalar {
+                text: "~".to_owned(),
+                plain: true,
+            },
+            Content::Scalar { text, plain } => Content::Scalar {
+                text: text.clone(),
+                plain: *plain && !text.contains('\n'),
+            },
+            Content::Sequence(items) => Content::Sequence(items.iter().map(meaning).collect()),
+            Content::Mapping(pairs) => Content::Mapping(
+                pairs
+                    .iter()
+                    .map(|(k, v)| (meaning(k), meaning(v)))
+                    .collect(),
+            ),
+            Content::Alias(anchor) => Content::Alias(*anchor),
+        };
+        Node {
+            content,
+            ..node.clone()
+        }
+    }
+
+    #[test]
+    fn what_is_written_reads_the_same() {
+        for text in [
+            "a: yes\nb: 'yes'\nc: \"1\"\nd: 1.0\ne:\nf: ~\n",
+            "runcmd:\n- [sh, -c, \"echo 'a: b' # c\"]\n- - x\n  - {}\n  - []\n- |\n  two\n  lines\n",
+            "base: &b {x: 1, y: [a, 'b, c']}\nnext:\n  <<: *b\n  z: *b\n",
+            "plain: this is\n  folded\n\n  twice\nfold: >-\n  a\n  b\n",
+            "bin: !!binary aGk=\nown: !thing {a: b}\nstr: !!str 12\n",
+            "- a: 1\n  b:\n    - c\n-\n  - d\n- url: http://x/y?a=b#c\n",
+            "grün: \"€\\u0085\\x07\\ttab\"\n\"a: b\": c\n'#d': e\n: nothing\n",
+            "{a: {b: c}, d: e}\n",
+            "a: \"x\\n y\\n\\nz\\n\"\nb:\n- \"x\\ny\"\n- \"x\\n\\n\"\n- \" x\\n\"\n- |\n  #!/bin/sh\n  \tx: #y  \n",
+            "just text\n",
+            "[]\n",
+        ] {
+            let read = parse(text).unwrap().unwrap();
+            let written = read.to_yaml();
+            let again = parse(&written).unwrap_or_else(|e| panic!("{e}\n{written}"));
+            assert_eq!(meaning(&again.unwrap()), meaning(&read), "{written}");
+        }
+    }
+
+    #[test]
+    fn a_key_too_long_for_one_line_is_still_a_key() {
+        let text = format!("? {}\n: b\n", "k".repeat(2000));
+        let written = parse(&text).unwrap().unwrap().to_yaml();
+        assert!(written.starts_with("? "), "{written}");
+        assert_eq!(parse(&written), parse(&text));
+    }
+}

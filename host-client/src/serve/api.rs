@@ -1,0 +1,162 @@
+//! What a guest can ask: its own data, and saying how far it is. LXD's `devlxd`, in envelopes.
+
+use std::{convert::Infallible, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use serde_json::Map;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
+use tracing::debug;
+
+use super::{House, limits, resident::Resident};
+use crate::{
+    instance::GuestView,
+    protocol::{
+        envelope::Envelope,
+        guest_api::{self, GuestInfo, StateReport},
+        path,
+    },
+};
+
+type Reply = Response<Full<Bytes>>;
+
+/// A no: a status, and why, for a person.
+type Refusal = (StatusCode, String);
+
+/// Serves one connection of a guest.
+pub(super) async fn serve<S>(house: &Arc<House>, resident: &Arc<Resident>, stream: S)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(|request| {
+        let (house, resident) = (Arc::clone(house), Arc::clone(resident));
+        async move { Ok::<_, Infallible>(answer(&house, &resident, request).await) }
+    });
+    let connection = http1::Builder::new()
+        // Without a timer the head's deadline would not be kept.
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits::HEAD_TIMEOUT)
+        .max_buf_size(limits::MAX_HEAD_BYTES)
+        .max_headers(limits::MAX_HEADERS)
+        .half_close(true)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = resident.stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(guest = resident.name(), %error, "a connection ended");
+    }
+}
+
+async fn answer(house: &House, resident: &Resident, request: Request<Incoming>) -> Reply {
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let reply = match route(house, resident, request).await {
+        Ok(reply) => reply,
+        Err((status, text)) => json(status, &Envelope::error(status.as_u16(), text)),
+    };
+    let status = reply.status().as_u16();
+    debug!(guest = resident.name(), %method, path, status, "asked");
+    reply
+}
+
+async fn route(
+    house: &House,
+    resident: &Resident,
+    request: Request<Incoming>,
+) -> Result<Reply, Refusal> {
+    let view = resident.view().ok_or_else(|| {
+        let text = "the host cannot read this instance's data; its log says why";
+        (StatusCode::INTERNAL_SERVER_ERROR, text.to_owned())
+    })?;
+    if !view.is_allowed {
+        return Err((StatusCode::FORBIDDEN, "not authorized".to_owned()));
+    }
+    let path = request.uri().path();
+    match (path, request.method()) {
+        (guest_api::INFO, &Method::PATCH) => {
+            let report = read_report(request.into_body()).await?;
+            resident.says(house, report.state);
+            Ok(sync(Map::new()))
+        }
+        (_, &Method::GET) => get(house, resident, &view, path),
+        _ => Err((
+            StatusCode::METHOD_NOT_ALLOWED,
+            format!("{path} does not know {}", request.method()),
+        )),
+    }
+}
+
+fn get(house: &House, resident: &Resident, view: &GuestView, path: &str) -> Result<Reply, Refusal> {
+    Ok(match path {
+        path::ROOT => sync([guest_api::INFO]),
+        guest_api::INFO => sync(GuestInfo::new(house.location.clone(), resident.state())),
+        guest_api::CONFIG => {
+            let paths = view
+                .config
+                .keys()
+                .map(|key| format!("{}/{key}", guest_api::CONFIG));
+            sync(paths.collect::<Vec<_>>())
+        }
+        guest_api::META_DATA => sync(&view.meta_data),
+        guest_api::DEVICES => sync(&view.devices),
+        _ => match guest_api::key_of_path(path) {
+            Some(key) => sync(value(view, &key)?),
+            None => return Err((StatusCode::NOT_FOUND, format!("there is nothing at {path}"))),
+        },
+    })
+}
+
+fn value<'a>(view: &'a GuestView, key: &str) -> Result<&'a String, Refusal> {
+    if !guest_api::is_guest_key(key) || guest_api::is_hidden_key(key) {
+        return Err((StatusCode::FORBIDDEN, "not authorized".to_owned()));
+    }
+    view.config
+        .get(key)
+        .ok_or_else(|| (StatusCode::NOT_FOUND, "not found".to_owned()))
+}
+
+async fn read_report(body: Incoming) -> Result<StateReport, Refusal> {
+    let wrong = |text: String| (StatusCode::BAD_REQUEST, text);
+    let body = Limited::new(body, limits::MAX_BODY_BYTES).collect();
+    let body = timeout(limits::BODY_TIMEOUT, body)
+        .await
+        .map_err(|_| {
+            (
+                StatusCode::REQUEST_TIMEOUT,
+                "the body stopped arriving".to_owned(),
+            )
+        })?
+        .map_err(|error| wrong(format!("the body cannot be read: {error}")))?;
+    serde_json::from_slice(&body.to_bytes())
+        .map_err(|error| wrong(format!("the body is not what it should be: {error}")))
+}
+
+fn sync<T: Serialize>(metadata: T) -> Reply {
+    json(StatusCode::OK, &Envelope::sync(metadata))
+}
+
+fn json<T: Serialize>(status: StatusCode, value: &T) -> Reply {
+    let (status, text) = match serde_json::to_vec(value) {
+        Ok(text) => (status, text),
+        // Only a map with keys that are no strings can fail, and there is none.
+        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, Vec::new()),
+    };
+    let mut reply = Response::new(Full::new(Bytes::from(text)));
+    *reply.status_mut() = status;
+    let json = HeaderValue::from_static("application/json");
+    reply.headers_mut().insert(header::CONTENT_TYPE, json);
+    reply
+}

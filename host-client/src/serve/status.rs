@@ -1,0 +1,138 @@
+//! What is known of the guests, in a file that others can read.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::{sync::Notify, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::{
+    limits,
+    resident::{GuestReport, now},
+};
+use crate::{Endpoint, whole_file::write_whole};
+
+/// What a host process knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Its process id.
+    pub pid: u32,
+    /// The port guests ask at.
+    pub port: u32,
+    /// Its guests, by name.
+    pub guests: BTreeMap<String, AgentReport>,
+}
+
+/// What it knows of one guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentReport {
+    /// Where the agent is.
+    pub endpoint: String,
+    /// What the guest said of itself.
+    pub guest: GuestReport,
+    /// Name and version of the agent, once it was told where its host is; `None` while it is not
+    /// reachable.
+    pub agent: Option<String>,
+    /// Since when that is so, in seconds since 1970.
+    pub since: u64,
+    /// Why the agent could not be told.
+    pub error: Option<String>,
+}
+
+/// The file. Written a moment after a change, by [`StatusFile::keep`].
+#[derive(Debug)]
+pub(super) struct StatusFile {
+    path: PathBuf,
+    report: Mutex<StatusReport>,
+    changed: Notify,
+}
+
+impl StatusFile {
+    /// Goes on with what an earlier process knew.
+    pub(super) fn new(path: PathBuf, port: u32) -> Self {
+        let old = StatusReport::read(&path).unwrap_or_default();
+        Self {
+            path,
+            report: Mutex::new(StatusReport {
+                pid: std::process::id(),
+                port,
+                ..old
+            }),
+            changed: Notify::new(),
+        }
+    }
+
+    /// A guest is served from now on. Says what it said last of itself.
+    pub(super) fn begin(&self, name: &str, endpoint: &Endpoint) -> GuestReport {
+        let endpoint = endpoint.to_string();
+        let mut report = self.report();
+        let guest = report.guests.entry(name.to_owned()).or_default();
+        let said = guest.guest;
+        *guest = AgentReport {
+            endpoint,
+            guest: said,
+            since: now(),
+            ..AgentReport::default()
+        };
+        self.changed.notify_one();
+        said
+    }
+
+    /// Forgets every guest but these.
+    pub(super) fn retain(&self, is_served: impl Fn(&str) -> bool) {
+        self.report().guests.retain(|name, _| is_served(name));
+        self.changed.notify_one();
+    }
+
+    pub(super) fn change(&self, name: &str, change: impl FnOnce(&mut AgentReport)) {
+        let mut report = self.report();
+        if let Some(guest) = report.guests.get_mut(name) {
+            let before = guest.clone();
+            change(guest);
+            if *guest != before {
+                self.changed.notify_one();
+            }
+        }
+    }
+
+    fn report(&self) -> MutexGuard<'_, StatusReport> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the file after each change, until the end.
+    pub(super) async fn keep(&self, stop: &CancellationToken) {
+        loop {
+            let is_over = tokio::select! {
+                () = self.changed.notified() => false,
+                () = stop.cancelled() => true,
+            };
+            let text = serde_json::to_vec_pretty(&*self.report()).unwrap_or_default();
+            // Small, and rare: not worth a thread.
+            if let Err(error) = write_whole(&self.path, &text, 0o600) {
+                warn!(path = %self.path.display(), %error, "cannot write the status");
+            }
+            if is_over {
+                return;
+            }
+            // A guest must not keep the disk busy.
+            tokio::select! {
+                () = sleep(limits::LOOK_INTERVAL) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+}
+
+impl StatusReport {
+    /// Reads what a host process wrote last; `None` if there is nothing to be read.
+    #[must_use]
+    pub fn read(path: &std::path::Path) -> Option<Self> {
+        let text = std::fs::read(path).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+}

@@ -1,0 +1,151 @@
+//! The server's side of mutual TLS: our certificate to every guest, from each guest its agent's own.
+
+use std::sync::Arc;
+
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerifier},
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
+    server::{
+        NoServerSessionStorage,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+    sign::{CertifiedKey, SingleCertAndKey},
+};
+
+use crate::tls::Pinned;
+
+/// What a host and one guest know each other by: the pair that its agent already knows the host by as
+/// a client, and its agent's certificate. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct GuestTls {
+    own: Arc<SingleCertAndKey>,
+    /// PEM.
+    certificate: Arc<str>,
+    /// DER.
+    agent: Arc<[u8]>,
+}
+
+impl PartialEq for GuestTls {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.certificate, &self.agent) == (&other.certificate, &other.agent)
+    }
+}
+
+impl GuestTls {
+    /// Makes it of the host's certificate and key and the agent's certificate, all PEM. Stock agents
+    /// want a DNS name in the host's.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestTlsError`].
+    pub fn from_pem(certificate: &[u8], key: &[u8], agent: &[u8]) -> Result<Self, GuestTlsError> {
+        let wrong = |what| {
+            move |error: rustls::pki_types::pem::Error| GuestTlsError::Pem {
+                what,
+                why: error.to_string(),
+            }
+        };
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(certificate)
+            .collect::<Result<_, _>>()
+            .map_err(wrong("the host's certificate"))?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(wrong("the host's key"))?;
+        let agent =
+            CertificateDer::from_pem_slice(agent).map_err(wrong("the agent's certificate"))?;
+        let own = CertifiedKey::from_der(chain, key, &ring::default_provider())
+            .map_err(|error| GuestTlsError::Mismatch(error.to_string()))?;
+        Ok(Self {
+            own: Arc::new(own.into()),
+            certificate: String::from_utf8_lossy(certificate).into(),
+            agent: agent.as_ref().into(),
+        })
+    }
+
+    /// What the host shows, PEM.
+    pub(super) fn certificate(&self) -> &str {
+        &self.certificate
+    }
+
+    /// What the guest shows, DER.
+    pub(super) fn agent(&self) -> &[u8] {
+        &self.agent
+    }
+}
+
+/// TLS 1.3 for these guests, with the first one's pair of ours. `None` if there are none.
+pub(super) fn for_guests<'a>(
+    guests: impl Iterator<Item = &'a GuestTls>,
+) -> Option<Arc<ServerConfig>> {
+    let mut guests = guests.peekable();
+    let own = Arc::clone(&guests.peek()?.own);
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Arc::new(Pinned {
+        certificates: guests.map(|guest| guest.agent.to_vec()).collect(),
+        provider: Arc::clone(&provider),
+    });
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .ok()?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(own);
+    // A resumed session would not be compared again.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Some(Arc::new(config))
+}
+
+impl ClientCertVerifier for Pinned {
+    /// Empty: a Go client with a list to choose from would send no certificate at all.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.check(leaf).map(|()| ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        ServerCertVerifier::verify_tls12_signature(self, message, leaf, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        ServerCertVerifier::verify_tls13_signature(self, message, leaf, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        ServerCertVerifier::supported_verify_schemes(self)
+    }
+}
+
+/// Certificates that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GuestTlsError {
+    /// It is not PEM, or not of the right kind.
+    #[error("{what} is not usable PEM: {why}")]
+    Pem {
+        /// Which.
+        what: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The key is of an unknown kind or does not belong to the certificate.
+    #[error("the host's certificate and key do not work together: {0}")]
+    Mismatch(String),
+}

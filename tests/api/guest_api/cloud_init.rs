@@ -1,0 +1,145 @@
+//! What cloud-init finds in the guest's file system.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use harness::{HostData, TestAgent};
+use serde_json::json;
+use vsock_agent::{CloudInit, Config};
+
+use super::{configured, host_of, put, until};
+
+fn start(cloud_init: CloudInit) -> TestAgent {
+    configured(|config| {
+        fs::create_dir(&config.root).unwrap();
+        config.guest.cloud_init = cloud_init;
+    })
+}
+
+fn seed(agent: &TestAgent) -> PathBuf {
+    agent.folder().join("root/var/lib/cloud/seed/nocloud")
+}
+
+#[tokio::test]
+async fn seeds_are_there_before_the_guest_goes_on_and_follow_the_host() {
+    let mut agent = start(CloudInit::NoCloud);
+    let host = host_of(
+        &agent,
+        HostData::with(&[
+            ("cloud-init.user-data", "#cloud-config\nhostname: ä\n"),
+            ("user.user-data", "old"),
+            ("user.network-config", "version: 2\n"),
+        ]),
+    );
+    agent.ready().await;
+    let read = |name: &str| fs::read_to_string(seed(&agent).join(name));
+    let meta_data = "instance-id: one\nlocal-hostname: guest\n";
+    assert_eq!(read("meta-data").unwrap(), meta_data);
+    assert_eq!(read("user-data").unwrap(), "#cloud-config\nhostname: ä\n");
+    assert_eq!(read("network-config").unwrap(), "version: 2\n");
+    read("vendor-data").unwrap_err();
+    host.change(|data| drop(data.config.remove("user.network-config")));
+    put(&agent, "", true).await;
+    until(async || read("network-config").is_err()).await;
+    assert_eq!(read("meta-data").unwrap(), meta_data);
+}
+
+#[tokio::test]
+async fn no_seed_shadows_the_socket_unless_it_is_asked_for() {
+    let mut agent = start(CloudInit::Lxd);
+    let _host = host_of(&agent, HostData::default());
+    agent.ready().await;
+    assert!(agent.guest_socket().exists());
+    assert!(!seed(&agent).exists());
+}
+
+/// A guest in its boot in which cloud-init has found nothing.
+fn booting(root: &Path) {
+    for folder in ["run/systemd/system", "etc/cloud", "run/cloud-init"] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    fs::write(root.join("run/cloud-init/disabled"), "").unwrap();
+    program(root, "usr/lib/cloud-init/ds-identify", "exit 1");
+    let generator = "usr/lib/systemd/system-generators/cloud-init-generator";
+    program(root, generator, "exit 1");
+    let script = format!(
+        "echo \"$*\" >> {}\n[ \"$2\" != --property=SystemState ] || echo SystemState=starting",
+        root.join("log").display()
+    );
+    program(root, "usr/bin/systemctl", &script);
+}
+
+/// Cloud-init was made to look again, once.
+#[track_caller]
+fn looked_again(agent: &TestAgent) {
+    let root = agent.folder().join("root");
+    assert!(!root.join("run/cloud-init").exists());
+    let log = fs::read_to_string(root.join("log")).unwrap();
+    let done: Vec<_> = log.lines().skip(2).collect();
+    assert_eq!(
+        json!(done),
+        json!(["daemon-reload", "--no-block start cloud-init.target"])
+    );
+}
+
+#[tokio::test]
+async fn cloud_init_has_looked_again_before_the_guest_goes_on() {
+    let mut agent = configured(|config| {
+        config.guest.sockets = vec![config.root.join("dev/lxd/sock")];
+        booting(&config.root);
+    });
+    let _host = host_of(&agent, HostData::default());
+    agent.ready().await;
+    looked_again(&agent);
+}
+
+/// A config share with a template for a seed, rendered in this boot or in an earlier one.
+fn share_a_seed(config: &Config, is_rendered: bool) {
+    let files = config.share.as_ref().unwrap().folder.join("files");
+    fs::create_dir_all(&files).unwrap();
+    let metadata = "templates:\n  /var/lib/cloud/seed/nocloud-net/meta-data:\n    \
+                    template: meta.tpl\n";
+    fs::write(files.join("metadata.yaml"), metadata).unwrap();
+    if is_rendered {
+        fs::write(files.join("meta.tpl.out"), "instance-id: image\n").unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_seed_of_the_config_share_is_looked_at_before_the_guest_goes_on() {
+    let mut agent = TestAgent::configured(|config| {
+        booting(&config.root);
+        share_a_seed(config, true);
+    });
+    agent.ready().await;
+    looked_again(&agent);
+}
+
+#[tokio::test]
+async fn an_image_with_seeds_of_its_own_keeps_them() {
+    for is_rendered in [true, false] {
+        let mut agent = configured(|config| {
+            fs::create_dir(&config.root).unwrap();
+            config.guest.cloud_init = CloudInit::NoCloud;
+            share_a_seed(config, is_rendered);
+        });
+        let _host = host_of(&agent, HostData::default());
+        agent.ready().await;
+        assert!(agent.guest_socket().exists());
+        assert!(!seed(&agent).exists(), "rendered: {is_rendered}");
+    }
+}
+
+fn program(root: &Path, path: &str, script: &str) {
+    let path = root.join(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    // Written by another process: what some other test starts meanwhile would hold it open for
+    // writing, and it could not be run (`ETXTBSY`).
+    let write = r#"printf '#!/bin/sh\n%s\n' "$1" > "$0"; chmod 755 "$0""#;
+    let mut shell = Command::new("sh");
+    let status = shell.args(["-c", write]).arg(path).arg(script).status();
+    assert!(status.unwrap().success());
+}

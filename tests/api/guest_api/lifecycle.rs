@@ -1,0 +1,144 @@
+//! When the sockets are there, and when the guest may go on booting.
+
+use std::{fs, os::unix::fs::PermissionsExt, os::unix::net::UnixListener, time::Duration};
+
+use futures_util::StreamExt;
+use harness::{HostData, RawClient};
+
+use super::{answers, configured, eventually_answers, eventually_gone, host_of, put, start, until};
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn there_is_no_socket_before_the_last_answer() {
+    let mut agent = configured(|config| config.guest.ready_timeout = Some(PATIENCE));
+    let mut data = HostData::with(&[("user.a", "1"), ("user.b", "2")]);
+    // The devices are asked for last.
+    data.failing.insert("/1.0/devices".to_owned(), 500);
+    let host = host_of(&agent, data);
+    let asked = || {
+        let log = host.log();
+        log.iter()
+            .filter(|line| *line == "GET /1.0/devices")
+            .count()
+    };
+    until(async || asked() >= 3).await;
+    assert!(!agent.guest_socket().exists());
+    host.change(|data| data.failing.clear());
+    agent.ready().await;
+    assert!(answers(&agent.guest_socket()).await);
+}
+
+#[tokio::test]
+async fn a_guest_without_its_host_goes_on_and_gets_its_data_later() {
+    let limit = Duration::from_millis(200);
+    let mut agent = configured(|config| config.guest.ready_timeout = Some(limit));
+    agent.ready().await;
+    assert!(!agent.guest_socket().exists());
+    let _host = host_of(&agent, HostData::default());
+    eventually_answers(&agent.guest_socket()).await;
+}
+
+#[tokio::test]
+async fn a_guest_does_not_wait_for_a_host_that_is_silent() {
+    let limit = Duration::from_millis(200);
+    let mut agent = configured(|config| config.guest.ready_timeout = Some(limit));
+    let data = HostData {
+        delay: Duration::from_secs(3600),
+        ..HostData::default()
+    };
+    let host = host_of(&agent, data);
+    until(async || !host.log().is_empty()).await;
+    agent.ready().await;
+    assert!(!agent.guest_socket().exists());
+}
+
+#[tokio::test]
+async fn a_guest_without_a_host_does_not_wait_at_all() {
+    let mut agent = harness::TestAgent::start();
+    agent.ready().await;
+    assert!(!agent.guest_socket().exists());
+}
+
+#[tokio::test]
+async fn the_host_switches_it_on_and_off() {
+    let (agent, _host, guest) = start(HostData::default()).await;
+    let mut listening = guest.websocket("/1.0/events").await.unwrap();
+    put(&agent, "", false).await;
+    eventually_gone(&agent.guest_socket()).await;
+    // Whoever listened is told to leave.
+    while let Some(Ok(_)) = listening.next().await {}
+    put(&agent, "", true).await;
+    eventually_answers(&agent.guest_socket()).await;
+}
+
+#[tokio::test]
+async fn a_host_that_switches_it_off_is_not_waited_for() {
+    let mut agent = configured(|config| config.guest.ready_timeout = Some(PATIENCE));
+    put(&agent, "", false).await;
+    agent.ready().await;
+    assert!(!agent.guest_socket().exists());
+}
+
+#[tokio::test]
+async fn a_host_that_forbids_it_is_not_waited_for() {
+    let mut agent = configured(|config| config.guest.ready_timeout = Some(PATIENCE));
+    let mut data = HostData::default();
+    data.failing.insert("/1.0".to_owned(), 403);
+    let host = host_of(&agent, data);
+    agent.ready().await;
+    assert!(!agent.guest_socket().exists());
+    host.change(|data| data.failing.clear());
+    eventually_answers(&agent.guest_socket()).await;
+}
+
+#[tokio::test]
+async fn a_host_that_closes_every_connection_is_asked_on_others() {
+    let data = HostData {
+        closes: true,
+        ..HostData::with(&[("user.a", "1"), ("user.b", "2")])
+    };
+    let (_agent, _host, guest) = start(data).await;
+    assert_eq!(guest.get("/1.0/config/user.b").await.body, 2);
+}
+
+#[tokio::test]
+async fn a_host_that_comes_back_and_says_so_is_asked_again() {
+    let (agent, host, guest) = start(HostData::with(&[("user.a", "1")])).await;
+    drop(host);
+    // Nothing is lost while it is away.
+    assert_eq!(guest.get("/1.0/config/user.a").await.body, 1);
+    let _host = host_of(&agent, HostData::with(&[("user.a", "2")]));
+    put(&agent, "", true).await;
+    until(async || guest.get("/1.0/config/user.a").await.body == 2).await;
+}
+
+#[tokio::test]
+async fn the_socket_is_roots_and_replaces_a_dead_one() {
+    let mut agent = configured(|config| {
+        let socket = config.guest.sockets[0].with_file_name("incus").join("sock");
+        fs::create_dir(socket.parent().unwrap()).unwrap();
+        // Dropped without being removed, as after a crash.
+        drop(UnixListener::bind(&socket).unwrap());
+        let other = socket.with_file_name("deeper").join("sock");
+        config.guest.sockets = vec![socket, other];
+    });
+    let _host = host_of(&agent, HostData::with(&[("user.a", "1")]));
+    agent.ready().await;
+    let mode = |path: &str| {
+        let path = agent.folder().join(path);
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    };
+    assert_eq!(mode("incus/sock"), 0o600);
+    assert_eq!(
+        (mode("incus/deeper"), mode("incus/deeper/sock")),
+        (0o755, 0o600)
+    );
+    // Programs made for LXD find it too.
+    let guest = RawClient::new(&agent.folder().join("lxd/sock"));
+    assert_eq!(guest.get("/1.0/config/user.a").await.body, 1);
+    let sockets = ["incus/sock", "incus/deeper/sock"].map(|path| agent.folder().join(path));
+    agent.stop();
+    assert!(!sockets.iter().any(|socket| socket.exists()));
+}

@@ -1,0 +1,383 @@
+//! The host process against a guest that is not ours (`openssl`, playing LXD's agent), and against
+//! our own agent.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use harness::{Pair, RawClient, TestAgent, TestFolder, eventually};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    process::Command,
+};
+use vsock_agent::{ListenAddress, Security};
+use vsock_agent_client::{
+    self as client, Identity,
+    instance::InstanceStore,
+    serve::{Guest, GuestTls, HostConfig, HostProcess},
+};
+
+const PORT: u32 = 9000;
+
+/// Patience with what takes no time.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A host and the guests it serves.
+struct Host {
+    process: HostProcess,
+    folder: TestFolder,
+    own: Pair,
+}
+
+/// A guest: its name, its agent's pair, and where its agent listens.
+struct Machine {
+    name: &'static str,
+    pair: Pair,
+    socket: PathBuf,
+}
+
+impl Machine {
+    fn new(host: &Host, name: &'static str) -> Self {
+        Self {
+            name,
+            pair: Pair::lxd(),
+            socket: host.folder.path().join(name),
+        }
+    }
+
+    /// Where this guest finds its host.
+    fn door(&self) -> PathBuf {
+        PathBuf::from(format!("{}_{PORT}", self.socket.display()))
+    }
+}
+
+impl Host {
+    fn start() -> Self {
+        let folder = TestFolder::new("host");
+        let process = HostProcess::new(HostConfig {
+            port: PORT,
+            store: InstanceStore::new(folder.path().join("instances")),
+            location: "here".to_owned(),
+            status: folder.path().join("serve.json"),
+        });
+        Self {
+            process,
+            folder,
+            own: Pair::lxd(),
+        }
+    }
+
+    async fn serve(&mut self, machines: &[&Machine]) {
+        let guests = machines.iter().map(|machine| self.guest(machine)).collect();
+        self.process.set_guests(guests).await;
+    }
+
+    fn guest(&self, machine: &Machine) -> Guest {
+        let (own, agent) = (&self.own, &machine.pair);
+        let certificate = own.certificate.as_bytes();
+        let key = own.key.as_bytes();
+        let identity = Identity::from_parts(certificate, key, &agent.certificate_der).unwrap();
+        let tls = GuestTls::from_pem(certificate, key, agent.certificate.as_bytes()).unwrap();
+        Guest {
+            name: machine.name.to_owned(),
+            endpoint: format!("unix:{}", machine.socket.display())
+                .parse()
+                .unwrap(),
+            security: client::Security::Tls(identity),
+            tls: Some(tls),
+            revision: Vec::new(),
+        }
+    }
+
+    fn set(&self, name: &str, values: &[(&str, &str)]) {
+        let changes: Vec<_> = values
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), Some((*value).to_owned())))
+            .collect();
+        let store = InstanceStore::new(self.folder.path().join("instances"));
+        store.change(name, &changes).unwrap();
+    }
+
+    /// Connects to `door` as `own` does, with another program's TLS, checks our certificate as stock
+    /// agents do, and sends `request`. What came back.
+    async fn send(&self, door: &Path, own: Option<&Pair>, request: &str) -> String {
+        let folder = TestFolder::new("openssl");
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let mut command = Command::new("openssl");
+        command
+            .args(["s_client", "-quiet", "-tls1_3", "-verify_return_error"])
+            .args(["-verify_hostname", "unspecified", "-CAfile"])
+            .arg(file("host.crt", &self.own.certificate))
+            .arg("-unix")
+            .arg(door)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if let Some(own) = own {
+            command.arg("-cert").arg(file("own.crt", &own.certificate));
+            command.arg("-key").arg(file("own.key", &own.key));
+        }
+        let openssl = command.spawn();
+        let mut openssl = openssl.expect("openssl is missing: apt-get install openssl");
+        let mut stdin = openssl.stdin.take().unwrap();
+        // It may have been refused already.
+        let _ = stdin.write_all(request.as_bytes()).await;
+        let mut answer = String::new();
+        let mut stdout = openssl.stdout.take().unwrap();
+        stdout.read_to_string(&mut answer).await.unwrap();
+        drop(stdin);
+        openssl.wait().await.unwrap();
+        answer
+    }
+
+    async fn ask(&self, machine: &Machine, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: custom.socket\r\nConnection: close\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let answer = self
+            .send(&machine.door(), Some(&machine.pair), &request)
+            .await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, serde_json::from_str(body).unwrap())
+    }
+
+    async fn get(&self, machine: &Machine, path: &str) -> (u16, Value) {
+        let (status, mut body) = self.ask(machine, "GET", path, "").await;
+        (status, body["metadata"].take())
+    }
+}
+
+async fn until(holds: impl AsyncFnMut() -> bool) {
+    assert!(eventually(TIMEOUT, holds).await);
+}
+
+#[tokio::test]
+async fn a_stock_agent_gets_all_of_its_guests_data() {
+    let mut host = Host::start();
+    let one = Machine::new(&host, "one");
+    host.set(
+        "one",
+        &[
+            ("user.a", "ä€\n"),
+            ("user.odd key".replace(' ', "%").as_str(), "odd"),
+            ("cloud-init.ssh-keys.ann", "ann:ssh-rsa AAAA"),
+            ("cloud-init.user-data", "#cloud-config\nruncmd: [a]\n"),
+            ("user.meta-data", "more: yes\n"),
+            ("devices.eth0.type", "nic"),
+            ("devices.eth0.hwaddr", "00:16:3e:00:00:01"),
+            ("hostname", "web"),
+        ],
+    );
+    host.serve(&[&one]).await;
+    let (status, info) = host.get(&one, "/1.0").await;
+    assert_eq!(status, 200);
+    assert_eq!(
+        (&info["state"], &info["location"]),
+        (&json!("Started"), &json!("here"))
+    );
+    assert_eq!(info["instance_type"], "virtual-machine");
+    let keys = json!([
+        "/1.0/config/cloud-init.user-data",
+        "/1.0/config/cloud-init.vendor-data",
+        "/1.0/config/user.a",
+        "/1.0/config/user.meta-data",
+        "/1.0/config/user.odd%key",
+    ]);
+    assert_eq!(host.get(&one, "/1.0/config").await, (200, keys));
+    assert_eq!(
+        host.get(&one, "/1.0/config/user.a").await,
+        (200, json!("ä€\n"))
+    );
+    assert_eq!(
+        host.get(&one, "/1.0/config/user.odd%25key").await,
+        (200, json!("odd"))
+    );
+    let (_, user_data) = host.get(&one, "/1.0/config/cloud-init.user-data").await;
+    let user_data = user_data.as_str().unwrap();
+    assert!(
+        user_data.contains("AAAA") && user_data.contains("runcmd"),
+        "{user_data}"
+    );
+    let (_, meta_data) = host.get(&one, "/1.0/meta-data").await;
+    let meta_data = meta_data.as_str().unwrap();
+    assert!(meta_data.starts_with("instance-id: "), "{meta_data}");
+    assert!(
+        meta_data.ends_with("\nlocal-hostname: web\nmore: yes\n"),
+        "{meta_data}"
+    );
+    let devices = json!({ "eth0": { "type": "nic", "hwaddr": "00:16:3e:00:00:01" } });
+    assert_eq!(host.get(&one, "/1.0/devices").await, (200, devices));
+}
+
+#[tokio::test]
+async fn what_a_guest_may_not_know_is_forbidden_and_what_there_is_not_is_not_found() {
+    let mut host = Host::start();
+    let one = Machine::new(&host, "one");
+    host.set("one", &[("cloud-init.ssh-keys.ann", "ann:ssh-rsa AAAA")]);
+    host.serve(&[&one]).await;
+    for key in [
+        "cloud-init.ssh-keys.ann",
+        "security.devlxd",
+        "volatile.uuid",
+        "instance-id",
+    ] {
+        let path = format!("/1.0/config/{key}");
+        assert_eq!(host.get(&one, &path).await.0, 403, "{key}");
+    }
+    for path in [
+        "/1.0/config/user.none",
+        "/1.0/nothing",
+        "/1.0/instances/two",
+        "/1.0/config/../../etc/passwd/x",
+        "/1.0/exec",
+    ] {
+        let status = host.get(&one, path).await.0;
+        assert!(matches!(status, 403 | 404), "{path}: {status}");
+    }
+    assert_eq!(host.ask(&one, "POST", "/1.0/exec", "{}").await.0, 405);
+    host.set("one", &[("security.devlxd", "false")]);
+    until(async || host.get(&one, "/1.0").await.0 == 403).await;
+}
+
+#[tokio::test]
+async fn a_guest_says_how_far_it_is() {
+    let mut host = Host::start();
+    let one = Machine::new(&host, "one");
+    host.serve(&[&one]).await;
+    for (body, status) in [
+        (r#"{"state":"Ready"}"#, 200),
+        (r#"{"state":"Rady"}"#, 400),
+        ("", 400),
+    ] {
+        assert_eq!(
+            host.ask(&one, "PATCH", "/1.0", body).await.0,
+            status,
+            "{body}"
+        );
+    }
+    assert_eq!(host.get(&one, "/1.0").await.1["state"], "Ready");
+    let kept = host.folder.path().join("serve.json");
+    until(async || std::fs::read_to_string(&kept).is_ok_and(|text| text.contains("Ready"))).await;
+}
+
+#[tokio::test]
+async fn a_guest_is_known_by_its_certificate_and_by_where_it_comes_from() {
+    let mut host = Host::start();
+    let (one, two) = (Machine::new(&host, "one"), Machine::new(&host, "two"));
+    host.serve(&[&one, &two]).await;
+    let request = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    for (door, own, is_let_in) in [
+        (one.door(), Some(&one.pair), true),
+        (two.door(), Some(&two.pair), true),
+        (one.door(), Some(&two.pair), false),
+        (two.door(), Some(&one.pair), false),
+        (one.door(), Some(&Pair::lxd()), false),
+        (one.door(), Some(&host.own), false),
+        (one.door(), None, false),
+    ] {
+        let answer = host.send(&door, own, request).await;
+        assert_eq!(
+            answer.contains("HTTP"),
+            is_let_in,
+            "{}: {answer}",
+            door.display()
+        );
+    }
+    let mut plain = UnixStream::connect(one.door()).await.unwrap();
+    plain.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = plain.read_to_end(&mut answer).await;
+    assert!(!answer.windows(4).any(|word| word == b"HTTP"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_guest_that_takes_all_it_can_takes_nothing_from_another() {
+    let mut host = Host::start();
+    let (one, two) = (Machine::new(&host, "one"), Machine::new(&host, "two"));
+    host.serve(&[&one, &two]).await;
+    let mut held = Vec::new();
+    for _ in 0..200 {
+        held.push(UnixStream::connect(one.door()).await.unwrap());
+    }
+    assert_eq!(host.get(&two, "/1.0").await.0, 200);
+    drop(held);
+    until(async || {
+        let request = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        let answer = host.send(&one.door(), Some(&one.pair), request).await;
+        answer.contains("200 OK")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_socket_that_is_taken_away_comes_back_and_goes_at_the_end() {
+    let mut host = Host::start();
+    let one = Machine::new(&host, "one");
+    host.serve(&[&one]).await;
+    std::fs::remove_file(one.door()).unwrap();
+    until(async || one.door().exists()).await;
+    assert_eq!(host.get(&one, "/1.0").await.0, 200);
+    host.serve(&[]).await;
+    until(async || !one.door().exists()).await;
+    host.serve(&[&one]).await;
+    host.process.stop().await;
+    assert!(!one.door().exists());
+}
+
+/// Our agent for a machine, which asks where the machine's host listens.
+fn start_agent(host: &Host, machine: &Machine) -> TestAgent {
+    TestAgent::configured(|config| {
+        let identity = host
+            .folder
+            .path()
+            .join(format!("{}-identity", machine.name));
+        let _ = std::fs::create_dir(&identity);
+        machine.pair.write_agent(&identity, &[&host.own]);
+        config.security = Security::Tls(identity);
+        config.listen = vec![ListenAddress::Unix(machine.socket.clone())];
+        config.guest.host = Some(ListenAddress::Unix(machine.door()));
+    })
+}
+
+async fn guest_sees(agent: &TestAgent, value: &str) {
+    let guest = RawClient::new(&agent.guest_socket());
+    until(async || {
+        agent.guest_socket().exists()
+            && UnixStream::connect(agent.guest_socket()).await.is_ok()
+            && guest.get("/1.0/config/user.a").await.body == value
+    })
+    .await;
+}
+
+// The host must go on while the test waits for the agent's end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_in_the_guest_sees_the_data_and_each_change_of_it() {
+    let mut host = Host::start();
+    let one = Machine::new(&host, "one");
+    host.set("one", &[("user.a", "first")]);
+    let mut agent = start_agent(&host, &one);
+    host.serve(&[&one]).await;
+    guest_sees(&agent, "first").await;
+    host.set("one", &[("user.a", "second")]);
+    guest_sees(&agent, "second").await;
+    // The next start of the agent hears of its host anew.
+    agent.stop();
+    drop(agent);
+    host.set("one", &[("user.a", "third")]);
+    let agent = start_agent(&host, &one);
+    guest_sees(&agent, "third").await;
+    let reached = host.folder.path().join("serve.json");
+    until(async || std::fs::read_to_string(&reached).is_ok_and(|text| text.contains("lxd-agent")))
+        .await;
+}

@@ -1,0 +1,302 @@
+//! A host that has instance data for one guest, written from LXD's API and not from our own host, so
+//! that a mistake both our ends make is still seen.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex, mpsc},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::WebPkiClientVerifier,
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::UnixListener,
+    sync::oneshot,
+    task::JoinSet,
+    time::sleep,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::Pair;
+
+/// What the host has, and how it behaves.
+#[derive(Debug, Clone)]
+pub struct HostData {
+    /// Keys and values.
+    pub config: BTreeMap<String, String>,
+    /// Keys that are listed and have no value.
+    pub unset: Vec<String>,
+    /// Text.
+    pub meta_data: String,
+    /// By name.
+    pub devices: Value,
+    /// Paths that are answered with this status instead.
+    pub failing: BTreeMap<String, u16>,
+    /// Time before each answer.
+    pub delay: Duration,
+    /// Whether a connection is closed after each answer, as LXD's own agent asks for.
+    pub closes: bool,
+    /// Every request so far: method, path and body.
+    pub log: Vec<String>,
+}
+
+impl Default for HostData {
+    fn default() -> Self {
+        Self {
+            config: BTreeMap::new(),
+            unset: Vec::new(),
+            meta_data: "instance-id: one\nlocal-hostname: guest\n".to_owned(),
+            devices: json!({ "eth0": { "type": "nic", "hwaddr": "00:16:3e:00:00:01" } }),
+            failing: BTreeMap::new(),
+            delay: Duration::ZERO,
+            closes: false,
+            log: Vec::new(),
+        }
+    }
+}
+
+impl HostData {
+    /// A host that has these keys.
+    #[must_use]
+    pub fn with(config: &[(&str, &str)]) -> Self {
+        let config = config
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        Self {
+            config,
+            ..Self::default()
+        }
+    }
+}
+
+/// A host that listens. `Drop` ends it.
+#[derive(Debug)]
+pub struct MockHost {
+    data: Arc<Mutex<HostData>>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl MockHost {
+    /// Listens on `socket`, and speaks HTTP without TLS.
+    #[must_use]
+    pub fn start(socket: &Path, data: HostData) -> Self {
+        Self::run(socket, data, None)
+    }
+
+    /// Listens on `socket` with TLS; with an `agent`, only for that one.
+    #[must_use]
+    pub fn start_tls(socket: &Path, data: HostData, own: &Pair, agent: Option<&Pair>) -> Self {
+        let provider = Arc::new(ring::default_provider());
+        let verifier = match agent {
+            None => WebPkiClientVerifier::no_client_auth(),
+            Some(agent) => {
+                let mut roots = RootCertStore::empty();
+                roots
+                    .add(CertificateDer::from(agent.certificate_der.clone()))
+                    .unwrap();
+                let (roots, provider) = (Arc::new(roots), Arc::clone(&provider));
+                WebPkiClientVerifier::builder_with_provider(roots, provider)
+                    .build()
+                    .unwrap()
+            }
+        };
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(
+                vec![CertificateDer::from(own.certificate_der.clone())],
+                PrivateKeyDer::from_pem_slice(own.key.as_bytes()).unwrap(),
+            )
+            .unwrap();
+        Self::run(socket, data, Some(TlsAcceptor::from(Arc::new(config))))
+    }
+
+    fn run(socket: &Path, data: HostData, tls: Option<TlsAcceptor>) -> Self {
+        let data = Arc::new(Mutex::new(data));
+        let (stop, stopped) = oneshot::channel();
+        let (bound, is_bound) = mpsc::channel();
+        let (path, shared) = (socket.to_owned(), Arc::clone(&data));
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                // As one that ran before and was not stopped would leave it.
+                drop(std::fs::remove_file(&path));
+                let listener = UnixListener::bind(&path).unwrap();
+                bound.send(()).unwrap();
+                tokio::select! {
+                    () = accept(listener, shared, tls) => {}
+                    _ = stopped => {}
+                }
+            });
+        });
+        is_bound.recv().expect("the host cannot bind");
+        Self {
+            data,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    /// Changes what it has, from the next answer on.
+    pub fn change(&self, change: impl FnOnce(&mut HostData)) {
+        change(&mut self.data.lock().unwrap());
+    }
+
+    /// Every request so far.
+    #[must_use]
+    pub fn log(&self) -> Vec<String> {
+        self.data.lock().unwrap().log.clone()
+    }
+}
+
+impl Drop for MockHost {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn accept(listener: UnixListener, data: Arc<Mutex<HostData>>, tls: Option<TlsAcceptor>) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        let (data, tls) = (Arc::clone(&data), tls.clone());
+        connections.spawn(async move {
+            // An agent may leave at any time, or be another than the one that is known.
+            match tls {
+                None => drop(serve(stream, &data).await),
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        drop(serve(stream, &data).await);
+                    }
+                }
+            }
+        });
+    }
+}
+
+async fn serve(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    data: &Mutex<HostData>,
+) -> std::io::Result<()> {
+    let mut read = Vec::new();
+    loop {
+        let end = loop {
+            if let Some(end) = read.windows(4).position(|window| window == b"\r\n\r\n") {
+                break end;
+            }
+            if stream.read_buf(&mut read).await? == 0 {
+                return Ok(());
+            }
+        };
+        let head = String::from_utf8(read.drain(..end + 4).collect()).unwrap();
+        let length = head
+            .lines()
+            .find_map(|line| {
+                let (name, value) = line.split_once(": ")?;
+                name.eq_ignore_ascii_case("content-length")
+                    .then(|| value.parse().unwrap())
+            })
+            .unwrap_or(0);
+        while read.len() < length {
+            stream.read_buf(&mut read).await?;
+        }
+        let body = String::from_utf8(read.drain(..length).collect()).unwrap();
+        let (reply, delay, closes) = {
+            let mut data = data.lock().unwrap();
+            let mut words = head.split(' ');
+            let (method, path) = (words.next().unwrap(), words.next().unwrap());
+            let line = format!("{method} {path} {body}");
+            data.log.push(line.trim_end().to_owned());
+            (answer(&data, method, path), data.delay, data.closes)
+        };
+        sleep(delay).await;
+        stream.write_all(&reply).await?;
+        if closes {
+            return Ok(());
+        }
+    }
+}
+
+fn answer(data: &HostData, method: &str, path: &str) -> Vec<u8> {
+    if let Some(status) = data.failing.get(path) {
+        return refuse(*status, "the host says no");
+    }
+    let metadata = match (method, path) {
+        ("PATCH", "/1.0") => json!({}),
+        ("GET", "/1.0") => json!({
+            "api_version": "1.0", "auth": "untrusted", "instance_type": "virtual-machine",
+            "location": "none", "state": "Started", "supported_storage_drivers": [],
+        }),
+        ("GET", "/1.0/config") => {
+            let keys = data.config.keys().chain(&data.unset);
+            keys.map(|key| format!("/1.0/config/{key}")).collect()
+        }
+        ("GET", "/1.0/meta-data") => json!(data.meta_data),
+        ("GET", "/1.0/devices") => data.devices.clone(),
+        ("GET", path) => {
+            let key = path.strip_prefix("/1.0/config/").map(unescape);
+            match key.and_then(|key| data.config.get(&key)) {
+                Some(value) => json!(value),
+                None => return refuse(404, "not found"),
+            }
+        }
+        _ => return refuse(501, "not implemented"),
+    };
+    let envelope = json!({
+        "type": "sync", "status": "Success", "status_code": 200, "operation": "",
+        "error_code": 0, "error": "", "metadata": metadata,
+    });
+    http(200, &envelope)
+}
+
+fn refuse(status: u16, text: &str) -> Vec<u8> {
+    let envelope = json!({
+        "type": "error", "status": "", "status_code": 0, "operation": "",
+        "error_code": status, "error": text, "metadata": null,
+    });
+    http(status, &envelope)
+}
+
+fn http(status: u16, envelope: &Value) -> Vec<u8> {
+    let body = format!("{envelope}\n");
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n\
+         {body}"
+    )
+    .into_bytes()
+}
+
+/// The text that a path stands for (RFC 3986, section 2.1).
+fn unescape(path: &str) -> String {
+    let mut bytes = path.bytes();
+    let mut text = Vec::new();
+    while let Some(byte) = bytes.next() {
+        let digit = |byte: u8| char::from(byte).to_digit(16).unwrap();
+        text.push(match byte {
+            b'%' => {
+                let (high, low) = (bytes.next().unwrap(), bytes.next().unwrap());
+                u8::try_from(digit(high) * 16 + digit(low)).unwrap()
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(text).unwrap()
+}
