@@ -55,8 +55,8 @@ impl Waiter {
 #[derive(Debug)]
 pub(in crate::sftp) struct PendingReply {
     take: oneshot::Receiver<Answer>,
-    /// What was taken and not asked for yet.
-    here: Option<Result<Answer, oneshot::error::RecvError>>,
+    /// What was taken and not asked for yet: an answer, or that none will come.
+    here: Option<Option<Answer>>,
     table: Arc<Table>,
 }
 
@@ -73,12 +73,9 @@ impl PendingReply {
     pub(in crate::sftp) async fn answer(mut self) -> Result<Answer, ClientError> {
         let answer = match self.here.take() {
             Some(here) => here,
-            None => self.take.await,
+            None => self.take.await.ok(),
         };
-        match answer {
-            Ok(answer) => Ok(answer),
-            Err(_) => Err(self.table.ending().error()),
-        }
+        answer.ok_or_else(|| self.table.ending().error())
     }
 }
 
@@ -87,9 +84,8 @@ impl PendingReply {
     pub(in crate::sftp) fn is_here(&mut self) -> bool {
         if self.here.is_none() {
             self.here = match self.take.try_recv() {
-                Ok(answer) => Some(Ok(answer)),
-                // Who asks for it hears what happened.
-                Err(oneshot::error::TryRecvError::Closed) => return true,
+                Ok(answer) => Some(Some(answer)),
+                Err(oneshot::error::TryRecvError::Closed) => Some(None),
                 Err(oneshot::error::TryRecvError::Empty) => None,
             };
         }
@@ -99,7 +95,7 @@ impl PendingReply {
     /// Waits until there is.
     pub(in crate::sftp) async fn arrived(&mut self) {
         if !self.is_here() {
-            self.here = Some((&mut self.take).await);
+            self.here = Some((&mut self.take).await.ok());
         }
     }
 }
