@@ -20,9 +20,7 @@ mod hotplug;
 mod metadata;
 mod mounts;
 mod nics;
-mod rtnetlink;
 mod templates;
-mod yaml;
 
 use std::{
     fs, io,

@@ -14,7 +14,9 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
 };
-use vsock_agent::{Agent, CloudInit, Config, ConfigShare, GuestConfig, ListenAddress, Security};
+use vsock_agent::{
+    Agent, CloudInit, Config, ConfigShare, GuestConfig, ListenAddress, PresetConfig, Security,
+};
 use vsock_agent_protocol::{address::Cid, version::Family};
 
 /// An agent that listens. `Drop` stops it as SIGTERM would, and removes its folder.
@@ -59,6 +61,7 @@ impl TestAgent {
                 sockets: vec![folder.path().join("guest.sock")],
                 cloud_init: CloudInit::Lxd,
                 ready_timeout: None,
+                presets: PresetConfig::default(),
             },
             log: "warn".parse().unwrap(),
             // Whatever a host asks for happens in the folder, if at all.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::yaml::{self, Node, YamlError};
+use crate::yaml::{self, Node, YamlError};
 
 /// A file for the guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 
 use serde::Deserialize;
 
-use super::rtnetlink::{Change, Link, Rtnetlink};
+use crate::rtnetlink::{Change, Link, Rtnetlink};
 
 const FOLDER: &str = "nics";
 
