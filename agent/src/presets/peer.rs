@@ -27,6 +27,7 @@ const LOOKS: u32 = 3;
 ///
 /// What reading the lists says.
 pub(super) fn user(peer: SocketAddr, own: SocketAddr) -> io::Result<Option<u32>> {
+    let port = format!(":{:04X} ", peer.port());
     for list in (0..LOOKS).flat_map(|_| LISTS) {
         let file = match File::open(list) {
             // Without IPv6 there is one list.
@@ -34,7 +35,10 @@ pub(super) fn user(peer: SocketAddr, own: SocketAddr) -> io::Result<Option<u32>>
             file => file?,
         };
         for line in BufReader::new(file).lines() {
-            if let Some(row) = parse(&line?)
+            let line = line?;
+            // There may be thousands of rows, and a port is quickly told from another.
+            if line.contains(&port)
+                && let Some(row) = parse(&line)
                 && same(row.local, peer)
                 && same(row.remote, own)
             {
