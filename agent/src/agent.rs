@@ -7,7 +7,7 @@ use tokio::select;
 
 use crate::{
     app::App,
-    config::{Config, Security},
+    config::{Config, Feature, Security},
     config_share::{Applied, ConfigShare, Hotplug},
     defaults,
     guest_api::GuestApi,
@@ -57,8 +57,11 @@ impl Agent {
     /// # Errors
     ///
     /// [`BindError`], for the first thing that fails; nothing stays bound then.
-    pub async fn bind(config: Config) -> Result<Self, BindError> {
+    pub async fn bind(mut config: Config) -> Result<Self, BindError> {
         raise_file_limit();
+        if !config.features.has(Feature::GuestApi) {
+            config.guest.sockets.clear();
+        }
         let tls = match &config.security {
             Security::Tls(folder) => Some(tls::server_config(folder)?),
             Security::Plain => {
@@ -69,7 +72,10 @@ impl Agent {
             }
         };
         let applied = match &config.share {
-            Some(share) => share.apply(&config.root).await,
+            Some(share) => {
+                let may_mount = config.features.has(Feature::Mounts);
+                share.apply(&config.root, may_mount).await
+            }
             None => Applied::default(),
         };
         tracing::debug!(?applied, "the host's word before it connects");
@@ -89,6 +95,7 @@ impl Agent {
             shutdown.clone(),
             config.end_commands,
             config.family,
+            config.features.clone(),
             Hotplug::new(config.root.clone(), config.family),
             StatusPorts::new(config.status_ports),
         ));
@@ -193,7 +200,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::{CloudInit, GuestConfig},
+        config::{CloudInit, Features, GuestConfig},
         presets::PresetConfig,
     };
 
@@ -205,6 +212,7 @@ mod tests {
             allowed_cids: Vec::new(),
             end_commands: true,
             family: Family::Lxd,
+            features: Features::all(),
             guest: GuestConfig {
                 host: None,
                 sockets: Vec::new(),

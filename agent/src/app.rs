@@ -12,6 +12,7 @@ use vsock_agent_protocol::{
 };
 
 use crate::{
+    config::Features,
     config_share::Hotplug,
     defaults,
     events::Events,
@@ -37,6 +38,8 @@ pub(crate) struct App {
     pub(crate) events: Events,
     /// Whose hosts it speaks to.
     pub(crate) family: Family,
+    /// What the host may do.
+    pub(crate) features: Features,
     pub(crate) guest: Guest,
     pub(crate) host: Host,
     pub(crate) hotplug: Hotplug,
@@ -58,6 +61,7 @@ impl App {
         shutdown: Shutdown,
         end_commands: bool,
         family: Family,
+        features: Features,
         hotplug: Hotplug,
         status_ports: StatusPorts,
     ) -> Self {
@@ -77,6 +81,7 @@ impl App {
             end_commands,
             events,
             family,
+            features,
             guest: Guest::default(),
             host: Host::default(),
             hotplug,

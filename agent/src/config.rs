@@ -3,6 +3,7 @@
 //! Everything is read and checked before anything is bound. The same names are used in all three
 //! places: `--allow-cid`, `VSOCK_AGENT_ALLOW_CID`, `allow-cid`.
 
+mod features;
 mod folders;
 mod guest;
 mod program;
@@ -31,6 +32,7 @@ use crate::{
     status_port,
 };
 
+pub use self::features::{Feature, Features, FeaturesError};
 pub use self::guest::{CloudInit, GuestConfig, ParseCloudInitError};
 
 /// Read when no other file is named and this one is there.
@@ -50,6 +52,8 @@ pub struct Config {
     pub end_commands: bool,
     /// Whose hosts the agent is made for.
     pub family: Family,
+    /// What the host may do. Always everything but with Incus's hosts.
+    pub features: Features,
     /// Where instance data come from, and who in the guest gets them.
     pub guest: GuestConfig,
     /// Least important events that are logged.
@@ -270,6 +274,9 @@ pub enum ConfigError {
     /// Nobody knows this family.
     #[error("cannot speak to those hosts")]
     Family(#[from] ParseFamilyError),
+    /// What the host may not do is not known.
+    #[error("cannot tell what the host may do")]
+    Features(#[from] FeaturesError),
     /// The host's address makes no sense.
     #[error("cannot ask the host there")]
     Host(#[source] ParseListenError),
@@ -306,7 +313,11 @@ impl Config {
             None => FileConfig::default(),
         };
         let program = Program::named(env::args_os().next().as_deref());
-        merge(flags, file, program, &Folders::usual())
+        let mut config = merge(flags, file, program, &Folders::usual())?;
+        if config.family == Family::Incus {
+            config.features = Features::read(Path::new(features::FILE))?;
+        }
+        Ok(config)
     }
 }
 
@@ -400,6 +411,7 @@ fn merge(
         allowed_cids,
         end_commands,
         family,
+        features: Features::all(),
         guest,
         log,
         root: PathBuf::from("/"),

@@ -57,8 +57,8 @@ impl ConfigShare {
     }
 
     /// Does what the host wants done before the agent listens: files, names of network devices,
-    /// mounts, all below `guest`. Takes a quarter of a minute at most, and a moment usually.
-    pub(crate) async fn apply(&self, guest: &Path) -> Applied {
+    /// mounts if it may, all below `guest`. Takes a quarter of a minute at most, and a moment usually.
+    pub(crate) async fn apply(&self, guest: &Path, may_mount: bool) -> Applied {
         let (folder, root) = (self.folder.clone(), guest.to_owned());
         let files = move || templates::apply(&folder, &root);
         let written = bounded::within(STEP_TIMEOUT, "files of the host", files).await;
@@ -67,9 +67,11 @@ impl ConfigShare {
             nics::apply(&folder)
         })
         .await;
-        let (folder, root) = (self.folder.clone(), guest.to_owned());
-        let mounts = move || mounts::apply(&folder, &root);
-        bounded::within(STEP_TIMEOUT, "shares of the host", mounts).await;
+        if may_mount {
+            let (folder, root) = (self.folder.clone(), guest.to_owned());
+            let mounts = move || mounts::apply(&folder, &root);
+            bounded::within(STEP_TIMEOUT, "shares of the host", mounts).await;
+        }
         written.map_or_else(Applied::default, |written| Applied {
             has_seed: written.has_seed(),
             is_seeded: written.is_seeded(),

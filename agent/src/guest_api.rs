@@ -17,14 +17,19 @@ use std::{
     },
 };
 
+use futures_util::future::BoxFuture;
 use nix::unistd::geteuid;
 use tokio::{select, sync::Semaphore, time::sleep};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::{
+    either::Either,
+    sync::{CancellationToken, DropGuard},
+};
 
 use crate::{
     defaults, http_connection,
     instance_data::InstanceData,
     listen::{ListenAddress, Listener, Stream},
+    reply::Reply,
     shutdown::Shutdown,
 };
 
@@ -113,13 +118,14 @@ impl GuestApi {
 
     async fn serve(self: Arc<Self>, stream: Stream, stop: CancellationToken) {
         let listens = Arc::new(AtomicBool::new(false));
-        let serving = http_connection::serve(stream, stop.clone(), |request| {
+        let answer = |request| -> BoxFuture<'static, Reply> {
             let (api, listens, stop) = (Arc::clone(&self), Arc::clone(&listens), stop.clone());
-            async move {
+            Box::pin(async move {
                 let is_listening = || listens.store(true, Ordering::Relaxed);
                 routes::route(&api, request, stop, is_listening).await
-            }
-        });
+            })
+        };
+        let serving = http_connection::serve(Either::Left(stream), stop.clone(), &answer);
         let mut serving = std::pin::pin!(serving);
         let ended = select! {
             ended = serving.as_mut() => ended,

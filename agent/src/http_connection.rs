@@ -1,17 +1,21 @@
 //! HTTP/1.1 on one connection, with the limits that every listener has.
+//!
+//! Nothing here is generic: hyper is large, and its server is in the program once.
 
-use std::{convert::Infallible, future::Future, io};
+use std::{convert::Infallible, io};
 
+use futures_util::future::BoxFuture;
 use http::Request;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    select,
-};
-use tokio_util::sync::CancellationToken;
+use tokio::select;
+use tokio_rustls::TlsStream;
+use tokio_util::{either::Either, sync::CancellationToken};
 
-use crate::{defaults, reply::Reply};
+use crate::{defaults, listen::Stream, reply::Reply};
+
+/// What HTTP is spoken on, by server and client: a plain connection, or one with TLS.
+pub(crate) type Transport = Either<Stream, TlsStream<Stream>>;
 
 /// Answers requests until the client leaves or `stop` is cancelled; the answer that is under way
 /// is finished then.
@@ -19,15 +23,11 @@ use crate::{defaults, reply::Reply};
 /// # Errors
 ///
 /// What ended the connection before its time.
-pub(crate) async fn serve<S, A>(
-    stream: S,
+pub(crate) async fn serve(
+    stream: Transport,
     stop: CancellationToken,
-    answer: impl Fn(Request<Incoming>) -> A,
-) -> io::Result<()>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    A: Future<Output = Reply>,
-{
+    answer: &(dyn Fn(Request<Incoming>) -> BoxFuture<'static, Reply> + Sync),
+) -> io::Result<()> {
     let service = service_fn(|request| {
         let reply = answer(request);
         async { Ok::<_, Infallible>(reply.await) }

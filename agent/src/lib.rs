@@ -63,7 +63,8 @@ mod yaml;
 
 pub use agent::{Agent, BindError};
 pub use config::{
-    CloudInit, Config, ConfigError, Flags, GuestConfig, ParseCloudInitError, Security,
+    CloudInit, Config, ConfigError, Feature, Features, FeaturesError, Flags, GuestConfig,
+    ParseCloudInitError, Security,
 };
 pub use config_share::{ConfigShare, FetchError, fetch_config_share};
 pub use listen::{ListenAddress, ParseListenError};
@@ -71,3 +72,4 @@ pub use notify::notify;
 pub use presets::{Preset, PresetConfig, PresetError};
 pub use sftp::{SUB_COMMAND as SFTP_SUB_COMMAND, SftpServerError, serve_sftp_on_stdio};
 pub use tls::{IdentityError, PemFileError};
+pub use yaml::YamlError;

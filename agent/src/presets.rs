@@ -21,21 +21,28 @@ mod template;
 mod token;
 
 use std::{
+    io,
     net::SocketAddr,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
+use futures_util::future::BoxFuture;
+use http::Request;
+use hyper::body::Incoming;
 use nix::unistd::geteuid;
 use serde_json::{Value, json};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UnixStream},
     select,
     sync::Semaphore,
     time::{sleep, timeout},
 };
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::{
+    either::Either,
+    sync::{CancellationToken, DropGuard},
+};
 
 use self::{
     answer::Answering,
@@ -45,7 +52,7 @@ use self::{
 use crate::{
     defaults, http_connection,
     instance_data::{InstanceData, Snapshot},
-    reply::ApiError,
+    reply::{ApiError, Reply},
     rtnetlink::Rtnetlink,
     shutdown::Shutdown,
 };
@@ -179,8 +186,10 @@ impl Service {
                     continue;
                 }
             };
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                return;
+            let (Ok(place), Ok(stream)) =
+                (Arc::clone(&places).acquire_owned().await, as_unix(stream))
+            else {
+                continue;
             };
             let connection = Arc::clone(&self).answer_all(stream, stop.clone());
             self.shutdown.spawn(async move {
@@ -207,30 +216,42 @@ impl Service {
         }
     }
 
-    async fn answer_all(self: Arc<Self>, stream: TcpStream, stop: CancellationToken) {
-        let serving = http_connection::serve(stream, stop, |request| {
-            let reply = match self.data.snapshot() {
-                None => ApiError::not_found("there are no data").into_plain_reply(),
-                Some(snapshot) => {
-                    let answering = Answering {
-                        preset: &self.preset,
-                        tokens: &self.tokens,
-                        only_with_token: self.only_with_token,
-                        snapshot: &snapshot,
-                        nics,
-                    };
-                    answering.answer(&request)
-                }
-            };
+    async fn answer_all(self: Arc<Self>, stream: UnixStream, stop: CancellationToken) {
+        let answer = |request: Request<Incoming>| -> BoxFuture<'static, Reply> {
+            let reply = self.answer(&request);
             let status = reply.status().as_u16();
             tracing::debug!(preset = self.preset.name, status, "request for metadata");
-            std::future::ready(reply)
-        });
-        let limit: Duration = defaults::GUEST_CONNECTION_TIMEOUT;
-        if let Ok(Err(error)) = timeout(limit, serving).await {
+            Box::pin(std::future::ready(reply))
+        };
+        let stream = Either::Left(Either::Right(stream));
+        let serving = http_connection::serve(stream, stop, &answer);
+        if let Ok(Err(error)) = timeout(defaults::GUEST_CONNECTION_TIMEOUT, serving).await {
             tracing::debug!(%error, "a guest's connection ended");
         }
     }
+
+    fn answer(&self, request: &Request<Incoming>) -> Reply {
+        match self.data.snapshot() {
+            None => ApiError::not_found("there are no data").into_plain_reply(),
+            Some(snapshot) => {
+                let answering = Answering {
+                    preset: &self.preset,
+                    tokens: &self.tokens,
+                    only_with_token: self.only_with_token,
+                    snapshot: &snapshot,
+                    nics,
+                };
+                answering.answer(request)
+            }
+        }
+    }
+}
+
+/// The same socket under another name: the kernel reads and writes both alike, and all of HTTP is in
+/// the program for connections of this type already.
+fn as_unix(stream: TcpStream) -> io::Result<UnixStream> {
+    // Both are non-blocking, and stay so.
+    UnixStream::from_std(OwnedFd::from(stream.into_std()?).into())
 }
 
 /// Says no without taking a place, or waiting for anything.

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use http::{Method, Request};
+use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use vsock_agent_protocol::{operation::OperationId, path};
 
 use crate::{
     api::{events, exec, metrics, operations, port_forward, server_info, sftp, state},
     app::App,
+    config::Feature,
     reply::{ApiError, Reply},
 };
 
@@ -72,6 +73,18 @@ impl Resource {
         })
     }
 
+    /// What must be switched on for it.
+    const fn feature(self) -> Option<Feature> {
+        match self {
+            Self::Exec => Some(Feature::Exec),
+            Self::Sftp => Some(Feature::Files),
+            Self::PortForward => Some(Feature::PortForward),
+            Self::State => Some(Feature::State),
+            Self::Metrics | Self::MetricsText => Some(Feature::Metrics),
+            _ => None,
+        }
+    }
+
     /// The methods it knows, for the header `Allow`. The root knows all of them.
     const fn methods(self) -> &'static str {
         match self {
@@ -98,6 +111,12 @@ async fn dispatch(
 ) -> Result<Reply, ApiError> {
     let resource = Resource::at(path)
         .ok_or_else(|| ApiError::not_found(format!("there is nothing at {path}")))?;
+    if let Some(feature) = resource.feature()
+        && !app.features.has(feature)
+    {
+        let text = format!("{} is switched off in this guest", feature.name());
+        return Err(ApiError::new(StatusCode::FORBIDDEN, text));
+    }
     let query = request.uri().query().unwrap_or_default().to_owned();
     match (resource, method) {
         (Resource::Root, _) => Ok(server_info::versions()),

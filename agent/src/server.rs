@@ -9,18 +9,20 @@ use std::{collections::BTreeSet, io, sync::Arc};
 
 use rustls::ServerConfig;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    io::AsyncWriteExt,
     select,
     sync::Semaphore,
     time::{sleep, timeout},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{TlsAcceptor, TlsStream};
+use tokio_util::either::Either;
 use tracing::Instrument as _;
 use vsock_agent_protocol::address::Cid;
 
 use crate::{
     app::App,
-    defaults, http_connection,
+    defaults,
+    http_connection::{self, Transport},
     listen::{Listener, Peer, Stream},
     router,
 };
@@ -94,14 +96,14 @@ impl Server {
 
     async fn serve(&self, stream: Stream) -> io::Result<()> {
         let Some(tls) = self.tls.clone() else {
-            return self.speak_http(stream).await;
+            return self.speak_http(Either::Left(stream)).await;
         };
         let stop = self.app.shutdown.child_token();
         let stream = select! {
             shaken = self.shake_hands(tls, stream) => shaken?,
             () = stop.cancelled() => return Ok(()),
         };
-        self.speak_http(stream).await
+        self.speak_http(Either::Right(stream)).await
     }
 
     async fn shake_hands(
@@ -115,7 +117,7 @@ impl Server {
         let shaken = timeout(defaults::HANDSHAKE_TIMEOUT, accept).await?;
         drop(place);
         match shaken {
-            Ok(stream) => Ok(stream),
+            Ok(stream) => Ok(stream.into()),
             Err((error, mut stream)) => {
                 tracing::warn!(%error, "TLS handshake refused");
                 // Closing with something unread would take back the alert that says why.
@@ -128,13 +130,10 @@ impl Server {
         }
     }
 
-    async fn speak_http(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    ) -> io::Result<()> {
+    async fn speak_http(&self, stream: Transport) -> io::Result<()> {
         let stop = self.app.shutdown.child_token();
-        http_connection::serve(stream, stop, |request| {
-            router::route(Arc::clone(&self.app), request)
+        http_connection::serve(stream, stop, &|request| {
+            Box::pin(router::route(Arc::clone(&self.app), request))
         })
         .await
     }

@@ -29,6 +29,7 @@ mod session;
 mod stdio;
 mod stream;
 mod tree;
+mod whole;
 
 use std::io;
 

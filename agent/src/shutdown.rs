@@ -5,6 +5,7 @@
 
 use std::{future::Future, time::Duration};
 
+use futures_util::FutureExt as _;
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -18,7 +19,8 @@ pub(crate) struct Shutdown {
 impl Shutdown {
     /// Starts a task that the shutdown waits for.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn(work);
+        // The runtime's code is there once for each kind of task; boxed, all are of one kind.
+        self.tasks.spawn(work.boxed());
     }
 
     /// A token that is cancelled with everything else, or on its own.

@@ -1,5 +1,5 @@
-//! As much YAML as an image's metadata and an instance's have: maps, lists and scalars, in blocks
-//! and in braces.
+//! As much YAML as an image's metadata, an instance's, and Incus's switches have: maps, lists and
+//! scalars, in blocks and in braces.
 //!
 //! One key of a file is read, and the rest only as far as its indentation. Anchors, tags and block
 //! scalars are passed over, for nothing of interest is one, and so are lists of lists and of maps.
@@ -21,10 +21,17 @@ pub(crate) enum Node {
     Other,
 }
 
+impl Node {
+    /// Whether it is what `key:` without more says.
+    pub(crate) fn is_null(&self) -> bool {
+        matches!(self, Self::Text(text) if matches!(text.as_str(), "" | "~" | "null"))
+    }
+}
+
 /// Text that is not understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("line {0} is not understood, or what begins there has no end")]
-pub(crate) struct YamlError(usize);
+pub struct YamlError(usize);
 
 /// The value of a key of the whole file, the last if there are several. `None` if it is not there.
 ///
@@ -53,6 +60,13 @@ pub(crate) fn value_of(text: &str, key: &str) -> Result<Option<Node>, YamlError>
         }
     }
     Ok(found)
+}
+
+/// The words for true in YAML 1.1, which the hosts' parser takes.
+pub(crate) fn is_true(text: &str) -> bool {
+    ["true", "yes", "on", "y"]
+        .iter()
+        .any(|word| text.eq_ignore_ascii_case(word))
 }
 
 /// A line with something on it.

@@ -46,7 +46,8 @@ pub struct CopyOptions {
     /// those that are named themselves; else what they lead to is.
     pub recursive: bool,
     /// Continue what an earlier copy left unfinished, after comparing it; skip files that are
-    /// complete (same size, and modification times at most a second apart).
+    /// complete (same size, and modification times at most a second apart). A push to a server that
+    /// has no `copy-data` sends an unfinished file again.
     pub resume: bool,
     /// Whether each file must be on its disk before it gets its name. `None`: only single files.
     pub fsync: Option<bool>,
@@ -253,6 +254,9 @@ pub async fn push(
 }
 
 /// Copies out of the guest, as [`push`] does into it.
+///
+/// Dropped before its end, it waits for the calls that write local files, and removes what is
+/// unfinished.
 ///
 /// # Errors
 ///

@@ -23,6 +23,7 @@ mod path;
 pub(crate) mod scripted;
 mod status;
 mod transfer;
+mod whole;
 
 use std::{
     io,

@@ -20,16 +20,16 @@ use std::{
 use harness::{TestAgent, TestFolder, vm::paths};
 
 /// The code when agent-cli itself failed.
-const OURS: i32 = 125;
+pub(crate) const OURS: i32 = 125;
 
 /// An agent, and a folder that both ends see.
-struct Ends {
-    agent: TestAgent,
-    folder: TestFolder,
+pub(crate) struct Ends {
+    pub(crate) agent: TestAgent,
+    pub(crate) folder: TestFolder,
 }
 
 impl Ends {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self {
             agent: TestAgent::start(),
             folder: TestFolder::new("cli-files"),
@@ -37,29 +37,29 @@ impl Ends {
     }
 
     /// A path in the folder.
-    fn path(&self, name: impl AsRef<OsStr>) -> PathBuf {
+    pub(crate) fn path(&self, name: impl AsRef<OsStr>) -> PathBuf {
         self.folder.path().join(name.as_ref())
     }
 
-    fn write(&self, name: impl AsRef<OsStr>, content: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn write(&self, name: impl AsRef<OsStr>, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
         fs::write(&path, content).unwrap();
         path
     }
 
-    fn mkdir(&self, name: impl AsRef<OsStr>) -> PathBuf {
+    pub(crate) fn mkdir(&self, name: impl AsRef<OsStr>) -> PathBuf {
         let path = self.path(name);
         fs::create_dir_all(&path).unwrap();
         path
     }
 
     /// The names in the folder, sorted.
-    fn names(&self) -> Vec<OsString> {
+    pub(crate) fn names(&self) -> Vec<OsString> {
         names(self.folder.path())
     }
 
     /// A path as the command line writes it: `VM:/PATH`.
-    fn place(&self, path: impl AsRef<Path>) -> OsString {
+    pub(crate) fn place(&self, path: impl AsRef<Path>) -> OsString {
         let mut place = OsString::from(self.agent.endpoint());
         place.push(":");
         place.push(path.as_ref());
@@ -67,7 +67,7 @@ impl Ends {
     }
 
     /// `agent-cli` without any configuration, in the folder.
-    fn cli<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+    pub(crate) fn cli<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(cli());
         command.arg("--plain").args(arguments);
         command.current_dir(self.folder.path()).stdin(Stdio::null());
@@ -79,12 +79,12 @@ impl Ends {
         command
     }
 
-    fn run<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Output {
+    pub(crate) fn run<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Output {
         self.cli(arguments).output().unwrap()
     }
 
     /// Does the lines, which start in the folder, as a batch.
-    fn batch(&self, lines: impl AsRef<[u8]>) -> Output {
+    pub(crate) fn batch(&self, lines: impl AsRef<[u8]>) -> Output {
         let endpoint = self.agent.endpoint();
         let mut command = self.cli(["sftp", "-b", "-", &endpoint]);
         let start = format!("@cd '{}'\n", self.folder.path().display());
@@ -92,18 +92,18 @@ impl Ends {
     }
 }
 
-fn names(folder: &Path) -> Vec<OsString> {
+pub(crate) fn names(folder: &Path) -> Vec<OsString> {
     let entries = fs::read_dir(folder).unwrap();
     let mut names: Vec<OsString> = entries.map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     names
 }
 
-fn name(bytes: &[u8]) -> &OsStr {
+pub(crate) fn name(bytes: &[u8]) -> &OsStr {
     OsStr::from_bytes(bytes)
 }
 
-fn feed(command: &mut Command, input: &[u8]) -> Output {
+pub(crate) fn feed(command: &mut Command, input: &[u8]) -> Output {
     command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -114,45 +114,41 @@ fn feed(command: &mut Command, input: &[u8]) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// The binary, built once, beside the one that runs this.
-fn cli() -> &'static Path {
+/// `agent-cli`, built once, beside the program that runs this.
+pub(crate) fn cli() -> &'static Path {
     static CLI: OnceLock<PathBuf> = OnceLock::new();
-    CLI.get_or_init(|| {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut build = Command::new(cargo);
-        build.args([
-            "build",
-            "--quiet",
-            "-p",
-            "vsock-agent-client",
-            "--bin",
-            "agent-cli",
-        ]);
-        // Build scripts look at what Cargo says of our own package, and think that it changed.
-        let ours = |name: &OsString| {
-            name.as_bytes().starts_with(b"CARGO_PKG_")
-                || name.as_bytes().starts_with(b"CARGO_MANIFEST_")
-        };
-        for name in std::env::vars_os().map(|(name, _)| name).filter(ours) {
-            build.env_remove(name);
-        }
-        let built = build.current_dir(paths::repository()).status().unwrap();
-        assert!(built.success(), "agent-cli does not build");
-        paths::target().join("debug/agent-cli")
-    })
+    CLI.get_or_init(|| build("vsock-agent-client", "agent-cli"))
 }
 
-fn stdout(output: &Output) -> &str {
+/// Builds a program of ours, and says where it is.
+pub(crate) fn build(package: &str, program: &str) -> PathBuf {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--quiet", "-p", package, "--bin", program]);
+    // Build scripts look at what Cargo says of our own package, and think that it changed.
+    let ours = |name: &OsString| {
+        name.as_bytes().starts_with(b"CARGO_PKG_")
+            || name.as_bytes().starts_with(b"CARGO_MANIFEST_")
+    };
+    for name in std::env::vars_os().map(|(name, _)| name).filter(ours) {
+        build.env_remove(name);
+    }
+    let built = build.current_dir(paths::repository()).status().unwrap();
+    assert!(built.success(), "{program} does not build");
+    paths::target().join("debug").join(program)
+}
+
+pub(crate) fn stdout(output: &Output) -> &str {
     std::str::from_utf8(&output.stdout).unwrap()
 }
 
-fn stderr(output: &Output) -> &str {
+pub(crate) fn stderr(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).unwrap()
 }
 
 /// It did what it should, and said nothing against it.
 #[track_caller]
-fn succeeded(output: &Output) -> &str {
+pub(crate) fn succeeded(output: &Output) -> &str {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
     assert_eq!(stderr(output), "");
     stdout(output)
@@ -160,7 +156,7 @@ fn succeeded(output: &Output) -> &str {
 
 /// It failed with our own code; gives its words.
 #[track_caller]
-fn failed(output: &Output) -> &str {
+pub(crate) fn failed(output: &Output) -> &str {
     assert_eq!(
         output.status.code(),
         Some(OURS),

@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf, time::Duration};
 use harness::{Pair, RawClient, TestAgent, TestFolder, eventually};
 use serde_json::json;
 use tokio::time::timeout;
-use vsock_agent::{Config, ConfigShare};
+use vsock_agent::{Config, ConfigShare, Feature, Features};
 
 use crate::events::next_event;
 
@@ -129,4 +129,31 @@ async fn a_share_goes_nowhere_else() {
     let inside = fs::read_dir(host.folder.path().join("guest")).unwrap();
     assert_eq!(inside.count(), 0);
     assert!(!host.folder.path().join("out").exists());
+}
+
+#[tokio::test]
+async fn what_a_guest_has_switched_off_is_refused_and_the_rest_is_not() {
+    let agent = TestAgent::configured(|config| config.features = Features::only([Feature::State]));
+    let client = RawClient::new(&agent.socket());
+    for (method, path) in [
+        ("POST", "/1.0/exec"),
+        ("GET", "/1.0/sftp"),
+        ("POST", "/1.0/port-forward"),
+        ("GET", "/1.0/metrics"),
+        ("GET", "/metrics"),
+    ] {
+        let reply = client.request(method, path, "{}").await;
+        assert_eq!(reply.status, 403, "{path}: {reply:?}");
+    }
+    for path in ["/1.0", "/1.0/state", "/1.0/operations"] {
+        let reply = client.request("GET", path, "").await;
+        assert_eq!(reply.status, 200, "{path}: {reply:?}");
+    }
+    let device = json!({ "action": "added", "name": "data", "config": {
+        "type": "disk", "path": "/mnt/data",
+    }});
+    let event = json!({ "type": "device", "metadata": device }).to_string();
+    let reply = client.request("POST", "/1.0/events", &event).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert!(!agent.folder().join("root/mnt").exists());
 }

@@ -8,6 +8,7 @@
 )]
 
 mod bad_input;
+mod cli_copy;
 mod cli_files;
 mod client;
 mod contract;

@@ -5,6 +5,7 @@ mod extensions;
 mod order;
 mod requests;
 mod secure;
+mod whole;
 
 use std::{os::unix::ffi::OsStrExt, path::Path};
 

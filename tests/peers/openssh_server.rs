@@ -127,3 +127,26 @@ async fn a_tree_goes_there_and_back() {
         assert_eq!(link, Path::new("file 5"), "{copy}");
     }
 }
+
+#[tokio::test]
+async fn what_is_unfinished_is_continued() {
+    let server = Listener::start();
+    let folder = TestFolder::new("peers");
+    let path = |name: &str| folder.path().join(name);
+    crate::random_file(&path("from"), 10_000_000);
+    let content = fs::read(path("from")).unwrap();
+    let near = |name: &str| path(name).display().to_string();
+    let far = |name: &str| format!("VM:{}", path(name).display());
+    for words in [
+        ["push", &near("from"), &far("to")],
+        ["pull", &far("from"), &near("to")],
+    ] {
+        fs::write(path(".to.0123456789abcdef.part"), &content[..9_000_000]).unwrap();
+        let words = [&words[..], &["--resume", "--json"]].concat();
+        let printed = server.cli(&words).await;
+        assert!(printed.contains("\"resumed_at\":9000000"), "{printed}");
+        assert!(fs::read(path("to")).unwrap() == content, "{words:?}");
+        fs::remove_file(path("to")).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

@@ -11,6 +11,7 @@
     reason = "a test stops at the first surprise, and says what it measured"
 )]
 
+mod files;
 mod many;
 mod memory;
 mod vanish;

@@ -15,7 +15,8 @@ use tokio::{
     sync::oneshot,
 };
 use vsock_agent::{
-    Agent, CloudInit, Config, ConfigShare, GuestConfig, ListenAddress, PresetConfig, Security,
+    Agent, CloudInit, Config, ConfigShare, Features, GuestConfig, ListenAddress, PresetConfig,
+    Security,
 };
 use vsock_agent_protocol::{address::Cid, version::Family};
 
@@ -56,6 +57,7 @@ impl TestAgent {
             allowed_cids: vec![Cid::HOST],
             end_commands: true,
             family: Family::Lxd,
+            features: Features::all(),
             guest: GuestConfig {
                 host: None,
                 sockets: vec![folder.path().join("guest.sock")],

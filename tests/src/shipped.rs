@@ -1,5 +1,5 @@
-//! The agent as it is shipped, a process of its own, without a VM: for what is counted by the
-//! process, such as memory and descriptors.
+//! The agent as a process of its own, without a VM: for what is counted by the process, such as
+//! memory and descriptors, and for what a crash leaves.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use std::{
 use tokio::{net::UnixStream, sync::OnceCell};
 
 use crate::{
-    TestFolder, eventually,
+    Pair, TestFolder, eventually,
     vm::{
         Product, paths,
         process::{Lifetime, Process},
@@ -20,34 +20,71 @@ use crate::{
 /// Time for the agent to listen.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A running agent without TLS on a Unix socket. Its log is in `target/lab/log/`. `Drop` kills it.
+/// A running agent on a Unix socket. Its log is in `target/lab/log/`. `Drop` kills it.
 #[derive(Debug)]
 pub struct AgentProcess {
     process: Process,
     folder: TestFolder,
+    program: PathBuf,
+    arguments: Vec<String>,
+    log: PathBuf,
 }
 
 impl AgentProcess {
-    /// Builds the static binary, once, and starts it.
+    /// Builds the static binary, once, and starts it without TLS.
     pub async fn start(name: &str) -> Self {
-        static PRODUCT: OnceCell<Product> = OnceCell::const_new();
-        let product = PRODUCT
-            .get_or_init(async || Product::build().await.unwrap())
-            .await;
+        Self::start_program(&product().await.agent, name, |_| vec!["--plain".to_owned()]).await
+    }
+
+    /// The same with TLS: trusts the client, and has the pair `own`.
+    pub async fn start_with_tls(name: &str, own: &Pair, client: &Pair) -> Self {
+        let identity = |folder: &Path| {
+            own.write_agent(folder, &[client]);
+            vec!["--identity".to_owned(), folder.display().to_string()]
+        };
+        Self::start_program(&product().await.agent, name, identity).await
+    }
+
+    /// Starts a binary that somebody else built, with the flags that `security` makes for its
+    /// folder.
+    pub async fn start_program(
+        program: &Path,
+        name: &str,
+        security: impl FnOnce(&Path) -> Vec<String>,
+    ) -> Self {
         let folder = TestFolder::new(name);
         let log = paths::lab().join("log").join(format!("agent-{name}.log"));
         fs::create_dir_all(log.parent().unwrap()).unwrap();
         let listen = format!("unix:{}", folder.path().join("agent.sock").display());
-        let arguments = ["--plain", "--end-commands", "--listen", &listen].map(str::to_owned);
-        let process = Process::start(&product.agent, &arguments, &log, Lifetime::Owned).unwrap();
-        let agent = Self { process, folder };
-        let listens = async || UnixStream::connect(agent.socket()).await.is_ok();
+        let mut arguments = ["--end-commands", "--listen", &listen]
+            .map(str::to_owned)
+            .to_vec();
+        arguments.extend(security(folder.path()));
+        let agent = Self {
+            process: Process::start(program, &arguments, &log, Lifetime::Owned).unwrap(),
+            folder,
+            program: program.to_owned(),
+            arguments,
+            log,
+        };
+        agent.listens().await;
+        agent
+    }
+
+    async fn listens(&self) {
+        let listens = async || UnixStream::connect(self.socket()).await.is_ok();
         assert!(
             eventually(START_TIMEOUT, listens).await,
             "no agent: see {}",
-            log.display()
+            self.log.display()
         );
-        agent
+    }
+
+    /// Starts it again, after [`kill`](Self::kill).
+    pub async fn restart(&mut self) {
+        self.process =
+            Process::start(&self.program, &self.arguments, &self.log, Lifetime::Owned).unwrap();
+        self.listens().await;
     }
 
     /// Kills it, as a crash would.
@@ -137,6 +174,14 @@ impl AgentProcess {
             .join(self.process.id().to_string())
             .join(name)
     }
+}
+
+/// What is shipped, built once.
+async fn product() -> &'static Product {
+    static PRODUCT: OnceCell<Product> = OnceCell::const_new();
+    PRODUCT
+        .get_or_init(async || Product::build().await.unwrap())
+        .await
 }
 
 fn count(folder: &Path) -> usize {

@@ -10,6 +10,7 @@
 )]
 
 mod exec;
+mod files;
 mod footprint;
 mod loopback;
 mod matrix;

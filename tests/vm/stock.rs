@@ -12,7 +12,7 @@ use harness::{
 };
 use tokio::process::Child;
 
-use crate::{assert_same_content, client_files, finish, in_guest, random_file};
+use crate::{assert_same_content, client_files, files, finish, in_guest, random_file};
 
 /// Where our own agent listens in that guest: the usual port is the other's.
 const OUR_PORT: u32 = 9443;
@@ -136,6 +136,19 @@ impl Stock {
             assert!(output.status.success(), "{output:?}");
         }
         assert_same_content(&there, &back);
+        let [there, back] = ["odd", "odd-back"].map(|name| self.vm.scratch().join(name));
+        files::plant(&there);
+        for words in [
+            ["push", "-r", there.to_str().unwrap(), "STOCK:/tmp/odd"],
+            ["pull", "-r", "STOCK:/tmp/odd", back.to_str().unwrap()],
+        ] {
+            let output = self.cli(&words, None).await;
+            assert!(output.status.success(), "{output:?}");
+        }
+        assert!(
+            files::tree(&there) == files::tree(&back),
+            "the trees differ"
+        );
         let output = self.cli(&["ls", "STOCK:/tmp"], None).await;
         assert!(
             String::from_utf8_lossy(&output.stdout).contains("file"),

@@ -7,6 +7,7 @@ use vsock_agent_protocol::event::{self, DEFAULT_KINDS, NewEvent};
 
 use crate::{
     app::App,
+    config::Feature,
     defaults,
     event_stream::{Source, kinds, send_events},
     reply::{ApiError, Reply, read_json, sync},
@@ -39,7 +40,7 @@ pub(crate) async fn post(app: &App, request: Request<Incoming>) -> Result<Reply,
     if event.kind.is_empty() {
         return Err(ApiError::bad_request("an event has a type"));
     }
-    if event.kind == event::DEVICE {
+    if event.kind == event::DEVICE && app.features.has(Feature::Mounts) {
         follow(app, &event.metadata).await;
     }
     app.events.publish(&event.kind, event.metadata);

@@ -16,13 +16,15 @@ use tokio::{
     io::copy_bidirectional_with_sizes, select, sync::OwnedSemaphorePermit, task::spawn_blocking,
     time::timeout,
 };
-use tokio_rustls::server::TlsStream;
+use tokio_rustls::TlsStream;
 use tokio_util::{either::Either, sync::CancellationToken};
 use vsock_agent_protocol::sftp::SessionOptions;
 
 use crate::{
+    accounts::Accounts,
     app::App,
     defaults,
+    http_connection::Transport,
     listen::Stream,
     reply::{ApiError, Reply, switching_protocols},
     sftp::{Channel, Session, Setup, SftpServerError, UserSession, blocking, find_user},
@@ -150,10 +152,16 @@ fn failed(what: &str, error: &dyn std::error::Error) -> ApiError {
 
 /// Where relative paths start: the home of whom the agent runs as.
 fn home() -> PathBuf {
-    match Uid::effective().is_root() {
-        true => "/root".into(),
-        false => std::env::home_dir().unwrap_or_default(),
+    let uid = Uid::effective();
+    if uid.is_root() {
+        return "/root".into();
     }
+    // `std::env::home_dir` would ask NSS, which a static binary does not do.
+    let own = || Some(Accounts::read().ok()?.user_numbered(uid.as_raw())?.home);
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+    home.or_else(|| own().map(Into::into))
+        .unwrap_or_default()
+        .into()
 }
 
 /// Serves the client until it leaves, or the agent stops.
@@ -203,20 +211,19 @@ async fn hand_on(upgraded: Upgraded, socket: UnixStream, stop: CancellationToken
 
 /// The connection itself, from which HTTP and the runtime have gone, and what they had read of it.
 fn channel(upgraded: Upgraded) -> io::Result<(Channel, Bytes)> {
-    let upgraded = match upgraded.downcast::<TokioIo<Stream>>() {
-        Ok(parts) => {
-            let socket = socket(&parts.io.into_inner())?;
-            return Ok((Channel::plain(socket), parts.read_buf));
+    let unknown = || io::Error::other("the connection is of an unknown kind");
+    let parts = upgraded
+        .downcast::<TokioIo<Transport>>()
+        .map_err(|_| unknown())?;
+    let channel = match parts.io.into_inner() {
+        Either::Left(stream) => Channel::plain(socket(&stream)?),
+        Either::Right(TlsStream::Server(stream)) => {
+            let (stream, tls) = stream.into_inner();
+            Channel::tls(socket(&stream)?, tls)
         }
-        Err(upgraded) => upgraded,
+        Either::Right(TlsStream::Client(_)) => return Err(unknown()),
     };
-    match upgraded.downcast::<TokioIo<TlsStream<Stream>>>() {
-        Ok(parts) => {
-            let (stream, tls) = parts.io.into_inner().into_inner();
-            Ok((Channel::tls(socket(&stream)?, tls), parts.read_buf))
-        }
-        Err(_) => Err(io::Error::other("the connection is of an unknown kind")),
-    }
+    Ok((channel, parts.read_buf))
 }
 
 /// The socket under another descriptor, made to block; the runtime's own is closed by the caller.

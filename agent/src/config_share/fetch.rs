@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_host_without_a_share_leaves_the_old_copy_and_no_mount() {
-        with_own_mounts("fetch", |folder| {
+        with_own_mounts("fetch-none", |folder| {
             let folder = folder.join("run");
             prepare(&folder).unwrap();
             prepare(&folder).unwrap();

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::yaml::{self, Node, YamlError};
+use crate::yaml::{self, Node, YamlError, is_true};
 
 /// A file for the guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,14 +35,11 @@ pub(super) enum MetadataError {
 ///
 /// [`MetadataError`], for the first thing that is wrong.
 pub(super) fn templates(text: &str) -> Result<Vec<Template>, MetadataError> {
-    let Some(templates) = yaml::value_of(text, "templates")? else {
-        return Ok(Vec::new());
-    };
-    let templates = match templates {
-        Node::Map(templates) => templates,
-        // What `templates:` without more says.
-        Node::Text(text) if matches!(text.as_str(), "" | "~" | "null") => return Ok(Vec::new()),
-        _ => return Err(MetadataError::Shape("templates".to_owned())),
+    let templates = match yaml::value_of(text, "templates")? {
+        None => return Ok(Vec::new()),
+        Some(node) if node.is_null() => return Ok(Vec::new()),
+        Some(Node::Map(templates)) => templates,
+        Some(_) => return Err(MetadataError::Shape("templates".to_owned())),
     };
     let templates = templates.into_iter();
     templates
@@ -78,13 +75,6 @@ fn template(target: String, keys: Node) -> Result<Template, MetadataError> {
         true => Err(wrong("template")),
         false => Ok(template),
     }
-}
-
-/// The words for true in YAML 1.1, which the hosts' parser takes.
-fn is_true(text: &str) -> bool {
-    ["true", "yes", "on", "y"]
-        .iter()
-        .any(|word| text.eq_ignore_ascii_case(word))
 }
 
 #[cfg(test)]

@@ -13,8 +13,7 @@ use nix::mount::{MntFlags, MsFlags, mount as nix_mount, umount2};
 use serde::Deserialize;
 
 use super::read_if_there;
-use crate::mount_table;
-use crate::root::Root;
+use crate::{mount_table, root::Root};
 
 const FILE: &str = "agent-mounts.json";
 

@@ -1,7 +1,10 @@
 //! Names and sizes of network devices, as the host wants them: `nics/*.json`, told apart by MAC
 //! address.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use serde::Deserialize;
 
@@ -60,7 +63,7 @@ fn read(folder: &Path) -> Result<Vec<Nic>, NicsError> {
         paths.push(entry?.path());
     }
     paths.sort();
-    let parse = |path: &std::path::PathBuf| {
+    let parse = |path: &PathBuf| {
         let error = |error| NicsError::Parse(path.display().to_string(), error);
         serde_json::from_slice(&fs::read(path)?).map_err(error)
     };
@@ -169,7 +172,7 @@ fn parse_address(text: &str) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use std::{path::PathBuf, process::Command, thread};
+    use std::{process::Command, thread};
 
     use nix::sched::{CloneFlags, unshare};
 

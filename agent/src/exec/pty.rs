@@ -1,11 +1,6 @@
 //! A pseudo-terminal: the master side as an async byte stream.
 //!
-//! `portable-pty` opens the pair and resizes it. Its reader and writer block a thread each, its
-//! writer types Enter when it is dropped, and its spawning cannot change the user, so the bytes go
-//! through a descriptor of our own, and [`super::child`] starts the command.
-//!
-//! It marks both descriptors close-on-exec only after it has them; a command that is forked in
-//! between inherits them, and therefore every child closes all it was not given.
+//! Both descriptors are close-on-exec from the start. [`super::child`] starts the command.
 
 #![allow(
     unsafe_code,
@@ -13,18 +8,17 @@
 )]
 
 use std::{
-    fmt, io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
-    sync::{Mutex, PoisonError},
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{self, OFlag},
+    fcntl::OFlag,
+    pty::{posix_openpt, unlockpt},
     sys::termios::{self, InputFlags, SetArg},
     unistd,
 };
-use portable_pty::{MasterPty, PtySize, native_pty_system};
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// Size of a terminal, in character cells.
@@ -36,22 +30,20 @@ pub(crate) struct TermSize {
     pub(crate) cols: u16,
 }
 
-impl From<TermSize> for PtySize {
+impl From<TermSize> for libc::winsize {
     fn from(size: TermSize) -> Self {
         Self {
-            rows: size.rows,
-            cols: size.cols,
-            ..Self::default()
+            ws_row: size.rows,
+            ws_col: size.cols,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
         }
     }
 }
 
 /// The side of a pseudo-terminal the agent keeps. The terminal hangs up when it is dropped.
-pub(crate) struct Pty {
-    /// Only ever locked for one call.
-    master: Mutex<Box<dyn MasterPty + Send>>,
-    stream: AsyncFd<OwnedFd>,
-}
+#[derive(Debug)]
+pub(crate) struct Pty(AsyncFd<OwnedFd>);
 
 impl Pty {
     /// Opens a pseudo-terminal, and returns the command's side of it too: owned by `uid`, with
@@ -61,32 +53,22 @@ impl Pty {
     ///
     /// When the system has no free terminal, or no `/dev/pts`.
     pub(crate) fn open(size: TermSize, uid: u32) -> io::Result<(Self, OwnedFd)> {
-        let pair = native_pty_system()
-            .openpty(size.into())
-            .map_err(io::Error::other)?;
-        let raw = pair.master.as_raw_fd().ok_or(io::ErrorKind::Unsupported)?;
-        // SAFETY: `pair.master` owns `raw` and outlives this borrow.
-        let borrowed = unsafe { BorrowedFd::borrow_raw(raw) };
-        let own = borrowed.try_clone_to_owned()?;
-        let peer = open_peer(&own)?;
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let master = posix_openpt(flags)?;
+        unlockpt(&master)?;
+        let master = OwnedFd::from(master);
+        resize(&master, size)?;
+        let peer = open_peer(&master)?;
         // The group stays what devpts gave it, `tty` where that is configured.
         unistd::fchown(&peer, Some(uid.into()), None)?;
         let mut settings = termios::tcgetattr(&peer)?;
         settings.input_flags |= InputFlags::IUTF8;
         termios::tcsetattr(&peer, SetArg::TCSANOW, &settings)?;
-        let flags = OFlag::from_bits_retain(fcntl::fcntl(&own, fcntl::F_GETFL)?);
-        fcntl::fcntl(&own, fcntl::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         // SAFETY: an `OwnedFd` keeps one descriptor open for as long as it lives.
         let stream = unsafe {
-            AsyncFd::register_with_interest(own, Interest::READABLE.add(Interest::WRITABLE))
+            AsyncFd::register_with_interest(master, Interest::READABLE.add(Interest::WRITABLE))
         }?;
-        Ok((
-            Self {
-                master: Mutex::new(pair.master),
-                stream,
-            },
-            peer,
-        ))
+        Ok((Self(stream), peer))
     }
 
     /// Waits until there is something to read, or nobody holds the terminal any more. Safe to drop.
@@ -95,7 +77,7 @@ impl Pty {
     ///
     /// When the runtime is shutting down.
     pub(crate) async fn readable(&self) -> io::Result<()> {
-        self.stream
+        self.0
             .readable()
             .await
             .map(|mut ready| ready.retain_ready())
@@ -112,7 +94,7 @@ impl Pty {
             Err(Errno::EIO) => Ok(0),
             other => Ok(other?),
         };
-        self.stream.try_io(Interest::READABLE, read)
+        self.0.try_io(Interest::READABLE, read)
     }
 
     /// Types `data` into the terminal.
@@ -122,7 +104,7 @@ impl Pty {
     /// `EIO` when nobody holds the terminal any more.
     pub(crate) async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
         while !data.is_empty() {
-            let mut ready = self.stream.writable().await?;
+            let mut ready = self.0.writable().await?;
             if let Ok(result) = ready.try_io(|fd| Ok(unistd::write(fd, data)?)) {
                 data = &data[result?..];
             }
@@ -136,9 +118,15 @@ impl Pty {
     ///
     /// When the terminal is already closed.
     pub(crate) fn resize(&self, size: TermSize) -> io::Result<()> {
-        let master = self.master.lock().unwrap_or_else(PoisonError::into_inner);
-        master.resize(size.into()).map_err(io::Error::other)
+        resize(self.0.get_ref(), size)
     }
+}
+
+fn resize(master: &OwnedFd, size: TermSize) -> io::Result<()> {
+    let size = libc::winsize::from(size);
+    // SAFETY: `TIOCSWINSZ` reads a `winsize` (`ioctl_tty(2)`), and `size` outlives the call.
+    Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })?;
+    Ok(())
 }
 
 /// Opens the command's side by its master, which needs no path and is close-on-exec from the start.
@@ -149,14 +137,6 @@ fn open_peer(master: &OwnedFd) -> io::Result<OwnedFd> {
     Errno::result(raw)?;
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
-}
-
-impl fmt::Debug for Pty {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pty")
-            .field("stream", &self.stream)
-            .finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]

@@ -9,15 +9,13 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
 use serde_json::Value;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    task::JoinSet,
-    time::timeout,
-};
+use tokio::{task::JoinSet, time::timeout};
 use tokio_rustls::TlsConnector;
+use tokio_util::either::Either;
 
 use crate::{
     defaults,
+    http_connection::Transport,
     listen::{self, ListenAddress},
     reply::{ApiError, read_body},
 };
@@ -80,7 +78,7 @@ impl HostApi {
                 .await
                 .map_err(CallError::Connect)?;
             let Some(tls) = &self.tls else {
-                return Connection::start(stream).await;
+                return Connection::start(Either::Left(stream)).await;
             };
             let name = ServerName::try_from(HOST_NAME)
                 .map_err(|error| CallError::Tls(io::Error::other(error)))?;
@@ -88,7 +86,7 @@ impl HostApi {
                 .connect(name, stream)
                 .await
                 .map_err(CallError::Tls)?;
-            Connection::start(stream).await
+            Connection::start(Either::Right(stream.into())).await
         };
         timeout(defaults::HOST_CONNECT_TIMEOUT, opening)
             .await
@@ -104,9 +102,7 @@ struct Connection {
 }
 
 impl Connection {
-    async fn start(
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    ) -> Result<Self, CallError> {
+    async fn start(stream: Transport) -> Result<Self, CallError> {
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(defaults::MAX_HEAD_BYTES)
             .max_headers(defaults::MAX_HEADERS)

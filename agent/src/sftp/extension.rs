@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use vsock_agent_protocol::sftp::extension::{
-    self as name, CopyData, HashRange, HolesFrom, IdLists, MalformedExtension, SetLinkAttributes,
-    take_strings,
+    self as name, CopyData, FetchFiles, HashRange, HolesFrom, IdLists, MalformedExtension,
+    SetLinkAttributes, StoreFiles, take_strings,
 };
 
 use super::{
@@ -28,6 +28,8 @@ pub(super) const ADVERTISED: &[(&str, &str)] = &[
     (name::USERS_GROUPS_BY_ID, "1"),
     (name::HASH, "1"),
     (name::HOLES, "1"),
+    (name::STORE, "1"),
+    (name::FETCH, "1"),
 ];
 
 /// What an EXTENDED request asks for.
@@ -46,6 +48,8 @@ pub(super) enum Extension {
     NamesById(IdLists),
     Hash(HashRange),
     Holes(HolesFrom),
+    Store(StoreFiles),
+    Fetch(FetchFiles),
 }
 
 impl From<MalformedExtension> for SftpError {
@@ -86,6 +90,8 @@ impl Extension {
             name::USERS_GROUPS_BY_ID => Self::NamesById(IdLists::decode(data)?),
             name::HASH => Self::Hash(HashRange::decode(data)?),
             name::HOLES => Self::Holes(HolesFrom::decode(data)?),
+            name::STORE => Self::Store(StoreFiles::decode(data)?),
+            name::FETCH => Self::Fetch(FetchFiles::decode(data)?),
             _ => return Err(SftpError::Unsupported),
         })
     }
@@ -98,6 +104,7 @@ impl Extension {
                 | Self::Hardlink { .. }
                 | Self::Lsetstat(_)
                 | Self::CopyData(_)
+                | Self::Store(_)
         )
     }
 
@@ -111,6 +118,12 @@ impl Extension {
             Self::PosixRename { from, to } => Claim::changes(from, Some(to)),
             Self::Hardlink { file, link } => Claim::changes(file, Some(link)),
             Self::Lsetstat(set) => Claim::changes(&set.path, None),
+            Self::Store(store) => {
+                // Copied: else it would keep the contents in memory while it waits.
+                let directory = Bytes::copy_from_slice(&store.directory);
+                Claim::changes(&directory, None).inside()
+            }
+            Self::Fetch(fetch) => Claim::looks_at(&fetch.directory).inside(),
             Self::Statvfs { path } | Self::ExpandPath { path } => Claim::looks_at(path),
             Self::Fstatvfs { handle } | Self::Fsync { handle } => reads(handle, 0, u64::MAX),
             Self::Holes(from) => reads(&from.handle, 0, u64::MAX),

@@ -85,6 +85,8 @@ impl Files {
             (Extension::Holes(from), Bound::One(open)) => {
                 ranges::holes(from.offset, open.file()?)?.encode()
             }
+            (Extension::Store(store), _) => self.store(&store)?.encode(),
+            (Extension::Fetch(fetch), _) => self.fetch(&fetch)?.encode(),
             (Extension::Limits, _) => limits(),
             (Extension::NamesById(ids), _) => names(&ids)?.encode(),
             _ => return Err(SftpError::UnknownHandle),

@@ -225,7 +225,16 @@ fn changes(request: &Request) -> bool {
 
 /// Reads once. Nothing asked for is nothing read, at the end of the file as well, and of what cannot
 /// be read.
-fn read(file: &File, offset: u64, length: u32, data: &mut [u8]) -> Result<usize, SftpError> {
+///
+/// # Errors
+///
+/// [`SftpError::EndOfFile`] when there is nothing there, or what the kernel says.
+pub(super) fn read(
+    file: &File,
+    offset: u64,
+    length: u32,
+    data: &mut [u8],
+) -> Result<usize, SftpError> {
     if length == 0 {
         return match i64::try_from(offset) {
             Ok(_) => Ok(0),

@@ -2,9 +2,9 @@
 //!
 //! draft-ietf-secsh-filexfer-02, section 4.1 of its later versions, says what is promised: requests
 //! for the same file have the results they would have one at a time. So parts of one open file that
-//! overlap keep their order if one of them is written, closing waits for everything before it, and
-//! a path keeps its order with a change there, above it, or right in it. What links do to paths is
-//! not looked at.
+//! overlap keep their order if one of them is written, writes to one file keep theirs in any case,
+//! closing waits for everything before it, and a path keeps its order with a change there, above it,
+//! or right in it. What links do to paths is not looked at.
 
 use std::collections::VecDeque;
 
@@ -19,6 +19,8 @@ pub(super) struct Claim {
     paths: [Option<Bytes>; 2],
     /// Whether the paths may lead to something else afterwards, or to something changed.
     changes: bool,
+    /// Whether the paths are directories of which files are used.
+    inside: bool,
 }
 
 /// A part of an open file.
@@ -72,6 +74,12 @@ impl Claim {
         }
     }
 
+    /// The paths are directories, and used are files in them.
+    pub(super) fn inside(mut self) -> Self {
+        self.inside = true;
+        self
+    }
+
     fn with(mut self, claim: FileClaim) -> Self {
         let [first, second] = &mut self.files;
         *(if first.is_none() { first } else { second }) = Some(claim);
@@ -103,7 +111,10 @@ impl Claim {
         let mut changed = files.filter_map(|file| file.path.as_ref());
         changed.any(|mine| {
             let mut theirs = other.paths.iter().flatten();
-            theirs.any(|theirs| is_same(mine, theirs))
+            theirs.any(|theirs| match other.inside {
+                true => is_affected(mine, theirs),
+                false => is_same(mine, theirs),
+            })
         })
     }
 
@@ -121,10 +132,11 @@ impl Claim {
 
 impl FileClaim {
     fn conflicts(&self, other: &Self) -> bool {
+        let overlap = self.start < other.end && other.start < self.end;
+        // Writes to one file are answered in their order: paramiko throws away a reply that comes
+        // before another one, and waits for it for ever.
         self.handle == other.handle
-            && (self.changes || other.changes)
-            && self.start < other.end
-            && other.start < self.end
+            && (self.changes && other.changes || (self.changes || other.changes) && overlap)
     }
 }
 
@@ -285,6 +297,12 @@ mod tests {
     }
 
     #[test]
+    fn writes_to_a_file_conflict_wherever_they_go() {
+        assert!(write(1, 0).conflicts(&write(1, 1 << 40)));
+        assert!(!write(1, 0).conflicts(&write(2, 0)));
+    }
+
+    #[test]
     fn paths_conflict_with_those_that_a_change_affects() {
         assert!(changes("/a").conflicts(&looks("/a/b/c")));
         assert!(looks("/a").conflicts(&changes("/a//./b/")));
@@ -305,6 +323,8 @@ mod tests {
         assert!(!write(1, 0).conflicts(&looks("/d")));
         assert!(!write(1, 0).conflicts(&looks("/d/g")));
         assert!(!read(1, 0).conflicts(&changes("/d/f")));
+        assert!(write(1, 0).conflicts(&looks("/d").inside()));
+        assert!(!write(1, 0).conflicts(&looks("/e").inside()));
     }
 
     #[test]

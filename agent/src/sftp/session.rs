@@ -31,7 +31,7 @@ use std::{
     thread,
 };
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use vsock_agent_protocol::sftp::{
     DecodeError, FrameHead, MAX_DATA_BYTES, Reply, Request, SessionOptions, VERSION,
@@ -113,6 +113,8 @@ struct Table {
     /// Counts the leaders' requests: whether the input on the table is still one's own.
     turn: u64,
     order: Order<Waiting>,
+    /// Replies that a leader had gathered when its input was taken: they go out before any other.
+    owed: BytesMut,
     waiting_bytes: usize,
     handles: Handles,
     threads: usize,
@@ -307,10 +309,11 @@ impl Shared {
                 self.watch.notify_one();
             }
             let answer = self.work(table, wanted, desk);
-            let (mut table, answer) = self.settle(name, answer);
+            let (mut table, answer) = self.settle(answer);
             let mine = table.turn == turn;
             match table.input.take_if(|_| mine) {
                 Some(back) => {
+                    table.order.finish(name);
                     drop(table);
                     input = back;
                     self.gather(id, answer, &mut input, desk)?;
@@ -318,7 +321,7 @@ impl Shared {
                 None => {
                     drop(table);
                     drop(frame);
-                    return Ok(self.send(id, answer, desk)?);
+                    return Ok(self.send_and_finish(name, id, answer, desk)?);
                 }
             }
         }
@@ -346,14 +349,9 @@ impl Shared {
             .map_err(|error| (error, opens))
     }
 
-    /// Notes that a request is done, and gives a handle to what was opened.
-    fn settle(
-        &self,
-        name: u64,
-        done: Result<Done, (SftpError, bool)>,
-    ) -> (MutexGuard<'_, Table>, Answer) {
+    /// Gives a handle to what was opened.
+    fn settle(&self, done: Result<Done, (SftpError, bool)>) -> (MutexGuard<'_, Table>, Answer) {
         let mut table = self.lock();
-        table.order.finish(name);
         let answer = match done {
             Ok(Done::Reply(reply)) => Answer::Reply(reply),
             Ok(Done::Data(length)) => Answer::Data(length),
@@ -391,9 +389,29 @@ impl Shared {
         input.flush_if_many(&self.sink)
     }
 
-    /// The reply of one who is no leader.
+    /// Sends the reply of one who is no leader, and lets those start that wait for it: so their
+    /// replies come after it.
+    fn send_and_finish(
+        &self,
+        name: u64,
+        id: u32,
+        answer: Answer,
+        desk: &mut Desk,
+    ) -> io::Result<()> {
+        let sent = self.send(id, answer, desk);
+        self.lock().order.finish(name);
+        sent
+    }
+
+    /// Sends what was owed, and `frame` after it.
+    fn send_owed_and(&self, frame: &[u8]) -> io::Result<()> {
+        let mut sink = lock(&self.sink);
+        let owed = std::mem::take(&mut self.lock().owed);
+        sink.write([&owed, frame])
+    }
+
     fn send(&self, id: u32, answer: Answer, desk: &mut Desk) -> io::Result<()> {
-        let mut replies = bytes::BytesMut::new();
+        let mut replies = BytesMut::new();
         let frame = match answer {
             Answer::Reply(reply) => {
                 reply.encode(id, &mut replies);
@@ -401,7 +419,7 @@ impl Shared {
             }
             Answer::Data(length) => desk.data_frame(id, length),
         };
-        lock(&self.sink).write([frame, &[]])
+        self.send_owed_and(frame)
     }
 
     /// Ends the session, the first time it is called. Files are closed, except those that somebody

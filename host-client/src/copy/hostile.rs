@@ -11,8 +11,12 @@ use bytes::Bytes;
 use super::{CopyError, CopyOptions, CopySummary, pull};
 use crate::{
     error::ClientError,
-    protocol::sftp::{Attributes, Name, Reply, Request, status},
-    sftp::scripted::{data, handle, said, session},
+    protocol::sftp::{
+        Attributes, Name, Reply, Request,
+        extension::{self, Failure, FetchFiles, FetchedFile, FetchedFiles},
+        status,
+    },
+    sftp::scripted::{data, handle, said, session_with},
 };
 
 const FILE: u32 = 0o100_644;
@@ -88,9 +92,19 @@ fn names_of(entries: &[(&[u8], u32, u64)]) -> Reply {
 async fn pulled(
     place: &Place,
     options: &CopyOptions,
+    answer: impl FnMut(Request) -> Reply,
+) -> Result<CopySummary, CopyError> {
+    pulled_with(&[], place, options, answer).await
+}
+
+/// The same from a guest with extensions.
+async fn pulled_with(
+    extensions: &[(&'static str, &'static str)],
+    place: &Place,
+    options: &CopyOptions,
     mut answer: impl FnMut(Request) -> Reply,
 ) -> Result<CopySummary, CopyError> {
-    let (sftp, mut server) = session().await;
+    let (sftp, mut server) = session_with(extensions).await;
     let serve = async {
         loop {
             let (id, request) = server.next().await;
@@ -297,4 +311,86 @@ async fn data_without_end_ends_at_the_limit() {
     assert!(matches!(pulled, Err(CopyError::Limit { .. })), "{pulled:?}");
     assert!(names(&place.destination()).is_empty());
     place.is_untouched();
+}
+
+/// Pulls a directory with the files `x` and `y`, said to have four bytes, from a guest that
+/// fetches files as `fetched` says.
+async fn fetched(
+    place: &Place,
+    mut fetched: impl FnMut(FetchFiles) -> Reply,
+) -> Result<CopySummary, CopyError> {
+    let extensions = [(extension::STORE, "1"), (extension::FETCH, "1")];
+    let mut rest = with_listing(&[(b"x", FILE, 4), (b"y", FILE, 4)]);
+    pulled_with(&extensions, place, &recursive(), |request| match request {
+        Request::Extended { name, data } if name == extension::FETCH => {
+            fetched(FetchFiles::decode(data).unwrap())
+        }
+        request => rest(request),
+    })
+    .await
+}
+
+fn fetched_file(size: u64, content: &'static [u8]) -> Result<FetchedFile, Failure> {
+    Ok(FetchedFile {
+        attributes: entry_attributes(FILE, size),
+        data: Bytes::from_static(content),
+    })
+}
+
+fn reply_of(files: &[Result<FetchedFile, Failure>]) -> Reply {
+    Reply::Extended {
+        data: FetchedFiles(files.to_vec()).encode(),
+    }
+}
+
+#[tokio::test]
+async fn of_files_fetched_together_each_is_whole_or_fetched_again_or_failed() {
+    let place = Place::new("together");
+    let failure = Failure {
+        code: status::FAILURE,
+        message: Bytes::new(),
+    };
+    let reply = reply_of(&[fetched_file(4, b"good"), Err(failure)]);
+    let summary = fetched(&place, |_| reply.clone()).await.unwrap();
+    assert_eq!((summary.files, summary.failed, summary.bytes), (1, 1, 4));
+    let evil = place.destination().join("evil");
+    assert_eq!(names(&evil), ["x"]);
+    assert_eq!(fs::read(evil.join("x")).unwrap(), b"good");
+    // Neither is all there is: they are read by themselves.
+    let reply = reply_of(&[fetched_file(5, b"good"), fetched_file(3, b"good")]);
+    let summary = fetched(&place, |_| reply.clone()).await.unwrap();
+    assert_eq!((summary.files, summary.failed), (2, 0));
+    assert_eq!(fs::read(evil.join("x")).unwrap(), b"evil");
+    assert_eq!(names(&evil), ["x", "y"]);
+    // The request as a whole is refused.
+    let summary = fetched(&place, |_| said(status::FAILURE)).await.unwrap();
+    assert_eq!((summary.files, summary.failed), (2, 0));
+    place.is_untouched();
+}
+
+#[tokio::test]
+async fn an_answer_about_other_files_or_more_of_them_ends_the_copy() {
+    let long = fetched_file(11, b"much longer");
+    for (number, files) in [
+        &[fetched_file(4, b"evil")][..],
+        &[
+            fetched_file(4, b"evil"),
+            fetched_file(4, b"evil"),
+            fetched_file(4, b"evil"),
+        ],
+        &[fetched_file(4, b"evil"), long],
+    ]
+    .iter()
+    .enumerate()
+    {
+        let place = Place::new(&format!("fetched-{number}"));
+        let reply = reply_of(files);
+        let error = fetched(&place, |_| reply.clone()).await.unwrap_err();
+        assert!(
+            matches!(error, CopyError::Client(ClientError::Protocol { .. })),
+            "{error:?}"
+        );
+        assert!(names(&place.destination().join("evil")).is_empty());
+        place.is_untouched();
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs::File,
+    fs::{File, TryLockError},
     io,
     os::{
         fd::AsFd,
@@ -96,8 +96,14 @@ impl LocalDirectory {
             return Ok(None);
         };
         let part = part::name(name);
-        renameat(&self.0, old, &self.0, &*part)
-            .map_err(|errno| CopyError::local("take over what was left", errno.into()))?;
+        match renameat(&self.0, old, &self.0, &*part) {
+            Ok(()) => {}
+            // Its copy was about to end, and has.
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => {
+                return Err(CopyError::local("take over what was left", errno.into()));
+            }
+        }
         Ok(Some(Part {
             directory: Arc::clone(self),
             file: Arc::new(file),
@@ -105,11 +111,22 @@ impl LocalDirectory {
         }))
     }
 
-    /// Removes what an earlier copy left, unless another copy that still runs has it.
-    pub(super) fn remove_part(&self, old: &OsStr) -> Result<(), CopyError> {
-        if let Some(_lock) = self.lock_part(old)? {
-            unlinkat(&self.0, old, UnlinkatFlags::NoRemoveDir)
-                .map_err(|errno| CopyError::local("remove what was left", errno.into()))?;
+    /// Removes what earlier copies left, but for files that another copy that still runs has.
+    pub(super) fn remove_parts(&self, old: &[Vec<u8>]) -> Result<(), CopyError> {
+        for name in old {
+            let name = os_string(name);
+            let is_link = self.metadata(&name).is_some_and(|there| there.is_symlink());
+            let lock = match is_link {
+                true => None,
+                false => self.lock_part(&name)?,
+            };
+            if !is_link && lock.is_none() {
+                continue;
+            }
+            match unlinkat(&self.0, &*name, UnlinkatFlags::NoRemoveDir) {
+                Ok(()) | Err(Errno::ENOENT) => {}
+                Err(errno) => return Err(CopyError::local("remove what was left", errno.into())),
+            }
         }
         Ok(())
     }
@@ -210,10 +227,10 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// Holds others off while this takes long.
-    pub(super) fn lock(&self) {
+    /// Holds others off while this takes long; false if another one was faster.
+    pub(super) fn lock(&self) -> bool {
         // A file system without locks has nobody who asks for them either.
-        let _ = self.file.try_lock();
+        !matches!(self.file.try_lock(), Err(TryLockError::WouldBlock))
     }
 
     pub(super) fn write(&self, data: &[u8]) -> Result<(), CopyError> {

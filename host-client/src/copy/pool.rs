@@ -3,9 +3,9 @@
 
 use std::{
     collections::VecDeque,
-    io,
+    io, mem,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    thread,
+    thread::{self, JoinHandle},
 };
 
 use tokio::sync::oneshot;
@@ -20,7 +20,8 @@ const QUEUED_EACH: usize = 4;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The threads. They end when this is dropped, after the jobs that they have.
+/// The threads. Dropping this waits until each has done the job that it is at, which may have a file
+/// to remove; jobs that nobody began with are dropped.
 #[derive(Debug)]
 pub(super) struct Pool {
     shared: Arc<Shared>,
@@ -42,7 +43,7 @@ impl std::fmt::Debug for Shared {
 struct Queue {
     jobs: VecDeque<Job>,
     idle: usize,
-    threads: usize,
+    threads: Vec<JoinHandle<()>>,
     closed: bool,
 }
 
@@ -82,16 +83,16 @@ impl Pool {
         });
         let mut queue = self.shared.lock();
         queue.jobs.push_back(job);
-        let busy = queue.threads - queue.idle;
+        let busy = queue.threads.len() - queue.idle;
         if queue.jobs.len() > busy * queued_each {
             match queue.idle {
-                0 if queue.threads < THREADS => {
+                0 if queue.threads.len() < THREADS => {
                     let shared = Arc::clone(&self.shared);
-                    thread::Builder::new()
+                    let thread = thread::Builder::new()
                         .name("copy".to_owned())
                         .spawn(move || shared.work())
                         .map_err(|source| CopyError::local("start a thread", source))?;
-                    queue.threads += 1;
+                    queue.threads.push(thread);
                 }
                 0 => {}
                 _ => self.shared.wake.notify_one(),
@@ -103,8 +104,17 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.lock().closed = true;
+        let (jobs, threads) = {
+            let mut queue = self.shared.lock();
+            queue.closed = true;
+            (mem::take(&mut queue.jobs), mem::take(&mut queue.threads))
+        };
         self.shared.wake.notify_all();
+        drop(jobs);
+        for thread in threads {
+            // Jobs that panic were caught.
+            let _ = thread.join();
+        }
     }
 }
 

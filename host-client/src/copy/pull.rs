@@ -8,6 +8,7 @@
 
 mod file;
 mod stream;
+mod whole;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -23,6 +24,7 @@ use super::{
     CopyError, CopyObserver, CopyOptions, CopySummary, SkipReason,
     attributes::{self, Kind},
     local::LocalDirectory,
+    part,
     run::{Leftovers, Run, own_name},
 };
 use crate::{
@@ -51,12 +53,21 @@ struct Work {
     attributes: Attributes,
 }
 
+/// What is to be done at one time.
+#[derive(Debug)]
+enum Job {
+    One(Work),
+    Files(Arc<Directory>, whole::Files),
+}
+
 /// A directory of the guest that is being walked.
 #[derive(Debug)]
 struct Level {
     reader: DirectoryReader,
     source: RemotePath,
     directory: Arc<Directory>,
+    /// Small files that were found and not handed on.
+    files: whole::Files,
 }
 
 pub(super) async fn pull(
@@ -81,7 +92,7 @@ pub(super) async fn pull(
     };
     let run = Run::new(sftp, options, observer, single);
     let walk = |queue| walk_all(&run, tops, destination, is_directory, queue);
-    run.drive(walk, |work| put(&run, work)).await?;
+    run.drive(walk, |job| put(&run, job)).await?;
     Ok(run.summary())
 }
 
@@ -103,7 +114,7 @@ async fn walk_all(
     tops: Vec<(&RemotePath, Result<Top, CopyError>)>,
     destination: &Path,
     is_directory: bool,
-    queue: mpsc::Sender<Work>,
+    queue: mpsc::Sender<Job>,
 ) -> Result<(), CopyError> {
     let (path, target) = match is_directory {
         true => (destination, None),
@@ -132,7 +143,7 @@ async fn walk_one(
     top: Result<Top, CopyError>,
     root: &Arc<Directory>,
     target: Option<&OsStr>,
-    queue: &mpsc::Sender<Work>,
+    queue: &mpsc::Sender<Job>,
 ) -> Result<(), CopyError> {
     let (kind, attributes) = top?;
     if kind == Kind::Directory {
@@ -153,7 +164,7 @@ async fn walk_one(
         attributes,
     };
     // Nobody takes it any more only if the copy ended.
-    let _ = queue.send(work).await;
+    let _ = queue.send(Job::One(work)).await;
     Ok(())
 }
 
@@ -163,7 +174,7 @@ async fn walk_tree(
     attributes: Attributes,
     root: &Arc<Directory>,
     target: Option<&OsStr>,
-    queue: &mpsc::Sender<Work>,
+    queue: &mpsc::Sender<Job>,
 ) -> Result<(), CopyError> {
     run.found(0)?;
     // Without a name of its own, such as `/` or `..`, its content goes into the destination.
@@ -173,7 +184,8 @@ async fn walk_tree(
         let entry = match level.reader.next().await {
             Ok(Some(entry)) => entry,
             ended => {
-                if let Some(level) = levels.pop() {
+                if let Some(mut level) = levels.pop() {
+                    level.hand_on(run, queue).await;
                     if let Err(error) = ended {
                         run.failed(level.source.as_bytes(), error.into())?;
                     }
@@ -213,6 +225,14 @@ async fn walk_tree(
             }
             continue;
         }
+        if whole::Files::is_fit(kind, &attributes) && level.goes_together(run) {
+            if level.files.is_full_for(&attributes) {
+                level.hand_on(run, queue).await;
+            }
+            let files = &mut level.files;
+            files.add(&level.source, name.to_owned(), attributes);
+            continue;
+        }
         let work = Work {
             directory: Arc::clone(&level.directory),
             name: name.to_owned(),
@@ -221,7 +241,7 @@ async fn walk_tree(
             attributes,
         };
         // Nobody takes it any more only if the copy ended.
-        let _ = queue.send(work).await;
+        let _ = queue.send(Job::One(work)).await;
     }
     Ok(())
 }
@@ -257,7 +277,24 @@ impl Level {
             reader,
             source,
             directory,
+            files: whole::Files::default(),
         })
+    }
+
+    fn goes_together(&self, run: &Run<'_>) -> bool {
+        run.has_whole() && !self.directory.has_leftovers()
+    }
+
+    /// Hands the small files on.
+    async fn hand_on(&mut self, run: &Run<'_>, queue: &mpsc::Sender<Job>) {
+        if self.files.is_empty() {
+            return;
+        }
+        let mut files = std::mem::take(&mut self.files);
+        files.permit = run.whole().await;
+        let job = Job::Files(Arc::clone(&self.directory), files);
+        // Nobody takes it any more only if the copy ended.
+        let _ = queue.send(job).await;
     }
 }
 
@@ -285,6 +322,14 @@ impl Directory {
             parent,
             leftovers: Mutex::new(leftovers),
         }))
+    }
+
+    fn has_leftovers(&self) -> bool {
+        let leftovers = self
+            .leftovers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        !leftovers.is_empty()
     }
 
     /// Parts of the target `stem` that earlier copies left.
@@ -317,10 +362,24 @@ impl Directory {
     }
 }
 
+async fn put(run: &Run<'_>, job: Job) -> Result<(), CopyError> {
+    let directory = match job {
+        Job::One(work) => {
+            let directory = Arc::clone(&work.directory);
+            put_one(run, work).await?;
+            directory
+        }
+        Job::Files(directory, files) => {
+            whole::pull(run, &directory, files).await?;
+            directory
+        }
+    };
+    directory.leave(run).await
+}
+
 /// Puts one thing into a local directory.
-async fn put(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
+async fn put_one(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
     let shown = work.source.clone();
-    let directory = Arc::clone(&work.directory);
     let result = match work.kind {
         Kind::File => file::pull(run, work).await,
         Kind::Link => put_link(run, work).await.map(|()| {
@@ -337,13 +396,17 @@ async fn put(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
     if let Err(error) = result {
         run.failed(shown.as_bytes(), error)?;
     }
-    directory.leave(run).await
+    Ok(())
 }
 
 async fn put_link(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
     let target = run.sftp.readlink(&work.source).await?;
     let attributes = attributes::wanted(&work.attributes, run.options);
     let local = Arc::clone(&work.directory.local);
-    let link = move || local.link(target.as_os_str(), &work.name, &attributes);
+    let old = work.directory.take_leftovers(&part::stem(&work.name));
+    let link = move || {
+        local.link(target.as_os_str(), &work.name, &attributes)?;
+        local.remove_parts(&old)
+    };
     run.pool.run(link).await?
 }

@@ -2,9 +2,10 @@
 
 mod file;
 mod stream;
+mod whole;
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -18,6 +19,7 @@ use super::{
     attributes::{self, Kind, OPEN_DIRECTORY_MODE},
     leftovers,
     local::shown,
+    part,
     run::{Leftovers, Run, own_name},
     scan::{self, Found, Scanner},
 };
@@ -43,9 +45,18 @@ struct Directory {
 #[derive(Debug)]
 struct Work {
     directory: Arc<Directory>,
-    name: OsString,
-    source: Vec<u8>,
-    found: Found,
+    what: What,
+}
+
+/// What is to be put there.
+#[derive(Debug)]
+enum What {
+    One {
+        name: OsString,
+        source: Vec<u8>,
+        found: Box<Found>,
+    },
+    Files(whole::Files),
 }
 
 /// A directory that is being walked.
@@ -146,27 +157,29 @@ async fn walk_one(
         Found::Directory(_) if !run.options.recursive => Err(CopyError::IsADirectory),
         Found::Directory(scanner) => walk_tree(run, scanner, root, name, shown, queue).await,
         found => {
-            let work = Work {
-                directory: Arc::clone(root),
+            run.found(size(&found))?;
+            let what = What::One {
                 name,
                 source: shown,
-                found,
+                found: Box::new(found),
             };
-            send(run, queue, work).await
+            send(queue, root, what).await;
+            Ok(())
         }
     }
 }
 
-/// Counts what was found and hands it on.
-async fn send(run: &Run<'_>, queue: &mpsc::Sender<Work>, work: Work) -> Result<(), CopyError> {
-    let bytes = match &work.found {
+fn size(found: &Found) -> u64 {
+    match found {
         Found::File(file) => file.metadata.len(),
         _ => 0,
-    };
-    run.found(bytes)?;
+    }
+}
+
+async fn send(queue: &mpsc::Sender<Work>, directory: &Arc<Directory>, what: What) {
+    let directory = Arc::clone(directory);
     // Nobody takes it any more only if the copy ended.
-    let _ = queue.send(work).await;
-    Ok(())
+    let _ = queue.send(Work { directory, what }).await;
 }
 
 async fn walk_tree(
@@ -261,6 +274,10 @@ impl Level {
 
     /// Reads some more of the directory.
     async fn next(&mut self, run: &Run<'_>, queue: &mpsc::Sender<Work>) -> Result<(), CopyError> {
+        let permit = match self.directory.has_leftovers() {
+            true => None,
+            false => run.whole().await,
+        };
         let scanner = Arc::clone(&self.scanner);
         let scan = move || {
             scanner
@@ -277,14 +294,23 @@ impl Level {
         };
         self.ended = batch.ended;
         self.waiting = batch.directories;
+        let mut files = Vec::new();
         for (name, found) in batch.found {
-            let work = Work {
-                directory: Arc::clone(&self.directory),
+            run.found(size(&found))?;
+            if permit.is_some() && whole::is_fit(&found) {
+                files.push((name, found));
+                continue;
+            }
+            let what = What::One {
                 source: shown(&self.directory.source, &name),
                 name,
-                found,
+                found: Box::new(found),
             };
-            send(run, queue, work).await?;
+            send(queue, &self.directory, what).await;
+        }
+        if let Some(_permit) = permit.filter(|_| !files.is_empty()) {
+            let what = What::Files(whole::Files { files, _permit });
+            send(queue, &self.directory, what).await;
         }
         Ok(())
     }
@@ -326,6 +352,14 @@ impl Directory {
         }
     }
 
+    fn has_leftovers(&self) -> bool {
+        let leftovers = self
+            .leftovers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        !leftovers.is_empty()
+    }
+
     /// Parts of the target `stem` that earlier copies left.
     fn take_leftovers(&self, stem: &[u8]) -> Vec<Vec<u8>> {
         let mut leftovers = self
@@ -356,18 +390,30 @@ impl Directory {
 
 /// Puts one thing into the guest.
 async fn put(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
-    let Work {
-        directory,
-        name,
-        source,
-        found,
-    } = work;
+    let Work { directory, what } = work;
+    match what {
+        What::One {
+            name,
+            source,
+            found,
+        } => put_one(run, &directory, name, source, *found).await?,
+        What::Files(files) => whole::push(run, &directory, files).await?,
+    }
+    directory.leave(run).await
+}
+
+async fn put_one(
+    run: &Run<'_>,
+    directory: &Directory,
+    name: OsString,
+    source: Vec<u8>,
+    found: Found,
+) -> Result<(), CopyError> {
     let result = match found {
-        Found::File(found) => file::push(run, &directory, &name, found, &source).await,
+        Found::File(found) => file::push(run, directory, &name, found, &source).await,
         Found::Link { target, metadata } => {
             let attributes = attributes::of(&metadata, run.options);
-            let path = directory.path.join(name.as_bytes());
-            let linked = put_link(run, &path, target, attributes).await;
+            let linked = put_link(run, directory, &name, target, attributes).await;
             linked.map(|()| {
                 run.finished(&source, 0, |summary| &mut summary.links);
             })
@@ -384,16 +430,19 @@ async fn put(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
     if let Err(error) = result {
         run.failed(&source, error)?;
     }
-    directory.leave(run).await
+    Ok(())
 }
 
 async fn put_link(
     run: &Run<'_>,
-    path: &RemotePath,
+    directory: &Directory,
+    name: &OsStr,
     target: OsString,
     attributes: Attributes,
 ) -> Result<(), CopyError> {
-    let part = file::RemotePart::new(run.sftp, path);
+    let path = directory.path.join(name.as_bytes());
+    let old = directory.take_leftovers(&part::stem(name));
+    let part = file::RemotePart::new(run.sftp, &path);
     run.sftp.symlink(target, &part.path).await?;
     if run.sftp.has_extension(extension::LSETSTAT) {
         let attributes = Attributes {
@@ -402,5 +451,6 @@ async fn put_link(
         };
         run.sftp.lsetstat(&part.path, attributes).await?;
     }
-    part.publish(path).await
+    part.publish(&path).await?;
+    file::remove_all(run, directory, &old).await
 }

@@ -6,21 +6,24 @@ use std::{
     os::unix::ffi::OsStrExt,
     path::Path,
     pin::pin,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Poll,
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{CopyError, CopyEvent, CopyObserver, CopyOptions, CopySummary, SkipReason, pool::Pool};
-use crate::sftp::Sftp;
+use crate::{protocol::sftp::extension, sftp::Sftp};
 
 /// Files under way at once.
 const MAX_FILES: usize = 128;
 
 /// What the walk may have found and nobody has begun with.
 const QUEUE_DEPTH: usize = 64;
+
+/// Requests under way that are about several small files.
+const MAX_WHOLE: usize = 8;
 
 /// Files up to this size are held in memory and sent in one request, in bytes.
 pub(super) const SMALL_BYTES: u64 = 64 * 1024;
@@ -54,6 +57,8 @@ pub(super) struct Run<'a> {
     /// Whether there is one file only, whose error is that of the copy.
     single: bool,
     observer: &'a dyn CopyObserver,
+    /// For [`MAX_WHOLE`]; nothing where files go one by one.
+    whole: Option<Arc<Semaphore>>,
     tally: Mutex<Tally>,
 }
 
@@ -71,13 +76,19 @@ impl<'a> Run<'a> {
         observer: &'a dyn CopyObserver,
         single: bool,
     ) -> Self {
+        let fsync = options.fsync.unwrap_or(single);
+        let extensions = [extension::STORE, extension::FETCH];
+        let whole = extensions.iter().all(|name| sftp.has_extension(name));
+        // To wait for a disk, or to look at what is there, is for each file by itself.
+        let whole = whole && !fsync && !options.resume;
         Self {
             sftp,
             options,
             pool: Pool::new(),
-            fsync: options.fsync.unwrap_or(single),
+            fsync,
             single,
             observer,
+            whole: whole.then(|| Arc::new(Semaphore::new(MAX_WHOLE))),
             tally: Mutex::default(),
         }
     }
@@ -88,6 +99,17 @@ impl<'a> Run<'a> {
 
     pub(super) const fn is_single(&self) -> bool {
         self.single
+    }
+
+    /// A place for a request about several small files, if they may go together.
+    pub(super) async fn whole(&self) -> Option<OwnedSemaphorePermit> {
+        let whole = Arc::clone(self.whole.as_ref()?);
+        whole.acquire_owned().await.ok()
+    }
+
+    /// Whether small files may go together.
+    pub(super) const fn has_whole(&self) -> bool {
+        self.whole.is_some()
     }
 
     pub(super) fn summary(&self) -> CopySummary {

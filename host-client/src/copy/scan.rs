@@ -2,9 +2,10 @@
 //! their content.
 
 use std::{
+    collections::VecDeque,
     ffi::{OsStr, OsString},
     fs::{File, Metadata},
-    io::Read,
+    io::{self, Read},
     os::{
         fd::AsFd,
         unix::{ffi::OsStrExt, fs::MetadataExt},
@@ -15,7 +16,6 @@ use std::{
 use bytes::Bytes;
 use nix::{
     dir::{Dir, OwningIter, Type},
-    errno::Errno,
     fcntl::{AtFlags, OFlag, openat},
     sys::stat::{Mode, SFlag, fstatat},
 };
@@ -24,6 +24,9 @@ use super::{CopyError, local, run::SMALL_BYTES};
 
 /// Most entries in a batch.
 const BATCH: usize = 64;
+
+/// A batch ends when its files have so many bytes of content, so that it fits in a request.
+const BATCH_BYTES: usize = 128 * 1024;
 
 /// Something local that is to be pushed.
 #[derive(Debug)]
@@ -36,6 +39,16 @@ pub(super) enum Found {
     },
     Special,
     Failed(CopyError),
+}
+
+impl Found {
+    /// Bytes of content that are held in memory.
+    fn content_bytes(&self) -> usize {
+        match self {
+            Self::File(file) => file.content.as_ref().map_or(0, Bytes::len),
+            _ => 0,
+        }
+    }
 }
 
 /// A local file, open.
@@ -52,6 +65,9 @@ pub(super) struct FoundFile {
 pub(super) struct Scanner {
     directory: File,
     entries: OwningIter,
+    /// Entries that were read and not looked at.
+    names: VecDeque<(OsString, Option<Type>)>,
+    ended: bool,
     pub(super) metadata: Metadata,
 }
 
@@ -107,6 +123,8 @@ fn open(at: impl AsFd, name: &OsStr, kind: Type, nofollow: bool) -> Result<Found
         let scanner = Scanner {
             directory: file,
             entries,
+            names: VecDeque::new(),
+            ended: false,
             metadata,
         };
         return Ok(Found::Directory(Box::new(scanner)));
@@ -131,11 +149,20 @@ impl FoundFile {
             }
             size => size,
         };
-        let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
-        Read::by_ref(&mut file)
-            .take(size + 1)
-            .read_to_end(&mut content)
-            .map_err(|source| CopyError::local("read the file", source))?;
+        let failed = |source| CopyError::local("read the file", source);
+        // One more than there should be: a read that gives less is at the end.
+        let mut content = vec![0; usize::try_from(size).unwrap_or(0) + 1];
+        let there = match file.read(&mut content) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            read => read.map_err(failed)?,
+        };
+        content.truncate(there);
+        if u64::try_from(there) != Ok(metadata.size()) {
+            Read::by_ref(&mut file)
+                .take((size + 1).saturating_sub(u64::try_from(there).unwrap_or(u64::MAX)))
+                .read_to_end(&mut content)
+                .map_err(failed)?;
+        }
         let is_all = u64::try_from(content.len()).is_ok_and(|length| length <= size);
         Ok(Self {
             file: (!is_all).then_some(file),
@@ -148,34 +175,47 @@ impl FoundFile {
 impl Scanner {
     /// The next entries.
     pub(super) fn next(&mut self) -> Result<Batch, CopyError> {
-        let failed = |errno: Errno| CopyError::local("list the directory", errno.into());
-        let mut names = Vec::new();
         let mut batch = Batch::default();
-        while names.len() + batch.directories.len() < BATCH {
-            let Some(entry) = self.entries.next() else {
-                batch.ended = true;
-                break;
-            };
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name().to_bytes();
-            match entry.file_type() {
-                _ if matches!(name, b"." | b"..") => {}
-                Some(Type::Directory) => batch.directories.push(local::os_string(name)),
-                kind => names.push((local::os_string(name), kind)),
-            }
+        if self.names.is_empty() {
+            self.read_names(&mut batch.directories)?;
         }
-        for (name, kind) in names {
+        let mut bytes = 0;
+        while bytes < BATCH_BYTES
+            && let Some((name, kind)) = self.names.pop_front()
+        {
             let kind = match kind {
                 Some(kind) => Ok(kind),
                 None => self.kind(&name),
             };
             match kind.and_then(|kind| self.found(&name, kind)) {
                 Ok(None) => batch.directories.push(name),
-                Ok(Some(found)) => batch.found.push((name, found)),
+                Ok(Some(found)) => {
+                    bytes += found.content_bytes();
+                    batch.found.push((name, found));
+                }
                 Err(error) => batch.found.push((name, Found::Failed(error))),
             }
         }
+        batch.ended = self.ended && self.names.is_empty();
         Ok(batch)
+    }
+
+    fn read_names(&mut self, directories: &mut Vec<OsString>) -> Result<(), CopyError> {
+        while self.names.len() + directories.len() < BATCH {
+            let Some(entry) = self.entries.next() else {
+                self.ended = true;
+                break;
+            };
+            let entry =
+                entry.map_err(|errno| CopyError::local("list the directory", errno.into()))?;
+            let name = entry.file_name().to_bytes();
+            match entry.file_type() {
+                _ if matches!(name, b"." | b"..") => {}
+                Some(Type::Directory) => directories.push(local::os_string(name)),
+                kind => self.names.push_back((local::os_string(name), kind)),
+            }
+        }
+        Ok(())
     }
 
     fn found(&self, name: &OsStr, kind: Type) -> Result<Option<Found>, CopyError> {

@@ -3,12 +3,13 @@
 use std::{
     collections::{HashSet, VecDeque},
     ffi::OsStr,
+    hash::{BuildHasher, RandomState},
     os::unix::ffi::OsStrExt,
 };
 
 use bytes::Bytes;
 
-use super::{Sftp, status};
+use super::{Sftp, engine::PendingReply, status};
 use crate::{
     error::ClientError,
     protocol::sftp::{Attributes, Name, Reply, Request},
@@ -17,9 +18,10 @@ use crate::{
 /// Empty batches in a row before a server is taken to be stuck.
 const MAX_EMPTY_BATCHES: u32 = 100;
 
-/// Most names remembered to find those that come twice. Beyond, a listing is still read, but only
-/// checked against these: its reader decides how much of an endless one it wants.
-const MAX_REMEMBERED_NAMES: usize = 1_000_000;
+/// Most names remembered to find those that come twice: what a table of 2²¹ places holds, which
+/// takes 18 MiB. Beyond, a listing is still read, but only checked against these: its reader
+/// decides how much of an endless one it wants.
+const MAX_REMEMBERED_NAMES: usize = 1_835_008;
 
 /// One entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +56,9 @@ pub struct DirectoryReader {
     sftp: Sftp,
     handle: Bytes,
     batch: VecDeque<Name>,
-    seen: HashSet<Bytes>,
+    /// The batch after that, asked for while this one is looked at.
+    ahead: Option<PendingReply>,
+    seen: Seen,
     ended: bool,
 }
 
@@ -64,7 +68,8 @@ impl DirectoryReader {
             sftp,
             handle,
             batch: VecDeque::new(),
-            seen: HashSet::new(),
+            ahead: None,
+            seen: Seen::default(),
             ended: false,
         }
     }
@@ -95,31 +100,55 @@ impl DirectoryReader {
     }
 
     async fn fetch(&mut self) -> Result<(), ClientError> {
-        let handle = self.handle.clone();
-        match self.sftp.ask(Request::Readdir { handle }).await? {
-            Reply::Names { names } => self.batch = names.into(),
+        let pending = match self.ahead.take() {
+            Some(pending) => pending,
+            None => self.ask().await?,
+        };
+        match pending.reply().await? {
+            Reply::Names { names } => {
+                self.batch = names.into();
+                self.ahead = Some(self.ask().await?);
+            }
             reply if status::is_end(&reply) => self.ended = true,
             reply => return Err(status::refused(reply, "list the directory")),
         }
         Ok(())
     }
 
+    async fn ask(&self) -> Result<PendingReply, ClientError> {
+        let handle = self.handle.clone();
+        self.sftp.engine.submit(Request::Readdir { handle }).await
+    }
+
     fn accept(&mut self, name: Name) -> Result<DirectoryEntry, ClientError> {
         if name.name.is_empty() || name.name.iter().any(|byte| matches!(byte, b'/' | 0)) {
             return Err(ClientError::protocol("a listing with a name that is none"));
         }
-        let is_new = match self.seen.len() < MAX_REMEMBERED_NAMES {
-            // Copied: a name that shares its frame's memory would keep the whole frame.
-            true => self.seen.insert(Bytes::copy_from_slice(&name.name)),
-            false => !self.seen.contains(&name.name),
-        };
-        match is_new {
+        match self.seen.is_new(&name.name) {
             true => Ok(DirectoryEntry {
                 name: name.name,
                 long_name: name.long_name,
                 attributes: name.attributes,
             }),
             false => Err(ClientError::protocol("a listing with the same name twice")),
+        }
+    }
+}
+
+/// Names that came already, by a hash whose key the server cannot know. Two of a million names have
+/// the same by chance in one of 10⁷ listings.
+#[derive(Debug, Default)]
+struct Seen {
+    key: RandomState,
+    hashes: HashSet<u64>,
+}
+
+impl Seen {
+    fn is_new(&mut self, name: &[u8]) -> bool {
+        let hash = self.key.hash_one(name);
+        match self.hashes.len() < MAX_REMEMBERED_NAMES {
+            true => self.hashes.insert(hash),
+            false => !self.hashes.contains(&hash),
         }
     }
 }

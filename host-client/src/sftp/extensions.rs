@@ -132,7 +132,7 @@ impl Sftp {
     }
 
     /// Sends an extended request and reads what comes back.
-    async fn answer<T>(
+    pub(super) async fn answer<T>(
         &self,
         name: &'static str,
         data: Bytes,

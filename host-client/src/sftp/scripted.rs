@@ -49,9 +49,14 @@ impl Server {
 
 /// A session with a server that has said hello.
 pub(crate) async fn session() -> (Sftp, Server) {
+    session_with(&[]).await
+}
+
+/// The same with a server that has extensions.
+pub(crate) async fn session_with(extensions: &[(&'static str, &'static str)]) -> (Sftp, Server) {
     let (near, far) = tokio::io::duplex(1024 * 1024);
     let mut server = Server(far);
-    let (sftp, ()) = tokio::join!(Sftp::start(near), server.hello(&[]));
+    let (sftp, ()) = tokio::join!(Sftp::start(near), server.hello(extensions));
     (sftp.unwrap(), server)
 }
 

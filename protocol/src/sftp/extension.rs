@@ -1,12 +1,18 @@
 //! What EXTENDED requests and their replies say: OpenSSH's extensions (its `PROTOCOL`, section 4)
-//! and two of our own.
+//! and some of our own.
 //!
 //! Each message here is what follows the extension's name in [`super::Request::Extended`], or the
 //! data of [`super::Reply::Extended`]. Extensions whose arguments are one handle or some paths have
 //! no type: [`put_strings`] and [`take_strings`] write and read counted strings.
 
+mod whole;
+
 use bytes::{BufMut, Bytes, BytesMut};
 
+pub use self::whole::{
+    Failure, FetchFiles, FetchedFile, FetchedFiles, MAX_FETCHED_BYTES, MAX_WHOLE_FILES, StoreFile,
+    StoreFiles, StoredFiles,
+};
 use super::{
     Attributes,
     codec::{Reader, Short, put_string},
@@ -39,6 +45,11 @@ pub const USERS_GROUPS_BY_ID: &str = "users-groups-by-id@openssh.com";
 pub const HASH: &str = "hash@vsock-agent";
 /// Our own: where an open file has holes. [`HolesFrom`], answered by [`Holes`].
 pub const HOLES: &str = "holes@vsock-agent";
+/// Our own: puts small files into a directory, each whole under its name or not there.
+/// [`StoreFiles`], answered by [`StoredFiles`].
+pub const STORE: &str = "store@vsock-agent";
+/// Our own: gives small files of a directory. [`FetchFiles`], answered by [`FetchedFiles`].
+pub const FETCH: &str = "fetch@vsock-agent";
 /// Our own, in VERSION only: under which [`super::SessionOptions`] the session runs, as their query
 /// text. A server that does not know the options does not send it.
 pub const SESSION: &str = "session@vsock-agent";
@@ -570,7 +581,7 @@ mod tests {
     }
 
     /// Reads what was written, and refuses it cut anywhere.
-    fn survives<T: PartialEq + std::fmt::Debug>(
+    pub(super) fn survives<T: PartialEq + std::fmt::Debug>(
         value: T,
         data: Bytes,
         decode: impl Fn(Bytes) -> Result<T, MalformedExtension>,

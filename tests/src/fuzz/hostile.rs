@@ -269,11 +269,13 @@ fn version(which: u8) -> Reply {
         (extension::HOLES, "1"),
         (extension::STATVFS, "2"),
         (extension::SESSION, "read-only=true"),
+        (extension::STORE, "1"),
+        (extension::FETCH, "1"),
     ];
-    let chosen = all
-        .into_iter()
-        .enumerate()
-        .filter(|(bit, _)| which >> bit & 1 == 1);
+    // The ninth has the bit of the first once more.
+    let chosen = (0..)
+        .zip(all)
+        .filter(|(bit, _)| which.rotate_right(*bit) & 1 == 1);
     let text = |text: &'static str| Bytes::from_static(text.as_bytes());
     Reply::Version {
         version: 3,

@@ -6,6 +6,10 @@ use tokio::process::Command;
 
 use super::{VmError, command, paths};
 
+/// Static programs that may be loaded anywhere. Packed, their relocations take 150 KB less; the
+/// start code of glibc knows them since 2.36, which is Debian 12's.
+const RUSTFLAGS: &str = "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs";
+
 /// Paths of what was built.
 #[derive(Clone, Debug)]
 pub struct Product {
@@ -27,7 +31,7 @@ impl Product {
         cargo
             .args(["build", "--release", "--target", &triple])
             .args(["-p", "vsock-agent", "-p", "vsock-agent-client"])
-            .env("RUSTFLAGS", "-C target-feature=+crt-static");
+            .env("RUSTFLAGS", RUSTFLAGS);
         command::run_visibly(&mut cargo).await?;
         let folder = paths::target().join(triple).join("release");
         Ok(Self {

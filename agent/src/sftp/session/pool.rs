@@ -77,6 +77,7 @@ impl Shared {
             self.call_help(&mut table);
         }
         drop(table);
+        self.send_owed_and(&[])?;
         self.lead(input, desk)
     }
 
@@ -150,7 +151,11 @@ impl Shared {
             let there = table.input.is_some().then_some(table.turn);
             if there.is_some() && there == seen {
                 if table.order.running() < defaults::MAX_SFTP_WORKERS {
-                    break table.input.take();
+                    let mut input = table.input.take();
+                    if let Some(input) = &mut input {
+                        table.owed.unsplit(input.replies.split());
+                    }
+                    break input;
                 }
                 // Everybody is late. What is done already is told; then somebody has to finish.
                 table = self.tell_what_is_done(table);
@@ -203,15 +208,13 @@ impl Shared {
 
     /// Sends the replies that were gathered before everybody was late.
     fn tell_what_is_done<'a>(&'a self, mut table: MutexGuard<'a, Table>) -> MutexGuard<'a, Table> {
-        let replies = table
-            .input
-            .as_mut()
-            .map(|input| std::mem::take(&mut input.replies));
-        drop(table);
-        if let Some(replies) = replies {
-            // If that fails, so does the next read.
-            let _ = super::lock(&self.sink).write([&replies, &[]]);
+        let Table { input, owed, .. } = &mut *table;
+        if let Some(input) = input {
+            owed.unsplit(input.replies.split());
         }
+        drop(table);
+        // If that fails, so does the next read.
+        let _ = self.send_owed_and(&[]);
         self.lock()
     }
 
@@ -259,8 +262,8 @@ impl Shared {
     ) -> Result<(), SessionError> {
         let (id, wanted) = decode(&waiting.frame)?;
         let answer = self.work(self.lock(), wanted, desk);
-        let (table, answer) = self.settle(name, answer);
+        let (table, answer) = self.settle(answer);
         drop(table);
-        Ok(self.send(id, answer, desk)?)
+        Ok(self.send_and_finish(name, id, answer, desk)?)
     }
 }

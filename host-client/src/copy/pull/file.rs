@@ -5,7 +5,7 @@ use std::{collections::VecDeque, fs::File, io, os::unix::fs::FileExt, pin::Pin, 
 use super::{
     super::{
         CopyError, SkipReason, attributes,
-        local::{Part, os_string},
+        local::{LocalDirectory, Part, os_string},
         part, resume,
         run::{Run, SMALL_BYTES},
         sparse::RemoteData,
@@ -23,12 +23,13 @@ const MAX_WRITES: usize = 8;
 
 pub(super) async fn pull(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
     let old = work.directory.take_leftovers(&part::stem(&work.name));
-    if run.options.resume && is_complete(run, &work).await? {
-        run.skipped(work.source.as_bytes(), SkipReason::Complete);
-        return Ok(());
-    }
     let source = work.source.clone();
     let directory = Arc::clone(&work.directory.local);
+    if run.options.resume && is_complete(run, &work).await? {
+        remove_parts(run, directory, old).await?;
+        run.skipped(source.as_bytes(), SkipReason::Complete);
+        return Ok(());
+    }
     let size = work.attributes.size.unwrap_or(0);
     let small = match (1..=SMALL_BYTES).contains(&size) {
         true => small(run, &work, size).await?,
@@ -38,16 +39,25 @@ pub(super) async fn pull(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
         Some(bytes) => bytes,
         None => large(run, work, &old).await?,
     };
-    if !old.is_empty() {
-        // Those that were continued have another name now.
-        let clean = move || {
-            old.iter()
-                .try_for_each(|name| directory.remove_part(&os_string(name)))
-        };
-        run.pool.run_long(clean).await??;
-    }
+    // Those that were continued have another name now.
+    remove_parts(run, directory, old).await?;
     run.finished(source.as_bytes(), bytes, |summary| &mut summary.files);
     Ok(())
+}
+
+async fn remove_parts(
+    run: &Run<'_>,
+    directory: Arc<LocalDirectory>,
+    old: Vec<Vec<u8>>,
+) -> Result<(), CopyError> {
+    match old.is_empty() {
+        true => Ok(()),
+        false => {
+            run.pool
+                .run_long(move || directory.remove_parts(&old))
+                .await?
+        }
+    }
 }
 
 async fn is_complete(run: &Run<'_>, work: &Work) -> Result<bool, CopyError> {
@@ -173,7 +183,7 @@ async fn receive(
 
 /// A new part, or the longest that was left, with its length.
 fn begin(
-    directory: &Arc<super::LocalDirectory>,
+    directory: &Arc<LocalDirectory>,
     name: &std::ffi::OsStr,
     old: &[Vec<u8>],
 ) -> Result<(Part, u64), CopyError> {
@@ -188,9 +198,13 @@ fn begin(
             return Ok((part, length));
         }
     }
-    let part = directory.create_part(name)?;
-    part.lock();
-    Ok((part, 0))
+    loop {
+        let part = directory.create_part(name)?;
+        if part.lock() {
+            return Ok((part, 0));
+        }
+        // Another copy saw it before it was locked, and has it now.
+    }
 }
 
 /// Reads the file from `start`, all of it or what is no hole, into the local one. Returns its

@@ -23,9 +23,12 @@ use super::{
 };
 use crate::{
     error::ClientError,
-    protocol::sftp::Attributes,
+    protocol::sftp::{Attributes, extension},
     sftp::{LocalSource, OpenFlags, RemoteFile, RemotePath, Sftp},
 };
+
+/// Bytes that the guest copies in one request: it must answer before it is taken to be silent.
+const COPY_BYTES: u64 = 64 * 1024 * 1024;
 
 /// A file of the guest that is being written. Dropping it removes it.
 pub(super) struct RemotePart<'a> {
@@ -48,7 +51,11 @@ impl<'a> RemotePart<'a> {
 
     /// Creates the file.
     pub(super) async fn create(&self) -> Result<RemoteFile, ClientError> {
-        let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUDE;
+        self.create_for(OpenFlags::WRITE).await
+    }
+
+    async fn create_for(&self, access: OpenFlags) -> Result<RemoteFile, ClientError> {
+        let flags = access | OpenFlags::CREATE | OpenFlags::EXCLUDE;
         self.sftp
             .open(&self.path, flags, attributes::mode(PART_MODE))
             .await
@@ -84,12 +91,8 @@ pub(super) async fn push(
     source: &[u8],
 ) -> Result<(), CopyError> {
     let target = directory.path.join(name.as_bytes());
-    if run.options.resume && is_complete(run, &target, &found).await {
-        run.skipped(source, SkipReason::Complete);
-        return Ok(());
-    }
+    let is_complete = run.options.resume && is_complete(run, &target, &found).await;
     let part = RemotePart::new(run.sftp, &target);
-    let own = part.path.clone();
     let stem = part::stem(name);
     let look = async {
         match run.is_single() {
@@ -97,6 +100,11 @@ pub(super) async fn push(
             false => directory.take_leftovers(&stem),
         }
     };
+    if is_complete {
+        remove_all(run, directory, &look.await).await?;
+        run.skipped(source, SkipReason::Complete);
+        return Ok(());
+    }
     let (bytes, old) = match run.options.resume {
         true => {
             let old = look.await;
@@ -107,17 +115,23 @@ pub(super) async fn push(
             (bytes?, old)
         }
     };
+    remove_all(run, directory, &old).await?;
+    run.finished(source, bytes, |summary| &mut summary.files);
+    Ok(())
+}
+
+/// Removes what earlier copies left, and what others began that are still at it.
+pub(super) async fn remove_all(
+    run: &Run<'_>,
+    directory: &Directory,
+    old: &[Vec<u8>],
+) -> Result<(), CopyError> {
     for name in old {
-        let path = directory.path.join(name);
-        if path != own {
-            // One that was continued has another name now.
-            match run.sftp.remove(&path).await {
-                Err(error) if !error.is_not_found() => return Err(error.into()),
-                _ => {}
-            }
+        match run.sftp.remove(directory.path.join(name)).await {
+            Err(error) if !error.is_not_found() => return Err(error.into()),
+            _ => {}
         }
     }
-    run.finished(source, bytes, |summary| &mut summary.files);
     Ok(())
 }
 
@@ -203,7 +217,7 @@ async fn small(
 /// A file that is read while it is sent.
 async fn large(
     run: &Run<'_>,
-    mut part: RemotePart<'_>,
+    part: RemotePart<'_>,
     target: &RemotePath,
     local: &Arc<LocalSource>,
     metadata: &Metadata,
@@ -211,16 +225,17 @@ async fn large(
     old: &[Vec<u8>],
 ) -> Result<u64, CopyError> {
     let size = metadata.size();
-    let (file, start) = match adopt(run, &mut part, old).await? {
-        Some((file, length)) => {
-            let same = resume::same_prefix(run, &local.file, &file, length.min(size)).await?;
-            file.setstat(attributes::size(same)).await?;
-            (file, same)
+    let is_sparse = metadata.blocks() * 512 < size;
+    let left = longest(run, &part, old).await?;
+    let (file, start) = match left {
+        Some(left) => {
+            let file = part.create_for(OpenFlags::READ | OpenFlags::WRITE).await?;
+            let start = begin_with(run, &left, &file, local, size, is_sparse).await?;
+            (file, start)
         }
         None => (part.create().await?, 0),
     };
     run.started(source, Some(size), start);
-    let is_sparse = metadata.blocks() * 512 < size;
     if is_sparse {
         let mut offset = start;
         while let Some((from, to)) = sparse::next_data(run, &local.file, offset, size).await? {
@@ -294,12 +309,45 @@ async fn complete(
     part.publish(target).await
 }
 
-/// Takes over the longest part that an earlier copy left; returns it with its length.
-async fn adopt(
+/// Copies the beginning of what was left, as far as it is that of the local file, within the guest.
+/// What was left is not itself continued: who began it may still write to it. Returns where the
+/// rest begins.
+async fn begin_with(
     run: &Run<'_>,
-    part: &mut RemotePart<'_>,
+    left: &RemoteFile,
+    file: &RemoteFile,
+    local: &LocalSource,
+    size: u64,
+    is_sparse: bool,
+) -> Result<u64, CopyError> {
+    let length = left.stat().await?.size.unwrap_or(0);
+    let same = resume::same_prefix(run, &local.file, left, length.min(size)).await?;
+    let mut offset = 0;
+    while offset < same {
+        let data = match is_sparse {
+            true => sparse::next_data(run, &local.file, offset, same).await?,
+            false => Some((offset, same)),
+        };
+        let Some((from, to)) = data else {
+            break;
+        };
+        let to = to.min(from.saturating_add(COPY_BYTES));
+        left.copy_data(from, to - from, file, from).await?;
+        offset = to;
+    }
+    Ok(same)
+}
+
+/// The longest part that an earlier copy left. Without `copy-data` the guest cannot begin with it,
+/// and to compare it would take longer than to send it again.
+async fn longest(
+    run: &Run<'_>,
+    part: &RemotePart<'_>,
     old: &[Vec<u8>],
-) -> Result<Option<(RemoteFile, u64)>, CopyError> {
+) -> Result<Option<RemoteFile>, CopyError> {
+    if !run.sftp.has_extension(extension::COPY_DATA) {
+        return Ok(None);
+    }
     let directory = part.path.parent().unwrap_or_else(|| ".".into());
     let mut longest = None;
     for name in old {
@@ -312,20 +360,17 @@ async fn adopt(
             longest = Some((path, length));
         }
     }
-    let Some((old, _)) = longest else {
+    let Some((path, _)) = longest else {
         return Ok(None);
     };
-    match run.sftp.rename(&old, &part.path).await {
-        Ok(()) => {}
-        // Somebody else took it, or removed it.
-        Err(ClientError::File { .. }) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    }
-    let flags = OpenFlags::READ | OpenFlags::WRITE;
-    let file = run
+    match run
         .sftp
-        .open(&part.path, flags, Attributes::default())
-        .await?;
-    let length = file.stat().await?.size.unwrap_or(0);
-    Ok(Some((file, length)))
+        .open(&path, OpenFlags::READ, Attributes::default())
+        .await
+    {
+        Ok(left) => Ok(Some(left)),
+        // Somebody else removed it.
+        Err(ClientError::File { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }

@@ -37,7 +37,6 @@ struct Large {
 }
 
 impl Frames {
-    /// `early` is what came before anybody read.
     pub(super) fn new() -> Self {
         Self {
             small: vec![0; HEAD_BYTES].into_boxed_slice(),

@@ -110,6 +110,19 @@ impl State {
         self.segments.is_empty() && self.tail.is_empty()
     }
 
+    /// Adds a frame behind which come `data` bytes that still belong to it.
+    fn put_head(&mut self, id: u32, head: &Request, data: u32) -> &mut [u8] {
+        let start = self.tail.len();
+        head.encode(id, &mut self.tail);
+        let frame = &mut self.tail[start..];
+        if let Some(length) = frame.first_chunk_mut() {
+            *length = u32::from_be_bytes(*length)
+                .saturating_add(data)
+                .to_be_bytes();
+        }
+        frame
+    }
+
     fn seal_tail(&mut self) {
         if !self.tail.is_empty() {
             let tail = self.tail.split().freeze();
@@ -126,7 +139,19 @@ impl Outbox {
     /// Adds a request.
     pub(super) fn push(&self, id: u32, request: &Request) {
         let mut state = self.lock();
-        request.encode(id, &mut state.tail);
+        match request {
+            Request::Extended { name, data } if data.len() > COPIED_BYTES => {
+                let head = Request::Extended {
+                    name: name.clone(),
+                    data: Bytes::new(),
+                };
+                let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
+                state.put_head(id, &head, length);
+                state.seal_tail();
+                state.segments.push_back(Segment::Bytes(data.clone()));
+            }
+            request => request.encode(id, &mut state.tail),
+        }
         self.wake(&state);
     }
 
@@ -138,16 +163,9 @@ impl Outbox {
             data: Bytes::new(),
         };
         let mut state = self.lock();
-        let start = state.tail.len();
-        head.encode(id, &mut state.tail);
-        // The frame ends with the length of its data.
-        let frame = &mut state.tail[start..];
         let data = payload.len();
-        if let Some(length) = frame.first_chunk_mut() {
-            *length = u32::from_be_bytes(*length)
-                .saturating_add(data)
-                .to_be_bytes();
-        }
+        let frame = state.put_head(id, &head, data);
+        // The frame ends with the length of its data.
         if let Some(length) = frame.last_chunk_mut() {
             *length = data.to_be_bytes();
         }

@@ -37,8 +37,9 @@ pub(crate) fn measure(rig: &Rig, options: &Options) -> anyhow::Result<Vec<Verdic
         let ways = vec![
             Way::new("cp -r", words(&["cp", "-r", &here, &there])),
             Way::new(
-                "sftp + sftp-server",
-                rig.openssh(&format!("{verb} -r {here} {there}\n")),
+                "sftp + sftp-server, -rp",
+                // As ours does: with modes and times.
+                rig.openssh(&format!("{verb} -rp {here} {there}\n")),
             ),
             Way::new("agent-cli + vsock-agent", rig.cli(&cli)),
         ];
@@ -48,7 +49,7 @@ pub(crate) fn measure(rig: &Rig, options: &Options) -> anyhow::Result<Vec<Verdic
             unreachable!("three ways")
         };
         let against = Against { theirs, floor };
-        let what = format!("{verb} of 10,000 files, both ours");
+        let what = format!("{verb} of 10,000 files with modes and times, both ours");
         verdicts.push(against.ratio(what, ours, TARGET));
     }
     clear(&from);

@@ -104,12 +104,12 @@ impl Report {
         }
     }
 
-    fn print(&self, event: &str, path: &[u8], more: Value) {
+    fn print(&self, event: &str, path: &[u8], more: impl FnOnce() -> Value) {
         if self.json {
             let mut line = Map::new();
             line.insert("event".to_owned(), json!(event));
             line.extend(output::name_fields(path));
-            if let Value::Object(more) = more {
+            if let Value::Object(more) = more() {
                 line.extend(more);
             }
             // A program that does not listen any more still gets its files.
@@ -141,7 +141,7 @@ impl CopyObserver for Report {
                 self.print(
                     "started",
                     path,
-                    json!({ "size": size, "resumed_at": resumed_at }),
+                    || json!({ "size": size, "resumed_at": resumed_at }),
                 );
                 self.update(|state, bar| {
                     bar.inc(resumed_at);
@@ -157,7 +157,7 @@ impl CopyObserver for Report {
             }
             CopyEvent::Moved { bytes } => self.update(|_, bar| bar.inc(bytes)),
             CopyEvent::Finished { path, bytes } => {
-                self.print("finished", path, json!({ "bytes": bytes }));
+                self.print("finished", path, || json!({ "bytes": bytes }));
                 self.update(|state, _| state.done += 1);
             }
             CopyEvent::Skipped { path, reason } => {
@@ -166,7 +166,7 @@ impl CopyObserver for Report {
                     SkipReason::Complete => "it is complete",
                     _ => "it is not to be copied",
                 };
-                self.print("skipped", path, json!({ "reason": reason }));
+                self.print("skipped", path, || json!({ "reason": reason }));
                 self.update(|state, _| state.done += 1);
                 if !self.json {
                     self.say(&format!("skipped {}: {reason}", output::escape(path)));
@@ -174,7 +174,7 @@ impl CopyObserver for Report {
             }
             CopyEvent::Failed { path, error } => {
                 let why = words(error);
-                self.print("failed", path, json!({ "error": why }));
+                self.print("failed", path, || json!({ "error": why }));
                 self.update(|state, _| state.done += 1);
                 if !self.json {
                     let why = output::escape(why.as_bytes());

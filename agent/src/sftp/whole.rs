@@ -1,0 +1,121 @@
+//! Small files, several in one request: each step is what the plain requests do, without a round
+//! trip and a handle in between.
+
+use std::{
+    fs::File,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::FileExt,
+    },
+    sync::atomic::Ordering,
+};
+
+use bytes::Bytes;
+use nix::{
+    fcntl::{OFlag, openat, renameat},
+    sys::stat::{Mode, fstat},
+    unistd::{UnlinkatFlags, unlinkat},
+};
+use vsock_agent_protocol::sftp::extension::{
+    Failure, FetchFiles, FetchedFile, FetchedFiles, StoreFile, StoreFiles, StoredFiles,
+};
+
+use super::{
+    SftpError, attributes,
+    files::{Files, read},
+};
+
+/// Mode of a file that is not complete.
+const PART_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
+
+impl Files {
+    /// Puts files into a directory.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be used; what one file meets is told of that file.
+    pub(super) fn store(&self, wanted: &StoreFiles) -> Result<StoredFiles, SftpError> {
+        let directory = self.directory(&wanted.directory)?;
+        let store = |file| self.unless_ended(|| store(&directory, file));
+        Ok(StoredFiles(wanted.files.iter().map(store).collect()))
+    }
+
+    /// Reads files of a directory.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be used; what one file meets is told of that file.
+    pub(super) fn fetch(&self, wanted: &FetchFiles) -> Result<FetchedFiles, SftpError> {
+        let directory = self.directory(&wanted.directory)?;
+        let fetch =
+            |(name, length): &(Bytes, u32)| self.unless_ended(|| fetch(&directory, name, *length));
+        Ok(FetchedFiles(wanted.files.iter().map(fetch).collect()))
+    }
+
+    fn directory(&self, path: &[u8]) -> nix::Result<OwnedFd> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        self.tree.open(path, flags, Mode::empty())
+    }
+
+    fn unless_ended<T>(&self, work: impl FnOnce() -> Result<T, SftpError>) -> Result<T, Failure> {
+        let result = match self.ended.load(Ordering::Relaxed) {
+            true => Err(SftpError::BadMessage("the session has ended")),
+            false => work(),
+        };
+        result.map_err(|error| Failure {
+            code: error.code() as u32,
+            message: Bytes::from(error.to_string()),
+        })
+    }
+}
+
+fn store(directory: &OwnedFd, file: &StoreFile) -> Result<(), SftpError> {
+    let (part, name) = (component(&file.part)?, component(&file.name)?);
+    let flags =
+        OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let open = File::from(openat(directory, part, flags, PART_MODE)?);
+    let stored = fill(open, file).and_then(|()| Ok(renameat(directory, part, directory, name)?));
+    if stored.is_err() {
+        // It may be gone, or the file system may have become read-only.
+        let _ = unlinkat(directory, part, UnlinkatFlags::NoRemoveDir);
+    }
+    stored
+}
+
+fn fill(open: File, file: &StoreFile) -> Result<(), SftpError> {
+    open.write_all_at(&file.data, 0)?;
+    attributes::set(&open, &file.attributes)
+}
+
+fn fetch(directory: impl AsFd, name: &[u8], length: u32) -> Result<FetchedFile, SftpError> {
+    // A FIFO without a writer must not keep anybody waiting.
+    let flags = OFlag::O_RDONLY
+        | OFlag::O_NOFOLLOW
+        | OFlag::O_NONBLOCK
+        | OFlag::O_NOCTTY
+        | OFlag::O_CLOEXEC;
+    let file = File::from(openat(directory, component(name)?, flags, Mode::empty())?);
+    let stat = fstat(&file)?;
+    if !attributes::is_regular(&stat) {
+        return Err(SftpError::NoOffsets);
+    }
+    let mut data = vec![0; usize::try_from(length).unwrap_or(0)];
+    let there = match read(&file, 0, length, &mut data) {
+        Err(SftpError::EndOfFile) => 0,
+        other => other?,
+    };
+    data.truncate(there);
+    Ok(FetchedFile {
+        attributes: attributes::from_stat(&stat),
+        data: data.into(),
+    })
+}
+
+/// A name that leads nowhere but into its directory.
+fn component(name: &[u8]) -> Result<&[u8], SftpError> {
+    match name {
+        b"" | b"." | b".." => Err(SftpError::BadMessage("not the name of a file")),
+        name if name.contains(&b'/') => Err(SftpError::BadMessage("a path where a name is due")),
+        name => Ok(name),
+    }
+}

@@ -1,0 +1,93 @@
+//! Small files, several in one request, where the server can do that.
+
+use bytes::Bytes;
+
+use super::{RemotePath, Sftp, status};
+use crate::{
+    error::ClientError,
+    protocol::sftp::{
+        Reply,
+        extension::{
+            self, Failure, FetchFiles, FetchedFile, FetchedFiles, StoreFile, StoreFiles,
+            StoredFiles,
+        },
+    },
+};
+
+impl Sftp {
+    /// Puts files into a directory. What one file meets is told of that file.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses all of it, [`ClientError::Unsupported`] when it
+    /// cannot, or another [`ClientError`].
+    pub(crate) async fn store(
+        &self,
+        directory: &RemotePath,
+        files: Vec<StoreFile>,
+    ) -> Result<Vec<Result<(), ClientError>>, ClientError> {
+        const ACTION: &str = "write the file";
+        let asked = files.len();
+        let directory = directory.clone().checked(ACTION)?;
+        let data = StoreFiles { directory, files }.encode();
+        let StoredFiles(stored) = self
+            .answer(extension::STORE, data, ACTION, StoredFiles::decode)
+            .await?;
+        each(stored, asked, ACTION)
+    }
+
+    /// Reads files of a directory: names, and how many bytes are wanted. What one file meets is
+    /// told of that file.
+    ///
+    /// # Errors
+    ///
+    /// As for [`store`](Self::store); [`ClientError::Protocol`] when there is more than was asked
+    /// for.
+    pub(crate) async fn fetch(
+        &self,
+        directory: &RemotePath,
+        files: Vec<(Bytes, u32)>,
+    ) -> Result<Vec<Result<FetchedFile, ClientError>>, ClientError> {
+        const ACTION: &str = "read the file";
+        let directory = directory.clone().checked(ACTION)?;
+        let request = FetchFiles { directory, files };
+        let FetchedFiles(fetched) = self
+            .answer(
+                extension::FETCH,
+                request.encode(),
+                ACTION,
+                FetchedFiles::decode,
+            )
+            .await?;
+        for (file, (_, length)) in fetched.iter().zip(&request.files) {
+            let bytes = file.as_ref().map_or(0, |file| file.data.len());
+            if u32::try_from(bytes).is_ok_and(|bytes| bytes <= *length) {
+                continue;
+            }
+            return Err(ClientError::protocol(format!(
+                "{bytes} bytes where {length} were asked for"
+            )));
+        }
+        each(fetched, request.files.len(), ACTION)
+    }
+}
+
+/// The outcomes, if they are as many as were asked for.
+fn each<T>(
+    outcomes: Vec<Result<T, Failure>>,
+    asked: usize,
+    action: &'static str,
+) -> Result<Vec<Result<T, ClientError>>, ClientError> {
+    let told = outcomes.len();
+    if told != asked {
+        return Err(ClientError::protocol(format!(
+            "an answer about {told} files where {asked} were asked for"
+        )));
+    }
+    let refused = |Failure { code, message }| {
+        let reply = Reply::Status { code, message };
+        status::refused(reply, action)
+    };
+    let outcomes = outcomes.into_iter();
+    Ok(outcomes.map(|outcome| outcome.map_err(refused)).collect())
+}

@@ -1,0 +1,100 @@
+//! What earlier copies left goes with the next one, whatever there is to do.
+
+use std::{fs, os::unix::fs::symlink};
+
+use super::{finish, spawn};
+use crate::cli_files::{Ends, names, stderr};
+
+const DIGITS: &str = "0123456789abcdef";
+
+/// A tree, and a place where a copy of it was killed.
+fn scene() -> Ends {
+    let ends = Ends::start();
+    for folder in ["tree", "place/tree"] {
+        ends.mkdir(folder);
+        ends.write(format!("{folder}/file"), "text");
+        symlink("file", ends.path(format!("{folder}/link"))).unwrap();
+    }
+    // So that it looks complete.
+    let modified = ends
+        .path("tree/file")
+        .metadata()
+        .unwrap()
+        .modified()
+        .unwrap();
+    let copied = fs::File::open(ends.path("place/tree/file")).unwrap();
+    copied.set_modified(modified).unwrap();
+    ends.write(format!("place/tree/.file.{DIGITS}.part"), "te");
+    symlink("file", ends.path(format!("place/tree/.link.{DIGITS}.part"))).unwrap();
+    ends
+}
+
+async fn copy(ends: &Ends, words: &[&str]) {
+    let mut command = ends.cli(words);
+    match words[0] {
+        "push" => command.arg("tree").arg(ends.place(ends.path("place"))),
+        _ => command.arg(ends.place(ends.path("tree"))).arg("place"),
+    };
+    let output = finish(spawn(command)).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(
+        names(&ends.path("place/tree")),
+        ["file", "link"],
+        "{words:?}"
+    );
+}
+
+#[tokio::test]
+async fn parts_of_files_and_links_are_removed() {
+    for verb in ["push", "pull"] {
+        copy(&scene(), &[verb, "-r"]).await;
+    }
+}
+
+#[tokio::test]
+async fn parts_of_what_is_complete_are_removed() {
+    for verb in ["push", "pull"] {
+        let ends = scene();
+        copy(&ends, &[verb, "-r", "--resume"]).await;
+        assert_eq!(fs::read(ends.path("place/tree/file")).unwrap(), b"text");
+    }
+}
+
+#[tokio::test]
+async fn other_names_are_left_alone() {
+    let others = [
+        ".file.part".to_owned(),
+        format!(".file.{DIGITS}"),
+        format!("file.{DIGITS}.part"),
+        format!(".other.{DIGITS}.part"),
+        format!(".file.{}.part", DIGITS.to_uppercase()),
+    ];
+    for verb in ["push", "pull"] {
+        let ends = scene();
+        for other in &others {
+            ends.write(format!("place/tree/{other}"), "kept");
+        }
+        let mut command = ends.cli([verb]);
+        match verb {
+            "push" => command
+                .arg("tree/file")
+                .arg(ends.place(ends.path("place/tree/file"))),
+            _ => command
+                .arg(ends.place(ends.path("tree/file")))
+                .arg("place/tree"),
+        };
+        let output = finish(spawn(command)).await;
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        for other in &others {
+            assert_eq!(
+                fs::read(ends.path("place/tree").join(other)).unwrap(),
+                b"kept"
+            );
+        }
+        assert!(
+            !ends
+                .path(format!("place/tree/.file.{DIGITS}.part"))
+                .exists()
+        );
+    }
+}

@@ -1,0 +1,103 @@
+//! What programs hear: lines of JSON.
+
+use std::{fs, os::unix::fs::symlink};
+
+use nix::{sys::stat::Mode, unistd::mkfifo};
+use serde_json::{Value, json};
+
+use super::{events, finish, spawn};
+use crate::cli_files::{Ends, name, stderr, succeeded};
+
+fn of_kind<'a>(events: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    events
+        .iter()
+        .filter(|event| event["event"] == kind)
+        .collect()
+}
+
+#[tokio::test]
+async fn every_line_is_json_and_the_last_one_sums_up() {
+    let ends = Ends::start();
+    ends.mkdir("tree/below");
+    ends.write("tree/below/file", [1; 100_000]);
+    ends.write(name(b"tree/\xff\n\x1b[31m"), [2; 5]);
+    ends.write("tree/empty", "");
+    symlink("below", ends.path("tree/link")).unwrap();
+    mkfifo(&ends.path("tree/pipe"), Mode::S_IRUSR).unwrap();
+    let mut push = ends.cli(["push", "-r", "--json", "tree"]);
+    push.arg(ends.place(ends.path("far")));
+    let mut pull = ends.cli(["pull", "-r", "--json"]);
+    pull.arg(ends.place(ends.path("tree"))).arg("near");
+    for command in [push, pull] {
+        let output = finish(spawn(command)).await;
+        assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
+        let events = events(&output);
+        assert_eq!(
+            events.last().unwrap(),
+            &json!({
+                "event": "summary", "files": 3, "directories": 2, "links": 1,
+                "bytes": 100_005, "skipped": 1, "failed": 0,
+            })
+        );
+        let (started, finished) = (of_kind(&events, "started"), of_kind(&events, "finished"));
+        assert_eq!((started.len(), finished.len()), (3, 6), "{events:#?}");
+        let odd = finished
+            .iter()
+            .find(|event| !event["name_bytes"].is_null())
+            .unwrap();
+        let bytes: Vec<u8> = serde_json::from_value(odd["name_bytes"].clone()).unwrap();
+        assert!(bytes.ends_with(b"tree/\xff\n\x1b[31m"), "{bytes:?}");
+        assert_eq!(odd["bytes"], 5);
+        let large = started
+            .iter()
+            .find(|event| event["size"] == 100_000)
+            .unwrap();
+        assert_eq!(large["resumed_at"], 0);
+        assert!(
+            large["name"].as_str().unwrap().ends_with("tree/below/file"),
+            "{large}"
+        );
+        assert!(large["name_bytes"].is_null());
+        let skipped = of_kind(&events, "skipped");
+        assert!(skipped[0]["name"].as_str().unwrap().ends_with("tree/pipe"));
+        assert!(!skipped[0]["reason"].as_str().unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_failure_is_no_json_and_a_closed_reader_stops_nothing() {
+    let ends = Ends::start();
+    ends.write("file", "text");
+    let mut push = ends.cli(["push", "--json", "missing"]);
+    push.arg(ends.place(ends.path("there")));
+    let output = finish(spawn(push)).await;
+    assert!(crate::cli_files::failed(&output).contains("missing"));
+    assert_eq!(output.stdout, b"");
+
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut push = ends.cli(["push", "--json", "file"]);
+    push.arg(ends.place(ends.path("there"))).stdout(writer);
+    // Nobody reads; the file arrives.
+    let ended = finish(push.stderr(std::process::Stdio::piped()).spawn().unwrap()).await;
+    assert_eq!(fs::read(ends.path("there")).unwrap(), b"text");
+    assert!(matches!(ended.status.code(), Some(0 | 141)), "{ended:?}");
+}
+
+#[tokio::test]
+async fn without_a_terminal_nothing_is_shown() {
+    let ends = Ends::start();
+    ends.write("file", vec![7; 3_000_000]);
+    for flags in [&[][..], &["--quiet"]] {
+        let mut push = ends.cli(["push"]);
+        push.args(flags)
+            .arg("file")
+            .arg(ends.place(ends.path("there")));
+        assert_eq!(succeeded(&finish(spawn(push)).await), "");
+        let mut pull = ends.cli(["pull"]);
+        pull.args(flags)
+            .arg(ends.place(ends.path("there")))
+            .arg("back");
+        assert_eq!(succeeded(&finish(spawn(pull)).await), "");
+    }
+}
