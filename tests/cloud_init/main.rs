@@ -9,6 +9,7 @@
 )]
 
 mod boots;
+mod neighbours;
 mod network;
 mod presets;
 mod read;
