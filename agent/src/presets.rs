@@ -14,6 +14,7 @@ mod answer;
 mod file;
 mod peer;
 mod place;
+mod preset;
 mod scope;
 mod shape;
 mod table;
@@ -57,7 +58,7 @@ use crate::{
     shutdown::Shutdown,
 };
 
-pub use self::file::{Preset, PresetError};
+pub use self::preset::{Preset, PresetError};
 
 /// What somebody who may not ask reads.
 const REFUSAL: &[u8] = b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain; charset=utf-8\r\n\

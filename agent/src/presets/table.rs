@@ -6,7 +6,7 @@ use http::{HeaderValue, Method, StatusCode};
 use serde_json::Value;
 
 use super::{
-    file::Preset,
+    preset::Preset,
     scope::{Scope, Values},
     shape::Shape,
     template::Template,
