@@ -13,6 +13,7 @@ use std::{
     ffi::OsString,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -378,9 +379,9 @@ fn merge(
         None => program.family(),
         Some(text) => text.parse()?,
     };
-    let presets: Vec<Preset> = first_given(flags.metadata, file.metadata)
+    let presets: Vec<Arc<Preset>> = first_given(flags.metadata, file.metadata)
         .iter()
-        .map(|word| Preset::find(word))
+        .map(|word| Preset::find(word).map(Arc::new))
         .collect::<Result<_, _>>()?;
     let guest = GuestConfig {
         host: match flags.host.or(file.host) {

@@ -68,7 +68,7 @@ const REFUSAL: &[u8] = b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain; cha
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PresetConfig {
     /// The services.
-    pub presets: Vec<Preset>,
+    pub presets: Vec<Arc<Preset>>,
     /// Whether those that know tokens say nothing without one.
     pub only_with_token: bool,
     /// Whether every user of the guest may ask, and not root alone.
@@ -94,7 +94,7 @@ pub(crate) struct OpenPresets {
 /// One service that is there.
 #[derive(Debug)]
 struct Service {
-    preset: Preset,
+    preset: Arc<Preset>,
     tokens: Tokens,
     only_with_token: bool,
     for_all_users: bool,
@@ -129,7 +129,7 @@ impl Presets {
                 Ok((place, listener)) => {
                     tracing::info!(preset = name, %address, "serving metadata");
                     places.push(place);
-                    self.serve(preset.clone(), listener, &stop);
+                    self.serve(Arc::clone(preset), listener, &stop);
                 }
                 Err(error) => {
                     let cause = std::error::Error::source(&error).map(ToString::to_string);
@@ -143,7 +143,7 @@ impl Presets {
         }
     }
 
-    fn serve(&self, preset: Preset, listener: TcpListener, stop: &CancellationToken) {
+    fn serve(&self, preset: Arc<Preset>, listener: TcpListener, stop: &CancellationToken) {
         let Some(tokens) = Tokens::new() else {
             tracing::error!("there are no random numbers for tokens");
             return;

@@ -5,6 +5,7 @@ use std::{
     fs,
     net::{SocketAddr, TcpListener},
     process::Stdio,
+    sync::Arc,
     time::Duration,
 };
 
@@ -53,7 +54,7 @@ impl Service {
         let mut agent = TestAgent::configured(|config| {
             let socket = config.guest.sockets[0].with_file_name("host.sock");
             config.guest.host = Some(format!("unix:{}", socket.display()).parse().unwrap());
-            config.guest.presets.presets = vec![Preset::parse("test", &text).unwrap()];
+            config.guest.presets.presets = vec![Arc::new(Preset::parse("test", &text).unwrap())];
             change(config);
         });
         let mut data = HostData::with(&[

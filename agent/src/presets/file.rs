@@ -17,12 +17,14 @@
 //! [smbios.system]             for the host
 //! ```
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::net::IpAddr;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
-use serde::{Deserialize, de::IgnoredAny};
-use serde_json::Value;
-use toml::Spanned;
+use serde_json::{Map, Value};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 use vsock_agent_protocol::preset::shipped;
 
 use super::{
@@ -34,52 +36,18 @@ use super::{
     token::TokenRule,
 };
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct File {
-    extends: Option<Spanned<String>>,
-    address: Option<IpAddr>,
-    port: Option<u16>,
-    #[serde(default)]
-    versions: Vec<String>,
-    #[serde(default)]
-    listings: Vec<Spanned<String>>,
-    #[serde(default)]
-    require: BTreeMap<String, Spanned<String>>,
-    #[serde(default)]
-    respond: BTreeMap<String, Spanned<String>>,
-    #[serde(default)]
-    routes: Vec<Spanned<FileRoute>>,
-    token: Option<FileToken>,
-    #[serde(rename = "smbios")]
-    _smbios: Option<IgnoredAny>,
-}
+/// The keys of a file, of a route, and of what is said of tokens.
+const KEYS: [&str; 10] = [
+    "extends", "address", "port", "versions", "listings", "require", "respond", "routes", "token",
+    "smbios",
+];
+const ROUTE_KEYS: [&str; 10] = [
+    "path", "method", "status", "type", "each", "when", "hidden", "text", "lines", "json",
+];
+const TOKEN_KEYS: [&str; 5] = ["path", "header", "ttl-header", "max-ttl", "refuse"];
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct FileRoute {
-    path: String,
-    method: Option<String>,
-    status: Option<u16>,
-    r#type: Option<String>,
-    each: Option<String>,
-    when: Option<String>,
-    #[serde(default)]
-    hidden: bool,
-    text: Option<String>,
-    lines: Option<Value>,
-    json: Option<Value>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct FileToken {
-    path: String,
-    header: Spanned<String>,
-    ttl_header: Spanned<String>,
-    max_ttl: u32,
-    refuse: Option<Spanned<String>>,
-}
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
 
 /// What is wrong with a part of a file.
 #[derive(Debug, thiserror::Error)]
@@ -92,8 +60,12 @@ pub(super) enum Fault {
     Shape(#[from] ShapeError),
     #[error("only a preset that is shipped can be extended: {}", known())]
     Base,
-    #[error("there is no address")]
-    NoAddress,
+    #[error("there is nothing called {0:?} here")]
+    Key(String),
+    #[error("{0} is not {1}")]
+    Kind(&'static str, &'static str),
+    #[error("there is no {0}")]
+    Missing(&'static str),
     #[error("{0:?} is no name or no value of a header")]
     Header(String),
     #[error("a path begins with a slash")]
@@ -119,15 +91,24 @@ pub(super) type Located<T> = Result<T, (usize, Fault)>;
 ///
 /// A [`Fault`], for the first thing that is wrong.
 pub(super) fn parse(name: &str, text: &str) -> Located<Preset> {
-    let file: File = toml::from_str(text).map_err(|error| {
+    let document = DeTable::parse(text).map_err(|error| {
         let at = error.span().unwrap_or_default().start;
         (at, Fault::Toml(error.message().to_owned()))
     })?;
-    let mut preset = match &file.extends {
-        Some(name) => base(name.get_ref()).ok_or((name.span().start, Fault::Base))?,
+    let file = Part::of(0, document.get_ref(), &KEYS)?;
+    let address = match file.text("address")? {
+        None => None,
+        Some((at, text)) => {
+            let address: Result<IpAddr, _> = text.parse();
+            let wrong = |_| (at, Fault::Kind("address", "an IP address"));
+            Some(address.map_err(wrong)?)
+        }
+    };
+    let mut preset = match file.text("extends")? {
+        Some((at, name)) => base(name).ok_or((at, Fault::Base))?,
         None => Preset {
             name: String::new(),
-            address: file.address.ok_or((0, Fault::NoAddress))?,
+            address: address.ok_or((0, Fault::Missing("address")))?,
             port: 80,
             versions: Vec::new(),
             listings: Vec::new(),
@@ -138,25 +119,32 @@ pub(super) fn parse(name: &str, text: &str) -> Located<Preset> {
         },
     };
     preset.name = name.to_owned();
-    preset.address = file.address.unwrap_or(preset.address);
-    preset.port = file.port.unwrap_or(preset.port);
-    if !file.versions.is_empty() {
-        preset.versions = file.versions;
+    preset.address = address.unwrap_or(preset.address);
+    preset.port = file.number("port")?.unwrap_or(preset.port);
+    let versions = file.texts("versions")?;
+    if !versions.is_empty() {
+        let versions = versions.into_iter().map(|(_, version)| version.to_owned());
+        preset.versions = versions.collect();
     }
-    for listing in file.listings {
-        let at = listing.span().start;
-        let template =
-            Template::parse(listing.get_ref(), false).map_err(|error| (at, error.into()))?;
-        preset.listings.push(template);
+    for (at, listing) in file.texts("listings")? {
+        let template = Template::parse(listing, false);
+        preset
+            .listings
+            .push(template.map_err(|error| (at, error.into()))?);
     }
-    preset.require.extend(headers(file.require)?);
-    preset.respond.extend(headers(file.respond)?);
-    preset.token = file.token.map(token).transpose()?;
-    let routes = file.routes.into_iter().map(|found| {
-        let at = found.span().start;
-        route(found.into_inner()).map_err(|fault| (at, fault))
-    });
-    let mut routes: Vec<Route> = routes.collect::<Result<_, _>>()?;
+    file.headers("require", &mut preset.require)?;
+    file.headers("respond", &mut preset.respond)?;
+    if let Some((at, value)) = file.get("token") {
+        let wrong = (at, Fault::Kind("token", "a table"));
+        let table = value.as_table().ok_or(wrong)?;
+        preset.token = Some(token(&Part::of(at, table, &TOKEN_KEYS)?)?);
+    }
+    let mut routes = Vec::new();
+    for (at, found) in file.list("routes")? {
+        let wrong = (at, Fault::Kind("a route", "a table"));
+        let found = Part::of(at, found.as_table().ok_or(wrong)?, &ROUTE_KEYS)?;
+        routes.push(route(&found)?);
+    }
     routes.append(&mut preset.routes);
     preset.routes = routes;
     Ok(preset)
@@ -169,80 +157,185 @@ fn base(name: &str) -> Option<Preset> {
     Some(base)
 }
 
-fn headers(headers: BTreeMap<String, Spanned<String>>) -> Located<Vec<(HeaderName, HeaderValue)>> {
-    let headers = headers.into_iter().map(|(name, value)| {
-        let at = value.span().start;
-        let header = name
-            .parse()
-            .ok()
-            .zip(HeaderValue::try_from(value.get_ref()).ok());
-        header.ok_or_else(|| (at, Fault::Header(format!("{name}: {}", value.get_ref()))))
-    });
-    headers.collect()
-}
-
-fn token(file: FileToken) -> Located<TokenRule> {
-    let header = |name: Spanned<String>| {
-        let at = name.span().start;
-        let wrong = || (at, Fault::Header(name.get_ref().clone()));
-        name.get_ref().parse::<HeaderName>().map_err(|_| wrong())
+fn token(part: &Part<'_>) -> Located<TokenRule> {
+    let header = |key| match part.text(key)? {
+        None => Ok(None),
+        Some((at, name)) => {
+            let header = name.parse::<HeaderName>();
+            let wrong = |_| (at, Fault::Header(name.to_owned()));
+            header.map(Some).map_err(wrong)
+        }
     };
+    let missing = |key| (part.at, Fault::Missing(key));
     Ok(TokenRule {
-        path: file.path,
-        header: header(file.header)?,
-        ttl_header: header(file.ttl_header)?,
-        max_ttl: file.max_ttl,
-        refuse: file.refuse.map(header).transpose()?,
+        path: part.text("path")?.ok_or(missing("path"))?.1.to_owned(),
+        header: header("header")?.ok_or(missing("header"))?,
+        ttl_header: header("ttl-header")?.ok_or(missing("ttl-header"))?,
+        max_ttl: part.number("max-ttl")?.ok_or(missing("max-ttl"))?,
+        refuse: header("refuse")?,
     })
 }
 
-fn route(file: FileRoute) -> Result<Route, Fault> {
-    if !file.path.starts_with('/') {
-        return Err(Fault::Path);
+fn route(part: &Part<'_>) -> Located<Route> {
+    let wrong = |fault| (part.at, fault);
+    let text = |key| Ok(part.text(key)?.map(|(_, text)| text));
+    let path = text("path")?.filter(|path| path.starts_with('/'));
+    let path = path.ok_or(wrong(Fault::Path))?;
+    let each = text("each")?;
+    let has_item = each.is_some();
+    if each.is_some_and(|list| !LISTS.contains(&list)) {
+        return Err(wrong(Fault::Each));
     }
-    let has_item = file.each.is_some();
-    if file
-        .each
-        .as_ref()
-        .is_some_and(|list| !LISTS.contains(&list.as_str()))
-    {
-        return Err(Fault::Each);
-    }
-    if let Some(name) = &file.when
+    let when = text("when")?;
+    if let Some(name) = when
         && !scope::is_known(name, has_item)
-        && !LISTS.contains(&name.as_str())
+        && !LISTS.contains(&name)
     {
-        return Err(Fault::When(name.clone()));
+        return Err(wrong(Fault::When(name.to_owned())));
     }
-    let shape = |value| Shape::parse(value, has_item);
-    let (body, kind) = match (file.text, file.lines, file.json) {
-        (Some(text), None, None) => (Body::Text(Template::parse(&text, has_item)?), TEXT),
+    let template = |text| Template::parse(text, has_item).map_err(|error| wrong(error.into()));
+    let shape =
+        |(_, value)| Shape::parse(json(value), has_item).map_err(|error| wrong(error.into()));
+    let (body, kind) = match (text("text")?, part.get("lines"), part.get("json")) {
+        (Some(text), None, None) => (Body::Text(template(text)?), TEXT),
         (None, Some(lines), None) => (Body::Lines(shape(lines)?), TEXT),
         (None, None, Some(json)) => (Body::Json(shape(json)?), JSON),
-        _ => return Err(Fault::Bodies),
+        _ => return Err(wrong(Fault::Bodies)),
     };
-    let kind = file.r#type.as_deref().unwrap_or(kind);
-    let status = file.status.unwrap_or(200);
+    let kind = text("type")?.unwrap_or(kind);
+    let status = part.number("status")?.unwrap_or(200);
     Ok(Route {
-        method: match file.method.as_deref() {
+        method: match text("method")? {
             None | Some("GET") => Method::GET,
             Some("PUT") => Method::PUT,
             Some("POST") => Method::POST,
             Some("DELETE") => Method::DELETE,
-            Some(_) => return Err(Fault::Method),
+            Some(_) => return Err(wrong(Fault::Method)),
         },
-        path: Template::parse(&file.path, has_item)?,
-        each: file.each,
-        when: file.when,
-        hidden: file.hidden,
+        path: template(path)?,
+        each: each.map(str::to_owned),
+        when: when.map(str::to_owned),
+        hidden: part.flag("hidden")?,
         status: StatusCode::from_u16(status)
             .ok()
             .filter(|status| !status.is_informational())
-            .ok_or(Fault::Status(status))?,
-        kind: HeaderValue::try_from(kind).map_err(|_| Fault::Header(kind.to_owned()))?,
+            .ok_or(wrong(Fault::Status(status)))?,
+        kind: HeaderValue::try_from(kind).map_err(|_| wrong(Fault::Header(kind.to_owned())))?,
         body,
     })
 }
 
-const TEXT: &str = "text/plain; charset=utf-8";
-const JSON: &str = "application/json";
+/// A table of the file, whose keys are known, and where it is. Walked by hand: what `serde` makes for
+/// each type is several times as large.
+struct Part<'a> {
+    at: usize,
+    table: &'a DeTable<'a>,
+}
+
+impl<'a> Part<'a> {
+    fn of(at: usize, table: &'a DeTable<'a>, known: &[&str]) -> Located<Self> {
+        let mut keys = table.keys();
+        match keys.find(|key| !known.contains(&&**key.get_ref())) {
+            None => Ok(Self { at, table }),
+            Some(key) => {
+                let name = key.get_ref().clone().into_owned();
+                Err((key.span().start, Fault::Key(name)))
+            }
+        }
+    }
+
+    fn get(&self, key: &str) -> Option<(usize, &'a DeValue<'a>)> {
+        let mut entries = self.table.iter();
+        let (_, value) = entries.find(|(own, _)| own.get_ref() == key)?;
+        Some((value.span().start, value.get_ref()))
+    }
+
+    fn text(&self, key: &'static str) -> Located<Option<(usize, &'a str)>> {
+        self.get(key)
+            .map(|(at, value)| Ok((at, value.as_str().ok_or((at, Fault::Kind(key, "a text")))?)))
+            .transpose()
+    }
+
+    fn flag(&self, key: &'static str) -> Located<bool> {
+        match self.get(key) {
+            None => Ok(false),
+            Some((at, value)) => value
+                .as_bool()
+                .ok_or((at, Fault::Kind(key, "true or false"))),
+        }
+    }
+
+    fn number<N: TryFrom<u32>>(&self, key: &'static str) -> Located<Option<N>> {
+        let Some((at, value)) = self.get(key) else {
+            return Ok(None);
+        };
+        let number = value.as_integer().and_then(|number| {
+            let number = u32::from_str_radix(number.as_str(), number.radix());
+            N::try_from(number.ok()?).ok()
+        });
+        let wrong = (at, Fault::Kind(key, "a number that it can be"));
+        number.map(Some).ok_or(wrong)
+    }
+
+    fn list(&self, key: &'static str) -> Located<impl Iterator<Item = (usize, &'a DeValue<'a>)>> {
+        let list: &[Spanned<DeValue<'a>>] = match self.get(key) {
+            None => &[],
+            Some((_, DeValue::Array(list))) => list,
+            Some((at, _)) => return Err((at, Fault::Kind(key, "a list"))),
+        };
+        Ok(list.iter().map(|item| (item.span().start, item.get_ref())))
+    }
+
+    fn texts(&self, key: &'static str) -> Located<Vec<(usize, &'a str)>> {
+        let texts = self.list(key)?.map(|(at, item)| {
+            let text = item.as_str();
+            Ok((at, text.ok_or((at, Fault::Kind(key, "a list of texts")))?))
+        });
+        texts.collect()
+    }
+
+    fn headers(
+        &self,
+        key: &'static str,
+        headers: &mut Vec<(HeaderName, HeaderValue)>,
+    ) -> Located<()> {
+        let Some((at, value)) = self.get(key) else {
+            return Ok(());
+        };
+        let table = value.as_table().ok_or((at, Fault::Kind(key, "a table")))?;
+        for (name, value) in table {
+            let text = value.get_ref().as_str().unwrap_or_default();
+            let header = name.get_ref().parse().ok();
+            let header = header.zip(HeaderValue::from_str(text).ok());
+            let wrong = || Fault::Header(format!("{}: {text}", name.get_ref()));
+            headers.push(header.ok_or_else(|| (value.span().start, wrong()))?);
+        }
+        Ok(())
+    }
+}
+
+/// The same in JSON.
+fn json(value: &DeValue<'_>) -> Value {
+    match value {
+        DeValue::String(text) => text.as_ref().into(),
+        DeValue::Boolean(value) => (*value).into(),
+        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
+            .map_or_else(|_| number.as_str().into(), Into::into),
+        DeValue::Float(number) => {
+            let text = number.as_str();
+            text.parse::<f64>().map_or_else(|_| text.into(), Into::into)
+        }
+        DeValue::Datetime(time) => time.to_string().into(),
+        DeValue::Array(items) => {
+            let items = items.iter().map(|item| json(item.get_ref()));
+            items.collect::<Vec<_>>().into()
+        }
+        DeValue::Table(table) => {
+            let mut map = Map::new();
+            for (key, value) in table {
+                map.insert(key.get_ref().clone().into_owned(), json(value.get_ref()));
+            }
+            map.into()
+        }
+    }
+}

@@ -15,7 +15,7 @@ use super::{file, table::Route, template::Template, token::TokenRule};
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// A metadata service: where it is, and what it answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Preset {
     pub(super) name: String,
     pub(super) address: IpAddr,
@@ -130,9 +130,13 @@ mod tests {
     fn what_is_wrong_is_named_with_its_line() {
         for (text, line, reason) in [
             ("", 1, "no address"),
-            ("address = \"1.2.3\"\n", 1, "IP address"),
-            ("address = \"127.0.0.1\"\nport = 99999\n", 2, "u16"),
-            ("address = \"::1\"\n\nadress = 1\n", 3, "unknown field"),
+            ("address = \"1.2.3\"\n", 1, "an IP address"),
+            (
+                "address = \"127.0.0.1\"\nport = 99999\n",
+                2,
+                "port is not a number",
+            ),
+            ("address = \"::1\"\n\nadress = 1\n", 3, "adress"),
             (
                 "address = \"::1\"\nroutes = [\n  { path = \"a\", text = \"\" },\n]\n",
                 3,
@@ -185,7 +189,7 @@ mod tests {
                 4,
                 "header",
             ),
-            ("extends = \n", 1, "string values"),
+            ("extends = \n", 1, "value"),
         ] {
             let error = Preset::parse("file", text).unwrap_err().to_string();
             let place = format!("file, line {line}: ");

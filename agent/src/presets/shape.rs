@@ -11,7 +11,7 @@ use super::{
 };
 
 /// The shape of a document, or of a part of one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Shape {
     Text(Template),
     List(Vec<Shape>),
@@ -70,10 +70,13 @@ impl Shape {
                 items.collect::<Vec<_>>().into()
             }
             Self::Object(members) => {
-                let members = members
-                    .iter()
-                    .filter_map(|(key, value)| Some((key.clone(), value.render(scope)?)));
-                members.collect::<Map<_, _>>().into()
+                let mut map = Map::new();
+                for (key, value) in members {
+                    if let Some(value) = value.render(scope) {
+                        map.insert(key.clone(), value);
+                    }
+                }
+                map.into()
             }
             Self::Each { list, key, value } => {
                 let scopes = scope.each(list);
@@ -83,9 +86,15 @@ impl Shape {
                         items.collect::<Vec<_>>().into()
                     }
                     Some(key) => {
-                        let members = scopes
-                            .filter_map(|scope| Some((key.render(&scope)?, value.render(&scope)?)));
-                        members.collect::<Map<_, _>>().into()
+                        let mut map = Map::new();
+                        for scope in scopes {
+                            if let (Some(key), Some(value)) =
+                                (key.render(&scope), value.render(&scope))
+                            {
+                                map.insert(key, value);
+                            }
+                        }
+                        map.into()
                     }
                 }
             }

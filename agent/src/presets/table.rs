@@ -1,7 +1,5 @@
 //! Path to answer: the routes of a preset, and the folders that they make.
 
-use std::collections::BTreeSet;
-
 use http::{HeaderValue, Method, StatusCode};
 use serde_json::Value;
 
@@ -13,7 +11,7 @@ use super::{
 };
 
 /// What is answered at one path, or at one for each item of a list.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Route {
     pub(super) method: Method,
     /// With a slash at its end it is a folder, which can be asked for without.
@@ -29,7 +27,7 @@ pub(super) struct Route {
 }
 
 /// What is answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Body {
     Text(Template),
     /// A list of texts.
@@ -147,16 +145,17 @@ impl Preset {
             .iter()
             .filter(|route| !route.hidden && route.method == Method::GET);
         let paths = shown.flat_map(|route| self.places(route, scope, path));
-        let names: BTreeSet<String> = paths
-            .filter_map(|(own, _)| {
-                let rest = own.strip_prefix(&folder)?;
-                let end = rest.find('/').map_or(rest.len(), |slash| slash + 1);
-                let name = rest.get(..end)?;
-                (!name.is_empty()).then(|| name.to_owned())
-            })
-            .collect();
-        let lines: Vec<_> = names.into_iter().collect();
-        (!lines.is_empty()).then(|| lines.join("\n"))
+        let mut names: Vec<String> = Vec::new();
+        for (own, _) in paths {
+            let rest = own.strip_prefix(&folder).unwrap_or_default();
+            let end = rest.find('/').map_or(rest.len(), |slash| slash + 1);
+            let name = rest.get(..end).unwrap_or_default();
+            if !name.is_empty() && !names.iter().any(|own| own == name) {
+                names.push(name.to_owned());
+            }
+        }
+        names.sort_unstable();
+        (!names.is_empty()).then(|| names.join("\n"))
     }
 }
 

@@ -10,10 +10,10 @@
 use super::scope::{self, Scope};
 
 /// Text with places for values.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Template(Vec<Piece>);
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 enum Piece {
     Literal(String),
     Value {

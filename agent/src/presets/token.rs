@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::hex::hex;
 
 /// What a preset says of tokens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct TokenRule {
     /// Where they are had, by `PUT`.
     pub(super) path: String,
