@@ -14,6 +14,7 @@ use crate::{
     guest_side::{GuestSide, wait_until_ready},
     instance_data::Refresher,
     listen::{ListenAddress, Listener},
+    presets::Presets,
     server::Server,
     shutdown::Shutdown,
     status_port::{StatusPorts, Word},
@@ -117,9 +118,15 @@ impl Agent {
             identity,
         );
         let known = data.watch();
+        let presets = Presets::new(
+            config.guest.presets.clone(),
+            data.clone(),
+            config.root.clone(),
+            shutdown.clone(),
+        );
         let api = GuestApi::new(data, shutdown.clone());
         let ready_timeout = config.guest.ready_timeout;
-        let guest = GuestSide::new(api, config.guest, config.root, applied, known);
+        let guest = GuestSide::new(api, presets, config.guest, config.root, applied, known);
         let server = Server::new(Arc::clone(&app), tls, &config.allowed_cids);
         Ok(Self {
             listeners,
@@ -192,7 +199,10 @@ mod tests {
     use vsock_agent_protocol::{host::HostConnection, version::Family};
 
     use super::*;
-    use crate::config::{CloudInit, Features, GuestConfig};
+    use crate::{
+        config::{CloudInit, Features, GuestConfig},
+        presets::PresetConfig,
+    };
 
     async fn known(folder: &Path, connection: &str) -> Option<HostConnection> {
         fs::write(folder.join("agent.conf"), connection).unwrap();
@@ -208,6 +218,7 @@ mod tests {
                 sockets: Vec::new(),
                 cloud_init: CloudInit::Off,
                 ready_timeout: None,
+                presets: PresetConfig::default(),
             },
             log: tracing::Level::ERROR,
             root: folder.to_owned(),

@@ -13,6 +13,7 @@ use std::{
     ffi::OsString,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -28,6 +29,7 @@ use self::{folders::Folders, program::Program};
 use crate::{
     config_share::ConfigShare,
     listen::{ListenAddress, ParseListenError},
+    presets::{Preset, PresetConfig, PresetError},
     status_port,
 };
 
@@ -147,6 +149,25 @@ pub struct Flags {
     #[arg(long, value_name = "HOW", env = "VSOCK_AGENT_CLOUD_INIT")]
     cloud_init: Option<String>,
 
+    /// Metadata service of another cloud to serve instance data as: aliyun, brightbox, e24cloud,
+    /// ec2, openstack, outscale, zstack, or a file of your own, with a slash in its path. May be
+    /// repeated. Cloud-init is left alone then, unless --cloud-init says otherwise
+    #[arg(
+        long,
+        value_name = "PRESET",
+        env = "VSOCK_AGENT_METADATA",
+        value_delimiter = ','
+    )]
+    metadata: Vec<String>,
+
+    /// Metadata services that know tokens answer nobody without one
+    #[arg(long, env = "VSOCK_AGENT_METADATA_TOKEN")]
+    metadata_token: bool,
+
+    /// Metadata services answer every user of the guest, and not root alone
+    #[arg(long, env = "VSOCK_AGENT_METADATA_ALL_USERS")]
+    metadata_all_users: bool,
+
     /// Longest wait for instance data before the agent says it is ready [default: 10 if a host is
     /// known from the start, else 0]
     #[arg(long, value_name = "SECONDS", env = "VSOCK_AGENT_READY_TIMEOUT")]
@@ -218,6 +239,9 @@ struct FileConfig {
     host: Option<String>,
     guest_socket: Vec<PathBuf>,
     cloud_init: Option<String>,
+    metadata: Vec<String>,
+    metadata_token: bool,
+    metadata_all_users: bool,
     ready_timeout: Option<u64>,
     log: Option<String>,
 }
@@ -260,6 +284,9 @@ pub enum ConfigError {
     /// Cloud-init gets its data otherwise.
     #[error("cannot feed cloud-init")]
     CloudInit(#[from] ParseCloudInitError),
+    /// A metadata service is not there, or its file is wrong.
+    #[error("cannot serve that metadata")]
+    Preset(#[from] PresetError),
     /// Nobody knows this level.
     #[error("{0:?} is not a log level: error, warn, info, debug or trace")]
     Log(String),
@@ -352,6 +379,10 @@ fn merge(
         None => program.family(),
         Some(text) => text.parse()?,
     };
+    let presets: Vec<Arc<Preset>> = first_given(flags.metadata, file.metadata)
+        .iter()
+        .map(|word| Preset::find(word).map(Arc::new))
+        .collect::<Result<_, _>>()?;
     let guest = GuestConfig {
         host: match flags.host.or(file.host) {
             None => None,
@@ -359,6 +390,8 @@ fn merge(
         },
         sockets: guest::sockets(first_given(flags.guest_socket, file.guest_socket), family),
         cloud_init: match flags.cloud_init.or(file.cloud_init) {
+            // It finds the service by itself, and would take the socket first if it saw both.
+            None if !presets.is_empty() => CloudInit::Off,
             None => CloudInit::default(),
             Some(text) => text.parse()?,
         },
@@ -366,6 +399,11 @@ fn merge(
             .ready_timeout
             .or(file.ready_timeout)
             .map(Duration::from_secs),
+        presets: PresetConfig {
+            presets,
+            only_with_token: flags.metadata_token || file.metadata_token,
+            for_all_users: flags.metadata_all_users || file.metadata_all_users,
+        },
     };
     let end_commands = flags.end_commands || file.end_commands;
     Ok(Config {

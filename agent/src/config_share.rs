@@ -20,7 +20,6 @@ mod hotplug;
 mod metadata;
 mod mounts;
 mod nics;
-mod rtnetlink;
 mod templates;
 
 use std::{

@@ -197,6 +197,13 @@ pub(crate) const MAX_GUEST_BODY_BYTES: usize = 4 * 1024;
 /// place by not reading.
 pub(crate) const GUEST_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Queue of connections to a metadata service that are not yet accepted.
+pub(crate) const GUEST_BACKLOG: u32 = 128;
+
+/// Time for somebody who has the address of a metadata service to show it, before the agent takes it.
+/// A real one is on the next hop, a millisecond away.
+pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// How long the start of the guest waits for the host's data when they are expected.
 pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -1,4 +1,4 @@
-//! What happens in the guest when instance data come: seeds, sockets, a kick for cloud-init, and the
+//! What happens in the guest when instance data come: seeds, sockets, services, a kick for cloud-init, and the
 //! word that the guest may go on. The one place that has all of those rooms.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -18,6 +18,7 @@ use crate::{
     defaults,
     guest_api::{GuestApi, OpenSockets},
     instance_data::{Availability, Snapshot},
+    presets::{OpenPresets, Presets},
 };
 
 /// User-data that say nothing: cloud-init wants some.
@@ -27,12 +28,14 @@ const NO_USER_DATA: &str = "#cloud-config\n{}\n";
 #[derive(Debug)]
 pub(crate) struct GuestSide {
     api: Arc<GuestApi>,
+    presets: Presets,
     config: GuestConfig,
     root: PathBuf,
     applied: Applied,
     known: watch::Receiver<Availability>,
     stage: watch::Sender<Stage>,
     sockets: Option<OpenSockets>,
+    open_presets: Option<OpenPresets>,
 }
 
 /// How far it is.
@@ -49,10 +52,11 @@ pub(crate) enum Stage {
 }
 
 impl GuestSide {
-    /// The side of a guest that reads from `known` through `api`, with its `/` in `root`, and with
-    /// what the config share has brought already.
+    /// The side of a guest that reads from `known` through `api` and `presets`, with its `/` in `root`,
+    /// and with what the config share has brought already.
     pub(crate) fn new(
         api: Arc<GuestApi>,
+        presets: Presets,
         config: GuestConfig,
         root: PathBuf,
         applied: Applied,
@@ -64,12 +68,14 @@ impl GuestSide {
         };
         Self {
             api,
+            presets,
             config,
             root,
             applied,
             known,
             stage: watch::Sender::new(stage),
             sockets: None,
+            open_presets: None,
         }
     }
 
@@ -90,6 +96,7 @@ impl GuestSide {
                 Availability::Unknown => {}
                 Availability::Off => {
                     self.sockets = None;
+                    self.open_presets = None;
                     self.stage.send_replace(Stage::Settled);
                 }
                 Availability::Here(snapshot) => self.serve(snapshot).await,
@@ -116,6 +123,9 @@ impl GuestSide {
                     tracing::error!(%path, %error, "cannot serve instance data");
                 }
             }
+        }
+        if self.open_presets.is_none() {
+            self.open_presets = Some(self.presets.open().await);
         }
         if *self.stage.borrow() == Stage::Waiting {
             self.stage.send_replace(Stage::Known);

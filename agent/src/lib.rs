@@ -15,9 +15,10 @@
 //!             what they read before they connect
 //! agent ─► guest_side ─┬─► instance_data      what the host says of this instance
 //!                      ├─► guest_api          programs in the guest ask for it here
+//!                      ├─► presets            or here, if they know other clouds only
 //!                      └─► cloud_init         and cloud-init finds it
-//! any ─► defaults, shutdown, bounded, clock, mount_table, root, names, accounts, hex, yaml. Rooms do
-//! not know each other, nor the router, nor HTTP.
+//! any ─► defaults, shutdown, bounded, clock, mount_table, root, names, accounts, hex, rtnetlink,
+//! yaml. Rooms do not know each other, nor the router, nor HTTP.
 //! ```
 
 mod accounts;
@@ -45,10 +46,12 @@ mod names;
 mod notify;
 mod operation;
 mod port_forward;
+mod presets;
 mod query;
 mod reply;
 mod root;
 mod router;
+mod rtnetlink;
 mod server;
 mod sftp;
 mod shutdown;
@@ -66,6 +69,7 @@ pub use config::{
 pub use config_share::{ConfigShare, FetchError, fetch_config_share};
 pub use listen::{ListenAddress, ParseListenError};
 pub use notify::notify;
+pub use presets::{Preset, PresetConfig, PresetError};
 pub use sftp::{SUB_COMMAND as SFTP_SUB_COMMAND, SftpServerError, serve_sftp_on_stdio};
 pub use tls::{IdentityError, PemFileError};
 pub use yaml::YamlError;

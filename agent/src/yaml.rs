@@ -1,8 +1,8 @@
-//! As much YAML as an image's metadata and Incus's switches have: maps, lists and scalars, in blocks
-//! and in braces.
+//! As much YAML as an image's metadata, an instance's, and Incus's switches have: maps, lists and
+//! scalars, in blocks and in braces.
 //!
-//! One key of a file is read, and the rest only as far as its indentation. Anchors, tags, block
-//! scalars and lists are passed over, for nothing of interest is one.
+//! One key of a file is read, and the rest only as far as its indentation. Anchors, tags and block
+//! scalars are passed over, for nothing of interest is one, and so are lists of lists and of maps.
 
 use std::iter::Peekable;
 
@@ -15,6 +15,8 @@ pub(crate) enum Node {
     /// A scalar, whatever its type.
     Text(String),
     Map(Vec<(String, Node)>),
+    /// A list of scalars.
+    List(Vec<String>),
     /// Something else.
     Other,
 }
@@ -31,7 +33,7 @@ impl Node {
 #[error("line {0} is not understood, or what begins there has no end")]
 pub struct YamlError(usize);
 
-/// The value of a key of the whole file. `None` if it is not there.
+/// The value of a key of the whole file, the last if there are several. `None` if it is not there.
 ///
 /// # Errors
 ///
@@ -44,18 +46,20 @@ pub(crate) fn value_of(text: &str, key: &str) -> Result<Option<Node>, YamlError>
         };
         return Ok(map
             .into_iter()
+            .rev()
             .find(|(name, _)| name == key)
             .map(|(_, value)| value));
     }
+    let mut found = None;
     while let Some(line) = lines.next() {
         match split_key(line) {
             Some((name, rest)) if line.indent == 0 && name == key => {
-                return value(line, rest, &mut lines, MAX_DEPTH).map(Some);
+                found = Some(value(line, rest, &mut lines, MAX_DEPTH)?);
             }
             _ => {}
         }
     }
-    Ok(None)
+    Ok(found)
 }
 
 /// The words for true in YAML 1.1, which the hosts' parser takes.
@@ -125,7 +129,7 @@ fn value(
             let deeper = |next: &&Line<'_>| next.indent > line.indent && !next.is_item();
             match lines.peek().filter(deeper).map(|next| next.indent) {
                 Some(indent) => return block(lines, indent, depth),
-                None => Node::Text(String::new()),
+                None => items(line, lines),
             }
         }
         Some('{' | '[' | '"' | '\'') => {
@@ -142,13 +146,7 @@ fn value(
             }
         }
         Some('|' | '>' | '&' | '*' | '!') => Node::Other,
-        Some(_) => Node::Text(
-            rest.split(" #")
-                .next()
-                .unwrap_or(rest)
-                .trim_end()
-                .to_owned(),
-        ),
+        Some(_) => Node::Text(plain(rest)),
     };
     // Of lists, block scalars and the like, only the end is of interest.
     let belongs = |next: &Line<'_>| {
@@ -159,6 +157,45 @@ fn value(
         is_other = true;
     }
     Ok(if is_other { Node::Other } else { node })
+}
+
+/// The scalars of a list in the lines that follow, each on one of its own. Where it ends is the
+/// caller's to find.
+fn items(line: Line<'_>, lines: &mut Lines<'_>) -> Node {
+    let mut items = Vec::new();
+    let is_item = |next: &Line<'_>| next.is_item() && next.indent >= line.indent;
+    while let Some(item) = lines.next_if(is_item) {
+        let goes_on = lines.peek().is_some_and(|next| next.indent > item.indent);
+        match scalar(item).filter(|_| !goes_on) {
+            Some(text) => items.push(text),
+            None => return Node::Other,
+        }
+    }
+    match items.is_empty() {
+        true => Node::Text(String::new()),
+        false => Node::List(items),
+    }
+}
+
+/// What a line has behind the dash of an item, if it is a scalar that ends there.
+fn scalar(item: Line<'_>) -> Option<String> {
+    let text = item.text.trim_start_matches('-').trim_start();
+    let inner = Line { text, ..item };
+    match text.chars().next() {
+        Some('"' | '\'') => match Flow(text).whole(1) {
+            Ok(Node::Text(text)) => Some(text),
+            _ => None,
+        },
+        None | Some('{' | '[' | '|' | '>' | '&' | '*' | '!') => None,
+        Some(_) if inner.is_item() || split_key(inner).is_some() => None,
+        Some(_) => Some(plain(text)),
+    }
+}
+
+/// A scalar without quotes, without the comment behind it.
+fn plain(text: &str) -> String {
+    let text = text.split(" #").next().unwrap_or(text);
+    text.trim_end().to_owned()
 }
 
 /// A key and what follows its colon.
@@ -204,12 +241,16 @@ impl Flow<'_> {
             '{' => self.map(depth),
             '[' => {
                 self.0 = &self.0[1..];
+                let mut items = Some(Vec::new());
                 while self.peek()? != ']' {
-                    self.node(depth)?;
+                    match (self.node(depth)?, &mut items) {
+                        (Node::Text(text), Some(items)) => items.push(text),
+                        _ => items = None,
+                    }
                     self.comma(']')?;
                 }
                 self.0 = &self.0[1..];
-                Ok(Node::Other)
+                Ok(items.map_or(Node::Other, Node::List))
             }
             _ => self.scalar(),
         }
@@ -390,6 +431,29 @@ mod tests {
             k(several),
             Ok(Some(map([("a", text("1")), ("b", text("2"))])))
         );
+    }
+
+    #[test]
+    fn lists_of_scalars_are_read_and_others_passed_over() {
+        let list = |items: &[&str]| Node::List(items.iter().map(ToString::to_string).collect());
+        for (file, expected) in [
+            ("k:\n- a b # c\n- 'it''s'\nl: 1\n", list(&["a b", "it's"])),
+            (
+                "k:\n    - ssh-rsa AAAA= x@y\n",
+                list(&["ssh-rsa AAAA= x@y"]),
+            ),
+            ("k: [a, \"b, c\",\n  d]\n", list(&["a", "b, c", "d"])),
+            ("k: []\n", list(&[])),
+            ("k:\n- a: b\n- c\n", Node::Other),
+            ("k:\n- a\n- - c\n", Node::Other),
+            ("k:\n- a\n  b\n- c\n", Node::Other),
+            ("k:\n- |\n  a\n", Node::Other),
+            ("k: [a, [b]]\n", Node::Other),
+            ("k: 1\nk:\n- a\n", list(&["a"])),
+            ("k:\n- a\nk: 1\n", text("1")),
+        ] {
+            assert_eq!(k(file), Ok(Some(expected)), "{file}");
+        }
     }
 
     #[test]

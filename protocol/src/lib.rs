@@ -29,6 +29,7 @@ pub mod metrics;
 pub mod operation;
 pub mod path;
 pub mod port_forward;
+pub mod preset;
 pub mod server_info;
 pub mod sftp;
 pub mod state;

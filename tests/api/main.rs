@@ -22,6 +22,7 @@ mod host_and_guest;
 mod metrics;
 mod operations;
 mod port_forward;
+mod presets;
 mod routing;
 mod serve;
 mod server_info;

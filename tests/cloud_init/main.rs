@@ -1,4 +1,5 @@
-//! Debian's cloud-init, unmodified, and the agent in this process: what it reads is what the host has.
+//! Debian's cloud-init, unmodified, of Debian 12 and the newest: what it reads, and whole boots of it
+//! in namespaces, with both of our programs as they are.
 
 #![allow(
     clippy::expect_used,
@@ -7,66 +8,86 @@
     reason = "a test stops at the first surprise"
 )]
 
-use harness::{HostData, MockHost, TestAgent, cloud_init::CloudInit};
-use serde_json::{Value, json};
+mod boots;
+mod neighbours;
+mod network;
+mod presets;
+mod read;
 
-/// What cloud-init reads from an agent whose host has this.
-fn read(data: HostData) -> Value {
-    let mut agent = TestAgent::configured(|config| {
-        let socket = config.guest.sockets[0].with_file_name("host.sock");
-        config.guest.host = Some(format!("unix:{}", socket.display()).parse().unwrap());
-    });
-    let _host = MockHost::start(&agent.folder().join("host.sock"), data);
-    agent.wait_until_ready();
-    CloudInit::find().read_lxd(&agent.guest_socket())
-}
+use std::{path::Path, process::Command, sync::LazyLock};
 
-#[test]
-fn the_whole_of_an_instance_arrives() {
-    let user_data = "#cloud-config\nhostname: zürich\n";
+use harness::{
+    HostData, MockHost, TestFolder,
+    cloud_init::{Booted, Guest, Hints, Release},
+    vm::{Product, build_for_here},
+};
+
+/// What every instance here is told to do.
+const USER_DATA: &str = "#cloud-config\n\
+    write_files:\n- {path: /root/said, content: 'grüße ☃'}\n\
+    runcmd:\n- echo ran >> /root/ran\n";
+
+/// An SSH key, by its beginning.
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB";
+
+/// The programs under test.
+static PRODUCT: LazyLock<Product> = LazyLock::new(|| {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(build_for_here()).unwrap()
+});
+
+/// What the host has for an instance of this id.
+fn data(id: &str) -> HostData {
     let mut data = HostData::with(&[
-        ("cloud-init.user-data", user_data),
-        ("user.user-data", "#cloud-config\nhostname: old\n"),
+        ("cloud-init.user-data", USER_DATA),
         ("cloud-init.vendor-data", "#cloud-config\n{}\n"),
-        ("cloud-init.network-config", "version: 2\nethernets: {}\n"),
-        ("user.special-key", "value"),
     ]);
-    data.unset.push("user.network-config".to_owned());
-    let devices = data.devices.clone();
-    let read = read(data);
-    assert_eq!(read["user-data"], json!(user_data));
-    assert_eq!(read["vendor-data"], json!("#cloud-config\n{}\n"));
-    assert_eq!(read["config"]["user.special-key"], json!("value"));
-    assert_eq!(read["devices"], devices);
-    assert!(
-        read["meta-data"].to_string().contains("instance-id"),
-        "{read}"
+    data.meta_data = format!(
+        "instance-id: {id}\nlocal-hostname: guest-{id}\nregion: here\n\
+         availability-zone: here-1\npublic-keys:\n- {KEY} ann\n"
     );
-    assert!(
-        read["network-config"].to_string().contains("version"),
-        "{read}"
-    );
+    data
 }
 
-#[test]
-fn short_text_is_not_taken_for_another_alphabet() {
-    let read = read(HostData::with(&[
-        ("user.price", "€5"),
-        ("user.snow", "☃ ok"),
-    ]));
-    assert_eq!(read["config"]["user.price"], json!("€5"));
-    assert_eq!(read["config"]["user.snow"], json!("☃ ok"));
+/// A guest that has never been booted, and its host.
+fn guest(release: Release, data: HostData) -> (Guest, MockHost) {
+    let guest = Guest::new(release);
+    let host = MockHost::start(&guest.host_socket(), data);
+    (guest, host)
 }
 
-#[test]
-fn a_thousand_keys_and_a_mebibyte_arrive() {
-    let user_data = format!("#cloud-config\n# {}\n", "é".repeat(512 * 1024));
-    let mut data = HostData::with(&[("cloud-init.user-data", &user_data)]);
-    for number in 0..1000 {
-        data.config
-            .insert(format!("user.key{number}"), number.to_string());
-    }
-    let read = read(data);
-    assert_eq!(read["config"].as_object().unwrap().len(), 1001);
-    assert!(read["user-data"] == json!(user_data));
+/// Boots it with an agent.
+fn boot(guest: &Guest, hints: &Hints, agent: &[&str]) -> Booted {
+    guest.boot(hints, Some((&PRODUCT.agent, agent)))
+}
+
+/// What `agent-cli qemu-args` makes of the guest.
+fn hints(datasource: &str) -> Hints {
+    let folder = TestFolder::new("qemu-args");
+    let cli = |arguments: &[&str]| {
+        let mut command = Command::new(&PRODUCT.cli);
+        command
+            .args(arguments)
+            .env("AGENT_CLI_CONFIG", folder.path().join("config.toml"))
+            .env("XDG_CONFIG_HOME", folder.path());
+        let output = command.output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {errors}");
+        output.stdout
+    };
+    let socket = Path::new("/nowhere/sock").display();
+    cli(&["vm", "add", "one", &format!("unix:{socket}")]);
+    let arguments = cli(&["qemu-args", "one", "--datasource", datasource, "--json"]);
+    Hints::of_qemu(&serde_json::from_slice::<Vec<String>>(&arguments).unwrap())
+}
+
+/// Fails unless the data of the instance are in the guest.
+fn has_data(guest: &Guest, booted: &Booted, id: &str) {
+    assert_eq!(guest.read("root/said"), "grüße ☃", "{}", booted.story());
+    assert_eq!(guest.read("root/ran"), "ran\n", "{}", booted.story());
+    assert_eq!(booted.read("hostname").trim(), format!("guest-{id}"));
+    let keys = guest.read("home/debian/.ssh/authorized_keys");
+    assert!(keys.contains(KEY), "{keys}: {}", booted.story());
 }

@@ -17,7 +17,7 @@ command -v cc >/dev/null || missing="$missing build-essential"
 # but apt has to know of them.
 lab="${CARGO_TARGET_DIR:-target}/lab"
 if [ -z "$missing" ] && [ -d "$lab/kernel" ] && [ -d "$lab/stock/incus-agent" ] &&
-    [ -d "$lab/cloud-init" ]; then
+    [ -d "$lab/cloud-init/current/layer" ]; then
     echo "all there"
     exit 0
 fi

@@ -15,7 +15,8 @@ use tokio::{
     sync::oneshot,
 };
 use vsock_agent::{
-    Agent, CloudInit, Config, ConfigShare, Features, GuestConfig, ListenAddress, Security,
+    Agent, CloudInit, Config, ConfigShare, Features, GuestConfig, ListenAddress, PresetConfig,
+    Security,
 };
 use vsock_agent_protocol::{address::Cid, version::Family};
 
@@ -62,6 +63,7 @@ impl TestAgent {
                 sockets: vec![folder.path().join("guest.sock")],
                 cloud_init: CloudInit::Lxd,
                 ready_timeout: None,
+                presets: PresetConfig::default(),
             },
             log: "warn".parse().unwrap(),
             // Whatever a host asks for happens in the folder, if at all.

@@ -4,7 +4,7 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use vsock_agent_protocol::version::Family;
 
-use crate::listen::ListenAddress;
+use crate::{listen::ListenAddress, presets::PresetConfig};
 
 /// The word for no socket at all.
 const OFF: &str = "off";
@@ -21,6 +21,8 @@ pub struct GuestConfig {
     /// How long the agent waits for them before it says that it is ready; `None` is 10 s if it
     /// knows a host at its start, and not at all otherwise.
     pub ready_timeout: Option<Duration>,
+    /// Metadata services of other clouds.
+    pub presets: PresetConfig,
 }
 
 /// How cloud-init gets the instance data.

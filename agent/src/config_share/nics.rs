@@ -8,7 +8,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::rtnetlink::{Change, Link, Rtnetlink};
+use crate::rtnetlink::{Change, Link, Rtnetlink};
 
 const FOLDER: &str = "nics";
 

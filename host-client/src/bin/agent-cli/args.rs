@@ -111,6 +111,8 @@ pub(crate) enum Command {
     Config(ConfigCommand),
     /// Answer guests that ask for their data; one process for all of them
     Serve(ServeArgs),
+    /// Print what QEMU has to be told so that cloud-init finds its data in a guest
+    QemuArgs(QemuArgsArgs),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -467,6 +469,19 @@ pub(crate) enum ConfigCommand {
         #[arg(required = true)]
         keys: Vec<String>,
     },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct QemuArgsArgs {
+    /// Name of the virtual machine
+    pub(crate) vm: String,
+    /// What cloud-init is to take for its source: lxd, nocloud, ec2, brightbox, e24cloud, outscale,
+    /// zstack, aliyun, openstack, or the file of a preset, with a slash in its path
+    #[arg(long, value_name = "NAME")]
+    pub(crate) datasource: String,
+    /// Print a list in JSON instead of one argument on each line
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -12,6 +12,7 @@ mod identity;
 mod info;
 mod instance;
 mod output;
+mod qemu_args;
 mod serve;
 mod stdio;
 mod terminal;
@@ -78,5 +79,6 @@ async fn obey(settings: &Settings, command: Command) -> anyhow::Result<u8> {
         Command::Vm(command) => config::run(settings, command),
         Command::Config(command) => instance::run(settings, command),
         Command::Serve(args) => serve::run(settings, args).await,
+        Command::QemuArgs(args) => qemu_args::run(settings, &args),
     }
 }

@@ -1,7 +1,8 @@
-//! The kernel's network devices: listed and changed by `rtnetlink(7)`.
+//! The kernel's network devices and addresses: listed and changed by `rtnetlink(7)`.
 
 use std::{
     io,
+    net::IpAddr,
     os::fd::{AsRawFd, OwnedFd},
 };
 
@@ -27,18 +28,18 @@ const ANSWER_TIMEOUT_SECONDS: i64 = 2;
 
 /// A network device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Link {
-    pub(super) index: u32,
-    pub(super) name: String,
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
     /// Its MAC address.
-    pub(super) address: Vec<u8>,
-    pub(super) mtu: u32,
-    pub(super) is_up: bool,
+    pub(crate) address: Vec<u8>,
+    pub(crate) mtu: u32,
+    pub(crate) is_up: bool,
 }
 
 /// One thing that can be changed.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Change<'a> {
+pub(crate) enum Change<'a> {
     /// Only while it is down.
     Name(&'a str),
     Mtu(u32),
@@ -47,13 +48,13 @@ pub(super) enum Change<'a> {
 
 /// A connection to the kernel.
 #[derive(Debug)]
-pub(super) struct Rtnetlink(OwnedFd);
+pub(crate) struct Rtnetlink(OwnedFd);
 
 impl Rtnetlink {
     /// # Errors
     ///
     /// What `socket(2)` says.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let protocol = SockProtocol::NetlinkRoute;
         let flags = SockFlag::SOCK_CLOEXEC;
         let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
@@ -67,7 +68,7 @@ impl Rtnetlink {
     /// # Errors
     ///
     /// What the kernel says.
-    pub(super) fn links(&self) -> io::Result<Vec<Link>> {
+    pub(crate) fn links(&self) -> io::Result<Vec<Link>> {
         let mut links = Vec::new();
         let request = request(libc::RTM_GETLINK, libc::NLM_F_DUMP, 0, None, &[]);
         self.ask(&request, |body| links.extend(parse_link(body)))?;
@@ -80,7 +81,7 @@ impl Rtnetlink {
     ///
     /// What the kernel says: `EBUSY` for the name of a device that is up, `EEXIST` for a name that
     /// is taken.
-    pub(super) fn change(&self, index: u32, change: Change<'_>) -> io::Result<()> {
+    pub(crate) fn change(&self, index: u32, change: Change<'_>) -> io::Result<()> {
         let attribute = match change {
             Change::Name(name) => attribute(libc::IFLA_IFNAME, &[name.as_bytes(), &[0]].concat()),
             Change::Mtu(mtu) => attribute(libc::IFLA_MTU, &mtu.to_ne_bytes()),
@@ -93,6 +94,32 @@ impl Rtnetlink {
         let flags = libc::NLM_F_ACK;
         let request = request(libc::RTM_NEWLINK, flags, index, up, &attribute);
         self.ask(&request, |_| {})
+    }
+
+    /// Gives a device an address of its own, which is nobody's beside the machine.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says: `EEXIST` if it has it, `EPERM` without the right.
+    pub(crate) fn add_address(&self, index: u32, address: IpAddr) -> io::Result<()> {
+        let flags = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+        self.ask(
+            &message(libc::RTM_NEWADDR, flags, &of_address(index, address)),
+            |_| {},
+        )
+    }
+
+    /// Takes the address away.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says: `EADDRNOTAVAIL` if the device does not have it.
+    pub(crate) fn remove_address(&self, index: u32, address: IpAddr) -> io::Result<()> {
+        let flags = libc::NLM_F_ACK;
+        self.ask(
+            &message(libc::RTM_DELADDR, flags, &of_address(index, address)),
+            |_| {},
+        )
     }
 
     /// Sends a request and hands over each part of the answer.
@@ -166,27 +193,49 @@ fn parse_link(body: &[u8]) -> Option<Link> {
     Some(link)
 }
 
-/// A message of a header, a device, and attributes.
+/// A message about a device: a change of its state, and attributes.
 fn request(kind: u16, flags: i32, index: u32, up: Option<bool>, attributes: &[u8]) -> Vec<u8> {
     let flag = libc::IFF_UP.cast_unsigned();
     let (flags_now, change) = match up {
         None => (0, 0),
         Some(up) => (if up { flag } else { 0 }, flag),
     };
-    let request = libc::NLM_F_REQUEST | flags;
     let mut body = Vec::new();
-    body.extend(kind.to_ne_bytes());
-    body.extend(u16::try_from(request).unwrap_or_default().to_ne_bytes());
-    // Sequence number and sender: one question at a time, and the kernel knows who asks.
-    body.extend([0; 8]);
     // Family, padding, type.
     body.extend([0; 4]);
     body.extend(index.to_ne_bytes());
     body.extend(flags_now.to_ne_bytes());
     body.extend(change.to_ne_bytes());
     body.extend(attributes);
-    let length = u32::try_from(body.len() + size_of::<u32>()).unwrap_or_default();
-    [length.to_ne_bytes().as_slice(), &body].concat()
+    message(kind, flags, &body)
+}
+
+/// `struct ifaddrmsg` (`linux/if_addr.h`) and the address.
+fn of_address(index: u32, address: IpAddr) -> Vec<u8> {
+    let (family, bits, bytes) = match address {
+        IpAddr::V4(address) => (libc::AF_INET, 32, address.octets().to_vec()),
+        IpAddr::V6(address) => (libc::AF_INET6, 128, address.octets().to_vec()),
+    };
+    let family = u8::try_from(family).unwrap_or_default();
+    let mut body = vec![family, bits, 0, libc::RT_SCOPE_HOST];
+    body.extend(index.to_ne_bytes());
+    body.extend(attribute(libc::IFA_LOCAL, &bytes));
+    body.extend(attribute(libc::IFA_ADDRESS, &bytes));
+    body
+}
+
+/// A message of a header and a body.
+fn message(kind: u16, flags: i32, body: &[u8]) -> Vec<u8> {
+    let flags = libc::NLM_F_REQUEST | flags;
+    let length = u32::try_from(HEADER_BYTES + body.len()).unwrap_or_default();
+    let mut message = Vec::new();
+    message.extend(length.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(u16::try_from(flags).unwrap_or_default().to_ne_bytes());
+    // Sequence number and sender: one question at a time, and the kernel knows who asks.
+    message.extend([0; 8]);
+    message.extend(body);
+    message
 }
 
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {

@@ -1,0 +1,292 @@
+//! The values that templates speak of, by name.
+//!
+//! ```text
+//! instance-id  hostname  user-data  vendor-data  network-config
+//! meta.KEY         of the meta-data, such as meta.region
+//! config.KEY       any key of the instance, such as config.user.role
+//! nics             list: name, mac, and ipv4, ipv6, mtu if the host says so; nics.0.mac
+//! public-keys      list: name, key
+//! versions         list: the preset's; version: the one of this request
+//! item.FIELD  index   in a loop: what it is at
+//! ```
+
+use std::borrow::Cow;
+
+use serde_json::Value;
+
+use crate::{
+    instance_data::Snapshot,
+    yaml::{self, Node},
+};
+
+/// Values of the instance that are one text.
+const TEXTS: [&str; 5] = [
+    "instance-id",
+    "hostname",
+    "user-data",
+    "vendor-data",
+    "network-config",
+];
+
+/// Those that are lists, and can be looped over.
+pub(super) const LISTS: [&str; 3] = ["nics", "public-keys", "versions"];
+
+/// What is the same for all of one request.
+#[derive(Debug)]
+pub(super) struct Values<'a> {
+    snapshot: &'a Snapshot,
+    nics: Value,
+    keys: Value,
+    versions: Value,
+}
+
+impl<'a> Values<'a> {
+    pub(super) fn new(snapshot: &'a Snapshot, nics: Vec<Value>, versions: &[String]) -> Self {
+        Self {
+            snapshot,
+            nics: nics.into(),
+            keys: public_keys(&snapshot.meta_data).into(),
+            versions: versions.to_vec().into(),
+        }
+    }
+
+    /// The names of the values for outside any loop.
+    pub(super) const fn scope(&self) -> Scope<'_> {
+        Scope {
+            values: self,
+            version: None,
+            item: None,
+        }
+    }
+}
+
+/// What can be spoken of at one place.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scope<'a> {
+    values: &'a Values<'a>,
+    version: Option<&'a str>,
+    item: Option<(usize, &'a Value)>,
+}
+
+impl<'a> Scope<'a> {
+    /// The same with a version.
+    pub(super) const fn at_version(self, version: &'a str) -> Self {
+        Self {
+            version: Some(version),
+            ..self
+        }
+    }
+
+    /// The same with each item of a list, in turn.
+    pub(super) fn each(self, list: &str) -> impl Iterator<Item = Self> {
+        let items = self.list(list).iter().enumerate();
+        items.map(move |item| Self {
+            item: Some(item),
+            ..self
+        })
+    }
+
+    /// Whether there is something by this name. Empty text and empty lists are nothing.
+    pub(super) fn has(&self, name: &str) -> bool {
+        match LISTS.contains(&name) {
+            true => !self.list(name).is_empty(),
+            false => self.text(name).is_some(),
+        }
+    }
+
+    /// A value as text, lists as lines. `None` if it is empty.
+    pub(super) fn text(&self, name: &str) -> Option<Cow<'a, str>> {
+        let snapshot = self.values.snapshot;
+        let text = match name {
+            "instance-id" => meta(&snapshot.meta_data, name)?.into(),
+            "hostname" => meta(&snapshot.meta_data, "local-hostname")?.into(),
+            "user-data" | "vendor-data" | "network-config" => snapshot.cloud_init(name)?.into(),
+            "version" => self.version?.into(),
+            "index" => self.item?.0.to_string().into(),
+            _ => {
+                if let Some(key) = name.strip_prefix("config.") {
+                    snapshot.config.get(key)?.into()
+                } else if let Some(key) = name.strip_prefix("meta.") {
+                    meta(&snapshot.meta_data, key)?.into()
+                } else if let Some(field) = name.strip_prefix("item.") {
+                    plain(self.item?.1.get(field)?)?
+                } else {
+                    let (list, at) = name.split_once('.').unwrap_or((name, ""));
+                    let list = self.list(list);
+                    match at.split_once('.') {
+                        Some((at, field)) => {
+                            plain(list.get(at.parse::<usize>().ok()?)?.get(field)?)?
+                        }
+                        None => lines(list).into(),
+                    }
+                }
+            }
+        };
+        (!text.is_empty()).then_some(text)
+    }
+
+    fn list(&self, name: &str) -> &'a [Value] {
+        let list = match name {
+            "nics" => &self.values.nics,
+            "public-keys" => &self.values.keys,
+            "versions" => &self.values.versions,
+            _ => return &[],
+        };
+        list.as_array().map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Whether templates can speak of something by this name.
+pub(super) fn is_known(name: &str, has_item: bool) -> bool {
+    let after = |prefix| {
+        name.strip_prefix(prefix)
+            .is_some_and(|rest: &str| !rest.is_empty())
+    };
+    let is_of_list = || {
+        let mut words = name.splitn(3, '.');
+        let list = words.next().unwrap_or_default();
+        let is_number = words.next().is_some_and(|at| at.parse::<usize>().is_ok());
+        LISTS.contains(&list) && is_number && words.next().is_some()
+    };
+    TEXTS.contains(&name)
+        || name == "version"
+        || name == "versions"
+        || after("meta.")
+        || after("config.")
+        || (has_item && (name == "index" || after("item.")))
+        || is_of_list()
+}
+
+fn plain(value: &Value) -> Option<Cow<'_, str>> {
+    match value {
+        Value::String(text) => Some(text.into()),
+        Value::Number(number) => Some(number.to_string().into()),
+        _ => None,
+    }
+}
+
+fn lines(list: &[Value]) -> String {
+    let lines: Vec<_> = list.iter().filter_map(plain).collect();
+    lines.join("\n")
+}
+
+/// A scalar of the meta-data.
+fn meta(text: &str, key: &str) -> Option<String> {
+    match yaml::value_of(text, key) {
+        Ok(Some(Node::Text(text))) => Some(text),
+        _ => None,
+    }
+}
+
+/// The SSH keys of the meta-data: a list, one, or several by name.
+fn public_keys(text: &str) -> Vec<Value> {
+    let keys = match yaml::value_of(text, "public-keys") {
+        Ok(Some(Node::List(keys))) => keys,
+        Ok(Some(Node::Text(key))) => vec![key],
+        Ok(Some(Node::Map(keys))) => {
+            let keys = keys.into_iter().filter_map(|(_, key)| match key {
+                Node::Text(key) => Some(vec![key]),
+                Node::List(keys) => Some(keys),
+                Node::Map(_) | Node::Other => None,
+            });
+            keys.flatten().collect()
+        }
+        _ => Vec::new(),
+    };
+    let keys = keys.into_iter().filter(|key| !key.is_empty());
+    let keys = keys
+        .enumerate()
+        .map(|(at, key)| serde_json::json!({ "name": format!("key-{at}"), "key": key }));
+    keys.collect()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use serde_json::{Map, json};
+    use vsock_agent_protocol::guest_api::{GuestInfo, GuestState};
+
+    use super::*;
+
+    /// An instance with a little of everything.
+    pub(in crate::presets) fn snapshot() -> Snapshot {
+        let config = [
+            ("cloud-init.user-data", "#cloud-config\n{}\n"),
+            ("user.a.b", "c"),
+            ("user.empty", ""),
+        ];
+        Snapshot {
+            info: GuestInfo::new("none".to_owned(), GuestState::Started),
+            config: config
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
+            meta_data: "instance-id: first\nlocal-hostname: guest\nregion: here\n\
+                        public-keys:\n- ssh-rsa A a\n- ssh-rsa B b\ninstance-id: i-1\n"
+                .to_owned(),
+            devices: Map::new(),
+        }
+    }
+
+    pub(in crate::presets) fn nics() -> Vec<Value> {
+        vec![json!({ "name": "eth0", "mac": "00:16:3e:00:00:01", "mtu": 1500 })]
+    }
+
+    pub(in crate::presets) fn with_scope<T>(run: impl FnOnce(&Scope<'_>) -> T) -> T {
+        let snapshot = snapshot();
+        let versions = ["1", "latest"].map(str::to_owned);
+        run(&Values::new(&snapshot, nics(), &versions).scope())
+    }
+
+    #[test]
+    fn items_are_spoken_of_in_loops_only() {
+        with_scope(|scope| {
+            assert_eq!(scope.text("item.key"), None);
+            let keys: Vec<_> = scope.each("public-keys").collect();
+            let said = |name| -> Vec<String> {
+                keys.iter()
+                    .map(|scope| scope.text(name).unwrap().into_owned())
+                    .collect()
+            };
+            assert_eq!(said("item.key"), ["ssh-rsa A a", "ssh-rsa B b"]);
+            assert_eq!(said("index"), ["0", "1"]);
+            assert_eq!(scope.each("nothing").count(), 0);
+            assert_eq!(scope.text("nics.0.mtu").as_deref(), Some("1500"));
+            assert_eq!(scope.text("nics.1.mac"), None);
+            assert!(scope.has("nics") && !scope.has("vendor-data"));
+        });
+    }
+
+    #[test]
+    fn keys_are_written_in_several_ways() {
+        let found = |text: &str| -> Vec<String> {
+            let keys = public_keys(text);
+            keys.iter()
+                .map(|key| key["key"].as_str().unwrap().to_owned())
+                .collect()
+        };
+        assert_eq!(found("public-keys: [a, 'b c']\n"), ["a", "b c"]);
+        assert_eq!(found("public-keys: ssh-rsa A\n"), ["ssh-rsa A"]);
+        assert_eq!(found("public-keys: {x: a, y: [b]}\n"), ["a", "b"]);
+        assert!(found("public-keys:\n").is_empty());
+        assert!(found("a: 1\n").is_empty());
+    }
+
+    #[test]
+    fn only_names_that_can_mean_something_are_known() {
+        for name in [
+            "hostname",
+            "meta.x",
+            "config.user.x",
+            "nics.0.mac",
+            "versions",
+            "version",
+        ] {
+            assert!(is_known(name, false), "{name}");
+        }
+        for name in [
+            "", "meta.", "x", "nics", "nics.mac", "nics.0", "item.x", "index",
+        ] {
+            assert!(!is_known(name, false), "{name}");
+        }
+        assert!(is_known("item.x", true) && is_known("index", true));
+    }
+}

@@ -1,0 +1,337 @@
+//! Path to answer: the routes of a preset, and the folders that they make.
+
+use http::{HeaderValue, Method, StatusCode};
+use serde_json::Value;
+
+use super::{
+    preset::Preset,
+    scope::{Scope, Values},
+    shape::Shape,
+    template::Template,
+};
+
+/// What is answered at one path, or at one for each item of a list.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Route {
+    pub(super) method: Method,
+    /// With a slash at its end it is a folder, which can be asked for without.
+    pub(super) path: Template,
+    pub(super) each: Option<String>,
+    /// It is there only if this value is.
+    pub(super) when: Option<String>,
+    /// It is in no listing.
+    pub(super) hidden: bool,
+    pub(super) status: StatusCode,
+    pub(super) kind: HeaderValue,
+    pub(super) body: Body,
+}
+
+/// What is answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Body {
+    Text(Template),
+    /// A list of texts.
+    Lines(Shape),
+    Json(Shape),
+}
+
+/// What there is at a path.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// An answer.
+    Answer {
+        status: StatusCode,
+        kind: HeaderValue,
+        text: String,
+    },
+    /// A folder, with what is in it.
+    Listing(String),
+    /// Something, for these methods.
+    For(Vec<Method>),
+    Nothing,
+}
+
+impl Preset {
+    /// Looks a path up, its escapes decoded.
+    pub(super) fn find_path(&self, values: &Values<'_>, method: &Method, path: &str) -> Found {
+        // HEAD is GET without a body, which is taken away later.
+        let method = match *method {
+            Method::HEAD => &Method::GET,
+            _ => method,
+        };
+        let scope = values.scope();
+        let mut others = Vec::new();
+        for route in &self.routes {
+            for (own, scope) in self.places(route, scope, path) {
+                let is_here = own == path || own.strip_suffix('/') == Some(path) && own != "/";
+                if !is_here {
+                    continue;
+                }
+                if route.method != *method {
+                    others.push(route.method.clone());
+                } else if let Some(text) = route.body.render(&scope) {
+                    return Found::Answer {
+                        status: route.status,
+                        kind: route.kind.clone(),
+                        text,
+                    };
+                }
+            }
+        }
+        match self.list(scope, path) {
+            Some(listing) if *method == Method::GET => Found::Listing(listing),
+            Some(_) => Found::For(vec![Method::GET]),
+            None if others.is_empty() => Found::Nothing,
+            None => Found::For(others),
+        }
+    }
+
+    /// The paths of a route that could have to do with `path`, and what can be spoken of there.
+    fn places<'a>(
+        &'a self,
+        route: &'a Route,
+        scope: Scope<'a>,
+        path: &'a str,
+    ) -> impl Iterator<Item = (String, Scope<'a>)> {
+        let scopes = self.versions(&route.path, scope, path);
+        let scopes = scopes.flat_map(move |scope| -> Box<dyn Iterator<Item = Scope<'a>>> {
+            match &route.each {
+                None => Box::new(std::iter::once(scope)),
+                Some(list) => Box::new(scope.each(list)),
+            }
+        });
+        scopes.filter_map(move |scope| {
+            let is_there = route.when.as_ref().is_none_or(|name| scope.has(name))
+                && route.body.is_there(&scope);
+            match is_there {
+                true => Some((route.path.render(&scope)?, scope)),
+                false => None,
+            }
+        })
+    }
+
+    /// One scope for each version that the path names, or one without.
+    fn versions<'a>(
+        &'a self,
+        template: &Template,
+        scope: Scope<'a>,
+        path: &'a str,
+    ) -> Box<dyn Iterator<Item = Scope<'a>> + 'a> {
+        if !template.names("version") {
+            return Box::new(std::iter::once(scope));
+        }
+        let named = self.versions.iter().filter(|version| {
+            let mut words = path.split('/');
+            words.any(|word| word == version.as_str())
+        });
+        Box::new(named.map(move |version| scope.at_version(version)))
+    }
+
+    /// What is in the folder at a path. `None` if it is none, or not to be listed.
+    fn list(&self, scope: Scope<'_>, path: &str) -> Option<String> {
+        let folder = format!("{}/", path.strip_suffix('/').unwrap_or(path));
+        let is_listed = self.listings.iter().any(|listing| {
+            let mut scopes = self.versions(listing, scope, path);
+            scopes.any(|scope| {
+                let listed = listing.render(&scope);
+                listed.is_some_and(|listed| folder.starts_with(&(listed + "/")))
+            })
+        });
+        if !is_listed {
+            return None;
+        }
+        let shown = self
+            .routes
+            .iter()
+            .filter(|route| !route.hidden && route.method == Method::GET);
+        let paths = shown.flat_map(|route| self.places(route, scope, path));
+        let mut names: Vec<String> = Vec::new();
+        for (own, _) in paths {
+            let rest = own.strip_prefix(&folder).unwrap_or_default();
+            let end = rest.find('/').map_or(rest.len(), |slash| slash + 1);
+            let name = rest.get(..end).unwrap_or_default();
+            if !name.is_empty() && !names.iter().any(|own| own == name) {
+                names.push(name.to_owned());
+            }
+        }
+        names.sort_unstable();
+        (!names.is_empty()).then(|| names.join("\n"))
+    }
+}
+
+impl Body {
+    fn is_there(&self, scope: &Scope<'_>) -> bool {
+        match self {
+            Self::Text(template) => template.is_there(scope),
+            Self::Lines(_) | Self::Json(_) => true,
+        }
+    }
+
+    fn render(&self, scope: &Scope<'_>) -> Option<String> {
+        match self {
+            Self::Text(template) => template.render(scope),
+            Self::Json(shape) => Some(shape.render(scope)?.to_string()),
+            Self::Lines(shape) => {
+                let Value::Array(lines) = shape.render(scope)? else {
+                    return None;
+                };
+                let lines: Vec<_> = lines.iter().filter_map(Value::as_str).collect();
+                Some(lines.join("\n"))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::scope::tests::{nics, snapshot},
+        *,
+    };
+
+    fn get(preset: &str, path: &str) -> Option<String> {
+        let preset = Preset::find(preset).unwrap();
+        let snapshot = snapshot();
+        let values = Values::new(&snapshot, nics(), &preset.versions);
+        match preset.find_path(&values, &Method::GET, path) {
+            Found::Answer { text, .. } | Found::Listing(text) => Some(text),
+            Found::For(_) | Found::Nothing => None,
+        }
+    }
+
+    /// Every leaf below a folder, as a client that walks the tree sees it.
+    fn walk(preset: &str, folder: &str, leaves: &mut Vec<String>) {
+        let listing = get(preset, folder).unwrap_or_else(|| panic!("{folder} is listed"));
+        for name in listing.lines() {
+            let name = match name.split_once('=') {
+                Some((index, _)) => format!("{index}/openssh-key"),
+                None => name.to_owned(),
+            };
+            let path = format!("{folder}{name}");
+            match name.ends_with('/') {
+                true => walk(preset, &path, leaves),
+                false => {
+                    let value = get(preset, &path).unwrap_or_else(|| panic!("{path} is there"));
+                    leaves.push(format!("{name}={value}"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_is_listed_is_there() {
+        for (preset, version) in [
+            ("ec2", "2021-03-23"),
+            ("aliyun", "2016-01-01"),
+            ("openstack", "latest"),
+        ] {
+            let mut leaves = Vec::new();
+            walk(preset, &format!("/{version}/meta-data/"), &mut leaves);
+            assert!(leaves.contains(&"instance-id=i-1".to_owned()), "{leaves:?}");
+            assert!(
+                leaves.contains(&"0/openssh-key=ssh-rsa A a".to_owned()),
+                "{leaves:?}"
+            );
+            assert!(
+                leaves.contains(&"mac=00:16:3e:00:00:01".to_owned()),
+                "{leaves:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn amazons_tree_is_as_amazons() {
+        let get = |path| get("ec2", path);
+        assert!(get("/").unwrap().starts_with("1.0\n2007-01-19\n"));
+        for folder in ["/latest", "/latest/"] {
+            assert_eq!(
+                get(folder).as_deref(),
+                Some("dynamic\nmeta-data\nuser-data")
+            );
+        }
+        assert_eq!(get("/latest/meta-data"), get("/latest/meta-data/"));
+        assert!(
+            get("/1.0/meta-data/")
+                .unwrap()
+                .contains("\nplacement/\npublic-keys/")
+        );
+        assert_eq!(
+            get("/latest/meta-data/public-keys/").as_deref(),
+            Some("0=key-0\n1=key-1")
+        );
+        assert_eq!(
+            get("/latest/meta-data/placement/region").as_deref(),
+            Some("here")
+        );
+        assert_eq!(
+            get("/latest/dynamic/").as_deref(),
+            Some("instance-identity/")
+        );
+        let document = get("/latest/dynamic/instance-identity/document").unwrap();
+        let document: Value = serde_json::from_str(&document).unwrap();
+        assert_eq!(document["instanceId"], "i-1");
+        assert_eq!(document.get("privateIp"), None);
+        for path in [
+            "",
+            "//",
+            "/latest//",
+            "/2000-01-01/meta-data/",
+            "/latest/meta-data/instance-id/",
+            "/latest/meta-data/none",
+            "/latest/meta-data/public-keys/2/openssh-key",
+            "/latest/meta",
+            "/latest/meta-data/local-ipv4",
+            "/latest/vendor-data",
+            "/1.0/latest/meta-data/",
+        ] {
+            assert_eq!(get(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn openstacks_documents_are_as_openstacks() {
+        let json =
+            |path| -> Value { serde_json::from_str(&get("openstack", path).unwrap()).unwrap() };
+        assert_eq!(get("openstack", "/openstack").as_deref(), Some("latest"));
+        let meta = json("/openstack/latest/meta_data.json");
+        assert_eq!(meta["uuid"], "i-1");
+        assert_eq!(meta["public_keys"]["key-1"], "ssh-rsa B b");
+        let network = json("/openstack/latest/network_data.json");
+        assert_eq!(
+            network["links"][0]["ethernet_mac_address"],
+            "00:16:3e:00:00:01"
+        );
+        assert_eq!(
+            json("/openstack/latest/vendor_data.json"),
+            serde_json::json!({})
+        );
+    }
+
+    #[test]
+    fn a_cloud_is_a_file() {
+        let text = r#"
+            address = "169.254.42.42"
+            routes = [
+                { path = "/conf", json = { id = "${instance-id}" } },
+                { path = "/done", method = "POST", status = 204, text = "" },
+                { path = "/role", text = "${config.user.a.b}" },
+            ]
+        "#;
+        let preset = Preset::parse("own", text).unwrap();
+        let snapshot = snapshot();
+        let values = Values::new(&snapshot, Vec::new(), &[]);
+        let find = |method, path| preset.find_path(&values, &method, path);
+        let text = |found| match found {
+            Found::Answer { status, text, .. } => (status.as_u16(), text),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            text(find(Method::HEAD, "/conf")),
+            (200, r#"{"id":"i-1"}"#.to_owned())
+        );
+        assert_eq!(text(find(Method::POST, "/done")), (204, String::new()));
+        assert_eq!(text(find(Method::GET, "/role")), (200, "c".to_owned()));
+        assert_eq!(find(Method::GET, "/done"), Found::For(vec![Method::POST]));
+        assert_eq!(find(Method::GET, "/"), Found::Nothing);
+    }
+}
