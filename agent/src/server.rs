@@ -17,7 +17,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsStream};
 use tokio_util::either::Either;
 use tracing::Instrument as _;
-use vsock_agent_protocol::address::Cid;
+use vsock_agent_protocol::{address::Cid, by_insertion};
 
 use crate::{
     app::App,
@@ -48,7 +48,7 @@ impl Server {
             connections: Arc::clone(&app.connections),
             app,
             tls,
-            allowed_cids: allowed_cids.iter().copied().collect(),
+            allowed_cids: by_insertion(allowed_cids.iter().copied()),
             handshakes: Arc::new(Semaphore::new(defaults::MAX_HANDSHAKES)),
         })
     }

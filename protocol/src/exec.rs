@@ -189,7 +189,7 @@ impl From<ControlMessage> for ControlWire {
         match message {
             ControlMessage::WindowResize { width, height } => Self {
                 command: "window-resize".to_owned(),
-                args: Some(BTreeMap::from([
+                args: Some(crate::by_insertion([
                     ("width".to_owned(), width.to_string().into()),
                     ("height".to_owned(), height.to_string().into()),
                 ])),

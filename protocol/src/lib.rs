@@ -35,4 +35,7 @@ pub mod sftp;
 pub mod state;
 pub mod version;
 
+mod by_insertion;
 mod null;
+
+pub use by_insertion::by_insertion;

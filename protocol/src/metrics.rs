@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::null::null_as_default;
+use crate::{by_insertion, null::null_as_default};
 
 /// The numbers in LXD's shape.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -197,7 +197,7 @@ impl From<IncusMetrics> for LxdMetrics {
     fn from(metrics: IncusMetrics) -> Self {
         let cpus = metrics.cpu_seconds_total.into_iter();
         Self {
-            cpu_seconds_total: cpus.map(|of| (of.cpu, of.metrics)).collect(),
+            cpu_seconds_total: by_insertion(cpus.map(|of| (of.cpu, of.metrics))),
             cpus: metrics.cpus,
             disk: by_device(metrics.disk),
             filesystem: by_source(metrics.filesystem),
@@ -209,7 +209,7 @@ impl From<IncusMetrics> for LxdMetrics {
 }
 
 fn by_device<T>(list: Vec<OfDevice<T>>) -> BTreeMap<String, T> {
-    list.into_iter().map(|of| (of.device, of.metrics)).collect()
+    by_insertion(list.into_iter().map(|of| (of.device, of.metrics)))
 }
 
 fn by_source(list: Vec<OfDevice<FilesystemMetrics>>) -> BTreeMap<String, FilesystemMetrics> {

@@ -8,6 +8,7 @@ use serde_json::json;
 use tokio::{select, task::spawn_blocking, time::timeout};
 use tokio_util::sync::CancellationToken;
 use vsock_agent_protocol::{
+    by_insertion,
     exec::{CONTROL, ExecEnded, ExecRequest, ExecStarted, STDERR, STDIN, STDOUT},
     operation::OperationStatus,
     path,
@@ -56,7 +57,7 @@ pub(crate) async fn post(app: &Arc<App>, request: Request<Incoming>) -> Result<R
     let work = |handle| run(Arc::clone(app), Arc::clone(&spec), handle);
     let mut operation = app.operations.start(new, work)?;
     let reveal = |(name, secret): (String, Secret)| (name, secret.reveal().to_owned());
-    started.fds = secrets.into_iter().map(reveal).collect();
+    started.fds = by_insertion(secrets.into_iter().map(reveal));
     started.environment = spec.environment();
     operation.metadata = json!(started);
     Ok(operation_created(path::operation(operation.id), operation))

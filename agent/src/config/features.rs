@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use vsock_agent_protocol::by_insertion;
+
 use crate::yaml::{self, Node, YamlError, is_true};
 
 /// Where Incus's agent looks.
@@ -80,13 +82,13 @@ impl Features {
     /// Everything, as without a file.
     #[must_use]
     pub fn all() -> Self {
-        Self(Feature::ALL.into())
+        Self::only(Feature::ALL)
     }
 
     /// These, and no others.
     #[must_use]
     pub fn only(features: impl IntoIterator<Item = Feature>) -> Self {
-        Self(features.into_iter().collect())
+        Self(by_insertion(features))
     }
 
     /// Whether it is switched on.

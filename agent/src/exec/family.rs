@@ -9,6 +9,7 @@ use std::{collections::BTreeSet, fs, time::Duration};
 
 use nix::{sys::signal::Signal, unistd::Pid};
 use tokio::time::{Instant, sleep};
+use vsock_agent_protocol::by_insertion;
 
 use super::{cgroup::Cgroup, child::signal_process};
 use crate::defaults;
@@ -74,7 +75,7 @@ impl Family {
 
     fn members(&self) -> BTreeSet<Pid> {
         let in_cgroup = self.cgroup.iter().flat_map(Cgroup::members);
-        in_cgroup.chain(session_members(self.session)).collect()
+        by_insertion(in_cgroup.chain(session_members(self.session)))
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use vsock_agent_protocol::exec::ExecRequest;
+use vsock_agent_protocol::{by_insertion, exec::ExecRequest};
 
 use super::pty::TermSize;
 use crate::accounts::{Accounts, User};
@@ -116,9 +116,7 @@ impl ExecSpec {
             .envp
             .iter()
             .filter_map(|pair| pair.to_str().ok()?.split_once('='));
-        pairs
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect()
+        by_insertion(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())))
     }
 
     /// Whether the command gets a terminal.

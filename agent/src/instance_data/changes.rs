@@ -7,7 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use vsock_agent_protocol::event::{CONFIG, DEVICE};
+use vsock_agent_protocol::{
+    by_insertion,
+    event::{CONFIG, DEVICE},
+};
 
 use super::Snapshot;
 
@@ -105,7 +108,7 @@ fn either<'a>(
     old: impl Iterator<Item = &'a String>,
     new: impl Iterator<Item = &'a String>,
 ) -> BTreeSet<&'a String> {
-    old.chain(new).collect()
+    by_insertion(old.chain(new))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use vsock_agent_protocol::{
+    by_insertion,
     state::{
         CpuState, InstanceState, MemoryState, NetworkAddress, NetworkCounters, NetworkState, OsInfo,
     },
@@ -31,7 +32,7 @@ pub(super) fn state(snapshot: Snapshot, family: Family) -> InstanceState {
         status_code: 0,
         disk: serde_json::Value::Null,
         memory,
-        network: interfaces.map(network).collect(),
+        network: by_insertion(interfaces.map(network)),
         pid: 1,
         processes: snapshot.processes.map_or(UNKNOWN, |all| signed(all.all)),
         cpu: CpuState {

@@ -5,6 +5,8 @@ use std::{
     net::IpAddr,
 };
 
+use vsock_agent_protocol::by_insertion;
+
 /// What `getifaddrs(3)` says: an interface, and perhaps one of its addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Address {
@@ -85,7 +87,7 @@ pub(super) fn interfaces(
 /// Parses `/proc/net/dev`: what was received and sent, by name. Lines that make no sense are
 /// passed over.
 pub(super) fn parse_counters(text: &str) -> BTreeMap<String, (Counters, Counters)> {
-    text.lines().filter_map(parse_line).collect()
+    by_insertion(text.lines().filter_map(parse_line))
 }
 
 fn parse_line(line: &str) -> Option<(String, (Counters, Counters))> {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use vsock_agent_protocol::by_insertion;
+
 /// The system.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct System {
@@ -34,10 +36,8 @@ pub(super) struct Kernel {
 pub(super) fn parse_release(text: &str) -> BTreeMap<String, String> {
     let lines = text.lines().map(str::trim);
     let pairs = lines.filter_map(|line| line.split_once('='));
-    pairs
-        .filter(|(key, _)| !key.is_empty() && key.bytes().all(is_key))
-        .map(|(key, value)| (key.to_owned(), unquote(value)))
-        .collect()
+    let pairs = pairs.filter(|(key, _)| !key.is_empty() && key.bytes().all(is_key));
+    by_insertion(pairs.map(|(key, value)| (key.to_owned(), unquote(value))))
 }
 
 fn is_key(byte: u8) -> bool {

@@ -7,8 +7,10 @@ use tokio::process::Command;
 use super::{VmError, command, paths};
 
 /// Static programs that may be loaded anywhere. Packed, their relocations take 150 KB less; the
-/// start code of glibc knows them since 2.36, which is Debian 12's.
-const RUSTFLAGS: &str = "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs";
+/// start code of glibc knows them since 2.36, which is Debian 12's. Functions that are the same are
+/// one (LLD, which is the linker of this toolchain, can do that): 50 KB.
+const RUSTFLAGS: &str =
+    "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs,--icf=all,-O2";
 
 /// Paths of what was built.
 #[derive(Clone, Debug)]
@@ -27,12 +29,14 @@ impl Product {
     /// [`VmError::Command`] with the compiler's words.
     pub async fn build() -> Result<Self, VmError> {
         let triple = host_triple().await?;
-        let mut cargo = command::cargo();
-        cargo
-            .args(["build", "--release", "--target", &triple])
-            .args(["-p", "vsock-agent", "-p", "vsock-agent-client"])
-            .env("RUSTFLAGS", RUSTFLAGS);
-        command::run_visibly(&mut cargo).await?;
+        // One by one: built together, each gets what only the other needs of a dependency.
+        for package in ["vsock-agent", "vsock-agent-client"] {
+            let mut cargo = command::cargo();
+            cargo
+                .args(["build", "--release", "--target", &triple, "-p", package])
+                .env("RUSTFLAGS", RUSTFLAGS);
+            command::run_visibly(&mut cargo).await?;
+        }
         let folder = paths::target().join(triple).join("release");
         Ok(Self {
             agent: folder.join("vsock-agent"),
