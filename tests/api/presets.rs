@@ -5,7 +5,10 @@ use std::{
     fs,
     net::{SocketAddr, TcpListener},
     process::Stdio,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
@@ -93,9 +96,16 @@ impl Service {
     }
 }
 
+/// A port that nobody else gets: below those that the kernel gives to whoever asks for any (32768,
+/// Documentation/networking/ip-sysctl.rst), and each once.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    loop {
+        let port = NEXT.fetch_add(1, Ordering::Relaxed);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Says this, and hears all that is answered.
