@@ -1,18 +1,9 @@
 //! Metadata services of other clouds, as a program in the guest meets them: the files that are
 //! shipped, at a port of the loopback instead of their own address.
 
-use std::{
-    fs,
-    net::{SocketAddr, TcpListener},
-    process::Stdio,
-    sync::{
-        Arc,
-        atomic::{AtomicU16, Ordering},
-    },
-    time::Duration,
-};
+use std::{fs, net::SocketAddr, process::Stdio, sync::Arc, time::Duration};
 
-use harness::{HostData, MockHost, Random, TestAgent};
+use harness::{HostData, MockHost, Random, TestAgent, free_port};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -93,18 +84,6 @@ impl Service {
         let answer = self.get(path).await;
         assert_eq!(answer.status, 200, "{path}: {answer:?}");
         answer.body
-    }
-}
-
-/// A port that nobody else gets: below those that the kernel gives to whoever asks for any (32768,
-/// Documentation/networking/ip-sysctl.rst), and each once.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(20_000);
-    loop {
-        let port = NEXT.fetch_add(1, Ordering::Relaxed);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
     }
 }
 

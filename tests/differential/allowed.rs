@@ -164,6 +164,8 @@ pub(crate) const ALLOWED: &[Allowed] = &[
                 Kind::Plain(kind::RENAME),
                 Kind::Plain(kind::REMOVE),
                 Kind::Plain(kind::SETSTAT),
+                Kind::Plain(kind::FSETSTAT),
+                Kind::Extended("lsetstat@openssh.com"),
                 Kind::Extended("posix-rename@openssh.com"),
             ];
             let moved = before.iter().any(|(_, op)| moves.contains(&op.kind));

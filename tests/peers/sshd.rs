@@ -2,14 +2,14 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddrV4, TcpListener},
+    net::{Ipv4Addr, SocketAddrV4},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
 
-use harness::{TestAgent, TestFolder, eventually};
+use harness::{TestAgent, TestFolder, eventually, free_port};
 use nix::unistd::{Uid, User};
 use tokio::{
     net::TcpStream,
@@ -95,9 +95,4 @@ impl Sshd {
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
 }
