@@ -45,12 +45,22 @@ async fn the_socket_serves_from_boot_to_boot() {
     assert_applied(&vm, &["erste"]).await;
     assert!(!is_kicked(&vm).await);
     assert_eq!(in_guest(&vm, "cloud-id").await, "lxd");
+    let first = in_guest(&vm, "cat /var/lib/cloud/data/instance-id").await;
 
     // The same data: what is done once per instance is not done again.
     power_off(&mut vm).await;
     assert_eq!(boot(&mut vm).await, "running");
     assert_sound(&vm, 2, "LXD, None").await;
     assert_applied(&vm, &["erste"]).await;
+
+    // New data make a new instance: all of it is done again.
+    power_off(&mut vm).await;
+    give(&vm, "zweite").await;
+    assert_eq!(boot(&mut vm).await, "running");
+    assert_sound(&vm, 3, "LXD, None").await;
+    assert_applied(&vm, &["erste", "zweite"]).await;
+    let second = in_guest(&vm, "cat /var/lib/cloud/data/instance-id").await;
+    assert_ne!(first, second);
 }
 
 #[tokio::test]
