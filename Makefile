@@ -1,6 +1,6 @@
 # The few commands people type. README.md explains them, tests/README.md what `test` is made of.
 
-.PHONY: demo demo-stop static test bench fuzz setup clean-lab
+.PHONY: demo demo-stop static test test-cloud bench fuzz setup clean-lab
 
 step := tests/lab/step
 lab := cargo run --quiet --bin lab --
@@ -28,6 +28,11 @@ test: setup
 	@$(step) "VM lab" $(lab) setup
 	@$(step) "tests in a VM" cargo test --workspace --features agent-tests/vm --test vm
 	@$(step) "soak" cargo test --workspace --features agent-tests/vm --test soak -- --test-threads 1 --show-output
+
+# Debian with systemd and cloud-init in VMs: a dozen boots of most of a minute each.
+test-cloud: setup
+	@$(step) "VM lab" $(lab) setup
+	@$(step) "cloud-init in VMs" cargo test --workspace --features agent-tests/vm --test cloud_vm -- --test-threads 1
 
 # File transfers side by side with OpenSSH's, and whether they are as fast as they must be.
 bench: setup

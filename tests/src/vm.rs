@@ -5,6 +5,8 @@
 
 mod command;
 mod cpio;
+mod debian;
+mod disk;
 mod error;
 mod identity;
 mod image;
@@ -17,6 +19,7 @@ pub(crate) mod process;
 mod product;
 mod qemu;
 mod scratch;
+mod serve;
 mod stock;
 pub mod tools;
 
@@ -31,24 +34,32 @@ use std::{
 
 use tokio::process::Command;
 
+use self::{
+    debian::Debian,
+    disk::Disk,
+    identity::Identity,
+    image::Guest,
+    qemu::{Hardware, Places, Qemu},
+};
 pub use self::{
     error::VmError,
     lab::Lab,
     machine::{Accelerator, Device, Machine},
-    options::VmOptions,
+    options::{System, VmOptions},
     process::Lifetime,
     product::{Product, build_for_here},
+    qemu::MAC,
+    serve::Serve,
     stock::StockAgent,
-};
-use self::{
-    identity::Identity,
-    image::Guest,
-    qemu::{Hardware, Places, Qemu},
 };
 use crate::eventually;
 
 /// Time a guest has to boot. It needs 3 s under TCG on two idle cores.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Seconds that all of Debian may need until its agent answers: 40 to 50 under TCG on two cores that
+/// have other work too.
+const SYSTEM_TIMEOUT: &str = "240";
 
 /// A VM: first prepared, then running, then off. `Drop` ends it, unless it is detached.
 #[derive(Debug)]
@@ -58,6 +69,7 @@ pub struct TestVm {
     places: Places,
     cid: u32,
     identity: Option<Identity>,
+    disk: Option<Disk>,
     qemu: Option<Qemu>,
 }
 
@@ -93,6 +105,17 @@ impl TestVm {
                 .unwrap_or_else(|| sockets.join("identity"));
             Some(Identity::open(&lab.product.cli, folder, &options.name).await?)
         };
+        let disk = match &options.system {
+            Some(system) => {
+                let guest = identity.as_ref().map(Identity::guest);
+                let path = sockets.join("disk");
+                Some(
+                    Disk::create(Debian::prepare().await?, path, &lab.product, system, guest)
+                        .await?,
+                )
+            }
+            None => None,
+        };
         let places = Places {
             sockets,
             logs,
@@ -104,6 +127,7 @@ impl TestVm {
             places,
             cid: unique_cid(),
             identity,
+            disk,
             qemu: None,
         };
         vm.write_config()?;
@@ -117,6 +141,9 @@ impl TestVm {
     ///
     /// Any of [`VmError`], with the log that says more.
     pub async fn boot(&mut self) -> Result<(), VmError> {
+        if self.disk.is_some() {
+            return self.boot_disk().await;
+        }
         let guest = Guest {
             kernel: &self.lab.kernel,
             busybox: &self.lab.busybox,
@@ -133,6 +160,8 @@ impl TestVm {
             kernel: &self.lab.kernel.image,
             initramfs: &initramfs,
             cmdline: &self.options.cmdline,
+            disk: None,
+            looks_like_lxd: false,
             memory_mib: self.options.memory_mib,
             cid: self.cid,
             lifetime: self.options.lifetime,
@@ -157,6 +186,39 @@ impl TestVm {
         // QEMU has long read it.
         fs::remove_file(&initramfs)
             .map_err(VmError::io(format!("removing {}", initramfs.display())))
+    }
+
+    /// Switches a machine with a disk on; what is on the disk stays from boot to boot.
+    async fn boot_disk(&mut self) -> Result<(), VmError> {
+        let (Some(disk), Some(system)) = (&self.disk, &self.options.system) else {
+            return Err(VmError::missing("a disk"));
+        };
+        let hardware = Hardware {
+            machine: &self.lab.machine,
+            kernel: &disk.debian.kernel,
+            initramfs: &disk.debian.initramfs,
+            cmdline: &format!("{} {}", disk::CMDLINE, self.options.cmdline),
+            disk: Some(&disk.path),
+            looks_like_lxd: system.looks_like_lxd,
+            memory_mib: self.options.memory_mib,
+            cid: self.cid,
+            lifetime: self.options.lifetime,
+        };
+        self.qemu = Some(Qemu::start(&hardware, &self.places).await?);
+        Ok(())
+    }
+
+    /// Starts `agent-cli serve`, which knows this VM only.
+    ///
+    /// # Errors
+    ///
+    /// Any that starting a process has.
+    pub fn serve(&self) -> Result<Serve, VmError> {
+        Serve::start(
+            &self.lab.product.cli,
+            &self.config(),
+            &self.places.log("serve"),
+        )
     }
 
     /// Where the host reaches the agent, in the words of the command line.
@@ -198,8 +260,11 @@ impl TestVm {
 
     /// Gives the command of `agent-cli` that runs `words` in the guest.
     pub fn exec<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Command {
-        let mut exec = self.cli(["exec", self.name(), "--"]);
-        exec.args(words);
+        let mut exec = self.cli(["exec", self.name()]);
+        if self.disk.is_some() {
+            exec.args(["--connect-timeout", SYSTEM_TIMEOUT]);
+        }
+        exec.arg("--").args(words);
         exec
     }
 

@@ -27,6 +27,17 @@ pub struct VmOptions {
     pub logs: PathBuf,
     /// Whether the VM ends with us.
     pub lifetime: Lifetime,
+    /// Debian on a disk, in place of the small image.
+    pub system: Option<System>,
+}
+
+/// What may differ between VMs with all of Debian.
+#[derive(Clone, Debug)]
+pub struct System {
+    /// The agent's `config.toml`.
+    pub config: String,
+    /// Whether the VM says that its host is LXD's, by the name of its board and by a virtio port.
+    pub looks_like_lxd: bool,
 }
 
 impl VmOptions {
@@ -43,6 +54,7 @@ impl VmOptions {
             identity: None,
             logs: paths::lab().join("log"),
             lifetime: Lifetime::Owned,
+            system: None,
         }
     }
 }

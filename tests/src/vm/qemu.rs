@@ -1,7 +1,7 @@
 //! The two processes of one VM: QEMU and, where the kernel has no vhost-vsock, the vsock device.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -18,6 +18,9 @@ use crate::eventually;
 /// Time for the device to listen: milliseconds on an idle computer.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The address of the network card of a machine with a disk.
+pub const MAC: &str = "52:54:00:12:34:56";
+
 /// What to start.
 #[derive(Debug)]
 pub(super) struct Hardware<'a> {
@@ -25,6 +28,10 @@ pub(super) struct Hardware<'a> {
     pub(super) kernel: &'a Path,
     pub(super) initramfs: &'a Path,
     pub(super) cmdline: &'a str,
+    /// The first disk, and a network card with it.
+    pub(super) disk: Option<&'a Path>,
+    /// Whether the machine says that its host is LXD's.
+    pub(super) looks_like_lxd: bool,
     pub(super) memory_mib: u32,
     pub(super) cid: u32,
     pub(super) lifetime: Lifetime,
@@ -51,7 +58,7 @@ impl Places {
         self.log("serial")
     }
 
-    fn log(&self, of: &str) -> PathBuf {
+    pub(super) fn log(&self, of: &str) -> PathBuf {
         self.logs.join(format!("{}-{of}.log", self.name))
     }
 
@@ -141,6 +148,10 @@ async fn start_device(
         places.device().display(),
         places.guest().display()
     );
+    // Left by the machine's last run.
+    for socket in [places.device(), places.guest()] {
+        let _ = fs::remove_file(socket);
+    }
     let log = places.log("vsock");
     let device = Process::start(program, &["--vm".to_owned(), vm], &log, hardware.lifetime);
     let mut device = device.map_err(VmError::io("starting vhost-device-vsock"))?;
@@ -179,6 +190,21 @@ fn arguments(hardware: &Hardware<'_>, places: &Places) -> Vec<String> {
         format!("console=ttyS0 quiet panic=-1 {}", hardware.cmdline),
     );
     add("-serial", format!("file:{}", places.serial_log().display()));
+    if let Some(disk) = hardware.disk {
+        let drive = format!("file={},if=virtio,format=raw,cache=unsafe", disk.display());
+        add("-drive", drive);
+        // A network of its own that leads nowhere.
+        add("-netdev", "user,id=net,restrict=on".to_owned());
+        add("-device", format!("virtio-net-pci,netdev=net,mac={MAC}"));
+    }
+    if hardware.looks_like_lxd {
+        // cloud-init looks at the first of these up to 25.3, at the second from 26.1.
+        add("-smbios", "type=2,manufacturer=Lab,product=LXD".to_owned());
+        add("-device", "virtio-serial-pci".to_owned());
+        add("-chardev", "null,id=lxd".to_owned());
+        let port = "virtserialport,chardev=lxd,name=com.canonical.lxd";
+        add("-device", port.to_owned());
+    }
     match hardware.machine.device {
         Device::VhostVsock => {
             add("-machine", "q35".to_owned());

@@ -1,0 +1,77 @@
+//! Nobody answers on the host: the guest boots all the same.
+
+use std::time::Duration;
+
+use harness::{TestVm, eventually, vm::Serve};
+
+use crate::{
+    READY_TIMEOUT, Source, assert_sound, boot,
+    data::{assert_applied, give},
+    in_guest, is_kicked, machine, power_off,
+};
+
+/// Seconds that the agent may hold the boot up at most: what it waits for its data, and the time that
+/// an emulated processor takes to start a program.
+const LONGEST_WAIT: u64 = READY_TIMEOUT + 30;
+
+/// Checks that the agent let the boot go on in time.
+async fn assert_bounded(vm: &TestVm) {
+    let microseconds = async |property: &str| -> u64 {
+        let show = format!("systemctl show --value -p {property} vsock-agent.service");
+        in_guest(vm, &show).await.parse().unwrap()
+    };
+    let started = microseconds("ExecMainStartTimestampMonotonic").await;
+    let ready = microseconds("ActiveEnterTimestampMonotonic").await;
+    let waited = (ready - started) / 1_000_000;
+    let bounds = READY_TIMEOUT - 1..LONGEST_WAIT;
+    assert!(bounds.contains(&waited), "it waited {waited} s");
+    let said = in_guest(vm, "journalctl -b --no-pager -u vsock-agent").await;
+    assert!(said.contains("no instance data in time"), "{said}");
+}
+
+/// Starts the host's side, and waits until the guest has its data.
+async fn host_comes_back(vm: &TestVm) -> Serve {
+    let host = vm.serve().unwrap();
+    let has_socket = async || {
+        let test = "test -S /dev/lxd/sock && echo yes || echo no";
+        in_guest(vm, test).await == "yes"
+    };
+    assert!(eventually(Duration::from_secs(60), has_socket).await);
+    host
+}
+
+#[tokio::test]
+async fn a_first_boot_goes_on_without_data() {
+    let mut vm = machine("away", Source::Lxd, false).await;
+    give(&vm, "erste").await;
+    assert_eq!(boot(&mut vm).await, "running");
+    assert_bounded(&vm).await;
+
+    // Too late for this boot, whose cloud-init was never to run; early enough for the next.
+    let _host = host_comes_back(&vm).await;
+    assert!(!is_kicked(&vm).await);
+    power_off(&mut vm).await;
+    assert_eq!(boot(&mut vm).await, "running");
+    assert_sound(&vm, 2, "LXD, None").await;
+    assert_applied(&vm, &["erste"]).await;
+}
+
+#[tokio::test]
+async fn a_later_boot_goes_on_with_what_is_known() {
+    let mut vm = machine("away-later", Source::Lxd, true).await;
+    give(&vm, "erste").await;
+    let host = vm.serve().unwrap();
+    assert_eq!(boot(&mut vm).await, "running");
+    assert_applied(&vm, &["erste"]).await;
+
+    power_off(&mut vm).await;
+    drop(host);
+    // cloud-init's first stage fails without the socket, and the others go on.
+    assert_eq!(boot(&mut vm).await, "degraded");
+    let failed = in_guest(&vm, "systemctl list-units --failed --plain --no-legend").await;
+    assert_eq!(failed.lines().count(), 1, "{failed}");
+    assert!(failed.starts_with("cloud-init-local.service"), "{failed}");
+    assert_bounded(&vm).await;
+    assert_applied(&vm, &["erste"]).await;
+    let _host = host_comes_back(&vm).await;
+}
