@@ -72,8 +72,9 @@ impl Shared {
         let mut table = self.lock();
         let claim = begun.claim(&table.handles);
         let may_land = !self.files.read_only && table.order.may_start(&claim);
-        let open = may_land.then(|| table.handles.find(&begun.handle).ok());
-        let open = open.flatten();
+        let open = may_land
+            .then(|| table.handles.find(&begun.handle).ok())
+            .flatten();
         let file = open.as_ref().and_then(|open| open.plain_file());
         let (Some(file), Some(pipe)) = (file, desk.pipe()) else {
             // Whatever is special about it is seen to when it is here.
@@ -91,11 +92,9 @@ impl Shared {
         let turn = self.lay_down(&mut table, input);
         drop(table);
         let written = landed.and_then(|offset| pipe.empty_into_file(file, offset));
-        let thrown = match &written {
-            Ok(_) => Ok(()),
-            Err(_) => pipe.throw_away(),
-        };
-        thrown?;
+        if written.is_err() {
+            pipe.throw_away()?;
+        }
         drop(open);
         let done = match written {
             Ok(_) => Ok(Done::Reply(ok())),
