@@ -111,11 +111,10 @@ impl Pipe {
                 Err(Errno::EINTR) => {}
                 // A file that takes no pages.
                 Err(Errno::EINVAL) => {
-                    let mut data = vec![0; self.held];
+                    let mut data = vec![0; std::mem::take(&mut self.held)];
                     File::from(self.read.try_clone()?).read_exact(&mut data)?;
                     file.write_all_at(&data, at.unsigned_abs())?;
-                    at = at.saturating_add_unsigned(u64::try_from(self.held).unwrap_or(u64::MAX));
-                    self.held = 0;
+                    at = at.saturating_add_unsigned(u64::try_from(data.len()).unwrap_or(u64::MAX));
                 }
                 Err(errno) => return Err(errno.into()),
             }
