@@ -253,7 +253,7 @@ pub(super) fn read(
 }
 
 /// Writes everything. A file that is appended to has no offsets, whatever the client says.
-fn write(open: &Open, offset: u64, data: &[u8]) -> Result<(), SftpError> {
+pub(super) fn write(open: &Open, offset: u64, data: &[u8]) -> Result<(), SftpError> {
     let mut file = open.file()?;
     let write = |data: &[u8], offset| match open.appends() {
         true => file.write(data),

@@ -1,13 +1,16 @@
 //! Frames, taken off a connection without copying them, and the replies that wait to go out.
 
-use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, sync::Arc, sync::Mutex};
+use std::{
+    io,
+    ops::Range,
+    sync::{Arc, Mutex},
+};
 
 use bytes::{Bytes, BytesMut};
 use vsock_agent_protocol::sftp::{DecodeError, FrameHead, MAX_FRAME_BYTES, WriteHead};
 
 use super::{
     handles::HANDLE_BYTES,
-    pipe::Pipe,
     session::{SessionError, lock},
     stream::{Outgoing, Sink, Source},
 };
@@ -22,12 +25,12 @@ const BUFFER_BYTES: usize = FrameHead::BYTES + MAX_FRAME_BYTES as usize + READ_A
 /// Size of the gathered replies, in bytes, at which they are sent without waiting for more.
 const GATHER_BYTES: usize = 64 * 1024;
 
-/// Data of a WRITE of which at least so many bytes are not here yet go into their file without
-/// being read, in bytes.
+/// Data of a WRITE of which at least so many bytes are not here yet are read to where another thread
+/// writes them from, in bytes.
 const LANDED_BYTES: usize = 64 * 1024;
 
 /// What is read at once behind data that landed, in bytes: the head of another WRITE, with one of
-/// our handles. Its data begin on a page then, in the file and in the pipe.
+/// our handles. Its data need not be copied then.
 const BEHIND_LANDED_BYTES: usize = FrameHead::BYTES + 1 + 4 + (4 + HANDLE_BYTES) + 8 + 4;
 
 /// The right to read a session's next request. One thread has it at a time.
@@ -37,8 +40,6 @@ pub(super) struct Input {
     /// Shared with the [`Frame`]s that somebody still works on.
     buffer: Arc<Vec<u8>>,
     filled: Range<usize>,
-    /// Whether data may land.
-    lands: bool,
     after_landing: bool,
     /// Replies that were not sent yet, because more requests were there already.
     pub(super) replies: BytesMut,
@@ -48,8 +49,8 @@ pub(super) struct Input {
 #[derive(Debug)]
 pub(super) enum Next {
     Frame(Frame),
-    /// A WRITE whose data are still to come: they are to be [landed](Input::land), or
-    /// [read](Input::read_begun).
+    /// A WRITE whose data are still to come: they are to be [read](Input::read_data), or
+    /// [with all of it](Input::read_begun).
     Write(Begun),
 }
 
@@ -82,15 +83,13 @@ impl std::ops::Deref for Frame {
 
 impl Input {
     /// A new session's. `read_ahead` came before what `source` gives.
-    /// `lands`: the source gives pages.
-    pub(super) fn new(source: Source, read_ahead: &[u8], lands: bool) -> Self {
+    pub(super) fn new(source: Source, read_ahead: &[u8]) -> Self {
         let mut buffer = vec![0; BUFFER_BYTES.max(read_ahead.len())];
         buffer[..read_ahead.len()].copy_from_slice(read_ahead);
         Self {
             source,
             buffer: Arc::new(buffer),
             filled: 0..read_ahead.len(),
-            lands,
             after_landing: false,
             replies: BytesMut::new(),
         }
@@ -126,7 +125,6 @@ impl Input {
                 Ok(frame) => return Ok(Some(Next::Frame(frame))),
                 Err(missing) => {
                     if missing >= LANDED_BYTES
-                        && self.lands
                         && let Some(begun) = self.begun()
                     {
                         self.flush(sink)?;
@@ -184,40 +182,29 @@ impl Input {
         frame.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof).into())
     }
 
-    /// Puts the data of a WRITE into its file, up to what is left in the pipe then, and returns
-    /// where that goes. In any case all data are taken from the connection, whose errors are the
-    /// outer ones.
+    /// Reads the data of a WRITE that has begun; `data` is as long as they are.
     ///
     /// # Errors
     ///
     /// Whatever makes the rest of the stream unreadable.
-    pub(super) fn land(
+    pub(super) fn read_data(
         &mut self,
         begun: &Begun,
-        file: &File,
-        pipe: &mut Pipe,
-    ) -> Result<io::Result<u64>, SessionError> {
+        data: &mut [u8],
+        sink: &Mutex<Sink>,
+    ) -> Result<(), SessionError> {
         let here = &self.buffer[self.filled.end - begun.here..self.filled.end];
-        let mut landed = match here {
-            [] => Ok(begun.offset),
-            here => file
-                .write_all_at(here, begun.offset)
-                .map(|()| begun.offset + u64::try_from(here.len()).unwrap_or(u64::MAX)),
-        };
+        data[..here.len()].copy_from_slice(here);
         self.filled = 0..0;
         self.after_landing = true;
-        let mut left = usize::try_from(begun.length).unwrap_or(usize::MAX) - begun.here;
-        while left > 0 {
-            if let Ok(offset) = landed {
-                landed = pipe.empty_into_file(file, offset);
+        let mut filled = begun.here;
+        while filled < data.len() {
+            match self.source.read(&mut data[filled..], sink)? {
+                0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                count => filled += count,
             }
-            if landed.is_err() {
-                // To nowhere.
-                pipe.throw_away()?;
-            }
-            left -= self.source.take(pipe, left)?;
         }
-        Ok(landed)
+        Ok(())
     }
 
     /// Takes a whole frame off the front, or tells how many bytes are missing to one.

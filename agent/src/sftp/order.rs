@@ -171,9 +171,18 @@ fn parts(path: &[u8]) -> Vec<&[u8]> {
 /// The requests that run, and those that wait for them, in the order of their arrival.
 #[derive(Debug)]
 pub(super) struct Order<J> {
-    running: Vec<(u64, Claim)>,
+    running: Vec<Running>,
     waiting: VecDeque<(Claim, J)>,
     last: u64,
+}
+
+/// A request that runs.
+#[derive(Debug)]
+struct Running {
+    name: u64,
+    claim: Claim,
+    /// Whether it is one of those that are done one after the other, by one thread.
+    lands: bool,
 }
 
 impl<J> Default for Order<J> {
@@ -198,30 +207,54 @@ impl<J> Order<J> {
     /// threads of the session.
     fn is_free(&self, claim: &Claim, ahead: usize) -> bool {
         let waiting = || self.waiting.iter().take(ahead).map(|(claim, _)| claim);
-        let mut all = self.running.iter().map(|(_, claim)| claim).chain(waiting());
+        let mut all = self.running.iter().map(|one| &one.claim).chain(waiting());
         let crowded = |handle| {
-            let running = self.running.iter().map(|(_, claim)| claim);
-            let using = running.filter(|claim| claim.uses(handle)).count();
+            let running = self.running.iter().filter(|one| !one.lands);
+            let using = running.filter(|one| one.claim.uses(handle)).count();
             using >= defaults::MAX_SFTP_WORKERS_OF_HANDLE
         };
         !all.any(|other| claim.conflicts(other)) && !claim.handles().any(crowded)
     }
 
+    /// Whether a request that has just come may be done behind all those that land: it waits for
+    /// nobody else.
+    pub(super) fn may_land(&self, claim: &Claim) -> bool {
+        let running = self.running.iter().filter(|one| !one.lands);
+        let waiting = self.waiting.iter().map(|(claim, _)| claim);
+        let mut all = running.map(|one| &one.claim).chain(waiting);
+        !all.any(|other| claim.conflicts(other))
+    }
+
     /// Notes that a request runs, and names it.
     pub(super) fn start(&mut self, claim: Claim) -> u64 {
+        self.note(claim, false)
+    }
+
+    /// The same for one that lands.
+    pub(super) fn start_landing(&mut self, claim: Claim) -> u64 {
+        self.note(claim, true)
+    }
+
+    fn note(&mut self, claim: Claim, lands: bool) -> u64 {
         self.last += 1;
-        self.running.push((self.last, claim));
+        self.running.push(Running {
+            name: self.last,
+            claim,
+            lands,
+        });
         self.last
     }
 
     /// Notes that a request is done.
     pub(super) fn finish(&mut self, name: u64) {
-        self.running.retain(|(running, _)| *running != name);
+        self.running.retain(|one| one.name != name);
     }
 
-    /// How many run.
+    /// How many run, each with a thread of its own.
     pub(super) fn running(&self) -> usize {
-        self.running.len()
+        let all = self.running.len();
+        let landing = self.running.iter().filter(|one| one.lands).count();
+        all - landing + landing.min(1)
     }
 
     /// Puts a request behind those it must wait for.

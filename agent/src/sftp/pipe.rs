@@ -1,13 +1,9 @@
-//! A pipe through which the kernel moves data between files and a connection: what it holds are
-//! pages, which it takes from the one and lends to the other.
+//! A pipe through which the kernel lends pages of a file to a connection.
 
 use std::{
     fs::File,
-    io::{self, Read},
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::FileExt,
-    },
+    io,
+    os::fd::{AsFd, OwnedFd},
 };
 
 use nix::{
@@ -73,65 +69,6 @@ impl Pipe {
             }
         }
         Ok(self.held)
-    }
-
-    /// Takes some of the next `most` bytes of a connection. It must be empty.
-    ///
-    /// # Errors
-    ///
-    /// [`io::ErrorKind::UnexpectedEof`] at its end, or what the kernel says.
-    pub(super) fn take(&mut self, source: &File, most: usize) -> io::Result<usize> {
-        loop {
-            let flags = SpliceFFlags::SPLICE_F_MOVE;
-            match splice(source, None, &self.write, None, most, flags) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => {
-                    self.held = count;
-                    return Ok(count);
-                }
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-    }
-
-    /// Empties it into a file from `offset` on, and returns the offset behind. After an error
-    /// something may be left in it.
-    ///
-    /// # Errors
-    ///
-    /// What the file's system says; a part may be written.
-    pub(super) fn empty_into_file(&mut self, file: &File, offset: u64) -> io::Result<u64> {
-        let mut at = i64::try_from(offset).map_err(|_| Errno::EFBIG)?;
-        while self.held > 0 {
-            let flags = SpliceFFlags::SPLICE_F_MOVE;
-            match splice(&self.read, None, file, Some(&mut at), self.held, flags) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => self.held = self.held.saturating_sub(count),
-                Err(Errno::EINTR) => {}
-                // A file that takes no pages.
-                Err(Errno::EINVAL) => {
-                    let mut data = vec![0; std::mem::take(&mut self.held)];
-                    File::from(self.read.try_clone()?).read_exact(&mut data)?;
-                    file.write_all_at(&data, at.unsigned_abs())?;
-                    at = at.saturating_add_unsigned(u64::try_from(data.len()).unwrap_or(u64::MAX));
-                }
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(at.unsigned_abs())
-    }
-
-    /// Empties it into nowhere.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says.
-    pub(super) fn throw_away(&mut self) -> io::Result<()> {
-        let mut held = File::from(self.read.try_clone()?).take(self.held.try_into().unwrap_or(0));
-        io::copy(&mut held, &mut io::sink())?;
-        self.held = 0;
-        Ok(())
     }
 
     /// Empties it into a socket or another pipe.

@@ -15,15 +15,14 @@
 //!                                                       └─ not needed: ends
 //! ```
 //!
-//! The data of a large WRITE can go from the connection into the file without being read: the
-//! leader keeps the input while they come, and nobody takes it from a leader that is late with
-//! them.
+//! The data of large WRITEs are written by another thread than the one that reads them ([`land`]).
 //!
 //! Whatever is wrong with the stream itself, a read error, an over-long frame, an end in the
 //! middle of one, ends the session: what follows could not be told from the contents of a file.
 //! What is wrong with one request is answered with its id.
 
 mod desk;
+mod land;
 mod lead;
 mod pool;
 
@@ -43,6 +42,8 @@ use vsock_agent_protocol::sftp::{
     DecodeError, Reply, Request, SessionOptions, VERSION, extension::SESSION,
 };
 
+use self::land::Landings;
+
 pub(super) use self::desk::Desk;
 use super::{
     SftpError,
@@ -52,7 +53,7 @@ use super::{
     input::Input,
     order::Order,
     request::{Wanted, decode},
-    stream::{Channel, Closer, Lends, Outgoing, Sink},
+    stream::{Channel, Closer, Outgoing, Sink},
     tree::Tree,
 };
 use crate::defaults;
@@ -90,11 +91,12 @@ struct Shared {
     watch: Condvar,
     /// Tells a spare thread that there is something to do.
     wake: Condvar,
-    /// Tells the leader that fewer requests wait.
+    /// Tells the leader that fewer requests wait, or land.
     room: Condvar,
     sink: Mutex<Sink>,
     closer: Closer,
-    lends: Lends,
+    /// Whether pages of files are lent to the connection.
+    lends: bool,
     files: Files,
     options: SessionOptions,
     budget: Arc<Budget>,
@@ -114,6 +116,7 @@ struct Table {
     /// Replies that a leader had gathered when its input was taken: they go out before any other.
     owed: BytesMut,
     waiting_bytes: usize,
+    landings: Landings,
     handles: Handles,
     threads: usize,
     spares: usize,
@@ -184,7 +187,7 @@ impl Session {
     ) -> io::Result<(Self, oneshot::Receiver<Option<SessionError>>)> {
         let (over, is_over) = oneshot::channel();
         let lends = channel.lends();
-        let input = Box::new(Input::new(channel.source, read_ahead, lends.input));
+        let input = Box::new(Input::new(channel.source, read_ahead));
         let shared = Arc::new(Shared {
             table: Mutex::default(),
             watch: Condvar::new(),
@@ -337,6 +340,7 @@ impl Shared {
         self.budget
             .give_back(std::mem::take(&mut table.waiting_bytes));
         table.order.forget_waiting();
+        let landings = table.landings.forget();
         let handles = std::mem::take(&mut table.handles);
         let input = table.input.take();
         drop(table);
@@ -349,7 +353,7 @@ impl Shared {
         }
         self.closer.hang_up();
         // Closing may wait for a file system.
-        drop((handles, input));
+        drop((handles, landings, input));
         if let Some(over) = lock(&self.over).take() {
             let _ = over.send(error);
         }

@@ -12,14 +12,10 @@ use std::{
 };
 
 use nix::{
-    libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{
-        socket::{
-            AddressFamily, MsgFlags, Shutdown, SockaddrLike, SockaddrStorage, getsockname, send,
-            shutdown,
-        },
-        stat::fstat,
+    sys::socket::{
+        AddressFamily, MsgFlags, Shutdown, SockaddrLike, SockaddrStorage, getsockname, send,
+        shutdown,
     },
 };
 use rustls::ServerConnection;
@@ -86,33 +82,21 @@ impl Channel {
 }
 
 impl Channel {
-    /// Whether pages are exchanged with the connection, by way of a pipe. Unix sockets do that;
+    /// Whether pages of files are lent to the connection, by way of a pipe. Unix sockets take them;
     /// `AF_VSOCK` copies them, before Linux 6.5 into a packet for each page.
-    pub(super) fn lends(&self) -> Lends {
-        match (&self.source, &self.sink) {
-            (Source::Plain(source), Sink::Plain(sink)) => Lends {
-                input: lends(source),
-                // Programs that start a server on standard streams copy what they get, and are
-                // done sooner if the server's processor has just had it in its cache.
-                output: !self.is_pair && lends(sink),
-            },
-            _ => Lends::default(),
+    pub(super) fn lends(&self) -> bool {
+        match &self.sink {
+            // Programs that start a server on standard streams copy what they get, and are done
+            // sooner if the server's processor has just had it in its cache.
+            Sink::Plain(sink) => !self.is_pair && is_unix(sink),
+            Sink::Tls(_) => false,
         }
     }
 }
 
-/// Directions in which pages are exchanged.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Lends {
-    pub(super) input: bool,
-    pub(super) output: bool,
-}
-
-fn lends(file: &File) -> bool {
-    match getsockname::<SockaddrStorage>(file.as_raw_fd()) {
-        Ok(address) => address.family() == Some(AddressFamily::Unix),
-        Err(_) => fstat(file).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFIFO),
-    }
+fn is_unix(file: &File) -> bool {
+    getsockname::<SockaddrStorage>(file.as_raw_fd())
+        .is_ok_and(|address| address.family() == Some(AddressFamily::Unix))
 }
 
 /// Wakes whoever waits for a socket, by ending it.
@@ -144,18 +128,6 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// Takes some of the next `most` bytes; only if the channel [lends](Channel::lends).
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says, and [`io::ErrorKind::UnexpectedEof`] at the end.
-    pub(super) fn take(&mut self, pipe: &mut Pipe, most: usize) -> io::Result<usize> {
-        match self {
-            Self::Plain(file) => pipe.take(file, most),
-            Self::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
-        }
-    }
-
     /// Reads what there is, and waits if there is nothing. 0 is the end; a peer that goes without
     /// a goodbye, of TLS too, has ended as well.
     ///

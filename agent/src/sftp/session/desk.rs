@@ -3,13 +3,7 @@
 use bytes::BufMut;
 use vsock_agent_protocol::sftp::{FrameHead, MAX_DATA_BYTES};
 
-use super::super::{
-    SftpError,
-    files::read,
-    handles::Open,
-    pipe::Pipe,
-    stream::{Lends, Outgoing},
-};
+use super::super::{SftpError, files::read, handles::Open, pipe::Pipe, stream::Outgoing};
 
 /// Bytes of a DATA reply before its data: length, type, id, and the length of the data.
 const DATA_HEAD_BYTES: usize = FrameHead::BYTES + 1 + 4 + 4;
@@ -26,10 +20,9 @@ pub(in crate::sftp) struct Desk {
     /// The head of a DATA reply, and its data if they are not in the pipe.
     data: Vec<u8>,
     pipe: Lender,
-    lends_output: bool,
 }
 
-/// Whether pages are exchanged with the connection.
+/// Whether pages are lent to the connection.
 #[derive(Debug)]
 enum Lender {
     Never,
@@ -40,21 +33,14 @@ enum Lender {
 
 impl Desk {
     /// An empty one.
-    pub(super) fn new(lends: Lends) -> Self {
+    pub(super) fn new(lends: bool) -> Self {
         Self {
             data: Vec::new(),
-            pipe: match lends.input || lends.output {
+            pipe: match lends {
                 true => Lender::Wanted,
                 false => Lender::Never,
             },
-            lends_output: lends.output,
         }
-    }
-
-    /// A pipe for what goes from the connection into a file, empty; `None` if that is not how it
-    /// goes.
-    pub(in crate::sftp) fn pipe(&mut self) -> Option<&mut Pipe> {
-        self.pipe.ready()
     }
 
     /// Reads from a file; what was read stays here for [`Desk::frame`].
@@ -69,8 +55,7 @@ impl Desk {
         length: u32,
     ) -> Result<usize, SftpError> {
         let file = open.file()?;
-        if self.lends_output
-            && length >= LENT_BYTES
+        if length >= LENT_BYTES
             && let Some(pipe) = self.pipe.ready()
             // What cannot be lent is read.
             && let Ok(count) = pipe.fill(file, offset, length)

@@ -7,7 +7,6 @@ use super::{
         SftpError,
         files::Done,
         input::{Begun, Frame, Input, Next},
-        ok,
     },
     Answer, Desk, SessionError, Shared, Table, Waiting, decode,
 };
@@ -15,13 +14,37 @@ use super::{
 /// Data up to this size, in bytes, are gathered with other replies; more is sent at once.
 const SMALL_DATA_BYTES: usize = 4 * 1024;
 
+/// What is left when a thread stops leading.
+enum Left {
+    /// Nothing: the client has closed the connection.
+    Nothing,
+    /// The input, which somebody else has.
+    Input,
+}
+
 impl Shared {
     /// Reads and does requests, until the input is taken by somebody else or the session ends.
     pub(super) fn lead(
         self: &Arc<Self>,
-        mut input: Box<Input>,
+        input: Box<Input>,
         desk: &mut Desk,
     ) -> Result<(), SessionError> {
+        let led = self.lead_on(input, desk);
+        if !matches!(led, Ok(Left::Input)) {
+            // Nothing more comes; what has come whole is done.
+            self.wait_for_landings();
+        }
+        if matches!(led?, Left::Nothing) {
+            self.end(None);
+        }
+        Ok(())
+    }
+
+    fn lead_on(
+        self: &Arc<Self>,
+        mut input: Box<Input>,
+        desk: &mut Desk,
+    ) -> Result<Left, SessionError> {
         while let Some(next) = input.next(&self.sink)? {
             let kept = match next {
                 Next::Frame(frame) => self.lead_frame(input, frame, desk)?,
@@ -29,11 +52,10 @@ impl Shared {
             };
             match kept {
                 Some(kept) => input = kept,
-                None => return Ok(()),
+                None => return Ok(Left::Input),
             }
         }
-        self.end(None);
-        Ok(())
+        Ok(Left::Nothing)
     }
 
     /// Does a request. Gives the input back if it was not taken.
@@ -61,46 +83,27 @@ impl Shared {
         self.pick_up(turn, name, id, done, desk)
     }
 
-    /// Does a WRITE whose data are still to come: they go from the connection into the file. Gives
-    /// the input back if it was not taken.
+    /// Has a WRITE done whose data are still to come. Gives the input back if it was not taken.
     fn lead_write(
-        &self,
+        self: &Arc<Self>,
         mut input: Box<Input>,
         begun: &Begun,
         desk: &mut Desk,
     ) -> Result<Option<Box<Input>>, SessionError> {
-        let mut table = self.lock();
-        let claim = begun.claim(&table.handles);
-        let may_land = !self.files.read_only && table.order.may_start(&claim);
-        let open = may_land
-            .then(|| table.handles.find(&begun.handle).ok())
-            .flatten();
-        let file = open.as_ref().and_then(|open| open.plain_file());
-        let (Some(file), Some(pipe)) = (file, desk.pipe()) else {
+        let Some(mut landing) = self.begin_landing(begun) else {
             // Whatever is special about it is seen to when it is here.
-            drop(table);
             let frame = input.read_begun(&self.sink)?;
             return self.lead_frame(input, frame, desk);
         };
-        let name = table.order.start(claim);
-        drop(table);
-        let landed = input.land(begun, file, pipe)?;
-        let mut table = self.lock();
-        if table.ended {
-            return Ok(None);
+        input.read_data(begun, landing.room(), &self.sink)?;
+        if let Err(landing) = self.hand_over(landing) {
+            let turn = self.lay_down(&mut self.lock(), input);
+            self.land(landing, desk)?;
+            let mut table = self.lock();
+            let mine = table.turn == turn;
+            return Ok(table.input.take_if(|_| mine));
         }
-        let turn = self.lay_down(&mut table, input);
-        drop(table);
-        let written = landed.and_then(|offset| pipe.empty_into_file(file, offset));
-        if written.is_err() {
-            pipe.throw_away()?;
-        }
-        drop(open);
-        let done = match written {
-            Ok(_) => Ok(Done::Reply(ok())),
-            Err(error) => Err((error.into(), false)),
-        };
-        self.pick_up(turn, name, begun.id, done, desk)
+        Ok(Some(input))
     }
 
     /// Leaves the input on the table; returns how it is known to be still one's own.

@@ -32,6 +32,7 @@ const BUDGET_PAUSE: Duration = Duration::from_millis(10);
 enum Role {
     Lead(Box<Input>),
     Work(u64, Waiting),
+    Land,
     Leave,
 }
 
@@ -64,6 +65,7 @@ impl Shared {
             result = match self.next_role() {
                 Role::Lead(input) => self.lead_watched(input, &mut desk),
                 Role::Work(name, waiting) => self.work_off(name, &waiting, &mut desk),
+                Role::Land => self.land_all(&mut desk),
                 Role::Leave => return,
             };
         }
@@ -84,14 +86,27 @@ impl Shared {
         self.lead(input, desk)
     }
 
-    /// Wakes a spare thread, or starts one. Without any the session goes on, serially.
-    fn call_help(self: &Arc<Self>, table: &mut Table) {
+    /// Wakes a spare thread, or starts one. False if there is none: the session goes on, serially.
+    pub(super) fn call_help(self: &Arc<Self>, table: &mut Table) -> bool {
         if table.spares > 0 {
             self.wake.notify_one();
-        } else if table.threads <= defaults::MAX_SFTP_WORKERS
-            && let Err(error) = self.spawn(table, |shared| shared.live(None))
-        {
+            return true;
+        }
+        if table.threads > defaults::MAX_SFTP_WORKERS {
+            return false;
+        }
+        let started = self.spawn(table, |shared| shared.live(None));
+        if let Err(error) = &started {
             tracing::warn!(%error, "an SFTP session has to do with fewer threads");
+        }
+        started.is_ok()
+    }
+
+    /// Has somebody see to requests that waited and need not any more.
+    pub(super) fn wake_for_ready(self: &Arc<Self>) {
+        let mut table = self.lock();
+        if table.order.has_ready() {
+            self.call_help(&mut table);
         }
     }
 
@@ -105,6 +120,9 @@ impl Shared {
             if table.ended {
                 table.threads -= 1;
                 return Role::Leave;
+            }
+            if table.landings.answer_call() {
+                return Role::Land;
             }
             if let Some((name, waiting)) = table.order.start_ready() {
                 table.waiting_bytes -= waiting.frame.len();
@@ -131,7 +149,9 @@ impl Shared {
                 .unwrap_or_else(PoisonError::into_inner);
             table = woken;
             table.spares -= 1;
-            if timeout.timed_out() && table.watched && !table.order.has_ready() {
+            let is_needed = table.order.has_ready() || table.landings.calls();
+            if timeout.timed_out() && table.watched && !is_needed {
+                table.landings.tidy();
                 table.threads -= 1;
                 return Role::Leave;
             }

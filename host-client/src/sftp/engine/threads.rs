@@ -17,7 +17,7 @@ use nix::{errno::Errno, sys::sendfile::sendfile64};
 use super::{
     Ending, SILENCE_TIMEOUT, Shared, dispatch,
     frames::Frames,
-    landing::Runway,
+    landing::Lander,
     outbox::{FileRange, Segment},
     table::Table,
 };
@@ -171,7 +171,7 @@ fn read_until_it_ends(
     mut frames: Frames,
     table: &Table,
 ) -> Result<Infallible, Ending> {
-    let mut runway = Runway::new();
+    let mut lander = None;
     loop {
         dispatch(&mut frames, table)?;
         match stream.read(frames.space()) {
@@ -194,15 +194,17 @@ fn read_until_it_ends(
                 return Err(Ending::Protocol(what));
             }
             let (here, rest) = frames.take_begun_data();
-            match runway.land(&landing, here, stream, rest) {
-                Ok(landed) => waiter.landed(landed.map(|()| length)),
-                Err(error) => {
-                    return Err(match error.kind() {
-                        io::ErrorKind::WouldBlock => Ending::Silent,
-                        io::ErrorKind::UnexpectedEof => Ending::closed(),
-                        _ => Ending::Lost(error.to_string()),
-                    });
-                }
+            let landed = match &lander {
+                Some(lander) => Ok(lander),
+                None => Lander::start().map(|started| &*lander.insert(started)),
+            }
+            .and_then(|lander| lander.land(landing, waiter, here, stream, rest));
+            if let Err(error) = landed {
+                return Err(match error.kind() {
+                    io::ErrorKind::WouldBlock => Ending::Silent,
+                    io::ErrorKind::UnexpectedEof => Ending::closed(),
+                    _ => Ending::Lost(error.to_string()),
+                });
             }
         }
     }

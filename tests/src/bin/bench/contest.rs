@@ -33,7 +33,7 @@ pub(crate) struct Times {
 pub(crate) fn run(
     mut ways: Vec<Way>,
     runs: usize,
-    before: impl Fn(),
+    before: impl Fn() -> anyhow::Result<()>,
     check: impl Fn() -> anyhow::Result<()>,
 ) -> anyhow::Result<Vec<Times>> {
     let mut times = vec![Vec::new(); ways.len()];
@@ -41,7 +41,7 @@ pub(crate) fn run(
         // Another one is the first each time.
         for turn in 0..ways.len() {
             let number = (round + turn) % ways.len();
-            before();
+            before()?;
             times[number].push(time(&mut ways[number].command)?.as_secs_f64());
             check().context(ways[number].name)?;
         }

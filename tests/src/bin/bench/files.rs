@@ -27,7 +27,8 @@ const BOTH_TARGET: f64 = 0.7;
 /// Measures get and put.
 pub(crate) fn measure(rig: &Rig, options: &Options) -> anyhow::Result<Vec<Verdict>> {
     let (from, to) = (rig.path("large"), rig.path("copy"));
-    fill(&from, BYTES * options.scale / 100)?;
+    let bytes = BYTES * options.scale / 100;
+    fill(&from, bytes)?;
     let (here, there) = (from.display().to_string(), to.display().to_string());
     let mut verdicts = Vec::new();
     for (verb, cli) in [
@@ -41,7 +42,8 @@ pub(crate) fn measure(rig: &Rig, options: &Options) -> anyhow::Result<Vec<Verdic
             Way::new("sftp + vsock-agent", rig.openssh_and_ours(&batch)),
             Way::new("agent-cli + vsock-agent", rig.cli(&cli)),
         ];
-        let times = contest::run(ways, options.runs, || clear(&to), || same(&from, &to))?;
+        let room = || Ok(rig.make_room(&to, bytes * 2)?);
+        let times = contest::run(ways, options.runs, room, || same(&from, &to))?;
         let [floor, theirs, server, both] = &times[..] else {
             unreachable!("four ways")
         };

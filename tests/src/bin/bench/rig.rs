@@ -1,7 +1,8 @@
 //! What all parts stand on: the binaries as they are shipped, an agent, a folder in memory.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::{self, Read as _},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -30,6 +31,12 @@ impl Rig {
     /// A path in the folder, which is in memory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// Makes room at `path`, in memory that is [warm].
+    pub(crate) fn make_room(&self, path: &Path, bytes: u64) -> io::Result<()> {
+        clear(path);
+        warm(self.folder.path(), bytes)
     }
 
     /// A path of the agent, in the words of the command line.
@@ -87,6 +94,15 @@ pub(crate) fn words(words: &[&str]) -> Command {
     let mut command = Command::new(words[0]);
     command.args(&words[1..]);
     command
+}
+
+/// Has the kernel touch so much memory and give it back. A virtual machine's host may have taken what
+/// was free for long, and whoever gets that first waits for it: everybody is to start alike.
+pub(crate) fn warm(folder: &Path, bytes: u64) -> io::Result<()> {
+    let path = folder.join("warm");
+    let mut zeros = io::repeat(0).take(bytes);
+    io::copy(&mut zeros, &mut File::create(&path)?)?;
+    fs::remove_file(path)
 }
 
 /// Removes a file or a folder, if it is there.
