@@ -390,4 +390,23 @@ mod tests {
         assert!(!order.may_start(&read(1, 0)));
         assert!(order.may_start(&read(2, 0)));
     }
+
+    #[test]
+    fn what_lands_goes_behind_what_lands_and_behind_nothing_else() {
+        let mut order = Order::default();
+        let first = order.start_landing(write(1, 0));
+        assert!(!order.may_start(&write(1, 10)));
+        assert!(order.may_land(&write(1, 10)));
+        let second = order.start_landing(write(1, 10));
+        assert_eq!(order.running(), 1, "one thread does them");
+        assert!(order.may_start(&read(1, 20)));
+        order.wait(read(1, 10), "read");
+        assert!(order.may_land(&write(1, 20)));
+        assert!(!order.may_land(&write(1, 10)), "the read came before it");
+        order.finish(first);
+        assert!(!order.has_ready());
+        order.finish(second);
+        assert_eq!(order.start_ready().unwrap().1, "read");
+        assert!(!order.may_land(&write(1, 10)), "it is being read");
+    }
 }

@@ -1,10 +1,10 @@
 //! Large data, which one thread of the agent reads and another writes: whole, in pieces, and where
 //! they cannot go.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use harness::{TestAgent, TestFolder};
+use harness::{TestAgent, TestFolder, eventually};
 use tokio::io::AsyncWriteExt;
 use vsock_agent_protocol::sftp::{Reply, Request, open_flags, status};
 
@@ -163,4 +163,45 @@ async fn large_writes_to_the_end_and_to_what_is_no_file_work_too() {
     }
     let expected = [&data[..], &data[..]].concat();
     assert!(fs::read(folder.path().join("file")).unwrap() == expected);
+}
+
+#[tokio::test]
+async fn large_writes_that_must_wait_delay_only_themselves() {
+    let agent = TestAgent::start();
+    let folder = TestFolder::new("large-wait");
+    let mut session = Session::start(&agent).await;
+    let endless = session.open_endless(folder.path()).await;
+    session.hash(&endless).await;
+    let data = content(PIECE);
+    for _ in 0..3 {
+        session.send(&write(&endless, 0, &data)).await;
+    }
+    let flags = open_flags::WRITE | open_flags::CREATE;
+    let file = session.open(&path(folder.path(), b"file"), flags).await;
+    for offset in [0, PIECE] {
+        let offset = offset.try_into().unwrap();
+        assert_eq!(session.code(write(&file, offset, &data)).await, status::OK);
+    }
+    assert!(fs::read(folder.path().join("file")).unwrap() == [&data[..], &data[..]].concat());
+}
+
+#[tokio::test]
+async fn large_writes_are_done_for_a_client_that_leaves_without_waiting() {
+    const WRITES: usize = 40;
+    let agent = TestAgent::start();
+    let folder = TestFolder::new("large-left");
+    let there = folder.path().join("file");
+    let mut session = Session::start(&agent).await;
+    let flags = open_flags::WRITE | open_flags::CREATE;
+    let handle = session.open(&path(folder.path(), b"file"), flags).await;
+    let data = content(PIECE);
+    for number in 0..WRITES {
+        let offset = (number * PIECE).try_into().unwrap();
+        session.send(&write(&handle, offset, &data)).await;
+    }
+    // It says that nothing more comes, and reads no reply.
+    session.stream.shutdown().await.unwrap();
+    let expected = data.repeat(WRITES);
+    let whole = async || fs::read(&there).unwrap() == expected;
+    assert!(eventually(Duration::from_secs(20), whole).await);
 }

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const HURRY: Duration = Duration::from_millis(100);
 
 impl Session {
-    async fn hash(&mut self, handle: &Bytes) -> u32 {
+    pub(super) async fn hash(&mut self, handle: &Bytes) -> u32 {
         let range = HashRange {
             handle: handle.clone(),
             offset: 0,
@@ -55,7 +55,7 @@ impl Session {
         peeked.await.is_err()
     }
 
-    async fn open_endless(&mut self, folder: &Path) -> Bytes {
+    pub(super) async fn open_endless(&mut self, folder: &Path) -> Bytes {
         let name = "endless";
         let file = fs::File::create(folder.join(name)).unwrap();
         file.set_len(ENDLESS).unwrap();
