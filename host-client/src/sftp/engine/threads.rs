@@ -212,7 +212,11 @@ fn read_until_it_ends(
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, sync::Arc};
+    use std::{
+        fs::{self, File},
+        path::{Path, PathBuf},
+        sync::Arc,
+    };
 
     use bytes::{Bytes, BytesMut};
 
@@ -225,8 +229,8 @@ mod tests {
     const BYTES: u32 = 100_000;
 
     /// Reads what a server says that answers a READ of `most` bytes with [`BYTES`], and then
-    /// another request; gives the replies, how it ended, and what is in the file.
-    fn read(most: u32) -> ([PendingReply; 2], Ending, Vec<u8>) {
+    /// another request; gives the replies, how it ended, and where the file is.
+    fn read(most: u32) -> ([PendingReply; 2], Ending, PathBuf) {
         let path = std::env::temp_dir().join(format!("threads-{}-{most}", std::process::id()));
         let landing = Landing {
             file: Arc::new(File::create(&path).unwrap()),
@@ -253,14 +257,19 @@ mod tests {
         drop(near);
         server.join().unwrap();
         table.end(ending.clone());
-        let there = std::fs::read(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        ([landed, said], ending, there)
+        ([landed, said], ending, path)
+    }
+
+    /// What is in a file that is not needed any more.
+    fn take(path: &Path) -> Vec<u8> {
+        let there = fs::read(path).unwrap();
+        fs::remove_file(path).unwrap();
+        there
     }
 
     #[tokio::test]
     async fn data_go_into_their_file_and_what_follows_to_whom_it_belongs() {
-        let ([landed, said], ending, there) = read(BYTES);
+        let ([landed, said], ending, path) = read(BYTES);
         assert!(matches!(
             landed.answer().await.unwrap(),
             Answer::Landed(Ok(BYTES))
@@ -270,15 +279,15 @@ mod tests {
             Reply::Status { code: 0, .. }
         ));
         assert_eq!(ending, Ending::closed());
-        assert!(there == vec![7; usize::try_from(BYTES).unwrap()]);
+        assert!(take(&path) == vec![7; usize::try_from(BYTES).unwrap()]);
     }
 
     #[tokio::test]
     async fn more_than_was_asked_for_goes_nowhere() {
-        let ([landed, said], ending, there) = read(BYTES - 1);
+        let ([landed, said], ending, path) = read(BYTES - 1);
         landed.answer().await.unwrap_err();
         said.reply().await.unwrap_err();
         assert!(matches!(ending, Ending::Protocol(_)), "{ending:?}");
-        assert!(there.is_empty());
+        assert!(take(&path).is_empty());
     }
 }
