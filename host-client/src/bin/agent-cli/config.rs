@@ -1,4 +1,5 @@
-//! The configuration: names for virtual machines, and how to reach the one that was named.
+//! The configuration: names for virtual machines, and how to reach the one that was named. `vms.rs`
+//! changes it.
 
 use std::{
     collections::BTreeMap,
@@ -12,15 +13,13 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use serde::Deserialize;
 use serde_json::json;
-use toml_edit::{DocumentMut, Item, Table, value};
 use vsock_agent_client::{
     AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, Client, Endpoint, Identity, Security,
     instance::{InstanceStore, Stamp},
-    write_whole,
 };
 
 use crate::{
-    args::{AddArgs, Format, Global, VmCommand},
+    args::{Format, Global},
     output,
 };
 
@@ -33,7 +32,7 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The configuration file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Config {
+pub(crate) struct Config {
     #[serde(default)]
     vms: BTreeMap<String, Vm>,
 }
@@ -138,7 +137,8 @@ impl Settings {
         })
     }
 
-    fn unknown(&self, vm: &str) -> anyhow::Error {
+    /// What to say of a name that nobody has.
+    pub(crate) fn unknown(&self, vm: &str) -> anyhow::Error {
         let names: Vec<&str> = self.config.vms.keys().map(String::as_str).collect();
         let known = match names.is_empty() {
             true => "no names".to_owned(),
@@ -182,6 +182,11 @@ impl Settings {
     /// The options that were given.
     pub(crate) const fn global(&self) -> &Global {
         &self.global
+    }
+
+    /// Where the configuration file is, or would be.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     fn directory(&self) -> PathBuf {
@@ -293,112 +298,14 @@ impl Target {
     }
 }
 
-/// `agent-cli vm`.
-pub(crate) fn run(settings: &Settings, command: VmCommand) -> anyhow::Result<u8> {
-    match command {
-        VmCommand::List { format } => settings.list(format),
-        VmCommand::Add(args) => {
-            let plain = settings.global.plain;
-            let identity = match &settings.global.identity {
-                // From here on it is read from somewhere else.
-                Some(directory) => Some(std::path::absolute(directory)?),
-                None => None,
-            };
-            edit(&settings.path, |document| {
-                add(document, &args, identity.as_deref(), plain)
-            })
-        }
-        VmCommand::Remove { name } => {
-            if !settings.config.vms.contains_key(&name) {
-                return Err(settings.unknown(&name));
-            }
-            edit(&settings.path, |document| remove(document, &name))?;
-            if is_name(&name) {
-                settings.instances().remove(&name)?;
-            }
-            Ok(0)
-        }
-    }
-}
-
-fn add(
-    document: &mut DocumentMut,
-    args: &AddArgs,
-    identity: Option<&Path>,
-    plain: bool,
-) -> anyhow::Result<()> {
-    let name = &args.name;
-    if !is_name(name) {
-        bail!("{name:?} is no name: letters, digits, and '-', '_' and '.' within");
-    }
-    args.endpoint.parse::<Endpoint>()?;
-    let vms = document
-        .entry("vms")
-        .or_insert_with(|| {
-            let mut vms = Table::new();
-            vms.set_implicit(true);
-            Item::Table(vms)
-        })
-        .as_table_like_mut()
-        .context("vms is not a table")?;
-    // A machine that is there already keeps its comments; what is not said anew is forgotten.
-    let vm = vms
-        .entry(name)
-        .or_insert_with(toml_edit::table)
-        .as_table_like_mut()
-        .with_context(|| format!("vms.{name} is not a table"))?;
-    vm.insert("endpoint", value(&args.endpoint));
-    match identity {
-        Some(directory) => {
-            let directory = directory
-                .to_str()
-                .context("the directory of the identity is not UTF-8")?;
-            vm.insert("identity", value(directory));
-        }
-        None => drop(vm.remove("identity")),
-    }
-    match plain {
-        true => drop(vm.insert("plain", value(true))),
-        false => drop(vm.remove("plain")),
-    }
-    Ok(())
-}
-
 /// Whether this can be a machine's name, which is also that of files.
-fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     let fits = |character: char| character.is_ascii_alphanumeric() || "-_.".contains(character);
     !name.is_empty() && !name.starts_with(['-', '.']) && name.chars().all(fits)
 }
 
-fn remove(document: &mut DocumentMut, name: &str) -> anyhow::Result<()> {
-    document
-        .get_mut("vms")
-        .and_then(Item::as_table_like_mut)
-        .and_then(|vms| vms.remove(name))
-        .with_context(|| format!("no virtual machine is named {name:?}"))?;
-    Ok(())
-}
-
-/// Changes the file in one step: whoever reads it sees the old one or the new one.
-fn edit(
-    path: &Path,
-    change: impl FnOnce(&mut DocumentMut) -> anyhow::Result<()>,
-) -> anyhow::Result<u8> {
-    // A link stays a link.
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let mut document: DocumentMut = read_or_empty(&path)?
-        .parse()
-        .with_context(|| format!("{} is not TOML", path.display()))?;
-    change(&mut document)?;
-    let text = document.to_string();
-    // What we write, we must be able to read.
-    parse(&path, &text)?;
-    write_whole(&path, text.as_bytes(), 0o644)
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(0)
-}
-
-fn read_or_empty(path: &Path) -> anyhow::Result<String> {
+/// What is in the file; nothing if it is not there.
+pub(crate) fn read_or_empty(path: &Path) -> anyhow::Result<String> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
@@ -406,7 +313,8 @@ fn read_or_empty(path: &Path) -> anyhow::Result<String> {
     }
 }
 
-fn parse(path: &Path, text: &str) -> anyhow::Result<Config> {
+/// Reads the configuration in `text`, which is that of `path`.
+pub(crate) fn parse(path: &Path, text: &str) -> anyhow::Result<Config> {
     toml_edit::de::from_str(text).map_err(|error| {
         // The parser's own report has several lines, with the line it is about and an arrow.
         anyhow!("{} is wrong: {}", path.display(), reason(text, &error))
@@ -452,21 +360,6 @@ fn variable(name: &str) -> Option<OsString> {
 mod tests {
     use super::*;
 
-    fn changed(text: &str, change: impl FnOnce(&mut DocumentMut) -> anyhow::Result<()>) -> String {
-        let mut document: DocumentMut = text.parse().unwrap();
-        change(&mut document).unwrap();
-        let text = document.to_string();
-        parse(Path::new("config.toml"), &text).unwrap();
-        text
-    }
-
-    fn named(name: &str, endpoint: &str) -> AddArgs {
-        AddArgs {
-            name: name.to_owned(),
-            endpoint: endpoint.to_owned(),
-        }
-    }
-
     const OLD: &str = "\
 # mine
 [vms.demo] # the demo
@@ -476,63 +369,6 @@ plain = true
 [vms.other]
 endpoint = \"unix:/x\"
 ";
-
-    #[test]
-    fn a_name_is_added_and_everything_else_stays() {
-        let text = changed(OLD, |document| {
-            add(
-                document,
-                &named("new", "vsock:4"),
-                Some(Path::new("/id")),
-                false,
-            )
-        });
-        assert!(text.starts_with(OLD), "{text}");
-        assert!(text.ends_with("[vms.new]\nendpoint = \"vsock:4\"\nidentity = \"/id\"\n"));
-    }
-
-    #[test]
-    fn a_name_that_is_there_is_changed_in_its_place() {
-        let text = changed(OLD, |document| {
-            add(document, &named("demo", "vsock:9"), None, false)
-        });
-        assert!(
-            text.starts_with("# mine\n[vms.demo] # the demo\nendpoint = \"vsock:9\""),
-            "{text}"
-        );
-        assert!(!text.contains("plain"));
-    }
-
-    #[test]
-    fn a_name_is_removed_and_everything_else_stays() {
-        let text = changed(OLD, |document| remove(document, "demo"));
-        assert_eq!(text.trim(), "[vms.other]\nendpoint = \"unix:/x\"");
-        let mut document: DocumentMut = OLD.parse().unwrap();
-        remove(&mut document, "nobody").unwrap_err();
-    }
-
-    #[test]
-    fn the_first_name_makes_the_file() {
-        let text = changed("", |document| {
-            add(document, &named("demo", "vsock:3"), None, true)
-        });
-        assert_eq!(text, "[vms.demo]\nendpoint = \"vsock:3\"\nplain = true\n");
-    }
-
-    #[test]
-    fn what_is_no_name_or_no_endpoint_is_refused() {
-        for (name, endpoint) in [
-            ("", "vsock:3"),
-            ("a/b", "vsock:3"),
-            ("a:b", "vsock:3"),
-            ("-a", "vsock:3"),
-            ("..", "vsock:3"),
-            ("a", "tcp:3"),
-        ] {
-            let mut document = DocumentMut::new();
-            add(&mut document, &named(name, endpoint), None, false).unwrap_err();
-        }
-    }
 
     #[test]
     fn an_unknown_key_is_named_with_its_file_and_line() {

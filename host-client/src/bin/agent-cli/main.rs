@@ -16,6 +16,7 @@ mod qemu_args;
 mod serve;
 mod stdio;
 mod terminal;
+mod vms;
 
 use std::process::ExitCode;
 
@@ -76,7 +77,7 @@ async fn obey(settings: &Settings, command: Command) -> anyhow::Result<u8> {
         Command::Edit(args) => files::edit(settings, args).await,
         Command::Info(args) => info::run(settings, args).await,
         Command::Identity(command) => identity::run(settings, command),
-        Command::Vm(command) => config::run(settings, command),
+        Command::Vm(command) => vms::run(settings, command),
         Command::Config(command) => instance::run(settings, command),
         Command::Serve(args) => serve::run(settings, args).await,
         Command::QemuArgs(args) => qemu_args::run(settings, &args),
