@@ -28,6 +28,7 @@ pub struct Agent {
     app: Arc<App>,
     server: Arc<Server>,
     refresher: Refresher,
+    usual_host: Option<ListenAddress>,
     guest: GuestSide,
     ready_timeout: Option<Duration>,
     shutdown: Shutdown,
@@ -125,6 +126,9 @@ impl Agent {
             shutdown.clone(),
         );
         let api = GuestApi::new(data, shutdown.clone());
+        let is_told = config.guest.host.is_some() || app.host.watch().borrow().is_some();
+        let looks_for_host = !is_told && config.guest.wants_data();
+        let usual_host = config.guest.usual_host.take().filter(|_| looks_for_host);
         let ready_timeout = config.guest.ready_timeout;
         let guest = GuestSide::new(api, presets, config.guest, config.root, applied, known);
         let server = Server::new(Arc::clone(&app), tls, &config.allowed_cids);
@@ -133,6 +137,7 @@ impl Agent {
             app,
             server,
             refresher,
+            usual_host,
             guest,
             ready_timeout,
             shutdown,
@@ -145,7 +150,7 @@ impl Agent {
     /// `ready` is called once, when the guest may go on booting: its data are there, or are not
     /// expected, or have not come in time.
     pub async fn run(
-        self,
+        mut self,
         ready: impl FnOnce() + Send + 'static,
         until: impl Future<Output = ()>,
     ) -> bool {
@@ -158,6 +163,9 @@ impl Agent {
         self.shutdown.spawn(async move {
             stop.run_until_cancelled(app.commands.tidy()).await;
         });
+        if let Some(address) = self.usual_host {
+            self.refresher.look_for(address).await;
+        }
         let limit = match self.ready_timeout {
             Some(limit) => limit,
             None if self.refresher.expects_data() => defaults::READY_TIMEOUT,
@@ -215,6 +223,7 @@ mod tests {
             features: Features::all(),
             guest: GuestConfig {
                 host: None,
+                usual_host: None,
                 sockets: Vec::new(),
                 cloud_init: CloudInit::Off,
                 ready_timeout: None,

@@ -60,6 +60,7 @@ impl TestAgent {
             features: Features::all(),
             guest: GuestConfig {
                 host: None,
+                usual_host: None,
                 sockets: vec![folder.path().join("guest.sock")],
                 cloud_init: CloudInit::Lxd,
                 ready_timeout: None,
