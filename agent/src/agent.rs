@@ -1,6 +1,11 @@
 //! The agent as a whole: built, bound, run, stopped.
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::select;
@@ -172,12 +177,14 @@ impl Agent {
             None => Duration::ZERO,
         };
         let readiness = wait_until_ready(self.guest.stage(), limit);
+        let has_gone_on = self.guest.has_gone_on();
         let stop = || self.shutdown.child_token();
         self.shutdown.spawn(self.refresher.run(stop()));
         self.shutdown.spawn(self.guest.run(stop()));
         let stop = stop();
         self.shutdown.spawn(async move {
             if stop.run_until_cancelled(readiness).await.is_some() {
+                has_gone_on.store(true, Ordering::Release);
                 ready();
             }
         });
@@ -226,6 +233,7 @@ mod tests {
                 usual_host: None,
                 sockets: Vec::new(),
                 cloud_init: CloudInit::Off,
+                cloud_init_reboot: false,
                 ready_timeout: None,
                 presets: PresetConfig::default(),
             },

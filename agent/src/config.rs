@@ -149,6 +149,10 @@ pub struct Flags {
     #[arg(long, value_name = "HOW", env = "VSOCK_AGENT_CLOUD_INIT")]
     cloud_init: Option<String>,
 
+    /// Reboot once, early in the boot, when cloud-init's data are new and came too late for it
+    #[arg(long, env = "VSOCK_AGENT_CLOUD_INIT_REBOOT")]
+    cloud_init_reboot: bool,
+
     /// Metadata service of another cloud to serve instance data as: aliyun, brightbox, e24cloud,
     /// ec2, openstack, outscale, zstack, or a file of your own, with a slash in its path. May be
     /// repeated. Cloud-init is left alone then, unless --cloud-init says otherwise
@@ -239,6 +243,7 @@ struct FileConfig {
     host: Option<String>,
     guest_socket: Vec<PathBuf>,
     cloud_init: Option<String>,
+    cloud_init_reboot: bool,
     metadata: Vec<String>,
     metadata_token: bool,
     metadata_all_users: bool,
@@ -407,6 +412,7 @@ fn merge(
             None => CloudInit::default(),
             Some(text) => text.parse()?,
         },
+        cloud_init_reboot: flags.cloud_init_reboot || file.cloud_init_reboot,
         ready_timeout: flags
             .ready_timeout
             .or(file.ready_timeout)

@@ -219,6 +219,10 @@ pub(crate) const KICK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for all of that, after which the guest goes on booting.
 pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(40);
 
+/// Longest time since the machine's start in which the agent may reboot it for cloud-init's sake. A
+/// boot takes a minute under software emulation.
+pub(crate) const MAX_REBOOT_UPTIME: Duration = Duration::from_secs(300);
+
 /// Pause between two looks at such a command.
 pub(crate) const KICK_POLL: Duration = Duration::from_millis(20);
 

@@ -12,6 +12,7 @@
 
 mod away;
 mod data;
+mod late;
 mod lxd;
 mod nocloud;
 

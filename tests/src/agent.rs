@@ -63,6 +63,7 @@ impl TestAgent {
                 usual_host: None,
                 sockets: vec![folder.path().join("guest.sock")],
                 cloud_init: CloudInit::Lxd,
+                cloud_init_reboot: false,
                 ready_timeout: None,
                 presets: PresetConfig::default(),
             },

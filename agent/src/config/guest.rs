@@ -30,6 +30,8 @@ pub struct GuestConfig {
     pub sockets: Vec<PathBuf>,
     /// How cloud-init gets them.
     pub cloud_init: CloudInit,
+    /// Whether the machine reboots once for data that came too late for cloud-init.
+    pub cloud_init_reboot: bool,
     /// How long the agent waits for them before it says that it is ready; `None` is 10 s if it
     /// knows or finds a host at its start, and not at all otherwise.
     pub ready_timeout: Option<Duration>,
