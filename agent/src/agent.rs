@@ -1,6 +1,11 @@
 //! The agent as a whole: built, bound, run, stopped.
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::select;
@@ -28,6 +33,7 @@ pub struct Agent {
     app: Arc<App>,
     server: Arc<Server>,
     refresher: Refresher,
+    usual_host: Option<ListenAddress>,
     guest: GuestSide,
     ready_timeout: Option<Duration>,
     shutdown: Shutdown,
@@ -125,6 +131,9 @@ impl Agent {
             shutdown.clone(),
         );
         let api = GuestApi::new(data, shutdown.clone());
+        let is_told = config.guest.host.is_some() || app.host.watch().borrow().is_some();
+        let looks_for_host = !is_told && config.guest.wants_data();
+        let usual_host = config.guest.usual_host.take().filter(|_| looks_for_host);
         let ready_timeout = config.guest.ready_timeout;
         let guest = GuestSide::new(api, presets, config.guest, config.root, applied, known);
         let server = Server::new(Arc::clone(&app), tls, &config.allowed_cids);
@@ -133,6 +142,7 @@ impl Agent {
             app,
             server,
             refresher,
+            usual_host,
             guest,
             ready_timeout,
             shutdown,
@@ -145,7 +155,7 @@ impl Agent {
     /// `ready` is called once, when the guest may go on booting: its data are there, or are not
     /// expected, or have not come in time.
     pub async fn run(
-        self,
+        mut self,
         ready: impl FnOnce() + Send + 'static,
         until: impl Future<Output = ()>,
     ) -> bool {
@@ -158,18 +168,23 @@ impl Agent {
         self.shutdown.spawn(async move {
             stop.run_until_cancelled(app.commands.tidy()).await;
         });
+        if let Some(address) = self.usual_host {
+            self.refresher.look_for(address).await;
+        }
         let limit = match self.ready_timeout {
             Some(limit) => limit,
             None if self.refresher.expects_data() => defaults::READY_TIMEOUT,
             None => Duration::ZERO,
         };
         let readiness = wait_until_ready(self.guest.stage(), limit);
+        let has_gone_on = self.guest.has_gone_on();
         let stop = || self.shutdown.child_token();
         self.shutdown.spawn(self.refresher.run(stop()));
         self.shutdown.spawn(self.guest.run(stop()));
         let stop = stop();
         self.shutdown.spawn(async move {
             if stop.run_until_cancelled(readiness).await.is_some() {
+                has_gone_on.store(true, Ordering::Release);
                 ready();
             }
         });
@@ -215,8 +230,10 @@ mod tests {
             features: Features::all(),
             guest: GuestConfig {
                 host: None,
+                usual_host: None,
                 sockets: Vec::new(),
                 cloud_init: CloudInit::Off,
+                cloud_init_reboot: false,
                 ready_timeout: None,
                 presets: PresetConfig::default(),
             },

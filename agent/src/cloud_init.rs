@@ -1,4 +1,4 @@
-//! Making cloud-init take its data from here: files for it, and a second look.
+//! Making cloud-init take its data from here: files for it, a second look, and a second boot.
 //!
 //! Called by `guest_side.rs`. Knows what the data are, not where they come from.
 
@@ -6,7 +6,9 @@ mod boot;
 #[cfg(test)]
 mod fake;
 mod kick;
+mod reboot;
 mod seed;
 
-pub(crate) use kick::{Datasource, kick};
-pub(crate) use seed::{Seed, write};
+pub(crate) use kick::{Datasource, KickError, Outcome, kick};
+pub(crate) use reboot::{in_time, reboot};
+pub(crate) use seed::{Seed, seeded_meta_data, write};

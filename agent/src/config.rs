@@ -27,7 +27,7 @@ use vsock_agent_protocol::{
 
 use self::{folders::Folders, program::Program};
 use crate::{
-    config_share::ConfigShare,
+    config_share::{self, ConfigShare},
     listen::{ListenAddress, ParseListenError},
     presets::{Preset, PresetConfig, PresetError},
     status_port,
@@ -129,8 +129,8 @@ pub struct Flags {
     #[arg(long, value_name = "FAMILY", env = "VSOCK_AGENT_FAMILY")]
     family: Option<String>,
 
-    /// Where the host answers questions for instance data: vsock:CID:PORT or unix:PATH [default:
-    /// where it says it does]
+    /// Where the host answers questions for instance data: vsock:CID:PORT or unix:PATH, or off for
+    /// where it says it does [default: vsock:2:8444 if it answers there at the start, else off]
     #[arg(long, value_name = "URI", env = "VSOCK_AGENT_HOST")]
     host: Option<String>,
 
@@ -148,6 +148,10 @@ pub struct Flags {
     /// [default: lxd]
     #[arg(long, value_name = "HOW", env = "VSOCK_AGENT_CLOUD_INIT")]
     cloud_init: Option<String>,
+
+    /// Reboot once, early in the boot, when cloud-init's data are new and came too late for it
+    #[arg(long, env = "VSOCK_AGENT_CLOUD_INIT_REBOOT")]
+    cloud_init_reboot: bool,
 
     /// Metadata service of another cloud to serve instance data as: aliyun, brightbox, e24cloud,
     /// ec2, openstack, outscale, zstack, or a file of your own, with a slash in its path. May be
@@ -169,7 +173,7 @@ pub struct Flags {
     metadata_all_users: bool,
 
     /// Longest wait for instance data before the agent says it is ready [default: 10 if a host is
-    /// known from the start, else 0]
+    /// known or found at the start, else 0]
     #[arg(long, value_name = "SECONDS", env = "VSOCK_AGENT_READY_TIMEOUT")]
     ready_timeout: Option<u64>,
 
@@ -239,6 +243,7 @@ struct FileConfig {
     host: Option<String>,
     guest_socket: Vec<PathBuf>,
     cloud_init: Option<String>,
+    cloud_init_reboot: bool,
     metadata: Vec<String>,
     metadata_token: bool,
     metadata_all_users: bool,
@@ -374,6 +379,15 @@ fn merge(
         Security::Tls(folder) => Some(folder.as_path()),
         Security::Plain => None,
     };
+    // LXD's and Incus's hosts put a share there, and answer elsewhere. Where the agent does not listen
+    // on AF_VSOCK, it asks nobody there either.
+    let looks_for_host = program == Program::Own
+        && flags.share.is_none()
+        && file.share.is_none()
+        && identity != Some(Path::new(config_share::FETCHED))
+        && listen
+            .iter()
+            .any(|address| matches!(address, ListenAddress::Vsock(_)));
     let share = folders.share(flags.share.or(file.share), program, identity);
     let family = match flags.family.or(file.family) {
         None => program.family(),
@@ -383,11 +397,14 @@ fn merge(
         .iter()
         .map(|word| Preset::find(word).map(Arc::new))
         .collect::<Result<_, _>>()?;
+    let (host, usual_host) = match flags.host.or(file.host).as_deref() {
+        Some(guest::OFF) => (None, None),
+        Some(text) => (Some(text.parse().map_err(ConfigError::Host)?), None),
+        None => (None, looks_for_host.then_some(guest::USUAL_HOST)),
+    };
     let guest = GuestConfig {
-        host: match flags.host.or(file.host) {
-            None => None,
-            Some(text) => Some(text.parse().map_err(ConfigError::Host)?),
-        },
+        host,
+        usual_host,
         sockets: guest::sockets(first_given(flags.guest_socket, file.guest_socket), family),
         cloud_init: match flags.cloud_init.or(file.cloud_init) {
             // It finds the service by itself, and would take the socket first if it saw both.
@@ -395,6 +412,7 @@ fn merge(
             None => CloudInit::default(),
             Some(text) => text.parse()?,
         },
+        cloud_init_reboot: flags.cloud_init_reboot || file.cloud_init_reboot,
         ready_timeout: flags
             .ready_timeout
             .or(file.ready_timeout)
@@ -509,6 +527,45 @@ mod tests {
             ..plain_flags()
         };
         assert_eq!(family(said), Family::Lxd);
+    }
+
+    #[test]
+    fn our_own_host_is_looked_for_by_an_agent_on_af_vsock_that_knows_of_no_other() {
+        let looked_for = |flags: Flags, text: &str, program| {
+            let config = super::merge(flags, file(text), program, &Folders::usual()).unwrap();
+            config.guest.usual_host.map(|address| address.to_string())
+        };
+        let own = |text: &str| looked_for(plain_flags(), text, Program::Own);
+        let usual = Some("vsock:2:8444".to_owned());
+        assert_eq!(own(""), usual);
+        assert_eq!(own(r#"listen = ["unix:/a", "vsock:any:1024"]"#), usual);
+        for text in [
+            r#"listen = ["unix:/a"]"#,
+            r#"host = "unix:/a""#,
+            r#"host = "off""#,
+            r#"share = "/a""#,
+        ] {
+            assert_eq!(own(text), None, "{text}");
+        }
+        let stand_in = Program::StandIn(Family::Lxd);
+        assert_eq!(looked_for(plain_flags(), "", stand_in), None);
+        let identity = |folder: &str| Flags {
+            identity: Some(folder.into()),
+            ..Flags::default()
+        };
+        let fetched = identity(config_share::FETCHED);
+        assert_eq!(looked_for(fetched, "", Program::Own), None);
+        assert_eq!(looked_for(identity("/a"), "", Program::Own), usual);
+    }
+
+    #[test]
+    fn the_host_may_be_named_or_switched_off() {
+        let host = |text: &str| merge(plain_flags(), file(text)).map(|config| config.guest.host);
+        let named = Some("vsock:2:1".parse().unwrap());
+        assert_eq!(host(r#"host = "vsock:2:1""#).unwrap(), named);
+        assert_eq!(host(r#"host = "off""#).unwrap(), None);
+        let error = host(r#"host = "none""#).unwrap_err();
+        assert!(matches!(error, ConfigError::Host(_)), "{error}");
     }
 
     #[test]

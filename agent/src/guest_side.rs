@@ -1,7 +1,14 @@
 //! What happens in the guest when instance data come: seeds, sockets, services, a kick for cloud-init, and the
 //! word that the guest may go on. The one place that has all of those rooms.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     select,
@@ -12,7 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cloud_init::{self, Datasource, Seed},
+    cloud_init::{self, Datasource, KickError, Outcome, Seed},
     config::{CloudInit, GuestConfig},
     config_share::Applied,
     defaults,
@@ -34,6 +41,7 @@ pub(crate) struct GuestSide {
     applied: Applied,
     known: watch::Receiver<Availability>,
     stage: watch::Sender<Stage>,
+    has_gone_on: Arc<AtomicBool>,
     sockets: Option<OpenSockets>,
     open_presets: Option<OpenPresets>,
 }
@@ -74,6 +82,7 @@ impl GuestSide {
             applied,
             known,
             stage: watch::Sender::new(stage),
+            has_gone_on: Arc::default(),
             sockets: None,
             open_presets: None,
         }
@@ -84,10 +93,18 @@ impl GuestSide {
         self.stage.subscribe()
     }
 
+    /// To be set when the guest goes on: nothing may hold it up any more, nor take it down.
+    pub(crate) fn has_gone_on(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.has_gone_on)
+    }
+
     /// Goes on until `stop` is cancelled, and takes the sockets away then.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         if self.applied.has_seed {
-            self.kick(Datasource::NoCloud).await;
+            let meta_data = cloud_init::seeded_meta_data(&self.root);
+            if self.kick(Datasource::NoCloud, &meta_data).await {
+                return stop.cancelled().await;
+            }
             self.stage.send_replace(Stage::Waiting);
         }
         loop {
@@ -99,7 +116,11 @@ impl GuestSide {
                     self.open_presets = None;
                     self.stage.send_replace(Stage::Settled);
                 }
-                Availability::Here(snapshot) => self.serve(snapshot).await,
+                Availability::Here(snapshot) => {
+                    if self.serve(snapshot).await {
+                        return stop.cancelled().await;
+                    }
+                }
             }
             select! {
                 changed = self.known.changed() => if changed.is_err() {
@@ -110,10 +131,11 @@ impl GuestSide {
         }
     }
 
-    async fn serve(&mut self, snapshot: Arc<Snapshot>) {
+    /// Gives the guest its data. True if the machine reboots for them.
+    async fn serve(&mut self, snapshot: Arc<Snapshot>) -> bool {
         let is_ours = !self.applied.is_seeded;
         if self.config.cloud_init == CloudInit::NoCloud && is_ours {
-            self.write_seed(snapshot).await;
+            self.write_seed(Arc::clone(&snapshot)).await;
         }
         if self.sockets.is_none() {
             match self.api.open(&self.config.sockets).await {
@@ -133,9 +155,12 @@ impl GuestSide {
                 CloudInit::NoCloud => Datasource::NoCloud,
                 CloudInit::Lxd | CloudInit::Off => Datasource::Lxd,
             };
-            self.kick(wanted).await;
+            if self.kick(wanted, &snapshot.meta_data).await {
+                return true;
+            }
             self.stage.send_replace(Stage::Settled);
         }
+        false
     }
 
     async fn write_seed(&self, snapshot: Arc<Snapshot>) {
@@ -148,13 +173,32 @@ impl GuestSide {
         }
     }
 
-    async fn kick(&self, wanted: Datasource) {
+    /// Has cloud-init look for its data. True if the machine reboots for that: nothing else is to
+    /// happen then, and the guest is not to go on.
+    async fn kick(&self, wanted: Datasource, meta_data: &str) -> bool {
         if self.config.cloud_init == CloudInit::Off {
-            return;
+            return false;
         }
-        if let Err(error) = cloud_init::kick(&self.root, wanted).await {
-            let cause = std::error::Error::source(&error).map(ToString::to_string);
-            tracing::error!(%error, cause, "cloud-init does not look again");
+        self.look_or_reboot(wanted, meta_data)
+            .await
+            .unwrap_or_else(|error| {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::error!(%error, cause, "cloud-init does not look again");
+                false
+            })
+    }
+
+    async fn look_or_reboot(&self, wanted: Datasource, meta_data: &str) -> Result<bool, KickError> {
+        let outcome = cloud_init::kick(&self.root, wanted).await?;
+        if !self.config.cloud_init_reboot {
+            return Ok(false);
+        }
+        match outcome {
+            Outcome::Looks => cloud_init::in_time(&self.root).map(|()| false),
+            Outcome::Late if !self.has_gone_on.load(Ordering::Acquire) => {
+                cloud_init::reboot(&self.root, meta_data).await
+            }
+            Outcome::Late | Outcome::Left => Ok(false),
         }
     }
 }

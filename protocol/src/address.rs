@@ -5,6 +5,9 @@ use std::{fmt, num::ParseIntError, str::FromStr};
 /// Port LXD and Incus use for their agents, and the default here.
 pub const DEFAULT_PORT: u32 = 8443;
 
+/// Port on which our own host answers its guests, unless it is told another.
+pub const DEFAULT_HOST_PORT: u32 = 8444;
+
 /// Context id: which machine an AF_VSOCK address means (`include/uapi/linux/vm_sockets.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Cid(pub u32);

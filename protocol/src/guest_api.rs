@@ -3,7 +3,8 @@
 //! The same paths are spoken twice. The agent asks the host for them, in [`Envelope`]s; a program in
 //! the guest asks the agent, without one: lists and objects are JSON, values are their plain text.
 //! `GET` of [`INFO`], [`CONFIG`], [`config_key`], [`META_DATA`] and [`DEVICES`], and `PATCH` of
-//! [`INFO`] travel to the host; [`EVENTS`] stay in the guest.
+//! [`INFO`] travel to the host, and of our own host all values at once ([`CONFIG_WITH_VALUES`]);
+//! [`EVENTS`] stay in the guest.
 //!
 //! [`Envelope`]: crate::envelope::Envelope
 
@@ -18,6 +19,10 @@ use crate::null::null_as_default;
 pub const INFO: &str = "/1.0";
 /// The paths of all keys that have a value, as they are, without escapes.
 pub const CONFIG: &str = "/1.0/config";
+/// The same with the values: an object of them by key. A host that does not know the query answers
+/// with the paths alone, as LXD's and Incus's do, and so does one whose answer would be larger than
+/// [`MAX_ANSWER_BYTES`].
+pub const CONFIG_WITH_VALUES: &str = "/1.0/config?recursion=1";
 /// Meta-data for cloud-init: text, a YAML mapping.
 pub const META_DATA: &str = "/1.0/meta-data";
 /// The devices ([`Devices`]).
@@ -32,6 +37,9 @@ pub const IMAGES: &str = "/1.0/images";
 pub const MAX_VALUE_BYTES: usize = 4 * 1024 * 1024;
 /// Largest configuration and devices of an instance together, in bytes of keys and values.
 pub const MAX_DATA_BYTES: usize = 16 * 1024 * 1024;
+/// Largest answer of the host that an agent reads, in bytes: the largest value with a backslash before
+/// each byte.
+pub const MAX_ANSWER_BYTES: usize = 2 * MAX_VALUE_BYTES;
 /// Most keys an instance has.
 pub const MAX_KEYS: usize = 10_000;
 

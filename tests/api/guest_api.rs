@@ -5,6 +5,7 @@ mod events;
 mod lifecycle;
 mod routes;
 mod tls;
+mod usual_host;
 
 use std::{path::Path, time::Duration};
 

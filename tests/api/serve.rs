@@ -1,6 +1,8 @@
 //! The host process against a guest that is not ours (`openssl`, playing LXD's agent), and against
 //! our own agent.
 
+mod keys;
+
 use std::{
     path::{Path, PathBuf},
     process::Stdio,

@@ -1,7 +1,7 @@
 //! cloud-init reads from `/dev/lxd/sock`.
 
 use crate::{
-    Source, assert_sound, boot,
+    Source, assert_sound, boot, configured,
     data::{assert_applied, give, user_data},
     in_guest, is_kicked, machine, power_off, run, set,
 };
@@ -88,6 +88,26 @@ async fn the_socket_is_found_in_the_first_boot_without_a_hint() {
     give(&vm, "erste").await;
     let _host = vm.serve().unwrap();
     assert_eq!(boot(&mut vm).await, "running");
+    assert_sound(&vm, 1, "LXD, None").await;
+    assert_applied(&vm, &["erste"]).await;
+    assert!(is_kicked(&vm).await);
+}
+
+#[tokio::test]
+async fn a_host_that_nobody_named_is_found_and_waited_for() {
+    let mut vm = configured("lxd-found", String::new(), false).await;
+    give(&vm, "erste").await;
+    let _host = vm.serve().unwrap();
+    assert_eq!(boot(&mut vm).await, "running");
+    let said = in_guest(
+        &vm,
+        "journalctl -b -o short-monotonic --no-pager -u vsock-agent",
+    )
+    .await;
+    assert!(
+        said.contains("the host answers where it usually does"),
+        "{said}"
+    );
     assert_sound(&vm, 1, "LXD, None").await;
     assert_applied(&vm, &["erste"]).await;
     assert!(is_kicked(&vm).await);

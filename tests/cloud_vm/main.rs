@@ -12,6 +12,7 @@
 
 mod away;
 mod data;
+mod late;
 mod lxd;
 mod nocloud;
 
@@ -47,12 +48,18 @@ async fn machine(name: &str, source: Source, looks_like_lxd: bool) -> TestVm {
         Source::Lxd => "lxd",
         Source::NoCloud => "nocloud",
     };
+    let config = format!(
+        "host = \"vsock:2:8444\"\ncloud-init = \"{source}\"\nready-timeout = {READY_TIMEOUT}\n"
+    );
+    configured(name, config, looks_like_lxd).await
+}
+
+/// Gives a VM that is off, with this configuration of the agent.
+async fn configured(name: &str, config: String, looks_like_lxd: bool) -> TestVm {
     let options = VmOptions {
         memory_mib: 1024,
         system: Some(System {
-            config: format!(
-                "host = \"vsock:2:8444\"\ncloud-init = \"{source}\"\nready-timeout = {READY_TIMEOUT}\n"
-            ),
+            config,
             looks_like_lxd,
         }),
         ..VmOptions::new(name)

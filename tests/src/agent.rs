@@ -60,8 +60,10 @@ impl TestAgent {
             features: Features::all(),
             guest: GuestConfig {
                 host: None,
+                usual_host: None,
                 sockets: vec![folder.path().join("guest.sock")],
                 cloud_init: CloudInit::Lxd,
+                cloud_init_reboot: false,
                 ready_timeout: None,
                 presets: PresetConfig::default(),
             },

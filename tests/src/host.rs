@@ -42,6 +42,11 @@ pub struct HostData {
     pub failing: BTreeMap<String, u16>,
     /// Time before each answer.
     pub delay: Duration,
+    /// Whether it tells all keys with their values when it is asked for them, as our own host does.
+    /// LXD's and Incus's pass over the query.
+    pub tells_values: bool,
+    /// Values that are no strings, told so with all keys.
+    pub odd_values: BTreeMap<String, Value>,
     /// Whether a connection is closed after each answer, as LXD's own agent asks for.
     pub closes: bool,
     /// Every request so far: method, path and body.
@@ -57,6 +62,8 @@ impl Default for HostData {
             devices: json!({ "eth0": { "type": "nic", "hwaddr": "00:16:3e:00:00:01" } }),
             failing: BTreeMap::new(),
             delay: Duration::ZERO,
+            tells_values: false,
+            odd_values: BTreeMap::new(),
             closes: false,
             log: Vec::new(),
         }
@@ -238,12 +245,18 @@ fn answer(data: &HostData, method: &str, path: &str) -> Vec<u8> {
     if let Some(status) = data.failing.get(path) {
         return refuse(*status, "the host says no");
     }
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let metadata = match (method, path) {
         ("PATCH", "/1.0") => json!({}),
         ("GET", "/1.0") => json!({
             "api_version": "1.0", "auth": "untrusted", "instance_type": "virtual-machine",
             "location": "none", "state": "Started", "supported_storage_drivers": [],
         }),
+        ("GET", "/1.0/config") if data.tells_values && query == "recursion=1" => {
+            let values = data.config.iter();
+            let values = values.map(|(key, value)| (key.clone(), json!(value)));
+            values.chain(data.odd_values.clone()).collect()
+        }
         ("GET", "/1.0/config") => {
             let keys = data.config.keys().chain(&data.unset);
             keys.map(|key| format!("/1.0/config/{key}")).collect()

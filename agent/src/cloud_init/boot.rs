@@ -25,20 +25,23 @@ const GENERATORS: [&str; 2] = [
 pub(super) enum Action {
     /// Nothing, because.
     None(&'static str),
+    /// Nothing in this boot, because.
+    Late(&'static str),
+    /// Nothing more: cloud-init looks there already.
+    Found,
     /// Cloud-init will run, but must look for datasources again.
     Identify,
     /// Cloud-init will not run: its generator must decide again.
     Generate,
 }
 
-/// What the files below `root` say. systemd has to be asked too, if it is not [`Action::None`].
+/// What the files below `root` say. systemd has to be asked too before
+/// anything is done.
 pub(super) fn decide(root: &Path, wanted: Datasource) -> Action {
     let has = |path: &str| root.join(path).exists();
-    // As sd_booted(3) finds out.
-    if !has("run/systemd/system") {
-        return Action::None("this system is not systemd's");
-    }
-    if !has("etc/cloud") || !has(DS_IDENTIFY) || !GENERATORS.into_iter().any(has) {
+    let is_systemd = is_systemd(root);
+    let can_decide = || has(DS_IDENTIFY) && GENERATORS.into_iter().any(has);
+    if !has("etc/cloud") || (is_systemd && !can_decide()) {
         return Action::None("there is no cloud-init");
     }
     if has("etc/cloud/cloud-init.disabled") || is_disabled_by_kernel(root) {
@@ -47,21 +50,27 @@ pub(super) fn decide(root: &Path, wanted: Datasource) -> Action {
     if !wanted.places().iter().copied().any(has) {
         return Action::None("the data are not where cloud-init looks");
     }
+    let run = root.join(RUN);
     // Linked there at the start of its first stage, even before there is anything to link to.
-    if fs::symlink_metadata(root.join(RUN).join("status.json")).is_ok() {
-        return Action::None("cloud-init has begun");
+    if fs::symlink_metadata(run.join("status.json")).is_ok() {
+        return Action::Late("cloud-init has begun");
     }
     if has(MARKER) {
         return Action::None("it was done in this boot already");
     }
-    let run = root.join(RUN);
-    match run.join("enabled").exists() {
-        false => Action::Generate,
-        true if lists(&run.join("cloud.cfg"), wanted) => {
-            Action::None("cloud-init looks here already")
-        }
+    let has_found = lists(&run.join("cloud.cfg"), wanted);
+    match is_systemd {
+        true if !run.join("enabled").exists() => Action::Generate,
+        _ if has_found => Action::Found,
         true => Action::Identify,
+        false if !run.exists() => Action::None("cloud-init has yet to look"),
+        false => Action::Late("this system is not systemd's"),
     }
+}
+
+/// As `sd_booted(3)` finds out.
+pub(super) fn is_systemd(root: &Path) -> bool {
+    root.join("run/systemd/system").exists()
 }
 
 fn is_disabled_by_kernel(root: &Path) -> bool {
@@ -121,7 +130,7 @@ mod tests {
         assert_eq!(found(""), Action::Identify);
         for list in ["[ LXD, None ]", "[ NoCloud, LXD, None ]", "[LXD]"] {
             let found = found(&format!("datasource_list: {list}\n"));
-            assert!(matches!(found, Action::None(_)), "{list}: {found:?}");
+            assert_eq!(found, Action::Found, "{list}");
         }
     }
 
@@ -137,15 +146,26 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_done_without_systemd_or_cloud_init() {
-        for missing in [
-            "run/systemd/system",
-            "etc/cloud",
-            DS_IDENTIFY,
-            GENERATORS[0],
-        ] {
+    fn nothing_is_done_without_cloud_init() {
+        for missing in ["etc/cloud", DS_IDENTIFY, GENERATORS[0]] {
             assert!(is_left_alone(|root| root.remove(missing)), "{missing}");
         }
+    }
+
+    #[test]
+    fn without_systemd_a_look_that_is_over_is_not_done_again() {
+        let decided = |change: fn(&Root)| {
+            decide_after(|root| {
+                root.remove("run/systemd/system");
+                change(root);
+            })
+        };
+        assert!(matches!(decided(|_| {}), Action::Late(_)));
+        assert!(matches!(decided(|root| root.remove(RUN)), Action::None(_)));
+        let list = |root: &Root| root.write("run/cloud-init/cloud.cfg", "datasource_list: [LXD]\n");
+        assert_eq!(decided(list), Action::Found);
+        let off = |root: &Root| root.write("etc/cloud/cloud-init.disabled", "");
+        assert!(matches!(decided(off), Action::None(_)));
     }
 
     #[test]
@@ -184,9 +204,13 @@ mod tests {
     fn nothing_is_done_twice_or_too_late() {
         assert!(is_left_alone(|root| root.write(MARKER, "")));
         let status = "run/cloud-init/status.json";
-        assert!(is_left_alone(|root| root.write(status, "")));
-        assert!(is_left_alone(|root| {
+        let written = decide_after(|root| root.write(status, ""));
+        let linked = decide_after(|root| {
             symlink("/nowhere", root.path().join(status)).unwrap();
-        }));
+        });
+        assert!(matches!(
+            (written, linked),
+            (Action::Late(_), Action::Late(_))
+        ));
     }
 }

@@ -21,6 +21,8 @@ impl Root {
         let name = format!("agent-kick-{}-{number}", std::process::id());
         let root = Self(std::env::temp_dir().join(name));
         root.write("proc/cmdline", "quiet\n");
+        root.write("proc/uptime", "12.34 5.67\n");
+        root.write("proc/self/mounts", "/dev/vda1 / ext4 rw 0 0\n");
         root.write("run/cloud-init/disabled", "");
         for wanted in [Datasource::Lxd, Datasource::NoCloud] {
             root.write(wanted.places()[0], "");

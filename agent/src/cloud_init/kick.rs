@@ -62,28 +62,51 @@ pub(crate) enum KickError {
     Slow(PathBuf),
 }
 
+/// What came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Cloud-init looks for the data in this boot.
+    Looks,
+    /// It could in another boot only.
+    Late,
+    /// It is not to, or it is not known.
+    Left,
+}
+
 /// Has cloud-init look for `wanted` in this boot, if it has not done so and still can. `root` is the
 /// guest's `/`.
 ///
 /// # Errors
 ///
 /// [`KickError`]. Cloud-init does what it decided itself then, or nothing.
-pub(crate) async fn kick(root: &Path, wanted: Datasource) -> Result<(), KickError> {
+pub(crate) async fn kick(root: &Path, wanted: Datasource) -> Result<Outcome, KickError> {
     let mut action = decide(root, wanted);
-    if !matches!(action, Action::None(_))
-        && let Some(reason) = is_too_late(root).await?
-    {
-        action = Action::None(reason);
+    if matches!(action, Action::Identify | Action::Generate) {
+        if is_boot_over(root).await? {
+            action = Action::None("the boot is over");
+        } else if has_begun(root).await? {
+            action = Action::Late("cloud-init has begun");
+        }
     }
-    if let Action::None(reason) = action {
-        tracing::info!(reason, "cloud-init is left alone");
-        return Ok(());
-    }
-    tracing::info!(
-        datasource = wanted.name(),
-        ?action,
-        "cloud-init looks again"
-    );
+    let (reason, outcome) = match action {
+        Action::None(reason) => (reason, Outcome::Left),
+        Action::Late(reason) => (reason, Outcome::Late),
+        Action::Found => ("cloud-init looks here already", Outcome::Looks),
+        Action::Identify | Action::Generate => {
+            tracing::info!(
+                datasource = wanted.name(),
+                ?action,
+                "cloud-init looks again"
+            );
+            look_again(root, action).await?;
+            return Ok(Outcome::Looks);
+        }
+    };
+    tracing::info!(reason, "cloud-init is left alone");
+    Ok(outcome)
+}
+
+async fn look_again(root: &Path, action: Action) -> Result<(), KickError> {
     let marker = root.join(boot::MARKER);
     OpenOptions::new()
         .write(true)
@@ -109,28 +132,27 @@ pub(crate) async fn kick(root: &Path, wanted: Datasource) -> Result<(), KickErro
     Ok(())
 }
 
-/// Why cloud-init's turn is over, if it is: systemd knows.
-async fn is_too_late(root: &Path) -> Result<Option<&'static str>, KickError> {
-    let systemctl = systemctl(root);
-    let state = run(&systemctl, &["show", "--property=SystemState"]).await?;
-    if !matches!(
+/// Whether systemd has started all there is to be started.
+pub(super) async fn is_boot_over(root: &Path) -> Result<bool, KickError> {
+    let state = run(&systemctl(root), &["show", "--property=SystemState"]).await?;
+    Ok(!matches!(
         state.trim(),
         "SystemState=initializing" | "SystemState=starting"
-    ) {
-        return Ok(Some("the boot is over"));
-    }
+    ))
+}
+
+/// Whether systemd has started cloud-init.
+async fn has_begun(root: &Path) -> Result<bool, KickError> {
     let [local, main] = FIRST_UNITS;
     let begun = "--property=InactiveExitTimestampMonotonic";
-    let begun = run(&systemctl, &["show", begun, local, main]).await?;
+    let begun = run(&systemctl(root), &["show", begun, local, main]).await?;
     let mut times = begun
         .lines()
         .filter_map(|line| Some(line.split_once('=')?.1));
-    Ok(times
-        .any(|time| time != "0")
-        .then_some("cloud-init has begun"))
+    Ok(times.any(|time| time != "0"))
 }
 
-fn systemctl(root: &Path) -> PathBuf {
+pub(super) fn systemctl(root: &Path) -> PathBuf {
     let path = root.join("usr/bin/systemctl");
     match path.exists() {
         true => path,
@@ -139,7 +161,7 @@ fn systemctl(root: &Path) -> PathBuf {
 }
 
 /// Runs a program to its end, and gives its output.
-async fn run(program: &Path, arguments: &[&str]) -> Result<String, KickError> {
+pub(super) async fn run(program: &Path, arguments: &[&str]) -> Result<String, KickError> {
     run_until(program, arguments, Instant::now() + defaults::KICK_TIMEOUT).await
 }
 

@@ -15,6 +15,7 @@ use nix::{
     sys::stat::{Mode, mkdirat},
 };
 
+use super::Datasource;
 use crate::root::{Attributes, Root};
 
 /// Where cloud-init looks first.
@@ -77,6 +78,13 @@ pub(crate) fn write(root: &Path, seed: &Seed<'_>) -> io::Result<()> {
     }
     renameat(&parent, NEW, &parent, FOLDER)?;
     remove(&parent, OLD)
+}
+
+/// The meta-data of a seed that somebody has written below `root`, empty if there are none.
+pub(crate) fn seeded_meta_data(root: &Path) -> String {
+    let places = Datasource::NoCloud.places().iter();
+    let mut texts = places.map(|place| std::fs::read_to_string(root.join(place)));
+    texts.find_map(Result::ok).unwrap_or_default()
 }
 
 /// Whether exactly this is there.

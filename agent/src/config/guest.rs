@@ -2,24 +2,38 @@
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
-use vsock_agent_protocol::version::Family;
+use vsock_agent_protocol::{
+    address::{Cid, DEFAULT_HOST_PORT, VsockAddress},
+    version::Family,
+};
 
 use crate::{listen::ListenAddress, presets::PresetConfig};
 
-/// The word for no socket at all.
-const OFF: &str = "off";
+/// The word for none at all.
+pub(super) const OFF: &str = "off";
+
+/// Where our own host answers.
+pub(super) const USUAL_HOST: ListenAddress = ListenAddress::Vsock(VsockAddress {
+    cid: Cid::HOST,
+    port: DEFAULT_HOST_PORT,
+});
 
 /// Where instance data come from, and who in the guest gets them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestConfig {
     /// Where the host answers, whatever it says of that itself. It is asked from the start then.
     pub host: Option<ListenAddress>,
+    /// Where it is looked for once at the start, if it is not known by then where it answers. One
+    /// that answers there is as good as [`host`](Self::host).
+    pub usual_host: Option<ListenAddress>,
     /// The Unix sockets that programs in the guest ask.
     pub sockets: Vec<PathBuf>,
     /// How cloud-init gets them.
     pub cloud_init: CloudInit,
+    /// Whether the machine reboots once for data that came too late for cloud-init.
+    pub cloud_init_reboot: bool,
     /// How long the agent waits for them before it says that it is ready; `None` is 10 s if it
-    /// knows a host at its start, and not at all otherwise.
+    /// knows or finds a host at its start, and not at all otherwise.
     pub ready_timeout: Option<Duration>,
     /// Metadata services of other clouds.
     pub presets: PresetConfig,
@@ -52,6 +66,15 @@ impl FromStr for CloudInit {
             OFF => Ok(Self::Off),
             _ => Err(ParseCloudInitError(text.to_owned())),
         }
+    }
+}
+
+impl GuestConfig {
+    /// Whether anybody wants the data.
+    pub(crate) fn wants_data(&self) -> bool {
+        !self.sockets.is_empty()
+            || !self.presets.presets.is_empty()
+            || self.cloud_init != CloudInit::Off
     }
 }
 

@@ -1,4 +1,5 @@
-//! A complete snapshot, question by question.
+//! A complete snapshot, question by question: five of them if the host tells all keys at once, and
+//! else one for each key more.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +7,8 @@ use http::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use vsock_agent_protocol::guest_api::{
-    CONFIG, DEVICES, INFO, MAX_DATA_BYTES, MAX_KEYS, META_DATA, config_key, is_guest_key,
-    is_hidden_key,
+    CONFIG, CONFIG_WITH_VALUES, DEVICES, INFO, MAX_DATA_BYTES, MAX_KEYS, META_DATA, config_key,
+    is_guest_key, is_hidden_key,
 };
 
 use super::{
@@ -28,7 +29,7 @@ pub(super) async fn fetch(host: &HostApi) -> Result<Snapshot, CallError> {
     let devices = get(&mut host, DEVICES).await?;
     // The instance-id is in the meta-data: keys of one and meta-data of another would not do.
     if get::<String>(&mut host, META_DATA).await? != meta_data {
-        return Err(CallError::Nonsense(META_DATA.to_owned()));
+        return Err(nonsense(META_DATA));
     }
     Ok(Snapshot {
         info,
@@ -39,40 +40,81 @@ pub(super) async fn fetch(host: &HostApi) -> Result<Snapshot, CallError> {
 }
 
 async fn fetch_config(host: &mut Caller) -> Result<BTreeMap<String, String>, CallError> {
-    let paths: Option<Vec<String>> = get(host, CONFIG).await?;
-    let paths = paths.unwrap_or_default();
-    let keys = paths.iter().filter_map(|path| shown_key(path));
-    let mut config = BTreeMap::new();
-    let mut bytes = 0;
-    for key in keys {
-        let path = config_key(key);
-        let value: String = match get(host, &path).await {
+    let listed = match host.call(Method::GET, CONFIG_WITH_VALUES, None).await {
+        Err(CallError::Refused { status, .. }) if status.is_client_error() => {
+            host.call(Method::GET, CONFIG, None).await
+        }
+        listed => listed,
+    };
+    let mut config = Config::default();
+    let paths = match listed? {
+        Value::Object(values) => {
+            for (key, value) in values {
+                let Value::String(value) = value else {
+                    return Err(nonsense(CONFIG));
+                };
+                if is_shown(&key) {
+                    config.add(key, value)?;
+                }
+            }
+            return Ok(config.values);
+        }
+        // A host that does not know the query.
+        paths => parse::<Option<Vec<String>>>(CONFIG, paths)?.unwrap_or_default(),
+    };
+    for key in paths.iter().filter_map(|path| shown_key(path)) {
+        match get(host, &config_key(key)).await {
             Err(CallError::Refused {
                 status: StatusCode::NOT_FOUND,
                 ..
-            }) => continue,
-            value => value?,
-        };
-        bytes += key.len() + value.len();
-        if config.len() == MAX_KEYS || bytes > MAX_DATA_BYTES {
-            return Err(CallError::Nonsense(CONFIG.to_owned()));
-        }
-        if !value.is_empty() {
-            config.insert(key.to_owned(), value);
+            }) => {}
+            value => config.add(key.to_owned(), value?)?,
         }
     }
-    Ok(config)
+    Ok(config.values)
+}
+
+/// The keys so far that have a value.
+#[derive(Debug, Default)]
+struct Config {
+    values: BTreeMap<String, String>,
+    bytes: usize,
+}
+
+impl Config {
+    fn add(&mut self, key: String, value: String) -> Result<(), CallError> {
+        self.bytes += key.len() + value.len();
+        if self.values.len() == MAX_KEYS || self.bytes > MAX_DATA_BYTES {
+            return Err(nonsense(CONFIG));
+        }
+        if !value.is_empty() {
+            self.values.insert(key, value);
+        }
+        Ok(())
+    }
 }
 
 /// The key in one of the host's paths, which are not escaped, if guests may see it.
 fn shown_key(path: &str) -> Option<&str> {
     let key = path.strip_prefix(CONFIG)?.strip_prefix('/')?;
-    (is_guest_key(key) && !is_hidden_key(key)).then_some(key)
+    is_shown(key).then_some(key)
+}
+
+fn is_shown(key: &str) -> bool {
+    is_guest_key(key) && !is_hidden_key(key)
 }
 
 async fn get<T: DeserializeOwned>(host: &mut Caller, path: &str) -> Result<T, CallError> {
-    let value: Value = host.call(Method::GET, path, None).await?;
-    serde_json::from_value(value).map_err(|_| CallError::Nonsense(path.to_owned()))
+    let value = host.call(Method::GET, path, None).await?;
+    parse(path, value)
+}
+
+fn parse<T: DeserializeOwned>(path: &str, value: Value) -> Result<T, CallError> {
+    serde_json::from_value(value).map_err(|_| nonsense(path))
+}
+
+fn nonsense(path: &str) -> CallError {
+    CallError::Nonsense(path.to_owned())
 }
 
 #[cfg(test)]
@@ -86,5 +128,26 @@ mod tests {
         assert_eq!(shown_key("/1.0/config/cloud-init.ssh-keys.ann"), None);
         assert_eq!(shown_key("/1.0/configuser.a"), None);
         assert_eq!(shown_key("user.a"), None);
+    }
+
+    #[test]
+    fn too_many_keys_and_too_many_bytes_are_nonsense() {
+        let mut config = Config::default();
+        config.add("user.empty".to_owned(), String::new()).unwrap();
+        for number in 0..MAX_KEYS {
+            config
+                .add(format!("user.{number}"), "x".to_owned())
+                .unwrap();
+        }
+        assert_eq!(config.values.len(), MAX_KEYS);
+        config
+            .add("user.more".to_owned(), "x".to_owned())
+            .unwrap_err();
+        let key = "user.large".to_owned();
+        let most = MAX_DATA_BYTES - key.len();
+        let mut config = Config::default();
+        config.add(key.clone(), "x".repeat(most)).unwrap();
+        let mut config = Config::default();
+        config.add(key, "x".repeat(most + 1)).unwrap_err();
     }
 }

@@ -8,7 +8,7 @@
 
 use std::{future::pending, path::PathBuf, sync::Arc, time::Duration};
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 use rustls::{
     ClientConfig,
     pki_types::{CertificateDer, pem::PemObject},
@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use vsock_agent_protocol::{
     address::{Cid, VsockAddress},
     event::{CONFIG, DEVICE, Event},
+    guest_api::INFO,
     host::HostConnection,
 };
 
@@ -89,6 +90,24 @@ impl Refresher {
     pub(crate) fn expects_data(&self) -> bool {
         let goal = goal(self.said.borrow().as_ref(), self.address.as_ref());
         matches!(goal, Goal::Fetch { .. })
+    }
+
+    /// Asks once whether the host is at `address`. One that answers within
+    /// [`defaults::LOOK_TIMEOUT`] is there from now on, whatever it says.
+    pub(crate) async fn look_for(&mut self, address: ListenAddress) {
+        let Ok(tls) = self.tls("") else {
+            return;
+        };
+        let mut caller = HostApi::new(address.clone(), tls).caller();
+        let asked = caller.call(Method::GET, INFO, None);
+        let answer = timeout(defaults::LOOK_TIMEOUT, asked).await;
+        match answer.unwrap_or(Err(CallError::Silent)) {
+            Ok(_) => {
+                tracing::info!(%address, "the host answers where it usually does");
+                self.address = Some(address);
+            }
+            Err(error) => tracing::debug!(%address, %error, "the host may yet say where it is"),
+        }
     }
 
     /// Goes on until `stop` is cancelled.

@@ -5,7 +5,11 @@ use std::{convert::Infallible, sync::Arc};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    body::{Body, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use serde_json::Map;
@@ -84,13 +88,14 @@ async fn route(
     if !view.is_allowed {
         return Err((StatusCode::FORBIDDEN, "not authorized".to_owned()));
     }
-    let path = request.uri().path();
+    let (path, query) = (request.uri().path(), request.uri().query());
     match (path, request.method()) {
         (guest_api::INFO, &Method::PATCH) => {
             let report = read_report(request.into_body()).await?;
             resident.says(house, report.state);
             Ok(sync(Map::new()))
         }
+        (guest_api::CONFIG, &Method::GET) if asks_for_values(query) => Ok(values(&view)),
         (_, &Method::GET) => get(house, resident, &view, path),
         _ => Err((
             StatusCode::METHOD_NOT_ALLOWED,
@@ -103,13 +108,7 @@ fn get(house: &House, resident: &Resident, view: &GuestView, path: &str) -> Resu
     Ok(match path {
         path::ROOT => sync([guest_api::INFO]),
         guest_api::INFO => sync(GuestInfo::new(house.location.clone(), resident.state())),
-        guest_api::CONFIG => {
-            let paths = view
-                .config
-                .keys()
-                .map(|key| format!("{}/{key}", guest_api::CONFIG));
-            sync(paths.collect::<Vec<_>>())
-        }
+        guest_api::CONFIG => paths(view),
         guest_api::META_DATA => sync(&view.meta_data),
         guest_api::DEVICES => sync(&view.devices),
         _ => match guest_api::key_of_path(path) {
@@ -117,6 +116,25 @@ fn get(house: &House, resident: &Resident, view: &GuestView, path: &str) -> Resu
             None => return Err((StatusCode::NOT_FOUND, format!("there is nothing at {path}"))),
         },
     })
+}
+
+fn asks_for_values(query: Option<&str>) -> bool {
+    query.is_some_and(|query| query.split('&').any(|word| word == "recursion=1"))
+}
+
+/// All keys with their values, or without them if that is more than an agent reads in one answer.
+fn values(view: &GuestView) -> Reply {
+    let reply = sync(&view.config);
+    match reply.body().size_hint().exact() {
+        Some(bytes) if bytes <= guest_api::MAX_ANSWER_BYTES as u64 => reply,
+        _ => paths(view),
+    }
+}
+
+fn paths(view: &GuestView) -> Reply {
+    let paths = view.config.keys();
+    let paths = paths.map(|key| format!("{}/{key}", guest_api::CONFIG));
+    sync(paths.collect::<Vec<_>>())
 }
 
 fn value<'a>(view: &'a GuestView, key: &str) -> Result<&'a String, Refusal> {

@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use harness::{HostData, TestAgent};
@@ -94,6 +95,70 @@ async fn cloud_init_has_looked_again_before_the_guest_goes_on() {
     let _host = host_of(&agent, HostData::default());
     agent.ready().await;
     looked_again(&agent);
+}
+
+/// A guest in its boot whose cloud-init has begun without the data.
+fn late(config: &mut Config) {
+    booting(&config.root);
+    fs::write(config.root.join("run/cloud-init/status.json"), "").unwrap();
+    fs::create_dir_all(config.root.join("proc/self")).unwrap();
+    fs::write(config.root.join("proc/uptime"), "12.34 5.67\n").unwrap();
+    let mounts = "/dev/vda1 / ext4 rw 0 0\n";
+    fs::write(config.root.join("proc/self/mounts"), mounts).unwrap();
+    config.guest.cloud_init = CloudInit::NoCloud;
+    config.guest.cloud_init_reboot = true;
+}
+
+fn is_rebooting(agent: &TestAgent) -> bool {
+    let log = fs::read_to_string(agent.folder().join("root/log"));
+    log.is_ok_and(|log| log.contains("--no-block reboot\n"))
+}
+
+#[tokio::test]
+async fn a_machine_reboots_for_new_data_if_that_is_wanted() {
+    let agent = configured(late);
+    let _host = host_of(&agent, HostData::default());
+    until(async || is_rebooting(&agent)).await;
+    let log = "root/var/lib/vsock-agent/cloud-init-reboots";
+    let log = fs::read_to_string(agent.folder().join(log)).unwrap();
+    assert_eq!(log, "reboot \"one\"\n");
+}
+
+#[tokio::test]
+async fn a_machine_reboots_for_a_seed_of_the_config_share_if_that_is_wanted() {
+    let agent = TestAgent::configured(|config| {
+        late(config);
+        share_a_seed(config, true);
+    });
+    until(async || is_rebooting(&agent)).await;
+}
+
+#[tokio::test]
+async fn a_machine_does_not_reboot_unless_that_is_wanted() {
+    let mut agent = configured(|config| {
+        late(config);
+        config.guest.cloud_init_reboot = false;
+    });
+    let _host = host_of(&agent, HostData::default());
+    agent.ready().await;
+    assert!(!is_rebooting(&agent));
+}
+
+#[tokio::test]
+async fn a_guest_that_has_gone_on_is_not_rebooted() {
+    let mut agent = configured(|config| {
+        late(config);
+        config.guest.ready_timeout = Some(Duration::ZERO);
+    });
+    agent.ready().await;
+    let host = host_of(&agent, HostData::default());
+    until(async || seed(&agent).exists()).await;
+    // The next seed is written when cloud-init has been seen to for the first one.
+    host.change(|data| data.meta_data = "instance-id: two\n".to_owned());
+    put(&agent, "", true).await;
+    let meta_data = || fs::read_to_string(seed(&agent).join("meta-data"));
+    until(async || meta_data().is_ok_and(|text| text.contains("two"))).await;
+    assert!(!is_rebooting(&agent));
 }
 
 /// A config share with a template for a seed, rendered in this boot or in an earlier one.

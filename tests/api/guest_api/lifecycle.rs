@@ -4,11 +4,15 @@ use std::{fs, os::unix::fs::PermissionsExt, os::unix::net::UnixListener, time::D
 
 use futures_util::StreamExt;
 use harness::{HostData, RawClient};
+use serde_json::json;
 
 use super::{answers, configured, eventually_answers, eventually_gone, host_of, put, start, until};
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What all keys with their values are asked for by.
+const WITH_VALUES: &str = "/1.0/config?recursion=1";
 
 #[tokio::test]
 async fn there_is_no_socket_before_the_last_answer() {
@@ -91,6 +95,80 @@ async fn a_host_that_forbids_it_is_not_waited_for() {
     assert!(!agent.guest_socket().exists());
     host.change(|data| data.failing.clear());
     eventually_answers(&agent.guest_socket()).await;
+}
+
+/// A host that tells all keys at once.
+fn telling(config: &[(&str, &str)]) -> HostData {
+    HostData {
+        tells_values: true,
+        ..HostData::with(config)
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_tells_all_keys_at_once_is_asked_for_none() {
+    let (_agent, host, guest) = start(telling(&[
+        ("user.ä b/c?d", "1"),
+        ("user.empty", ""),
+        ("volatile.uuid", "secret"),
+        ("cloud-init.ssh-keys.ann", "secret"),
+    ]))
+    .await;
+    let path = "/1.0/config/user.%C3%A4%20b%2Fc%3Fd";
+    assert_eq!(guest.get(path).await.body, 1);
+    let listed = guest.get("/1.0/config").await.body;
+    assert_eq!(listed, json!(["/1.0/config/user.ä b/c?d"]));
+    let expected = [
+        "/1.0",
+        "/1.0/meta-data",
+        WITH_VALUES,
+        "/1.0/devices",
+        "/1.0/meta-data",
+    ];
+    assert_eq!(host.log(), expected.map(|path| format!("GET {path}")));
+}
+
+#[tokio::test]
+async fn a_host_that_refuses_to_tell_all_keys_is_asked_one_by_one() {
+    for status in [400, 404, 405] {
+        let mut data = telling(&[("user.a", "1"), ("user.b", "2")]);
+        data.failing.insert(WITH_VALUES.to_owned(), status);
+        let (_agent, host, guest) = start(data).await;
+        assert_eq!(guest.get("/1.0/config/user.b").await.body, 2);
+        assert_eq!(host.log()[3], "GET /1.0/config", "{status}");
+        assert_eq!(host.log().len(), 8, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_fails_or_tells_what_is_no_text_has_told_nothing() {
+    let failing = |data: &mut HostData| {
+        data.failing.insert(WITH_VALUES.to_owned(), 500);
+    };
+    let number = |data: &mut HostData| {
+        data.odd_values.insert("user.b".to_owned(), json!(2));
+    };
+    for spoil in [failing, number] {
+        let mut agent = configured(|config| config.guest.ready_timeout = Some(PATIENCE));
+        let mut data = telling(&[("user.a", "1")]);
+        spoil(&mut data);
+        let host = host_of(&agent, data);
+        let asked = || {
+            host.log()
+                .iter()
+                .filter(|line| line.ends_with(WITH_VALUES))
+                .count()
+        };
+        until(async || asked() >= 3).await;
+        assert!(!agent.guest_socket().exists());
+        assert!(!host.log().iter().any(|line| line.contains("user.")));
+        host.change(|data| {
+            data.failing.clear();
+            data.odd_values.clear();
+        });
+        agent.ready().await;
+        assert!(answers(&agent.guest_socket()).await);
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,10 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use vsock_agent_client::{SessionOptions, protocol::sftp::PERMISSION_BITS};
+use vsock_agent_client::{
+    SessionOptions,
+    protocol::{address::DEFAULT_HOST_PORT, sftp::PERMISSION_BITS},
+};
 
 const VM_HELP: &str = "\
 VM is a name from the configuration (see `agent-cli vm`) or an endpoint:
@@ -488,7 +491,7 @@ pub(crate) struct QemuArgsArgs {
 pub(crate) struct ServeArgs {
     /// Port to listen on: on AF_VSOCK if a virtual machine is reached by it, and as `SOCKET_PORT`
     /// beside each Unix socket
-    #[arg(long, default_value_t = 8444)]
+    #[arg(long, default_value_t = DEFAULT_HOST_PORT)]
     pub(crate) port: u32,
     /// Print what a running `serve` knows of the guests, and leave
     #[arg(long)]
