@@ -61,7 +61,7 @@ pub(crate) struct Http {
 #[derive(Debug)]
 struct Connection {
     sender: SendRequest<Full<Bytes>>,
-    driver: JoinSet<()>,
+    driver: JoinSet<Result<(), hyper::Error>>,
 }
 
 impl Connection {
@@ -72,10 +72,7 @@ impl Connection {
             .handshake(TokioIo::new(stream))
             .await?;
         let mut driver = JoinSet::new();
-        driver.spawn(async move {
-            // Whoever waits for an answer gets the error; without one it does not matter.
-            let _ = connection.with_upgrades().await;
-        });
+        driver.spawn(connection.with_upgrades());
         Ok(Self { sender, driver })
     }
 
@@ -86,19 +83,37 @@ impl Connection {
     ///
     /// What ended the connection.
     async fn send(
-        mut self,
+        self,
         request: Request<Full<Bytes>>,
     ) -> Result<(Response<Incoming>, Option<Self>), hyper::Error> {
-        let mut answer = pin!(self.sender.send_request(request));
-        select! {
+        let Self {
+            mut sender,
+            mut driver,
+        } = self;
+        let mut answer = pin!(sender.send_request(request));
+        let (error, ended) = select! {
             biased;
-            answer = answer.as_mut() => return Ok((answer?, Some(self))),
-            _ = self.driver.join_next() => {}
+            answer = answer.as_mut() => match answer {
+                Ok(answer) => return Ok((answer, Some(Self { sender, driver }))),
+                Err(error) if !error.is_canceled() => return Err(error),
+                Err(error) => (error, driver.join_next().await),
+            },
+            ended = driver.join_next() => {
+                // A request that comes just when the connection ends stays in hyper's queue, and
+                // nobody is told, until this end of the queue is gone too (hyperium/hyper#4122).
+                drop(sender);
+                match answer.await {
+                    Ok(answer) => return Ok((answer, None)),
+                    Err(error) => (error, ended),
+                }
+            }
+        };
+        // One that comes later is told that the connection has ended, and not why: the agent may have
+        // refused our certificate.
+        match ended {
+            Some(Ok(Err(reason))) => Err(reason),
+            _ => Err(error),
         }
-        // A request that comes just when the connection ends stays in hyper's queue, and nobody is
-        // told, until this end of the queue is gone too (hyperium/hyper#4122).
-        drop(self);
-        Ok((answer.await?, None))
     }
 }
 
@@ -401,7 +416,7 @@ pub(crate) fn metadata<T: serde::de::DeserializeOwned>(
 mod tests {
     use std::hint;
 
-    use tokio::net::UnixStream;
+    use tokio::{io::AsyncWriteExt, net::UnixStream, task::yield_now};
 
     use super::*;
     use crate::connect::RawStream;
@@ -472,5 +487,18 @@ mod tests {
             let sent = timeout(ANSWER_TIMEOUT, sent).await;
             assert!(sent.expect("an answer in time").is_err());
         }
+    }
+
+    #[tokio::test]
+    async fn what_has_ended_a_connection_is_said_to_who_asks_later() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let stream = Stream::Plain(RawStream::Unix(ours));
+        let connection = Connection::start(stream).await.unwrap();
+        theirs.write_all(b"an answer to nothing").await.unwrap();
+        while !connection.sender.is_closed() {
+            yield_now().await;
+        }
+        let sent = connection.send(request(&Call::get("/1.0", "asking"))).await;
+        assert!(!sent.unwrap_err().is_canceled());
     }
 }
