@@ -18,6 +18,7 @@ mod loopback;
 mod matrix;
 mod restart;
 mod running;
+mod serve;
 mod sftp;
 mod shell;
 mod stock;
