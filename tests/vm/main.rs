@@ -13,6 +13,7 @@ mod doors;
 mod exec;
 mod files;
 mod footprint;
+mod hung;
 mod knock;
 mod loopback;
 mod matrix;
