@@ -1,11 +1,8 @@
 //! True `AF_VSOCK` at both ends: client and agent in one guest, over the kernel's loopback.
 
-use std::process::Stdio;
-
 use harness::{TestVm, vm::VmOptions};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
 
-use crate::{OUR_FAULT, client_files, finish, in_guest};
+use crate::{OUR_FAULT, client_files, finish, in_guest, running::Running, succeed};
 
 /// Where the guest keeps what its own client needs.
 const IDENTITY: &str = "/tmp/identity";
@@ -14,17 +11,9 @@ const IDENTITY: &str = "/tmp/identity";
 async fn exec_and_sftp_work_over_af_vsock() {
     let vm = guest_with_a_client("loopback").await;
     // A second agent, which lets the guest itself in; it lives as long as this session.
-    let serve = "exec vsock-agent --listen vsock:any:9443 --allow-cid 1 2>&1";
-    let mut agent = vm.exec(["sh", "-c", serve]);
-    let mut agent = agent.stdout(Stdio::piped()).spawn().unwrap();
-    let mut log = BufReader::new(agent.stdout.take().unwrap()).lines();
-    while !log
-        .next_line()
-        .await
-        .unwrap()
-        .expect("it listens")
-        .contains("listening")
-    {}
+    let serve = "exec vsock-agent --listen vsock:any:9443 --allow-cid 1";
+    let mut agent = Running::start(&vm, serve);
+    agent.says("listening").await;
 
     let cli = format!("agent-cli --identity {IDENTITY}");
     let echo = in_guest(&vm, &format!("{cli} exec vsock:1:9443 -- echo through")).await;
@@ -66,8 +55,7 @@ async fn guest_with_a_client(name: &str) -> TestVm {
     in_guest(&vm, &format!("mkdir {IDENTITY}")).await;
     for (file, from) in client_files(vm.identity().unwrap(), &vm) {
         let to = format!("{}:{IDENTITY}/{file}", vm.name());
-        let output = finish(vm.cli(["push", from.to_str().unwrap(), &to])).await;
-        assert!(output.status.success(), "{output:?}");
+        succeed(vm.cli(["push", from.to_str().unwrap(), &to])).await;
     }
     in_guest(&vm, &format!("chmod -R a+rX {IDENTITY}")).await;
     vm

@@ -9,12 +9,17 @@
     reason = "a test stops at the first surprise"
 )]
 
+mod doors;
 mod exec;
 mod files;
 mod footprint;
+mod hung;
+mod knock;
 mod loopback;
 mod matrix;
 mod restart;
+mod running;
+mod serve;
 mod sftp;
 mod shell;
 mod stock;
@@ -28,11 +33,15 @@ use std::{
     time::Duration,
 };
 
-use harness::{TestVm, vm::VmOptions};
+use harness::{TestVm, eventually, vm::VmOptions};
 use tokio::{process::Command, sync::OnceCell, time::timeout};
+use vsock_agent_client::{Client, Identity, Security};
 
 /// Longest that any one command may take: 100 MB need half a minute where the VM is emulated.
 const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Time for instance data to get into a guest.
+const DATA_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What `agent-cli` returns when the fault is not the command's.
 const OUR_FAULT: Option<i32> = Some(125);
@@ -60,11 +69,24 @@ async fn finish(mut command: Command) -> Output {
         .unwrap()
 }
 
+/// Runs a command, which must succeed, and gives what it printed.
+async fn succeed(command: Command) -> String {
+    let what = format!("{:?}", command.as_std());
+    let output = finish(command).await;
+    assert!(output.status.success(), "{what}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
 /// Runs a shell script in the guest, which must succeed, and gives what it printed.
 async fn in_guest(vm: &TestVm, script: &str) -> String {
-    let output = finish(vm.exec(["sh", "-c", script])).await;
-    assert!(output.status.success(), "{script}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
+    succeed(vm.exec(["sh", "-c", script])).await
+}
+
+/// Waits until the guest has its instance data.
+async fn wait_data(vm: &TestVm) {
+    let test = "test -S /dev/lxd/sock && echo yes || echo no";
+    let has_socket = async || in_guest(vm, test).await == "yes\n";
+    assert!(eventually(DATA_TIMEOUT, has_socket).await);
 }
 
 /// Writes a file of random bytes and gives its path.
@@ -82,6 +104,13 @@ fn client_files(folder: &Path, vm: &TestVm) -> [(&'static str, PathBuf); 3] {
         ("client.key", folder.join("client.key")),
         ("agent.crt", folder.join(vm.name()).join("agent.crt")),
     ]
+}
+
+/// Gives the library's client of this VM.
+fn client_of(vm: &TestVm) -> Client {
+    let [certificate, key, agent] = client_files(vm.identity().unwrap(), vm).map(|(_, path)| path);
+    let identity = Identity::from_files(&certificate, &key, &agent).unwrap();
+    Client::new(vm.endpoint().parse().unwrap(), Security::Tls(identity))
 }
 
 /// Compares two files, without printing them if they differ.

@@ -10,9 +10,8 @@ use harness::{
 };
 use serde_json::json;
 use tokio::io::AsyncReadExt as _;
-use vsock_agent_client::{Client, Identity, Security};
 
-use crate::{client_files, in_guest, shared};
+use crate::{client_of, in_guest, shared};
 
 /// Runs of each kind: emulated, one costs some 100 ms.
 const RUNS: usize = 20;
@@ -104,12 +103,6 @@ async fn many_commands_and_much_output_leave_nothing_behind() {
     cli.kill().await.unwrap();
     let gone = async || in_guest(&vm, "pidof sleep || echo none").await == "none\n";
     assert!(eventually(Duration::from_secs(30), gone).await);
-}
-
-fn client_of(vm: &TestVm) -> Client {
-    let [certificate, key, agent] = client_files(vm.identity().unwrap(), vm).map(|(_, path)| path);
-    let identity = Identity::from_files(&certificate, &key, &agent).unwrap();
-    Client::new(vm.endpoint().parse().unwrap(), Security::Tls(identity))
 }
 
 /// Resident memory of the agent in the guest.
