@@ -54,6 +54,7 @@ async fn machine(name: &str, source: Source, looks_like_lxd: bool) -> TestVm {
                 "host = \"vsock:2:8444\"\ncloud-init = \"{source}\"\nready-timeout = {READY_TIMEOUT}\n"
             ),
             looks_like_lxd,
+            ..System::default()
         }),
         ..VmOptions::new(name)
     };
