@@ -12,7 +12,11 @@
 
 mod away;
 mod data;
+mod disc;
+mod identity;
+mod incus_host;
 mod lxd;
+mod lxd_host;
 mod nocloud;
 
 use std::{
