@@ -1,7 +1,7 @@
 //! A machine laid out as Incus's, with Incus's agent from Debian's package, of which only the binary
 //! is ours: the config share is a CD-ROM, as Debian's kernel for clouds has no 9p.
 
-use std::{fs, time::Duration};
+use std::fs;
 
 use harness::{
     HostData, MockHost, Pair, RawClient, TestFolder, TestVm,
@@ -16,7 +16,7 @@ use crate::{
     disc::{disc, drive},
     lxd_host::{
         commands::{get, run, script},
-        ring::{RING, Ring},
+        ring::{Ring, status_port},
     },
 };
 
@@ -34,9 +34,7 @@ fn address(server: &Pair) -> String {
 }
 
 async fn put(client: &RawClient, address: &str) {
-    let put = client.request("PUT", "/1.0", address);
-    // A host waits no longer.
-    let put = timeout(Duration::from_secs(3), put).await.unwrap();
+    let put = client.request("PUT", "/1.0", address).await;
     assert_eq!(put.status, 200, "{put:?}");
 }
 
@@ -53,17 +51,8 @@ async fn our_binary_in_the_place_of_incuss_agent_serves_its_host() {
         ("server.crt", &client.certificate),
     ];
     fs::write(&image, disc("incus-agent", &files)).unwrap();
-    let ring = format!("ringbuf,id={RING},size={RING_BYTES}");
-    let port = format!("virtserialport,chardev={RING},name=org.linuxcontainers.incus");
-    let words = [
-        "-device",
-        "virtio-serial-pci",
-        "-chardev",
-        &ring,
-        "-device",
-        &port,
-    ];
-    let hardware = words.map(str::to_owned).into_iter().chain(drive(&image));
+    let port = status_port("org.linuxcontainers.incus", RING_BYTES);
+    let hardware = port.into_iter().chain(drive(&image));
     let options = VmOptions {
         memory_mib: 1024,
         system: Some(System {

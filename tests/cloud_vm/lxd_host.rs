@@ -8,8 +8,6 @@ mod guest_api;
 pub(crate) mod ring;
 mod share;
 
-use std::time::Duration;
-
 use harness::{
     HostData, MockHost, Pair, RawClient, TestFolder, TestVm,
     vm::{Installed, MAC, StockAgent, System, VmOptions},
@@ -26,7 +24,7 @@ use tokio::{
 
 use self::{
     commands::{get, script},
-    ring::{RING, Ring},
+    ring::{Ring, status_port},
     share::{META_DATA, MTU, Share, templates},
 };
 use crate::{
@@ -126,9 +124,7 @@ impl Host {
             "cid": 2, "port": HOST_PORT, "certificate": self.certificate, "devlxd": devlxd,
         });
         let body = body.to_string();
-        let put = self.client.request("PUT", "/1.0", &body);
-        // A host waits no longer.
-        let put = timeout(Duration::from_secs(3), put).await.unwrap();
+        let put = self.client.request("PUT", "/1.0", &body).await;
         assert_eq!(put.status, 200, "{put:?}");
         assert_eq!(put.body["metadata"], json!({}));
     }
@@ -301,28 +297,18 @@ impl Host {
 
 /// QEMU's arguments for what LXD gives a machine: its name, and the status ports.
 fn hardware(version: Version) -> Vec<String> {
-    let ring = format!("ringbuf,id={RING},size={RING_BYTES}");
-    let port = |name| format!("virtserialport,chardev={RING},name={name}");
-    let (port, more) = match version {
-        Version::Old => (port("org.linuxcontainers.lxd"), None),
-        Version::Current => {
-            let dead = "virtserialport,name=org.linuxcontainers.lxd";
-            (port("com.canonical.lxd"), Some(["-device", dead]))
-        }
-    };
     let board = "type=2,manufacturer=Canonical Ltd.,product=LXD";
-    let words = [
-        "-smbios",
-        board,
-        "-device",
-        "virtio-serial-pci",
-        "-chardev",
-        &ring,
-        "-device",
-        &port,
-    ];
-    let words = words.into_iter().chain(more.into_iter().flatten());
-    words.map(str::to_owned).collect()
+    let dead = "virtserialport,name=org.linuxcontainers.lxd";
+    let (port, more) = match version {
+        Version::Old => ("org.linuxcontainers.lxd", None),
+        Version::Current => ("com.canonical.lxd", Some(["-device", dead])),
+    };
+    let words = ["-smbios", board].map(str::to_owned).into_iter();
+    let more = more.into_iter().flatten().map(str::to_owned);
+    words
+        .chain(status_port(port, RING_BYTES))
+        .chain(more)
+        .collect()
 }
 
 /// What the host has for the machine.
@@ -362,9 +348,12 @@ async fn our_binary_in_the_place_of_lxds_agent_serves_a_host_of_5_0_2() {
     checks.await.expect("the checks end in time");
     // The unit is started too late to be sure that cloud-init has its data in the first boot; LXD's
     // agent would have rebooted the machine. By the share and by the socket they are the same.
-    host.boot().await;
-    assert_eq!(host.settle().await, "running");
-    assert_applied(&host.vm, &["erste"]).await;
+    let checks = timeout(PATIENCE, async {
+        host.boot().await;
+        assert_eq!(host.settle().await, "running");
+        assert_applied(&host.vm, &["erste"]).await;
+    });
+    checks.await.expect("the second boot ends in time");
 }
 
 #[tokio::test]

@@ -6,7 +6,15 @@ use serde_json::json;
 use crate::PATIENCE;
 
 /// QEMU's name of the port's other end.
-pub(crate) const RING: &str = "status";
+const RING: &str = "status";
+
+/// QEMU's arguments for a port of this name, of which the last bytes are kept.
+pub(crate) fn status_port(name: &str, bytes: u32) -> [String; 6] {
+    let ring = format!("ringbuf,id={RING},size={bytes}");
+    let port = format!("virtserialport,chardev={RING},name={name}");
+    let bus = "virtio-serial-pci";
+    ["-device", bus, "-chardev", &ring, "-device", &port].map(str::to_owned)
+}
 
 /// What a guest says of itself.
 pub(crate) struct Ring {
