@@ -29,7 +29,7 @@ test: setup
 	@$(step) "tests in a VM" cargo test --workspace --features agent-tests/vm --test vm
 	@$(step) "soak" cargo test --workspace --features agent-tests/vm --test soak -- --test-threads 1 --show-output
 
-# Debian with systemd and cloud-init in VMs: a dozen boots of most of a minute each.
+# Debian with systemd and cloud-init in VMs: two dozen boots of most of a minute each.
 test-cloud: setup
 	@$(step) "VM lab" $(lab) setup
 	@$(step) "cloud-init in VMs" cargo test --workspace --features agent-tests/vm --test cloud_vm -- --test-threads 1

@@ -12,8 +12,12 @@
 
 mod away;
 mod data;
+mod disc;
+mod identity;
+mod incus_host;
 mod late;
 mod lxd;
+mod lxd_host;
 mod nocloud;
 
 use std::{
@@ -61,6 +65,7 @@ async fn configured(name: &str, config: String, looks_like_lxd: bool) -> TestVm 
         system: Some(System {
             config,
             looks_like_lxd,
+            ..System::default()
         }),
         ..VmOptions::new(name)
     };

@@ -3,29 +3,25 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
+    path::PathBuf,
     sync::{Arc, Mutex, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
 };
 
-use rustls::{
-    RootCertStore, ServerConfig,
-    crypto::ring,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::WebPkiClientVerifier,
-};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::UnixListener,
+    net::{UnixListener, UnixStream},
     sync::oneshot,
     task::JoinSet,
     time::sleep,
 };
 use tokio_rustls::TlsAcceptor;
+use tokio_util::either::Either;
+use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 
-use crate::Pair;
+use crate::{Pair, pinned::server_config};
 
 /// What the host has, and how it behaves.
 #[derive(Debug, Clone)]
@@ -85,6 +81,52 @@ impl HostData {
     }
 }
 
+/// Where a host listens for its guest.
+#[derive(Debug, Clone)]
+pub enum Door {
+    /// On this Unix socket.
+    Unix(PathBuf),
+    /// On this port of AF_VSOCK.
+    Vsock(u32),
+}
+
+impl From<&PathBuf> for Door {
+    fn from(path: &PathBuf) -> Self {
+        Self::Unix(path.clone())
+    }
+}
+
+impl Door {
+    fn open(&self) -> Listener {
+        match self {
+            Self::Unix(path) => {
+                // As one that ran before and was not stopped would leave it.
+                drop(std::fs::remove_file(path));
+                Listener::Unix(UnixListener::bind(path).unwrap())
+            }
+            Self::Vsock(port) => {
+                let address = VsockAddr::new(VMADDR_CID_ANY, *port);
+                Listener::Vsock(VsockListener::bind(address).unwrap())
+            }
+        }
+    }
+}
+
+/// An open [`Door`].
+enum Listener {
+    Unix(UnixListener),
+    Vsock(VsockListener),
+}
+
+impl Listener {
+    async fn accept(&self) -> Either<UnixStream, VsockStream> {
+        match self {
+            Self::Unix(listener) => Either::Left(listener.accept().await.unwrap().0),
+            Self::Vsock(listener) => Either::Right(listener.accept().await.unwrap().0),
+        }
+    }
+}
+
 /// A host that listens. `Drop` ends it.
 #[derive(Debug)]
 pub struct MockHost {
@@ -94,55 +136,36 @@ pub struct MockHost {
 }
 
 impl MockHost {
-    /// Listens on `socket`, and speaks HTTP without TLS.
+    /// Listens at `door`, and speaks HTTP without TLS.
     #[must_use]
-    pub fn start(socket: &Path, data: HostData) -> Self {
-        Self::run(socket, data, None)
+    pub fn start(door: impl Into<Door>, data: HostData) -> Self {
+        Self::run(door.into(), data, None)
     }
 
-    /// Listens on `socket` with TLS; with an `agent`, only for that one.
+    /// Listens at `door` with TLS; with an `agent`, only for that one.
     #[must_use]
-    pub fn start_tls(socket: &Path, data: HostData, own: &Pair, agent: Option<&Pair>) -> Self {
-        let provider = Arc::new(ring::default_provider());
-        let verifier = match agent {
-            None => WebPkiClientVerifier::no_client_auth(),
-            Some(agent) => {
-                let mut roots = RootCertStore::empty();
-                roots
-                    .add(CertificateDer::from(agent.certificate_der.clone()))
-                    .unwrap();
-                let (roots, provider) = (Arc::new(roots), Arc::clone(&provider));
-                WebPkiClientVerifier::builder_with_provider(roots, provider)
-                    .build()
-                    .unwrap()
-            }
-        };
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(
-                vec![CertificateDer::from(own.certificate_der.clone())],
-                PrivateKeyDer::from_pem_slice(own.key.as_bytes()).unwrap(),
-            )
-            .unwrap();
-        Self::run(socket, data, Some(TlsAcceptor::from(Arc::new(config))))
+    pub fn start_tls(
+        door: impl Into<Door>,
+        data: HostData,
+        own: &Pair,
+        agent: Option<&Pair>,
+    ) -> Self {
+        let config = server_config(own, agent);
+        Self::run(door.into(), data, Some(TlsAcceptor::from(Arc::new(config))))
     }
 
-    fn run(socket: &Path, data: HostData, tls: Option<TlsAcceptor>) -> Self {
+    fn run(door: Door, data: HostData, tls: Option<TlsAcceptor>) -> Self {
         let data = Arc::new(Mutex::new(data));
         let (stop, stopped) = oneshot::channel();
         let (bound, is_bound) = mpsc::channel();
-        let (path, shared) = (socket.to_owned(), Arc::clone(&data));
+        let shared = Arc::clone(&data);
         let thread = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .unwrap();
             runtime.block_on(async {
-                // As one that ran before and was not stopped would leave it.
-                drop(std::fs::remove_file(&path));
-                let listener = UnixListener::bind(&path).unwrap();
+                let listener = door.open();
                 bound.send(()).unwrap();
                 tokio::select! {
                     () = accept(listener, shared, tls) => {}
@@ -179,10 +202,10 @@ impl Drop for MockHost {
     }
 }
 
-async fn accept(listener: UnixListener, data: Arc<Mutex<HostData>>, tls: Option<TlsAcceptor>) {
+async fn accept(listener: Listener, data: Arc<Mutex<HostData>>, tls: Option<TlsAcceptor>) {
     let mut connections = JoinSet::new();
     loop {
-        let (stream, _) = listener.accept().await.unwrap();
+        let stream = listener.accept().await;
         let (data, tls) = (Arc::clone(&data), tls.clone());
         connections.spawn(async move {
             // An agent may leave at any time, or be another than the one that is known.

@@ -11,12 +11,14 @@
 )]
 
 pub mod agent;
+mod base64;
 pub mod cloud_init;
 pub mod eventually;
 pub mod fuzz;
 pub mod host;
 pub mod identity;
 pub mod kinds;
+mod pinned;
 pub mod ports;
 pub mod random;
 pub mod raw;
@@ -25,8 +27,9 @@ pub mod upgrade;
 pub mod vm;
 
 pub use agent::{TestAgent, TestFolder};
+pub use base64::base64;
 pub use eventually::eventually;
-pub use host::{HostData, MockHost};
+pub use host::{Door, HostData, MockHost};
 pub use identity::Pair;
 pub use ports::free_port;
 pub use random::Random;

@@ -1,14 +1,16 @@
 //! A second client, written from LXD's API and not from our library, so that a mistake both our
 //! ends make is still seen: HTTP by hand, websockets by tungstenite.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use futures_util::{SinkExt, StreamExt};
+use rustls::{ClientConfig, pki_types::ServerName};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
 };
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_tungstenite::{
     WebSocketStream, client_async,
     tungstenite::{Error as WsError, Message},
@@ -17,17 +19,27 @@ use tokio_util::either::Either;
 use tokio_vsock::{VsockAddr, VsockStream};
 use vsock_agent_client::Endpoint;
 
-use crate::upgrade;
+use crate::{
+    Pair,
+    pinned::{AGENT_NAME, client_config},
+    upgrade,
+};
 
 /// A websocket to the agent.
 pub type Socket = WebSocketStream<Connection>;
 
 /// A connection to the agent.
-pub type Connection = Either<UnixStream, VsockStream>;
+pub type Connection = Either<Plain, Box<TlsStream<Plain>>>;
 
-/// Speaks to the agent at an endpoint, without TLS.
+/// What a connection goes over.
+pub type Plain = Either<UnixStream, VsockStream>;
+
+/// Speaks to the agent at an endpoint, without TLS unless that is asked for.
 #[derive(Debug, Clone)]
-pub struct RawClient(Endpoint);
+pub struct RawClient {
+    endpoint: Endpoint,
+    tls: Option<Arc<ClientConfig>>,
+}
 
 /// An answer: the status, and the body as JSON, or as text if it is none.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,18 +54,45 @@ impl RawClient {
     /// A client of the agent at `socket`.
     #[must_use]
     pub fn new(socket: &Path) -> Self {
-        Self(Endpoint::Unix(socket.to_owned()))
+        Self {
+            endpoint: Endpoint::Unix(socket.to_owned()),
+            tls: None,
+        }
     }
 
     /// A client of the agent at an endpoint, as the command line writes it.
     #[must_use]
     pub fn at(endpoint: &str) -> Self {
-        Self(endpoint.parse().unwrap())
+        Self {
+            endpoint: endpoint.parse().unwrap(),
+            tls: None,
+        }
+    }
+
+    /// The same with TLS, as LXD's host does it: it has the pair `own`, and knows the agent by its
+    /// certificate.
+    #[must_use]
+    pub fn with_tls(self, own: &Pair, agent: &Pair) -> Self {
+        Self {
+            tls: Some(Arc::new(client_config(own, agent))),
+            ..self
+        }
     }
 
     /// A connection nothing was said on.
     pub async fn connect(&self) -> Connection {
-        match &self.0 {
+        let stream = self.connect_plain().await;
+        let Some(tls) = &self.tls else {
+            return Either::Left(stream);
+        };
+        let name = ServerName::try_from(AGENT_NAME).unwrap();
+        let connector = TlsConnector::from(Arc::clone(tls));
+        let stream = connector.connect(name, stream).await.unwrap();
+        Either::Right(Box::new(stream))
+    }
+
+    async fn connect_plain(&self) -> Plain {
+        match &self.endpoint {
             Endpoint::Unix(path) => Either::Left(UnixStream::connect(path).await.unwrap()),
             Endpoint::Hybrid { path, port } => Either::Left(through_monitor(path, *port).await),
             Endpoint::Vsock(address) => {
@@ -129,14 +168,14 @@ impl RawClient {
         let reply = self.post_exec(command, more).await;
         assert_eq!(reply.status, 202, "{reply:?}");
         let id = reply.body["metadata"]["id"].as_str().unwrap().to_owned();
+        let secrets = &reply.body["metadata"]["metadata"]["fds"];
         let mut sockets = BTreeMap::new();
-        for (name, secret) in reply.body["metadata"]["metadata"]["fds"]
-            .as_object()
-            .unwrap()
-        {
-            let secret = secret.as_str().unwrap();
-            let path = RawExec::path(&id, secret);
-            sockets.insert(name.clone(), self.websocket(&path).await.unwrap());
+        // In the order of LXD's hosts.
+        for name in ["control", "0", "1", "2"] {
+            if let Some(secret) = secrets[name].as_str() {
+                let path = RawExec::path(&id, secret);
+                sockets.insert(name.to_owned(), self.websocket(&path).await.unwrap());
+            }
         }
         RawExec {
             client: self.clone(),

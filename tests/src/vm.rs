@@ -13,6 +13,7 @@ mod image;
 mod kernel;
 mod lab;
 mod machine;
+mod monitor;
 mod options;
 pub mod paths;
 pub(crate) mod process;
@@ -32,7 +33,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::process::Command;
+use tokio::{net::UnixStream, process::Command};
 
 use self::{
     debian::Debian,
@@ -45,14 +46,15 @@ pub use self::{
     error::VmError,
     lab::Lab,
     machine::{Accelerator, Device, Machine},
-    options::{System, VmOptions},
+    monitor::Monitor,
+    options::{Installed, System, VmOptions},
     process::Lifetime,
     product::{Product, build_for_here},
     qemu::MAC,
     serve::Serve,
     stock::StockAgent,
 };
-use crate::eventually;
+use crate::{Door, eventually};
 
 /// Time a guest has to boot. It needs 3 s under TCG on two idle cores.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -109,10 +111,8 @@ impl TestVm {
             Some(system) => {
                 let guest = identity.as_ref().map(Identity::guest);
                 let path = sockets.join("disk");
-                Some(
-                    Disk::create(Debian::prepare().await?, path, &lab.product, system, guest)
-                        .await?,
-                )
+                let debian = Debian::prepare().await?;
+                Some(Disk::create(debian, path, &lab.product, system, guest).await?)
             }
             None => None,
         };
@@ -162,6 +162,8 @@ impl TestVm {
             cmdline: &self.options.cmdline,
             disk: None,
             looks_like_lxd: false,
+            shares: &[],
+            more: &[],
             memory_mib: self.options.memory_mib,
             cid: self.cid,
             lifetime: self.options.lifetime,
@@ -200,6 +202,8 @@ impl TestVm {
             cmdline: &format!("{} {}", disk::CMDLINE, self.options.cmdline),
             disk: Some(&disk.path),
             looks_like_lxd: system.looks_like_lxd,
+            shares: &system.shares,
+            more: &system.hardware,
             memory_mib: self.options.memory_mib,
             cid: self.cid,
             lifetime: self.options.lifetime,
@@ -266,6 +270,33 @@ impl TestVm {
         }
         exec.arg("--").args(words);
         exec
+    }
+
+    /// Where the guest reaches a port of the host.
+    #[must_use]
+    pub fn door(&self, port: u32) -> Door {
+        match self.lab.machine.device {
+            Device::VhostVsock => Door::Vsock(port),
+            Device::VhostDeviceVsock(_) => {
+                Door::Unix(format!("{}_{port}", self.places.guest().display()).into())
+            }
+        }
+    }
+
+    /// Connects to the monitor of a VM with a disk, which may just have been switched on.
+    ///
+    /// # Errors
+    ///
+    /// Any that a Unix socket has.
+    pub async fn monitor(&self) -> Result<Monitor, VmError> {
+        let path = self.places.monitor();
+        // What a QEMU before left there refuses.
+        let is_up = eventually(BOOT_TIMEOUT, async || {
+            UnixStream::connect(&path).await.is_ok()
+        });
+        let _ = is_up.await;
+        let monitor = Monitor::open(&path).await;
+        monitor.map_err(VmError::io("connecting to QEMU's monitor"))
     }
 
     /// What the VM is called, on the command line too.

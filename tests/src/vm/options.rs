@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use vsock_agent_protocol::address::DEFAULT_PORT;
 
-use super::{Lifetime, paths};
+use super::{Lifetime, StockAgent, paths};
 
 /// What may differ from VM to VM.
 #[derive(Clone, Debug)]
@@ -32,12 +32,31 @@ pub struct VmOptions {
 }
 
 /// What may differ between VMs with all of Debian.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct System {
-    /// The agent's `config.toml`.
+    /// The agent's `config.toml`. None if it is empty.
     pub config: String,
     /// Whether the VM says that its host is LXD's, by the name of its board and by a virtio port.
     pub looks_like_lxd: bool,
+    /// How the agent got onto the disk.
+    pub installed: Installed,
+    /// Folders of this computer that the VM may mount by virtiofs, by their tags. Needs root.
+    pub shares: Vec<(String, PathBuf)>,
+    /// More of QEMU's arguments.
+    pub hardware: Vec<String>,
+}
+
+/// How the agent got onto a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Installed {
+    /// By hand, with its identity, and enabled.
+    #[default]
+    Enabled,
+    /// As part of an image for everybody: without an identity, and with the generator instead of
+    /// being enabled.
+    Generated,
+    /// As the binary of somebody else's agent, whose package is installed and enabled.
+    InPlaceOf(StockAgent),
 }
 
 impl VmOptions {

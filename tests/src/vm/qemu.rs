@@ -18,6 +18,13 @@ use crate::eventually;
 /// Time for the device to listen: milliseconds on an idle computer.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What every kernel is told. It tries its timer at the start, and takes one that is late, because
+/// this computer is busy, for one that does not work; on KVM it does not try.
+const CMDLINE: &str = "console=ttyS0 quiet panic=-1 no_timer_check";
+
+/// The program that gives a guest a folder by virtiofs, from the package `qemu-system-common`.
+const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
+
 /// The address of the network card of a machine with a disk.
 pub const MAC: &str = "52:54:00:12:34:56";
 
@@ -32,6 +39,10 @@ pub(super) struct Hardware<'a> {
     pub(super) disk: Option<&'a Path>,
     /// Whether the machine says that its host is LXD's.
     pub(super) looks_like_lxd: bool,
+    /// Folders for virtiofs, by their tags.
+    pub(super) shares: &'a [(String, PathBuf)],
+    /// More arguments.
+    pub(super) more: &'a [String],
     pub(super) memory_mib: u32,
     pub(super) cid: u32,
     pub(super) lifetime: Lifetime,
@@ -62,8 +73,18 @@ impl Places {
         self.logs.join(format!("{}-{of}.log", self.name))
     }
 
+    /// The socket of QEMU's monitor.
+    pub(super) fn monitor(&self) -> PathBuf {
+        self.sockets.join("monitor.sock")
+    }
+
     fn device(&self) -> PathBuf {
         self.sockets.join("device.sock")
+    }
+
+    /// The socket of a share.
+    fn share(&self, number: usize) -> PathBuf {
+        self.sockets.join(format!("share-{number}.sock"))
     }
 }
 
@@ -73,6 +94,7 @@ pub(super) struct Qemu {
     // In the order in which they go.
     qemu: Process,
     device: Option<Process>,
+    _shares: Vec<Process>,
 }
 
 impl Qemu {
@@ -84,6 +106,10 @@ impl Qemu {
                 Some(start_device(program, hardware, places).await?)
             }
         };
+        let mut shares = Vec::new();
+        for (number, (tag, folder)) in hardware.shares.iter().enumerate() {
+            shares.push(start_share(number, tag, folder, hardware, places).await?);
+        }
         // Emptied here, for QEMU does it only once it is up, and what the last one said must not
         // count as news.
         let serial = File::create(places.serial_log());
@@ -99,7 +125,11 @@ impl Qemu {
             hardware.lifetime,
         );
         let qemu = qemu.map_err(VmError::io("starting QEMU"))?;
-        Ok(Self { qemu, device })
+        Ok(Self {
+            qemu,
+            device,
+            _shares: shares,
+        })
     }
 
     /// The ids of the processes.
@@ -154,18 +184,45 @@ async fn start_device(
     }
     let log = places.log("vsock");
     let device = Process::start(program, &["--vm".to_owned(), vm], &log, hardware.lifetime);
-    let mut device = device.map_err(VmError::io("starting vhost-device-vsock"))?;
-    let is_up = || places.device().exists();
+    let device = device.map_err(VmError::io("starting vhost-device-vsock"))?;
+    until_up(device, "vhost-device-vsock", &places.device(), log).await
+}
+
+async fn start_share(
+    number: usize,
+    tag: &str,
+    folder: &Path,
+    hardware: &Hardware<'_>,
+    places: &Places,
+) -> Result<Process, VmError> {
+    let socket = places.share(number);
+    let _ = fs::remove_file(&socket);
+    let arguments = [
+        format!("--socket-path={}", socket.display()),
+        "-o".to_owned(),
+        format!("source={}", folder.display()),
+    ];
+    let log = places.log(&format!("share-{tag}"));
+    let share = Process::start(Path::new(VIRTIOFSD), &arguments, &log, hardware.lifetime);
+    let share = share.map_err(VmError::io("starting virtiofsd"))?;
+    until_up(share, "virtiofsd, which needs root,", &socket, log).await
+}
+
+/// Waits until a device has its socket.
+async fn until_up(
+    mut device: Process,
+    what: &'static str,
+    socket: &Path,
+    log: PathBuf,
+) -> Result<Process, VmError> {
+    let is_up = || socket.exists();
     let settled = eventually(START_TIMEOUT, async || device.has_ended() || is_up()).await;
     if device.has_ended() {
-        return Err(VmError::Ended {
-            what: "vhost-device-vsock",
-            log,
-        });
+        return Err(VmError::Ended { what, log });
     }
     if !settled {
         return Err(VmError::Timeout {
-            what: "the vsock device",
+            what: "the start of a device",
             after: START_TIMEOUT,
             log,
         });
@@ -185,10 +242,7 @@ fn arguments(hardware: &Hardware<'_>, places: &Places) -> Vec<String> {
     add("-m", memory.to_string());
     add("-kernel", hardware.kernel.display().to_string());
     add("-initrd", hardware.initramfs.display().to_string());
-    add(
-        "-append",
-        format!("console=ttyS0 quiet panic=-1 {}", hardware.cmdline),
-    );
+    add("-append", format!("{CMDLINE} {}", hardware.cmdline));
     add("-serial", format!("file:{}", places.serial_log().display()));
     if let Some(disk) = hardware.disk {
         let drive = format!("file={},if=virtio,format=raw,cache=unsafe", disk.display());
@@ -196,6 +250,11 @@ fn arguments(hardware: &Hardware<'_>, places: &Places) -> Vec<String> {
         // A network of its own that leads nowhere.
         add("-netdev", "user,id=net,restrict=on".to_owned());
         add("-device", format!("virtio-net-pci,netdev=net,mac={MAC}"));
+        let monitor = places.monitor();
+        add(
+            "-qmp",
+            format!("unix:{},server=on,wait=off", monitor.display()),
+        );
     }
     if hardware.looks_like_lxd {
         // cloud-init looks at the first of these up to 25.3, at the second from 26.1.
@@ -205,27 +264,30 @@ fn arguments(hardware: &Hardware<'_>, places: &Places) -> Vec<String> {
         let port = "virtserialport,chardev=lxd,name=com.canonical.lxd";
         add("-device", port.to_owned());
     }
-    match hardware.machine.device {
-        Device::VhostVsock => {
-            add("-machine", "q35".to_owned());
-            add(
-                "-device",
-                format!("vhost-vsock-pci,guest-cid={}", hardware.cid),
-            );
-        }
-        Device::VhostDeviceVsock(_) => {
-            // The device reads the guest's memory, so the two processes share it.
-            add(
-                "-object",
-                format!("memory-backend-memfd,id=memory,size={memory}M,share=on"),
-            );
-            add("-machine", "q35,memory-backend=memory".to_owned());
-            add(
-                "-chardev",
-                format!("socket,id=vsock,path={}", places.device().display()),
-            );
-            add("-device", "vhost-user-vsock-pci,chardev=vsock".to_owned());
-        }
+    for (number, (tag, _)) in hardware.shares.iter().enumerate() {
+        let socket = places.share(number);
+        let socket = format!("socket,id=share-{number},path={}", socket.display());
+        add("-chardev", socket);
+        let device = format!("vhost-user-fs-pci,chardev=share-{number},tag={tag}");
+        add("-device", device);
     }
+    let is_in_kernel = hardware.machine.device == Device::VhostVsock;
+    if is_in_kernel && hardware.shares.is_empty() {
+        add("-machine", "q35".to_owned());
+    } else {
+        // A device in user space reads the guest's memory, so the processes share it.
+        let memory = format!("memory-backend-memfd,id=memory,size={memory}M,share=on");
+        add("-object", memory);
+        add("-machine", "q35,memory-backend=memory".to_owned());
+    }
+    if is_in_kernel {
+        let device = format!("vhost-vsock-pci,guest-cid={}", hardware.cid);
+        add("-device", device);
+    } else {
+        let socket = format!("socket,id=vsock,path={}", places.device().display());
+        add("-chardev", socket);
+        add("-device", "vhost-user-vsock-pci,chardev=vsock".to_owned());
+    }
+    arguments.extend_from_slice(hardware.more);
     arguments
 }

@@ -27,10 +27,25 @@ impl StockAgent {
     }
 
     /// Where the package has the binary, which is static.
-    const fn binary(self) -> &'static str {
+    pub(super) const fn binary(self) -> &'static str {
         match self {
             Self::Lxd => "usr/bin/lxd-agent",
             Self::Incus => "usr/libexec/incus/incus-agent",
+        }
+    }
+
+    /// What the package has beside the binary, with the modes.
+    pub(super) const fn support(self) -> &'static [(&'static str, u32)] {
+        match self {
+            Self::Lxd => &[
+                ("lib/systemd/lxd-agent-setup", 0o755),
+                ("lib/systemd/system/lxd-agent.service", 0o644),
+            ],
+            Self::Incus => &[
+                ("lib/systemd/system/incus-agent.service", 0o644),
+                ("lib/udev/rules.d/60-incus-agent.rules", 0o644),
+                ("usr/libexec/incus/incus-agent-setup", 0o755),
+            ],
         }
     }
 
@@ -40,16 +55,20 @@ impl StockAgent {
     ///
     /// [`VmError::Command`] with the words of apt.
     pub async fn find(self) -> Result<PathBuf, VmError> {
+        Ok(self.unpacked().await?.join(self.binary()))
+    }
+
+    /// Gives a folder with all of the package.
+    pub(super) async fn unpacked(self) -> Result<PathBuf, VmError> {
         let folder = paths::lab().join("stock").join(self.package());
-        let binary = folder.join(self.binary());
-        if !binary.exists() {
+        if !folder.join(self.binary()).exists() {
             // A download that was cut off left the folder without the binary.
             let _ = fs::remove_dir_all(&folder);
             fs::create_dir_all(&folder)
                 .map_err(VmError::io(format!("creating {}", folder.display())))?;
             self.download(&folder).await?;
         }
-        Ok(binary)
+        Ok(folder)
     }
 
     async fn download(self, folder: &Path) -> Result<(), VmError> {
