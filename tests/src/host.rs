@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
@@ -90,9 +90,9 @@ pub enum Door {
     Vsock(u32),
 }
 
-impl From<&PathBuf> for Door {
-    fn from(path: &PathBuf) -> Self {
-        Self::Unix(path.clone())
+impl<P: AsRef<Path> + ?Sized> From<&P> for Door {
+    fn from(path: &P) -> Self {
+        Self::Unix(path.as_ref().to_owned())
     }
 }
 
