@@ -15,7 +15,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{
         AddressFamily, MsgFlags, Shutdown, SockaddrLike, SockaddrStorage, getsockname, send,
-        shutdown,
+        setsockopt, shutdown, sockopt::SndBuf,
     },
 };
 use rustls::ServerConnection;
@@ -24,6 +24,9 @@ use super::pipe::Pipe;
 
 /// Room for arriving TLS records, in bytes: some of the largest (RFC 8446, section 5.2).
 const RECORDS_BYTES: usize = 64 * 1024;
+
+/// Size of the send buffer of a Unix socket, in bytes: some of the largest replies.
+const SEND_BYTES: usize = 1024 * 1024;
 
 /// A connection whose descriptors block.
 #[derive(Debug)]
@@ -38,6 +41,7 @@ pub(crate) struct Channel {
 impl Channel {
     /// A pair of descriptors that need not be sockets.
     pub(crate) fn pair(input: OwnedFd, output: OwnedFd) -> Self {
+        enlarge(&output);
         let input = Arc::new(File::from(input));
         let output = Arc::new(File::from(output));
         Self {
@@ -50,6 +54,7 @@ impl Channel {
 
     /// A socket.
     pub(crate) fn plain(socket: OwnedFd) -> Self {
+        enlarge(&socket);
         let socket = Arc::new(File::from(socket));
         Self {
             closer: Closer(Arc::clone(&socket)),
@@ -94,7 +99,15 @@ impl Channel {
     }
 }
 
-fn is_unix(file: &File) -> bool {
+/// Has the kernel take more before the client has read it, if this is a Unix socket: with the usual
+/// size, two processes wait for each other within each of the largest replies. It may allow less.
+fn enlarge(output: &OwnedFd) {
+    if is_unix(output) {
+        let _ = setsockopt(output, SndBuf, &SEND_BYTES);
+    }
+}
+
+fn is_unix(file: &impl AsRawFd) -> bool {
     getsockname::<SockaddrStorage>(file.as_raw_fd())
         .is_ok_and(|address| address.family() == Some(AddressFamily::Unix))
 }

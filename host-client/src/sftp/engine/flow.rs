@@ -16,8 +16,9 @@ use tokio::{
 /// Unit of the window, in bytes.
 const UNIT_BYTES: u32 = 1024;
 
-/// Smallest and largest window, in units: 1 MiB and 8 MiB.
-const UNITS: (u32, u32) = (1024, 8 * 1024);
+/// Smallest and largest window, in units: 2 MiB and 8 MiB. With less, of the largest requests there
+/// are not enough under way for both ends to be at work while some replies are awaited at once.
+const UNITS: (u32, u32) = (2 * 1024, 8 * 1024);
 
 /// A larger window is worth it if it makes the transfer faster by this much, in percent.
 const WORTH_PERCENT: u64 = 15;

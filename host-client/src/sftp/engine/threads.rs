@@ -12,7 +12,13 @@ use std::{
     thread,
 };
 
-use nix::{errno::Errno, sys::sendfile::sendfile64};
+use nix::{
+    errno::Errno,
+    sys::{
+        sendfile::sendfile64,
+        socket::{setsockopt, sockopt::SndBuf},
+    },
+};
 
 use super::{
     Ending, SILENCE_TIMEOUT, Shared, dispatch,
@@ -21,6 +27,9 @@ use super::{
     outbox::{FileRange, Segment},
     table::Table,
 };
+
+/// Bytes that the kernel is to take before the other end has read them: some of the largest requests.
+const SEND_BYTES: usize = 1024 * 1024;
 
 /// Most pieces in one write.
 const MAX_SLICES: usize = 64;
@@ -41,6 +50,9 @@ impl Threads {
         let stream = stream.into_std()?;
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(SILENCE_TIMEOUT))?;
+        // With less, the kernel has two processes wait for each other within each request. It may
+        // allow less than this.
+        let _ = setsockopt(&stream, SndBuf, &SEND_BYTES);
         let stream = Arc::new(stream);
         let (ours, socket) = (Arc::clone(shared), Arc::clone(&stream));
         start("sftp writer", move || {
