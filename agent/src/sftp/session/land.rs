@@ -12,7 +12,6 @@
 
 use std::{
     collections::VecDeque,
-    io,
     sync::{Arc, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -27,12 +26,16 @@ use super::{
         handles::Open,
         input::Begun,
         ok,
+        stream::Outgoing,
     },
-    Budget, Desk, SessionError, Shared, Table,
+    Answer, Budget, SessionError, Shared, Table,
 };
 
 /// Buffers of a session. With fewer, leader and lander wait for each other.
 const BUFFERS: usize = 4;
+
+/// Replies that are sent at once while more is to land.
+const GATHERED: usize = 2;
 
 /// How long the leader waits for a free buffer: what takes longer is slow, and waits with the other
 /// requests that are.
@@ -201,32 +204,43 @@ impl Shared {
     }
 
     /// Writes what is to land, until there is nothing more.
-    pub(super) fn land_all(self: &Arc<Self>, desk: &mut Desk) -> Result<(), SessionError> {
+    pub(super) fn land_all(self: &Arc<Self>) -> Result<(), SessionError> {
         let mut table = self.lock();
         let mut result = Ok(());
+        let mut owed = 0;
         while let Some(landing) = table.landings.queue.pop_front() {
             drop(table);
-            let sent = self.land(landing, desk);
-            // What has come whole is written, also when nobody hears of it any more.
-            result = result.and(sent);
+            self.land(landing);
+            owed += 1;
             table = self.lock();
+            // To be woken for two replies at once leaves the client more of its processor.
+            if owed == GATHERED || table.landings.queue.is_empty() {
+                drop(table);
+                // What has come whole is written, also when nobody hears of it any more.
+                result = result.and(self.send_owed_and(Outgoing::EMPTY));
+                owed = 0;
+                table = self.lock();
+            }
         }
         table.landings.lander = Lander::None;
         Ok(result?)
     }
 
-    /// Writes, and replies.
-    pub(super) fn land(self: &Arc<Self>, landing: Landing, desk: &mut Desk) -> io::Result<()> {
+    /// Writes, and leaves the reply with those that go out before any other.
+    pub(super) fn land(self: &Arc<Self>, landing: Landing) {
         let (mut table, answer) = self.settle(landing.write());
         let Landing {
             name, id, buffer, ..
         } = landing;
+        if let Answer::Reply(reply) = answer {
+            reply.encode(id, &mut table.owed);
+        }
         table.landings.done(buffer);
+        table.order.finish(name);
         self.room.notify_all();
-        drop(table);
-        self.send_and_finish(name, id, answer, desk)?;
-        self.wake_for_ready();
-        Ok(())
+        if table.order.has_ready() {
+            self.call_help(&mut table);
+        }
     }
 
     /// Waits until all that was to land has done so, or the session has ended. Does not wait for a

@@ -7,6 +7,7 @@ use super::{
         SftpError,
         files::Done,
         input::{Begun, Frame, Input, Next},
+        stream::Outgoing,
     },
     Answer, Desk, SessionError, Shared, Table, Waiting, decode,
 };
@@ -98,7 +99,8 @@ impl Shared {
         input.read_data(begun, landing.room(), &self.sink)?;
         if let Err(landing) = self.hand_over(landing) {
             let turn = self.lay_down(&mut self.lock(), input);
-            self.land(landing, desk)?;
+            self.land(landing);
+            self.send_owed_and(Outgoing::EMPTY)?;
             let mut table = self.lock();
             let mine = table.turn == turn;
             return Ok(table.input.take_if(|_| mine));

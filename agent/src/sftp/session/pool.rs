@@ -65,7 +65,7 @@ impl Shared {
             result = match self.next_role() {
                 Role::Lead(input) => self.lead_watched(input, &mut desk),
                 Role::Work(name, waiting) => self.work_off(name, &waiting, &mut desk),
-                Role::Land => self.land_all(&mut desk),
+                Role::Land => self.land_all(),
                 Role::Leave => return,
             };
         }
@@ -100,14 +100,6 @@ impl Shared {
             tracing::warn!(%error, "an SFTP session has to do with fewer threads");
         }
         started.is_ok()
-    }
-
-    /// Has somebody see to requests that waited and need not any more.
-    pub(super) fn wake_for_ready(self: &Arc<Self>) {
-        let mut table = self.lock();
-        if table.order.has_ready() {
-            self.call_help(&mut table);
-        }
     }
 
     fn next_role(self: &Arc<Self>) -> Role {
