@@ -73,33 +73,36 @@ impl Lander {
         Ok(Self { full, free })
     }
 
-    /// Has `here`, and the next `rest` bytes of the connection, put into the file; `waiter` is told
-    /// how that went. All bytes are taken from the connection in any case.
+    /// Takes `here`, and the next `rest` bytes of the connection, all of them in any case.
     ///
     /// # Errors
     ///
     /// Those of the connection: [`io::ErrorKind::WouldBlock`] when its timeout is over,
     /// [`io::ErrorKind::UnexpectedEof`] when it has ended.
-    pub(super) fn land(
+    pub(super) fn read(
         &self,
-        landing: Landing,
-        waiter: Waiter,
         here: &[u8],
         mut stream: &UnixStream,
         rest: usize,
-    ) -> io::Result<()> {
-        let gone = || io::Error::other("the thread that writes is gone");
-        let mut data = self.free.recv().map_err(|_| gone())?;
+    ) -> io::Result<Vec<u8>> {
+        let gone = |_| io::Error::other("the thread that writes is gone");
+        let mut data = self.free.recv().map_err(gone)?;
         let (start, end) = (here.len(), here.len() + rest);
         data.resize(end, 0);
         data[..start].copy_from_slice(here);
         stream.read_exact(&mut data[start..end])?;
+        Ok(data)
+    }
+
+    /// Has data that were read put into the file; `waiter` is told how that went.
+    pub(super) fn land(&self, landing: Landing, waiter: Waiter, data: Vec<u8>) {
         let landed = Landed {
             landing,
             waiter,
             data,
         };
-        self.full.send(landed).map_err(|_| gone())
+        // The thread stays as long as this does.
+        let _ = self.full.send(landed);
     }
 }
 
@@ -156,9 +159,8 @@ mod tests {
                 far.write_all(b"next").unwrap();
             });
             let lander = Lander::start().unwrap();
-            lander
-                .land(landing, waiter, here, &near, rest.len())
-                .unwrap();
+            let data = lander.read(here, &near, rest.len()).unwrap();
+            lander.land(landing, waiter, data);
             // What comes behind is still there.
             let mut next = [0; 4];
             (&near).read_exact(&mut next).unwrap();
@@ -220,8 +222,8 @@ mod tests {
             };
             let (id, pending) = table.expect(None, None, Some(landing)).unwrap();
             let (landing, waiter) = table.take_landing(id).unwrap();
-            let rest = data.len();
-            lander.land(landing, waiter, &[], &near, rest).unwrap();
+            let read = lander.read(&[], &near, data.len()).unwrap();
+            lander.land(landing, waiter, read);
             pending.answer().await.unwrap();
             offset += u64::from(length);
             expected.extend(data);
@@ -232,22 +234,10 @@ mod tests {
 
     #[test]
     fn an_end_in_the_middle_is_one_of_the_connection() {
-        let path = std::env::temp_dir().join(format!("landing-{}-cut", std::process::id()));
-        let landing = Landing {
-            file: Arc::new(File::create(&path).unwrap()),
-            offset: 0,
-            most: u32::MAX,
-        };
         let (near, mut far) = UnixStream::pair().unwrap();
         far.write_all(b"abc").unwrap();
         drop(far);
-        let table = Arc::new(Table::default());
-        let (id, _pending) = table.expect(None, None, Some(landing)).unwrap();
-        let (landing, waiter) = table.take_landing(id).unwrap();
-        let result = Lander::start()
-            .unwrap()
-            .land(landing, waiter, &[], &near, 4);
+        let result = Lander::start().unwrap().read(&[], &near, 4);
         assert_eq!(result.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
-        fs::remove_file(&path).unwrap();
     }
 }

@@ -25,7 +25,7 @@ use super::{
     frames::Frames,
     landing::Lander,
     outbox::{FileRange, Segment},
-    table::Table,
+    table::{Table, Waiter},
 };
 
 /// Bytes that the kernel is to take before the other end has read them: some of the largest requests.
@@ -201,25 +201,46 @@ fn read_until_it_ends(
         if let Some((id, length)) = frames.begun_data()
             && let Some((landing, waiter)) = table.take_landing(id)
         {
+            // Who waits for these data is to find the connection over.
+            let over = |ending: Ending, waiter| {
+                table.end(ending.clone());
+                drop::<Waiter>(waiter);
+                ending
+            };
             if length > landing.most {
                 let what = format!("{length} bytes where {} were asked for", landing.most);
-                return Err(Ending::Protocol(what));
+                return Err(over(Ending::Protocol(what), waiter));
             }
             let (here, rest) = frames.take_begun_data();
-            let landed = match &lander {
-                Some(lander) => Ok(lander),
-                None => Lander::start().map(|started| &*lander.insert(started)),
-            }
-            .and_then(|lander| lander.land(landing, waiter, here, stream, rest));
-            if let Err(error) = landed {
-                return Err(match error.kind() {
-                    io::ErrorKind::WouldBlock => Ending::Silent,
-                    io::ErrorKind::UnexpectedEof => Ending::closed(),
-                    _ => Ending::Lost(error.to_string()),
-                });
-            }
+            let (lander, data) = match read_data(&mut lander, here, stream, rest) {
+                Ok(read) => read,
+                Err(error) => {
+                    let ending = match error.kind() {
+                        io::ErrorKind::WouldBlock => Ending::Silent,
+                        io::ErrorKind::UnexpectedEof => Ending::closed(),
+                        _ => Ending::Lost(error.to_string()),
+                    };
+                    return Err(over(ending, waiter));
+                }
+            };
+            lander.land(landing, waiter, data);
         }
     }
+}
+
+/// Reads data that are to land, by `lander`, which is started for the first of them.
+fn read_data<'a>(
+    lander: &'a mut Option<Lander>,
+    here: &[u8],
+    stream: &UnixStream,
+    rest: usize,
+) -> io::Result<(&'a Lander, Vec<u8>)> {
+    let lander = match lander {
+        Some(lander) => lander,
+        None => lander.insert(Lander::start()?),
+    };
+    let data = lander.read(here, stream, rest)?;
+    Ok((lander, data))
 }
 
 #[cfg(test)]
@@ -272,6 +293,14 @@ mod tests {
         ([landed, said], ending, path)
     }
 
+    /// A file without a name.
+    fn tempfile() -> File {
+        let path = std::env::temp_dir().join(format!("threads-{}-broken", std::process::id()));
+        let file = File::create(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        file
+    }
+
     /// What is in a file that is not needed any more.
     fn take(path: &Path) -> Vec<u8> {
         let there = fs::read(path).unwrap();
@@ -292,6 +321,30 @@ mod tests {
         ));
         assert_eq!(ending, Ending::closed());
         assert!(take(&path) == vec![7; usize::try_from(BYTES).unwrap()]);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_data_that_break_off_finds_the_connection_over() {
+        for _ in 0..200 {
+            let table = Arc::new(Table::default());
+            let landing = Landing {
+                file: Arc::new(tempfile()),
+                offset: 0,
+                most: BYTES,
+            };
+            let (id, landed) = table.expect(None, None, Some(landing)).unwrap();
+            let mut frames = BytesMut::new();
+            let data = Bytes::from(vec![7; usize::try_from(BYTES).unwrap()]);
+            Reply::Data { data }.encode(id, &mut frames);
+            let (near, mut far) = UnixStream::pair().unwrap();
+            far.write_all(&frames[..50_000]).unwrap();
+            drop(far);
+            let known = Arc::clone(&table);
+            let reader = thread::spawn(move || read_replies(&near, Frames::new(), &known));
+            landed.answer().await.unwrap_err();
+            assert!(table.is_over());
+            reader.join().unwrap();
+        }
     }
 
     #[tokio::test]
