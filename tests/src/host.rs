@@ -34,7 +34,7 @@ pub struct HostData {
     pub meta_data: String,
     /// By name.
     pub devices: Value,
-    /// Paths that are answered with this status instead.
+    /// Paths that are answered with this status instead, with every query or with one.
     pub failing: BTreeMap<String, u16>,
     /// Time before each answer.
     pub delay: Duration,
@@ -265,10 +265,11 @@ async fn serve(
 }
 
 fn answer(data: &HostData, method: &str, path: &str) -> Vec<u8> {
-    if let Some(status) = data.failing.get(path) {
+    let whole = path;
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    if let Some(status) = data.failing.get(whole).or(data.failing.get(path)) {
         return refuse(*status, "the host says no");
     }
-    let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let metadata = match (method, path) {
         ("PATCH", "/1.0") => json!({}),
         ("GET", "/1.0") => json!({
