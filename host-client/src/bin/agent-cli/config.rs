@@ -360,16 +360,6 @@ fn variable(name: &str) -> Option<OsString> {
 mod tests {
     use super::*;
 
-    const OLD: &str = "\
-# mine
-[vms.demo] # the demo
-endpoint = \"vsock:3\" # old
-plain = true
-
-[vms.other]
-endpoint = \"unix:/x\"
-";
-
     #[test]
     fn an_unknown_key_is_named_with_its_file_and_line() {
         let text = "[vms.demo]\nendpoint = \"vsock:3\"\nplian = true\n";
@@ -405,6 +395,7 @@ endpoint = \"unix:/x\"
 
     #[test]
     fn an_unknown_name_is_answered_with_the_known_ones() {
+        let text = "vms.demo.endpoint = \"vsock:3\"\nvms.other.endpoint = \"unix:/x\"\n";
         let path = PathBuf::from("/c.toml");
         let settings = Settings {
             global: Global {
@@ -413,7 +404,7 @@ endpoint = \"unix:/x\"
                 connect_timeout: 1,
                 verbose: 0,
             },
-            config: parse(&path, OLD).unwrap(),
+            config: parse(&path, text).unwrap(),
             path,
             clients: Mutex::default(),
         };

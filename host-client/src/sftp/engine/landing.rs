@@ -7,8 +7,7 @@
 //!    └──────────── free ◄────────────────┘
 //! ```
 //!
-//! To have the kernel move pages instead (`splice`) leaves all of the copying to one processor: it
-//! took a fifth longer where there were two, and no less where there was one.
+//! To have the kernel move pages instead (`splice`) would leave all of the copying to one processor.
 
 use std::{
     fs::File,
