@@ -12,9 +12,10 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{
-        AddressFamily, MsgFlags, Shutdown, SockaddrLike, SockaddrStorage, getsockname, send,
+        AddressFamily, MsgFlags, Shutdown, SockaddrLike, SockaddrStorage, getsockname, recv, send,
         setsockopt, shutdown, sockopt::SndBuf,
     },
 };
@@ -301,11 +302,28 @@ impl TlsSink {
     }
 }
 
+/// Reads what there is, and waits if there is nothing.
+///
+/// A thread that waits in `poll` is woken by what arrives. One that waits in `recv` is also woken
+/// whenever the client has taken something of what others sent, and goes back to sleep.
 fn read(mut file: &File, out: &mut [u8]) -> io::Result<usize> {
     loop {
-        match file.read(out) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => return other,
+        match recv(file.as_raw_fd(), out, MsgFlags::MSG_DONTWAIT) {
+            Ok(count) => return Ok(count),
+            Err(Errno::EAGAIN) => {
+                let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
+                if let Err(errno) = poll(&mut fds, PollTimeout::NONE)
+                    && errno != Errno::EINTR
+                {
+                    return Err(errno.into());
+                }
+            }
+            Err(Errno::ENOTSOCK) => match file.read(out) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            },
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
         }
     }
 }

@@ -12,6 +12,7 @@ mod flow;
 mod frames;
 mod landing;
 mod outbox;
+mod receive;
 mod table;
 mod tasks;
 mod threads;

@@ -11,13 +11,13 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io,
     os::unix::{fs::FileExt, net::UnixStream},
     sync::{Arc, mpsc},
     thread,
 };
 
-use super::table::Waiter;
+use super::{SILENCE_TIMEOUT, receive::receive_exact, table::Waiter};
 
 /// Buffers of a connection. With fewer, reader and writer wait for each other.
 const BUFFERS: usize = 4;
@@ -76,12 +76,12 @@ impl Lander {
     ///
     /// # Errors
     ///
-    /// Those of the connection: [`io::ErrorKind::WouldBlock`] when its timeout is over,
+    /// Those of the connection: [`io::ErrorKind::TimedOut`] when it is silent for too long,
     /// [`io::ErrorKind::UnexpectedEof`] when it has ended.
     pub(super) fn read(
         &self,
         here: &[u8],
-        mut stream: &UnixStream,
+        stream: &UnixStream,
         rest: usize,
     ) -> io::Result<Vec<u8>> {
         let gone = |_| io::Error::other("the thread that writes is gone");
@@ -89,7 +89,7 @@ impl Lander {
         let (start, end) = (here.len(), here.len() + rest);
         data.resize(end, 0);
         data[..start].copy_from_slice(here);
-        stream.read_exact(&mut data[start..end])?;
+        receive_exact(stream, &mut data[start..end], SILENCE_TIMEOUT)?;
         Ok(data)
     }
 
@@ -124,7 +124,7 @@ impl Landed {
 mod tests {
     use std::{
         fs::{self, OpenOptions},
-        io::Write,
+        io::{Read, Write},
     };
 
     use super::{

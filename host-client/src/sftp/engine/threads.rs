@@ -5,7 +5,7 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
-    io::{self, IoSlice, Read, Write},
+    io::{self, IoSlice, Write},
     net::Shutdown,
     os::unix::{fs::FileExt, net::UnixStream},
     sync::Arc,
@@ -25,6 +25,7 @@ use super::{
     frames::Frames,
     landing::Lander,
     outbox::{FileRange, Segment},
+    receive::receive,
     table::{Table, Waiter},
 };
 
@@ -49,7 +50,6 @@ impl Threads {
     ) -> io::Result<Self> {
         let stream = stream.into_std()?;
         stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(SILENCE_TIMEOUT))?;
         // With less, the kernel has two processes wait for each other within each request. It may
         // allow less than this.
         let _ = setsockopt(&stream, SndBuf, &SEND_BYTES);
@@ -179,19 +179,17 @@ fn read_replies(stream: &UnixStream, frames: Frames, table: &Table) -> Ending {
 }
 
 fn read_until_it_ends(
-    mut stream: &UnixStream,
+    stream: &UnixStream,
     mut frames: Frames,
     table: &Table,
 ) -> Result<Infallible, Ending> {
     let mut lander = None;
     loop {
         dispatch(&mut frames, table)?;
-        match stream.read(frames.space()) {
+        match receive(stream, frames.space(), SILENCE_TIMEOUT) {
             Ok(0) => return Err(Ending::closed()),
             Ok(count) => frames.filled(count),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // The timeout of the socket.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                 if !table.is_idle() {
                     return Err(Ending::Silent);
                 }
@@ -216,7 +214,7 @@ fn read_until_it_ends(
                 Ok(read) => read,
                 Err(error) => {
                     let ending = match error.kind() {
-                        io::ErrorKind::WouldBlock => Ending::Silent,
+                        io::ErrorKind::TimedOut => Ending::Silent,
                         io::ErrorKind::UnexpectedEof => Ending::closed(),
                         _ => Ending::Lost(error.to_string()),
                     };
