@@ -31,11 +31,13 @@ use super::{
     Answer, Budget, SessionError, Shared, Table,
 };
 
-/// Buffers of a session. With fewer, leader and lander wait for each other.
-const BUFFERS: usize = 4;
+/// Buffers of a session. With fewer, leader and lander wait for each other: with six, a push of 1 GiB
+/// took 6 % longer.
+const BUFFERS: usize = 8;
 
-/// Replies that are sent at once while more is to land.
-const GATHERED: usize = 2;
+/// Replies that are sent at once while more is to land. To be woken for several leaves the client
+/// more of its processor.
+const GATHERED: usize = 4;
 
 /// How long the leader waits for a free buffer: what takes longer is slow, and waits with the other
 /// requests that are.
@@ -213,7 +215,6 @@ impl Shared {
             self.land(landing);
             owed += 1;
             table = self.lock();
-            // To be woken for two replies at once leaves the client more of its processor.
             if owed == GATHERED || table.landings.queue.is_empty() {
                 drop(table);
                 // What has come whole is written, also when nobody hears of it any more.

@@ -16,9 +16,9 @@ use tokio::{
 /// Unit of the window, in bytes.
 const UNIT_BYTES: u32 = 1024;
 
-/// Smallest and largest window, in units: 2 MiB and 8 MiB. With less, of the largest requests there
+/// Smallest and largest window, in units: 4 MiB and 8 MiB. With less, of the largest requests there
 /// are not enough under way for both ends to be at work while some replies are awaited at once.
-const UNITS: (u32, u32) = (2 * 1024, 8 * 1024);
+const UNITS: (u32, u32) = (4 * 1024, 8 * 1024);
 
 /// A larger window is worth it if it makes the transfer faster by this much, in percent.
 const WORTH_PERCENT: u64 = 15;
@@ -180,11 +180,11 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// The window after transfers over a path of `latency`, of `rate` units a second.
-    fn settled(latency: Duration, rate: u32) -> u32 {
+    /// The windows of transfers over a path of `latency`, of `rate` units a second.
+    fn windows(latency: Duration, rate: u32) -> Vec<u32> {
         let mut now = Instant::now();
         let mut pace = Pace::new(now);
-        for _ in 0..1_000 {
+        let deliver = |_| {
             let window = pace.window;
             // A window takes a round trip, or as long as the path needs for it.
             now += latency.max(Duration::from_secs(window.into()) / rate);
@@ -193,18 +193,22 @@ mod tests {
                 Change::Grow => pace.window = (2 * window).min(UNITS.1),
                 Change::Shrink => pace.window /= 2,
             }
-        }
-        pace.window
+            window
+        };
+        (0..1_000).map(deliver).collect()
     }
 
     #[test]
-    fn a_slow_path_with_little_latency_keeps_a_small_window() {
-        assert!(settled(Duration::from_micros(100), 50_000) <= 2 * UNITS.0);
+    fn a_slow_path_with_little_latency_keeps_a_small_window_but_for_a_try_now_and_then() {
+        let windows = windows(Duration::from_micros(100), 50_000);
+        let larger = windows.iter().filter(|window| **window > UNITS.0).count();
+        assert!((1..100).contains(&larger), "{larger} of {}", windows.len());
     }
 
     #[test]
     fn a_path_with_much_latency_gets_the_largest_window() {
-        assert_eq!(settled(Duration::from_millis(500), 1_000_000), UNITS.1);
+        let windows = windows(Duration::from_millis(500), 1_000_000);
+        assert_eq!(windows.last(), Some(&UNITS.1));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::{
 use super::{SILENCE_TIMEOUT, receive::receive_exact, table::Waiter};
 
 /// Buffers of a connection. With fewer, reader and writer wait for each other.
-const BUFFERS: usize = 4;
+const BUFFERS: usize = 8;
 
 /// Where the data of a reply go.
 #[derive(Debug, Clone)]
