@@ -16,6 +16,7 @@ use nix::{
     errno::Errno,
     sys::{
         sendfile::sendfile64,
+        signal::{SigSet, Signal},
         socket::{setsockopt, sockopt::SndBuf},
     },
 };
@@ -24,7 +25,7 @@ use super::{
     Ending, SILENCE_TIMEOUT, Shared, dispatch,
     frames::Frames,
     landing::Lander,
-    outbox::{FileRange, Segment},
+    outbox::{FileRange, Outbox, Segment},
     receive::receive,
     table::{Table, Waiter},
 };
@@ -56,7 +57,7 @@ impl Threads {
         let stream = Arc::new(stream);
         let (ours, socket) = (Arc::clone(shared), Arc::clone(&stream));
         start("sftp writer", move || {
-            let reason = match write_frames(&ours, &socket) {
+            let reason = match write_frames(&ours.outbox, &socket) {
                 Ok(()) => "the session was closed".to_owned(),
                 Err(error) => error.to_string(),
             };
@@ -91,9 +92,13 @@ fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     Ok(())
 }
 
-fn write_frames(shared: &Shared, stream: &UnixStream) -> io::Result<()> {
+/// Writes frames as they come, several at once if several wait. It has its thread for itself.
+fn write_frames(outbox: &Outbox, stream: &UnixStream) -> io::Result<()> {
+    // `sendfile` has no MSG_NOSIGNAL, and not every program that links this ignores the signal as
+    // Rust's own do. It goes to the thread that writes, with which it is forgotten.
+    SigSet::from(Signal::SIGPIPE).thread_block()?;
     loop {
-        let mut segments = shared.outbox.take_blocking();
+        let mut segments = outbox.take_blocking();
         if segments.is_empty() {
             return Ok(());
         }
@@ -253,7 +258,7 @@ mod tests {
 
     use super::{super::landing::Landing, *};
     use crate::{
-        protocol::sftp::Reply,
+        protocol::sftp::{Reply, Request},
         sftp::engine::table::{Answer, PendingReply},
     };
 
@@ -304,6 +309,27 @@ mod tests {
         let there = fs::read(path).unwrap();
         fs::remove_file(path).unwrap();
         there
+    }
+
+    #[test]
+    fn a_closed_connection_does_not_end_the_program() {
+        let (near, far) = UnixStream::pair().unwrap();
+        drop(far);
+        let outbox = Outbox::default();
+        let request = Request::Remove { path: "a".into() };
+        outbox.push(1, &request);
+        let signals = thread::spawn(move || {
+            write_frames(&outbox, &near).unwrap_err();
+            fs::read_to_string("/proc/thread-self/status").unwrap()
+        });
+        let signals = signals.join().unwrap();
+        let pending = signals
+            .lines()
+            .find_map(|line| line.strip_prefix("SigPnd:"))
+            .unwrap();
+        let pending = u64::from_str_radix(pending.trim(), 16).unwrap();
+        // Also where it would be ignored, what is held back is pending.
+        assert_eq!(pending, 1 << (Signal::SIGPIPE as u32 - 1));
     }
 
     #[tokio::test]
