@@ -268,6 +268,8 @@ async fn fetch_range(
         }
         let local = Arc::clone(local);
         writes.push_back(Box::pin(run.pool.run_long(move || {
+            // Its bytes of the window are kept as long as they are.
+            let chunk = chunk;
             local.write_all_at(&chunk.data, chunk.offset)?;
             Ok(chunk.length.into())
         })));

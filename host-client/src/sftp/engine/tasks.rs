@@ -81,12 +81,36 @@ async fn read_replies(
         if let Err(ending) = dispatch(&mut frames, table) {
             return ending;
         }
+        let owed = !table.is_idle();
         match timeout(SILENCE_TIMEOUT, reader.read(frames.space())).await {
             Ok(Ok(0)) => return Ending::closed(),
             Ok(Ok(count)) => frames.filled(count),
             Ok(Err(error)) => return Ending::Lost(error.to_string()),
-            Err(_) if table.is_idle() => {}
-            Err(_) => return Ending::Silent,
+            Err(_) if owed && !table.is_idle() => return Ending::Silent,
+            // Nothing is owed, or it has not been owed for so long.
+            Err(_) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_counts_from_the_request_on() {
+        let (near, _far) = tokio::io::duplex(64);
+        let table = Arc::new(Table::default());
+        let reader = read_replies(near, Frames::new(), &table);
+        tokio::pin!(reader);
+        let quiet = SILENCE_TIMEOUT - Duration::from_secs(10);
+        assert!(timeout(quiet, &mut reader).await.is_err());
+        let _pending = table.expect(None, None, None).unwrap();
+        let soon = timeout(SILENCE_TIMEOUT, &mut reader).await;
+        assert!(soon.is_err(), "{soon:?}");
+        let late = timeout(SILENCE_TIMEOUT, reader).await;
+        assert_eq!(late.unwrap(), Ending::Silent);
     }
 }

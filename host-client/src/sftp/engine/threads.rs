@@ -191,11 +191,13 @@ fn read_until_it_ends(
     let mut lander = None;
     loop {
         dispatch(&mut frames, table)?;
+        let owed = !table.is_idle();
         match receive(stream, frames.space(), SILENCE_TIMEOUT) {
             Ok(0) => return Err(Ending::closed()),
             Ok(count) => frames.filled(count),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                if !table.is_idle() {
+                // What has been asked for since then has not waited so long.
+                if owed && !table.is_idle() {
                     return Err(Ending::Silent);
                 }
             }
