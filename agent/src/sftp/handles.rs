@@ -26,6 +26,8 @@ pub(super) struct Open {
 pub(super) enum Kind {
     File {
         file: File,
+        /// Whether it may be written to.
+        writes: bool,
         /// Whether every write goes to the end.
         appends: bool,
     },
@@ -51,9 +53,15 @@ impl Open {
             Kind::File {
                 file,
                 appends: false,
+                ..
             } => Some(file),
             _ => None,
         }
+    }
+
+    /// Whether it may be written to.
+    pub(super) fn writes(&self) -> bool {
+        matches!(self.kind, Kind::File { writes: true, .. })
     }
 
     /// Whether every write goes to the end.
@@ -131,6 +139,7 @@ mod tests {
         Open {
             kind: Kind::File {
                 file: File::open("/dev/null").unwrap(),
+                writes: false,
                 appends: false,
             },
             path: Bytes::new(),

@@ -233,6 +233,7 @@ mod tests {
         Open {
             kind: Kind::File {
                 file,
+                writes: true,
                 appends: false,
             },
             path: Bytes::new(),
@@ -265,6 +266,7 @@ mod tests {
         let again = Open {
             kind: Kind::File {
                 file: from.file().unwrap().try_clone().unwrap(),
+                writes: true,
                 appends: true,
             },
             path: Bytes::from_static(b"another name"),

@@ -113,13 +113,16 @@ struct Table {
     /// Counts the leaders' requests: whether the input on the table is still one's own.
     turn: u64,
     order: Order<Waiting>,
-    /// Replies that a leader had gathered when its input was taken: they go out before any other.
+    /// Replies that a leader had gathered when its input was taken, and those of what has landed:
+    /// they go out before any other.
     owed: BytesMut,
     waiting_bytes: usize,
     landings: Landings,
     handles: Handles,
     threads: usize,
     spares: usize,
+    /// Of those, how many are to come and have not woken yet.
+    called: usize,
     watched: bool,
     /// Whether the watcher sleeps until it is told.
     asleep: bool,
@@ -308,6 +311,7 @@ impl Shared {
     ) -> io::Result<()> {
         let sent = self.send(id, answer, desk);
         self.lock().order.finish(name);
+        self.room.notify_all();
         sent
     }
 

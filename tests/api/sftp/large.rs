@@ -8,7 +8,7 @@ use harness::{TestAgent, TestFolder, eventually};
 use tokio::io::AsyncWriteExt;
 use vsock_agent_protocol::sftp::{Reply, Request, open_flags, status};
 
-use super::{Session, path};
+use super::{Session, order::open_in, path};
 
 /// Length of one WRITE, in bytes: the most that the agent takes.
 const PIECE: usize = 255 * 1024;
@@ -204,4 +204,101 @@ async fn large_writes_are_done_for_a_client_that_leaves_without_waiting() {
     let expected = data.repeat(WRITES);
     let whole = async || fs::read(&there).unwrap() == expected;
     assert!(eventually(Duration::from_secs(20), whole).await);
+}
+
+#[tokio::test]
+async fn what_comes_before_the_end_is_done_and_answered() {
+    const WRITES: usize = 6;
+    let agent = TestAgent::start();
+    let folder = TestFolder::new("large-rest");
+    let data = content(PIECE);
+    let tail = Bytes::from_static(b"tail");
+    for round in 0..40 {
+        let name = format!("file-{round}");
+        let there = path(folder.path(), name.as_bytes());
+        let mut session = Session::start(&agent).await;
+        let flags = open_flags::WRITE | open_flags::CREATE;
+        let handle = session.open(&there, flags).await;
+        let mut ids = Vec::new();
+        for number in 0..=WRITES {
+            let offset = (number * PIECE).try_into().unwrap();
+            let data = if number < WRITES { &data } else { &tail };
+            ids.push(session.send(&write(&handle, offset, data)).await);
+        }
+        session.stream.shutdown().await.unwrap();
+        for id in ids {
+            let (answered, reply) = session.receive().await;
+            assert_eq!(answered, id, "in order");
+            assert!(
+                matches!(reply, Reply::Status { code: 0, .. }),
+                "{round}: {reply:?}"
+            );
+        }
+        let expected = [&data.repeat(WRITES)[..], &tail].concat();
+        assert!(
+            fs::read(folder.path().join(&name)).unwrap() == expected,
+            "{round}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_file_is_closed_when_its_close_is_answered() {
+    let agent = TestAgent::start();
+    let folder = TestFolder::new("large-closed");
+    let there = path(folder.path(), b"file");
+    let data = content(200_000);
+    let mut session = Session::start(&agent).await;
+    for round in 0..1_000 {
+        let flags = open_flags::WRITE | open_flags::CREATE;
+        let handle = session.open(&there, flags).await;
+        session.send(&write(&handle, 0, &data)).await;
+        session.send(&Request::Close { handle }).await;
+        for _ in 0..2 {
+            session.receive().await;
+        }
+        assert_eq!(open_in(folder.path()), 0, "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_within_a_write_leaves_nothing_open() {
+    let agent = TestAgent::start();
+    let folder = TestFolder::new("large-within");
+    let mut session = Session::start(&agent).await;
+    let flags = open_flags::WRITE | open_flags::CREATE;
+    let handle = session.open(&path(folder.path(), b"file"), flags).await;
+    let mut frame = BytesMut::new();
+    write(&handle, 0, &content(PIECE)).encode(7, &mut frame);
+    session.stream.write_all(&frame[..PIECE / 2]).await.unwrap();
+    session.stream.flush().await.unwrap();
+    assert_eq!(open_in(folder.path()), 1);
+    drop(session);
+    let closed = async || open_in(folder.path()) == 0;
+    assert!(eventually(Duration::from_secs(3), closed).await);
+}
+
+#[tokio::test]
+async fn a_read_does_not_show_what_is_written_after_it() {
+    let agent = TestAgent::start();
+    let folder = TestFolder::new("large-later");
+    fs::write(folder.path().join("file"), vec![b'A'; PIECE]).unwrap();
+    let there = path(folder.path(), b"file");
+    let mut session = Session::start(&agent).await;
+    let flags = open_flags::READ | open_flags::WRITE;
+    let handle = session.open(&there, flags).await;
+    let read = Request::Read {
+        handle: handle.clone(),
+        offset: 0,
+        length: PIECE.try_into().unwrap(),
+    };
+    let later = Bytes::from(vec![b'B'; 4_096]);
+    session.send(&read).await;
+    session.send(&write(&handle, 0, &later)).await;
+    let written = async || fs::read(folder.path().join("file")).unwrap()[0] == b'B';
+    assert!(eventually(Duration::from_secs(20), written).await);
+    match session.receive().await {
+        (_, Reply::Data { data }) => assert!(data.iter().all(|byte| *byte == b'A')),
+        other => panic!("{other:?}"),
+    }
 }

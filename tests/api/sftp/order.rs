@@ -79,7 +79,7 @@ fn write(handle: &Bytes, data: &'static str) -> Request {
 }
 
 /// Descriptors of this process, which has the agent in it, that lead into a folder.
-fn open_in(folder: &Path) -> usize {
+pub(super) fn open_in(folder: &Path) -> usize {
     let entries = fs::read_dir("/proc/self/fd").unwrap();
     let targets = entries.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
     targets.filter(|target| target.starts_with(folder)).count()

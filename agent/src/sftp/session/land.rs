@@ -43,8 +43,11 @@ const GATHERED: usize = 4;
 /// requests that are.
 const BUFFER_TIMEOUT: Duration = Duration::from_millis(4);
 
-/// How long one write may take when the client has closed the connection already.
-const LANDING_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one request may take when the client has said that no more come.
+const REST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The same when it is gone, and nothing lands: what takes longer is not to go on for nobody.
+const GONE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The WRITEs of a session that land.
 #[derive(Debug, Default)]
@@ -191,18 +194,27 @@ impl Shared {
         })
     }
 
-    /// Has another thread write what was read. Gives it back if there is none.
-    pub(super) fn hand_over(self: &Arc<Self>, landing: Landing) -> Result<(), Landing> {
+    /// Has another thread write what was read. False if there is none: whoever called this is the
+    /// lander then, and has to [land all](Self::land_all).
+    pub(super) fn hand_over(self: &Arc<Self>, landing: Landing) -> bool {
         let mut table = self.lock();
-        if table.landings.lander == Lander::None {
-            table.landings.lander = Lander::Called;
-            if !self.call_help(&mut table) {
-                table.landings.lander = Lander::None;
-                return Err(landing);
-            }
-        }
         table.landings.queue.push_back(landing);
-        Ok(())
+        if table.landings.lander != Lander::None {
+            return true;
+        }
+        let helped = self.call_help(&mut table);
+        table.landings.lander = match helped {
+            true => Lander::Called,
+            false => Lander::Here,
+        };
+        helped
+    }
+
+    /// Forgets one whose data did not come.
+    pub(super) fn abandon(&self, landing: Landing) {
+        let mut table = self.lock();
+        table.landings.done(landing.buffer);
+        table.order.finish(landing.name);
     }
 
     /// Writes what is to land, until there is nothing more.
@@ -224,15 +236,23 @@ impl Shared {
             }
         }
         table.landings.lander = Lander::None;
+        self.room.notify_all();
         Ok(result?)
     }
 
     /// Writes, and leaves the reply with those that go out before any other.
-    pub(super) fn land(self: &Arc<Self>, landing: Landing) {
-        let (mut table, answer) = self.settle(landing.write());
+    fn land(self: &Arc<Self>, landing: Landing) {
+        let done = landing.write();
         let Landing {
-            name, id, buffer, ..
+            name,
+            id,
+            open,
+            buffer,
+            ..
         } = landing;
+        // Who closes the file is to be the last who uses it.
+        drop(open);
+        let (mut table, answer) = self.settle(done);
         if let Answer::Reply(reply) = answer {
             reply.encode(id, &mut table.owed);
         }
@@ -244,16 +264,21 @@ impl Shared {
         }
     }
 
-    /// Waits until all that was to land has done so, or the session has ended. Does not wait for a
-    /// file that hangs.
-    pub(super) fn wait_for_landings(&self) {
+    /// Waits until all that has come whole is done and answered, or the session has ended. Does not
+    /// wait for a file that hangs.
+    pub(super) fn wait_for_the_rest(&self) {
         let mut table = self.lock();
-        while table.landings.begun > 0 && !table.ended {
-            let begun = table.landings.begun;
-            let waited = self.room.wait_timeout(table, LANDING_TIMEOUT);
+        let left = |table: &Table| (table.order.waiting(), table.order.running());
+        while !table.ended && (left(&table) != (0, 0) || table.landings.lander != Lander::None) {
+            let before = left(&table);
+            let limit = match table.landings.begun == 0 && self.closer.is_hung_up() {
+                true => GONE_TIMEOUT,
+                false => REST_TIMEOUT,
+            };
+            let waited = self.room.wait_timeout(table, limit);
             let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             table = woken;
-            if timeout.timed_out() && table.landings.begun == begun {
+            if timeout.timed_out() && left(&table) == before {
                 return;
             }
         }

@@ -7,7 +7,6 @@ use super::{
         SftpError,
         files::Done,
         input::{Begun, Frame, Input, Next},
-        stream::Outgoing,
     },
     Answer, Desk, SessionError, Shared, Table, Waiting, decode,
 };
@@ -33,7 +32,7 @@ impl Shared {
         let led = self.lead_on(input, desk);
         if !matches!(led, Ok(Left::Input)) {
             // Nothing more comes; what has come whole is done.
-            self.wait_for_landings();
+            self.wait_for_the_rest();
         }
         if matches!(led?, Left::Nothing) {
             self.end(None);
@@ -96,11 +95,13 @@ impl Shared {
             let frame = input.read_begun(&self.sink)?;
             return self.lead_frame(input, frame, desk);
         };
-        input.read_data(begun, landing.room(), &self.sink)?;
-        if let Err(landing) = self.hand_over(landing) {
+        if let Err(error) = input.read_data(begun, landing.room(), &self.sink) {
+            self.abandon(landing);
+            return Err(error);
+        }
+        if !self.hand_over(landing) {
             let turn = self.lay_down(&mut self.lock(), input);
-            self.land(landing);
-            self.send_owed_and(Outgoing::EMPTY)?;
+            self.land_all()?;
             let mut table = self.lock();
             let mine = table.turn == turn;
             return Ok(table.input.take_if(|_| mine));
@@ -132,6 +133,12 @@ impl Shared {
         match table.input.take_if(|_| mine) {
             Some(mut input) => {
                 table.order.finish(name);
+                // What has landed before is answered before.
+                if !table.owed.is_empty() {
+                    let mut replies = std::mem::take(&mut table.owed);
+                    replies.unsplit(std::mem::take(&mut input.replies));
+                    input.replies = replies;
+                }
                 drop(table);
                 self.gather(id, answer, &mut input, desk)?;
                 Ok(Some(input))

@@ -88,7 +88,8 @@ impl Shared {
 
     /// Wakes a spare thread, or starts one. False if there is none: the session goes on, serially.
     pub(super) fn call_help(self: &Arc<Self>, table: &mut Table) -> bool {
-        if table.spares > 0 {
+        if table.spares > table.called {
+            table.called += 1;
             self.wake.notify_one();
             return true;
         }
@@ -120,7 +121,8 @@ impl Shared {
                 table.waiting_bytes -= waiting.frame.len();
                 self.budget.give_back(waiting.frame.len());
                 self.room.notify_one();
-                if table.order.has_ready() {
+                // It may have been the watcher.
+                if table.order.has_ready() || !table.watched {
                     self.call_help(&mut table);
                 }
                 return Role::Work(name, waiting);
@@ -141,6 +143,7 @@ impl Shared {
                 .unwrap_or_else(PoisonError::into_inner);
             table = woken;
             table.spares -= 1;
+            table.called = table.called.saturating_sub(1);
             let is_needed = table.order.has_ready() || table.landings.calls();
             if timeout.timed_out() && table.watched && !is_needed {
                 table.landings.tidy();
