@@ -28,7 +28,7 @@ mod whole;
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
@@ -36,8 +36,8 @@ use bytes::Bytes;
 pub use russh_sftp::protocol::OpenFlags;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use self::engine::Engine;
 pub(crate) use self::engine::LocalSource;
+use self::engine::{Engine, PendingReply};
 pub use self::{
     directory::{DirectoryEntry, DirectoryReader},
     file::RemoteFile,
@@ -68,6 +68,8 @@ const MIN_DATA_BYTES: u32 = 4 * 1024;
 pub struct Sftp {
     engine: Arc<Engine>,
     sizes: Sizes,
+    /// Removals that nobody has waited for.
+    removals: Arc<Mutex<Vec<PendingReply>>>,
 }
 
 /// Most bytes of a file in one request.
@@ -112,7 +114,11 @@ impl Sftp {
             Some(_) => limits(&engine).await,
             None => Sizes::USUAL,
         };
-        Self { engine, sizes }
+        Self {
+            engine,
+            sizes,
+            removals: Arc::default(),
+        }
     }
 
     /// Whether the server announced an extension, such as `fsync@openssh.com`.
@@ -364,10 +370,26 @@ impl Sftp {
         self.engine.cork()
     }
 
-    /// Removes a file without waiting to hear whether that worked.
+    /// Removes a file without waiting to hear whether that worked; [`Sftp::removed`] does.
     pub(crate) fn remove_now(&self, path: &RemotePath) {
         let path = Bytes::copy_from_slice(path.as_bytes());
-        self.engine.submit_now(&Request::Remove { path });
+        if let Some(pending) = self.engine.submit_now(&Request::Remove { path }) {
+            self.removals().push(pending);
+        }
+    }
+
+    /// Waits until what is removed without waiting is, or could not be. A session that is dropped
+    /// before may never say it.
+    pub(crate) async fn removed(&self) {
+        let removals = std::mem::take(&mut *self.removals());
+        for pending in removals {
+            // What became of it is no concern of who failed before.
+            let _ = pending.reply().await;
+        }
+    }
+
+    fn removals(&self) -> MutexGuard<'_, Vec<PendingReply>> {
+        self.removals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn ask(&self, request: Request) -> Result<Reply, ClientError> {

@@ -9,9 +9,10 @@ use std::{
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
 pub use self::stream::push_stream;
 use super::{
@@ -28,6 +29,9 @@ use crate::{
     protocol::sftp::{Attributes, extension},
     sftp::{RemotePath, Sftp},
 };
+
+/// How long a guest may take to remove what a failed copy leaves.
+const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A directory in the guest that is being filled.
 #[derive(Debug)]
@@ -92,8 +96,15 @@ pub async fn push(
     };
     let run = Run::new(sftp, options, observer, single);
     let walk = |queue| walk_all(&run, sources, destination, is_directory, queue);
-    run.drive(walk, |work| put(&run, work)).await?;
+    let driven = run.drive(walk, |work| put(&run, work)).await;
+    clean_up(sftp).await;
+    driven?;
     Ok(run.summary())
+}
+
+/// Waits until nothing is left of what failed. A guest that does not answer is not waited for.
+async fn clean_up(sftp: &Sftp) {
+    let _ = timeout(CLEAN_UP_TIMEOUT, sftp.removed()).await;
 }
 
 /// Whether sources go into the destination, or become it.

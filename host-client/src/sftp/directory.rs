@@ -156,6 +156,6 @@ impl Seen {
 impl Drop for DirectoryReader {
     fn drop(&mut self) {
         let handle = self.handle.clone();
-        self.sftp.engine.submit_now(&Request::Close { handle });
+        let _ = self.sftp.engine.submit_now(&Request::Close { handle });
     }
 }

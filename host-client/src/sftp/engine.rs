@@ -244,12 +244,13 @@ impl Engine {
         self.shared.table.expect(Some(permit), credit, landing)
     }
 
-    /// Sends a request whose reply nobody wants, to clean up. It needs no permit: there is one at
-    /// most for each handle or file that another request made.
-    pub(super) fn submit_now(&self, request: &Request) {
-        if let Ok((id, _)) = self.shared.table.expect(None, None, None) {
-            self.shared.outbox.push(id, request);
-        }
+    /// Sends a request to clean up; its reply need not be waited for. It needs no permit: there is
+    /// one at most for each handle or file that another request made. `None` when the connection is
+    /// over.
+    pub(super) fn submit_now(&self, request: &Request) -> Option<PendingReply> {
+        let (id, pending) = self.shared.table.expect(None, None, None).ok()?;
+        self.shared.outbox.push(id, request);
+        Some(pending)
     }
 
     /// Holds requests back until what is returned is dropped, so that they go in one write.

@@ -217,7 +217,7 @@ impl Drop for RemoteFile {
     fn drop(&mut self) {
         if self.open {
             let handle = self.handle.clone();
-            self.sftp.engine.submit_now(&Request::Close { handle });
+            let _ = self.sftp.engine.submit_now(&Request::Close { handle });
         }
     }
 }

@@ -11,7 +11,7 @@ use portable_pty::{CommandBuilder, PtySize, native_pty_system};
 use super::{
     MIB, content, finish,
     gate::{Direction, Gate},
-    part_of, spawn,
+    part_of, resumed_at, spawn,
 };
 use crate::cli_files::{Ends, cli, names, stderr, stdout};
 
@@ -77,6 +77,56 @@ async fn an_interrupted_pull_removes_what_it_wrote() {
 #[tokio::test]
 async fn a_terminated_push_removes_what_it_wrote() {
     interrupt(Direction::In, Signal::SIGTERM).await;
+}
+
+/// Interrupts a copy that may be resumed, and resumes it.
+async fn interrupt_and_resume(direction: Direction) {
+    let ends = Ends::start();
+    let source = ends.write("source", content(2, SIZE));
+    let place = ends.mkdir("place");
+    let target = ends.write("place/target", "old");
+    let gate = Gate::new(
+        ends.folder.path(),
+        &ends.agent.socket(),
+        direction,
+        SIZE / 2,
+    );
+    let (from, to) = (source.display(), target.display());
+    let words = |endpoint: &str| match direction {
+        Direction::In => ["push", "--resume", "--json"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([from.to_string(), format!("{endpoint}:{to}")]),
+        Direction::Out => ["pull", "--resume", "--json"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([format!("{endpoint}:{from}"), to.to_string()]),
+    };
+    let client = spawn(ends.cli(words(&gate.endpoint().to_string())));
+    let pid = Pid::from_raw(i32::try_from(client.id()).unwrap());
+    part_of(&place, SIZE / 2 - MIB).await;
+    kill(pid, Signal::SIGINT).unwrap();
+    let output = finish(client).await;
+    gate.open();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert_eq!(fs::read(&target).unwrap(), b"old");
+    assert_eq!(names(&place).len(), 2, "{:?}", names(&place));
+    let again = ends.cli(words(&format!("unix:{}", ends.agent.socket().display())));
+    let output = finish(spawn(again)).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(resumed_at(&output) > 0, "{}", stdout(&output));
+    assert!(fs::read(&target).unwrap() == fs::read(&source).unwrap());
+    assert_eq!(names(&place), ["target"]);
+}
+
+#[tokio::test]
+async fn an_interrupted_push_that_resumes_goes_on() {
+    interrupt_and_resume(Direction::In).await;
+}
+
+#[tokio::test]
+async fn an_interrupted_pull_that_resumes_goes_on() {
+    interrupt_and_resume(Direction::Out).await;
 }
 
 /// Interrupts a copy of many files, here and there.

@@ -98,3 +98,20 @@ async fn other_names_are_left_alone() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_push_that_fails_has_removed_its_part_when_it_says_so() {
+    let ends = Ends::start();
+    let place = ends.mkdir("place");
+    let source = ends.write("source", vec![7; 16 * 1024 * 1024]);
+    for round in 0..5 {
+        // Much is still under way when it fails.
+        let mut command = ends.cli(["push", "--max-bytes", "3000000", "-"]);
+        command
+            .arg(ends.place(place.join("target")))
+            .stdin(fs::File::open(&source).unwrap());
+        let output = finish(spawn(command)).await;
+        assert_eq!(output.status.code(), Some(125), "{}", stderr(&output));
+        assert!(names(&place).is_empty(), "{round}: {:?}", names(&place));
+    }
+}

@@ -219,7 +219,7 @@ impl SftpArgs {
 pub(crate) struct PushArgs {
     #[command(flatten)]
     pub(crate) copy: CopyArgs,
-    /// What to copy ("-" is stdin), then where to
+    /// What to copy ("-" alone is stdin), then where to
     #[arg(required = true, num_args = 2.., value_names = ["SRC", "VM:/DST"])]
     pub(crate) paths: Vec<OsString>,
 }
@@ -239,7 +239,8 @@ pub(crate) struct CopyArgs {
     /// Directories too, with everything in them; symbolic links stay links
     #[arg(short, long)]
     pub(crate) recursive: bool,
-    /// Continue what broke off, after comparing it, and skip what is complete
+    /// Continue what broke off, after comparing it, and skip what is complete; when interrupted, keep
+    /// what there is so far
     #[arg(long)]
     pub(crate) resume: bool,
     /// Wait until each file is on its disk; the default for a single file

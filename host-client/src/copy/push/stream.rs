@@ -53,7 +53,9 @@ where
         times: None,
         ..attributes
     };
-    let bytes = file::stream(&run, part, destination, source, attributes).await?;
+    let streamed = file::stream(&run, part, destination, source, attributes).await;
+    super::clean_up(sftp).await;
+    let bytes = streamed?;
     run.finished(b"-", bytes, |summary| &mut summary.files);
     Ok(run.summary())
 }

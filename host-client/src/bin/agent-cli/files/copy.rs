@@ -75,6 +75,9 @@ pub(crate) async fn push(settings: &Settings, args: PushArgs) -> anyhow::Result<
                     copy::push_stream(&sftp, &mut stdin, &place.path, &options, &report).await;
                 named(pushed, OsStr::new("standard input"))
             }
+            sources if sources.iter().any(|source| source == STDIO) => {
+                bail!("standard input cannot be one of several sources; a file of that name is ./-")
+            }
             sources => {
                 let paths: Vec<PathBuf> = sources.iter().map(PathBuf::from).collect();
                 let pushed = copy::push(&sftp, &paths, &place.path, &options, &report).await;
@@ -82,7 +85,7 @@ pub(crate) async fn push(settings: &Settings, args: PushArgs) -> anyhow::Result<
             }
         }
     };
-    let copied = unless_interrupted(&[&sftp], copying).await;
+    let copied = unless_interrupted(&[&sftp], options.resume, copying).await;
     report.end(copied)
 }
 
@@ -125,7 +128,7 @@ pub(crate) async fn pull(settings: &Settings, args: PullArgs) -> anyhow::Result<
         Ok(total)
     };
     let all: Vec<&Sftp> = sessions.iter().map(|(sftp, _)| sftp).collect();
-    let copied = unless_interrupted(&all, copying).await;
+    let copied = unless_interrupted(&all, options.resume, copying).await;
     report.end(copied)
 }
 
@@ -167,9 +170,11 @@ fn named(copied: Result<CopySummary, CopyError>, what: &OsStr) -> anyhow::Result
     copied.map_err(|error| anyhow!(error).context(shown(what)))
 }
 
-/// Copies until that is done or a signal comes; then nothing half is left behind.
+/// Copies until that is done or a signal comes; then nothing half is left behind, unless it is to be
+/// resumed.
 async fn unless_interrupted(
     sessions: &[&Sftp],
+    resumes: bool,
     copying: impl Future<Output = anyhow::Result<CopySummary>>,
 ) -> Result<anyhow::Result<CopySummary>, i32> {
     let (Ok(mut interrupt), Ok(mut terminate)) = (
@@ -178,11 +183,18 @@ async fn unless_interrupted(
     ) else {
         return Ok(copying.await);
     };
+    let mut copying = Box::pin(copying);
     let signal = tokio::select! {
-        copied = copying => return Ok(copied),
+        copied = &mut copying => return Ok(copied),
         _ = interrupt.recv() => SignalKind::interrupt(),
         _ = terminate.recv() => SignalKind::terminate(),
     };
+    if resumes {
+        // As if the process had been killed: what is dropped would be removed.
+        std::mem::forget(copying);
+        return Err(signal.as_raw_value());
+    }
+    drop(copying);
     for sftp in sessions {
         // Answered behind the requests that remove parts; a guest that hangs is left.
         let _ = timeout(CLEAN_UP_TIMEOUT, sftp.realpath(".")).await;
