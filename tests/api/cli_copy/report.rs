@@ -1,6 +1,6 @@
 //! What programs hear: lines of JSON.
 
-use std::{fs, os::unix::fs::symlink};
+use std::{fs, os::unix::fs::symlink, process::Stdio};
 
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde_json::{Value, json};
@@ -65,14 +65,22 @@ async fn every_line_is_json_and_the_last_one_sums_up() {
 }
 
 #[tokio::test]
-async fn a_failure_is_no_json_and_a_closed_reader_stops_nothing() {
+async fn the_failure_of_all_is_told_and_a_closed_reader_stops_nothing() {
     let ends = Ends::start();
     ends.write("file", "text");
     let mut push = ends.cli(["push", "--json", "missing"]);
     push.arg(ends.place(ends.path("there")));
     let output = finish(spawn(push)).await;
     assert!(crate::cli_files::failed(&output).contains("missing"));
-    assert_eq!(output.stdout, b"");
+    let events = events(&output);
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(
+        (&events[0]["event"], &events[0]["name"]),
+        (&json!("failed"), &json!("missing"))
+    );
+    let why = events[0]["error"].as_str().unwrap();
+    assert!(why.contains("No such file"), "{why}");
+    assert!(!why.contains("missing"), "{why}");
 
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -99,5 +107,48 @@ async fn without_a_terminal_nothing_is_shown() {
             .arg(ends.place(ends.path("there")))
             .arg("back");
         assert_eq!(succeeded(&finish(spawn(pull)).await), "");
+    }
+}
+
+#[tokio::test]
+async fn a_failure_names_what_it_is_about() {
+    let ends = Ends::start();
+    ends.write("file", "text");
+    ends.mkdir("directory");
+    for (source, target, said) in [
+        ("file", "nowhere/file", "nowhere/file: cannot open"),
+        ("file", "nowhere/", "nowhere/: the destination is not"),
+        ("-", "directory", "directory: it is a directory"),
+        ("missing", "there", "missing: "),
+    ] {
+        let mut push = ends.cli(["push", source]);
+        push.arg(ends.place(ends.path(target))).stdin(Stdio::null());
+        let output = finish(spawn(push)).await;
+        let why = crate::cli_files::failed(&output);
+        assert!(why.contains(said), "{source} to {target}: {why}");
+    }
+}
+
+#[tokio::test]
+async fn a_full_standard_output_is_said_to_be_that() {
+    let ends = Ends::start();
+    let file = ends.write("file", "text");
+    for words in [&["ls"][..], &["stat"], &["cat"], &["pull"]] {
+        let mut command = ends.cli(words);
+        command.arg(ends.place(&file));
+        if words == ["pull"] {
+            command.arg("-");
+        }
+        let full = fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        command.stdout(full).stderr(Stdio::piped());
+        let output = finish(command.spawn().unwrap()).await;
+        let why = crate::cli_files::failed(&output);
+        assert!(
+            why.contains("standard output: No space"),
+            "{words:?}: {why}"
+        );
     }
 }

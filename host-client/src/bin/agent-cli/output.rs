@@ -13,7 +13,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 /// Prints one line to stdout.
 pub(crate) fn line(text: &str) -> io::Result<()> {
-    writeln!(io::stdout().lock(), "{text}")
+    writeln!(io::stdout().lock(), "{text}").map_err(on_stdout)
 }
 
 /// Prints lines to stdout, many at once.
@@ -21,8 +21,17 @@ pub(crate) fn lines(lines: &[String]) -> io::Result<()> {
     let mut stdout = io::BufWriter::new(io::stdout().lock());
     lines
         .iter()
-        .try_for_each(|line| writeln!(stdout, "{line}"))?;
-    stdout.flush()
+        .try_for_each(|line| writeln!(stdout, "{line}"))
+        .and_then(|()| stdout.flush())
+        .map_err(on_stdout)
+}
+
+/// Says of an error that it is one of standard output. Its kind stays.
+pub(crate) fn on_stdout(error: io::Error) -> io::Error {
+    io::Error::new(
+        error.kind(),
+        format!("cannot write to standard output: {error}"),
+    )
 }
 
 /// Prints one JSON value to stdout.

@@ -22,6 +22,8 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
+use crate::output;
+
 /// Bytes read at once.
 const BUFFER_BYTES: usize = 64 * 1024;
 
@@ -156,5 +158,8 @@ pub(crate) async fn copy_out(reader: Option<impl AsyncRead + Unpin>, sink: Sink)
             }
         }
     }
-    writer.finish().await
+    writer.finish().await.map_err(|error| match sink {
+        Sink::Stdout => output::on_stdout(error),
+        Sink::Stderr => error,
+    })
 }

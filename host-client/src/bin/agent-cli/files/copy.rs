@@ -73,7 +73,10 @@ pub(crate) async fn push(settings: &Settings, args: PushArgs) -> anyhow::Result<
                 let mut stdin = Stdin::start()?;
                 let pushed =
                     copy::push_stream(&sftp, &mut stdin, &place.path, &options, &report).await;
-                named(pushed, OsStr::new("standard input"))
+                match &pushed {
+                    Err(CopyError::Local { .. }) => named(pushed, OsStr::new("standard input")),
+                    _ => named(pushed, &destination),
+                }
             }
             sources if sources.iter().any(|source| source == STDIO) => {
                 bail!("standard input cannot be one of several sources; a file of that name is ./-")
@@ -81,12 +84,21 @@ pub(crate) async fn push(settings: &Settings, args: PushArgs) -> anyhow::Result<
             sources => {
                 let paths: Vec<PathBuf> = sources.iter().map(PathBuf::from).collect();
                 let pushed = copy::push(&sftp, &paths, &place.path, &options, &report).await;
-                named(pushed, one_of(sources, &destination))
+                match &pushed {
+                    // Here it reads, there it writes.
+                    Err(
+                        CopyError::Client(_)
+                        | CopyError::NotADirectory
+                        | CopyError::InTheWay
+                        | CopyError::TakenOver,
+                    ) => named(pushed, &destination),
+                    _ => named(pushed, one_of(sources, &destination)),
+                }
             }
         }
     };
     let copied = unless_interrupted(&[&sftp], options.resume, copying).await;
-    report.end(copied)
+    report.end(copied, one_of(&sources, &destination))
 }
 
 /// `agent-cli pull`.
@@ -129,7 +141,7 @@ pub(crate) async fn pull(settings: &Settings, args: PullArgs) -> anyhow::Result<
     };
     let all: Vec<&Sftp> = sessions.iter().map(|(sftp, _)| sftp).collect();
     let copied = unless_interrupted(&all, options.resume, copying).await;
-    report.end(copied)
+    report.end(copied, one_of(&sources, &destination))
 }
 
 async fn pull_to_stdout(

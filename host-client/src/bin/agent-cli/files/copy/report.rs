@@ -1,7 +1,9 @@
 //! What is said of a copy: a bar for a terminal, lines of JSON for programs, and what failed.
 
 use std::{
+    ffi::OsStr,
     io::{self, IsTerminal},
+    os::unix::ffi::OsStrExt,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -9,7 +11,7 @@ use std::{
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
-use vsock_agent_client::copy::{CopyEvent, CopyObserver, CopySummary, SkipReason};
+use vsock_agent_client::copy::{CopyError, CopyEvent, CopyObserver, CopySummary, SkipReason};
 
 use crate::{args::CopyArgs, exit, output};
 
@@ -64,15 +66,27 @@ impl Report {
         }
     }
 
-    /// The last words, and the exit code.
+    /// The last words, and the exit code. A copy that failed as a whole was `about` this.
     pub(super) fn end(
         self,
         copied: Result<anyhow::Result<CopySummary>, i32>,
+        about: &OsStr,
     ) -> anyhow::Result<u8> {
         self.clear();
         let summary = match copied {
             Err(signal) => return Ok(exit::after_signal(signal)),
-            Ok(copied) => copied?,
+            Ok(Ok(summary)) => summary,
+            Ok(Err(error)) => {
+                // What it is about is in the line, and in what is said to people.
+                let copy = error.chain().position(|cause| cause.is::<CopyError>());
+                let mut causes = error.chain();
+                if let Some(before) = copy.and_then(|copy| copy.checked_sub(1)) {
+                    causes.nth(before);
+                }
+                let why = exit::words(causes);
+                self.print("failed", about.as_bytes(), || json!({ "error": why }));
+                return Err(error);
+            }
         };
         if self.json {
             output::json_line(&json!({
