@@ -138,7 +138,7 @@ fn a_tree_is_removed_and_nothing_that_its_links_lead_to() {
     succeeded(&ends.run([
         "rm".as_ref(),
         "-r".as_ref(),
-        &*ends.place(ends.path("bare/")),
+        &*ends.place(ends.path("bare")),
     ]));
     assert_eq!(ends.names(), ["victim"]);
     assert!(ends.path("victim/deep/file").exists());
@@ -200,4 +200,24 @@ fn everything_that_is_known_of_a_file_is_shown() {
     );
     assert_eq!(facts[0]["size"], 5);
     assert_eq!(facts[0]["uid"], nix::unistd::getuid().as_raw());
+}
+
+#[test]
+fn what_is_named_as_a_directory_and_is_none_is_not_removed() {
+    let ends = Ends::start();
+    ends.write("file", "text");
+    ends.mkdir("directory");
+    symlink("directory", ends.path("link")).unwrap();
+    for name in ["file/", "link/"] {
+        for flags in ["-r", "-f"] {
+            let place = ends.place(ends.path(name));
+            let output = ends.run(["rm".as_ref(), flags.as_ref(), &*place]);
+            assert!(failed(&output).contains("not a directory"), "{name}");
+        }
+    }
+    let place = ends.place(ends.path("directory/"));
+    succeeded(&ends.run(["rm".as_ref(), "-r".as_ref(), &*place]));
+    assert!(!ends.path("directory").exists());
+    assert!(ends.path("file").exists());
+    assert!(ends.path("link").is_symlink());
 }

@@ -54,12 +54,15 @@ impl Removal {
     /// Removes what is at a path.
     pub(super) async fn remove(self, sftp: &Sftp, path: &RemotePath) -> anyhow::Result<()> {
         let what = || format!("cannot remove {}", shown(path));
+        let as_directory = path.as_bytes().ends_with(b"/");
         let path = &checked(path).with_context(what)?;
         let attributes = match sftp.lstat(path).await {
             Err(error) if self.force && error.is_not_found() => return Ok(()),
             other => other.with_context(what)?,
         };
         match (is_directory(&attributes), self.recursive) {
+            // As rm(1) has it, also of a link to a directory.
+            (false, _) if as_directory => bail!("{}: it is not a directory", what()),
             (false, _) => sftp.remove(path).await.with_context(what),
             (true, false) => bail!("{}: it is a directory", what()),
             (true, true) => Tree::new(sftp)
