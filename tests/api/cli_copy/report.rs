@@ -152,3 +152,17 @@ async fn a_full_standard_output_is_said_to_be_that() {
         );
     }
 }
+
+#[tokio::test]
+async fn standard_input_is_no_source_among_several() {
+    let ends = Ends::start();
+    for name in ["-", "file"] {
+        ends.write(name, "text");
+    }
+    let place = ends.mkdir("place");
+    let mut push = ends.cli(["push", "-", "file"]);
+    push.arg(ends.place(&place));
+    let output = finish(spawn(push)).await;
+    assert!(crate::cli_files::failed(&output).contains("./-"));
+    assert!(crate::cli_files::names(&place).is_empty());
+}

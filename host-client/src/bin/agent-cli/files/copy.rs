@@ -65,6 +65,9 @@ impl CopyArgs {
 pub(crate) async fn push(settings: &Settings, args: PushArgs) -> anyhow::Result<u8> {
     let (sources, destination) = split_last(args.paths)?;
     let place = Place::parse(&destination)?;
+    if sources.len() > 1 && sources.iter().any(|source| source == STDIO) {
+        bail!("standard input cannot be one of several sources; a file of that name is ./-");
+    }
     let sftp = args.copy.session(settings, &place.vm).await?;
     let (options, report) = (args.copy.options(), Report::new(&args.copy));
     let copying = async {
@@ -77,9 +80,6 @@ pub(crate) async fn push(settings: &Settings, args: PushArgs) -> anyhow::Result<
                     Err(CopyError::Local { .. }) => named(pushed, OsStr::new("standard input")),
                     _ => named(pushed, &destination),
                 }
-            }
-            sources if sources.iter().any(|source| source == STDIO) => {
-                bail!("standard input cannot be one of several sources; a file of that name is ./-")
             }
             sources => {
                 let paths: Vec<PathBuf> = sources.iter().map(PathBuf::from).collect();
