@@ -7,6 +7,14 @@ use crate::{endpoint::Endpoint, sftp::FileStatus};
 /// A cause whose type is nobody's business: it is printed, and found by `source`.
 pub(crate) type Cause = Box<dyn Error + Send + Sync>;
 
+/// Longest text of an agent's that is kept in an error or a status, in characters.
+pub(crate) const MAX_TEXT_CHARS: usize = 1000;
+
+/// The beginning of what an agent says.
+pub(crate) fn bounded(text: &str) -> String {
+    text.chars().take(MAX_TEXT_CHARS).collect()
+}
+
 /// Why something asked of an agent did not work.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -37,7 +45,8 @@ pub enum ClientError {
     Agent {
         /// The HTTP status.
         status: u16,
-        /// Its words. They come from the guest: escape them before they reach a terminal.
+        /// Its words, at most 1,000 characters. They come from the guest: escape them before they
+        /// reach a terminal.
         text: String,
     },
     /// The connection ended too early. What was asked may have happened or not.

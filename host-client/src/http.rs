@@ -28,7 +28,7 @@ use tokio::{select, task::JoinSet, time::timeout};
 
 use crate::{
     connect::{Connector, Stream, Upgraded},
-    error::ClientError,
+    error::{ClientError, bounded},
     protocol::envelope::{Envelope, EnvelopeKind},
     tls,
 };
@@ -374,7 +374,7 @@ fn take_envelope(status: StatusCode, body: &[u8]) -> Result<Envelope<Value>, Cli
                 0 => status.as_u16(),
                 code => code,
             },
-            text: envelope.error,
+            text: bounded(&envelope.error),
         }),
         Ok(envelope) if !refused => Ok(envelope),
         Ok(_) | Err(_) if refused => Err(ClientError::Agent {

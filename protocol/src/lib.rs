@@ -30,6 +30,7 @@ pub mod operation;
 pub mod path;
 pub mod port_forward;
 pub mod preset;
+pub mod printable;
 pub mod server_info;
 pub mod sftp;
 pub mod state;

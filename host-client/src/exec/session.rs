@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     client::Client,
-    error::ClientError,
+    error::{ClientError, bounded},
     http::{ANSWER_TIMEOUT, Call, metadata},
     operation::{self, Watch},
     protocol::{
@@ -347,8 +347,8 @@ fn judge(
     if operation.status_code != OperationStatus::Success.code() {
         // Never started, or ended by the agent: the streams end as they may.
         let text = match operation.err.is_empty() {
-            true => operation.status,
-            false => operation.err,
+            true => bounded(&operation.status),
+            false => bounded(&operation.err),
         };
         return match ended {
             Some(ended) => Ok(ExitStatus {

@@ -5,12 +5,9 @@ use std::fmt;
 use russh_sftp::protocol::StatusCode;
 
 use crate::{
-    error::ClientError,
+    error::{ClientError, bounded},
     protocol::sftp::{Reply, status as codes},
 };
-
-/// Longest text kept from a server, in characters.
-const MAX_TEXT_CHARS: usize = 1000;
 
 /// Why a server refused: a code and words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,10 +18,9 @@ pub struct FileStatus {
 
 impl FileStatus {
     pub(super) fn new(code: u32, message: &[u8]) -> Self {
-        let text = String::from_utf8_lossy(message);
         Self {
             code,
-            text: text.chars().take(MAX_TEXT_CHARS).collect(),
+            text: bounded(&String::from_utf8_lossy(message)),
         }
     }
 

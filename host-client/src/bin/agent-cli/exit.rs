@@ -61,9 +61,11 @@ pub(crate) fn tell(error: &anyhow::Error) -> u8 {
     OURS
 }
 
-/// An error with its causes. Not escaped: words in them can be a guest's.
+/// An error with its causes, at most as long as what is printed of it. Not escaped: words in them
+/// can be a guest's.
 pub(crate) fn words(causes: anyhow::Chain<'_>) -> String {
-    dedup(causes.map(ToString::to_string).collect()).join(": ")
+    let words = dedup(causes.map(ToString::to_string).collect()).join(": ");
+    words.chars().take(output::MAX_COMPLAINT_CHARS).collect()
 }
 
 /// Leaves out causes that only repeat what was said.

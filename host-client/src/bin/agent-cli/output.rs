@@ -3,13 +3,20 @@
 //! What comes from a guest is escaped on its way to a terminal: a file name may hold anything a
 //! terminal obeys.
 
-use std::{
-    fmt::Write as _,
-    io::{self, Write},
-};
+use std::io::{self, Write};
 
 use serde_json::{Value, json};
 use tracing_subscriber::filter::LevelFilter;
+pub(crate) use vsock_agent_client::protocol::printable::escape;
+use vsock_agent_client::protocol::printable::{escape_json, excerpt};
+
+/// Longest line on stderr, in characters: a path (`PATH_MAX`), and words. A guest can have a say
+/// in both.
+pub(crate) const MAX_COMPLAINT_CHARS: usize = 5000;
+
+/// Widest that a column of a table is made for the sake of one cell, in characters. A wider cell
+/// moves what is behind it. A guest chooses how long its names are.
+const MAX_COLUMN_CHARS: usize = 100;
 
 /// Prints one line to stdout.
 pub(crate) fn line(text: &str) -> io::Result<()> {
@@ -36,16 +43,17 @@ pub(crate) fn on_stdout(error: io::Error) -> io::Error {
 
 /// Prints one JSON value to stdout.
 pub(crate) fn json(value: &Value) -> io::Result<()> {
-    line(&format!("{value:#}"))
+    line(&escape_json(&format!("{value:#}")))
 }
 
 /// Prints one JSON value to stdout, on one line.
 pub(crate) fn json_line(value: &Value) -> io::Result<()> {
-    line(&value.to_string())
+    line(&escape_json(&value.to_string()))
 }
 
-/// Prints one line to stderr, with our name before it.
+/// Prints one line to stderr, with our name before it, escaped and at most so long.
 pub(crate) fn complain(text: &str) {
+    let text = excerpt(text.as_bytes(), MAX_COMPLAINT_CHARS);
     // Nothing is left to do if not even this can be printed.
     let _ = writeln!(io::stderr().lock(), "agent-cli: {text}");
 }
@@ -64,38 +72,6 @@ pub(crate) fn start_log(verbose: u8) {
         .without_time()
         .with_target(verbose > 1)
         .init();
-}
-
-/// Makes bytes safe for a terminal: what is no text and what a terminal obeys is written as
-/// `\xNN` or `\u{NNNN}`.
-pub(crate) fn escape(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
-        for character in chunk.valid().chars() {
-            match character {
-                '\0'..='\x1f' | '\x7f'..='\u{9f}' => {
-                    let _ = write!(text, "\\x{:02x}", u32::from(character));
-                }
-                _ if is_deceptive(character) => {
-                    let _ = write!(text, "\\u{{{:x}}}", u32::from(character));
-                }
-                _ => text.push(character),
-            }
-        }
-        for byte in chunk.invalid() {
-            let _ = write!(text, "\\x{byte:02x}");
-        }
-    }
-    text
-}
-
-/// Characters that change how the text around them is shown: line separators and the controls of
-/// writing direction (Unicode `Bidi_Control`).
-const fn is_deceptive(character: char) -> bool {
-    matches!(
-        character,
-        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
-    )
 }
 
 /// A name in JSON: as text, and if it is not UTF-8 also as the bytes it is.
@@ -117,41 +93,37 @@ pub(crate) fn put_bytes(fields: &mut serde_json::Map<String, Value>, key: &str, 
 pub(crate) fn table(rows: &[Vec<String>]) -> Vec<String> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
-        .map(|column| {
-            let cells = rows.iter().filter_map(|row| row.get(column));
-            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-        })
+        .map(|column| column_width(rows.iter().filter_map(|row| row.get(column))))
         .collect();
     rows.iter()
         .map(|row| {
             let mut text = String::new();
             for (cell, width) in row.iter().zip(&widths) {
-                let _ = write!(text, "{cell:width$}  ");
+                push_cell(&mut text, cell, *width);
+                text.push_str("  ");
             }
             text.trim_end().to_owned()
         })
         .collect()
 }
 
+/// How wide a column is made for these cells, in characters.
+pub(crate) fn column_width<'a>(cells: impl IntoIterator<Item = &'a String>) -> usize {
+    let widest = cells.into_iter().map(|cell| cell.chars().count()).max();
+    widest.unwrap_or(0).min(MAX_COLUMN_CHARS)
+}
+
+/// Adds a cell to a line, and spaces up to `width` characters. The width of a format (`{:width$}`)
+/// will not do: it is 16 bits, and panics beyond.
+pub(crate) fn push_cell(line: &mut String, cell: &str, width: usize) {
+    line.push_str(cell);
+    let missing = width.saturating_sub(cell.chars().count());
+    line.extend(std::iter::repeat_n(' ', missing));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_a_terminal_obeys_is_escaped() {
-        assert_eq!(escape(b"a\x1b[31mb\n\x7f"), "a\\x1b[31mb\\x0a\\x7f");
-        assert_eq!(escape("\u{9b}31m".as_bytes()), "\\x9b31m");
-        assert_eq!(
-            escape("a\u{202e}b\u{2066}".as_bytes()),
-            "a\\u{202e}b\\u{2066}"
-        );
-    }
-
-    #[test]
-    fn text_stays_and_bytes_that_are_none_are_shown() {
-        assert_eq!(escape("grün 日本".as_bytes()), "grün 日本");
-        assert_eq!(escape(b"a\xffb\xc3"), "a\\xffb\\xc3");
-    }
 
     #[test]
     fn a_name_that_is_not_text_keeps_its_bytes_in_json() {
@@ -164,5 +136,14 @@ mod tests {
     fn columns_are_aligned() {
         let rows = [vec!["a".into(), "b".into()], vec!["ccc".into(), "d".into()]];
         assert_eq!(table(&rows), ["a    b", "ccc  d"]);
+    }
+
+    #[test]
+    fn a_cell_of_any_length_is_shown_and_does_not_widen_the_others() {
+        let long = "x".repeat(70_000);
+        let rows = [vec![long.clone(), "b".into()], vec!["c".into(), "d".into()]];
+        let lines = table(&rows);
+        assert_eq!(lines[0], long + "  b");
+        assert_eq!(lines[1].len(), MAX_COLUMN_CHARS + 3);
     }
 }

@@ -1,6 +1,6 @@
 //! Listings: what is in a directory of the guest, in some order, for people or for programs.
 
-use std::{cmp::Ordering, iter};
+use std::cmp::Ordering;
 
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, stream};
@@ -263,20 +263,17 @@ pub(super) fn json_fields(
 
 /// Names beside each other, in order from top to bottom, as many as fit.
 fn columns(names: &[String], width: usize) -> Vec<String> {
-    let widest = names
-        .iter()
-        .map(|name| name.chars().count())
-        .max()
-        .unwrap_or(0);
+    let widest = output::column_width(names);
     let across = (width / (widest + 2)).max(1);
     let rows = names.len().div_ceil(across);
     (0..rows)
         .map(|row| {
-            let cells = iter::successors(Some(row), |at| Some(at + rows));
-            let cells = cells
-                .map_while(|at| names.get(at))
-                .map(|name| format!("{name:widest$}"));
-            Vec::from_iter(cells).join("  ").trim_end().to_owned()
+            let mut line = String::new();
+            for name in names.iter().skip(row).step_by(rows) {
+                output::push_cell(&mut line, name, widest);
+                line.push_str("  ");
+            }
+            line.trim_end().to_owned()
         })
         .collect()
 }
@@ -328,5 +325,7 @@ mod tests {
         assert_eq!(columns(&names, 11), ["a   d", "bb  e", "c"]);
         assert_eq!(columns(&names, 1), ["a", "bb", "c", "d", "e"]);
         assert_eq!(columns(&[], 80), [""; 0]);
+        let long = "x".repeat(70_000);
+        assert_eq!(columns(&["a".to_owned(), long.clone()], 80), ["a", &long]);
     }
 }
