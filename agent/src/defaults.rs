@@ -107,8 +107,9 @@ pub(crate) const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most listeners to events at once. A host has one for each command it runs.
 pub(crate) const MAX_LISTENERS: usize = MAX_SESSIONS;
 
-/// Events a listener may lag behind before it is dropped.
-pub(crate) const EVENT_DEPTH: usize = 256;
+/// Memory of the events that some listener has yet to take, in bytes: all listeners share them. The
+/// events of some ten thousand commands fit, far more than can run at once.
+pub(crate) const MAX_EVENT_LOG_BYTES: usize = 16 * 1024 * 1024;
 
 /// Time between two pings on an events websocket.
 pub(crate) const EVENT_PING: Duration = Duration::from_secs(10);

@@ -11,24 +11,24 @@ use http::{HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     select,
-    sync::{
-        OwnedSemaphorePermit, Semaphore,
-        broadcast::{self, error::RecvError},
-    },
-    time::{interval, timeout},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{MissedTickBehavior, interval, timeout},
 };
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{Message, Utf8Bytes},
+};
 use tokio_util::sync::CancellationToken;
-use vsock_agent_protocol::event::Event;
 
 use crate::{
     defaults,
-    events::Events,
+    events::{self, Events},
     query::parameter,
     reply::{ApiError, Reply},
     shutdown::Shutdown,
-    ws::{self, WebSocket},
+    ws,
 };
 
 /// Pings without an answer after which a listener is taken for gone.
@@ -64,8 +64,7 @@ pub(crate) fn send_events(
     request: &mut Request<Incoming>,
 ) -> Result<Reply, ApiError> {
     let listener = Listener {
-        kinds,
-        events: source.events.listen(),
+        events: source.events.listen(kinds),
         _place: Arc::clone(source.places)
             .try_acquire_owned()
             .map_err(|_| ApiError::busy("too many listeners to events are there"))?,
@@ -83,35 +82,30 @@ pub(crate) fn send_events(
     Ok(reply)
 }
 
-/// The events of some kinds.
+/// Somebody who hears events, and the place that this takes.
 struct Listener {
-    kinds: Vec<String>,
-    events: broadcast::Receiver<Event>,
+    events: events::Listener,
     _place: OwnedSemaphorePermit,
 }
 
 impl Listener {
-    /// The next event, as JSON. `None` when it has lagged too far behind, or all is over.
-    async fn next(&mut self) -> Option<String> {
-        loop {
-            let event = match self.events.recv().await {
-                Ok(event) => event,
-                Err(RecvError::Lagged(missed)) => {
-                    tracing::warn!(missed, "a listener to events is too slow and is dropped");
-                    return None;
-                }
-                Err(RecvError::Closed) => return None,
-            };
-            if self.kinds.contains(&event.kind) {
-                return serde_json::to_string(&event).ok();
-            }
-        }
+    /// The next event, as JSON. `None` when it has lagged too far behind.
+    async fn next(&mut self) -> Option<Utf8Bytes> {
+        let event = self.events.next().await;
+        event
+            .inspect_err(|error| tracing::warn!(%error, "a listener is too slow and is dropped"))
+            .ok()
     }
 }
 
 /// Sends events as text messages until the client sends something, leaves, or is too slow.
-async fn send(mut socket: WebSocket, mut listener: Listener, stop: CancellationToken) {
+async fn send<S>(mut socket: WebSocketStream<S>, mut listener: Listener, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let mut ping = interval(defaults::EVENT_PING);
+    // An agent that was not scheduled for a while must not take that for a listener's silence.
+    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut missed = 0;
     loop {
         let message = select! {
@@ -153,7 +147,7 @@ fn stream(listener: Listener, stop: CancellationToken) -> Reply {
             event = listener.next() => event?,
             () = stop.cancelled() => return None,
         };
-        let line = Frame::data(Bytes::from(event + "\n"));
+        let line = Frame::data(Bytes::from([event.as_bytes(), b"\n"].concat()));
         Some((Ok::<_, Infallible>(line), (listener, stop)))
     });
     let mut reply = Response::new(StreamBody::new(lines).boxed_unsync());
@@ -171,7 +165,42 @@ fn stream(listener: Listener, stop: CancellationToken) -> Reply {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio_tungstenite::tungstenite::protocol::Role;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_was_not_scheduled_for_a_while_keeps_its_listeners() {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let near = WebSocketStream::from_raw_socket(near, Role::Server, None).await;
+        let mut far = WebSocketStream::from_raw_socket(far, Role::Client, None).await;
+        let events = Events::new();
+        let listener = Listener {
+            events: events.listen(vec!["a".to_owned()]),
+            _place: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
+        };
+        let mut agent = Box::pin(send(near, listener, CancellationToken::new()));
+        assert!(futures_util::poll!(&mut agent).is_pending());
+        tokio::time::advance(Duration::from_secs(45)).await;
+        for _ in 0..10 {
+            assert!(futures_util::poll!(&mut agent).is_pending());
+        }
+        events.publish("a", serde_json::json!("late"));
+        let hear = async {
+            loop {
+                match far.next().await.unwrap().unwrap() {
+                    Message::Text(text) => return text,
+                    _ => continue,
+                }
+            }
+        };
+        select! {
+            () = agent => panic!("the listener was dropped"),
+            text = hear => assert!(text.contains("late"), "{text}"),
+        }
+    }
 
     #[test]
     fn kinds_are_split_at_commas() {

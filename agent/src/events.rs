@@ -1,36 +1,272 @@
-//! Events, from whoever has one to whoever listens. A listener that is too slow is dropped, and
-//! nobody waits for it.
+//! Events, from whoever has one to whoever listens. Nobody waits for a listener.
+//!
+//! All listeners share one log. An event stays in it until every listener has taken it. Memory is
+//! bounded by [`defaults::MAX_EVENT_LOG_BYTES`]: above it the oldest events go, and a listener that
+//! had not taken them yet is told so.
 
-use tokio::sync::broadcast;
+use std::collections::VecDeque;
+
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 use vsock_agent_protocol::event::Event;
 
 use crate::{clock, defaults};
 
-/// The bus. Cheap to clone.
+/// Where events are published and heard. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Events(broadcast::Sender<Event>);
+pub(crate) struct Events(watch::Sender<Log>);
 
 impl Events {
-    /// A bus nobody listens to yet.
+    /// Without listeners and events.
     pub(crate) fn new() -> Self {
-        Self(broadcast::Sender::new(defaults::EVENT_DEPTH))
+        Self(watch::Sender::default())
     }
 
     /// Tells every listener, now. Never waits. `metadata` must have no secret in it.
-    pub(crate) fn publish(&self, kind: &str, metadata: serde_json::Value) {
-        // An error only means that nobody listens.
-        let _ = self.0.send(Event {
-            kind: kind.to_owned(),
-            timestamp: clock::now(),
-            metadata,
-            location: String::new(),
-            project: String::new(),
+    pub(crate) fn publish(&self, kind: &str, metadata: Value) {
+        self.0.send_if_modified(|log| {
+            if log.listeners == 0 {
+                return false;
+            }
+            let event = Event {
+                kind: kind.to_owned(),
+                timestamp: clock::now(),
+                metadata,
+                location: String::new(),
+                project: String::new(),
+            };
+            // Only a map with keys that are no strings cannot be written, and JSON has none.
+            let text = serde_json::to_string(&event).unwrap_or_default();
+            log.push(event.kind, text.into());
+            true
         });
     }
 
-    /// Hears all events from now on. A listener that lags [`defaults::EVENT_DEPTH`] behind is
-    /// told so by its next `recv`, and must leave.
-    pub(crate) fn listen(&self) -> broadcast::Receiver<Event> {
-        self.0.subscribe()
+    /// Hears all events from now on that are of one of `kinds`.
+    pub(crate) fn listen(&self, kinds: Vec<String>) -> Listener {
+        let changes = self.0.subscribe();
+        let mut next = 0;
+        self.0.send_if_modified(|log| {
+            log.listeners += 1;
+            next = log.end();
+            false
+        });
+        Listener {
+            log: self.0.clone(),
+            changes,
+            kinds,
+            next,
+        }
+    }
+}
+
+/// Hears the events of some kinds, in order.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    log: watch::Sender<Log>,
+    changes: watch::Receiver<Log>,
+    kinds: Vec<String>,
+    /// Number of the event to be taken next.
+    next: u64,
+}
+
+impl Listener {
+    /// The next event, as JSON. Safe to drop while it waits.
+    ///
+    /// # Errors
+    ///
+    /// [`Lagged`] when the next event is gone, once; after that come those that are left.
+    pub(crate) async fn next(&mut self) -> Result<Utf8Bytes, Lagged> {
+        loop {
+            // First marked, then looked: a change in between is found by one or the other.
+            self.changes.mark_unchanged();
+            let mut taken = Ok(None);
+            self.log.send_if_modified(|log| {
+                taken = log.take(&mut self.next, &self.kinds);
+                false
+            });
+            match taken? {
+                Some(text) => return Ok(text),
+                // `self.log` is a sender, so there always is one.
+                None => drop(self.changes.changed().await),
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.log.send_if_modified(|log| {
+            log.leave(self.next);
+            false
+        });
+    }
+}
+
+/// A listener took its events so slowly that some are gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{missed} events are lost")]
+pub(crate) struct Lagged {
+    missed: u64,
+}
+
+/// The events that somebody has yet to take.
+#[derive(Debug, Default)]
+struct Log {
+    entries: VecDeque<Entry>,
+    /// Number of the first of them. Events are numbered from 0.
+    first: u64,
+    /// Memory of all of them.
+    bytes: usize,
+    listeners: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    kind: String,
+    text: Utf8Bytes,
+    /// Listeners that have not taken it.
+    waiting: usize,
+}
+
+impl Entry {
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.kind.len() + self.text.len()
+    }
+}
+
+impl Log {
+    /// Number of the next event.
+    fn end(&self) -> u64 {
+        self.first + self.entries.len() as u64
+    }
+
+    fn push(&mut self, kind: String, text: Utf8Bytes) {
+        let entry = Entry {
+            kind,
+            text,
+            waiting: self.listeners,
+        };
+        self.bytes += entry.bytes();
+        self.entries.push_back(entry);
+        while self.bytes > defaults::MAX_EVENT_LOG_BYTES {
+            self.pop();
+        }
+    }
+
+    /// Takes the first event from `next` on that is of one of `kinds`.
+    fn take(&mut self, next: &mut u64, kinds: &[String]) -> Result<Option<Utf8Bytes>, Lagged> {
+        let mut found = None;
+        while found.is_none() {
+            if *next < self.first {
+                let missed = self.first - *next;
+                *next = self.first;
+                return Err(Lagged { missed });
+            }
+            let index = usize::try_from(*next - self.first).unwrap_or(usize::MAX);
+            let Some(entry) = self.entries.get_mut(index) else {
+                break;
+            };
+            entry.waiting -= 1;
+            *next += 1;
+            found = kinds.contains(&entry.kind).then(|| entry.text.clone());
+            self.trim();
+        }
+        Ok(found)
+    }
+
+    /// A listener goes that would have taken `next`.
+    fn leave(&mut self, next: u64) {
+        self.listeners -= 1;
+        let taken = usize::try_from(next.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        for entry in self.entries.iter_mut().skip(taken) {
+            entry.waiting -= 1;
+        }
+        self.trim();
+    }
+
+    /// Drops what everybody has taken.
+    fn trim(&mut self) {
+        while self.entries.front().is_some_and(|entry| entry.waiting == 0) {
+            self.pop();
+        }
+        if self.entries.is_empty() {
+            self.entries.shrink_to(16);
+        }
+    }
+
+    fn pop(&mut self) {
+        if let Some(entry) = self.entries.pop_front() {
+            self.bytes -= entry.bytes();
+            self.first += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use serde_json::json;
+
+    use super::*;
+
+    fn kinds() -> Vec<String> {
+        vec!["a".to_owned(), "b".to_owned()]
+    }
+
+    fn number(text: &Utf8Bytes) -> u64 {
+        let event: Value = serde_json::from_str(text).unwrap();
+        event["metadata"].as_u64().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_comes_late_to_many_events_gets_them_all_in_order() {
+        let events = Events::new();
+        let mut slow = events.listen(kinds());
+        let mut fast = events.listen(kinds());
+        for n in 0..5000_u64 {
+            events.publish("c", json!("not for them"));
+            events.publish(if n % 2 == 0 { "a" } else { "b" }, json!(n));
+            assert_eq!(number(&fast.next().await.unwrap()), n);
+        }
+        for n in 0..5000_u64 {
+            assert_eq!(number(&slow.next().await.unwrap()), n);
+        }
+        assert_eq!(slow.next().now_or_never(), None);
+        let log = events.0.borrow();
+        assert_eq!((log.entries.len(), log.bytes), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn memory_is_bounded_and_only_who_is_behind_is_told() {
+        let events = Events::new();
+        let mut slow = events.listen(kinds());
+        let mut fast = events.listen(kinds());
+        let large = "x".repeat(defaults::MAX_EVENT_LOG_BYTES / 4);
+        for _ in 0..8 {
+            events.publish("a", json!(large));
+            fast.next().await.unwrap();
+            assert!(events.0.borrow().bytes <= defaults::MAX_EVENT_LOG_BYTES);
+        }
+        assert_eq!(slow.next().await, Err(Lagged { missed: 5 }));
+        drop(slow);
+        assert_eq!(events.0.borrow().bytes, 0);
+    }
+
+    #[tokio::test]
+    async fn what_nobody_hears_is_not_kept() {
+        let events = Events::new();
+        events.publish("a", json!(1));
+        let mut listener = events.listen(kinds());
+        events.publish("a", json!(2));
+        let gone = events.listen(kinds());
+        drop(gone);
+        assert_eq!(number(&listener.next().await.unwrap()), 2);
+        let (waited, ()) = tokio::join!(listener.next(), async {
+            tokio::task::yield_now().await;
+            events.publish("b", json!(3));
+        });
+        assert_eq!(number(&waited.unwrap()), 3);
     }
 }

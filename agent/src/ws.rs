@@ -10,7 +10,10 @@ use hyper::{
     upgrade::{OnUpgrade, Upgraded},
 };
 use hyper_util::rt::TokioIo;
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -118,7 +121,10 @@ fn limits(read_buffer_bytes: usize) -> WebSocketConfig {
 
 /// Says goodbye, and waits for the client to close the connection, [`defaults::LINGER_TIMEOUT`] at
 /// most: a VMM may drop what it still buffers when the guest closes first.
-pub(crate) async fn linger(mut socket: WebSocket) {
+pub(crate) async fn linger<S>(mut socket: WebSocketStream<S>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let goodbye = async {
         // Either fails when the client is gone, which is what this waits for.
         let _ = socket.close(None).await;

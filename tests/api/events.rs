@@ -59,6 +59,44 @@ async fn without_a_websocket_events_are_lines() {
     }
 }
 
+/// Hosts of LXD 5.0 know the end of a command by its event only, and listen once for each command.
+#[tokio::test]
+async fn many_listeners_hear_the_end_of_many_commands_that_end_at_once() {
+    const COMMANDS: usize = 250;
+    let agent = TestAgent::start();
+    let client = RawClient::new(&agent.socket());
+    let start = async || {
+        let events = client.websocket("/1.0/events?type=operation").await;
+        let reply = client.post_exec(&["true"], json!({})).await.body;
+        (
+            events.unwrap(),
+            reply["operation"].as_str().unwrap().to_owned(),
+        )
+    };
+    let mut commands = Vec::new();
+    for _ in 0..COMMANDS {
+        commands.push(start().await);
+    }
+    // Four connections at a time, so that the ends come as fast as they can.
+    let paths = commands
+        .iter()
+        .map(|(_, path)| client.request("DELETE", path, ""));
+    let delete = futures_util::stream::iter(paths).buffer_unordered(4);
+    let replies: Vec<_> = delete.collect().await;
+    assert!(replies.iter().all(|reply| reply.status == 200));
+    let hear = commands.into_iter().map(async |(mut events, path)| {
+        loop {
+            let operation = next_event(&mut events).await["metadata"].take();
+            if path.ends_with(operation["id"].as_str().unwrap())
+                && operation["status_code"].as_u64().unwrap() >= 200
+            {
+                return;
+            }
+        }
+    });
+    futures_util::future::join_all(hear).await;
+}
+
 /// The next event on a websocket.
 pub(crate) async fn next_event(socket: &mut harness::raw::Socket) -> Value {
     loop {

@@ -8,6 +8,7 @@
 
 use std::{future::pending, path::PathBuf, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use http::{Method, StatusCode};
 use rustls::{
     ClientConfig,
@@ -15,13 +16,7 @@ use rustls::{
 };
 use tokio::{
     select,
-    sync::{
-        broadcast::{
-            self,
-            error::{RecvError, TryRecvError},
-        },
-        watch,
-    },
+    sync::watch,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -34,7 +29,7 @@ use vsock_agent_protocol::{
 
 use crate::{
     defaults,
-    events::Events,
+    events::{Events, Listener},
     host::Host,
     listen::ListenAddress,
     tls::{self, IdentityError},
@@ -47,7 +42,7 @@ use super::{Availability, CallError, HostApi, InstanceData, changes::Told, fetch
 pub(crate) struct Refresher {
     data: InstanceData,
     said: watch::Receiver<Option<HostConnection>>,
-    heard: broadcast::Receiver<Event>,
+    heard: Listener,
     address: Option<ListenAddress>,
     identity: Option<PathBuf>,
     told: Told,
@@ -79,7 +74,7 @@ impl Refresher {
         Self {
             data,
             said: host.watch(),
-            heard: events.listen(),
+            heard: events.listen(vec![CONFIG.to_owned(), DEVICE.to_owned()]),
             address,
             identity,
             told: Told::default(),
@@ -147,7 +142,11 @@ impl Refresher {
                 Err(error) => tracing::error!(%error, "cannot speak TLS to the host"),
             },
         }
-        pending().await
+        // Nobody is asked, so what has changed means nothing. It is taken all the same, because
+        // the log of events keeps what a listener does not take.
+        loop {
+            let _ = self.heard.next().await;
+        }
     }
 
     /// TLS with the host: pinned to the certificate it gave, or to those in the identity.
@@ -219,19 +218,13 @@ impl Refresher {
 
     /// Waits for a change, and collects what comes soon after it.
     async fn next_news(&mut self) -> Vec<Event> {
-        let first = loop {
-            select! {
-                event = self.heard.recv() => match event {
-                    Ok(event) if is_news(&event) => break Some(event),
-                    Ok(_) => {}
-                    Err(RecvError::Lagged(_)) => break None,
-                    Err(RecvError::Closed) => return pending().await,
-                },
-                said = self.said.changed() => match said {
-                    Ok(()) => break None,
-                    Err(_) => return pending().await,
-                },
-            }
+        let first = select! {
+            // Of events that are lost it is only known that something has changed.
+            event = self.heard.next() => event.ok().and_then(|text| parse(&text)),
+            said = self.said.changed() => match said {
+                Ok(()) => None,
+                Err(_) => return pending().await,
+            },
         };
         sleep(defaults::FETCH_PAUSE).await;
         let mut news: Vec<Event> = first.into_iter().collect();
@@ -241,18 +234,15 @@ impl Refresher {
 
     fn news_until_now(&mut self) -> Vec<Event> {
         let mut news = Vec::new();
-        loop {
-            match self.heard.try_recv() {
-                Ok(event) if is_news(&event) => news.push(event),
-                Ok(_) | Err(TryRecvError::Lagged(_)) => {}
-                Err(_) => return news,
-            }
+        while let Some(heard) = self.heard.next().now_or_never() {
+            news.extend(heard.ok().and_then(|text| parse(&text)));
         }
+        news
     }
 }
 
-fn is_news(event: &Event) -> bool {
-    event.kind == CONFIG || event.kind == DEVICE
+fn parse(event: &str) -> Option<Event> {
+    serde_json::from_str(event).ok()
 }
 
 fn goal(said: Option<&HostConnection>, address: Option<&ListenAddress>) -> Goal {
