@@ -102,6 +102,7 @@ impl Agent {
             config.end_commands,
             config.family,
             config.features.clone(),
+            config.exec_policy.clone(),
             Hotplug::new(config.root.clone(), config.family),
             StatusPorts::new(config.status_ports),
         ));
@@ -216,6 +217,7 @@ mod tests {
     use super::*;
     use crate::{
         config::{CloudInit, Features, GuestConfig},
+        exec::ExecPolicy,
         presets::PresetConfig,
     };
 
@@ -228,6 +230,7 @@ mod tests {
             end_commands: true,
             family: Family::Lxd,
             features: Features::all(),
+            exec_policy: ExecPolicy::default(),
             guest: GuestConfig {
                 host: None,
                 usual_host: None,

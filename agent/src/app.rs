@@ -16,7 +16,7 @@ use crate::{
     config_share::Hotplug,
     defaults,
     events::Events,
-    exec::Session,
+    exec::{ExecPolicy, Session},
     host::Host,
     instance_data::InstanceData,
     operation::Registry,
@@ -40,6 +40,8 @@ pub(crate) struct App {
     pub(crate) family: Family,
     /// What the host may do.
     pub(crate) features: Features,
+    /// Which commands it may run.
+    pub(crate) exec_policy: ExecPolicy,
     pub(crate) guest: Guest,
     pub(crate) host: Host,
     pub(crate) hotplug: Hotplug,
@@ -62,6 +64,7 @@ impl App {
         end_commands: bool,
         family: Family,
         features: Features,
+        exec_policy: ExecPolicy,
         hotplug: Hotplug,
         status_ports: StatusPorts,
     ) -> Self {
@@ -82,6 +85,7 @@ impl App {
             events,
             family,
             features,
+            exec_policy,
             guest: Guest::default(),
             host: Host::default(),
             hotplug,

@@ -13,6 +13,7 @@ use std::{
     ffi::OsString,
     io,
     path::{Path, PathBuf},
+    str::FromStr,
     sync::Arc,
     time::Duration,
 };
@@ -28,6 +29,7 @@ use vsock_agent_protocol::{
 use self::{folders::Folders, program::Program};
 use crate::{
     config_share::{self, ConfigShare},
+    exec::{CommandPattern, ExecPolicy, ParsePatternError},
     listen::{ListenAddress, ParseListenError},
     presets::{Preset, PresetConfig, PresetError},
     status_port,
@@ -53,8 +55,10 @@ pub struct Config {
     pub end_commands: bool,
     /// Whose hosts the agent is made for.
     pub family: Family,
-    /// What the host may do. Always everything but with Incus's hosts.
+    /// What the host may do.
     pub features: Features,
+    /// Which commands it may run.
+    pub exec_policy: ExecPolicy,
     /// Where instance data come from, and who in the guest gets them.
     pub guest: GuestConfig,
     /// Least important events that are logged.
@@ -128,6 +132,32 @@ pub struct Flags {
     /// metrics [default: lxd]
     #[arg(long, value_name = "FAMILY", env = "VSOCK_AGENT_FAMILY")]
     family: Option<String>,
+
+    /// What the host may do, of: exec, files, guestapi, metrics, mounts, port-forward, state. May be
+    /// repeated [default: all of them]
+    #[arg(
+        long,
+        value_name = "FEATURE",
+        env = "VSOCK_AGENT_FEATURES",
+        value_delimiter = ','
+    )]
+    features: Vec<String>,
+
+    /// User that the host may run commands as, by name or number, with that user's groups only. May
+    /// be repeated [default: any]
+    #[arg(
+        long,
+        value_name = "USER",
+        env = "VSOCK_AGENT_EXEC_USERS",
+        value_delimiter = ','
+    )]
+    exec_users: Vec<String>,
+
+    /// Command that the host may run, as in "/bin/systemctl status *": * stands for any text in one
+    /// argument, ** at the end for any arguments. Of the environment only TERM, COLORTERM, LANG,
+    /// LC_* and TZ are taken then. May be repeated [default: any]
+    #[arg(long, value_name = "PATTERN")]
+    exec_commands: Vec<String>,
 
     /// Where the host answers questions for instance data: vsock:CID:PORT or unix:PATH, or off for
     /// where it says it does [default: vsock:2:8444 if it answers there at the start, else off]
@@ -240,6 +270,9 @@ struct FileConfig {
     allow_cid: Vec<u32>,
     end_commands: bool,
     family: Option<String>,
+    features: Option<Vec<String>>,
+    exec_users: Option<Vec<String>>,
+    exec_commands: Option<Vec<String>>,
     host: Option<String>,
     guest_socket: Vec<PathBuf>,
     cloud_init: Option<String>,
@@ -280,6 +313,9 @@ pub enum ConfigError {
     /// Nobody knows this family.
     #[error("cannot speak to those hosts")]
     Family(#[from] ParseFamilyError),
+    /// A pattern for commands makes no sense.
+    #[error("cannot tell which commands the host may run")]
+    ExecCommands(#[from] ParsePatternError),
     /// What the host may not do is not known.
     #[error("cannot tell what the host may do")]
     Features(#[from] FeaturesError),
@@ -321,7 +357,8 @@ impl Config {
         let program = Program::named(env::args_os().next().as_deref());
         let mut config = merge(flags, file, program, &Folders::usual())?;
         if config.family == Family::Incus {
-            config.features = Features::read(Path::new(features::FILE))?;
+            let switches = Features::read(Path::new(features::FILE))?;
+            config.features = config.features.and(&switches);
         }
         Ok(config)
     }
@@ -393,6 +430,17 @@ fn merge(
         None => program.family(),
         Some(text) => text.parse()?,
     };
+    let features = match given(flags.features, file.features) {
+        None => Features::all(),
+        Some(names) => Features::only(parsed::<Feature>(&names)?),
+    };
+    let commands = given(flags.exec_commands, file.exec_commands);
+    let exec_policy = ExecPolicy {
+        users: given(flags.exec_users, file.exec_users),
+        commands: commands
+            .map(|patterns| parsed::<CommandPattern>(&patterns))
+            .transpose()?,
+    };
     let presets: Vec<Arc<Preset>> = first_given(flags.metadata, file.metadata)
         .iter()
         .map(|word| Preset::find(word).map(Arc::new))
@@ -430,13 +478,23 @@ fn merge(
         allowed_cids,
         end_commands,
         family,
-        features: Features::all(),
+        features,
+        exec_policy,
         guest,
         log,
         root: PathBuf::from("/"),
         share: share.map(ConfigShare::new),
         status_ports: status_port::KNOWN.map(PathBuf::from).to_vec(),
     })
+}
+
+/// A list of which the file can say that it is empty.
+fn given(flags: Vec<String>, file: Option<Vec<String>>) -> Option<Vec<String>> {
+    if flags.is_empty() { file } else { Some(flags) }
+}
+
+fn parsed<T: FromStr>(texts: &[String]) -> Result<Vec<T>, T::Err> {
+    texts.iter().map(|text| text.parse()).collect()
 }
 
 fn first_given<T>(first: Vec<T>, second: Vec<T>) -> Vec<T> {
@@ -502,6 +560,30 @@ mod tests {
     #[test]
     fn a_key_nobody_knows_is_refused() {
         toml::from_str::<FileConfig>("listn = []").unwrap_err();
+    }
+
+    #[test]
+    fn what_the_host_may_do_is_said_whoever_the_host_is() {
+        let text = "features = [\"exec\", \"state\"]\nexec-users = [\"ann\"]\n\
+                    exec-commands = [\"/bin/df **\"]\n";
+        let config = merge(plain_flags(), file(text)).unwrap();
+        let expected = Features::only([Feature::Exec, Feature::State]);
+        assert_eq!(config.features, expected);
+        assert_eq!(config.exec_policy.users, Some(vec!["ann".to_owned()]));
+        assert_eq!(config.exec_policy.commands.unwrap().len(), 1);
+
+        let nothing = "features = []\nexec-users = []\nexec-commands = []\n";
+        let config = merge(plain_flags(), file(nothing)).unwrap();
+        assert_eq!(config.features, Features::only([]));
+        assert_eq!(config.exec_policy.users, Some(Vec::new()));
+        assert_eq!(config.exec_policy.commands, Some(Vec::new()));
+
+        let config = merge(plain_flags(), file("")).unwrap();
+        assert_eq!(config.features, Features::all());
+        assert_eq!(config.exec_policy, ExecPolicy::default());
+        for text in ["features = [\"exce\"]", "exec-commands = [\"df\"]"] {
+            merge(plain_flags(), file(text)).unwrap_err();
+        }
     }
 
     #[test]

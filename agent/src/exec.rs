@@ -7,10 +7,12 @@ mod cgroup;
 mod child;
 mod control;
 mod family;
+mod policy;
 mod pty;
 mod pump;
 mod session;
 mod spec;
 
+pub use policy::{CommandPattern, ExecPolicy, ParsePatternError};
 pub(crate) use session::{Ended, Session, Sockets, Stops};
 pub(crate) use spec::ExecSpec;

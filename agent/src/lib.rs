@@ -67,6 +67,7 @@ pub use config::{
     ParseCloudInitError, Security,
 };
 pub use config_share::{ConfigShare, FetchError, fetch_config_share};
+pub use exec::{CommandPattern, ExecPolicy, ParsePatternError};
 pub use listen::{ListenAddress, ParseListenError};
 pub use notify::notify;
 pub use presets::{Preset, PresetConfig, PresetError};

@@ -157,3 +157,38 @@ async fn what_a_guest_has_switched_off_is_refused_and_the_rest_is_not() {
     assert_eq!(reply.status, 200, "{reply:?}");
     assert!(!agent.folder().join("root/mnt").exists());
 }
+
+#[tokio::test]
+async fn a_guest_says_which_commands_its_host_may_run() {
+    let agent = TestAgent::configured(|config| {
+        config.exec_policy.users = Some(vec!["65534".to_owned()]);
+        config.exec_policy.commands = Some(vec!["/usr/bin/env".parse().unwrap()]);
+    });
+    let client = RawClient::new(&agent.socket());
+    let ask = |command: &str, user: u32| {
+        let body = json!({
+            "command": [command],
+            "user": user,
+            "group": user,
+            "environment": { "LD_PRELOAD": "/tmp/x.so", "TERM": "xterm" },
+            "wait-for-websocket": true,
+        });
+        let client = &client;
+        async move { client.request("POST", "/1.0/exec", &body.to_string()).await }
+    };
+    for (command, user, reason) in [
+        ("/usr/bin/env", 0, "as user 0"),
+        ("/usr/bin/id", 65534, "this command"),
+        ("env", 65534, "this command"),
+    ] {
+        let reply = ask(command, user).await;
+        assert_eq!(reply.status, 403, "{command}: {reply:?}");
+        let error = reply.body["error"].as_str().unwrap();
+        assert!(error.contains(reason), "{command}: {error}");
+    }
+    let reply = ask("/usr/bin/env", 65534).await;
+    assert_eq!(reply.status, 202, "{reply:?}");
+    let environment = &reply.body["metadata"]["metadata"]["environment"];
+    assert_eq!(environment["TERM"], json!("xterm"));
+    assert_eq!(environment.get("LD_PRELOAD"), None);
+}

@@ -15,8 +15,8 @@ use tokio::{
     sync::oneshot,
 };
 use vsock_agent::{
-    Agent, CloudInit, Config, ConfigShare, Features, GuestConfig, ListenAddress, PresetConfig,
-    Security,
+    Agent, CloudInit, Config, ConfigShare, ExecPolicy, Features, GuestConfig, ListenAddress,
+    PresetConfig, Security,
 };
 use vsock_agent_protocol::{address::Cid, version::Family};
 
@@ -58,6 +58,7 @@ impl TestAgent {
             end_commands: true,
             family: Family::Lxd,
             features: Features::all(),
+            exec_policy: ExecPolicy::default(),
             guest: GuestConfig {
                 host: None,
                 usual_host: None,

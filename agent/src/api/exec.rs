@@ -18,7 +18,7 @@ use crate::{
     accounts::Accounts,
     app::App,
     defaults,
-    exec::{Ended, ExecSpec, Sockets, Stops},
+    exec::{Ended, ExecPolicy, ExecSpec, Sockets, Stops},
     operation::{Handle, New, Outcome, Secret},
     reply::{ApiError, Reply, operation_created, read_json},
     shutdown::Shutdown,
@@ -34,13 +34,14 @@ const MAX_ERROR_CHARS: usize = 1000;
 ///
 /// 400 for a request that makes no sense, 503 when there are too many commands.
 pub(crate) async fn post(app: &Arc<App>, request: Request<Incoming>) -> Result<Reply, ApiError> {
-    let request: ExecRequest = read_json(request.into_body()).await?;
+    let mut request: ExecRequest = read_json(request.into_body()).await?;
     if !request.wait_for_websocket {
         return Err(ApiError::bad_request(
             "websockets are required: set wait-for-websocket",
         ));
     }
-    let spec = resolve(&request).await?;
+    app.exec_policy.restrict(&mut request);
+    let spec = resolve(&app.exec_policy, &request).await?;
     let secrets = secrets(request.interactive)?;
     let mut started = ExecStarted {
         fds: BTreeMap::new(),
@@ -63,7 +64,7 @@ pub(crate) async fn post(app: &Arc<App>, request: Request<Incoming>) -> Result<R
     Ok(operation_created(path::operation(operation.id), operation))
 }
 
-async fn resolve(request: &ExecRequest) -> Result<Arc<ExecSpec>, ApiError> {
+async fn resolve(policy: &ExecPolicy, request: &ExecRequest) -> Result<Arc<ExecSpec>, ApiError> {
     let accounts = spawn_blocking(Accounts::read)
         .await
         .map_err(std::io::Error::from)
@@ -75,9 +76,18 @@ async fn resolve(request: &ExecRequest) -> Result<Arc<ExecSpec>, ApiError> {
             format!("cannot read the users of this machine: {error}"),
         )
     })?;
-    let spec = ExecSpec::resolve(request, &accounts);
-    spec.map(Arc::new)
-        .map_err(|error| ApiError::bad_request(error.to_string()))
+    let spec = ExecSpec::resolve(request, &accounts)
+        .map_err(|error| ApiError::bad_request(error.to_string()))?;
+    match policy.check(request, &spec, &accounts) {
+        Ok(()) => Ok(Arc::new(spec)),
+        Err(refused) => {
+            tracing::warn!(program = request.command.first(), %refused, "a command was refused");
+            Err(ApiError::new(
+                http::StatusCode::FORBIDDEN,
+                refused.to_string(),
+            ))
+        }
+    }
 }
 
 fn secrets(interactive: bool) -> Result<Vec<(String, Secret)>, ApiError> {

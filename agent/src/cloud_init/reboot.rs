@@ -17,10 +17,7 @@ use super::{
     boot::is_systemd,
     kick::{KickError, is_boot_over, run, systemctl},
 };
-use crate::{
-    defaults, mount_table,
-    yaml::{self, Node},
-};
+use crate::{defaults, mount_table, yaml};
 
 const FOLDER: &str = "var/lib/vsock-agent";
 const LOG: &str = "var/lib/vsock-agent/cloud-init-reboots";
@@ -57,10 +54,7 @@ pub(crate) fn in_time(root: &Path) -> Result<(), KickError> {
 ///
 /// [`KickError`].
 pub(crate) async fn reboot(root: &Path, meta_data: &str) -> Result<bool, KickError> {
-    let id = match yaml::value_of(meta_data, "instance-id") {
-        Ok(Some(Node::Text(id))) => id,
-        _ => String::new(),
-    };
+    let id = instance_id(meta_data).unwrap_or_default();
     let known = fs::read_to_string(root.join(KNOWN_INSTANCE)).unwrap_or_default();
     if !id.is_empty() && known.trim() == id {
         return in_time(root).map(|()| false);
@@ -84,6 +78,11 @@ pub(crate) async fn reboot(root: &Path, meta_data: &str) -> Result<bool, KickErr
         false => run(&root.join("sbin/reboot"), &[]).await?,
     };
     Ok(true)
+}
+
+fn instance_id(meta_data: &str) -> Option<String> {
+    let root = yaml::parse(meta_data).ok()??;
+    root.get("instance-id")?.text().map(str::to_owned)
 }
 
 /// The line for the log, or what speaks against a reboot for this instance.

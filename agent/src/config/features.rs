@@ -1,14 +1,15 @@
-//! Incus's switches: with `/etc/incus-agent.yml` a guest says what its host may do.
+//! What the guest lets its host do: the option `features`, and Incus's `/etc/incus-agent.yml`.
 
 use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use vsock_agent_protocol::by_insertion;
 
-use crate::yaml::{self, Node, YamlError, is_true};
+use crate::yaml::{self, Node, YamlError};
 
 /// Where Incus's agent looks.
 pub(super) const FILE: &str = "/etc/incus-agent.yml";
@@ -73,9 +74,21 @@ pub enum FeaturesError {
     /// It is not YAML of a kind that is understood.
     #[error("cannot understand {0}")]
     Parse(PathBuf, #[source] YamlError),
-    /// It has something else than switches.
-    #[error("features in {0} are no map of switches")]
-    Shape(PathBuf),
+    /// It has something else than switches; what, is said.
+    #[error("{1} in {0}: a map of switches, each true or false, is wanted")]
+    Shape(PathBuf, String),
+    /// A name that no part of the agent has.
+    #[error("{0:?} cannot be switched: {known} can", known = Feature::ALL.map(Feature::name).join(", "))]
+    Unknown(String),
+}
+
+impl FromStr for Feature {
+    type Err = FeaturesError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.into_iter().find(|feature| feature.name() == text);
+        found.ok_or_else(|| FeaturesError::Unknown(text.to_owned()))
+    }
 }
 
 impl Features {
@@ -97,6 +110,12 @@ impl Features {
         self.0.contains(&feature)
     }
 
+    /// Those that are in both.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        Self::only(self.0.iter().copied().filter(|feature| other.has(*feature)))
+    }
+
     /// What the file says: everything if it has no `features`, else what is true in them.
     ///
     /// # Errors
@@ -108,21 +127,48 @@ impl Features {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::all()),
             Err(error) => return Err(FeaturesError::Read(path.to_owned(), error)),
         };
-        let switches = yaml::value_of(&text, "features")
-            .map_err(|error| FeaturesError::Parse(path.to_owned(), error))?;
-        match switches {
-            None => Ok(Self::all()),
-            Some(node) if node.is_null() => Ok(Self::all()),
-            Some(Node::Map(switches)) => {
-                Ok(Self::only(Feature::ALL.into_iter().filter(|feature| {
-                    let is_on = |node: &Node| matches!(node, Node::Text(text) if is_true(text));
-                    switches
-                        .iter()
-                        .any(|(name, value)| name == feature.name() && is_on(value))
-                })))
-            }
-            Some(_) => Err(FeaturesError::Shape(path.to_owned())),
+        let root =
+            yaml::parse(&text).map_err(|error| FeaturesError::Parse(path.to_owned(), error))?;
+        let Some(root) = root else {
+            return Ok(Self::all());
+        };
+        Self::of(&root).map_err(|wrong| FeaturesError::Shape(path.to_owned(), wrong))
+    }
+
+    /// What a file says whose root is this; `Err` names what is not as it should be.
+    fn of(root: &Node) -> Result<Self, String> {
+        let whole = || "the file".to_owned();
+        if !matches!(root, Node::Map(_)) || root.entries().any(|(name, _)| name == "<<") {
+            return Err(whole());
         }
+        let mut all = root.entries().filter(|(name, _)| *name == "features");
+        let Some((name, switches)) = all.next() else {
+            return Ok(Self::all());
+        };
+        match switches {
+            _ if all.next().is_some() => Err(format!("{name} twice")),
+            node if node.is_null() => Ok(Self::all()),
+            Node::Map(pairs) if pairs.len() == switches.entries().count() => {
+                Self::switched(switches)
+            }
+            _ => Err(name.to_owned()),
+        }
+    }
+
+    fn switched(switches: &Node) -> Result<Self, String> {
+        let mut on = BTreeSet::new();
+        let mut names = BTreeSet::new();
+        for (name, value) in switches.entries() {
+            let is_on = value.truth().ok_or_else(|| format!("feature {name}"))?;
+            if !names.insert(name) {
+                return Err(format!("feature {name} twice"));
+            }
+            // Names of later versions are passed over, as by Incus's agent.
+            if let Some(feature) = name.parse().ok().filter(|_| is_on) {
+                on.insert(feature);
+            }
+        }
+        Ok(Self(on))
     }
 }
 
@@ -159,13 +205,55 @@ mod tests {
     }
 
     #[test]
+    fn switches_are_read_however_they_are_written() {
+        for text in [
+            "  features:\n    exec: false\n    files: true\n",
+            "\u{feff}features: {exec: false, files: true}\n",
+            "--- {features: {exec: false, files: true}}\n",
+            "? features\n: {exec: false, files: true}\n",
+            "\"features\": {\"exec\": off, 'files': !!bool on}\n",
+            "a: &f {files: yes}\nfeatures: *f\n",
+        ] {
+            assert_eq!(
+                read(text).unwrap(),
+                Features::only([Feature::Files]),
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
     fn a_file_that_is_not_understood_is_an_error() {
         for text in [
             "features: [exec]\n",
             "features: {exec: true\n",
             "features: off\n",
+            "features: {exec: maybe}\n",
+            "features: {exec: }\n",
+            "features: {exec: true, exec: false}\n",
+            "features: {exec: true}\nfeatures: {exec: false}\n",
+            "features: {<<: {exec: true}}\n",
+            "<<: {features: {exec: false}}\n",
+            "features: {[exec]: true}\n",
+            "- features\n",
+            "features\n",
+            "a: 1\n---\nfeatures: {exec: false}\n",
         ] {
-            read(text).unwrap_err();
+            let error = read(text).unwrap_err();
+            assert!(!error.to_string().is_empty(), "{text}");
         }
+    }
+
+    #[test]
+    fn features_have_names() {
+        assert_eq!(
+            "port-forward".parse::<Feature>().unwrap(),
+            Feature::PortForward
+        );
+        let error = "shell".parse::<Feature>().unwrap_err().to_string();
+        assert!(
+            error.contains("shell") && error.contains("exec, files"),
+            "{error}"
+        );
     }
 }

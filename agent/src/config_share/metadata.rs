@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::yaml::{self, Node, YamlError, is_true};
+use crate::yaml::{self, Node, YamlError};
 
 /// A file for the guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,38 +35,39 @@ pub(super) enum MetadataError {
 ///
 /// [`MetadataError`], for the first thing that is wrong.
 pub(super) fn templates(text: &str) -> Result<Vec<Template>, MetadataError> {
-    let templates = match yaml::value_of(text, "templates")? {
+    let root = yaml::parse(text)?;
+    let templates = match root.as_ref().and_then(|root| root.get("templates")) {
         None => return Ok(Vec::new()),
         Some(node) if node.is_null() => return Ok(Vec::new()),
-        Some(Node::Map(templates)) => templates,
+        Some(node @ Node::Map(_)) => node,
         Some(_) => return Err(MetadataError::Shape("templates".to_owned())),
     };
-    let templates = templates.into_iter();
+    let templates = templates.entries();
     templates
         .map(|(target, keys)| template(target, keys))
         .collect()
 }
 
-fn template(target: String, keys: Node) -> Result<Template, MetadataError> {
+fn template(target: &str, keys: &Node) -> Result<Template, MetadataError> {
     let wrong = |key: &str| MetadataError::Shape(format!("{key} of template {target}"));
-    let Node::Map(keys) = keys else {
+    if !matches!(keys, Node::Map(_)) {
         return Err(wrong("every key"));
-    };
+    }
     let mut template = Template {
-        target: PathBuf::from(&target),
+        target: PathBuf::from(target),
         ..Template::default()
     };
-    for (key, value) in keys {
-        let Node::Text(text) = value else {
+    for (key, value) in keys.entries() {
+        let Some(text) = value.text().filter(|text| !text.is_empty()) else {
             continue;
         };
-        let number = |radix| u32::from_str_radix(&text, radix).map_err(|_| wrong(&key));
-        match key.as_str() {
-            "template" => template.name = text,
-            "create_only" => template.create_only = is_true(&text),
-            "uid" if !text.is_empty() => template.uid = Some(number(10)?),
-            "gid" if !text.is_empty() => template.gid = Some(number(10)?),
-            "mode" if !text.is_empty() => template.mode = Some(number(8)?),
+        let number = |radix| u32::from_str_radix(text, radix).map_err(|_| wrong(key));
+        match key {
+            "template" => template.name = text.to_owned(),
+            "create_only" => template.create_only = value.truth().ok_or_else(|| wrong(key))?,
+            "uid" => template.uid = Some(number(10)?),
+            "gid" => template.gid = Some(number(10)?),
+            "mode" => template.mode = Some(number(8)?),
             _ => {}
         }
     }
@@ -155,6 +156,10 @@ templates:
             (
                 "templates: {/a: {template: b, uid: root}}",
                 "uid of template /a",
+            ),
+            (
+                "templates: {/a: {template: b, create_only: 7}}",
+                "create_only of template /a",
             ),
             ("templates: {", "not understood"),
         ] {

@@ -35,6 +35,8 @@ pub(super) const LISTS: [&str; 3] = ["nics", "public-keys", "versions"];
 #[derive(Debug)]
 pub(super) struct Values<'a> {
     snapshot: &'a Snapshot,
+    /// The meta-data; `None` if they are empty, or no YAML.
+    meta_data: Option<Node>,
     nics: Value,
     keys: Value,
     versions: Value,
@@ -42,10 +44,13 @@ pub(super) struct Values<'a> {
 
 impl<'a> Values<'a> {
     pub(super) fn new(snapshot: &'a Snapshot, nics: Vec<Value>, versions: &[String]) -> Self {
+        let meta_data = yaml::parse(&snapshot.meta_data).unwrap_or_default();
+        let keys = meta_data.as_ref().map(public_keys).unwrap_or_default();
         Self {
             snapshot,
+            meta_data,
             nics: nics.into(),
-            keys: public_keys(&snapshot.meta_data).into(),
+            keys: keys.into(),
             versions: versions.to_vec().into(),
         }
     }
@@ -98,8 +103,8 @@ impl<'a> Scope<'a> {
     pub(super) fn text(&self, name: &str) -> Option<Cow<'a, str>> {
         let snapshot = self.values.snapshot;
         let text = match name {
-            "instance-id" => meta(&snapshot.meta_data, name)?.into(),
-            "hostname" => meta(&snapshot.meta_data, "local-hostname")?.into(),
+            "instance-id" => self.meta(name)?.into(),
+            "hostname" => self.meta("local-hostname")?.into(),
             "user-data" | "vendor-data" | "network-config" => snapshot.cloud_init(name)?.into(),
             "version" => self.version?.into(),
             "index" => self.item?.0.to_string().into(),
@@ -107,7 +112,7 @@ impl<'a> Scope<'a> {
                 if let Some(key) = name.strip_prefix("config.") {
                     snapshot.config.get(key)?.into()
                 } else if let Some(key) = name.strip_prefix("meta.") {
-                    meta(&snapshot.meta_data, key)?.into()
+                    self.meta(key)?.into()
                 } else if let Some(field) = name.strip_prefix("item.") {
                     plain(self.item?.1.get(field)?)?
                 } else {
@@ -123,6 +128,11 @@ impl<'a> Scope<'a> {
             }
         };
         (!text.is_empty()).then_some(text)
+    }
+
+    /// A scalar of the meta-data.
+    fn meta(&self, key: &str) -> Option<&'a str> {
+        self.values.meta_data.as_ref()?.get(key)?.text()
     }
 
     fn list(&self, name: &str) -> &'a [Value] {
@@ -170,34 +180,22 @@ fn lines(list: &[Value]) -> String {
     lines.join("\n")
 }
 
-/// A scalar of the meta-data.
-fn meta(text: &str, key: &str) -> Option<String> {
-    match yaml::value_of(text, key) {
-        Ok(Some(Node::Text(text))) => Some(text),
-        _ => None,
-    }
-}
-
-/// The SSH keys of the meta-data: a list, one, or several by name.
-fn public_keys(text: &str) -> Vec<Value> {
-    let keys = match yaml::value_of(text, "public-keys") {
-        Ok(Some(Node::List(keys))) => keys,
-        Ok(Some(Node::Text(key))) => vec![key],
-        Ok(Some(Node::Map(keys))) => {
-            let keys = keys.into_iter().filter_map(|(_, key)| match key {
-                Node::Text(key) => Some(vec![key]),
-                Node::List(keys) => Some(keys),
-                Node::Map(_) | Node::Other => None,
-            });
-            keys.flatten().collect()
-        }
-        _ => Vec::new(),
+/// The SSH keys of the meta-data, as cloud-init finds them there: text with a key on each line, a
+/// list of such texts, or a map of either.
+fn public_keys(meta_data: &Node) -> Vec<Value> {
+    let Some(node) = meta_data.get("public-keys") else {
+        return Vec::new();
     };
-    let keys = keys.into_iter().filter(|key| !key.is_empty());
-    let keys = keys
+    let values = node.entries().map(|(_, value)| value);
+    let texts = std::iter::once(node)
+        .chain(values)
+        .flat_map(|node| std::iter::once(node).chain(node.items()))
+        .filter_map(Node::text);
+    let keys = texts.flat_map(str::lines).map(str::trim);
+    keys.filter(|key| !key.is_empty())
         .enumerate()
-        .map(|(at, key)| serde_json::json!({ "name": format!("key-{at}"), "key": key }));
-    keys.collect()
+        .map(|(at, key)| serde_json::json!({ "name": format!("key-{at}"), "key": key }))
+        .collect()
 }
 
 #[cfg(test)]
@@ -258,16 +256,43 @@ pub(super) mod tests {
     #[test]
     fn keys_are_written_in_several_ways() {
         let found = |text: &str| -> Vec<String> {
-            let keys = public_keys(text);
-            keys.iter()
+            let root = yaml::parse(text).unwrap().unwrap();
+            public_keys(&root)
+                .iter()
                 .map(|key| key["key"].as_str().unwrap().to_owned())
                 .collect()
         };
         assert_eq!(found("public-keys: [a, 'b c']\n"), ["a", "b c"]);
         assert_eq!(found("public-keys: ssh-rsa A\n"), ["ssh-rsa A"]);
         assert_eq!(found("public-keys: {x: a, y: [b]}\n"), ["a", "b"]);
+        assert_eq!(found("public-keys: |\n  a x\n\n  b y\n"), ["a x", "b y"]);
+        assert_eq!(
+            found("public-keys:\n- |\n  a\n  b\n- >-\n  c\n  d\n"),
+            ["a", "b", "c d"]
+        );
+        assert_eq!(
+            found("public-keys: {x: &x [a], y: \"b\\nc\", z: *x}\n"),
+            ["a", "b", "c", "a"]
+        );
+        assert_eq!(found("public-keys: !!str a\n"), ["a"]);
+        assert_eq!(found("public-keys: [null, '', a]\n"), ["a"]);
         assert!(found("public-keys:\n").is_empty());
         assert!(found("a: 1\n").is_empty());
+    }
+
+    #[test]
+    fn meta_data_are_read_as_yaml() {
+        let snapshot = Snapshot {
+            meta_data: "instance-id: >-\n  i-1\nlocal-hostname: &h web\nzone: *h\nregion: null\n"
+                .to_owned(),
+            ..snapshot()
+        };
+        let values = Values::new(&snapshot, Vec::new(), &[]);
+        let text = |name| values.scope().text(name).map(Cow::into_owned);
+        assert_eq!(text("instance-id").as_deref(), Some("i-1"));
+        assert_eq!(text("hostname").as_deref(), Some("web"));
+        assert_eq!(text("meta.zone").as_deref(), Some("web"));
+        assert_eq!(text("meta.region"), None);
     }
 
     #[test]
