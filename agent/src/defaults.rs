@@ -199,8 +199,12 @@ pub(crate) const MAX_GUEST_BODY_BYTES: usize = 4 * 1024;
 /// place by not reading.
 pub(crate) const GUEST_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Queue of connections to a metadata service that are not yet accepted.
-pub(crate) const GUEST_BACKLOG: u32 = 128;
+/// Queue of connections to a metadata service that are not yet accepted: as long as the kernel lets it
+/// be (`net.core.somaxconn`). Who finds no place there tries again after a second.
+pub(crate) const GUEST_BACKLOG: u32 = 4096;
+
+/// Pause before a metadata service tries again to have an address or port that it could not get.
+pub(crate) const LISTEN_RETRY: Duration = Duration::from_secs(5);
 
 /// Time for somebody who has the address of a metadata service to show it, before the agent takes it.
 /// A real one is on the next hop, a millisecond away.

@@ -17,7 +17,7 @@
 //!                      ├─► guest_api          programs in the guest ask for it here
 //!                      ├─► presets            or here, if they know other clouds only
 //!                      └─► cloud_init         and cloud-init finds it
-//! any ─► defaults, shutdown, bounded, clock, mount_table, root, names, accounts, hex, rtnetlink,
+//! any ─► defaults, shutdown, bounded, clock, mount_table, root, names, accounts, hex, netlink, rtnetlink,
 //! yaml. Rooms do not know each other, nor the router, nor HTTP.
 //! ```
 
@@ -43,6 +43,7 @@ mod instance_data;
 mod listen;
 mod mount_table;
 mod names;
+mod netlink;
 mod notify;
 mod operation;
 mod port_forward;

@@ -3,7 +3,9 @@
 //!
 //! ```text
 //! file ─► Preset ─► place    an address on the loopback, where no real cloud is
+//!                   sk_lookup  connections to it, while the port is left to the guest
 //!                   peer     only root may ask
+//!                   connections  a new one is always let in
 //!                   answer ─► token, table ─► template, shape ─► scope ─► the snapshot
 //! ```
 //!
@@ -11,12 +13,14 @@
 //! named in the configuration.
 
 mod answer;
+mod connections;
 mod file;
 mod peer;
 mod place;
 mod preset;
 mod scope;
 mod shape;
+mod sk_lookup;
 mod table;
 mod template;
 mod token;
@@ -24,20 +28,25 @@ mod token;
 use std::{
     io,
     net::SocketAddr,
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
-    sync::Arc,
+    os::fd::{AsRawFd, OwnedFd},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use futures_util::future::BoxFuture;
 use http::Request;
 use hyper::body::Incoming;
-use nix::unistd::geteuid;
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, recv},
+    unistd::geteuid,
+};
 use serde_json::{Value, json};
 use tokio::{
     net::{TcpListener, TcpStream, UnixStream},
     select,
     sync::Semaphore,
+    task::spawn_blocking,
     time::{sleep, timeout},
 };
 use tokio_util::{
@@ -47,7 +56,9 @@ use tokio_util::{
 
 use self::{
     answer::Answering,
-    place::{Place, PlaceError},
+    connections::{Connection, Connections},
+    peer::{Ends, Peers},
+    place::{Listening, Place, PlaceError},
     token::Tokens,
 };
 use crate::{
@@ -86,10 +97,7 @@ pub(crate) struct Presets {
 
 /// Services that are there as long as this is.
 #[derive(Debug)]
-pub(crate) struct OpenPresets {
-    _stop: DropGuard,
-    _places: Vec<Place>,
-}
+pub(crate) struct OpenPresets(#[expect(dead_code, reason = "held for its `Drop`")] DropGuard);
 
 /// One service that is there.
 #[derive(Debug)]
@@ -99,6 +107,8 @@ struct Service {
     only_with_token: bool,
     for_all_users: bool,
     data: InstanceData,
+    root: PathBuf,
+    connections: Mutex<Connections>,
     shutdown: Shutdown,
 }
 
@@ -118,91 +128,124 @@ impl Presets {
         }
     }
 
-    /// Puts the addresses on the loopback and answers there. What cannot be had is logged and passed
-    /// over.
+    /// Puts the addresses on the loopback and answers there. What cannot be had is logged; if it is
+    /// because something is in the way, it is tried again from time to time.
     pub(crate) async fn open(&self) -> OpenPresets {
         let stop = self.shutdown.child_token();
-        let mut places = Vec::new();
+        let mut taken = Vec::new();
         for preset in &self.config.presets {
-            let (name, address) = (&preset.name, SocketAddr::from(preset.address()));
-            match listen(&self.root, address).await {
-                Ok((place, listener)) => {
-                    tracing::info!(preset = name, %address, "serving metadata");
-                    places.push(place);
-                    self.serve(Arc::clone(preset), listener, &stop);
-                }
-                Err(error) => {
-                    let cause = std::error::Error::source(&error).map(ToString::to_string);
-                    tracing::error!(preset = name, %error, cause, "this is not served");
-                }
+            if taken.contains(&preset.address()) {
+                let name = &preset.name;
+                tracing::error!(preset = name, "another preset has this address and port");
+                continue;
+            }
+            taken.push(preset.address());
+            let Some(service) = self.service(Arc::clone(preset)) else {
+                tracing::error!("there are no random numbers for tokens");
+                break;
+            };
+            let first = service.listen().await;
+            if let Err(error) = &first {
+                let cause = std::error::Error::source(error).map(ToString::to_string);
+                let name = &preset.name;
+                tracing::error!(preset = name, %error, cause, "this is not served");
+            }
+            if !matches!(first, Err(PlaceError::RealCloud(_))) {
+                self.shutdown.spawn(service.run(first.ok(), stop.clone()));
             }
         }
-        OpenPresets {
-            _stop: stop.drop_guard(),
-            _places: places,
-        }
+        OpenPresets(stop.drop_guard())
     }
 
-    fn serve(&self, preset: Arc<Preset>, listener: TcpListener, stop: &CancellationToken) {
-        let Some(tokens) = Tokens::new() else {
-            tracing::error!("there are no random numbers for tokens");
-            return;
-        };
-        let service = Arc::new(Service {
+    fn service(&self, preset: Arc<Preset>) -> Option<Arc<Service>> {
+        Some(Arc::new(Service {
             preset,
-            tokens,
+            tokens: Tokens::new()?,
             only_with_token: self.config.only_with_token,
             for_all_users: self.config.for_all_users,
             data: self.data.clone(),
+            root: self.root.clone(),
+            connections: Mutex::new(Connections::new(defaults::MAX_GUEST_CONNECTIONS)),
             shutdown: self.shutdown.clone(),
-        });
-        self.shutdown
-            .spawn(service.accept_all(listener, stop.clone()));
+        }))
     }
 }
 
-async fn listen(root: &Path, address: SocketAddr) -> Result<(Place, TcpListener), PlaceError> {
-    let place = Place::take(root, address).await?;
-    let listener = place.listen(address.port())?;
-    Ok((place, listener))
-}
-
 impl Service {
-    async fn accept_all(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
-        let places = Arc::new(Semaphore::new(defaults::MAX_GUEST_CONNECTIONS));
-        loop {
-            let accepted = select! {
-                accepted = listener.accept() => accepted,
+    async fn listen(&self) -> Result<Listening, PlaceError> {
+        let address = SocketAddr::from(self.preset.address());
+        let listening = Place::take(&self.root, address)
+            .await?
+            .listen(address.port())?;
+        tracing::info!(preset = self.preset.name, %address, "serving metadata");
+        Ok(listening)
+    }
+
+    /// Answers on a socket, as soon as there is one, until `stop` is cancelled.
+    async fn run(self: Arc<Self>, mut listening: Option<Listening>, stop: CancellationToken) {
+        let listening = loop {
+            if let Some(listening) = listening {
+                break listening;
+            }
+            select! {
+                () = sleep(defaults::LISTEN_RETRY) => {}
                 () = stop.cancelled() => return,
+            }
+            listening = self.listen().await.ok();
+        };
+        let Ok(own) = listening.socket.local_addr() else {
+            return;
+        };
+        let shutdown = self.shutdown.clone();
+        let peers = spawn_blocking(move || Peers::find(own, &shutdown)).await;
+        let Ok(peers) = peers else {
+            return;
+        };
+        select! {
+            () = self.accept_all(&listening.socket, Arc::new(peers), stop.clone()) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    async fn accept_all(
+        self: Arc<Self>,
+        listener: &TcpListener,
+        peers: Arc<Peers>,
+        stop: CancellationToken,
+    ) {
+        let unknown = Arc::new(Semaphore::new(defaults::MAX_GUEST_CONNECTIONS));
+        loop {
+            let Ok(place) = Arc::clone(&unknown).acquire_owned().await else {
+                return;
             };
-            let stream = match accepted {
-                Ok((stream, peer)) if self.may_ask(&stream, peer) => stream,
-                Ok((stream, _)) => {
-                    refuse(&stream);
-                    continue;
+            match listener.accept().await {
+                Ok((stream, _)) if is_gone(&stream) => {}
+                Ok((stream, peer)) => {
+                    let (service, peers, stop) =
+                        (Arc::clone(&self), Arc::clone(&peers), stop.clone());
+                    self.shutdown.spawn(async move {
+                        let may_ask = service.may_ask(&peers, &stream, peer).await;
+                        drop(place);
+                        match may_ask {
+                            true => service.answer_all(stream, stop).await,
+                            false => refuse(&stream),
+                        }
+                    });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     sleep(defaults::ACCEPT_PAUSE).await;
-                    continue;
                 }
-            };
-            let (Ok(place), Ok(stream)) =
-                (Arc::clone(&places).acquire_owned().await, as_unix(stream))
-            else {
-                continue;
-            };
-            let connection = Arc::clone(&self).answer_all(stream, stop.clone());
-            self.shutdown.spawn(async move {
-                connection.await;
-                drop(place);
-            });
+            }
         }
     }
 
     /// Whether the peer is a program of this machine, and of root's or of who the agent runs as.
-    fn may_ask(&self, stream: &TcpStream, peer: SocketAddr) -> bool {
-        let user = stream.local_addr().and_then(|own| peer::user(peer, own));
+    async fn may_ask(&self, peers: &Peers, stream: &TcpStream, peer: SocketAddr) -> bool {
+        let user = match stream.local_addr() {
+            Ok(own) => peers.user(Ends::new(peer, own)).await,
+            Err(error) => Err(error),
+        };
         match user {
             Ok(Some(_)) if self.for_all_users => true,
             Ok(Some(user)) if user == 0 || user == geteuid().as_raw() => true,
@@ -217,7 +260,11 @@ impl Service {
         }
     }
 
-    async fn answer_all(self: Arc<Self>, stream: UnixStream, stop: CancellationToken) {
+    async fn answer_all(self: Arc<Self>, stream: TcpStream, stop: CancellationToken) {
+        let Ok(stream) = as_unix(stream) else {
+            return;
+        };
+        let connection = self.admit();
         let answer = |request: Request<Incoming>| -> BoxFuture<'static, Reply> {
             let reply = self.answer(&request);
             let status = reply.status().as_u16();
@@ -226,9 +273,21 @@ impl Service {
         };
         let stream = Either::Left(Either::Right(stream));
         let serving = http_connection::serve(stream, stop, &answer);
-        if let Ok(Err(error)) = timeout(defaults::GUEST_CONNECTION_TIMEOUT, serving).await {
-            tracing::debug!(%error, "a guest's connection ended");
+        let serving = timeout(defaults::GUEST_CONNECTION_TIMEOUT, serving);
+        select! {
+            served = serving => if let Ok(Err(error)) = served {
+                tracing::debug!(%error, "a guest's connection ended");
+            },
+            Err(_) = connection => tracing::debug!("a guest's connection made room for another"),
         }
+    }
+
+    fn admit(&self) -> Connection {
+        let mut connections = self
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        connections.admit()
     }
 
     fn answer(&self, request: &Request<Incoming>) -> Reply {
@@ -253,6 +312,15 @@ impl Service {
 fn as_unix(stream: TcpStream) -> io::Result<UnixStream> {
     // Both are non-blocking, and stay so.
     UnixStream::from_std(OwnedFd::from(stream.into_std()?).into())
+}
+
+/// Whether the client has closed its end without a word, or the connection is broken.
+fn is_gone(stream: &TcpStream) -> bool {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    match recv(stream.as_raw_fd(), &mut [0], flags) {
+        Ok(length) => length == 0,
+        Err(errno) => errno != Errno::EAGAIN,
+    }
 }
 
 /// Says no without taking a place, or waiting for anything.

@@ -1,30 +1,16 @@
 //! The kernel's network devices and addresses: listed and changed by `rtnetlink(7)`.
 
-use std::{
-    io,
-    net::IpAddr,
-    os::fd::{AsRawFd, OwnedFd},
-};
+use std::{io, net::IpAddr};
 
-use nix::sys::{
-    socket::{
-        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
-        sockopt::ReceiveTimeout,
-    },
-    time::{TimeVal, TimeValLike},
-};
+use nix::sys::socket::SockProtocol;
 
-/// Sizes of `struct nlmsghdr` (`linux/netlink.h`), `struct ifinfomsg` and `struct rtattr`
-/// (`linux/rtnetlink.h`), in bytes.
-const HEADER_BYTES: usize = 16;
+use crate::netlink::{Netlink, attribute, message, read_u32, split_attribute};
+
+/// Size of `struct ifinfomsg` (`linux/rtnetlink.h`), in bytes.
 const LINK_BYTES: usize = 16;
-const ATTRIBUTE_BYTES: usize = 4;
 
-/// Largest answer, in bytes: a dump comes in pieces of at most 32 KiB (`netlink(7)`).
+/// Largest part of an answer, in bytes: a dump comes in pieces of at most 32 KiB (`netlink(7)`).
 const ANSWER_BYTES: usize = 32 * 1024;
-
-/// Time for the kernel to answer, in seconds.
-const ANSWER_TIMEOUT_SECONDS: i64 = 2;
 
 /// A network device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,19 +34,14 @@ pub(crate) enum Change<'a> {
 
 /// A connection to the kernel.
 #[derive(Debug)]
-pub(crate) struct Rtnetlink(OwnedFd);
+pub(crate) struct Rtnetlink(Netlink);
 
 impl Rtnetlink {
     /// # Errors
     ///
     /// What `socket(2)` says.
     pub(crate) fn open() -> io::Result<Self> {
-        let protocol = SockProtocol::NetlinkRoute;
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
-        let limit = TimeVal::seconds(ANSWER_TIMEOUT_SECONDS);
-        setsockopt(&socket, ReceiveTimeout, &limit)?;
-        Ok(Self(socket))
+        Netlink::open(SockProtocol::NetlinkRoute, ANSWER_BYTES).map(Self)
     }
 
     /// All devices.
@@ -71,7 +52,8 @@ impl Rtnetlink {
     pub(crate) fn links(&self) -> io::Result<Vec<Link>> {
         let mut links = Vec::new();
         let request = request(libc::RTM_GETLINK, libc::NLM_F_DUMP, 0, None, &[]);
-        self.ask(&request, |body| links.extend(parse_link(body)))?;
+        self.0
+            .ask(&request, |body| links.extend(parse_link(body)))?;
         Ok(links)
     }
 
@@ -93,7 +75,7 @@ impl Rtnetlink {
         };
         let flags = libc::NLM_F_ACK;
         let request = request(libc::RTM_NEWLINK, flags, index, up, &attribute);
-        self.ask(&request, |_| {})
+        self.0.ask(&request, |_| {})
     }
 
     /// Gives a device an address of its own, which is nobody's beside the machine.
@@ -103,7 +85,7 @@ impl Rtnetlink {
     /// What the kernel says: `EEXIST` if it has it, `EPERM` without the right.
     pub(crate) fn add_address(&self, index: u32, address: IpAddr) -> io::Result<()> {
         let flags = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-        self.ask(
+        self.0.ask(
             &message(libc::RTM_NEWADDR, flags, &of_address(index, address)),
             |_| {},
         )
@@ -116,59 +98,11 @@ impl Rtnetlink {
     /// What the kernel says: `EADDRNOTAVAIL` if the device does not have it.
     pub(crate) fn remove_address(&self, index: u32, address: IpAddr) -> io::Result<()> {
         let flags = libc::NLM_F_ACK;
-        self.ask(
+        self.0.ask(
             &message(libc::RTM_DELADDR, flags, &of_address(index, address)),
             |_| {},
         )
     }
-
-    /// Sends a request and hands over each part of the answer.
-    fn ask(&self, request: &[u8], mut part: impl FnMut(&[u8])) -> io::Result<()> {
-        let socket = self.0.as_raw_fd();
-        send(socket, request, MsgFlags::empty())?;
-        let mut buffer = vec![0; ANSWER_BYTES];
-        loop {
-            let length = recv(socket, &mut buffer, MsgFlags::empty())?;
-            let mut rest = buffer.get(..length).unwrap_or_default();
-            while let Some((kind, body, after)) = split(rest) {
-                rest = after;
-                match i32::from(kind) {
-                    libc::NLMSG_DONE => return Ok(()),
-                    libc::NLMSG_ERROR => {
-                        return match read_u32(body)?.cast_signed() {
-                            0 => Ok(()),
-                            error => Err(io::Error::from_raw_os_error(-error)),
-                        };
-                    }
-                    _ => part(body),
-                }
-            }
-        }
-    }
-}
-
-/// Splits a buffer at the end of its first message: its kind, its body, what follows.
-fn split(buffer: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let length = usize::try_from(read_u32(buffer).ok()?).ok()?;
-    let kind = read_u16(buffer.get(4..)?)?;
-    let body = buffer.get(HEADER_BYTES..length)?;
-    Some((
-        kind,
-        body,
-        buffer.get(aligned(length)..).unwrap_or_default(),
-    ))
-}
-
-/// The same, for attributes.
-fn split_attribute(buffer: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let length = usize::from(read_u16(buffer)?);
-    let kind = read_u16(buffer.get(2..)?)?;
-    let body = buffer.get(ATTRIBUTE_BYTES..length)?;
-    Some((
-        kind,
-        body,
-        buffer.get(aligned(length)..).unwrap_or_default(),
-    ))
 }
 
 fn parse_link(body: &[u8]) -> Option<Link> {
@@ -224,47 +158,10 @@ fn of_address(index: u32, address: IpAddr) -> Vec<u8> {
     body
 }
 
-/// A message of a header and a body.
-fn message(kind: u16, flags: i32, body: &[u8]) -> Vec<u8> {
-    let flags = libc::NLM_F_REQUEST | flags;
-    let length = u32::try_from(HEADER_BYTES + body.len()).unwrap_or_default();
-    let mut message = Vec::new();
-    message.extend(length.to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(u16::try_from(flags).unwrap_or_default().to_ne_bytes());
-    // Sequence number and sender: one question at a time, and the kernel knows who asks.
-    message.extend([0; 8]);
-    message.extend(body);
-    message
-}
-
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let length = ATTRIBUTE_BYTES + value.len();
-    let mut attribute = Vec::new();
-    attribute.extend(u16::try_from(length).unwrap_or_default().to_ne_bytes());
-    attribute.extend(kind.to_ne_bytes());
-    attribute.extend(value);
-    attribute.resize(aligned(length), 0);
-    attribute
-}
-
-/// Where the next one begins (`NLMSG_ALIGN`, `RTA_ALIGN`).
-const fn aligned(length: usize) -> usize {
-    length.next_multiple_of(4)
-}
-
-fn read_u16(bytes: &[u8]) -> Option<u16> {
-    Some(u16::from_ne_bytes(*bytes.first_chunk()?))
-}
-
-fn read_u32(bytes: &[u8]) -> io::Result<u32> {
-    let bytes = bytes.first_chunk().ok_or(io::ErrorKind::InvalidData)?;
-    Ok(u32::from_ne_bytes(*bytes))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::split;
 
     #[test]
     fn the_loopback_is_found() {

@@ -1,15 +1,21 @@
 //! Metadata services of other clouds, as a program in the guest meets them: the files that are
 //! shipped, at a port of the loopback instead of their own address.
 
-use std::{fs, net::SocketAddr, process::Stdio, sync::Arc, time::Duration};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
 
-use harness::{HostData, MockHost, Random, TestAgent, free_port};
+use harness::{HostData, MockHost, Random, RawClient, TestAgent, free_port};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpListener, TcpSocket, TcpStream},
     process::Command,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use vsock_agent::{Config, Preset};
 use vsock_agent_protocol::preset::shipped;
@@ -40,7 +46,10 @@ impl Service {
     }
 
     async fn configured(text: &str, change: impl FnOnce(&mut Config)) -> Self {
-        let port = free_port();
+        Self::on_port(free_port(), text, change).await
+    }
+
+    async fn on_port(port: u16, text: &str, change: impl FnOnce(&mut Config)) -> Self {
         let place = format!("address = \"127.0.0.1\"\nport = {port}\n");
         // Its own address is said once.
         let lines = text.lines().filter(|line| !line.starts_with("address = "));
@@ -348,6 +357,126 @@ async fn the_service_ends_with_the_agent() {
     assert_eq!(service.get("/").await.status, 200);
     service.agent.stop();
     TcpStream::connect(service.address).await.unwrap_err();
+}
+
+/// A server of the guest's own that says hello.
+async fn web_server(address: SocketAddr) -> TcpListener {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    };
+    let socket = socket.unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket
+        .bind(address)
+        .unwrap_or_else(|error| panic!("{address}: {error}"));
+    let listener = socket.listen(8).unwrap();
+    // Another address of the machine leads to it, whatever has the port of the service.
+    let port = listener.local_addr().unwrap().port();
+    let (client, accepted) =
+        tokio::join!(TcpStream::connect(("127.0.0.2", port)), listener.accept());
+    let client = client.unwrap().local_addr().unwrap();
+    assert_eq!(client.port(), accepted.unwrap().1.port());
+    listener
+}
+
+#[tokio::test]
+async fn the_port_is_left_to_the_guest() {
+    for everywhere in ["0.0.0.0", "::"] {
+        let everywhere: IpAddr = everywhere.parse().unwrap();
+        let service = Service::start("ec2").await;
+        let port = service.address.port();
+        let server = web_server((everywhere, port).into()).await;
+        let id = "/latest/meta-data/instance-id";
+        assert_eq!(
+            service.body(id).await,
+            "one",
+            "{everywhere}: the service first"
+        );
+        let taken = timeout(Duration::from_millis(1), server.accept()).await;
+        assert!(
+            taken.is_err(),
+            "{everywhere}: the server gets what is the service's"
+        );
+
+        // The other way round, and with connections of the service's open.
+        drop(service);
+        let service = Service::on_port(port, shipped("ec2").unwrap(), |_| {}).await;
+        let answered = service.body(id).await;
+        assert_eq!(answered, "one", "{everywhere}: the server first");
+        let idle = TcpStream::connect(service.address).await.unwrap();
+        assert_eq!(service.body(id).await, "one");
+        drop(server);
+        web_server((everywhere, port).into()).await;
+        drop(idle);
+    }
+}
+
+/// Connects to the port in its argument and breaks the connection off, again and again, from two
+/// processes, while five thousand other sockets are there to be looked through.
+const FLOOD: &str = "
+import os, resource, socket, struct, sys
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+own = socket.create_server(('127.0.0.1', 0), backlog=4096)
+kept = []
+for _ in range(min(2500, most // 2 - 50)):
+    kept += [socket.create_connection(own.getsockname()), own.accept()]
+print('ready', flush=True)
+os.fork()
+parent = os.getppid()
+while os.getppid() == parent:
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+    s.settimeout(1)
+    try: s.connect(('127.0.0.1', int(sys.argv[1])))
+    except OSError: pass
+    s.close()
+";
+
+#[tokio::test]
+async fn a_flood_of_connections_of_another_user_delays_nobody() {
+    let service = Service::start("ec2").await;
+    let mut flood = Command::new("setpriv");
+    flood
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .args(["--pdeathsig=KILL", "/usr/bin/python3", "-c", FLOOD])
+        .arg(service.address.port().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true);
+    let mut flood = flood.spawn().unwrap();
+    let mut ready = [0; 6];
+    let stdout = flood.stdout.as_mut().unwrap();
+    let read = timeout(PATIENCE, stdout.read_exact(&mut ready)).await;
+    read.expect("it does not start").unwrap();
+    let (mut agent, mut metadata) = (Duration::ZERO, Duration::ZERO);
+    for _ in 0..50 {
+        let start = Instant::now();
+        let reply = RawClient::new(&service.agent.socket()).get("/1.0").await;
+        assert_eq!(reply.status, 200);
+        agent = agent.max(start.elapsed());
+        let start = Instant::now();
+        service.body("/latest/meta-data/instance-id").await;
+        metadata = metadata.max(start.elapsed());
+    }
+    flood.kill().await.unwrap();
+    let limit = Duration::from_millis(900);
+    assert!(agent < limit && metadata < limit, "{agent:?}, {metadata:?}");
+}
+
+#[tokio::test]
+async fn idle_connections_delay_nobody() {
+    let service = Service::start("ec2").await;
+    let mut idle = Vec::new();
+    for _ in 0..300 {
+        idle.push(TcpStream::connect(service.address).await.unwrap());
+    }
+    let asked = timeout(
+        Duration::from_secs(2),
+        service.get("/latest/meta-data/instance-id"),
+    );
+    assert_eq!(asked.await.expect("it is delayed").body, "one");
 }
 
 /// A request made of good and bad parts.

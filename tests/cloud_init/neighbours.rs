@@ -1,5 +1,5 @@
 //! The address of a metadata service belongs to the machine alone: nobody else's is taken, nobody
-//! else is let in, and it goes with the agent.
+//! else is let in, and it goes with the agent. Its port is the guest's.
 
 use std::process::Command;
 
@@ -9,13 +9,16 @@ use crate::{PRODUCT, data};
 
 const SCRIPT: &str = include_str!("neighbours.sh");
 
-#[test]
-fn the_address_is_the_machines_own_and_nobody_elses() {
+const PORTS: &str = include_str!("ports.sh");
+
+/// What a script prints that is run as root of namespaces of its own, with the agent and a folder with
+/// a host's socket.
+fn seen(script: &str) -> Vec<String> {
     let folder = TestFolder::new("neighbours");
     let _host = MockHost::start(&folder.path().join("host.sock"), data("one"));
     let output = Command::new("unshare")
         .args(["-m", "-n", "-p", "--fork", "--kill-child", "timeout", "120"])
-        .args(["sh", "-c", SCRIPT, "neighbours"])
+        .args(["sh", "-c", script, "neighbours"])
         .arg(&PRODUCT.agent)
         .arg(folder.path())
         .output()
@@ -24,8 +27,28 @@ fn the_address_is_the_machines_own_and_nobody_elses() {
     let errors = String::from_utf8_lossy(&output.stderr);
     let log = std::fs::read_to_string(folder.path().join("log"));
     assert!(output.status.success(), "{seen}{errors}{log:?}");
+    seen.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn the_port_is_the_guests_and_without_bpf_whoevers_is_first() {
     assert_eq!(
-        seen.lines().collect::<Vec<_>>(),
+        seen(PORTS),
+        [
+            "left to other programs: yes",
+            "server on 0.0.0.0: hello, metadata: one",
+            "server on ::: hello, metadata: one",
+            "without bpf, a server is first: not served",
+            "the server has gone: one",
+            "left to other programs: no",
+        ]
+    );
+}
+
+#[test]
+fn the_address_is_the_machines_own_and_nobody_elses() {
+    assert_eq!(
+        seen(SCRIPT),
         [
             "guest asks: one",
             "neighbour asks: Connection refused",

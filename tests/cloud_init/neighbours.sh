@@ -14,6 +14,7 @@ ip -n other link set wire up
 
 # Starts an agent, and waits until the service is there, or is not going to be.
 start() {
+    : >"$folder/log"
     "$agent" --config /dev/null --plain --listen "unix:$folder/agent.sock" --guest-socket off \
         --host "unix:$folder/host.sock" --metadata ec2 --metadata-all-users >"$folder/log" 2>&1 &
     id=$!

@@ -1,97 +1,75 @@
 //! Who is at the other end of a TCP connection within this machine: the user of the socket there.
 //!
-//! The kernel says it in `/proc/net/tcp` and `tcp6` (`proc(5)`, Linux `net/ipv4/tcp_ipv4.c`), by the
-//! addresses of both ends. The user is the one who made the socket (`sock_i_uid`), whoever has it by
-//! now: a root program that hands a connected socket on has handed its answers on.
+//! The kernel knows it by the addresses of both ends, and says it at once if it is asked by
+//! `sock_diag(7)`. Without that (`CONFIG_INET_DIAG`, a module in many kernels) it is in
+//! `/proc/net/tcp` and `tcp6` (`proc(5)`), which are as long as the machine has sockets: one thread
+//! reads them, once for all who wait. The user is the one who made the socket (`sock_i_uid`), whoever
+//! has it by now: a root program that hands a connected socket on has handed its answers on.
 //!
-//! A socket that its owner has closed is shown as root's, with inode 0; such rows are passed over.
-//! Nobody else can have the same two ends meanwhile, because our own end of the connection is still
-//! there: between the look and the answer the peer can go, but not become someone else.
+//! A socket that its owner has closed is shown as root's, with inode 0, and is nobody's here. Nobody
+//! else can have the same two ends meanwhile, because our own end of the connection is still there:
+//! between the look and the answer the peer can go, but not become someone else.
 
-use std::{
-    fs::File,
-    io::{self, BufRead, BufReader},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-};
+mod diag;
+mod lists;
 
-/// The kernel's lists. Programs reach an IPv4 address from sockets of both kinds.
-const LISTS: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
+use std::{io, net::SocketAddr};
 
-/// How often they are read: a row can be missed while the kernel's table changes below the reader.
-const LOOKS: u32 = 3;
+use self::{diag::SockDiag, lists::Lists};
+use crate::shutdown::Shutdown;
 
-/// The user of the socket at `peer` that is connected to `own`. `None` if there is none in this
-/// machine, or in another network namespace of it.
-///
-/// # Errors
-///
-/// What reading the lists says.
-pub(super) fn user(peer: SocketAddr, own: SocketAddr) -> io::Result<Option<u32>> {
-    let port = format!(":{:04X} ", peer.port());
-    for list in (0..LOOKS).flat_map(|_| LISTS) {
-        let file = match File::open(list) {
-            // Without IPv6 there is one list.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            file => file?,
-        };
-        for line in BufReader::new(file).lines() {
-            let line = line?;
-            // There may be thousands of rows, and a port is quickly told from another.
-            if line.contains(&port)
-                && let Some(row) = parse(&line)
-                && same(row.local, peer)
-                && same(row.remote, own)
-            {
-                return Ok(Some(row.user));
+/// Both ends of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Ends {
+    peer: SocketAddr,
+    own: SocketAddr,
+}
+
+/// Knows the users of peers.
+#[derive(Debug)]
+pub(super) enum Peers {
+    Diag(SockDiag),
+    Lists(Lists),
+}
+
+impl Ends {
+    /// The ends of a connection whose peer is at `peer`. An IPv4 address in IPv6's form is one of
+    /// IPv4.
+    pub(super) fn new(peer: SocketAddr, own: SocketAddr) -> Self {
+        let plain =
+            |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        Self {
+            peer: plain(peer),
+            own: plain(own),
+        }
+    }
+}
+
+impl Peers {
+    /// By the better of the two ways that there is. `listening` is the address of a listening socket
+    /// of this machine, to try it on. May block while the kernel loads a module.
+    pub(super) fn find(listening: SocketAddr, shutdown: &Shutdown) -> Self {
+        match SockDiag::open(listening) {
+            Ok(diag) => Self::Diag(diag),
+            Err(error) => {
+                tracing::info!(%error, "sock_diag is not to be had: peers are looked for in /proc");
+                Self::Lists(Lists::open(shutdown))
             }
         }
     }
-    Ok(None)
-}
 
-#[derive(Debug, PartialEq, Eq)]
-struct Row {
-    local: SocketAddr,
-    remote: SocketAddr,
-    user: u32,
-}
-
-/// A row of a list. `None` for the heading, and for a socket that nobody has any more.
-fn parse(line: &str) -> Option<Row> {
-    let mut words = line.split_ascii_whitespace();
-    let local = address(words.nth(1)?)?;
-    let remote = address(words.next()?)?;
-    let user = words.nth(4)?.parse().ok()?;
-    let inode: u64 = words.nth(1)?.parse().ok()?;
-    (inode != 0).then_some(Row {
-        local,
-        remote,
-        user,
-    })
-}
-
-/// `0100007F:0050`: words of the address as the processor has them, and the port.
-fn address(text: &str) -> Option<SocketAddr> {
-    let (words, port) = text.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let mut bytes = Vec::new();
-    let mut rest = words;
-    while !rest.is_empty() {
-        let (word, after) = rest.split_at_checked(8)?;
-        bytes.extend(u32::from_str_radix(word, 16).ok()?.to_ne_bytes());
-        rest = after;
+    /// The user of the socket at the peer's end. `None` if there is none in this machine, or in
+    /// another network namespace of it. Safe to drop.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub(super) async fn user(&self, ends: Ends) -> io::Result<Option<u32>> {
+        match self {
+            Self::Diag(diag) => diag.user(ends),
+            Self::Lists(lists) => lists.user(ends).await,
+        }
     }
-    let ip = match bytes.len() {
-        4 => Ipv4Addr::from(*bytes.first_chunk()?).into(),
-        16 => IpAddr::from(Ipv6Addr::from(*bytes.first_chunk()?)),
-        _ => return None,
-    };
-    Some(SocketAddr::new(ip, port))
-}
-
-/// Whether two addresses are one, an IPv4 one in IPv6's clothes included.
-fn same(one: SocketAddr, other: SocketAddr) -> bool {
-    one.port() == other.port() && one.ip().to_canonical() == other.ip().to_canonical()
 }
 
 #[cfg(test)]
@@ -102,40 +80,45 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn rows_are_read_as_the_kernel_writes_them() {
-        let words = if cfg!(target_endian = "little") {
-            ["0100007F:0050", "FEA9FEA9:E1F0"]
-        } else {
-            ["7F000001:0050", "A9FEA9FE:E1F0"]
-        };
-        let row = |inode| {
-            let [local, remote] = words;
-            format!(
-                "   3: {local} {remote} 01 00000000:00000000 00:00000000 00000000  1000        0 {inode} 1 0 20 4 30 10 -1"
-            )
-        };
-        let expected = Row {
-            local: "127.0.0.1:80".parse().unwrap(),
-            remote: "169.254.169.254:57840".parse().unwrap(),
-            user: 1000,
-        };
-        assert_eq!(parse(&row(77)), Some(expected));
-        assert_eq!(parse(&row(0)), None, "closed by its owner");
-        assert_eq!(parse("  sl  local_address rem_address   st tx_queue"), None);
-        assert_eq!(parse(""), None);
-        assert_eq!(address("0000000000000000FFFF00000100007F:zz"), None);
-        assert_eq!(address("0100007F00:0050"), None);
+    /// A peer that is there, one that has gone, and one that never was, by each way.
+    #[tokio::test]
+    async fn the_user_at_the_other_end_is_found() {
+        let shutdown = Shutdown::default();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listening = listener.local_addr().unwrap();
+        let diag = SockDiag::open(listening).unwrap();
+        for peers in [Peers::Diag(diag), Peers::Lists(Lists::open(&shutdown))] {
+            for mapped in [false, true] {
+                let to = match mapped {
+                    true => {
+                        SocketAddr::from(([0, 0, 0, 0, 0, 0xffff, 0x7f00, 1], listening.port()))
+                    }
+                    false => listening,
+                };
+                let client = TcpStream::connect(to).unwrap();
+                let (served, peer) = listener.accept().unwrap();
+                let ends = Ends::new(peer, served.local_addr().unwrap());
+                let own = geteuid().as_raw();
+                assert_eq!(peers.user(ends).await.unwrap(), Some(own), "{peers:?}");
+                drop(client);
+                assert_eq!(
+                    peers.user(ends).await.unwrap(),
+                    None,
+                    "{peers:?}: it has gone"
+                );
+            }
+            let nobody = Ends::new(([192, 0, 2, 1], 1).into(), listening);
+            assert_eq!(peers.user(nobody).await.unwrap(), None, "{peers:?}");
+        }
     }
 
+    /// The answer for ends that nobody has must not be that of the listener they would come to.
     #[test]
-    fn the_user_at_the_other_end_is_found() {
+    fn a_listener_is_no_peer() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (served, peer) = listener.accept().unwrap();
-        let own = served.local_addr().unwrap();
-        assert_eq!(user(peer, own).unwrap(), Some(geteuid().as_raw()));
-        drop(client);
-        assert_eq!(user(peer, own).unwrap(), None, "it has gone");
+        let listening = listener.local_addr().unwrap();
+        let diag = SockDiag::open(listening).unwrap();
+        let ends = Ends::new(listening, ([127, 0, 0, 1], 1).into());
+        assert_eq!(diag.user(ends).unwrap(), None);
     }
 }

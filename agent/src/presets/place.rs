@@ -8,11 +8,12 @@ use std::{
 };
 
 use tokio::{
-    net::{TcpSocket, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     time::timeout,
 };
 use vsock_agent_protocol::preset::BOARD_MAKER;
 
+use super::sk_lookup::SkLookup;
 use crate::{defaults, rtnetlink::Rtnetlink};
 
 /// The loopback, which everything in the machine can reach, and nobody else.
@@ -71,6 +72,14 @@ pub(super) enum PlaceError {
 #[derive(Debug)]
 pub(super) struct Place(IpAddr);
 
+/// A service's socket, with all that leads to it.
+#[derive(Debug)]
+pub(super) struct Listening {
+    pub(super) socket: TcpListener,
+    _steering: Option<SkLookup>,
+    _place: Place,
+}
+
 impl Place {
     /// Sees to it that the address is on the loopback, if nobody else has it. `root` is the
     /// guest's `/`.
@@ -98,23 +107,45 @@ impl Place {
     /// Listens there, for what comes by the loopback: a machine has its addresses on all of its
     /// devices, so without this its neighbours could ask as well.
     ///
+    /// The port is left to the guest if the kernel can do that, and is taken from it if not.
+    ///
     /// # Errors
     ///
     /// [`PlaceError::Listen`].
-    pub(super) fn listen(&self, port: u16) -> Result<tokio::net::TcpListener, PlaceError> {
+    pub(super) fn listen(self, port: u16) -> Result<Listening, PlaceError> {
         let address = SocketAddr::new(self.0, port);
-        let listen = || {
-            let socket = match address {
-                SocketAddr::V4(_) => TcpSocket::new_v4(),
-                SocketAddr::V6(_) => TcpSocket::new_v6(),
-            }?;
-            socket.set_reuseaddr(true)?;
-            socket.bind_device(Some(LOOPBACK.as_bytes()))?;
-            socket.bind(address)?;
-            socket.listen(defaults::GUEST_BACKLOG)
+        let beside = || {
+            let socket = listen(SocketAddr::new(self.0, 0))?;
+            let steering = SkLookup::attach(address, &socket)?;
+            io::Result::Ok((socket, Some(steering)))
         };
-        listen().map_err(|error| PlaceError::Listen(address, error))
+        let (socket, steering) = match beside() {
+            Ok(both) => both,
+            Err(error) => {
+                let wrong = |error| PlaceError::Listen(address, error);
+                let socket = listen(address).map_err(wrong)?;
+                tracing::warn!(%address, %error, "this kernel cannot leave the port to other programs");
+                (socket, None)
+            }
+        };
+        Ok(Listening {
+            socket,
+            _steering: steering,
+            _place: self,
+        })
     }
+}
+
+/// A socket that listens on the loopback only.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind_device(Some(LOOPBACK.as_bytes()))?;
+    socket.bind(address)?;
+    socket.listen(defaults::GUEST_BACKLOG)
 }
 
 impl Drop for Place {
