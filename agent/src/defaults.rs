@@ -72,8 +72,12 @@ pub(crate) const MAX_ENDED_OPERATIONS: usize = 2_000;
 /// Most commands at once.
 pub(crate) const MAX_SESSIONS: usize = 4096;
 
-/// Most commands between `fork` and `exec` at once.
+/// Most commands between `fork` and `exec` at once, but for those that take long.
 pub(crate) const MAX_SPAWNS: usize = 32;
+
+/// How long a command counts among [`MAX_SPAWNS`]. A program on a disk starts in milliseconds; one on
+/// a file system that does not answer must not keep others from starting.
+pub(crate) const SPAWN_PATIENCE: Duration = Duration::from_millis(250);
 
 /// Quiet time on an output stream after the command's end, when something it left behind still
 /// holds the stream, after which the stream ends.

@@ -18,7 +18,7 @@
 //!                      ├─► presets            or here, if they know other clouds only
 //!                      └─► cloud_init         and cloud-init finds it
 //! any ─► defaults, shutdown, bounded, clock, mount_table, root, names, accounts, hex, netlink, rtnetlink,
-//! yaml. Rooms do not know each other, nor the router, nor HTTP.
+//! yaml, descriptors, reaper. Rooms do not know each other, nor the router, nor HTTP.
 //! ```
 
 mod accounts;
@@ -31,6 +31,7 @@ mod cloud_init;
 mod config;
 mod config_share;
 mod defaults;
+mod descriptors;
 mod event_stream;
 mod events;
 mod exec;
@@ -49,6 +50,7 @@ mod operation;
 mod port_forward;
 mod presets;
 mod query;
+mod reaper;
 mod reply;
 mod root;
 mod router;

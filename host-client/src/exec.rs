@@ -175,8 +175,9 @@ impl Exec {
         self
     }
 
-    /// Ends it, and all it started, when it has run this long, in whole seconds. Not known to
-    /// LXD's agents, and an error with them.
+    /// Ends it, and all it started, when it has run this long, in whole seconds. With
+    /// [`wait_for_eof`](Self::wait_for_eof) the time is over only when the output is. Zero is no
+    /// limit. Not known to LXD's agents, and an error with them.
     pub fn timeout(mut self, time: Duration) -> Self {
         self.timeout = Some(time);
         self

@@ -77,7 +77,8 @@ pub struct ExecRequest {
         skip_serializing_if = "Option::is_none"
     )]
     pub group_name: Option<String>,
-    /// Seconds after which the command and all it started are ended
+    /// Seconds after which the command and all it started are ended, counted from when its sockets are
+    /// joined, and to the end of its output; 0 is no limit, as for `timeout(1)`
     /// ([`EXEC_OPTIONS`](crate::version::EXEC_OPTIONS)).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<u32>,
@@ -133,7 +134,7 @@ pub struct ExecEnded {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<BTreeMap<String, u64>>,
     /// Why the command did not start: `not-found`, `not-executable`, `bad-cwd`, `too-long`,
-    /// `identity` or `system`. Absent from other agents.
+    /// `identity`, `system`, or `killed` by a signal or by the agent. Absent from other agents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_error: Option<String>,
     /// True if the command was ended because its `timeout` was over.

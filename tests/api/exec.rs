@@ -263,6 +263,40 @@ async fn output_goes_on_as_long_as_anything_holds_it_if_that_is_asked_for() {
 }
 
 #[tokio::test]
+async fn no_time_at_all_is_no_limit() {
+    let (_agent, client) = start();
+    let exec = client
+        .exec(&["sh", "-c", "sleep 1; exit 3"], json!({ "timeout": 0 }))
+        .await;
+    let end = exec.wait().await;
+    assert_eq!(end["metadata"]["return"], json!(3), "{end}");
+    assert_eq!(end["metadata"].get("timed_out"), None, "{end}");
+}
+
+#[tokio::test]
+async fn output_that_goes_on_is_ended_when_the_time_is_over_and_when_that_is_asked_for() {
+    let (_agent, client) = start();
+    for timeout in [2, 0] {
+        let script = "sleep 1000 & echo early";
+        let more = json!({ "wait_for_eof": true, "timeout": timeout });
+        let mut exec = client.exec(&["sh", "-c", script], more).await;
+        exec.read_until("1", "early\n").await;
+        if timeout == 0 {
+            let path = format!("/1.0/operations/{}", exec.id);
+            assert_eq!(client.request("DELETE", &path, "").await.status, 200);
+        }
+        // The stream comes to its end, and what was sent is told.
+        assert_eq!(exec.read_all("1").await, b"");
+        let end = exec.wait().await;
+        let code = if timeout == 0 { 401 } else { 200 };
+        assert_eq!(end["status_code"], json!(code), "{end}");
+        assert_eq!(end["metadata"]["bytes"], json!({ "1": 6, "2": 0 }), "{end}");
+        let timed_out = end["metadata"].get("timed_out").is_some();
+        assert_eq!(timed_out, timeout > 0, "{end}");
+    }
+}
+
+#[tokio::test]
 async fn fifty_megabytes_go_both_ways_unchanged() {
     let (_agent, client) = start();
     let mut exec = client.exec(&["cat"], json!({})).await;

@@ -16,6 +16,7 @@ mod copy_broken;
 mod copy_tree;
 mod events;
 mod exec;
+mod exec_start;
 mod fuzz;
 mod guest_api;
 mod host_and_guest;

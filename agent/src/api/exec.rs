@@ -113,11 +113,17 @@ async fn run(app: Arc<App>, spec: Arc<ExecSpec>, handle: Handle) -> Outcome {
     } = handle;
     let sockets = select! {
         joined = timeout(defaults::JOIN_TIMEOUT, join(sockets, spec.is_interactive())) => joined,
-        () = cancel.cancelled() => return failure("cancelled before it started"),
-        () = stopping.cancelled() => return failure("the agent was stopped before it started"),
+        () = cancel.cancelled() => {
+            return without_result(OperationStatus::Cancelled, "cancelled before it started");
+        }
+        () = stopping.cancelled() => {
+            let why = "the agent was stopped before it started";
+            return without_result(OperationStatus::Failure, why);
+        }
     };
     let Ok(Some(sockets)) = sockets else {
-        return failure("Timed out waiting for websockets to connect");
+        let why = "Timed out waiting for websockets to connect";
+        return without_result(OperationStatus::Failure, why);
     };
     tracing::info!(%id, interactive = spec.is_interactive(), "a command starts");
     let stops = Stops {
@@ -152,15 +158,19 @@ async fn join(
     })
 }
 
-fn failure(why: &str) -> Outcome {
+fn without_result(status: OperationStatus, why: &str) -> Outcome {
     Outcome {
-        status: OperationStatus::Failure,
+        status,
         metadata: serde_json::Value::Null,
         error: why.to_owned(),
     }
 }
 
 fn outcome(ended: Ended, cancel: &CancellationToken) -> Outcome {
+    let unless_cancelled = |status| match cancel.is_cancelled() {
+        true => OperationStatus::Cancelled,
+        false => status,
+    };
     match ended {
         Ended::Exited {
             code,
@@ -169,10 +179,7 @@ fn outcome(ended: Ended, cancel: &CancellationToken) -> Outcome {
             bytes,
             timed_out,
         } => Outcome {
-            status: match cancel.is_cancelled() {
-                true => OperationStatus::Cancelled,
-                false => OperationStatus::Success,
-            },
+            status: unless_cancelled(OperationStatus::Success),
             metadata: json!(ExecEnded {
                 exit_code: code,
                 signal,
@@ -188,12 +195,16 @@ fn outcome(ended: Ended, cancel: &CancellationToken) -> Outcome {
             }),
             error: String::new(),
         },
-        Ended::Left => failure("the agent was stopped, and the command goes on"),
-        Ended::NotStarted(error) => Outcome {
-            status: OperationStatus::Failure,
+        Ended::Left => without_result(
+            OperationStatus::Failure,
+            "the agent was stopped, and the command goes on",
+        ),
+        Ended::Failed { error, timed_out } => Outcome {
+            status: unless_cancelled(OperationStatus::Failure),
             metadata: json!(ExecEnded {
                 exit_code: error.exit_code(),
-                start_error: Some(error.kind().to_owned()),
+                start_error: error.start_error().map(str::to_owned),
+                timed_out,
                 ..ExecEnded::default()
             }),
             error: with_causes(&error),

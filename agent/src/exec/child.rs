@@ -2,8 +2,13 @@
 //!
 //! Everything is worked out before `fork`, because between `fork` and `exec` the child of a
 //! threaded process may make system calls and nothing else (`signal-safety(7)`): no allocation, no
-//! lock, no NSS. The order of the child's steps matters: groups before the user, the directory as
-//! the user, signals while they are still blocked, descriptors last.
+//! lock, no NSS. The order of the child's steps matters: signals while they are still blocked, groups
+//! before the user, the directory as the user. Every descriptor that is not the command's is closed
+//! before the first path is looked up: a path may lead to a file system that does not answer, and a
+//! child that waits there must not keep other commands' pipes open.
+//!
+//! Starting has two halves. [`Child::fork`] makes the process, which takes no longer than the kernel
+//! needs; [`Child::wait`] learns that its program runs, which a file system can delay for ever.
 //!
 //! A child that has ended is not reaped until its [`Child`] is dropped, so that its pid, which is
 //! also its group and its session, cannot mean anybody else while it is still sent signals.
@@ -12,27 +17,32 @@
 
 use std::{
     ffi::{CStr, CString},
-    io,
+    fs, io,
     mem::MaybeUninit,
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     ptr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use nix::{
     errno::Errno,
     fcntl::OFlag,
-    sys::{
-        signal::{SigSet, SigmaskHow, Signal, kill, killpg, pthread_sigmask},
-        wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid},
-    },
+    sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, pthread_sigmask},
     unistd::{self, Pid, pipe2},
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    net::unix::pipe,
+};
 use vsock_agent_protocol::exec::{
     EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_SIGNAL_BASE, MAX_SIGNAL,
 };
 
 use super::spec::{Directory, ExecSpec};
+use crate::{descriptors::close_all_from, reaper};
 
 /// Soft limit on open files of a command: what login shells have. The agent raises its own.
 const CHILD_OPEN_FILES: libc::rlim_t = 1024;
@@ -46,6 +56,12 @@ pub(super) struct Child {
     pid: Pid,
     /// Readable when the process has ended.
     pidfd: AsyncFd<OwnedFd>,
+    /// Brings what the child says when it cannot run its program, and ends when it can.
+    report: pipe::Receiver,
+    /// Whether the report has ended without a word.
+    is_started: AtomicBool,
+    kill_on_drop: bool,
+    spec: Arc<ExecSpec>,
 }
 
 /// How a process ended.
@@ -73,9 +89,9 @@ impl ExitStatus {
     }
 }
 
-/// Why a command was not started.
+/// Why a command has no exit status of its own.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StartError {
+pub(crate) enum RunError {
     /// There is no such program, or no such interpreter of it.
     #[error("command not found: {program}")]
     NotFound { program: String, source: io::Error },
@@ -100,27 +116,41 @@ pub(crate) enum StartError {
         step: &'static str,
         source: io::Error,
     },
+    /// A signal ended its process before its program ran.
+    #[error("killed by signal {0} before it ran")]
+    Killed(i32),
+    /// The agent ended it before its program ran.
+    #[error("ended before it ran: {0}")]
+    Ended(&'static str),
+    /// Its program runs, was sent `SIGKILL`, and goes on: it waits in the kernel for a device or a
+    /// file system (`TASK_UNINTERRUPTIBLE`).
+    #[error("ended, because {0}, but its process cannot be killed while it waits in the kernel")]
+    Unkillable(&'static str),
 }
 
-impl StartError {
-    /// The exit status a shell would give; 126 stands for all that is not 127.
+impl RunError {
+    /// The exit status a shell would give; 126 stands for all that is neither 127 nor a signal.
     pub(crate) const fn exit_code(&self) -> i32 {
         match self {
             Self::NotFound { .. } => EXIT_NOT_FOUND,
+            Self::Killed(signal) => EXIT_SIGNAL_BASE + *signal,
+            Self::Ended(_) | Self::Unkillable(_) => EXIT_SIGNAL_BASE + libc::SIGKILL,
             _ => EXIT_NOT_EXECUTABLE,
         }
     }
 
-    /// A word a program can branch on.
-    pub(crate) const fn kind(&self) -> &'static str {
-        match self {
+    /// A word a program can branch on, for a command whose program never ran.
+    pub(crate) const fn start_error(&self) -> Option<&'static str> {
+        Some(match self {
             Self::NotFound { .. } => "not-found",
             Self::NotExecutable { .. } => "not-executable",
             Self::Directory { .. } => "bad-cwd",
             Self::TooLong { .. } => "too-long",
             Self::Identity { .. } => "identity",
             Self::System { .. } => "system",
-        }
+            Self::Killed(_) | Self::Ended(_) => "killed",
+            Self::Unkillable(_) => return None,
+        })
     }
 }
 
@@ -139,10 +169,10 @@ enum Step {
     Session = 1,
     Terminal,
     Streams,
+    Descriptors,
     Signals,
     Identity,
     Directory,
-    Descriptors,
     Execute,
 }
 
@@ -151,10 +181,10 @@ impl Step {
         Self::Session,
         Self::Terminal,
         Self::Streams,
+        Self::Descriptors,
         Self::Signals,
         Self::Identity,
         Self::Directory,
-        Self::Descriptors,
         Self::Execute,
     ];
 
@@ -163,18 +193,21 @@ impl Step {
             Self::Session => "start a session",
             Self::Terminal => "take the terminal",
             Self::Streams => "set up the streams",
+            Self::Descriptors => "close descriptors",
             Self::Signals => "reset the signals",
             Self::Identity => "become the user",
             Self::Directory => "change the directory",
-            Self::Descriptors => "close descriptors",
             Self::Execute => "execute",
         }
     }
 }
 
-/// Descriptors are marked one by one up to this one where the kernel cannot do it in one call. The
-/// unit's `LimitNOFILE`.
-const OLD_KERNEL_DESCRIPTORS: RawFd = 65_536;
+/// The descriptor of the report in the child: the first one behind the streams.
+const REPORT: RawFd = 3;
+
+/// Set in a process's flags until it has executed a program (`PF_FORKNOEXEC`,
+/// `include/linux/sched.h`).
+const FORKED_WITHOUT_EXEC: u64 = 0x40;
 
 /// At least as large as the kernel's `struct sigaction`, in 64-bit words
 /// (`include/linux/signal_types.h`: handler, flags, restorer, mask).
@@ -188,48 +221,38 @@ const SIGNAL_SET_BYTES: usize = 8;
 const REPORT_BYTES: usize = 5;
 
 impl Child {
-    /// Starts the command. Blocks until its program runs or has failed to.
+    /// Makes the process. Blocks as long as `fork(2)` does, not until its program runs.
     ///
     /// # Errors
     ///
-    /// [`StartError`]; nothing is left behind then.
-    pub(super) fn start(
-        spec: &ExecSpec,
+    /// [`RunError`]; nothing is left behind then.
+    pub(super) fn fork(
+        spec: Arc<ExecSpec>,
         stdio: Stdio,
         entrance: Option<OwnedFd>,
-    ) -> Result<Self, StartError> {
-        let system = |step| {
-            move |errno: Errno| StartError::System {
-                step,
-                source: errno.into(),
-            }
-        };
-        let plan = Plan::new(spec, &stdio, entrance.as_ref());
-        let (report, report_in) = pipe2(OFlag::O_CLOEXEC).map_err(system("make a pipe"))?;
-        let pid = fork(&plan, &report_in).map_err(system("fork"))?;
-        drop(report_in);
-        drop(stdio);
-        if let Some((step, errno)) = read_report(&report) {
-            // It has reported and is about to end; nobody else can reap it.
-            let _ = waitpid(pid, None);
-            return Err(spec.explain(step, errno));
-        }
-        let pidfd = pidfd_open(pid).map_err(system("watch the process"));
-        let child = pidfd.and_then(|pidfd| {
-            // SAFETY: an `OwnedFd` keeps one descriptor open for as long as it lives.
-            unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }.map_err(|error| {
-                StartError::System {
-                    step: "watch the process",
-                    source: error.into(),
-                }
-            })
-        });
-        match child {
-            Ok(pidfd) => Ok(Self { pid, pidfd }),
+    ) -> Result<Self, RunError> {
+        let system = |step| move |source| RunError::System { step, source };
+        let (report, report_in) = pipe2(OFlag::O_CLOEXEC)
+            .map_err(io::Error::from)
+            .map_err(system("make a pipe"))?;
+        let report = pipe::Receiver::from_owned_fd(report).map_err(system("watch a pipe"))?;
+        let plan = Plan::new(&spec, &stdio, entrance.as_ref());
+        let pid = fork(&plan, &report_in)
+            .map_err(io::Error::from)
+            .map_err(system("fork"))?;
+        match watch(pid) {
+            Ok(pidfd) => Ok(Self {
+                pid,
+                pidfd,
+                report,
+                is_started: AtomicBool::new(false),
+                kill_on_drop: true,
+                spec,
+            }),
             Err(error) => {
                 let _ = kill(pid, Signal::SIGKILL);
-                let _ = waitpid(pid, None);
-                Err(error)
+                reaper::reap(pid);
+                Err(system("watch the process")(error))
             }
         }
     }
@@ -239,47 +262,132 @@ impl Child {
         self.pid
     }
 
+    /// Whether [`Self::wait`] has learned that it does not wait in front of its program any more.
+    pub(super) fn is_started(&self) -> bool {
+        self.is_started.load(Ordering::Acquire)
+    }
+
+    /// Waits until its program runs, or its process has ended.
+    ///
+    /// # Errors
+    ///
+    /// Why the program does not run. It is told once.
+    pub(super) async fn started(&self) -> Result<(), RunError> {
+        let mut message = [0; REPORT_BYTES];
+        let length = loop {
+            let read = match self.report.readable().await {
+                Ok(()) => self.report.try_read(&mut message),
+                Err(error) => Err(error),
+            };
+            match read {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(source) => {
+                    let step = "wait for its start";
+                    return Err(RunError::System { step, source });
+                }
+                Ok(length) => break length,
+            }
+        };
+        if length == REPORT_BYTES {
+            let [step, errno @ ..] = message;
+            let step = Step::ALL.into_iter().find(|known| *known as u8 == step);
+            let errno = Errno::from_raw(i32::from_ne_bytes(errno));
+            return Err(self.spec.explain(step, errno));
+        }
+        self.is_started.store(true, Ordering::Release);
+        Ok(())
+    }
+
     /// Waits for its end, which stays to be seen: it is reaped in `Drop`.
     ///
     /// # Errors
     ///
-    /// None in practice; what `waitid(2)` says.
-    pub(super) async fn wait(&self) -> io::Result<ExitStatus> {
+    /// Why its program never ran.
+    pub(super) async fn wait(&self) -> Result<ExitStatus, RunError> {
+        self.started().await?;
+        let status = self.exit().await.map_err(|source| {
+            let step = "wait for the command";
+            RunError::System { step, source }
+        })?;
+        match status {
+            ExitStatus::Signal(signal) if never_executed(self.pid) => Err(RunError::Killed(signal)),
+            status => Ok(status),
+        }
+    }
+
+    async fn exit(&self) -> io::Result<ExitStatus> {
         loop {
             let mut ready = self.pidfd.readable().await?;
-            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-            match waitid(Id::Pid(self.pid), flags)? {
-                WaitStatus::Exited(_, code) => return Ok(ExitStatus::Code(code)),
-                WaitStatus::Signaled(_, signal, _) => return Ok(ExitStatus::Signal(signal as i32)),
-                _ => ready.clear_ready(),
+            match exit_of(self.pid)? {
+                Some(status) => return Ok(status),
+                None => ready.clear_ready(),
             }
         }
     }
 }
 
 impl Child {
-    /// Gives the process up, running or not. It is reaped by whoever inherits it.
-    pub(super) fn leave(self) {
-        std::mem::forget(self);
+    /// Gives the process up, running or not. It is reaped when it has ended.
+    pub(super) fn leave(mut self) {
+        self.kill_on_drop = false;
     }
 }
 
 impl Drop for Child {
-    /// Reaps the process. One that has not ended is killed first, with its group.
+    /// Has the process reaped. One that has not ended is killed first, with its group.
     fn drop(&mut self) {
-        if matches!(
-            waitpid(self.pid, Some(WaitPidFlag::WNOHANG)),
-            Ok(WaitStatus::StillAlive)
-        ) {
+        if self.kill_on_drop && matches!(exit_of(self.pid), Ok(None)) {
             let _ = killpg(self.pid, Signal::SIGKILL);
-            let _ = waitpid(self.pid, None);
+            // It may not lead a group yet.
+            let _ = kill(self.pid, Signal::SIGKILL);
         }
+        reaper::reap(self.pid);
     }
+}
+
+/// A descriptor for a process, readable when that has ended.
+fn watch(pid: Pid) -> io::Result<AsyncFd<OwnedFd>> {
+    let pidfd = pidfd_open(pid)?;
+    // SAFETY: an `OwnedFd` keeps one descriptor open for as long as it lives.
+    let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
+    Ok(watched?)
+}
+
+/// How a process ended, if it has. It stays to be reaped.
+fn exit_of(pid: Pid) -> io::Result<Option<ExitStatus>> {
+    // nix knows neither the real-time signals nor the two below them that C libraries keep for
+    // themselves, and fails for a process that one of them ended.
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    let id = libc::id_t::try_from(pid.as_raw()).map_err(io::Error::other)?;
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    // SAFETY: the kernel writes the structure, or nothing.
+    Errno::result(unsafe { libc::waitid(libc::P_PID, id, info.as_mut_ptr(), flags) })?;
+    // SAFETY: all zero is valid, and what the kernel writes too.
+    let info = unsafe { info.assume_init() };
+    // SAFETY: `waitid(2)` gives this field, or zero when there is nothing to tell.
+    let ended = unsafe { info.si_pid() } != 0;
+    // SAFETY: as above.
+    let number = unsafe { info.si_status() };
+    Ok(ended.then_some(match info.si_code {
+        libc::CLD_EXITED => ExitStatus::Code(number),
+        _ => ExitStatus::Signal(number),
+    }))
+}
+
+/// Whether a process that is not reaped yet ended before it executed anything.
+fn never_executed(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The second field is in brackets and may have spaces in it; the flags are the ninth
+    // (`proc_pid_stat(5)`).
+    let flags = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(6)?.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & FORKED_WITHOUT_EXEC != 0)
 }
 
 impl ExecSpec {
     /// Makes an error of what the child reported.
-    fn explain(&self, step: Option<Step>, errno: Errno) -> StartError {
+    fn explain(&self, step: Option<Step>, errno: Errno) -> RunError {
         let source = errno.into();
         let program = || {
             self.argv
@@ -288,38 +396,38 @@ impl ExecSpec {
                 .unwrap_or_default()
         };
         match (step, errno) {
-            (Some(Step::Execute), Errno::ENOENT | Errno::ENOTDIR) => StartError::NotFound {
+            (Some(Step::Execute), Errno::ENOENT | Errno::ENOTDIR) => RunError::NotFound {
                 program: program(),
                 source,
             },
-            (Some(Step::Execute), Errno::E2BIG) => StartError::TooLong { source },
+            (Some(Step::Execute), Errno::E2BIG) => RunError::TooLong { source },
             (
                 Some(Step::Execute),
                 Errno::ENOMEM | Errno::EAGAIN | Errno::EMFILE | Errno::ENFILE,
-            ) => StartError::System {
+            ) => RunError::System {
                 step: "execute",
                 source,
             },
-            (Some(Step::Execute), _) => StartError::NotExecutable {
+            (Some(Step::Execute), _) => RunError::NotExecutable {
                 program: program(),
                 source,
             },
             (Some(Step::Directory), _) => {
                 let (Directory::Requested(path) | Directory::Home(path)) = &self.cwd;
-                StartError::Directory {
+                RunError::Directory {
                     directory: path.to_string_lossy().into_owned(),
                     source,
                 }
             }
-            (Some(Step::Identity), _) => StartError::Identity {
+            (Some(Step::Identity), _) => RunError::Identity {
                 uid: self.uid,
                 source,
             },
-            (Some(step), _) => StartError::System {
+            (Some(step), _) => RunError::System {
                 step: step.describe(),
                 source,
             },
-            (None, _) => StartError::System {
+            (None, _) => RunError::System {
                 step: "start",
                 source,
             },
@@ -391,7 +499,8 @@ fn fork(plan: &Plan<'_>, report: &OwnedFd) -> Result<Pid, Errno> {
         // SAFETY: this is the child of a fork, and `plan` points at memory it has a copy of.
         unsafe { run(plan, report.as_raw_fd()) }
     }
-    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    // Cannot fail with these arguments, and a child that is there must not be forgotten.
+    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
     match forked? {
         unistd::ForkResult::Parent { child } => Ok(child),
         unistd::ForkResult::Child => Err(Errno::ECHILD),
@@ -403,10 +512,10 @@ fn fork(plan: &Plan<'_>, report: &OwnedFd) -> Result<Pid, Errno> {
 /// # Safety
 ///
 /// Only between `fork` and `exec`, and only system calls. `plan` must be readable.
-unsafe fn run(plan: &Plan<'_>, report: RawFd) -> ! {
+unsafe fn run(plan: &Plan<'_>, mut report: RawFd) -> ! {
     let mut step = Step::Session;
     // SAFETY: the caller's promise is handed on.
-    let errno = match unsafe { set_up(plan, &mut step) } {
+    let errno = match unsafe { set_up(plan, &mut report, &mut step) } {
         Ok(()) => {
             step = Step::Execute;
             // SAFETY: the pointers end with a null and live as long as `plan`.
@@ -422,7 +531,7 @@ unsafe fn run(plan: &Plan<'_>, report: RawFd) -> ! {
     unsafe { libc::_exit(EXIT_NOT_FOUND) }
 }
 
-/// Everything before `exec`. `step` tells what failed.
+/// Everything before `exec`. `step` tells what failed, `report` where to say so.
 ///
 /// # Safety
 ///
@@ -431,7 +540,7 @@ unsafe fn run(plan: &Plan<'_>, report: RawFd) -> ! {
     clippy::multiple_unsafe_ops_per_block,
     reason = "one system call a line, one reason"
 )]
-unsafe fn set_up(plan: &Plan<'_>, step: &mut Step) -> Result<(), Errno> {
+unsafe fn set_up(plan: &Plan<'_>, report: &mut RawFd, step: &mut Step) -> Result<(), Errno> {
     // SAFETY: plain system calls. The pointers are to `plan`, to locals, or null.
     unsafe {
         if let Some(entrance) = plan.entrance {
@@ -448,6 +557,12 @@ unsafe fn set_up(plan: &Plan<'_>, step: &mut Step) -> Result<(), Errno> {
         for (target, source) in (0..).zip(plan.streams) {
             Errno::result(libc::dup2(source, target))?;
         }
+        *step = Step::Descriptors;
+        if *report != REPORT {
+            Errno::result(libc::dup3(*report, REPORT, libc::O_CLOEXEC))?;
+            *report = REPORT;
+        }
+        close_all_from(REPORT + 1)?;
         *step = Step::Signals;
         reset_signals()?;
         reset_limits();
@@ -478,33 +593,8 @@ unsafe fn set_up(plan: &Plan<'_>, step: &mut Step) -> Result<(), Errno> {
             }
             Errno::result(libc::chdir(c"/".as_ptr()))?;
         }
-        *step = Step::Descriptors;
-        mark_descriptors()?;
     }
     Ok(())
-}
-
-/// Marks every descriptor but the three streams to be closed by `exec`. Marked, not closed: the
-/// report must stay open until then.
-///
-/// # Safety
-///
-/// As [`run`].
-unsafe fn mark_descriptors() -> Result<(), Errno> {
-    let flag = libc::CLOSE_RANGE_CLOEXEC;
-    // SAFETY: takes numbers only.
-    let marked = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flag) };
-    match Errno::result(marked) {
-        // Linux before 5.9, and before 5.11, where the flag is not known.
-        Err(Errno::ENOSYS | Errno::EINVAL) => {
-            for descriptor in 3..OLD_KERNEL_DESCRIPTORS {
-                // SAFETY: takes numbers only; those that are not open refuse.
-                unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
-            }
-            Ok(())
-        }
-        other => other.map(drop),
-    }
 }
 
 /// Gives every signal its default action, then unblocks them all. What the agent ignores or
@@ -592,23 +682,6 @@ unsafe fn execute(plan: &Plan<'_>) -> Errno {
     denied.unwrap_or(errno)
 }
 
-/// What the child reported, or `None` when its program runs.
-fn read_report(report: &OwnedFd) -> Option<(Option<Step>, Errno)> {
-    let mut message = [0; REPORT_BYTES];
-    let length = loop {
-        match unistd::read(report, &mut message) {
-            Err(Errno::EINTR) => {}
-            other => break other.unwrap_or(0),
-        }
-    };
-    if length < REPORT_BYTES {
-        return None;
-    }
-    let [step, errno @ ..] = message;
-    let step = Step::ALL.into_iter().find(|known| *known as u8 == step);
-    Some((step, Errno::from_raw(i32::from_ne_bytes(errno))))
-}
-
 /// Sends signal `number`, 1 to [`MAX_SIGNAL`], to the process group that `leader` leads. The leader
 /// must not be reaped yet.
 ///
@@ -618,7 +691,12 @@ fn read_report(report: &OwnedFd) -> Option<(Option<Step>, Errno)> {
 pub(super) fn signal_group(leader: Pid, number: i32) -> io::Result<()> {
     // nix has no real-time signals.
     // SAFETY: takes numbers only.
-    Errno::result(unsafe { libc::killpg(leader.as_raw(), number) })?;
+    match Errno::result(unsafe { libc::killpg(leader.as_raw(), number) }) {
+        // It has not got as far as to lead a group, and is alone.
+        // SAFETY: takes numbers only.
+        Err(Errno::ESRCH) => Errno::result(unsafe { libc::kill(leader.as_raw(), number) })?,
+        other => other?,
+    };
     Ok(())
 }
 

@@ -17,6 +17,9 @@ use crate::defaults;
 /// Time between two looks at whether anything lives.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// The signals that end a command, harder each time.
+pub(super) const ENDING: [Signal; 3] = [Signal::SIGHUP, Signal::SIGTERM, Signal::SIGKILL];
+
 /// What a command has started. Its leader must not be reaped before this is dropped, or the
 /// session's number could mean somebody else.
 #[derive(Debug)]
@@ -31,9 +34,9 @@ impl Family {
         Self { session, cgroup }
     }
 
-    /// Signals everything, harder each time, until nothing lives.
-    pub(super) async fn end(&self) {
-        for signal in [Signal::SIGHUP, Signal::SIGTERM, Signal::SIGKILL] {
+    /// Sends everything these signals, one after the other, until nothing lives.
+    pub(super) async fn end(&self, signals: &[Signal]) {
+        for &signal in signals {
             self.signal(signal);
             let deadline = Instant::now() + defaults::KILL_PAUSE;
             while self.lives() {

@@ -1,27 +1,30 @@
 //! From the joined sockets to the exit status.
 //!
 //! ```text
-//! Session::run ─► start ─► command runs ──────► it ends ──► output drains ─► Exited
-//!                   │           │ client gone,      ▲           │ client gone
-//!                   │           │ cancelled,        │           └─► all of it ends ─► Exited
-//!                   │           │ out of time       │
-//!                   │           ├─► HUP, 5 s, TERM, 5 s, KILL
-//!                   │           └ agent stops ─► Left, running
-//!                   └─► NotStarted
+//! Session::run ─► fork ─► not started ─► command runs ─► it ends ──► output drains ─► Exited
+//!                           │    │          │                ▲           │ or it is to end:
+//!                           │    │          │ to end:        │           └─► all of it ends ─► Exited
+//!                           │    │          │                │
+//!                           │    │          └─► HUP, 5 s, TERM, 5 s, KILL ─► lives on ─► Failed
+//!                           │    └ to end: KILL ─► Failed
+//!                           └ no such program, … ─► Failed
 //! ```
 //!
-//! Each stream is pumped by a task of its own, so that none waits for another.
+//! A command is to end when its client is gone, when it is cancelled, and when its time is over, from
+//! the fork on: a program or a directory on a file system that does not answer may never start. When
+//! the agent stops, what is not to end then is Left. Each stream is pumped by a task of its own, so
+//! that none waits for another.
 
-use std::{collections::BTreeMap, io, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, os::fd::OwnedFd, sync::Arc};
 
 use futures_util::StreamExt;
-use nix::{fcntl::OFlag, unistd::pipe2};
+use nix::{fcntl::OFlag, sys::signal::Signal, unistd::pipe2};
 use tokio::{
     net::unix::pipe,
     select,
-    sync::Semaphore,
-    task::{JoinSet, spawn_blocking},
-    time::sleep,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::{JoinError, JoinSet, spawn_blocking},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use vsock_agent_protocol::exec;
@@ -29,9 +32,9 @@ use vsock_agent_protocol::exec;
 use super::{
     ExecSpec,
     cgroup::Cgroups,
-    child::{Child, ExitStatus, StartError, Stdio},
+    child::{Child, ExitStatus, RunError, Stdio},
     control,
-    family::Family,
+    family::{ENDING, Family},
     pty::Pty,
     pump::{self, InputEnd, Pumped},
 };
@@ -64,8 +67,13 @@ pub(crate) enum Ended {
     },
     /// The agent stops, and leaves it running.
     Left,
-    /// It did not start.
-    NotStarted(StartError),
+    /// It has no exit status.
+    Failed {
+        /// Why.
+        error: RunError,
+        /// Whether it was ended because its time was over.
+        timed_out: bool,
+    },
 }
 
 /// What runs commands: one for the agent. Cheap to clone.
@@ -87,15 +95,11 @@ pub(crate) struct Stops {
 }
 
 impl Stops {
-    /// Resolves when the command is to end.
-    async fn end(&self) {
-        if self.end_on_stop {
-            select! {
-                () = self.cancel.cancelled() => {}
-                () = self.stopping.cancelled() => {}
-            }
-        } else {
-            self.cancel.cancelled().await;
+    /// Resolves when the command is to end, with the reason.
+    async fn end(&self) -> Why {
+        select! {
+            () = self.cancel.cancelled() => Why::Cancelled,
+            () = self.stopping.cancelled(), if self.end_on_stop => Why::AgentStops,
         }
     }
 
@@ -105,6 +109,26 @@ impl Stops {
             std::future::pending::<()>().await;
         }
         self.stopping.cancelled().await;
+    }
+}
+
+/// Why a command was ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    ClientGone,
+    Cancelled,
+    AgentStops,
+    TimeOver,
+}
+
+impl Why {
+    const fn describe(self) -> &'static str {
+        match self {
+            Self::ClientGone => "its client is gone",
+            Self::Cancelled => "it was cancelled",
+            Self::AgentStops => "the agent stops",
+            Self::TimeOver => "its time is over",
+        }
     }
 }
 
@@ -132,52 +156,64 @@ impl Session {
         sockets: Sockets,
         stops: Stops,
     ) -> (Ended, Vec<WebSocket>) {
-        match self.start(name, Arc::clone(&spec)).await {
-            Ok(started) => Running::new(started, sockets).finish(&spec, stops).await,
+        let deadline = spec.timeout.map(|time| Instant::now() + time);
+        let forked = select! {
+            forked = self.fork(name, Arc::clone(&spec)) => forked,
+            why = stops.end() => Err(RunError::Ended(why.describe())),
+            () = stops.leave() => Err(RunError::Ended(Why::AgentStops.describe())),
+            () = passed(deadline) => Err(RunError::Ended(Why::TimeOver.describe())),
+        };
+        match forked {
+            Ok(forked) => {
+                let waits_for_eof = spec.wait_for_eof;
+                Running::new(forked, sockets)
+                    .finish(waits_for_eof, deadline, stops)
+                    .await
+            }
             Err(error) => {
                 let outputs = sockets.outputs.into_iter().flat_map(<[WebSocket; 2]>::from);
                 let all = [sockets.control, sockets.stdin]
                     .into_iter()
                     .chain(outputs)
                     .collect();
-                (Ended::NotStarted(error), all)
+                let timed_out = deadline.is_some_and(|deadline| deadline <= Instant::now());
+                (Ended::Failed { error, timed_out }, all)
             }
         }
     }
 
-    async fn start(&self, name: &str, spec: Arc<ExecSpec>) -> Result<Started, StartError> {
-        let failed = |step| move |source| StartError::System { step, source };
-        let closed = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+    async fn fork(&self, name: &str, spec: Arc<ExecSpec>) -> Result<Forked, RunError> {
+        let failed = |step| move |source| RunError::System { step, source };
         // Never closed, so this only waits.
-        let _permit = self
-            .spawns
-            .acquire()
+        let permit = Arc::clone(&self.spawns)
+            .acquire_owned()
             .await
-            .map_err(closed)
+            .map_err(io::Error::other)
             .map_err(failed("start"))?;
         let (streams, stdio) = Streams::open(&spec).map_err(failed("make the streams"))?;
         let cgroup = self.cgroups.create(name);
         let entrance = cgroup.as_ref().and_then(|cgroup| cgroup.entrance().ok());
-        let child = spawn_blocking(move || Child::start(&spec, stdio, entrance))
+        let child = spawn_blocking(move || Child::fork(spec, stdio, entrance))
             .await
-            .map_err(|error| StartError::System {
-                step: "start",
-                source: error.into(),
-            })??;
+            .map_err(io::Error::from)
+            .map_err(failed("start"))??;
         let family = Family::new(child.pid(), cgroup);
-        Ok(Started {
+        Ok(Forked {
             child,
             family,
             streams,
+            permit,
         })
     }
 }
 
-/// A command that runs, and is not listened to yet.
-struct Started {
-    child: Child,
+/// The process of a command, not listened to yet.
+struct Forked {
+    /// Before the child: it must be gone when that is reaped.
     family: Family,
+    child: Child,
     streams: Streams,
+    permit: OwnedSemaphorePermit,
 }
 
 /// The agent's ends of a command's streams.
@@ -236,8 +272,10 @@ struct Running {
     /// Before the child: it must be gone when that is reaped.
     family: Family,
     child: Child,
+    /// Its place among those that start.
+    permit: Option<OwnedSemaphorePermit>,
     /// The pumps of the output.
-    outputs: JoinSet<(&'static str, Pumped, Option<WebSocket>)>,
+    outputs: JoinSet<OutputEnd>,
     /// The pump of the input, and the reader of the control socket.
     inputs: JoinSet<WebSocket>,
     /// Cancelled when the command has ended.
@@ -249,17 +287,18 @@ struct Running {
 }
 
 impl Running {
-    fn new(started: Started, sockets: Sockets) -> Self {
+    fn new(forked: Forked, sockets: Sockets) -> Self {
         let mut running = Self {
-            family: started.family,
-            child: started.child,
+            family: forked.family,
+            child: forked.child,
+            permit: Some(forked.permit),
             outputs: JoinSet::new(),
             inputs: JoinSet::new(),
             exited: CancellationToken::new(),
             control_lost: CancellationToken::new(),
             stop: CancellationToken::new(),
         };
-        match (started.streams, sockets.outputs) {
+        match (forked.streams, sockets.outputs) {
             (Streams::Terminal(pty), _) => {
                 running.read_control(sockets.control, Some(Arc::clone(&pty)));
                 running.pump_terminal(pty, sockets.stdin);
@@ -352,27 +391,55 @@ impl Running {
         });
     }
 
-    async fn finish(mut self, spec: &ExecSpec, stops: Stops) -> (Ended, Vec<WebSocket>) {
-        let mut timed_out = false;
-        let status = select! {
-            status = self.child.wait() => status,
-            () = stops.leave() => return self.leave(),
-            () = self.control_lost.cancelled() => self.end("its client is gone").await,
-            () = stops.end() => self.end("it was cancelled").await,
-            () = out_of_time(spec.timeout) => {
-                timed_out = true;
-                self.end("its time is over").await
+    async fn finish(
+        mut self,
+        waits_for_eof: bool,
+        deadline: Option<Instant>,
+        stops: Stops,
+    ) -> (Ended, Vec<WebSocket>) {
+        let lost = self.control_lost.clone();
+        let to_end = async {
+            select! {
+                () = lost.cancelled() => Why::ClientGone,
+                why = stops.end() => why,
+                () = passed(deadline) => Why::TimeOver,
             }
         };
-        if !spec.wait_for_eof {
+        tokio::pin!(to_end);
+        let mut why = None;
+        let permit = self.permit.take();
+        let status = select! {
+            status = self.run(permit) => status,
+            () = stops.leave() => return self.leave(),
+            ended = &mut to_end => {
+                why = Some(ended);
+                self.end(ended).await
+            }
+        };
+        if !waits_for_eof || why.is_some() {
             self.exited.cancel();
         }
-        let mut drained = select! {
-            drained = self.drain() => drained,
-            () = stops.leave() => return self.leave(),
+        let mut drained = Drained {
+            complete: true,
+            ..Drained::default()
         };
+        while !self.outputs.is_empty() {
+            select! {
+                biased;
+                Some(output) = self.outputs.join_next() => drained.add(output),
+                () = stops.leave() => return self.leave(),
+                () = lost.cancelled(), if why.is_some() => self.cut_off(&mut drained).await,
+                ended = &mut to_end, if why.is_none() => {
+                    why = Some(ended);
+                    tracing::info!(pid = self.child.pid().as_raw(), ?ended, "ending what a command left");
+                    self.family.end(&ENDING).await;
+                    self.exited.cancel();
+                }
+            }
+        }
         self.stop.cancel();
         drained.sockets.extend(self.inputs.join_all().await);
+        let timed_out = why == Some(Why::TimeOver);
         let ended = match status {
             Ok(status) => Ended::Exited {
                 code: status.code(),
@@ -381,12 +448,20 @@ impl Running {
                 bytes: drained.bytes,
                 timed_out,
             },
-            Err(source) => Ended::NotStarted(StartError::System {
-                step: "wait for the command",
-                source,
-            }),
+            Err(error) => Ended::Failed { error, timed_out },
         };
         (ended, drained.sockets)
+    }
+
+    /// Waits for the command's end. One that is slow to start gives `permit` back before that: others
+    /// may be quicker.
+    async fn run(&self, permit: Option<OwnedSemaphorePermit>) -> Result<ExitStatus, RunError> {
+        let started = timeout(defaults::SPAWN_PATIENCE, self.child.started()).await;
+        drop(permit);
+        match started {
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(())) | Err(_) => self.child.wait().await,
+        }
     }
 
     /// Lets the command go on without us.
@@ -395,48 +470,44 @@ impl Running {
         (Ended::Left, Vec::new())
     }
 
-    /// Ends the command and what it started.
-    async fn end(&self, why: &'static str) -> io::Result<ExitStatus> {
+    /// Ends the command and what it started. One that is not a program yet has nothing to put in order.
+    async fn end(&self, why: Why) -> Result<ExitStatus, RunError> {
+        let why = why.describe();
         tracing::info!(pid = self.child.pid().as_raw(), why, "ending a command");
-        self.family.end().await;
-        self.child.wait().await
+        let had_started = self.child.is_started();
+        let signals: &[Signal] = if had_started {
+            &ENDING
+        } else {
+            &[Signal::SIGKILL]
+        };
+        self.family.end(signals).await;
+        // Its end is known at once, if it has ended.
+        match timeout(defaults::SPAWN_PATIENCE, self.child.wait()).await {
+            Ok(Err(RunError::Killed(_))) => Err(RunError::Ended(why)),
+            Ok(status) => status,
+            Err(_) if had_started => Err(RunError::Unkillable(why)),
+            Err(_) => Err(RunError::Ended(why)),
+        }
     }
 
-    /// Waits for the output to end. If the client goes meanwhile, so does what still writes.
-    async fn drain(&mut self) -> Drained {
-        let mut drained = Drained {
-            complete: true,
-            ..Drained::default()
-        };
-        loop {
-            select! {
-                biased;
-                output = self.outputs.join_next() => match output {
-                    None => return drained,
-                    Some(Ok((name, pumped, socket))) => drained.add(name, pumped, socket),
-                    Some(Err(error)) => {
-                        tracing::error!(%error, "an output task failed");
-                        drained.complete = false;
-                    }
-                },
-                () = self.control_lost.cancelled() => {
-                    self.family.end().await;
-                    self.outputs.shutdown().await;
-                    drained.complete = false;
-                    return drained;
-                }
-            }
-        }
+    /// The client is gone: so goes what still writes.
+    async fn cut_off(&mut self, drained: &mut Drained) {
+        self.family.end(&ENDING).await;
+        self.outputs.shutdown().await;
+        drained.complete = false;
     }
 }
 
 /// Resolves when a command's time is over, if it has one.
-async fn out_of_time(timeout: Option<Duration>) {
-    match timeout {
-        Some(timeout) => sleep(timeout).await,
+async fn passed(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
     }
 }
+
+/// The name of an output socket, what became of the stream, and the socket.
+type OutputEnd = (&'static str, Pumped, Option<WebSocket>);
 
 /// What is left of the output streams.
 #[derive(Debug, Default)]
@@ -447,9 +518,17 @@ struct Drained {
 }
 
 impl Drained {
-    fn add(&mut self, name: &'static str, pumped: Pumped, socket: Option<WebSocket>) {
-        self.bytes.insert(name, pumped.bytes);
-        self.complete &= pumped.complete;
-        self.sockets.extend(socket);
+    fn add(&mut self, output: Result<OutputEnd, JoinError>) {
+        match output {
+            Ok((name, pumped, socket)) => {
+                self.bytes.insert(name, pumped.bytes);
+                self.complete &= pumped.complete;
+                self.sockets.extend(socket);
+            }
+            Err(error) => {
+                tracing::error!(%error, "an output task failed");
+                self.complete = false;
+            }
+        }
     }
 }

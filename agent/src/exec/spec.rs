@@ -105,6 +105,7 @@ impl ExecSpec {
             terminal: request.interactive.then(|| terminal_size(request)),
             timeout: request
                 .timeout
+                .filter(|seconds| *seconds > 0)
                 .map(|seconds| Duration::from_secs(seconds.into())),
             wait_for_eof: request.wait_for_eof,
         })

@@ -17,7 +17,8 @@ impl Exec {
         let takes_names = info.has(version::EXEC_USER_NAME);
         let (user, user_name) = account(self.user.as_ref(), takes_names)?;
         let (group, group_name) = account(self.group.as_ref(), takes_names)?;
-        if self.timeout.is_some() && !info.has(version::EXEC_OPTIONS) {
+        let timeout = self.timeout.filter(|time| !time.is_zero());
+        if timeout.is_some() && !info.has(version::EXEC_OPTIONS) {
             return Err(ClientError::Unsupported {
                 what: "limit the time of a command",
             });
@@ -36,7 +37,7 @@ impl Exec {
             cwd: self.directory.clone(),
             user_name,
             group_name,
-            timeout: self.timeout.map(whole_seconds),
+            timeout: timeout.map(whole_seconds),
             wait_for_eof: self.wait_for_eof,
         })
     }
@@ -90,6 +91,14 @@ mod tests {
             (request.group, request.group_name.as_deref()),
             (7, Some("7"))
         );
+    }
+
+    #[test]
+    fn no_time_at_all_is_no_limit_and_any_agent_keeps_it() {
+        let request = exec()
+            .timeout(Duration::ZERO)
+            .request(&ServerInfo::default());
+        assert_eq!(request.unwrap().timeout, None);
     }
 
     #[test]

@@ -132,7 +132,7 @@ pub(crate) struct ExecArgs {
     /// Set a variable in the command's environment
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = parse_variable)]
     pub(crate) env: Vec<(String, String)>,
-    /// End the command after this time, with exit status 124
+    /// End the command after this time, with exit status 124; 0 is no limit
     #[arg(long, value_name = "SECONDS")]
     pub(crate) timeout: Option<u32>,
     /// Wait for the end of the output as long as anything holds it, as LXD does

@@ -1,0 +1,40 @@
+//! Closing every descriptor from one on.
+
+#![allow(
+    unsafe_code,
+    reason = "system calls on numbers, which Rust has no owner for"
+)]
+
+use std::os::fd::RawFd;
+
+use nix::errno::Errno;
+
+/// Descriptors are closed one by one up to this one where the kernel cannot do it in one call
+/// (before Linux 5.9). The unit's `LimitNOFILE`.
+const OLD_KERNEL_DESCRIPTORS: RawFd = 65_536;
+
+/// Closes every descriptor from `first` on, which must not be negative. Makes system calls only, so
+/// that it can be used between `fork` and `exec`.
+///
+/// # Errors
+///
+/// None in practice; what `close_range(2)` says.
+///
+/// # Safety
+///
+/// Nobody may use a descriptor that is closed here: this is the child of a `fork`, or a process in
+/// which nothing was opened yet.
+pub(crate) unsafe fn close_all_from(first: RawFd) -> Result<(), Errno> {
+    // SAFETY: takes numbers only; that nobody misses the descriptors is the caller's promise.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+    match Errno::result(closed) {
+        Err(Errno::ENOSYS) => {
+            for descriptor in first..OLD_KERNEL_DESCRIPTORS {
+                // SAFETY: as above; those that are not open refuse.
+                unsafe { libc::close(descriptor) };
+            }
+            Ok(())
+        }
+        other => other.map(drop),
+    }
+}
