@@ -33,7 +33,9 @@ async fn a_running_command_is_listed_without_its_secrets() {
 #[tokio::test]
 async fn a_cancelled_command_is_ended() {
     let (_agent, client) = start();
-    let exec = client.exec(&["sleep", "1000"], json!({})).await;
+    let script = "echo up; exec sleep 1000";
+    let mut exec = client.exec(&["sh", "-c", script], json!({})).await;
+    exec.read_until("1", "up").await;
     let path = format!("/1.0/operations/{}", exec.id);
     assert_eq!(client.request("DELETE", &path, "").await.status, 200);
     let end = exec.wait().await;
