@@ -1,6 +1,7 @@
 //! `Client`: one method per resource of an agent.
 
 use std::{
+    io,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -8,16 +9,17 @@ use std::{
 use futures_util::StreamExt;
 use http::Method;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_util::task::TaskTracker;
 
 use crate::{
     connect::{Connector, DEFAULT_CONNECT_TIMEOUT},
     endpoint::Endpoint,
     error::ClientError,
     exec::Exec,
-    http::{Call, Http, metadata},
+    http::{ANSWER_TIMEOUT, Call, Http, metadata},
     operation,
     protocol::{
-        event::{Event, NewEvent},
+        event::{DEFAULT_KINDS, Event, NewEvent},
         host::HostConnection,
         operation::{Operation, OperationId},
         path,
@@ -29,6 +31,9 @@ use crate::{
     tls::Security,
     ws::{self, Socket},
 };
+
+/// Shortest silence that means something: guests under emulation are slow.
+const MIN_SILENCE: Duration = Duration::from_secs(1);
 
 /// How long an agent may take to cancel an operation.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(30);
@@ -47,7 +52,57 @@ pub struct Client {
 #[derive(Debug)]
 struct Inner {
     http: Http,
+    timeouts: Timeouts,
     info: Mutex<Option<Arc<ServerInfo>>>,
+    /// What goes on after its caller has left.
+    background: TaskTracker,
+}
+
+/// How long an agent is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Timeouts {
+    /// How long a connection is tried for: 30 s unless told otherwise.
+    pub connect: Duration,
+    /// How long an agent may be silent when it owes something: an answer, the next of its words
+    /// while a command runs, the reply to a request for a file. Then it is
+    /// [`Silent`](ClientError::Silent), or the command
+    /// [`ConnectionLost`](ClientError::ConnectionLost).
+    ///
+    /// `None` is 30 s for answers, 45 s for commands, and 300 s for files, because writing to a
+    /// slow disk is silence too. Less than a second is taken as a second.
+    pub silence: Option<Duration>,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: DEFAULT_CONNECT_TIMEOUT,
+            silence: None,
+        }
+    }
+}
+
+impl Timeouts {
+    /// Sets [`connect`](Self::connect).
+    #[must_use]
+    pub const fn with_connect(mut self, timeout: Duration) -> Self {
+        self.connect = timeout;
+        self
+    }
+
+    /// Sets [`silence`](Self::silence).
+    #[must_use]
+    pub const fn with_silence(mut self, timeout: Duration) -> Self {
+        self.silence = Some(timeout);
+        self
+    }
+
+    /// The silence that ends something that usually waits for `usual`.
+    pub(crate) fn silence_or(self, usual: Duration) -> Duration {
+        self.silence
+            .map_or(usual, |silence| silence.max(MIN_SILENCE))
+    }
 }
 
 impl Client {
@@ -60,11 +115,23 @@ impl Client {
     /// An agent at `endpoint`. A connection is tried for `timeout`.
     #[must_use]
     pub fn with_connect_timeout(endpoint: Endpoint, security: Security, timeout: Duration) -> Self {
-        let http = Http::new(Connector::new(endpoint, security, timeout));
+        Self::with_timeouts(
+            endpoint,
+            security,
+            Timeouts::default().with_connect(timeout),
+        )
+    }
+
+    /// An agent at `endpoint`, waited for as `timeouts` says.
+    #[must_use]
+    pub fn with_timeouts(endpoint: Endpoint, security: Security, timeouts: Timeouts) -> Self {
+        let connector = Connector::new(endpoint, security, timeouts.connect);
         Self {
             inner: Arc::new(Inner {
-                http,
+                http: Http::new(connector, timeouts.silence_or(ANSWER_TIMEOUT)),
+                timeouts,
                 info: Mutex::new(None),
+                background: TaskTracker::new(),
             }),
         }
     }
@@ -222,7 +289,9 @@ impl Client {
     /// [`ClientError::Agent`] when it refuses them, or another [`ClientError`].
     pub async fn sftp_with(&self, options: &SessionOptions) -> Result<Sftp, ClientError> {
         let stream = self.open_sftp(options).await?;
-        Sftp::start_upgraded(stream).await?.confirm(options)
+        Sftp::start_upgraded(stream, self.timeouts())
+            .await?
+            .confirm(options)
     }
 
     /// A connection that speaks SFTP, for a caller that has its own SFTP client.
@@ -255,11 +324,20 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ClientError`].
+    /// [`ClientError::Local`] with [`io::ErrorKind::InvalidInput`] for a kind that is none of
+    /// [`DEFAULT_KINDS`]: nothing would ever come of it. Or
+    /// another [`ClientError`].
     pub async fn events(&self, kinds: &[&str]) -> Result<Events, ClientError> {
+        if let Some(kind) = kinds.iter().find(|kind| !DEFAULT_KINDS.contains(kind)) {
+            let reason = format!("there are no events of the kind {kind:?}");
+            return Err(ClientError::Local {
+                action: "listen for events",
+                source: io::Error::new(io::ErrorKind::InvalidInput, reason),
+            });
+        }
         self.event_socket(kinds)
             .await
-            .map(|socket| Events { socket })
+            .map(|socket| Events { socket: Ok(socket) })
     }
 
     pub(crate) async fn event_socket(&self, kinds: &[&str]) -> Result<Socket, ClientError> {
@@ -267,19 +345,26 @@ impl Client {
             [] => path::EVENTS.to_owned(),
             kinds => format!("{}?type={}", path::EVENTS, kinds.join(",")),
         };
-        ws::open(
-            self.http(),
-            &path,
-            ws::SMALL_BUFFER_BYTES,
-            "listening for events",
-        )
-        .await
+        ws::open(self.http(), &path, ws::SMALL_BUFFER_BYTES, LISTENING).await
     }
 
     /// Waits until nothing is half done that must not be abandoned: a handshake with the monitor
-    /// of a virtual machine. Worth a moment before a process ends, after an error to connect.
+    /// of a virtual machine, the end of a command whose start was given up. Worth a moment before a
+    /// process ends, after an error to connect.
     pub async fn settle(&self) {
+        let background = self.background();
+        background.close();
+        background.wait().await;
+        background.reopen();
         self.http().connector().settle().await;
+    }
+
+    pub(crate) fn background(&self) -> &TaskTracker {
+        &self.inner.background
+    }
+
+    pub(crate) fn timeouts(&self) -> Timeouts {
+        self.inner.timeouts
     }
 
     pub(crate) fn http(&self) -> &Http {
@@ -297,20 +382,44 @@ impl Client {
 /// Events as they happen. Dropping it ends the listening.
 #[derive(Debug)]
 pub struct Events {
-    socket: Socket,
+    /// Until the agent ended the stream, or it was lost.
+    socket: Result<Socket, Ended>,
 }
+
+/// How the events ended. Said again to whoever still asks.
+#[derive(Debug, Clone)]
+enum Ended {
+    ByAgent,
+    Lost(String),
+}
+
+impl Ended {
+    fn outcome(&self) -> Result<Option<Event>, ClientError> {
+        match self {
+            Self::ByAgent => Ok(None),
+            Self::Lost(reason) => Err(ClientError::lost(LISTENING, reason.clone())),
+        }
+    }
+}
+
+/// What is going on, for errors.
+const LISTENING: &str = "listening for events";
 
 impl Events {
     /// The next event; `None` when the agent ended the stream. Nothing is lost if this is dropped.
+    /// What was said of the end is said again when this is called again.
     ///
     /// # Errors
     ///
-    /// [`ClientError::ConnectionLost`], or [`ClientError::Protocol`] for what is no event.
+    /// [`ClientError::ConnectionLost`] when the connection ended, and the agent did not say so: events
+    /// may be missing. [`ClientError::Protocol`] for what is no event; the next may be one.
     pub async fn next(&mut self) -> Result<Option<Event>, ClientError> {
         loop {
-            match self.socket.next().await {
-                None | Some(Ok(Message::Close(_))) => return Ok(None),
-                Some(Err(error)) => return Err(ClientError::lost("listening for events", error)),
+            let socket = match &mut self.socket {
+                Ok(socket) => socket,
+                Err(ended) => return ended.outcome(),
+            };
+            let ended = match socket.next().await {
                 Some(Ok(Message::Text(text))) => {
                     return serde_json::from_str(text.as_str())
                         .map(Some)
@@ -321,8 +430,12 @@ impl Events {
                             )
                         });
                 }
-                Some(Ok(_)) => {}
-            }
+                Some(Ok(Message::Close(_))) => Ended::ByAgent,
+                Some(Ok(_)) => continue,
+                Some(Err(error)) => Ended::Lost(error.to_string()),
+                None => Ended::Lost("the connection closed".to_owned()),
+            };
+            self.socket = Err(ended);
         }
     }
 }

@@ -66,6 +66,12 @@ impl Connector {
         }
     }
 
+    /// Whether a connection that came about has been answered by the agent itself, and not by what
+    /// leads to it: so it is after a TLS handshake.
+    pub(crate) const fn is_answered(&self) -> bool {
+        matches!(self.security, Security::Tls(_))
+    }
+
     pub(crate) const fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
@@ -77,41 +83,26 @@ impl Connector {
         self.handshakes.reopen();
     }
 
+    /// Attempts to connect, from now until the overall deadline.
+    pub(crate) fn attempts(&self) -> Attempts<'_> {
+        let start = Instant::now();
+        Attempts {
+            connector: self,
+            start,
+            deadline: start + self.overall_timeout,
+            pause: PAUSE.0,
+            told: false,
+            count: 1,
+        }
+    }
+
     /// Connects, trying again until the overall deadline.
     ///
     /// # Errors
     ///
     /// [`ClientError::Connect`] with the last attempt's error.
     pub(crate) async fn connect(&self) -> Result<Stream, ClientError> {
-        let start = Instant::now();
-        let deadline = start + self.overall_timeout;
-        let mut pause = PAUSE.0;
-        let mut told = false;
-        let mut attempts = 1;
-        loop {
-            let limit = ATTEMPT_TIMEOUT.min(deadline.saturating_duration_since(Instant::now()));
-            let error = match timeout(limit, self.attempt()).await {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) => error,
-                Err(_) => ConnectError::TimedOut(limit),
-            };
-            let wait = jittered(pause);
-            if !is_worth_another_try(&error) || Instant::now() + wait >= deadline {
-                return Err(ClientError::Connect {
-                    endpoint: self.endpoint.clone(),
-                    attempts,
-                    source: error,
-                });
-            }
-            if !told && start.elapsed() >= QUIET_WAIT {
-                told = true;
-                warn!(endpoint = %self.endpoint, %error, "not reachable yet, still trying");
-            }
-            debug!(endpoint = %self.endpoint, attempts, %error, "cannot connect, trying again");
-            sleep(wait).await;
-            pause = (pause * 2).min(PAUSE.1);
-            attempts += 1;
-        }
+        self.attempts().connect().await
     }
 
     async fn attempt(&self) -> Result<Stream, ConnectError> {
@@ -158,6 +149,64 @@ impl Connector {
     }
 }
 
+/// Attempts to reach an agent.
+#[derive(Debug)]
+pub(crate) struct Attempts<'a> {
+    connector: &'a Connector,
+    start: Instant,
+    deadline: Instant,
+    pause: Duration,
+    told: bool,
+    count: u32,
+}
+
+impl Attempts<'_> {
+    /// Connects, trying again until the deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Connect`] with the last attempt's error.
+    pub(crate) async fn connect(&mut self) -> Result<Stream, ClientError> {
+        loop {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            let limit = ATTEMPT_TIMEOUT.min(left);
+            let error = match timeout(limit, self.connector.attempt()).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => error,
+                Err(_) => ConnectError::TimedOut(limit),
+            };
+            self.failed(error).await?;
+        }
+    }
+
+    /// Waits a moment before the next attempt.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Connect`] with `error` when another attempt cannot help, or there is no time
+    /// for one.
+    pub(crate) async fn failed(&mut self, error: ConnectError) -> Result<(), ClientError> {
+        let (endpoint, attempts) = (&self.connector.endpoint, self.count);
+        let wait = jittered(self.pause);
+        if !is_worth_another_try(&error) || Instant::now() + wait >= self.deadline {
+            return Err(ClientError::Connect {
+                endpoint: endpoint.clone(),
+                attempts,
+                source: error,
+            });
+        }
+        if !self.told && self.start.elapsed() >= QUIET_WAIT {
+            self.told = true;
+            warn!(%endpoint, %error, "not reachable yet, still trying");
+        }
+        debug!(%endpoint, attempts, %error, "cannot connect, trying again");
+        sleep(wait).await;
+        self.pause = (self.pause * 2).min(PAUSE.1);
+        self.count += 1;
+        Ok(())
+    }
+}
+
 /// Whether a machine that is still booting, or an agent with too much to do, can be the reason.
 fn is_worth_another_try(error: &ConnectError) -> bool {
     match error {
@@ -178,7 +227,8 @@ fn is_worth_another_try(error: &ConnectError) -> bool {
         }
         ConnectError::TimedOut(_)
         | ConnectError::NobodyListens { .. }
-        | ConnectError::ClosedInHandshake(_) => true,
+        | ConnectError::ClosedInHandshake(_)
+        | ConnectError::ClosedUnanswered(_) => true,
         ConnectError::NotHybrid(_)
         | ConnectError::WrongAgent
         | ConnectError::NotTls(_)

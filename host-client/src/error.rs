@@ -93,6 +93,19 @@ pub enum ClientError {
         /// Bytes that arrived.
         received: u64,
     },
+    /// A command wrote more than [`Exec::output`](crate::Exec::output) was to keep of a stream, and
+    /// is being ended for it.
+    #[error("{stream} is longer than {limit} bytes, and the command was ended")]
+    OutputLimit {
+        /// Which stream.
+        stream: &'static str,
+        /// The limit, in bytes.
+        limit: u64,
+        /// What was read of standard output, at most the limit.
+        stdout: Vec<u8>,
+        /// What was read of standard error, at most the limit.
+        stderr: Vec<u8>,
+    },
     /// This agent is not able to do what was asked.
     #[error("this agent cannot {what}")]
     Unsupported {
@@ -201,6 +214,10 @@ pub enum ConnectError {
     /// The connection closed in the middle of the TLS handshake.
     #[error("the connection closed during the TLS handshake")]
     ClosedInHandshake(#[source] io::Error),
+    /// Something accepted the connection and closed it without an answer, as monitors do that map
+    /// ports to sockets while nobody listens in the guest.
+    #[error("the connection was accepted, and closed without an answer")]
+    ClosedUnanswered(#[source] Cause),
 }
 
 /// What an error of the system means for a connection to a virtual machine.

@@ -17,8 +17,9 @@ mod input;
 mod output;
 mod request;
 mod session;
+mod verdict;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, io, time::Duration};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -103,10 +104,10 @@ pub struct ExitStatus {
 }
 
 impl ExitStatus {
-    /// Whether it ran and returned 0.
+    /// Whether it ran, was let run to its own end, and returned 0.
     #[must_use]
     pub const fn success(&self) -> bool {
-        self.code == 0 && self.failure.is_none()
+        self.code == 0 && self.failure.is_none() && !self.timed_out
     }
 }
 
@@ -190,7 +191,8 @@ impl Exec {
         self
     }
 
-    /// Most bytes that [`output`](Self::output) keeps of each stream.
+    /// Most bytes that [`output`](Self::output) keeps of each stream, 64 MiB unless told otherwise.
+    /// A command that writes more is ended.
     pub fn output_limit(mut self, bytes: usize) -> Self {
         self.output_limit = bytes;
         self
@@ -213,7 +215,9 @@ impl Exec {
     ///
     /// # Errors
     ///
-    /// As for [`start`](Self::start) and [`ExecSession::wait`], and [`ClientError::TooLarge`].
+    /// As for [`start`](Self::start) and [`ExecSession::wait`], and [`ClientError::OutputLimit`] as
+    /// soon as there is more output than [`output_limit`](Self::output_limit) allows: the command
+    /// is ended then.
     pub async fn output(self) -> Result<Output, ClientError> {
         let limit = self.output_limit;
         let mut session = self.start().await?;
@@ -221,44 +225,59 @@ impl Exec {
             // A command that has ended already takes no input; that is no error.
             let _ = stdin.shutdown().await;
         }
-        let (stdout, stderr) = (session.take_stdout(), session.take_stderr());
-        let (stdout, stderr, status) = tokio::join!(
-            collect(stdout, limit, "standard output"),
-            collect(stderr, limit, "standard error"),
-            session.wait()
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let read = tokio::try_join!(
+            collect(session.take_stdout(), limit, &mut stdout, "standard output"),
+            collect(session.take_stderr(), limit, &mut stderr, "standard error"),
+            async { session.wait().await.map_err(Stop::Failed) }
         );
-        // A broken stream is also what is wrong with the status, which says more about it.
-        let status = status?;
-        Ok(Output {
-            status,
-            stdout: stdout?,
-            stderr: stderr?,
-        })
+        match read {
+            Ok((Ok(()), Ok(()), status)) => Ok(Output {
+                status,
+                stdout,
+                stderr,
+            }),
+            Ok((Err(error), _, _) | (_, Err(error), _)) => {
+                Err(ClientError::lost("reading output", error))
+            }
+            Err(Stop::Failed(error)) => Err(error),
+            Err(Stop::Limit(stream)) => Err(ClientError::OutputLimit {
+                stream,
+                limit: u64::try_from(limit).unwrap_or(u64::MAX),
+                stdout,
+                stderr,
+            }),
+        }
     }
 }
 
+/// Why output is not read to its end.
+#[derive(Debug)]
+enum Stop {
+    /// There is more than is to be kept on this stream.
+    Limit(&'static str),
+    /// The command or its agent failed.
+    Failed(ClientError),
+}
+
+/// Reads a stream into `bytes`. One that breaks off is no reason to stop: that is also what is wrong
+/// with the status, which says more about it.
 async fn collect(
     reader: Option<ExecReader>,
     limit: usize,
-    what: &'static str,
-) -> Result<Vec<u8>, ClientError> {
-    let mut bytes = Vec::new();
+    bytes: &mut Vec<u8>,
+    stream: &'static str,
+) -> Result<io::Result<()>, Stop> {
     let Some(reader) = reader else {
-        return Ok(bytes);
+        return Ok(Ok(()));
     };
     let over = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
-    reader
-        .take(over)
-        .read_to_end(&mut bytes)
-        .await
-        .map_err(|error| ClientError::lost("reading output", error))?;
-    match bytes.len() > limit {
-        false => Ok(bytes),
-        true => Err(ClientError::TooLarge {
-            what,
-            limit: over - 1,
-        }),
+    let read = reader.take(over).read_to_end(bytes).await;
+    if bytes.len() > limit {
+        bytes.truncate(limit);
+        return Err(Stop::Limit(stream));
     }
+    Ok(read.map(drop))
 }
 
 /// How long an agent may take to say the result after a stream broke, and to close what is left

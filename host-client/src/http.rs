@@ -24,24 +24,33 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::{select, task::JoinSet, time::timeout};
+use tokio::{
+    select,
+    task::JoinSet,
+    time::{Instant, timeout, timeout_at},
+};
 
 use crate::{
     connect::{Connector, Stream, Upgraded},
-    error::{ClientError, bounded},
-    protocol::envelope::{Envelope, EnvelopeKind},
+    error::{ClientError, ConnectError, bounded},
+    protocol::{
+        envelope::{Envelope, EnvelopeKind},
+        path,
+    },
     tls,
 };
 
-/// How long an answer's head may take, for requests an agent answers at once.
+/// How long an answer's head may take, for requests an agent answers at once, and then each piece
+/// of its body, unless the caller says otherwise.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long the next piece of an answer's body may take.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Largest body of an answer, in bytes. The longest that an agent has to say is a list of
+/// operations with their commands, and a request may have 4 MiB.
+const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 
-/// Largest body of an answer, in bytes. A list of operations with their environments is the
-/// longest an agent has to say.
-const MAX_BODY_BYTES: usize = 16 * 1024 * 1024;
+/// Most values in the JSON of an answer. A body of many small ones (`[0,0,…`) takes more than twenty
+/// times its size when it is read.
+const MAX_JSON_VALUES: usize = 250_000;
 
 /// Largest head of an answer, in bytes, and most headers in it.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
@@ -54,12 +63,13 @@ const MAX_QUOTED_CHARS: usize = 300;
 #[derive(Debug)]
 pub(crate) struct Http {
     connector: Connector,
+    answer_timeout: Duration,
     idle: Mutex<Option<Connection>>,
 }
 
 /// An HTTP connection and the task that drives it, which ends with it.
 #[derive(Debug)]
-struct Connection {
+pub(crate) struct Connection {
     sender: SendRequest<Full<Bytes>>,
     driver: JoinSet<Result<(), hyper::Error>>,
 }
@@ -126,7 +136,7 @@ pub(crate) struct Call {
     pub(crate) body: Option<Vec<u8>>,
     /// For error messages: what is going on.
     pub(crate) during: &'static str,
-    /// How long the head of the answer may take.
+    /// How much longer than usual the head of the answer may take.
     pub(crate) patience: Duration,
 }
 
@@ -137,21 +147,22 @@ impl Call {
             path: path.into(),
             body: None,
             during,
-            patience: ANSWER_TIMEOUT,
+            patience: Duration::ZERO,
         }
     }
 
     /// Waits `patience` longer than usual for the answer.
     pub(crate) fn patiently(mut self, patience: Duration) -> Self {
-        self.patience += patience;
+        self.patience = patience;
         self
     }
 }
 
 impl Http {
-    pub(crate) const fn new(connector: Connector) -> Self {
+    pub(crate) const fn new(connector: Connector, answer_timeout: Duration) -> Self {
         Self {
             connector,
+            answer_timeout,
             idle: Mutex::new(None),
         }
     }
@@ -162,19 +173,16 @@ impl Http {
 
     /// Makes a call and takes the envelope off.
     pub(crate) async fn call(&self, call: Call) -> Result<Envelope<Value>, ClientError> {
-        let idle = match call.method {
-            Method::GET => self.take_idle(),
-            _ => None,
-        };
-        if let Some(connection) = idle
+        if call.method != Method::GET {
+            let connection = self.connect_for_change().await?;
+            return self.call_on(connection, &call).await;
+        }
+        if let Some(connection) = self.take_idle()
             && let Ok(answer) = self.call_over(connection, &call).await
         {
-            return answer;
+            return self.keep(answer);
         }
-        let connection = self.open(self.connector.connect().await?).await?;
-        self.call_over(connection, &call)
-            .await
-            .unwrap_or_else(|error| Err(self.lost(call.during, error)))
+        self.keep(self.ask(&call).await?)
     }
 
     /// Makes a call with a single attempt to connect.
@@ -183,37 +191,88 @@ impl Http {
         call: Call,
     ) -> Result<Envelope<Value>, ClientError> {
         let connection = self.open(self.connector.connect_once().await?).await?;
-        self.call_over(connection, &call)
-            .await
-            .unwrap_or_else(|error| Err(self.lost(call.during, error)))
+        self.call_on(connection, &call).await
     }
 
-    /// Makes a call on a connection. The outer error says that no answer came at all.
-    async fn call_over(
+    /// Makes a call on a connection, once.
+    pub(crate) async fn call_on(
         &self,
         connection: Connection,
         call: &Call,
-    ) -> Result<Result<Envelope<Value>, ClientError>, hyper::Error> {
-        let request = request(call);
-        let sent = timeout(call.patience, connection.send(request)).await;
-        let Ok(sent) = sent else {
-            return Ok(Err(ClientError::Silent {
+    ) -> Result<Envelope<Value>, ClientError> {
+        match self.call_over(connection, call).await {
+            Ok(answer) => self.keep(answer),
+            Err(error) => Err(self.lost(call.during, error)),
+        }
+    }
+
+    /// A connection for a call that must not be made twice, so that it is made only when the agent
+    /// is there. What maps ports to sockets accepts connections before it is.
+    pub(crate) async fn connect_for_change(&self) -> Result<Connection, ClientError> {
+        if self.connector.is_answered() {
+            return self.open(self.connector.connect().await?).await;
+        }
+        let answer = self
+            .ask(&Call::get(path::SERVER, "looking for the agent"))
+            .await?;
+        match answer.connection {
+            Some(connection) => Ok(connection),
+            // It closes after each answer.
+            None => self.open(self.connector.connect().await?).await,
+        }
+    }
+
+    /// Makes a call that changes nothing, again until it is answered or the deadline for a
+    /// connection is over.
+    async fn ask(&self, call: &Call) -> Result<Answer, ClientError> {
+        let mut attempts = self.connector.attempts();
+        loop {
+            let connection = self.open(attempts.connect().await?).await?;
+            match self.call_over(connection, call).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) if is_unanswered(&error) => {
+                    attempts
+                        .failed(ConnectError::ClosedUnanswered(error.into()))
+                        .await?;
+                }
+                Err(error) => return Err(self.lost(call.during, error)),
+            }
+        }
+    }
+
+    /// Makes a call on a connection. The outer error says that no answer came at all.
+    async fn call_over(&self, connection: Connection, call: &Call) -> Result<Answer, hyper::Error> {
+        let patience = self.answer_timeout.saturating_add(call.patience);
+        let Ok(sent) = timeout(patience, connection.send(request(call))).await else {
+            return Ok(Answer::failed(ClientError::Silent {
                 during: call.during,
-                after: call.patience,
+                after: patience,
             }));
         };
         let (response, connection) = sent?;
         let status = response.status();
-        let body = match read_body(response, call.during).await {
+        let body = match self.read_body(response, call.during).await {
             Ok(body) => body,
-            Err(error) => return Ok(Err(error)),
+            Err(error) => return Ok(Answer::failed(error)),
+        };
+        let mut answer = Answer {
+            connection: None,
+            outcome: take_envelope(status, &body),
         };
         if let Some(mut connection) = connection
             && connection.sender.ready().await.is_ok()
         {
-            self.put_idle(connection);
+            answer.connection = Some(connection);
         }
-        Ok(take_envelope(status, &body))
+        Ok(answer)
+    }
+
+    /// Keeps the connection of an answer for the next call.
+    fn keep(&self, answer: Answer) -> Result<Envelope<Value>, ClientError> {
+        if let Some(connection) = answer.connection {
+            *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
+        }
+        answer.outcome
     }
 
     /// Asks the agent to speak `protocol` on a connection of its own.
@@ -224,9 +283,7 @@ impl Http {
         extra: &[(&'static str, String)],
         during: &'static str,
     ) -> Result<(Upgraded, http::HeaderMap), ClientError> {
-        let connection = self.open(self.connector.connect().await?).await?;
-        let mut request = request(&Call::get(path, during));
-        let headers = request.headers_mut();
+        let mut headers = http::HeaderMap::new();
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(UPGRADE, HeaderValue::from_static(protocol));
         for (name, value) in extra {
@@ -234,16 +291,10 @@ impl Http {
                 .map_err(|error| ClientError::protocol_because("a header has no value", error))?;
             headers.insert(*name, value);
         }
-        let (mut response, _connection) = timeout(ANSWER_TIMEOUT, connection.send(request))
-            .await
-            .map_err(|_| ClientError::Silent {
-                during,
-                after: ANSWER_TIMEOUT,
-            })?
-            .map_err(|error| self.lost(during, error))?;
+        let (mut response, _connection) = self.send_upgrade(path, headers, during).await?;
         let status = response.status();
         if status != StatusCode::SWITCHING_PROTOCOLS {
-            let body = read_body(response, during).await?;
+            let body = self.read_body(response, during).await?;
             return Err(match take_envelope(status, &body) {
                 Err(error) => error,
                 Ok(_) => {
@@ -271,6 +322,36 @@ impl Http {
         Ok((upgraded, headers))
     }
 
+    /// Sends a request to upgrade, again until it is answered or the deadline for a connection is
+    /// over: no more than a GET it starts anything before that.
+    async fn send_upgrade(
+        &self,
+        path: &str,
+        headers: http::HeaderMap,
+        during: &'static str,
+    ) -> Result<(Response<Incoming>, Option<Connection>), ClientError> {
+        let mut attempts = self.connector.attempts();
+        loop {
+            let connection = self.open(attempts.connect().await?).await?;
+            let mut request = request(&Call::get(path, during));
+            request.headers_mut().extend(headers.clone());
+            let sent = timeout(self.answer_timeout, connection.send(request)).await;
+            let sent = sent.map_err(|_| ClientError::Silent {
+                during,
+                after: self.answer_timeout,
+            })?;
+            match sent {
+                Ok(answer) => return Ok(answer),
+                Err(error) if is_unanswered(&error) => {
+                    attempts
+                        .failed(ConnectError::ClosedUnanswered(error.into()))
+                        .await?;
+                }
+                Err(error) => return Err(self.lost(during, error)),
+            }
+        }
+    }
+
     async fn open(&self, stream: Stream) -> Result<Connection, ClientError> {
         Connection::start(stream)
             .await
@@ -283,24 +364,98 @@ impl Http {
             .filter(|connection| connection.sender.is_ready())
     }
 
-    fn put_idle(&self, connection: Connection) {
-        *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
-    }
-
     /// What a failed exchange means.
     fn lost(&self, during: &'static str, error: hyper::Error) -> ClientError {
-        if error.is_parse() || error.is_parse_status() {
-            let hint = "the answer is not HTTP (an agent that uses TLS answers like that to \
-                        --plain)";
-            return ClientError::protocol_because(hint, error);
-        }
         match take_io_error(&error) {
             Some(source) if tls::is_identity_alert(source) => ClientError::IdentityRefused {
                 endpoint: self.connector.endpoint().clone(),
                 source: io::Error::other(source.to_string()),
             },
-            _ => ClientError::lost(during, error),
+            Some(_) => ClientError::lost(during, error),
+            None if is_closed(&error) => ClientError::lost(during, error),
+            // What came cannot be read, or came without being asked for, as SSH's banner does.
+            None => ClientError::protocol_because(
+                "the answer is not HTTP (an agent that uses TLS answers like that to --plain)",
+                error,
+            ),
         }
+    }
+
+    /// Reads a body, within its limit.
+    async fn read_body(
+        &self,
+        response: Response<Incoming>,
+        during: &'static str,
+    ) -> Result<Bytes, ClientError> {
+        let mut body = response.into_body();
+        let expected = body.size_hint().lower();
+        let too_large = || ClientError::TooLarge {
+            what: "the agent's answer",
+            limit: u64::try_from(MAX_BODY_BYTES).unwrap_or(u64::MAX),
+        };
+        if usize::try_from(expected).map_or(true, |bytes| bytes > MAX_BODY_BYTES) {
+            return Err(too_large());
+        }
+        // However small the pieces are in which it comes.
+        let deadline = Instant::now() + self.answer_timeout;
+        let mut bytes = BytesMut::new();
+        loop {
+            let frame =
+                timeout_at(deadline, body.frame())
+                    .await
+                    .map_err(|_| ClientError::Silent {
+                        during,
+                        after: self.answer_timeout,
+                    })?;
+            let Some(frame) = frame else {
+                return Ok(bytes.freeze());
+            };
+            let frame = frame.map_err(|error| ClientError::lost(during, error))?;
+            if let Some(data) = frame.data_ref() {
+                if bytes.len() + data.len() > MAX_BODY_BYTES {
+                    return Err(too_large());
+                }
+                bytes.extend_from_slice(data);
+            }
+        }
+    }
+}
+
+/// An answer, and its connection if that can be used again.
+#[derive(Debug)]
+struct Answer {
+    connection: Option<Connection>,
+    outcome: Result<Envelope<Value>, ClientError>,
+}
+
+impl Answer {
+    const fn failed(error: ClientError) -> Self {
+        Self {
+            connection: None,
+            outcome: Err(error),
+        }
+    }
+}
+
+/// Whether a connection ended, and not because of what came on it.
+fn is_closed(error: &hyper::Error) -> bool {
+    error.is_canceled()
+        || error.is_closed()
+        || error.is_incomplete_message()
+        || error.is_body_write_aborted()
+}
+
+/// Whether a connection was closed before an answer, and not because of who we are.
+fn is_unanswered(error: &hyper::Error) -> bool {
+    use io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof,
+    };
+    match take_io_error(error) {
+        None => is_closed(error),
+        Some(cause) => matches!(
+            cause.kind(),
+            BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof
+        ),
     }
 }
 
@@ -330,43 +485,17 @@ fn request(call: &Call) -> Request<Full<Bytes>> {
     request
 }
 
-/// Reads a body, within its limit.
-async fn read_body(
-    response: Response<Incoming>,
-    during: &'static str,
-) -> Result<Bytes, ClientError> {
-    let mut body = response.into_body();
-    let expected = body.size_hint().lower();
-    let too_large = || ClientError::TooLarge {
-        what: "the agent's answer",
-        limit: u64::try_from(MAX_BODY_BYTES).unwrap_or(u64::MAX),
-    };
-    if usize::try_from(expected).map_or(true, |bytes| bytes > MAX_BODY_BYTES) {
-        return Err(too_large());
-    }
-    let mut bytes = BytesMut::new();
-    loop {
-        let frame = timeout(BODY_TIMEOUT, body.frame())
-            .await
-            .map_err(|_| ClientError::Silent {
-                during,
-                after: BODY_TIMEOUT,
-            })?;
-        let Some(frame) = frame else {
-            return Ok(bytes.freeze());
-        };
-        let frame = frame.map_err(|error| ClientError::lost(during, error))?;
-        if let Some(data) = frame.data_ref() {
-            if bytes.len() + data.len() > MAX_BODY_BYTES {
-                return Err(too_large());
-            }
-            bytes.extend_from_slice(data);
-        }
-    }
-}
-
 /// Sorts an answer: a result, a no, or nonsense.
 fn take_envelope(status: StatusCode, body: &[u8]) -> Result<Envelope<Value>, ClientError> {
+    // Too many are counted where a text has some of these in it; that does no harm.
+    let values = body
+        .iter()
+        .filter(|byte| matches!(byte, b',' | b'[' | b'{'));
+    if values.count() > MAX_JSON_VALUES {
+        return Err(ClientError::protocol(format!(
+            "{status} with a body of more than {MAX_JSON_VALUES} values"
+        )));
+    }
     let refused = status.is_client_error() || status.is_server_error();
     match serde_json::from_slice::<Envelope<Value>>(body) {
         Ok(envelope) if envelope.kind == EnvelopeKind::Error => Err(ClientError::Agent {
@@ -419,7 +548,7 @@ mod tests {
     use tokio::{io::AsyncWriteExt, net::UnixStream, task::yield_now};
 
     use super::*;
-    use crate::connect::RawStream;
+    use crate::{Endpoint, Security, connect::RawStream};
 
     /// Connections that end while a request is on its way.
     const RACES: usize = 20_000;
@@ -467,6 +596,18 @@ mod tests {
     }
 
     #[test]
+    fn a_body_of_very_many_values_is_not_read() {
+        let body = format!(
+            r#"{{"type":"sync","metadata":[0{}]}}"#,
+            ",0".repeat(MAX_JSON_VALUES)
+        );
+        assert!(matches!(
+            take_envelope(StatusCode::OK, body.as_bytes()),
+            Err(ClientError::Protocol { .. })
+        ));
+    }
+
+    #[test]
     fn metadata_of_another_type_breaks_the_protocol() {
         let envelope = Envelope::sync(Value::from("text"));
         let read = metadata::<crate::protocol::server_info::ServerInfo>(envelope, "the answer");
@@ -499,6 +640,11 @@ mod tests {
             yield_now().await;
         }
         let sent = connection.send(request(&Call::get("/1.0", "asking"))).await;
-        assert!(!sent.unwrap_err().is_canceled());
+        let error = sent.unwrap_err();
+        assert!(!error.is_canceled() && !is_unanswered(&error));
+        let endpoint = Endpoint::Unix("/nowhere".into());
+        let connector = Connector::new(endpoint, Security::Plain, Duration::ZERO);
+        let meant = Http::new(connector, ANSWER_TIMEOUT).lost("asking", error);
+        assert!(matches!(meant, ClientError::Protocol { .. }), "{meant:?}");
     }
 }

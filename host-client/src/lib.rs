@@ -45,7 +45,7 @@ pub use vsock_agent_protocol as protocol;
 pub use vsock_agent_protocol::sftp::SessionOptions;
 
 pub use self::{
-    client::{Client, Events},
+    client::{Client, Events, Timeouts},
     endpoint::{Endpoint, EndpointError, MAX_SOCKET_PATH_BYTES},
     error::{ClientError, ConnectError},
     exec::{

@@ -37,7 +37,7 @@ pub use russh_sftp::protocol::OpenFlags;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 pub(crate) use self::engine::LocalSource;
-use self::engine::{Engine, PendingReply};
+use self::engine::{Engine, PendingReply, SILENCE_TIMEOUT};
 pub use self::{
     directory::{DirectoryEntry, DirectoryReader},
     file::RemoteFile,
@@ -45,6 +45,7 @@ pub use self::{
     status::FileStatus,
 };
 use crate::{
+    client::Timeouts,
     connect::{RawStream, Stream, Upgraded},
     error::ClientError,
     protocol::sftp::{
@@ -93,17 +94,21 @@ impl Sftp {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        Ok(Self::on(Engine::start(stream).await?).await)
+        Ok(Self::on(Engine::start(stream, SILENCE_TIMEOUT).await?).await)
     }
 
     /// The same on a connection that HTTP handed over.
-    pub(crate) async fn start_upgraded(upgraded: Upgraded) -> Result<Self, ClientError> {
+    pub(crate) async fn start_upgraded(
+        upgraded: Upgraded,
+        timeouts: Timeouts,
+    ) -> Result<Self, ClientError> {
+        let silence = timeouts.silence_or(SILENCE_TIMEOUT);
         let engine = match upgraded {
             Upgraded {
                 early,
                 stream: Stream::Plain(RawStream::Unix(stream)),
-            } => Engine::start_unix(stream, &early).await?,
-            other => Engine::start(other).await?,
+            } => Engine::start_unix(stream, &early, silence).await?,
+            other => Engine::start(other, silence).await?,
         };
         Ok(Self::on(engine).await)
     }

@@ -14,9 +14,9 @@ use crate::{connect::Upgraded, error::ClientError, http::Http};
 
 pub(crate) type Socket = WebSocketStream<Upgraded>;
 
-/// Largest message accepted, in bytes. Agents send up to 128 KiB; the limit is for those that do
-/// not mean well.
-const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
+/// Largest message accepted, in bytes. Agents send up to 128 KiB of output, and events with a whole
+/// command in them; the limit is for those that do not mean well.
+const MAX_MESSAGE_BYTES: usize = 2 * 1024 * 1024;
 
 /// Bytes read at once on a socket that carries data: a whole vsock packet.
 pub(crate) const DATA_BUFFER_BYTES: usize = 64 * 1024;

@@ -1,7 +1,22 @@
 //! The host library against the agent.
 
+use std::{
+    future::pending,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
 use harness::{TestAgent, TestFolder};
-use vsock_agent_client::{Client, ClientError, Security};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use vsock_agent_client::{
+    Client, ClientError, ConnectError, Endpoint, Security, TerminalSize, Timeouts,
+};
 
 fn start() -> (TestAgent, Client) {
     let agent = TestAgent::start();
@@ -58,4 +73,367 @@ async fn an_agent_that_comes_late_is_waited_for() {
     let appear = async { std::os::unix::fs::symlink(agent.socket(), &late).unwrap() };
     let (info, ()) = tokio::join!(biased; info, appear);
     info.unwrap();
+}
+
+/// Long enough for a machine that does other things too, and far from the 30 s and more that an
+/// agent takes by itself.
+const SOON: Duration = Duration::from_secs(15);
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    timeout(SOON, what).await.expect("it ends soon")
+}
+
+#[tokio::test]
+async fn a_command_that_cannot_be_started_has_a_status_and_a_reason() {
+    let (_agent, client) = start();
+    let folder = TestFolder::new("client");
+    let plain_file = folder.path().join("file");
+    std::fs::write(&plain_file, "no program").unwrap();
+    let plain_file = plain_file.to_str().unwrap();
+    for (exec, code) in [
+        (client.exec("no-such-program", [""; 0]), 127),
+        (client.exec(plain_file, [""; 0]), 126),
+        (client.exec("true", [""; 0]).cwd("/no/such/folder"), 126),
+    ] {
+        let output = soon(exec.clone().output()).await.unwrap();
+        assert_eq!(output.status.code, code, "{output:?}");
+        assert!(output.status.failure.is_some() && !output.status.success());
+        assert_eq!(
+            (&output.stdout[..], &output.stderr[..]),
+            (&b""[..], &b""[..])
+        );
+
+        // Whoever reads the streams before the status gets their end.
+        let mut session = exec.clone().start().await.unwrap();
+        let mut bytes = Vec::new();
+        let mut stdout = session.take_stdout().unwrap();
+        soon(stdout.read_to_end(&mut bytes)).await.unwrap();
+        let mut stderr = session.take_stderr().unwrap();
+        soon(stderr.read_to_end(&mut bytes)).await.unwrap();
+        assert_eq!(soon(session.wait()).await.unwrap().code, code);
+        assert_eq!(bytes, b"");
+
+        let size = TerminalSize {
+            columns: 80,
+            lines: 25,
+        };
+        let output = soon(exec.tty(size).output()).await.unwrap();
+        assert_eq!(output.status.code, code, "{output:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_writes_more_than_is_kept_is_ended_at_once() {
+    let (_agent, client) = start();
+    let script = "echo first >&2; sleep 1; exec yes";
+    let endless = client.exec("sh", ["-c", script]).output_limit(1000);
+    let error = soon(endless.output()).await.unwrap_err();
+    let ClientError::OutputLimit {
+        stream,
+        limit: 1000,
+        stdout,
+        stderr,
+    } = error
+    else {
+        panic!("{error:?}")
+    };
+    assert_eq!(stream, "standard output");
+    assert_eq!(stdout, b"y\n".repeat(500));
+    assert_eq!(stderr, b"first\n");
+    soon(nothing_runs(&client)).await;
+
+    // What is just as long as the limit is no more than it.
+    let output = client.exec("printf", ["12345"]).output_limit(5);
+    assert_eq!(soon(output.output()).await.unwrap().stdout, b"12345");
+}
+
+/// Waits until the agent has no operation that runs.
+async fn nothing_runs(client: &Client) {
+    while client
+        .operations()
+        .await
+        .unwrap()
+        .iter()
+        .any(|operation| !operation.is_final())
+    {
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_command_whose_time_was_over_was_no_success() {
+    let (_agent, client) = start();
+    let script = "trap 'exit 0' HUP TERM; sleep 60 & wait";
+    let exec = client.exec("sh", ["-c", script]);
+    let output = soon(exec.timeout(Duration::from_secs(1)).output())
+        .await
+        .unwrap();
+    assert_eq!(output.status.code, 0, "{output:?}");
+    assert!(output.status.timed_out && !output.status.success());
+}
+
+#[tokio::test]
+async fn a_start_that_is_given_up_ends_its_command() {
+    let (agent, client) = start();
+    client.server_info().await.unwrap();
+    // Dropped at each of its steps.
+    for steps in 0..40 {
+        let mut starting = Box::pin(client.exec("sleep", ["600"]).start());
+        for _ in 0..steps {
+            tokio::select! {
+                biased;
+                session = &mut starting => drop(session.unwrap()),
+                () = tokio::task::yield_now() => continue,
+            }
+            break;
+        }
+    }
+    soon(client.settle()).await;
+    soon(nothing_runs(&client)).await;
+    drop(agent);
+}
+
+#[tokio::test]
+async fn a_terminal_whose_input_ends_before_anybody_reads_has_its_end_all_the_same() {
+    let (_agent, client) = start();
+    let size = TerminalSize {
+        columns: 80,
+        lines: 25,
+    };
+    let script = "yes | head -c 3000000; cat; echo over";
+    let mut session = client
+        .exec("sh", ["-c", script])
+        .tty(size)
+        .start()
+        .await
+        .unwrap();
+    drop(session.take_stdin());
+    // Long enough for all buffers to be full.
+    sleep(Duration::from_secs(7)).await;
+    let mut bytes = Vec::new();
+    let mut stdout = session.take_stdout().unwrap();
+    let reading = async {
+        stdout.read_to_end(&mut bytes).await.unwrap();
+    };
+    let (status, ()) = soon(async { tokio::join!(session.wait(), reading) }).await;
+    assert_eq!(status.unwrap().code, 0);
+    assert!(bytes.ends_with(b"over\r\n"));
+}
+
+#[tokio::test]
+async fn events_say_again_how_they_ended_and_have_known_kinds_only() {
+    let (agent, client) = start();
+    for kind in ["operations", "operation,config", "a&b=c d", ""] {
+        let refused = client.events(&[kind]).await.unwrap_err();
+        assert!(matches!(refused, ClientError::Local { .. }), "{refused:?}");
+    }
+    let mut events = client.events(&["operation"]).await.unwrap();
+    assert!(
+        client
+            .exec("true", [""; 0])
+            .output()
+            .await
+            .unwrap()
+            .status
+            .success()
+    );
+    assert_eq!(
+        soon(events.next()).await.unwrap().unwrap().kind,
+        "operation"
+    );
+    drop(agent);
+    let first = loop {
+        match soon(events.next()).await {
+            Ok(Some(_)) => {}
+            ended => break ended.map_err(|error| error.to_string()),
+        }
+    };
+    let again = soon(events.next()).await.map_err(|error| error.to_string());
+    assert_eq!(first, again);
+}
+
+/// A socket that accepts connections and closes them, until it leads to an agent: as monitors do
+/// that map ports to sockets, while the guest boots. It ends when it is dropped.
+struct MappedSocket {
+    lead: watch::Sender<Option<PathBuf>>,
+    /// While this is true nothing moves on connections that were made.
+    stall: watch::Sender<bool>,
+    refused: watch::Receiver<usize>,
+    _task: JoinSet<()>,
+}
+
+impl MappedSocket {
+    fn new(path: &Path) -> Self {
+        let (lead, leads) = watch::channel(None::<PathBuf>);
+        let (refuse, refused) = watch::channel(0);
+        let (stall, stalled) = watch::channel(false);
+        let listener = UnixListener::bind(path).unwrap();
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                let Some(agent) = leads.borrow().clone() else {
+                    refuse.send_modify(|count| *count += 1);
+                    continue;
+                };
+                let mut stalled = stalled.clone();
+                connections.spawn(async move {
+                    let mut far = UnixStream::connect(agent).await.unwrap();
+                    let stalls = async { drop(stalled.wait_for(|stalled| *stalled).await) };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        () = stalls => pending().await,
+                    }
+                });
+            }
+        });
+        Self {
+            lead,
+            stall,
+            refused,
+            _task: task,
+        }
+    }
+
+    /// Leads to `agent` when some connections have been closed.
+    async fn lead_late(&mut self, agent: PathBuf) {
+        let closed = *self.refused.borrow() + 3;
+        self.refused
+            .wait_for(|count| *count >= closed)
+            .await
+            .unwrap();
+        self.lead.send_replace(Some(agent));
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_accepts_and_closes_is_tried_again() {
+    let agent = TestAgent::start();
+    let folder = TestFolder::new("client");
+    let path = folder.path().join("mapped.sock");
+    let mut mapped = MappedSocket::new(&path);
+    let endpoint: Endpoint = format!("unix:{}", path.display()).parse().unwrap();
+    let client = Client::new(endpoint.clone(), Security::Plain);
+    let info = client.server_info();
+    soon(async { tokio::join!(info, mapped.lead_late(agent.socket())) })
+        .await
+        .0
+        .unwrap();
+
+    // A command, which must not run twice, of a client that knows its agent.
+    mapped.lead.send_replace(None);
+    let marks = folder.path().join("marks");
+    let script = format!("echo x >> {}", marks.display());
+    let command = client.exec("sh", ["-c", &script[..]]).output();
+    let (output, ()) =
+        soon(async { tokio::join!(command, mapped.lead_late(agent.socket())) }).await;
+    assert!(output.unwrap().status.success());
+    assert_eq!(std::fs::read(&marks).unwrap(), b"x\n");
+
+    // A file session.
+    mapped.lead.send_replace(None);
+    let (sftp, ()) =
+        soon(async { tokio::join!(client.sftp(), mapped.lead_late(agent.socket())) }).await;
+    sftp.unwrap();
+
+    // No longer than asked.
+    mapped.lead.send_replace(None);
+    let patience = Duration::from_millis(500);
+    let client = Client::with_connect_timeout(endpoint, Security::Plain, patience);
+    let error = soon(client.server_info()).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            ClientError::Connect {
+                attempts: 2..,
+                source: ConnectError::ClosedUnanswered(_),
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+}
+
+/// A socket at which each connection is told `greeting`, and then nothing.
+fn greeter(path: &Path, greeting: &'static [u8]) -> JoinSet<()> {
+    let listener = UnixListener::bind(path).unwrap();
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        let mut kept = Vec::new();
+        loop {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let _ = connection.write_all(greeting).await;
+            kept.push(connection);
+        }
+    });
+    task
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_ssh_breaks_the_protocol() {
+    let folder = TestFolder::new("client");
+    let path = folder.path().join("ssh.sock");
+    let _server = greeter(&path, b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n");
+    let endpoint = format!("unix:{}", path.display()).parse().unwrap();
+    let client = Client::new(endpoint, Security::Plain);
+    for _ in 0..20 {
+        let error = soon(client.server_info()).await.unwrap_err();
+        assert!(matches!(error, ClientError::Protocol { .. }), "{error:?}");
+        let error = soon(client.sftp()).await.unwrap_err();
+        assert!(matches!(error, ClientError::Protocol { .. }), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_says_nothing_is_noticed_in_the_time_that_was_set() {
+    let folder = TestFolder::new("client");
+    let path = folder.path().join("silent.sock");
+    let _server = greeter(&path, b"");
+    let endpoint = format!("unix:{}", path.display()).parse().unwrap();
+    let timeouts = Timeouts::default().with_silence(Duration::from_secs(1));
+    let client = Client::with_timeouts(endpoint, Security::Plain, timeouts);
+    let error = soon(client.server_info()).await.unwrap_err();
+    assert!(matches!(error, ClientError::Silent { .. }), "{error:?}");
+    let error = soon(client.sftp()).await.unwrap_err();
+    assert!(matches!(error, ClientError::Silent { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn an_agent_that_stalls_while_a_command_runs_is_noticed_in_the_time_that_was_set() {
+    let agent = TestAgent::start();
+    let folder = TestFolder::new("client");
+    let path = folder.path().join("mapped.sock");
+    let mapped = MappedSocket::new(&path);
+    mapped.lead.send_replace(Some(agent.socket()));
+    let timeouts = Timeouts::default().with_silence(Duration::from_secs(2));
+    let endpoint = format!("unix:{}", path.display()).parse().unwrap();
+    let client = Client::with_timeouts(endpoint, Security::Plain, timeouts);
+    let sftp = client.sftp().await.unwrap();
+    let mut session = client.exec("sleep", ["600"]).start().await.unwrap();
+    let mut stdout = session.take_stdout().unwrap();
+    let output = client.exec("sleep", ["600"]);
+    let output = output.output();
+    tokio::pin!(output);
+    assert!(timeout(Duration::from_secs(1), &mut output).await.is_err());
+    mapped.stall.send_replace(true);
+    let mut bytes = Vec::new();
+    let (read, waited, output, listed) = soon(async {
+        tokio::join!(
+            stdout.read_to_end(&mut bytes),
+            session.wait(),
+            output,
+            sftp.stat("/")
+        )
+    })
+    .await;
+    read.unwrap_err();
+    for error in [waited.unwrap_err(), output.unwrap_err()] {
+        assert!(
+            matches!(error, ClientError::ConnectionLost { .. }),
+            "{error:?}"
+        );
+    }
+    let error = listed.unwrap_err();
+    assert!(matches!(error, ClientError::Silent { .. }), "{error:?}");
 }

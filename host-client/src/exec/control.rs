@@ -11,16 +11,20 @@ use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_util::sync::CancellationToken;
 
 use super::TerminalSize;
-use crate::{error::ClientError, protocol::exec::ControlMessage, ws};
+use crate::{
+    error::ClientError,
+    protocol::exec::{ControlMessage, MAX_SIGNAL},
+    ws,
+};
 
 /// Messages waiting to be sent. A person cannot fill it; a program that does waits.
 const QUEUE_DEPTH: usize = 16;
 
-/// Time between two pings.
-const PING_INTERVAL: Duration = Duration::from_secs(15);
+/// An agent that has not answered for this long is gone, unless the caller says otherwise.
+pub(super) const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// An agent that has not answered for this long is gone: three pings.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
+/// Pings in that time.
+const PINGS: u32 = 3;
 
 /// How long one message may take to be handed to the socket.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,8 +61,17 @@ impl ExecControl {
     ///
     /// # Errors
     ///
-    /// [`ClientError::ConnectionLost`] when the command has ended or the agent is gone.
+    /// [`ClientError::Local`] with [`io::ErrorKind::InvalidInput`] when no signal has this number:
+    /// they are 1 to 64 (Linux's `_NSIG`). [`ClientError::ConnectionLost`] when the command has
+    /// ended or the agent is gone.
     pub async fn signal(&self, signal: i32) -> Result<(), ClientError> {
+        if !(1..=MAX_SIGNAL).contains(&signal) {
+            let reason = format!("no signal has the number {signal}");
+            return Err(ClientError::Local {
+                action: "send a signal",
+                source: io::Error::new(io::ErrorKind::InvalidInput, reason),
+            });
+        }
         let message = ControlMessage::Signal(signal);
         self.order("sending a signal", |done| Order::Send(message, done))
             .await
@@ -99,12 +112,16 @@ pub(super) fn queue() -> (ExecControl, Orders) {
 pub(super) struct Orders(mpsc::Receiver<Order>);
 
 /// Serves the control socket until it closes, which the agent does when the command has ended.
-/// Cancels `lost` if the agent falls silent.
-pub(super) async fn steer<S>(mut socket: S, mut orders: Orders, lost: CancellationToken)
-where
+/// Cancels `lost` if the agent says nothing for `silence`.
+pub(super) async fn steer<S>(
+    mut socket: S,
+    mut orders: Orders,
+    silence: Duration,
+    lost: CancellationToken,
+) where
     S: Stream<Item = Result<Message, WsError>> + Sink<Message, Error = WsError> + Unpin,
 {
-    let mut pings = interval(PING_INTERVAL);
+    let mut pings = interval(silence / PINGS);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = Instant::now();
     let mut waiting = Vec::new();
@@ -118,11 +135,11 @@ where
                 }
                 Some(Order::Ping(done)) => {
                     waiting.push(done);
-                    send(&mut socket, ws::ping()).await
+                    send(&mut socket, ws::ping(), silence).await
                 }
                 Some(Order::Send(message, done)) => match text(message) {
                     None => Ok(()),
-                    Some(text) => send(&mut socket, text).await.map(|()| {
+                    Some(text) => send(&mut socket, text, silence).await.map(|()| {
                         // The caller may have stopped waiting.
                         let _ = done.send(());
                     }),
@@ -141,39 +158,38 @@ where
                 }
             },
             _ = pings.tick() => {
-                if heard.elapsed() >= SILENCE_TIMEOUT {
+                if heard.elapsed() >= silence {
                     lost.cancel();
                     return;
                 }
-                send(&mut socket, ws::ping()).await
+                send(&mut socket, ws::ping(), silence).await
             }
         };
         if sent.is_err() {
             // A socket that takes nothing may still be closing in good order: that the agent is
             // silent is for the pings to say.
-            drain(&mut socket, heard, &lost).await;
+            drain(&mut socket, silence.saturating_sub(heard.elapsed()), &lost).await;
             return;
         }
     }
 }
 
-/// Reads on after the socket stopped taking anything.
-async fn drain<S>(socket: &mut S, heard: Instant, lost: &CancellationToken)
+/// Reads on after the socket stopped taking anything, for what is `left` of the agent's time.
+async fn drain<S>(socket: &mut S, left: Duration, lost: &CancellationToken)
 where
     S: Stream<Item = Result<Message, WsError>> + Unpin,
 {
-    let left = SILENCE_TIMEOUT.saturating_sub(heard.elapsed());
     let closing = async { while let Some(Ok(_)) = socket.next().await {} };
     if timeout(left, closing).await.is_err() {
         lost.cancel();
     }
 }
 
-async fn send<S>(socket: &mut S, message: Message) -> io::Result<()>
+async fn send<S>(socket: &mut S, message: Message, silence: Duration) -> io::Result<()>
 where
     S: Sink<Message, Error = WsError> + Unpin,
 {
-    timeout(SEND_TIMEOUT, socket.send(message))
+    timeout(SEND_TIMEOUT.min(silence), socket.send(message))
         .await?
         .map_err(io::Error::other)
 }
@@ -217,7 +233,7 @@ mod tests {
         tokio::select! {
             () = user => {}
             () = agent => panic!("the client stays"),
-            () = steer(ours, orders, CancellationToken::new()) => panic!("the agent stays"),
+            () = steer(ours, orders, SILENCE_TIMEOUT, CancellationToken::new()) => panic!("the agent stays"),
         }
         assert_eq!(heard, [r#"{"command":"signal","args":null,"signal":15}"#]);
     }
@@ -227,7 +243,7 @@ mod tests {
         let (ours, _theirs) = sockets().await;
         let (_control, orders) = queue();
         let lost = CancellationToken::new();
-        steer(ours, orders, lost.clone()).await;
+        steer(ours, orders, SILENCE_TIMEOUT, lost.clone()).await;
         assert!(lost.is_cancelled());
     }
 
@@ -237,8 +253,17 @@ mod tests {
         let (control, orders) = queue();
         let lost = CancellationToken::new();
         drop(theirs);
-        steer(ours, orders, lost.clone()).await;
+        steer(ours, orders, SILENCE_TIMEOUT, lost.clone()).await;
         assert!(!lost.is_cancelled());
         control.signal(2).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_number_that_is_no_signal_is_refused() {
+        let (control, _orders) = queue();
+        for signal in [i32::MIN, -1, 0, 65] {
+            let refused = control.signal(signal).await.unwrap_err();
+            assert!(matches!(refused, ClientError::Local { .. }), "{refused:?}");
+        }
     }
 }

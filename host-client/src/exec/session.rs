@@ -10,16 +10,16 @@ use tracing::debug;
 
 use super::{
     Exec, ExecControl, ExecReader, ExecStdin, ExitStatus, GRACE_TIMEOUT, control, input, output,
-    output::{StreamEnd, Taking},
+    output::{Course, StreamEnd, Taking},
 };
 use crate::{
     client::Client,
     error::{ClientError, bounded},
-    http::{ANSWER_TIMEOUT, Call, metadata},
+    http::{Call, Connection, metadata},
     operation::{self, Watch},
     protocol::{
         event,
-        exec::{CONTROL, ExecEnded, ExecStarted, STDERR, STDIN, STDOUT},
+        exec::{CONTROL, ExecEnded, ExecRequest, ExecStarted, STDERR, STDIN, STDOUT},
         operation::{Operation, OperationId, OperationStatus},
         path,
     },
@@ -42,10 +42,7 @@ pub struct ExecSession {
     stderr: Option<ExecReader>,
     ends: Vec<Output>,
     result: oneshot::Receiver<Result<Operation, ClientError>>,
-    /// Cancelled when the agent falls silent.
-    lost: CancellationToken,
-    /// Cancelled when the command has ended.
-    ended: CancellationToken,
+    course: Course,
     /// The control socket, the input and the watch. Dropping it ends them, and so the command.
     _tasks: JoinSet<()>,
 }
@@ -60,6 +57,9 @@ struct Output {
 }
 
 /// Starts a command and joins its sockets.
+///
+/// From the request on this goes on in the background: if nobody waits any more the command is
+/// ended, and not left to an agent that would wait for its sockets.
 pub(super) async fn start(exec: Exec) -> Result<ExecSession, ClientError> {
     let client = exec.client.clone();
     let info = client.known_info().await?;
@@ -69,32 +69,73 @@ pub(super) async fn start(exec: Exec) -> Result<ExecSession, ClientError> {
         true => Watch::LongPoll,
         false => Watch::Events(Box::new(client.event_socket(&[event::OPERATION]).await?)),
     };
-    let (id, secrets) = create(&client, &request).await?;
+    let connection = client.http().connect_for_change().await?;
+    let (give, take) = oneshot::channel();
+    let background = client.background().clone();
+    background.spawn(begin(client, connection, request, watch, give));
+    take.await.unwrap_or_else(|_| {
+        Err(ClientError::ConnectionLost {
+            during: STARTING,
+            source: None,
+        })
+    })
+}
+
+/// What is going on at first, for errors.
+const STARTING: &str = "starting the command";
+
+/// Asks for the command and joins its sockets, as long as somebody waits for the session.
+async fn begin(
+    client: Client,
+    connection: Connection,
+    request: ExecRequest,
+    watch: Watch,
+    mut give: oneshot::Sender<Result<ExecSession, ClientError>>,
+) {
+    let (id, secrets) = match create(&client, connection, &request).await {
+        Ok(created) => created,
+        Err(error) => {
+            let _ = give.send(Err(error));
+            return;
+        }
+    };
     let terminal = request.interactive;
     let wanted: &[&str] = match terminal {
         true => &[CONTROL, STDIN],
         false => &[CONTROL, STDIN, STDOUT, STDERR],
     };
     // All at once: an agent waits only seconds for them.
-    let sockets = try_join_all(wanted.iter().map(|name| join(&client, id, &secrets, name))).await?;
-    Ok(assemble(client, id, watch, terminal, sockets))
+    let joining = try_join_all(wanted.iter().map(|name| join(&client, id, &secrets, name)));
+    let joined = tokio::select! {
+        joined = joining => joined,
+        () = give.closed() => Err(ClientError::ConnectionLost { during: STARTING, source: None }),
+    };
+    match joined {
+        // A session that nobody takes ends the command.
+        Ok(sockets) => drop(give.send(Ok(assemble(client, id, watch, terminal, sockets)))),
+        Err(error) => {
+            // LXD's agents never cancel a command, and give it up by themselves after seconds.
+            let _ = client.cancel_operation(id).await;
+            let _ = give.send(Err(error));
+        }
+    }
 }
 
 /// Asks for the command; returns its operation and the secrets of its sockets.
 async fn create(
     client: &Client,
-    request: &crate::protocol::exec::ExecRequest,
+    connection: Connection,
+    request: &ExecRequest,
 ) -> Result<(OperationId, BTreeMap<String, String>), ClientError> {
     let body = serde_json::to_vec(request)
         .map_err(|error| ClientError::protocol_because("the request cannot be written", error))?;
     let call = Call {
         method: Method::POST,
-        path: path::EXEC.to_owned(),
         body: Some(body),
-        during: "starting the command",
-        patience: ANSWER_TIMEOUT,
+        ..Call::get(path::EXEC, STARTING)
     };
-    let operation: Operation = metadata(client.http().call(call).await?, "the operation")?;
+    let answer = client.http().call_on(connection, &call).await?;
+    let operation: Operation = metadata(answer, "the operation")?;
     let started: ExecStarted = serde_json::from_value(operation.metadata).map_err(|error| {
         ClientError::protocol_because("the command's sockets are not named", error)
     })?;
@@ -136,7 +177,7 @@ fn assemble(
     terminal: bool,
     sockets: Vec<Socket>,
 ) -> ExecSession {
-    let (ended, lost) = (CancellationToken::new(), CancellationToken::new());
+    let course = Course::default();
     let mut tasks = JoinSet::new();
     let (handle, orders) = control::queue();
     let (stdin, pipe) = input::pipe();
@@ -153,7 +194,8 @@ fn assemble(
     };
     let mut sockets = sockets.into_iter();
     if let Some(socket) = sockets.next() {
-        tasks.spawn(control::steer(socket, orders, lost.clone()));
+        let silence = client.timeouts().silence_or(control::SILENCE_TIMEOUT);
+        tasks.spawn(control::steer(socket, orders, silence, course.lost.clone()));
     }
     if let Some(socket) = sockets.next() {
         let (sink, stream) = socket.split();
@@ -167,7 +209,8 @@ fn assemble(
                         stream,
                         _over: over,
                     },
-                    ended.clone(),
+                    STDIN,
+                    &course,
                 );
                 collect(taking, STDIN, "the terminal's output");
             }
@@ -184,12 +227,18 @@ fn assemble(
     for (socket, (number, name)) in
         sockets.zip([(STDOUT, "standard output"), (STDERR, "standard error")])
     {
-        collect(output::take(socket, ended.clone()), number, name);
+        collect(output::take(socket, number, &course), number, name);
     }
     let (tell, result) = oneshot::channel();
+    let verdict = course.verdict.clone();
     tasks.spawn(async move {
+        let _pending = verdict.pending();
+        let operation = operation::end(&client, id, watch).await;
+        if let Ok(operation) = &operation {
+            verdict.tell(operation);
+        }
         // The session may be gone.
-        let _ = tell.send(operation::end(&client, id, watch).await);
+        let _ = tell.send(operation);
     });
     let mut readers = readers.into_iter();
     ExecSession {
@@ -200,8 +249,7 @@ fn assemble(
         stderr: readers.next(),
         ends,
         result,
-        lost,
-        ended,
+        course,
         _tasks: tasks,
     }
 }
@@ -249,7 +297,7 @@ impl ExecSession {
         drop((self.stdin.take(), self.stdout.take(), self.stderr.take()));
         let mut ends = Ends::new(std::mem::take(&mut self.ends));
         let operation = self.operation_end(&mut ends).await?;
-        self.ended.cancel();
+        self.course.ended.cancel();
         judge(operation, ends.all().await)
     }
 
@@ -258,7 +306,7 @@ impl ExecSession {
         const DURING: &str = "the command was running";
         tokio::select! {
             operation = &mut self.result => return flatten(operation),
-            () = self.lost.cancelled() => return Err(ClientError::ConnectionLost {
+            () = self.course.lost.cancelled() => return Err(ClientError::ConnectionLost {
                 during: DURING,
                 source: Some("the agent does not answer any more".into()),
             }),

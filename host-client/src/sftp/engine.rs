@@ -45,9 +45,9 @@ use crate::{
 /// Most requests in flight. The data in them is bounded by the window; what remains are names.
 const MAX_IN_FLIGHT: usize = 512;
 
-/// How long a server may be silent while it owes a reply. Writing a large file to a slow disk is
-/// one request, so this is long.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a server may be silent while it owes a reply, unless the caller says otherwise. Writing
+/// a large file to a slow disk is one request, so this is long.
+pub(super) const SILENCE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How long the hello may take.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(30);
@@ -73,10 +73,22 @@ pub(super) struct Engine {
 }
 
 /// What callers share with reader and writer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     outbox: Outbox,
     table: Arc<Table>,
+    /// How long the server may be silent while it owes a reply.
+    silence: Duration,
+}
+
+impl Shared {
+    fn new(silence: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            outbox: Outbox::default(),
+            table: Arc::default(),
+            silence,
+        })
+    }
 }
 
 /// Who reads and writes.
@@ -101,7 +113,7 @@ pub(super) struct Read {
 enum Ending {
     Lost(String),
     Protocol(String),
-    Silent,
+    Silent(Duration),
 }
 
 impl Ending {
@@ -113,23 +125,24 @@ impl Ending {
         match self {
             Self::Lost(reason) => ClientError::lost(DURING, reason),
             Self::Protocol(what) => ClientError::protocol(what),
-            Self::Silent => ClientError::Silent {
+            Self::Silent(after) => ClientError::Silent {
                 during: DURING,
-                after: SILENCE_TIMEOUT,
+                after,
             },
         }
     }
 }
 
 impl Engine {
-    /// Says hello and starts reader and writer.
-    pub(super) async fn start<S>(mut stream: S) -> Result<Self, ClientError>
+    /// Says hello and starts reader and writer. A server that owes something may be silent for
+    /// `silence`.
+    pub(super) async fn start<S>(mut stream: S, silence: Duration) -> Result<Self, ClientError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let mut frames = Frames::new();
-        let extensions = greet(&mut stream, &mut frames).await?;
-        let shared = Arc::<Shared>::default();
+        let extensions = greet(&mut stream, &mut frames, silence).await?;
+        let shared = Shared::new(silence);
         let tasks = Tasks::start(stream, frames, &shared);
         Ok(Self::new(shared, extensions, Driver::Tasks(tasks)))
     }
@@ -138,6 +151,7 @@ impl Engine {
     pub(super) async fn start_unix(
         mut stream: UnixStream,
         early: &[u8],
+        silence: Duration,
     ) -> Result<Self, ClientError> {
         let mut frames = Frames::new();
         match frames.space().get_mut(..early.len()) {
@@ -146,8 +160,8 @@ impl Engine {
             None => return Err(ClientError::protocol("too much before the SFTP version")),
         }
         frames.filled(early.len());
-        let extensions = greet(&mut stream, &mut frames).await?;
-        let shared = Arc::<Shared>::default();
+        let extensions = greet(&mut stream, &mut frames, silence).await?;
+        let shared = Shared::new(silence);
         let threads = Threads::start(stream, frames, &shared)
             .map_err(|error| ClientError::lost(STARTING, error))?;
         Ok(Self::new(shared, extensions, Driver::Threads(threads)))
@@ -269,15 +283,17 @@ impl Drop for Engine {
 async fn greet<S>(
     stream: &mut S,
     frames: &mut Frames,
+    silence: Duration,
 ) -> Result<BTreeMap<Bytes, Bytes>, ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    timeout(HELLO_TIMEOUT, hello(stream, frames))
+    let after = HELLO_TIMEOUT.min(silence);
+    timeout(after, hello(stream, frames))
         .await
         .map_err(|_| ClientError::Silent {
             during: STARTING,
-            after: HELLO_TIMEOUT,
+            after,
         })?
 }
 

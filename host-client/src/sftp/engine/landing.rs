@@ -15,9 +15,10 @@ use std::{
     os::unix::{fs::FileExt, net::UnixStream},
     sync::{Arc, mpsc},
     thread,
+    time::Duration,
 };
 
-use super::{SILENCE_TIMEOUT, receive::receive_exact, table::Waiter};
+use super::{receive::receive_exact, table::Waiter};
 
 /// Buffers of a connection. With fewer, reader and writer wait for each other.
 const BUFFERS: usize = 8;
@@ -38,6 +39,8 @@ pub(in crate::sftp) struct Landing {
 pub(super) struct Lander {
     full: mpsc::SyncSender<Landed>,
     free: mpsc::Receiver<Vec<u8>>,
+    /// How long the server may be silent in the middle of a reply.
+    silence: Duration,
 }
 
 /// Data that were read.
@@ -54,7 +57,7 @@ impl Lander {
     /// # Errors
     ///
     /// When there can be no more threads.
-    pub(super) fn start() -> io::Result<Self> {
+    pub(super) fn start(silence: Duration) -> io::Result<Self> {
         let (full, to_write) = mpsc::sync_channel::<Landed>(BUFFERS);
         let (written, free) = mpsc::sync_channel(BUFFERS);
         for _ in 0..BUFFERS {
@@ -69,7 +72,11 @@ impl Lander {
         };
         let thread = thread::Builder::new().name("sftp lander".to_owned());
         thread.spawn(write)?;
-        Ok(Self { full, free })
+        Ok(Self {
+            full,
+            free,
+            silence,
+        })
     }
 
     /// Takes `here`, and the next `rest` bytes of the connection, all of them in any case.
@@ -89,7 +96,7 @@ impl Lander {
         let (start, end) = (here.len(), here.len() + rest);
         data.resize(end, 0);
         data[..start].copy_from_slice(here);
-        receive_exact(stream, &mut data[start..end], SILENCE_TIMEOUT)?;
+        receive_exact(stream, &mut data[start..end], self.silence)?;
         Ok(data)
     }
 
@@ -128,7 +135,10 @@ mod tests {
     };
 
     use super::{
-        super::table::{Answer, Table},
+        super::{
+            SILENCE_TIMEOUT,
+            table::{Answer, Table},
+        },
         *,
     };
 
@@ -157,7 +167,7 @@ mod tests {
                 far.write_all(rest).unwrap();
                 far.write_all(b"next").unwrap();
             });
-            let lander = Lander::start().unwrap();
+            let lander = Lander::start(SILENCE_TIMEOUT).unwrap();
             let data = lander.read(here, &near, rest.len()).unwrap();
             lander.land(landing, waiter, data);
             // What comes behind is still there.
@@ -207,7 +217,7 @@ mod tests {
         let file = Arc::new(File::create(&path).unwrap());
         let (near, mut far) = UnixStream::pair().unwrap();
         let table = Arc::new(Table::default());
-        let lander = Lander::start().unwrap();
+        let lander = Lander::start(SILENCE_TIMEOUT).unwrap();
         let mut offset = 0;
         let mut expected = Vec::new();
         // Each buffer comes again.
@@ -236,7 +246,7 @@ mod tests {
         let (near, mut far) = UnixStream::pair().unwrap();
         far.write_all(b"abc").unwrap();
         drop(far);
-        let result = Lander::start().unwrap().read(&[], &near, 4);
+        let result = Lander::start(SILENCE_TIMEOUT).unwrap().read(&[], &near, 4);
         assert_eq!(result.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -1,6 +1,6 @@
 //! Reader and writer as tasks, for any connection.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    Ending, SILENCE_TIMEOUT, Shared, dispatch,
+    Ending, Shared, dispatch,
     frames::Frames,
     outbox::{Outbox, Segment, gather},
     table::Table,
@@ -36,7 +36,7 @@ impl Tasks {
         });
         let ours = Arc::clone(shared);
         tasks.spawn(async move {
-            let ending = read_replies(reader, frames, &ours.table).await;
+            let ending = read_replies(reader, frames, &ours.table, ours.silence).await;
             ours.table.end(ending);
         });
         Self { _tasks: tasks }
@@ -76,17 +76,18 @@ async fn read_replies(
     mut reader: impl AsyncRead + Unpin,
     mut frames: Frames,
     table: &Table,
+    silence: Duration,
 ) -> Ending {
     loop {
         if let Err(ending) = dispatch(&mut frames, table) {
             return ending;
         }
         let owed = !table.is_idle();
-        match timeout(SILENCE_TIMEOUT, reader.read(frames.space())).await {
+        match timeout(silence, reader.read(frames.space())).await {
             Ok(Ok(0)) => return Ending::closed(),
             Ok(Ok(count)) => frames.filled(count),
             Ok(Err(error)) => return Ending::Lost(error.to_string()),
-            Err(_) if owed && !table.is_idle() => return Ending::Silent,
+            Err(_) if owed && !table.is_idle() => return Ending::Silent(silence),
             // Nothing is owed, or it has not been owed for so long.
             Err(_) => {}
         }
@@ -97,13 +98,13 @@ async fn read_replies(
 mod tests {
     use std::time::Duration;
 
-    use super::*;
+    use super::{super::SILENCE_TIMEOUT, *};
 
     #[tokio::test(start_paused = true)]
     async fn silence_counts_from_the_request_on() {
         let (near, _far) = tokio::io::duplex(64);
         let table = Arc::new(Table::default());
-        let reader = read_replies(near, Frames::new(), &table);
+        let reader = read_replies(near, Frames::new(), &table, SILENCE_TIMEOUT);
         tokio::pin!(reader);
         let quiet = SILENCE_TIMEOUT - Duration::from_secs(10);
         assert!(timeout(quiet, &mut reader).await.is_err());
@@ -111,6 +112,6 @@ mod tests {
         let soon = timeout(SILENCE_TIMEOUT, &mut reader).await;
         assert!(soon.is_err(), "{soon:?}");
         let late = timeout(SILENCE_TIMEOUT, reader).await;
-        assert_eq!(late.unwrap(), Ending::Silent);
+        assert_eq!(late.unwrap(), Ending::Silent(SILENCE_TIMEOUT));
     }
 }

@@ -10,6 +10,7 @@ use std::{
     os::unix::{fs::FileExt, net::UnixStream},
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use nix::{
@@ -22,7 +23,7 @@ use nix::{
 };
 
 use super::{
-    Ending, SILENCE_TIMEOUT, Shared, dispatch,
+    Ending, Shared, dispatch,
     frames::Frames,
     landing::Lander,
     outbox::{FileRange, Outbox, Segment},
@@ -67,7 +68,7 @@ impl Threads {
         })?;
         let (ours, socket) = (Arc::clone(shared), Arc::clone(&stream));
         let reader = start("sftp reader", move || {
-            let ending = read_replies(&socket, frames, &ours.table);
+            let ending = read_replies(&socket, frames, &ours.table, ours.silence);
             ours.table.end(ending);
             ours.outbox.close();
             let _ = socket.shutdown(Shutdown::Both);
@@ -176,8 +177,8 @@ fn send_file(mut stream: &UnixStream, range: &FileRange) -> io::Result<()> {
 }
 
 /// Reads replies until the connection is over; returns how it ended.
-fn read_replies(stream: &UnixStream, frames: Frames, table: &Table) -> Ending {
-    match read_until_it_ends(stream, frames, table) {
+fn read_replies(stream: &UnixStream, frames: Frames, table: &Table, silence: Duration) -> Ending {
+    match read_until_it_ends(stream, frames, table, silence) {
         Ok(never) => match never {},
         Err(ending) => ending,
     }
@@ -187,18 +188,19 @@ fn read_until_it_ends(
     stream: &UnixStream,
     mut frames: Frames,
     table: &Table,
+    silence: Duration,
 ) -> Result<Infallible, Ending> {
     let mut lander = None;
     loop {
         dispatch(&mut frames, table)?;
         let owed = !table.is_idle();
-        match receive(stream, frames.space(), SILENCE_TIMEOUT) {
+        match receive(stream, frames.space(), silence) {
             Ok(0) => return Err(Ending::closed()),
             Ok(count) => frames.filled(count),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                 // What has been asked for since then has not waited so long.
                 if owed && !table.is_idle() {
-                    return Err(Ending::Silent);
+                    return Err(Ending::Silent(silence));
                 }
             }
             Err(error) => return Err(Ending::Lost(error.to_string())),
@@ -217,11 +219,11 @@ fn read_until_it_ends(
                 return Err(over(Ending::Protocol(what), waiter));
             }
             let (here, rest) = frames.take_begun_data();
-            let (lander, data) = match read_data(&mut lander, here, stream, rest) {
+            let (lander, data) = match read_data(&mut lander, here, stream, rest, silence) {
                 Ok(read) => read,
                 Err(error) => {
                     let ending = match error.kind() {
-                        io::ErrorKind::TimedOut => Ending::Silent,
+                        io::ErrorKind::TimedOut => Ending::Silent(silence),
                         io::ErrorKind::UnexpectedEof => Ending::closed(),
                         _ => Ending::Lost(error.to_string()),
                     };
@@ -239,10 +241,11 @@ fn read_data<'a>(
     here: &[u8],
     stream: &UnixStream,
     rest: usize,
+    silence: Duration,
 ) -> io::Result<(&'a Lander, Vec<u8>)> {
     let lander = match lander {
         Some(lander) => lander,
-        None => lander.insert(Lander::start()?),
+        None => lander.insert(Lander::start(silence)?),
     };
     let data = lander.read(here, stream, rest)?;
     Ok((lander, data))
@@ -258,7 +261,10 @@ mod tests {
 
     use bytes::{Bytes, BytesMut};
 
-    use super::{super::landing::Landing, *};
+    use super::{
+        super::{SILENCE_TIMEOUT, landing::Landing},
+        *,
+    };
     use crate::{
         protocol::sftp::{Reply, Request},
         sftp::engine::table::{Answer, PendingReply},
@@ -291,7 +297,7 @@ mod tests {
             // A client that gave up on us is no failure of the server.
             let _ = far.write_all(&frames);
         });
-        let ending = read_replies(&near, Frames::new(), &table);
+        let ending = read_replies(&near, Frames::new(), &table, SILENCE_TIMEOUT);
         drop(near);
         server.join().unwrap();
         table.end(ending.clone());
@@ -366,7 +372,8 @@ mod tests {
             far.write_all(&frames[..50_000]).unwrap();
             drop(far);
             let known = Arc::clone(&table);
-            let reader = thread::spawn(move || read_replies(&near, Frames::new(), &known));
+            let reader =
+                thread::spawn(move || read_replies(&near, Frames::new(), &known, SILENCE_TIMEOUT));
             landed.answer().await.unwrap_err();
             assert!(table.is_over());
             reader.join().unwrap();
