@@ -7,9 +7,9 @@
 mod routes;
 
 use std::{
-    fs::{DirBuilder, Permissions},
+    fs::Permissions,
     io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::{fd::AsRawFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -30,6 +30,7 @@ use crate::{
     instance_data::InstanceData,
     listen::{ListenAddress, Listener, Stream},
     reply::Reply,
+    root::Root,
     shutdown::Shutdown,
 };
 
@@ -152,12 +153,10 @@ fn is_root(stream: &Stream) -> bool {
 async fn open(path: &Path) -> io::Result<Listener> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     if !folder.is_dir() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(FOLDER_MODE)
-            .create(folder)?;
+        let made = Root::open(Path::new("/"))?.make_folder(&std::path::absolute(folder)?)?;
         // The mask of the agent may have taken something from it.
-        std::fs::set_permissions(folder, Permissions::from_mode(FOLDER_MODE))?;
+        let made = format!("/proc/self/fd/{}", made.as_raw_fd());
+        std::fs::set_permissions(made, Permissions::from_mode(FOLDER_MODE))?;
     }
     let listener = Listener::bind(&ListenAddress::Unix(path.to_owned())).await?;
     if folder.file_name().is_some_and(|name| name == "incus") {

@@ -1,16 +1,17 @@
 //! Where clients come in: AF_VSOCK and Unix sockets, as one [`Listener`] and one [`Stream`].
 
-mod unix_socket;
 mod vsock_socket;
 
 use std::{fmt, io, path::PathBuf, str::FromStr};
 
+use nix::sys::socket::Backlog;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::either::Either;
 use tokio_vsock::{VsockAddr, VsockListener, VsockStream};
 use vsock_agent_protocol::address::{Cid, ParseAddressError, VsockAddress};
+use vsock_agent_transport::SocketFile;
 
-use self::unix_socket::SocketFile;
+use crate::defaults;
 
 /// Where to listen: `vsock:CID:PORT`, such as `vsock:any:8443`, or `unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,7 +101,8 @@ impl Listener {
                 .await
                 .map(Self::Vsock),
             ListenAddress::Unix(path) => {
-                let (listener, file) = unix_socket::listen(path).await?;
+                let backlog = Backlog::new(defaults::BACKLOG).unwrap_or(Backlog::MAXALLOWABLE);
+                let (listener, file) = vsock_agent_transport::listen(path, backlog).await?;
                 Ok(Self::Unix {
                     listener,
                     _file: file,
@@ -143,7 +145,7 @@ pub(crate) async fn connect(address: &ListenAddress) -> io::Result<Stream> {
             let address = VsockAddr::new(address.cid.0, address.port);
             Either::Left(VsockStream::connect(address).await?)
         }
-        ListenAddress::Unix(path) => Either::Right(UnixStream::connect(path).await?),
+        ListenAddress::Unix(path) => Either::Right(vsock_agent_transport::connect(path).await?),
     })
 }
 

@@ -1,26 +1,21 @@
-//! A folder that is the root of everything below it: no path, `..` or symlink leads out of it
-//! (`openat2(2)`, `RESOLVE_IN_ROOT`).
+//! A folder that is the root of everything below it: no path, `..` or symlink leads out of it, and no
+//! symlink is followed that an unprivileged user can have made.
 
 use std::{
     ffi::{OsStr, OsString},
     fs::File,
     io::{self, Read, Write},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::{Component, Path, PathBuf},
+    path::Path,
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2, renameat},
-    sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat, mkdirat},
+    fcntl::{AtFlags, OFlag, open, openat, renameat},
+    sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat},
     unistd::{Gid, Uid, UnlinkatFlags, fchown, linkat, unlinkat},
 };
-
-/// Mode of a folder that is made on the way.
-const FOLDER_MODE: Mode = Mode::from_bits_truncate(0o755);
-
-/// Tries while somebody else moves folders about (`EAGAIN` of `openat2(2)`).
-const MAX_TRIES: usize = 8;
+use vsock_agent_transport::{Missing, open_directory};
 
 /// An open root.
 #[derive(Debug)]
@@ -55,43 +50,40 @@ impl Root {
         Ok(Self(self.make_folder(path)?))
     }
 
-    /// The first `limit` bytes of a file.
+    /// The first `limit` bytes of a file. `ELOOP` if it is a symlink.
     ///
     /// # Errors
     ///
     /// What the kernel says.
     pub(crate) fn read(&self, path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+        let (folder, name) = split(path)?;
+        let folder = self.folder(folder)?;
         // A pipe that somebody has put there must not hold anybody up.
-        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = File::from(openat(folder, name, flags, Mode::empty())?);
         let mut content = Vec::new();
-        let file = File::from(self.resolve(path, flags)?);
         file.take(u64::try_from(limit).unwrap_or(u64::MAX))
             .read_to_end(&mut content)?;
         Ok(content)
+    }
+
+    /// Opens a folder that is there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Root::make_folder`]'s.
+    pub(crate) fn folder(&self, path: &Path) -> io::Result<OwnedFd> {
+        open_directory(self, path, Missing::Refuse)
     }
 
     /// Opens a folder, making what is missing of it with mode 0755.
     ///
     /// # Errors
     ///
-    /// What the kernel says: `ENOTDIR` when something else is in the way.
+    /// What the kernel says: `ENOTDIR` when something else is in the way. `PermissionDenied` for a
+    /// symlink of a user's.
     pub(crate) fn make_folder(&self, path: &Path) -> io::Result<OwnedFd> {
-        let mut at = PathBuf::from(".");
-        let mut folder = self.folder(&at)?;
-        for name in names(path) {
-            at.push(name);
-            folder = match self.folder(&at) {
-                Err(Errno::ENOENT) => {
-                    match mkdirat(&folder, name, FOLDER_MODE) {
-                        Ok(()) | Err(Errno::EEXIST) => {}
-                        Err(error) => return Err(error.into()),
-                    }
-                    self.folder(&at)?
-                }
-                other => other?,
-            };
-        }
-        Ok(folder)
+        open_directory(self, path, Missing::Create)
     }
 
     /// Writes a file: whole or not at all, and never through a symlink. One that is there keeps
@@ -101,8 +93,8 @@ impl Root {
     ///
     /// What the kernel says.
     pub(crate) fn write(&self, path: &Path, content: &[u8], how: Attributes) -> io::Result<bool> {
-        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        let folder = self.make_folder(path.parent().unwrap_or(Path::new("")))?;
+        let (folder, name) = split(path)?;
+        let folder = self.make_folder(folder)?;
         let old = match fstatat(&folder, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(_) if how.create_only => return Ok(false),
             Ok(old) => Some(old).filter(is_file),
@@ -112,25 +104,6 @@ impl Root {
         let new = NewFile::create(&folder, name)?;
         new.fill(content, how, old.as_ref())?;
         new.place(name, how.create_only)
-    }
-
-    fn folder(&self, path: &Path) -> nix::Result<OwnedFd> {
-        self.resolve(path, folder_flags())
-    }
-
-    fn resolve(&self, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
-        let how = OpenHow::new()
-            .flags(flags)
-            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        for _ in 0..MAX_TRIES {
-            match openat2(&self.0, path, how) {
-                Err(Errno::EAGAIN) => {}
-                // Before Linux 5.6. The root is `/` then, or root's own folder below it.
-                Err(Errno::ENOSYS) => return openat(&self.0, path, flags, Mode::empty()),
-                other => return other,
-            }
-        }
-        Err(Errno::EAGAIN)
     }
 }
 
@@ -144,12 +117,14 @@ fn folder_flags() -> OFlag {
     OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC
 }
 
-fn names(path: &Path) -> impl Iterator<Item = &OsStr> {
-    path.components().filter_map(|component| match component {
-        Component::Normal(name) => Some(name),
-        Component::ParentDir => Some(OsStr::new("..")),
-        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
-    })
+/// A path as a folder and a name in it.
+///
+/// # Errors
+///
+/// `InvalidInput` for one that ends with `..` or has no name in it.
+pub(crate) fn split(path: &Path) -> io::Result<(&Path, &OsStr)> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    Ok((path.parent().unwrap_or(Path::new("")), name))
 }
 
 fn is_file(stat: &FileStat) -> bool {
@@ -232,7 +207,7 @@ impl Drop for NewFile<'_> {
 mod tests {
     use std::{
         fs,
-        os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+        os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink},
     };
 
     use super::*;
@@ -307,6 +282,32 @@ mod tests {
                 assert!(folder.join("up").exists(), "{path}");
                 fs::remove_file(folder.join("up")).unwrap();
             }
+        });
+    }
+
+    #[test]
+    fn a_users_symlink_leads_nowhere() {
+        in_folder("user", |folder, root| {
+            assert!(
+                nix::unistd::geteuid().is_root(),
+                "only root can give files away"
+            );
+            fs::create_dir(folder.join("precious")).unwrap();
+            fs::create_dir(folder.join("home")).unwrap();
+            let link = folder.join("home/.ssh");
+            symlink("../precious", &link).unwrap();
+            let write = || root.write(Path::new("/home/.ssh/keys"), b"1", PLAIN);
+            // Root's own link is as good as a folder.
+            write().unwrap();
+            fs::remove_file(folder.join("precious/keys")).unwrap();
+            for whose in ["home/.ssh", "home"] {
+                lchown(folder.join(whose), Some(1000), None).unwrap();
+                assert_eq!(write().unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+                let read = root.read(Path::new("/home/.ssh/keys"), 1);
+                assert_eq!(read.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+                lchown(&link, Some(0), None).unwrap();
+            }
+            assert_eq!(fs::read_dir(folder.join("precious")).unwrap().count(), 0);
         });
     }
 

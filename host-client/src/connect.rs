@@ -16,10 +16,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    net::UnixStream,
-    time::{Instant, sleep, timeout, timeout_at},
-};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
@@ -112,9 +109,11 @@ impl Connector {
                     .await
                     .map_err(ConnectError::Io)?,
             ),
-            Endpoint::Unix(path) => {
-                RawStream::Unix(UnixStream::connect(path).await.map_err(ConnectError::Io)?)
-            }
+            Endpoint::Unix(path) => RawStream::Unix(
+                vsock_agent_transport::connect(path)
+                    .await
+                    .map_err(ConnectError::Io)?,
+            ),
             Endpoint::Hybrid { path, port } => {
                 RawStream::Unix(hybrid::connect(path, *port, &self.handshakes).await?)
             }

@@ -20,6 +20,7 @@ mod exec_start;
 mod fuzz;
 mod guest_api;
 mod host_and_guest;
+mod hostile_folder;
 mod metrics;
 mod operations;
 mod port_forward;

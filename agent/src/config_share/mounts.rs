@@ -13,7 +13,10 @@ use nix::mount::{MntFlags, MsFlags, mount as nix_mount, umount2};
 use serde::Deserialize;
 
 use super::read_if_there;
-use crate::{mount_table, root::Root};
+use crate::{
+    mount_table,
+    root::{Root, split},
+};
 
 const FILE: &str = "agent-mounts.json";
 
@@ -189,12 +192,26 @@ fn unmount_kinds(root: &Path, source: &str, target: &Path, kinds: &[&str]) -> io
         .collect();
     let mut result = Ok(shares.len());
     for share in shares.iter().rev() {
-        let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
-        if let Err(error) = umount2(&share.mountpoint, flags) {
-            result = Err(error.into());
+        if let Err(error) = unmount_at(&share.mountpoint) {
+            result = Err(error);
         }
     }
     result
+}
+
+/// Takes away what is mounted there. The folder it is in is opened first, so that nobody can have
+/// another path unmounted by moving folders about.
+fn unmount_at(mountpoint: &Path) -> io::Result<()> {
+    let (folder, name) = split(mountpoint)?;
+    let folder = Root::open(Path::new("/"))?.folder(folder)?;
+    let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+    umount2(&handle(&folder).join(name), flags)?;
+    Ok(())
+}
+
+/// A name that leads to the open folder (`proc_pid_fd(5)`).
+fn handle(folder: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/thread-self/fd/{}", folder.as_raw_fd()))
 }
 
 /// A path of the guest as one of ours. `None` for the root itself and for what has `..` in it.
@@ -228,9 +245,8 @@ impl Place {
             .map_err(|error| MountError::Folder(path, error))
     }
 
-    /// A name that leads to the open folder (`proc_pid_fd(5)`).
     fn handle(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/thread-self/fd/{}", self.0.as_raw_fd()))
+        handle(&self.0)
     }
 
     fn is_mounted(&self) -> bool {
@@ -243,6 +259,8 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{lchown, symlink};
+
     use super::*;
     use crate::config_share::alone::with_own_mounts;
 
@@ -280,6 +298,20 @@ mod tests {
             mount().unwrap();
             assert_eq!(unmount("lxd_data", "/elsewhere"), 1);
             assert_eq!(mounts_here(&place), [] as [&str; 0]);
+        });
+    }
+
+    #[test]
+    fn no_share_goes_where_a_users_link_leads() {
+        with_own_mounts("mount-link", |root| {
+            let [elsewhere, home] = ["elsewhere", "home"].map(|name| root.join(name));
+            fs::create_dir(&elsewhere).unwrap();
+            fs::create_dir(&home).unwrap();
+            symlink("/elsewhere", home.join("data")).unwrap();
+            lchown(home.join("data"), Some(1000), None).unwrap();
+            let error = mount_as(root, &wanted("/home/data"), &["tmpfs"]).unwrap_err();
+            assert!(matches!(error, MountError::Folder(..)), "{error}");
+            assert_eq!(mounts_here(&elsewhere), [] as [&str; 0]);
         });
     }
 

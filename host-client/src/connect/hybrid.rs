@@ -38,7 +38,9 @@ pub(super) async fn connect(
     port: u32,
     handshakes: &TaskTracker,
 ) -> Result<UnixStream, ConnectError> {
-    let mut stream = UnixStream::connect(path).await.map_err(ConnectError::Io)?;
+    let mut stream = vsock_agent_transport::connect(path)
+        .await
+        .map_err(ConnectError::Io)?;
     let (give, take) = oneshot::channel();
     handshakes.spawn(async move {
         let outcome = timeout(LINGER_TIMEOUT, handshake(&mut stream, port))

@@ -1,22 +1,28 @@
 //! Listeners: one on AF_VSOCK for all machines that have it, one Unix socket for each of the others.
 
 use std::{
-    fs, io,
-    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown},
+    ffi::OsStr,
+    io,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError},
 };
 
+use nix::{
+    fcntl::AtFlags,
+    sys::{socket::Backlog, stat::fstatat},
+};
 use tokio::{
-    net::{UnixListener, UnixStream},
+    net::UnixListener,
     time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
 use tokio_vsock::{VsockAddr, VsockListener};
 use tracing::{debug, info, warn};
+use vsock_agent_transport::{SocketFile, listen};
 
 use super::{House, limits, place::Origin};
-use crate::{MAX_SOCKET_PATH_BYTES, protocol::address::Cid};
+use crate::protocol::address::Cid;
 
 /// Where guests come in.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,12 +40,10 @@ pub(super) enum OpenDoor {
     Unix(UnixListener, OwnSocket),
 }
 
-/// The file of a socket. It is removed with this, if it is still the same.
+/// A socket of mode 0600 beside a monitor's, for the monitor's user alone: it may have no
+/// privileges. It is removed with this.
 #[derive(Debug)]
-pub(super) struct OwnSocket {
-    path: PathBuf,
-    id: (u64, u64),
-}
+pub(super) struct OwnSocket(SocketFile);
 
 impl Door {
     /// Tries to listen.
@@ -48,7 +52,7 @@ impl Door {
             Self::Vsock => {
                 VsockListener::bind(VsockAddr::new(Cid::ANY.0, house.port)).map(OpenDoor::Vsock)
             }
-            Self::Unix(path) => bind(path)
+            Self::Unix(path) => OwnSocket::bind(path)
                 .await
                 .map(|(listener, own)| OpenDoor::Unix(listener, own)),
         };
@@ -124,7 +128,7 @@ impl OpenDoor {
             let accepted = tokio::select! {
                 accepted = self.accept(house) => accepted,
                 _ = look.tick() => match self {
-                    Self::Unix(_, own) if !own.is_there() => return,
+                    Self::Unix(_, own) if !matches!(own.is_kept(), Ok(true)) => return,
                     _ => continue,
                 },
             };
@@ -147,7 +151,7 @@ impl OpenDoor {
             }
             Self::Unix(listener, own) => {
                 let (stream, _) = listener.accept().await?;
-                if let Some(place) = house.place(&Origin::Socket(own.path.clone())) {
+                if let Some(place) = house.place(&Origin::Socket(own.0.path().to_owned())) {
                     place.admit(house, stream);
                 }
             }
@@ -156,79 +160,35 @@ impl OpenDoor {
     }
 }
 
-/// Listens on a Unix socket of mode 0600. It belongs to whom the monitor's own socket belongs to, so
-/// that a monitor without privileges can open it.
-///
-/// The socket is made under another name and renamed: nobody ever sees it with another mode, and one
-/// that a crash left behind is replaced.
-async fn bind(path: &Path) -> io::Result<(UnixListener, OwnSocket)> {
-    refuse_to_take_over(path).await?;
-    let mut name = path.as_os_str().to_owned();
-    name.push("~");
-    if name.len() > MAX_SOCKET_PATH_BYTES {
-        let text = format!(
-            "the path is longer than {} bytes",
-            MAX_SOCKET_PATH_BYTES - 1
-        );
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-    }
-    let unfinished = PathBuf::from(name);
-    match fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&unfinished)?;
-    let finish = || {
-        fs::set_permissions(&unfinished, PermissionsExt::from_mode(0o600))?;
-        let own = fs::symlink_metadata(&unfinished)?;
-        if let Some(monitor) = monitors_socket(path)
-            && (monitor.uid(), monitor.gid()) != (own.uid(), own.gid())
-        {
-            chown(&unfinished, Some(monitor.uid()), Some(monitor.gid()))?;
-        }
-        fs::rename(&unfinished, path)?;
-        Ok((own.dev(), own.ino()))
-    };
-    let id = finish().inspect_err(|_: &io::Error| {
-        let _ = fs::remove_file(&unfinished);
-    })?;
-    let path = path.to_owned();
-    Ok((listener, OwnSocket { path, id }))
-}
-
-/// The socket by which the monitor reaches its guest: ours has its name, `_` and the port.
-fn monitors_socket(path: &Path) -> Option<fs::Metadata> {
-    let name = path.to_str()?;
-    let (monitor, _) = name.rsplit_once('_')?;
-    fs::metadata(monitor)
-        .ok()
-        .filter(|metadata| metadata.file_type().is_socket())
-}
-
-/// Only a dead socket is replaced.
-async fn refuse_to_take_over(path: &Path) -> io::Result<()> {
-    let metadata = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
-    let is_socket = metadata.file_type().is_socket();
-    match is_socket && UnixStream::connect(path).await.is_err() {
-        true => Ok(()),
-        false => Err(io::ErrorKind::AddrInUse.into()),
-    }
-}
-
 impl OwnSocket {
-    fn is_there(&self) -> bool {
-        fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.id)
+    async fn bind(path: &Path) -> io::Result<(UnixListener, Self)> {
+        let (listener, file) = listen(path, Backlog::MAXCONN).await?;
+        let own = Self(file);
+        own.is_kept()?;
+        Ok((listener, own))
     }
-}
 
-impl Drop for OwnSocket {
-    fn drop(&mut self) {
-        if self.is_there() {
-            let _ = fs::remove_file(&self.path);
+    /// Whether the socket is still where it was. If so, it belongs to whom the monitor's own socket
+    /// belongs to from now on.
+    fn is_kept(&self) -> io::Result<bool> {
+        if !self.0.is_there() {
+            return Ok(false);
         }
+        if let Some((uid, gid)) = self.monitors_owner() {
+            self.0.give_to(uid, gid)?;
+        }
+        Ok(true)
+    }
+
+    /// The owner of the socket by which the monitor reaches its guest: ours has its name, `_` and
+    /// the port.
+    fn monitors_owner(&self) -> Option<(u32, u32)> {
+        let name = self.0.path().file_name()?.as_bytes();
+        let end = name.iter().rposition(|byte| *byte == b'_')?;
+        let monitor = OsStr::from_bytes(name.get(..end)?);
+        let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+        let found = fstatat(self.0.directory(), monitor, flags).ok()?;
+        let is_socket = found.st_mode & libc::S_IFMT == libc::S_IFSOCK;
+        is_socket.then_some((found.st_uid, found.st_gid))
     }
 }

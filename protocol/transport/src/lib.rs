@@ -1,0 +1,14 @@
+//! Directories and Unix sockets for processes that run as root, in places where others can write.
+//!
+//! Whoever can write to a directory can replace any name in it between two system calls. So nothing
+//! here acts twice on a name: a directory is opened once ([`open_directory`]), what is done is done
+//! to descriptors, and a symbolic link counts only if nobody but root or this process's own user can
+//! have put it there. [`listen`] and [`connect`] are `bind(2)` and `connect(2)` on these terms.
+
+mod directory;
+mod socket;
+
+pub use self::{
+    directory::{Missing, open_directory, open_entry},
+    socket::{MODE, SocketFile, connect, listen},
+};
