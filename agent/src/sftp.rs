@@ -70,6 +70,9 @@ pub(crate) enum SftpError {
     /// A pipe or a socket.
     #[error("not a file that can be read or written at an offset")]
     NoOffsets,
+    /// Another file must not take its place.
+    #[error("it must be written to, not replaced")]
+    NotReplaced,
     /// Source and target of a copy.
     #[error("a file cannot be copied onto itself")]
     SameFile,
@@ -92,9 +95,11 @@ impl SftpError {
     /// that a read-only file system is a matter of permission.
     fn code(&self) -> StatusCode {
         match self {
-            Self::UnknownHandle | Self::TooManyHandles | Self::NoOffsets | Self::SameFile => {
-                StatusCode::Failure
-            }
+            Self::UnknownHandle
+            | Self::TooManyHandles
+            | Self::NoOffsets
+            | Self::NotReplaced
+            | Self::SameFile => StatusCode::Failure,
             Self::ClosedHandle | Self::UnknownUser => StatusCode::NoSuchFile,
             Self::EndOfFile => StatusCode::Eof,
             Self::ReadOnly => StatusCode::PermissionDenied,

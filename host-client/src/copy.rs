@@ -9,12 +9,18 @@
 //! and is renamed over what was there. What breaks off leaves the old file as it was, and a part
 //! that the next copy to the same target removes, or continues with [`CopyOptions::resume`].
 //!
+//! What is there is looked at first. A regular file leaves the new one its owner, mode, ACL, extended
+//! attributes and security label. What must not be replaced is written to ([`CopyEvent::InPlace`]),
+//! and what is no regular file always is. Links are followed: all that a caller names, and in a push
+//! also those in directories of the guest; a guest's names never lead through a link of ours.
+//!
 //! The guest is not trusted: nothing it says makes a pull write outside its destination, see
 //! [`pull()`].
 
 mod attributes;
 #[cfg(test)]
 mod hostile;
+mod in_place;
 mod leftovers;
 mod local;
 mod part;
@@ -29,6 +35,7 @@ mod sparse;
 use std::io;
 
 pub use self::{
+    in_place::InPlace,
     pull::{pull, pull_stream},
     push::{push, push_stream},
 };
@@ -51,6 +58,16 @@ pub struct CopyOptions {
     pub owners: bool,
     /// Copy setuid, setgid and sticky bits.
     pub special_bits: bool,
+    /// The mode of every file that is written, instead of its source's; directories are not meant.
+    pub mode: Option<u32>,
+    /// Files get the modes of their sources also where they replace a file, which else keeps its
+    /// mode, and whatever the umask of this process.
+    pub preserve: bool,
+    /// Files are written to, not replaced by new ones that take their names when they are complete.
+    /// What breaks off leaves them incomplete. `resume` then has nothing to continue.
+    pub in_place: bool,
+    /// A symbolic link that has the name of a file is replaced; else what it leads to is.
+    pub no_dereference: bool,
     /// Most directories above each other.
     pub max_depth: usize,
     /// Most files, directories and links in all.
@@ -68,6 +85,10 @@ impl Default for CopyOptions {
             fsync: None,
             owners: false,
             special_bits: false,
+            mode: None,
+            preserve: false,
+            in_place: false,
+            no_dereference: false,
             max_depth: 256,
             max_entries: 10_000_000,
             max_bytes: None,
@@ -114,6 +135,14 @@ pub enum CopyEvent<'a> {
         path: &'a [u8],
         /// Why.
         reason: SkipReason,
+    },
+    /// A file is written to instead of being replaced, although that was not asked for: what breaks
+    /// off now leaves it incomplete.
+    InPlace {
+        /// Which.
+        path: &'a [u8],
+        /// Why.
+        reason: InPlace,
     },
     /// Something could not be copied. The rest goes on.
     Failed {
@@ -208,6 +237,19 @@ pub enum CopyError {
     /// The source changed its size or content while it was copied.
     #[error("it changed while it was copied")]
     Changed,
+    /// The target is a socket, which cannot be written to like a file.
+    #[error("the target is a socket")]
+    Socket,
+    /// The target is a symbolic link to nothing.
+    #[error("the target is a symbolic link that leads nowhere")]
+    DanglingLink,
+    /// In a directory that is copied, a device or a pipe has the name of a file. Only what the
+    /// caller names is written to.
+    #[error("the target is a device or a pipe")]
+    SpecialTarget,
+    /// The target must not be replaced by a new file, and this server cannot do more.
+    #[error("it can only be written in place: {0}")]
+    OnlyInPlace(InPlace),
     /// Another copy to the same target removed or continued the part.
     #[error("another copy to the same target took over")]
     TakenOver,

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use vsock_agent_protocol::sftp::extension::{
     self as name, CopyData, FetchFiles, HashRange, HolesFrom, IdLists, MalformedExtension,
-    SetLinkAttributes, StoreFiles, take_strings,
+    ReplaceFile, SetLinkAttributes, StoreFiles, take_strings,
 };
 
 use super::{
@@ -28,6 +28,7 @@ pub(super) const ADVERTISED: &[(&str, &str)] = &[
     (name::USERS_GROUPS_BY_ID, "1"),
     (name::HASH, "1"),
     (name::HOLES, "1"),
+    (name::REPLACE, "1"),
     (name::STORE, "1"),
     (name::FETCH, "1"),
 ];
@@ -48,6 +49,7 @@ pub(super) enum Extension {
     NamesById(IdLists),
     Hash(HashRange),
     Holes(HolesFrom),
+    Replace(ReplaceFile),
     Store(StoreFiles),
     Fetch(FetchFiles),
 }
@@ -90,6 +92,7 @@ impl Extension {
             name::USERS_GROUPS_BY_ID => Self::NamesById(IdLists::decode(data)?),
             name::HASH => Self::Hash(HashRange::decode(data)?),
             name::HOLES => Self::Holes(HolesFrom::decode(data)?),
+            name::REPLACE => Self::Replace(ReplaceFile::decode(data)?),
             name::STORE => Self::Store(StoreFiles::decode(data)?),
             name::FETCH => Self::Fetch(FetchFiles::decode(data)?),
             _ => return Err(SftpError::Unsupported),
@@ -104,6 +107,7 @@ impl Extension {
                 | Self::Hardlink { .. }
                 | Self::Lsetstat(_)
                 | Self::CopyData(_)
+                | Self::Replace(_)
                 | Self::Store(_)
         )
     }
@@ -118,6 +122,7 @@ impl Extension {
             Self::PosixRename { from, to } => Claim::changes(from, Some(to)),
             Self::Hardlink { file, link } => Claim::changes(file, Some(link)),
             Self::Lsetstat(set) => Claim::changes(&set.path, None),
+            Self::Replace(replace) => Claim::changes(&replace.from, Some(&replace.to)),
             Self::Store(store) => {
                 // Copied: else it would keep the contents in memory while it waits.
                 let directory = Bytes::copy_from_slice(&store.directory);

@@ -85,6 +85,7 @@ impl Files {
             (Extension::Holes(from), Bound::One(open)) => {
                 ranges::holes(from.offset, open.file()?)?.encode()
             }
+            (Extension::Replace(replace), _) => self.replace(&replace)?.encode(),
             (Extension::Store(store), _) => self.store(&store)?.encode(),
             (Extension::Fetch(fetch), _) => self.fetch(&fetch)?.encode(),
             (Extension::Limits, _) => limits(),

@@ -3,8 +3,11 @@
 use std::{
     fs::File,
     io::{self, Write},
-    os::unix::fs::FileExt,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
+    os::{fd::AsFd, unix::fs::FileExt},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -12,6 +15,7 @@ use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, RenameFlags, readlinkat, renameat, renameat2},
     libc,
+    poll::{PollFd, PollFlags, poll},
     sys::stat::{FileStat, fstat, fstatat, mkdirat},
     unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat},
 };
@@ -37,6 +41,9 @@ const DEFAULT_FILE_MODE: u32 = 0o666;
 
 /// Mode of a directory nobody gave one, before the creation mask.
 const DEFAULT_DIRECTORY_MODE: u32 = 0o777;
+
+/// How long a write to a pipe waits before it looks whether its session has ended.
+const WAIT_MILLISECONDS: u8 = 100;
 
 /// What a session may reach, and how.
 #[derive(Debug)]
@@ -76,7 +83,10 @@ impl Files {
                 desk.read(&open, offset, length).map(Done::Data)
             }
             (Wanted::Data(DataRequest::Write { offset, data, .. }), Bound::One(open)) => {
-                write(&open, offset, data)?;
+                match open.appends() {
+                    true => append(open.file()?, data, &self.ended)?,
+                    false => write(&open, offset, data)?,
+                }
                 Ok(Done::Reply(ok()))
             }
             (Wanted::Plain(request), bound) => {
@@ -186,8 +196,11 @@ impl Files {
         bits |= OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let mode = mode(wanted.permissions.unwrap_or(DEFAULT_FILE_MODE));
         let file = File::from(self.tree.open(&path, bits, mode)?);
+        // What is only appended to needs no offsets.
+        let appends_only = has(open_flags::APPEND) && bits.contains(OFlag::O_WRONLY);
         match fstat(&file)?.st_mode & libc::S_IFMT {
-            libc::S_IFIFO | libc::S_IFSOCK => Err(SftpError::NoOffsets),
+            libc::S_IFIFO if !appends_only => Err(SftpError::NoOffsets),
+            libc::S_IFSOCK => Err(SftpError::NoOffsets),
             _ => Ok(Open {
                 kind: Kind::File {
                     file,
@@ -253,18 +266,43 @@ pub(super) fn read(
     }
 }
 
-/// Writes everything. A file that is appended to has no offsets, whatever the client says.
+/// Writes everything.
 pub(super) fn write(open: &Open, offset: u64, data: &[u8]) -> Result<(), SftpError> {
-    let mut file = open.file()?;
-    let write = |data: &[u8], offset| match open.appends() {
-        true => file.write(data),
-        false => file.write_at(data, offset),
-    };
-    let mut write = write;
+    let file = open.file()?;
+    write_all(data, |data, written| {
+        file.write_at(data, offset.saturating_add(written))
+    })
+}
+
+/// Writes everything to the end of a file, or into a pipe or a device, which may have to wait for its
+/// reader: then not longer than the session.
+fn append(mut file: &File, data: &[u8], ended: &AtomicBool) -> Result<(), SftpError> {
+    write_all(data, |data, _| {
+        loop {
+            match file.write(data) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                other => return other,
+            }
+            if ended.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            let mut files = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
+            match poll(&mut files, WAIT_MILLISECONDS) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    })
+}
+
+fn write_all(
+    data: &[u8],
+    mut write: impl FnMut(&[u8], u64) -> io::Result<usize>,
+) -> Result<(), SftpError> {
     let mut written = 0;
     loop {
-        let at = offset.saturating_add(u64::try_from(written).unwrap_or(u64::MAX));
-        match write(&data[written..], at) {
+        let before = u64::try_from(written).unwrap_or(u64::MAX);
+        match write(&data[written..], before) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Ok(0) if written < data.len() => {
                 return Err(io::Error::from(io::ErrorKind::WriteZero).into());

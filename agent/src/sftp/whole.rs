@@ -1,5 +1,5 @@
-//! Small files, several in one request: each step is what the plain requests do, without a round
-//! trip and a handle in between.
+//! Files that take the name of others, and small files, several in one request: each step is what
+//! the plain requests do, without a round trip and a handle in between.
 
 use std::{
     fs::File,
@@ -12,23 +12,54 @@ use std::{
 
 use bytes::Bytes;
 use nix::{
-    fcntl::{OFlag, openat, renameat},
+    fcntl::{OFlag, openat},
     sys::stat::{Mode, fstat},
     unistd::{UnlinkatFlags, unlinkat},
 };
+use vsock_agent_files::{At, InPlace, replace};
 use vsock_agent_protocol::sftp::extension::{
-    Failure, FetchFiles, FetchedFile, FetchedFiles, StoreFile, StoreFiles, StoredFiles,
+    Failure, FetchFiles, FetchedFile, FetchedFiles, ReplaceFile, Replaced, Replacement, StoreFile,
+    StoreFiles, StoredFiles,
 };
 
 use super::{
     SftpError, attributes,
     files::{Files, read},
+    tree::Spot,
 };
 
 /// Mode of a file that is not complete.
 const PART_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 
 impl Files {
+    /// Renames a complete file over another one, whose attributes it gets.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; what is there is as it was.
+    pub(super) fn replace(&self, wanted: &ReplaceFile) -> Result<Replaced, SftpError> {
+        let (from, to) = (self.tree.spot(&wanted.from)?, self.tree.spot(&wanted.to)?);
+        let flags = OFlag::O_RDONLY
+            | OFlag::O_NOFOLLOW
+            | OFlag::O_NONBLOCK
+            | OFlag::O_NOCTTY
+            | OFlag::O_CLOEXEC;
+        let part = File::from(openat(from.directory(), &*from.name, flags, Mode::empty())?);
+        if !attributes::is_regular(&fstat(&part)?) {
+            return Err(SftpError::NoOffsets);
+        }
+        let (from, to) = (at(&from), at(&to));
+        Ok(
+            match replace(&part, &from, &to, replacement(wanted.replacement))? {
+                Ok(()) => Replaced::Done,
+                Err(InPlace::Attributes) => Replaced::Attributes,
+                Err(InPlace::HardLinks) => Replaced::HardLinks,
+                Err(InPlace::Busy) => Replaced::Busy,
+                Err(InPlace::NotRegular) => Replaced::NotRegular,
+            },
+        )
+    }
+
     /// Puts files into a directory.
     ///
     /// # Errors
@@ -36,7 +67,8 @@ impl Files {
     /// When the directory cannot be used; what one file meets is told of that file.
     pub(super) fn store(&self, wanted: &StoreFiles) -> Result<StoredFiles, SftpError> {
         let directory = self.directory(&wanted.directory)?;
-        let store = |file| self.unless_ended(|| store(&directory, file));
+        let by = replacement(wanted.replacement);
+        let store = |file| self.unless_ended(|| store(&directory, file, by));
         Ok(StoredFiles(wanted.files.iter().map(store).collect()))
     }
 
@@ -69,12 +101,36 @@ impl Files {
     }
 }
 
-fn store(directory: &OwnedFd, file: &StoreFile) -> Result<(), SftpError> {
+fn at<'a>(spot: &'a Spot<'_>) -> At<'a, [u8]> {
+    At {
+        directory: spot.directory(),
+        name: &spot.name,
+    }
+}
+
+const fn replacement(wanted: Replacement) -> vsock_agent_files::Replacement {
+    vsock_agent_files::Replacement {
+        sets_mode: wanted.sets_mode,
+        sets_owner: wanted.sets_owner,
+        leaves_links: wanted.leaves_links,
+    }
+}
+
+fn store(
+    directory: &OwnedFd,
+    file: &StoreFile,
+    by: vsock_agent_files::Replacement,
+) -> Result<(), SftpError> {
     let (part, name) = (component(&file.part)?, component(&file.name)?);
     let flags =
         OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let open = File::from(openat(directory, part, flags, PART_MODE)?);
-    let stored = fill(open, file).and_then(|()| Ok(renameat(directory, part, directory, name)?));
+    let [from, to] = [part, name].map(|name| At {
+        directory: directory.as_fd(),
+        name,
+    });
+    let stored = fill(&open, file)
+        .and_then(|()| replace(&open, &from, &to, by)?.map_err(|_| SftpError::NotReplaced));
     if stored.is_err() {
         // It may be gone, or the file system may have become read-only.
         let _ = unlinkat(directory, part, UnlinkatFlags::NoRemoveDir);
@@ -82,9 +138,9 @@ fn store(directory: &OwnedFd, file: &StoreFile) -> Result<(), SftpError> {
     stored
 }
 
-fn fill(open: File, file: &StoreFile) -> Result<(), SftpError> {
+fn fill(open: &File, file: &StoreFile) -> Result<(), SftpError> {
     open.write_all_at(&file.data, 0)?;
-    attributes::set(&open, &file.attributes)
+    attributes::set(open, &file.attributes)
 }
 
 fn fetch(directory: impl AsFd, name: &[u8], length: u32) -> Result<FetchedFile, SftpError> {

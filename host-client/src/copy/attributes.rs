@@ -5,9 +5,20 @@ use std::{fs::Metadata, os::unix::fs::MetadataExt};
 use super::CopyOptions;
 use crate::protocol::sftp::{Attributes, FileType, PERMISSION_BITS};
 
-/// Mode of a file that is not complete yet, and of a directory.
+/// Mode of a file that is not complete yet.
 pub(super) const PART_MODE: u32 = 0o600;
-pub(super) const OPEN_DIRECTORY_MODE: u32 = 0o700;
+
+/// The bit by which what is made in a directory belongs to its group; new directories get it too.
+pub(super) const SETGID: u32 = 0o2000;
+
+/// Mode of a directory while it is filled: what it gets in the end, but that we can write to it and
+/// others cannot. Where a copy breaks off this is what stays.
+pub(super) const fn filled_mode(attributes: &Attributes) -> u32 {
+    match attributes.permissions {
+        Some(permissions) => permissions & 0o755 | 0o700,
+        None => 0o700,
+    }
+}
 
 /// What something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +37,11 @@ pub(super) fn kind(attributes: &Attributes) -> Option<Kind> {
         FileType::Link => Kind::Link,
         _ => Kind::Special,
     })
+}
+
+/// Whether a guest says that it is a directory.
+pub(super) fn is_directory(attributes: &Attributes) -> bool {
+    kind(attributes) == Some(Kind::Directory)
 }
 
 /// Attributes that are only a mode.
@@ -49,7 +65,10 @@ pub(super) fn of(metadata: &Metadata, options: &CopyOptions) -> Attributes {
     Attributes {
         size: None,
         owner: options.owners.then(|| (metadata.uid(), metadata.gid())),
-        permissions: Some(metadata.mode() & mode_mask(options)),
+        permissions: Some(match options.mode {
+            Some(mode) if !metadata.is_dir() => mode,
+            _ => metadata.mode() & mode_mask(options),
+        }),
         times: Some((seconds(metadata.atime()), seconds(metadata.mtime()))),
         extended: Vec::new(),
     }
@@ -60,7 +79,10 @@ pub(super) fn wanted(attributes: &Attributes, options: &CopyOptions) -> Attribut
     Attributes {
         size: None,
         owner: attributes.owner.filter(|_| options.owners),
-        permissions: attributes.permissions.map(|mode| mode & mode_mask(options)),
+        permissions: match options.mode {
+            Some(mode) if !is_directory(attributes) => Some(mode),
+            _ => attributes.permissions.map(|mode| mode & mode_mask(options)),
+        },
         times: attributes.times,
         extended: Vec::new(),
     }

@@ -9,7 +9,7 @@ use std::{
         fd::AsFd,
         unix::{
             ffi::{OsStrExt, OsStringExt},
-            fs::FileExt,
+            fs::{FileExt, MetadataExt},
         },
     },
     path::Path,
@@ -29,7 +29,7 @@ use nix::{
 
 use super::{
     CopyError,
-    attributes::{OPEN_DIRECTORY_MODE, PART_MODE},
+    attributes::{PART_MODE, SETGID},
     leftovers::Leftovers,
     part,
 };
@@ -55,10 +55,10 @@ impl LocalDirectory {
             })
     }
 
-    /// The directory `name` in this one, made if there is none; and whether it was made. A link is
-    /// in the way.
-    pub(super) fn enter(&self, name: &OsStr) -> Result<(Self, bool), CopyError> {
-        let made = match mkdirat(&self.0, name, mode(OPEN_DIRECTORY_MODE)) {
+    /// The directory `name` in this one, made with `permissions` if there is none; and whether it was
+    /// made. A link is in the way.
+    pub(super) fn enter(&self, name: &OsStr, permissions: u32) -> Result<(Self, bool), CopyError> {
+        let made = match mkdirat(&self.0, name, mode(permissions)) {
             Ok(()) => true,
             Err(Errno::EEXIST) => false,
             Err(errno) => return Err(CopyError::local("create the directory", errno.into())),
@@ -202,9 +202,19 @@ impl LocalDirectory {
         })
     }
 
-    /// Attributes of this directory itself.
-    pub(super) fn set_attributes(&self, attributes: &Attributes) -> Result<(), CopyError> {
-        set_attributes(&self.0, attributes)
+    /// Sets attributes of this directory itself, which was made. With `inherits` it keeps the bit of
+    /// its group that it has from the one above.
+    pub(super) fn set_attributes(
+        &self,
+        mut attributes: Attributes,
+        inherits: bool,
+    ) -> Result<(), CopyError> {
+        let made = self.0.metadata();
+        let made = made.map_err(|source| CopyError::local("read the attributes", source))?;
+        if let Some(permissions) = attributes.permissions.as_mut().filter(|_| inherits) {
+            *permissions |= made.mode() & SETGID;
+        }
+        set_attributes(&self.0, &attributes)
     }
 
     /// What is at `name`, of a link itself.
@@ -291,6 +301,17 @@ fn set_attributes(file: impl AsFd, attributes: &Attributes) -> Result<(), CopyEr
             .map_err(|errno| CopyError::local("set the times", errno.into()))?;
     }
     Ok(())
+}
+
+/// The bits that this process takes from the mode of what it makes (`umask(2)`). To ask by the
+/// system call would change it for a moment, for all threads.
+pub(super) fn umask() -> u32 {
+    /// That of most systems, where the kernel does not say (before Linux 4.7).
+    const USUAL: u32 = 0o022;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok())
+        .unwrap_or(USUAL)
 }
 
 const fn mode(permissions: u32) -> Mode {

@@ -24,7 +24,7 @@ use super::{
     CopyError, CopyObserver, CopyOptions, CopySummary, SkipReason,
     attributes::{self, Kind},
     leftovers::Leftovers,
-    local::LocalDirectory,
+    local::{self, LocalDirectory},
     part,
     run::{Run, own_name},
 };
@@ -37,9 +37,10 @@ use crate::{
 #[derive(Debug)]
 struct Directory {
     local: Arc<LocalDirectory>,
-    /// What it gets when it is full, and the path it comes from; nothing for one that is not
-    /// copied itself.
-    source: Option<(RemotePath, Attributes)>,
+    /// The path it comes from; nothing for one that is not copied itself.
+    source: Option<RemotePath>,
+    /// What it gets when it is full; nothing for one that was there.
+    attributes: Option<Attributes>,
     parent: Option<Arc<Directory>>,
     leftovers: Leftovers,
 }
@@ -99,7 +100,10 @@ pub async fn pull(
         [(_, Ok((kind, _)))] => *kind != Kind::Directory || !options.recursive,
         tops => tops.len() == 1,
     };
-    let run = Run::new(sftp, options, observer, single);
+    let mut run = Run::new(sftp, options, observer, single);
+    if !options.preserve {
+        run.umask = local::umask();
+    }
     let walk = |queue| walk_all(&run, tops, destination, is_directory, queue);
     run.drive(walk, |job| put(&run, job)).await?;
     Ok(run.summary())
@@ -137,7 +141,14 @@ async fn walk_all(
         .pool
         .run_long(move || LocalDirectory::open(&path))
         .await??;
-    let root = Directory::new(run, local, true, None, None).await?;
+    let root = Directory {
+        local: Arc::new(local),
+        source: None,
+        attributes: None,
+        parent: None,
+        leftovers: Leftovers::default(),
+    };
+    let root = root.looked_through(run).await?;
     for (source, top) in tops {
         if let Err(error) = walk_one(run, source, top, &root, target, &queue).await {
             run.failed(source.as_bytes(), error)?;
@@ -267,10 +278,21 @@ impl Level {
             None => Arc::clone(parent),
             Some(name) => {
                 let (local, name) = (Arc::clone(&parent.local), name.to_owned());
-                let (local, made) = run.pool.run_long(move || local.enter(&name)).await??;
-                let attributes = attributes::wanted(attributes, run.options);
-                let copied = Some((source.clone(), attributes));
-                Directory::new(run, local, !made, copied, Some(Arc::clone(parent))).await?
+                let attributes = run.wanted(attributes);
+                let mode = attributes::filled_mode(&attributes);
+                let (local, made) = run
+                    .pool
+                    .run_long(move || local.enter(&name, mode))
+                    .await??;
+                let parent = Some(Arc::clone(parent));
+                let directory = Directory {
+                    local: Arc::new(local),
+                    source: Some(source.clone()),
+                    attributes: made.then_some(attributes),
+                    parent,
+                    leftovers: Leftovers::default(),
+                };
+                directory.looked_through(run).await?
             }
         };
         Ok(Self {
@@ -299,29 +321,15 @@ impl Level {
 }
 
 impl Directory {
-    async fn new(
-        run: &Run<'_>,
-        local: LocalDirectory,
-        was_there: bool,
-        source: Option<(RemotePath, Attributes)>,
-        parent: Option<Arc<Self>>,
-    ) -> Result<Arc<Self>, CopyError> {
-        let local = Arc::new(local);
-        let leftovers = match was_there {
-            true => {
-                let local = Arc::clone(&local);
-                // One that cannot be listed can still be written to.
-                let found = run.pool.run_long(move || local.leftovers()).await?;
-                found.unwrap_or_default()
-            }
-            false => Leftovers::default(),
-        };
-        Ok(Arc::new(Self {
-            local,
-            source,
-            parent,
-            leftovers,
-        }))
+    /// With what earlier copies left in it, if it was there.
+    async fn looked_through(mut self, run: &Run<'_>) -> Result<Arc<Self>, CopyError> {
+        if self.attributes.is_none() {
+            let local = Arc::clone(&self.local);
+            // One that cannot be listed can still be written to.
+            let found = run.pool.run_long(move || local.leftovers()).await?;
+            self.leftovers = found.unwrap_or_default();
+        }
+        Ok(Arc::new(self))
     }
 
     /// Parts of the target `stem` that earlier copies left.
@@ -335,15 +343,20 @@ impl Directory {
         let mut next = Some(self);
         while let Some(directory) = next.take().and_then(Arc::into_inner) {
             next = directory.parent;
-            if let Some((source, attributes)) = directory.source {
-                let local = directory.local;
-                let set = move || local.set_attributes(&attributes);
-                match run.pool.run(set).await? {
-                    Ok(()) => {
-                        run.finished(source.as_bytes(), 0, |summary| &mut summary.directories)
-                    }
-                    Err(error) => run.failed(source.as_bytes(), error)?,
+            let Some(source) = directory.source else {
+                continue;
+            };
+            let set = match directory.attributes {
+                Some(attributes) => {
+                    let (local, inherits) = (directory.local, !run.options.special_bits);
+                    let set = move || local.set_attributes(attributes, inherits);
+                    run.pool.run(set).await?
                 }
+                None => Ok(()),
+            };
+            match set {
+                Ok(()) => run.finished(source.as_bytes(), 0, |summary| &mut summary.directories),
+                Err(error) => run.failed(source.as_bytes(), error)?,
             }
         }
         Ok(())
@@ -389,7 +402,7 @@ async fn put_one(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
 
 async fn put_link(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
     let target = run.sftp.readlink(&work.source).await?;
-    let attributes = attributes::wanted(&work.attributes, run.options);
+    let attributes = run.wanted(&work.attributes);
     let local = Arc::clone(&work.directory.local);
     let old = work.directory.take_leftovers(&part::stem(&work.name));
     let link = move || {

@@ -17,7 +17,7 @@ use tokio::{sync::mpsc, time::timeout};
 pub use self::stream::push_stream;
 use super::{
     CopyError, CopyObserver, CopyOptions, CopySummary, SkipReason,
-    attributes::{self, Kind, OPEN_DIRECTORY_MODE},
+    attributes::{self, Kind, SETGID},
     leftovers::Leftovers,
     local::shown,
     part,
@@ -39,8 +39,12 @@ struct Directory {
     path: RemotePath,
     /// The local one, for people.
     source: Vec<u8>,
-    /// What it gets when it is full; nothing for one that was there and is not copied itself.
+    /// Whether it is copied itself, not only what is in it.
+    is_copied: bool,
+    /// What it gets when it is full; nothing for one that was there.
     attributes: Option<Attributes>,
+    /// Whether directories that are made in it get the bit of its group.
+    has_setgid: bool,
     parent: Option<Arc<Directory>>,
     leftovers: Leftovers,
 }
@@ -142,10 +146,16 @@ async fn walk_all(
         true => Leftovers::in_guest(run.sftp, &path).await,
         false => Leftovers::default(),
     };
+    let has_setgid = match run.options.recursive {
+        true => has_setgid(&run.sftp.stat(&path).await.unwrap_or_default()),
+        false => false,
+    };
     let root = Arc::new(Directory {
         path,
         source: Vec::new(),
+        is_copied: false,
         attributes: None,
+        has_setgid,
         parent: None,
         leftovers,
     });
@@ -268,15 +278,25 @@ impl Level {
             true => parent.path.clone(),
             false => parent.path.join(name.as_bytes()),
         };
-        let made = make_directory(run.sftp, &path).await?;
-        let leftovers = match made {
-            true => Leftovers::default(),
-            false => Leftovers::in_guest(run.sftp, &path).await,
+        let mut attributes = attributes::of(&scanner.metadata, run.options);
+        let there = make_directory(run.sftp, &path, &attributes).await?;
+        let leftovers = match there {
+            None => Leftovers::default(),
+            Some(_) => Leftovers::in_guest(run.sftp, &path).await,
         };
+        let has_setgid = there.as_ref().map_or(parent.has_setgid, has_setgid);
+        if let Some(mode) = &mut attributes.permissions
+            && has_setgid
+            && !run.options.special_bits
+        {
+            *mode |= SETGID;
+        }
         let directory = Directory {
             path,
             source,
-            attributes: (!is_parent).then(|| attributes::of(&scanner.metadata, run.options)),
+            is_copied: !is_parent,
+            attributes: there.is_none().then_some(attributes),
+            has_setgid,
             parent: Some(Arc::clone(parent)),
             leftovers,
         };
@@ -290,7 +310,8 @@ impl Level {
 
     /// Reads some more of the directory.
     async fn next(&mut self, run: &Run<'_>, queue: &mpsc::Sender<Work>) -> Result<(), CopyError> {
-        let permit = match self.directory.leftovers.is_empty() {
+        // A server that does not replace files as we want it is told each step.
+        let permit = match self.directory.leftovers.is_empty() && run.sftp.replaces() {
             true => run.whole().await,
             false => None,
         };
@@ -332,23 +353,31 @@ impl Level {
     }
 }
 
-/// Makes a directory, or finds it there; says which.
-async fn make_directory(sftp: &Sftp, path: &RemotePath) -> Result<bool, CopyError> {
-    let refused = match sftp
-        .mkdir(path, attributes::mode(OPEN_DIRECTORY_MODE))
-        .await
-    {
-        Ok(()) => return Ok(true),
+fn has_setgid(attributes: &Attributes) -> bool {
+    attributes
+        .permissions
+        .is_some_and(|mode| mode & SETGID != 0)
+}
+
+/// Makes a directory that is to get `attributes`, or finds it there; then says what it has.
+async fn make_directory(
+    sftp: &Sftp,
+    path: &RemotePath,
+    attributes: &Attributes,
+) -> Result<Option<Attributes>, CopyError> {
+    let mode = attributes::mode(attributes::filled_mode(attributes));
+    let refused = match sftp.mkdir(path, mode).await {
+        Ok(()) => return Ok(None),
         Err(error @ ClientError::File { .. }) => error,
         Err(error) => return Err(error.into()),
     };
     // Servers have no code for "it exists".
     match sftp.lstat(path).await {
-        Ok(there) if attributes::kind(&there) == Some(Kind::Directory) => Ok(false),
+        Ok(there) if attributes::is_directory(&there) => Ok(Some(there)),
         Ok(there) if attributes::kind(&there) == Some(Kind::Link) => {
             // The guest's own links to directories are the guest's own affair.
             match sftp.stat(path).await {
-                Ok(to) if attributes::kind(&to) == Some(Kind::Directory) => Ok(false),
+                Ok(to) if attributes::is_directory(&to) => Ok(Some(to)),
                 _ => Err(CopyError::InTheWay),
             }
         }
@@ -358,6 +387,11 @@ async fn make_directory(sftp: &Sftp, path: &RemotePath) -> Result<bool, CopyErro
 }
 
 impl Directory {
+    /// Whether this copy made it: nothing else is in it.
+    const fn is_new(&self) -> bool {
+        self.attributes.is_some()
+    }
+
     /// Parts of the target `stem` that earlier copies left.
     fn take_leftovers(&self, stem: &[u8]) -> Vec<Vec<u8>> {
         self.leftovers.take(stem)
@@ -369,13 +403,16 @@ impl Directory {
         let mut next = Some(self);
         while let Some(directory) = next.take().and_then(Arc::into_inner) {
             next = directory.parent;
-            if let Some(attributes) = directory.attributes {
-                match run.sftp.setstat(&directory.path, attributes).await {
-                    Ok(()) => {
-                        run.finished(&directory.source, 0, |summary| &mut summary.directories)
-                    }
-                    Err(error) => run.failed(&directory.source, error.into())?,
-                }
+            if !directory.is_copied {
+                continue;
+            }
+            let set = match directory.attributes {
+                Some(attributes) => run.sftp.setstat(&directory.path, attributes).await,
+                None => Ok(()),
+            };
+            match set {
+                Ok(()) => run.finished(&directory.source, 0, |summary| &mut summary.directories),
+                Err(error) => run.failed(&directory.source, error.into())?,
             }
         }
         Ok(())
@@ -435,8 +472,14 @@ async fn put_link(
     attributes: Attributes,
 ) -> Result<(), CopyError> {
     let path = directory.path.join(name.as_bytes());
-    let old = directory.take_leftovers(&part::stem(name));
-    let part = file::RemotePart::new(run.sftp, &path);
+    if !directory.is_new() {
+        file::target::may_become_link(run, &path).await?;
+    }
+    let old = file::Left {
+        directory: directory.path.clone(),
+        names: directory.take_leftovers(&part::stem(name)),
+    };
+    let mut part = file::RemotePart::new(run.sftp, &path);
     run.sftp.symlink(target, &part.path).await?;
     if run.sftp.has_extension(extension::LSETSTAT) {
         let attributes = Attributes {
@@ -445,6 +488,6 @@ async fn put_link(
         };
         run.sftp.lsetstat(&part.path, attributes).await?;
     }
-    part.publish(&path).await?;
-    file::remove_all(run, directory, &old).await
+    part.rename(&path).await?;
+    old.remove(run).await
 }

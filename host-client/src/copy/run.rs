@@ -12,8 +12,17 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::{CopyError, CopyEvent, CopyObserver, CopyOptions, CopySummary, SkipReason, pool::Pool};
-use crate::{protocol::sftp::extension, sftp::Sftp};
+use super::{
+    CopyError, CopyEvent, CopyObserver, CopyOptions, CopySummary, InPlace, SkipReason, attributes,
+    pool::Pool,
+};
+use crate::{
+    protocol::sftp::{
+        Attributes,
+        extension::{self, Replacement},
+    },
+    sftp::Sftp,
+};
 
 /// Files under way at once.
 const MAX_FILES: usize = 128;
@@ -47,6 +56,8 @@ pub(super) struct Run<'a> {
     pub(super) pool: Pool,
     /// Whether files must be on their disk.
     pub(super) fsync: bool,
+    /// Permissions that nothing new gets.
+    pub(super) umask: u32,
     /// Whether there is one file only, whose error is that of the copy.
     single: bool,
     observer: &'a dyn CopyObserver,
@@ -105,16 +116,36 @@ impl<'a> Run<'a> {
         let extensions = [extension::STORE, extension::FETCH];
         let whole = extensions.iter().all(|name| sftp.has_extension(name));
         // To wait for a disk, or to look at what is there, is for each file by itself.
-        let whole = whole && !fsync && !options.resume;
+        let whole = whole && !fsync && !options.resume && !options.in_place;
         Self {
             sftp,
             options,
             pool: Pool::new(),
             fsync,
+            umask: 0,
             single,
             observer,
             whole: whole.then(|| Arc::new(Semaphore::new(MAX_WHOLE))),
             tally: Mutex::default(),
+        }
+    }
+
+    /// What is copied of a guest's attributes.
+    pub(super) fn wanted(&self, attributes: &Attributes) -> Attributes {
+        let mut wanted = attributes::wanted(attributes, self.options);
+        if self.options.mode.is_none() || attributes::is_directory(attributes) {
+            wanted.permissions = wanted.permissions.map(|mode| mode & !self.umask);
+        }
+        wanted
+    }
+
+    /// What becomes of files that are there.
+    pub(super) fn replacement(&self) -> Replacement {
+        let options = self.options;
+        Replacement {
+            sets_mode: options.preserve || options.mode.is_some(),
+            sets_owner: options.owners,
+            leaves_links: !options.no_dereference,
         }
     }
 
@@ -220,6 +251,11 @@ impl<'a> Run<'a> {
     pub(super) fn skipped(&self, path: &[u8], reason: SkipReason) {
         self.tally().summary.skipped += 1;
         self.observer.observe(CopyEvent::Skipped { path, reason });
+    }
+
+    /// A file is written in place although nobody asked for it.
+    pub(super) fn in_place(&self, path: &[u8], reason: InPlace) {
+        self.observer.observe(CopyEvent::InPlace { path, reason });
     }
 
     /// Something failed. The rest goes on, unless this is all there is or nothing can go on.

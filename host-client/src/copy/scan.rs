@@ -136,6 +136,16 @@ fn open(at: impl AsFd, name: &OsStr, kind: Type, nofollow: bool) -> Result<Found
 }
 
 impl FoundFile {
+    /// The same once more, to be read from its start.
+    pub(super) fn again(&self) -> Option<Self> {
+        let file = self.file.as_ref().map(File::try_clone);
+        Some(Self {
+            file: file.transpose().ok()?,
+            metadata: self.metadata.clone(),
+            content: self.content.clone(),
+        })
+    }
+
     fn read(mut file: File, metadata: Metadata) -> Result<Self, CopyError> {
         // Files that the kernel makes up have the size 0.
         let size = match metadata.size() {

@@ -1,4 +1,4 @@
-//! Small files, several in one request, where the server can do that.
+//! Files that replace others, and small files, several in one request, where the server can do that.
 
 use bytes::Bytes;
 
@@ -8,13 +8,41 @@ use crate::{
     protocol::sftp::{
         Reply,
         extension::{
-            self, Failure, FetchFiles, FetchedFile, FetchedFiles, StoreFile, StoreFiles,
-            StoredFiles,
+            self, Failure, FetchFiles, FetchedFile, FetchedFiles, ReplaceFile, Replaced,
+            Replacement, StoreFile, StoreFiles, StoredFiles,
         },
     },
 };
 
 impl Sftp {
+    /// Whether the server gives a new file what the one that it replaces has.
+    pub(crate) fn replaces(&self) -> bool {
+        self.has_extension(extension::REPLACE)
+    }
+
+    /// Renames a complete file over another one, of which it gets all but the content.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::File`] when the agent refuses, [`ClientError::Unsupported`] when it cannot, or
+    /// another [`ClientError`].
+    pub(crate) async fn replace_file(
+        &self,
+        from: &RemotePath,
+        to: &RemotePath,
+        replacement: Replacement,
+    ) -> Result<Replaced, ClientError> {
+        const ACTION: &str = "rename over the target";
+        let request = ReplaceFile {
+            from: from.clone().checked(ACTION)?,
+            to: to.clone().checked(ACTION)?,
+            replacement,
+        };
+        let data = request.encode();
+        self.answer(extension::REPLACE, data, ACTION, Replaced::decode)
+            .await
+    }
+
     /// Puts files into a directory. What one file meets is told of that file.
     ///
     /// # Errors
@@ -25,11 +53,17 @@ impl Sftp {
         &self,
         directory: &RemotePath,
         files: Vec<StoreFile>,
+        replacement: Replacement,
     ) -> Result<Vec<Result<(), ClientError>>, ClientError> {
         const ACTION: &str = "write the file";
         let asked = files.len();
         let directory = directory.clone().checked(ACTION)?;
-        let data = StoreFiles { directory, files }.encode();
+        let data = StoreFiles {
+            directory,
+            files,
+            replacement,
+        };
+        let data = data.encode();
         let StoredFiles(stored) = self
             .answer(extension::STORE, data, ACTION, StoredFiles::decode)
             .await?;

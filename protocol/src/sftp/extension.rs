@@ -8,6 +8,7 @@
 mod openssh;
 mod owners;
 mod ranges;
+mod replace;
 mod whole;
 
 use bytes::{Bytes, BytesMut};
@@ -16,6 +17,7 @@ pub use self::{
     openssh::{CopyData, FileSystem, Limits, SetLinkAttributes},
     owners::{IdLists, NameLists},
     ranges::{HashRange, Holes, HolesFrom, MAX_HOLES, RangeHash},
+    replace::{ReplaceFile, Replaced, Replacement},
     whole::{
         Failure, FetchFiles, FetchedFile, FetchedFiles, MAX_FETCHED_BYTES, MAX_WHOLE_FILES,
         StoreFile, StoreFiles, StoredFiles,
@@ -55,6 +57,9 @@ pub const HOLES: &str = "holes@vsock-agent";
 pub const STORE: &str = "store@vsock-agent";
 /// Our own: gives small files of a directory. [`FetchFiles`], answered by [`FetchedFiles`].
 pub const FETCH: &str = "fetch@vsock-agent";
+/// Our own: renames a file over another one, whose owner, mode, ACL, extended attributes and security
+/// label it gets before. [`ReplaceFile`], answered by [`Replaced`].
+pub const REPLACE: &str = "replace@vsock-agent";
 /// Our own, in VERSION only: under which [`super::SessionOptions`] the session runs, as their query
 /// text. A server that does not know the options does not send it.
 pub const SESSION: &str = "session@vsock-agent";

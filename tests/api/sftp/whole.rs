@@ -11,7 +11,9 @@ use harness::{TestAgent, TestFolder};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use vsock_agent_protocol::sftp::{
     Attributes, Request,
-    extension::{self, Failure, FetchFiles, FetchedFiles, StoreFile, StoreFiles, StoredFiles},
+    extension::{
+        self, Failure, FetchFiles, FetchedFiles, Replacement, StoreFile, StoreFiles, StoredFiles,
+    },
     status,
 };
 
@@ -32,7 +34,12 @@ fn file(part: &'static str, name: &'static str) -> StoreFile {
 
 fn store(folder: &Path, files: Vec<StoreFile>) -> Request {
     let directory = path(folder, b"");
-    let data = StoreFiles { directory, files }.encode();
+    let data = StoreFiles {
+        directory,
+        files,
+        replacement: Replacement::default(),
+    }
+    .encode();
     extended(extension::STORE, data)
 }
 
@@ -70,6 +77,7 @@ async fn files_are_stored_whole_over_what_was_there_and_each_fails_by_itself() {
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("d")).unwrap();
         fs::write(at("d/old"), "old").unwrap();
+        fs::set_permissions(at("d/old"), fs::Permissions::from_mode(0o604)).unwrap();
         fs::write(at("d/kept"), "kept").unwrap();
         fs::create_dir_all(at("d/directory/full")).unwrap();
         fs::write(at("outside"), "outside").unwrap();
@@ -101,11 +109,12 @@ async fn files_are_stored_whole_over_what_was_there_and_each_fails_by_itself() {
             codes(&stored.0),
             [0, 0, 0, fails, fails, fails, bad, bad, bad, bad]
         );
-        for name in ["d/old", "d/new", "d/link"] {
+        // What is replaced leaves its mode.
+        for (name, mode) in [("d/old", 0o604), ("d/new", 0o640), ("d/link", 0o640)] {
             let metadata = at(name).symlink_metadata().unwrap();
             assert!(metadata.is_file(), "{name}");
             let seen = (metadata.permissions().mode() & 0o7777, metadata.mtime());
-            assert_eq!(seen, (0o640, 2_000));
+            assert_eq!(seen, (mode, 2_000));
             assert_eq!(fs::read(at(name)).unwrap(), b"new");
         }
         assert_eq!(fs::read(at("d/kept")).unwrap(), b"kept");

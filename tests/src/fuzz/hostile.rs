@@ -271,8 +271,10 @@ fn version(which: u8) -> Reply {
         (extension::SESSION, "read-only=true"),
         (extension::STORE, "1"),
         (extension::FETCH, "1"),
+        (extension::REPLACE, "1"),
+        (extension::COPY_DATA, "1"),
     ];
-    // The ninth has the bit of the first once more.
+    // From the ninth on each has the bit of an earlier one once more.
     let chosen = (0..)
         .zip(all)
         .filter(|(bit, _)| which.rotate_right(*bit) & 1 == 1);

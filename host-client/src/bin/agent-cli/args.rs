@@ -255,6 +255,20 @@ pub(crate) struct CopyArgs {
     /// Copy setuid, setgid and sticky bits
     #[arg(long)]
     pub(crate) preserve_special: bool,
+    /// Give files this mode, in octal, whatever their sources have
+    #[arg(long, value_name = "MODE", value_parser = parse_mode)]
+    pub(crate) mode: Option<u32>,
+    /// Give files the modes of their sources also where they replace others, which else keep theirs,
+    /// and whatever the umask
+    #[arg(short, long)]
+    pub(crate) preserve: bool,
+    /// Write to the files that are there, instead of replacing them when the copy is complete: what
+    /// breaks off leaves them incomplete
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) in_place: bool,
+    /// Replace a symbolic link that has the name of a file, instead of the file that it leads to
+    #[arg(long)]
+    pub(crate) no_dereference: bool,
     /// Stop after so many files and directories
     #[arg(long, value_name = "COUNT")]
     pub(crate) max_entries: Option<u64>,

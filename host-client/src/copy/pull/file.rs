@@ -83,7 +83,7 @@ async fn small(run: &Run<'_>, work: &Work, size: u64) -> Result<Option<u64>, Cop
     }
     run.started(source, Some(bytes), 0);
     let mut claim = run.claim(bytes)?;
-    let attributes = attributes::wanted(&now, run.options);
+    let attributes = run.wanted(&now);
     let (directory, name) = (Arc::clone(&work.directory.local), work.name.clone());
     let fsync = run.fsync;
     let write = move || {
@@ -148,7 +148,7 @@ async fn large(run: &Run<'_>, work: Work, old: &[Vec<u8>]) -> Result<u64, CopyEr
             return Err(error);
         }
     };
-    let attributes = attributes::wanted(&after, run.options);
+    let attributes = run.wanted(&after);
     let (name, fsync) = (name.clone(), run.fsync);
     run.pool
         .run_long(move || part.complete(&name, &attributes, fsync))

@@ -8,7 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{
     super::{
         CopyError,
-        attributes::{self, Kind},
+        attributes::Kind,
         local::LocalDirectory,
         run::{Run, SMALL_BYTES},
     },
@@ -101,7 +101,7 @@ pub(super) async fn pull(
             Some(Ok(FetchedFile { attributes, data })) if is_all(&attributes, &data) => {
                 run.started(source.as_bytes(), attributes.size, 0);
                 claims.push(run.claim(length(&data))?);
-                let attributes = attributes::wanted(&attributes, run.options);
+                let attributes = run.wanted(&attributes);
                 whole.push(Whole {
                     name,
                     source,

@@ -1,10 +1,13 @@
 //! One file into the guest.
 
+mod output;
 mod remote_part;
+pub(super) mod target;
 
 use std::{
     ffi::OsStr,
     fs::Metadata,
+    io,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     sync::Arc,
 };
@@ -12,10 +15,12 @@ use std::{
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncSeekExt};
 
+pub(in super::super) use self::output::Output;
 pub(super) use self::remote_part::RemotePart;
+use self::target::Target;
 use super::{
     super::{
-        CopyError, SkipReason,
+        CopyError, InPlace, SkipReason,
         attributes::{self, Kind},
         leftovers, part, resume,
         run::Run,
@@ -41,64 +46,117 @@ pub(super) async fn push(
     source: &[u8],
 ) -> Result<(), CopyError> {
     let target = directory.path.join(name.as_bytes());
-    let is_complete = run.options.resume && is_complete(run, &target, &found).await;
-    let part = RemotePart::new(run.sftp, &target);
-    let stem = part::stem(name);
+    let target = match directory.is_new() {
+        true => Target::new(target),
+        false => Target::look(run, target).await?,
+    };
+    let is_complete = run.options.resume && is_complete(&target, &found);
     let look = async {
         match run.is_single() {
-            true => leftovers::find(run.sftp, &directory.path, &stem).await,
-            false => directory.take_leftovers(&stem),
+            true => Left::find(run, &target.path).await,
+            false => Left {
+                directory: directory.path.clone(),
+                names: directory.take_leftovers(&part::stem(name)),
+            },
         }
     };
     if is_complete {
-        remove_all(run, directory, &look.await).await?;
+        look.await.remove(run).await?;
         run.skipped(source, SkipReason::Complete);
         return Ok(());
     }
     let (bytes, old) = match run.options.resume {
         true => {
             let old = look.await;
-            (write(run, part, &target, found, source, &old).await?, old)
+            (write(run, &target, found, source, &old.names).await?, old)
         }
         false => {
-            let (bytes, old) = tokio::join!(write(run, part, &target, found, source, &[]), look);
+            let (bytes, old) = tokio::join!(write(run, &target, found, source, &[]), look);
             (bytes?, old)
         }
     };
-    remove_all(run, directory, &old).await?;
+    old.remove(run).await?;
     run.finished(source, bytes, |summary| &mut summary.files);
     Ok(())
 }
 
-/// Removes what earlier copies left, and what others began that are still at it.
-pub(super) async fn remove_all(
-    run: &Run<'_>,
-    directory: &Directory,
-    old: &[Vec<u8>],
-) -> Result<(), CopyError> {
-    for name in old {
-        match run.sftp.remove(directory.path.join(name)).await {
-            Err(error) if !error.is_not_found() => return Err(error.into()),
-            _ => {}
-        }
-    }
-    Ok(())
+/// What earlier copies to one target left, and what others began that are still at it.
+pub(super) struct Left {
+    pub(super) directory: RemotePath,
+    pub(super) names: Vec<Vec<u8>>,
 }
 
-async fn is_complete(run: &Run<'_>, target: &RemotePath, found: &FoundFile) -> bool {
-    match run.sftp.lstat(target).await {
-        Ok(there) => {
-            attributes::kind(&there) == Some(Kind::File)
-                && attributes::look_same(&found.metadata, &there)
+impl Left {
+    async fn find(run: &Run<'_>, target: &RemotePath) -> Self {
+        let directory = target.parent().unwrap_or_else(|| ".".into());
+        let stem = part::stem(target.file_name().unwrap_or_default());
+        Self {
+            names: leftovers::find(run.sftp, &directory, &stem).await,
+            directory,
         }
-        Err(_) => false,
+    }
+
+    /// Removes all of it.
+    pub(super) async fn remove(&self, run: &Run<'_>) -> Result<(), CopyError> {
+        for name in &self.names {
+            match run.sftp.remove(self.directory.join(name)).await {
+                Err(error) if !error.is_not_found() => return Err(error.into()),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 }
 
+fn is_complete(target: &Target, found: &FoundFile) -> bool {
+    let old = target.old();
+    old.is_some_and(|old| attributes::look_same(&found.metadata, old))
+}
+
+/// Writes the file. Where there is no room for it beside what is there, it is written in place, if
+/// there is room for it then.
 async fn write(
     run: &Run<'_>,
-    part: RemotePart<'_>,
-    target: &RemotePath,
+    target: &Target,
+    found: FoundFile,
+    source: &[u8],
+    old: &[Vec<u8>],
+) -> Result<u64, CopyError> {
+    let again = match target.old() {
+        Some(_) => found.again(),
+        None => None,
+    };
+    let output = Output::new(run, target.clone(), source);
+    let was_in_place = output.is_in_place();
+    let error = match attempt(run, output, found, source, old).await {
+        Err(error @ CopyError::Client(ClientError::File { .. })) if !was_in_place => error,
+        written => return written,
+    };
+    let Some(again) = again else {
+        return Err(error);
+    };
+    run.sftp.removed().await;
+    if !needs_room(run, target, again.metadata.size()).await {
+        return Err(error);
+    }
+    let mut output = Output::new(run, target.clone(), source);
+    output.write_in_place(InPlace::NoRoom);
+    attempt(run, output, again, source, &[]).await
+}
+
+/// Whether a new file of so many bytes has no room beside the one that is there, but in its place.
+async fn needs_room(run: &Run<'_>, target: &Target, bytes: u64) -> bool {
+    let Ok(system) = run.sftp.statvfs(&target.path).await else {
+        return false;
+    };
+    let free = system.blocks_available.saturating_mul(system.fragment_size);
+    let old = target.old().and_then(|old| old.size).unwrap_or(0);
+    free < bytes && bytes <= free.saturating_add(old)
+}
+
+async fn attempt(
+    run: &Run<'_>,
+    output: Output<'_, '_>,
     found: FoundFile,
     source: &[u8],
     old: &[Vec<u8>],
@@ -108,11 +166,19 @@ async fn write(
         FoundFile {
             content: Some(content),
             ..
+        } if output.target.is_special() => {
+            run.started(source, None, 0);
+            let mut content = io::Cursor::new(content);
+            stream(output, &mut content, attributes).await
+        }
+        FoundFile {
+            content: Some(content),
+            ..
         } => {
             let bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);
             run.started(source, Some(bytes), 0);
             let mut claim = run.claim(bytes)?;
-            small(run, part, target, content, attributes).await?;
+            small(run, output, content, attributes).await?;
             claim.copied(bytes)?;
             Ok(bytes)
         }
@@ -120,11 +186,12 @@ async fn write(
             file: Some(file),
             metadata,
             ..
-        } if metadata.size() > 0 => {
+        } if metadata.size() > 0 && !output.target.is_special() => {
             let local = Arc::new(LocalSource::new(file));
-            large(run, part, target, &local, &metadata, source, old).await
+            large(run, output, &local, &metadata, source, old).await
         }
-        // The kernel makes it up, and only reading it tells how long it is.
+        // The kernel makes it up, and only reading it tells how long it is; or it goes into a device,
+        // piece by piece.
         FoundFile { file, .. } => {
             run.started(source, None, 0);
             let file = file.ok_or(CopyError::Changed)?;
@@ -132,7 +199,7 @@ async fn write(
             file.rewind()
                 .await
                 .map_err(|source| CopyError::local("read the file", source))?;
-            stream(run, part, target, &mut file, attributes).await
+            stream(output, &mut file, attributes).await
         }
     }
 }
@@ -141,12 +208,11 @@ async fn write(
 /// under way is not known to be kept.
 async fn small(
     run: &Run<'_>,
-    part: RemotePart<'_>,
-    target: &RemotePath,
+    mut output: Output<'_, '_>,
     content: Bytes,
     attributes: Attributes,
 ) -> Result<(), CopyError> {
-    let file = part.create().await?;
+    let file = output.create(OpenFlags::WRITE).await?;
     let mut written = match content.is_empty() {
         true => None,
         false => Some(file.write_small(content).await?),
@@ -156,26 +222,32 @@ async fn small(
     {
         written.done().await?;
     }
-    let set = file.start_setstat(attributes).await?;
+    let set = match output.attributes(&attributes) {
+        Some(attributes) => Some(file.start_setstat(attributes).await?),
+        None => None,
+    };
     let synced = match run.fsync {
         true => file.start_sync().await?,
         false => None,
     };
     let closed = file.start_close().await?;
-    for pending in [written, Some(set), synced, Some(closed)]
-        .into_iter()
-        .flatten()
-    {
+    if let Some(written) = written {
+        written.done().await?;
+    }
+    let set = match set {
+        Some(set) => set.done().await,
+        None => Ok(()),
+    };
+    for pending in [synced, Some(closed)].into_iter().flatten() {
         pending.done().await?;
     }
-    part.publish(target).await
+    output.publish(set, &attributes).await
 }
 
 /// A file that is read while it is sent.
 async fn large(
     run: &Run<'_>,
-    part: RemotePart<'_>,
-    target: &RemotePath,
+    mut output: Output<'_, '_>,
     local: &Arc<LocalSource>,
     metadata: &Metadata,
     source: &[u8],
@@ -183,14 +255,20 @@ async fn large(
 ) -> Result<u64, CopyError> {
     let size = metadata.size();
     let is_sparse = metadata.blocks() * 512 < size;
-    let left = longest(run, &part, old).await?;
+    let left = match output.part() {
+        Some(part) => longest(run, part, old).await?,
+        None => None,
+    };
     let (file, start) = match left {
         Some(left) => {
-            let file = part.create_for(OpenFlags::READ | OpenFlags::WRITE).await?;
-            let start = begin_with(run, &left, &file, local, size, is_sparse).await?;
+            let file = output.create(OpenFlags::READ | OpenFlags::WRITE).await?;
+            let start = match output.is_in_place() {
+                true => 0,
+                false => begin_with(run, &left, &file, local, size, is_sparse).await?,
+            };
             (file, start)
         }
-        None => (part.create().await?, 0),
+        None => (output.create(OpenFlags::WRITE).await?, 0),
     };
     run.started(source, Some(size), start);
     let mut offset = start;
@@ -219,51 +297,23 @@ async fn large(
         return Err(CopyError::Differs);
     }
     let attributes = attributes::of(metadata, run.options);
-    complete(run, part, target, file, attributes, size).await?;
+    output.complete(file, &attributes, size).await?;
     Ok(size)
 }
 
 /// Sends what `source` gives.
 pub(super) async fn stream<R>(
-    run: &Run<'_>,
-    part: RemotePart<'_>,
-    target: &RemotePath,
+    mut output: Output<'_, '_>,
     source: &mut R,
     attributes: Attributes,
 ) -> Result<u64, CopyError>
 where
     R: AsyncRead + Unpin + ?Sized,
 {
-    let file = part.create().await?;
-    let bytes = file.put_told(source, |bytes| run.moved(bytes)).await?;
-    complete(run, part, target, file, attributes, bytes).await?;
+    let file = output.create(OpenFlags::WRITE).await?;
+    let bytes = output.put(&file, source).await?;
+    output.complete(file, &attributes, bytes).await?;
     Ok(bytes)
-}
-
-/// Gives a file that was written its attributes and its name.
-async fn complete(
-    run: &Run<'_>,
-    part: RemotePart<'_>,
-    target: &RemotePath,
-    file: RemoteFile,
-    attributes: Attributes,
-    bytes: u64,
-) -> Result<(), CopyError> {
-    file.setstat(attributes).await?;
-    if run.fsync {
-        file.sync().await?;
-    }
-    match file.stat().await?.size {
-        Some(size) if size != bytes => {
-            return Err(CopyError::Client(ClientError::SizeChanged {
-                size,
-                transferred: bytes,
-            }));
-        }
-        _ => {}
-    }
-    file.close().await?;
-    part.publish(target).await
 }
 
 /// Copies the beginning of what was left, as far as it is that of the local file, within the guest.

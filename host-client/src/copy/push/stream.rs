@@ -3,23 +3,17 @@
 use tokio::io::AsyncRead;
 
 use super::{
-    super::{
-        CopyError, CopyObserver, CopyOptions, CopySummary,
-        attributes::{self, Kind},
-        leftovers, part,
-        run::Run,
-    },
-    file::{self, RemotePart},
+    super::{CopyError, CopyObserver, CopyOptions, CopySummary, attributes, run::Run},
+    file::{self, Output, target::Target},
+    is_directory,
 };
-use crate::{
-    protocol::sftp::Attributes,
-    sftp::{RemotePath, Sftp},
-};
+use crate::sftp::{RemotePath, Sftp};
 
 /// Mode of a new file.
 const DEFAULT_MODE: u32 = 0o644;
 
-/// Writes what `source` gives, to its end, into one file of the guest. An old file keeps its mode.
+/// Writes what `source` gives, to its end, into one file of the guest. An old file keeps its
+/// mode and its owner, as with [`push`](super::push()).
 ///
 /// # Errors
 ///
@@ -35,25 +29,20 @@ where
     R: AsyncRead + Unpin + ?Sized,
 {
     let run = Run::new(sftp, options, observer, true);
-    let name = destination.file_name().ok_or(CopyError::NoName)?;
-    let old = sftp.stat(destination).await.ok();
-    if old.as_ref().and_then(attributes::kind) == Some(Kind::Directory) {
+    if destination.file_name().is_none() {
+        return Err(CopyError::NoName);
+    }
+    if is_directory(sftp, destination, false).await? {
         return Err(CopyError::IsADirectory);
     }
-    let mode = old.and_then(|old| old.permissions).unwrap_or(DEFAULT_MODE);
-    let attributes = attributes::wanted(&attributes::mode(mode), options);
+    let target = Target::look(&run, destination.clone()).await?;
+    let mode = options.mode.unwrap_or(DEFAULT_MODE);
+    let attributes = attributes::mode(mode);
     run.started(b"-", None, 0);
-    let part = RemotePart::new(sftp, destination);
-    let directory = destination.parent().unwrap_or_else(|| ".".into());
     // Before the first byte: what a stream left cannot be continued.
-    for name in leftovers::find(sftp, &directory, &part::stem(name)).await {
-        sftp.remove_now(&directory.join(name));
-    }
-    let attributes = Attributes {
-        times: None,
-        ..attributes
-    };
-    let streamed = file::stream(&run, part, destination, source, attributes).await;
+    target.remove_left_now(&run).await;
+    let output = Output::new(&run, target, b"-");
+    let streamed = file::stream(output, source, attributes).await;
     super::clean_up(sftp).await;
     let bytes = streamed?;
     run.finished(b"-", bytes, |summary| &mut summary.files);

@@ -44,7 +44,9 @@ pub(super) async fn push(
             data,
         });
     }
-    let stored = match run.sftp.store(&directory.path, request).await {
+    let replacement = run.replacement();
+    let stored = run.sftp.store(&directory.path, request, replacement).await;
+    let stored = match stored {
         Ok(stored) => stored,
         Err(ClientError::File { .. }) => {
             // Each hears for itself why.
@@ -57,16 +59,22 @@ pub(super) async fn push(
         }
         Err(error) => return Err(error.into()),
     };
-    for ((name, found), stored) in files.iter().zip(stored) {
-        let source = shown(&directory.source, name);
-        let bytes = bytes_of(found);
+    let mut refused = Vec::new();
+    for ((name, found), stored) in files.into_iter().zip(stored) {
+        let source = shown(&directory.source, &name);
+        let bytes = bytes_of(&found);
         match stored {
             Ok(()) => {
                 claim.copied(bytes)?;
                 run.finished(&source, bytes, |summary| &mut summary.files);
             }
-            Err(error) => run.failed(&source, error.into())?,
+            Err(_) => refused.push((name, source, found)),
         }
+    }
+    drop(claim);
+    // What must be written to instead of being replaced goes by itself; the others hear why.
+    for (name, source, found) in refused {
+        put_one(run, directory, name, source, found).await?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
     super::{Attributes, MAX_DATA_BYTES, codec::put_string, status},
-    MalformedExtension, Reader,
+    MalformedExtension, Reader, Replacement,
 };
 
 /// Most files in one request.
@@ -27,14 +27,17 @@ pub struct Failure {
 }
 
 /// Request of [`STORE`](super::STORE): each file is created under the name of its part, which must
-/// be free, gets its data and its attributes, and is renamed over what has its name. When a step
-/// fails, the part is removed again.
+/// be free, gets its data and its attributes, and takes its name as [`REPLACE`](super::REPLACE)
+/// does. When a step fails, or something has the name that must be written to instead, the part is
+/// removed again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreFiles {
     /// The directory of all of them.
     pub directory: Bytes,
     /// At most [`MAX_WHOLE_FILES`].
     pub files: Vec<StoreFile>,
+    /// What becomes of the files that are there. A request that ends before it has the default.
+    pub replacement: Replacement,
 }
 
 /// A file to be stored.
@@ -59,7 +62,7 @@ impl StoreFiles {
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let bytes: usize = self.files.iter().map(StoreFile::room).sum();
-        let mut out = BytesMut::with_capacity(8 + self.directory.len() + bytes);
+        let mut out = BytesMut::with_capacity(12 + self.directory.len() + bytes);
         put_string(&mut out, &self.directory);
         out.put_u32(count(self.files.len()));
         for file in &self.files {
@@ -68,6 +71,7 @@ impl StoreFiles {
             file.attributes.put(&mut out);
             put_string(&mut out, &file.data);
         }
+        out.put_u32(self.replacement.bits());
         out.freeze()
     }
 
@@ -87,7 +91,15 @@ impl StoreFiles {
                 data: reader.string()?,
             })
         })?;
-        Ok(Self { directory, files })
+        let replacement = match reader.is_empty() {
+            true => Replacement::default(),
+            false => Replacement::from_bits(reader.u32()?),
+        };
+        Ok(Self {
+            directory,
+            files,
+            replacement,
+        })
     }
 }
 
@@ -301,8 +313,21 @@ mod tests {
         let store = StoreFiles {
             directory: bytes("/d"),
             files: vec![file.clone(), file],
+            replacement: Replacement {
+                sets_mode: true,
+                ..Replacement::default()
+            },
         };
-        survives(store.clone(), store.encode(), StoreFiles::decode);
+        let data = store.encode();
+        // What follows the files is new: there are clients that do not send it.
+        let old = data.len() - 4;
+        for end in (0..data.len()).filter(|end| *end != old) {
+            let decoded = StoreFiles::decode(data.slice(..end));
+            assert_eq!(decoded, Err(MalformedExtension));
+        }
+        let decoded = StoreFiles::decode(data.slice(..old)).unwrap();
+        assert_eq!(decoded.replacement, Replacement::default());
+        assert_eq!(StoreFiles::decode(data), Ok(store));
         let failure = Failure {
             code: status::FAILURE,
             message: bytes("no"),

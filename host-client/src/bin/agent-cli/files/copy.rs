@@ -42,6 +42,10 @@ impl CopyArgs {
         options.resume = self.resume;
         options.owners = self.owner;
         options.special_bits = self.preserve_special;
+        options.mode = self.mode;
+        options.preserve = self.preserve;
+        options.in_place = self.in_place;
+        options.no_dereference = self.no_dereference;
         options.max_bytes = self.max_bytes;
         options.max_entries = self.max_entries.unwrap_or(options.max_entries);
         options.fsync = match (self.fsync, self.no_fsync) {

@@ -3,12 +3,13 @@
 use std::os::unix::ffi::OsStrExt;
 
 use super::super::super::{
-    CopyError,
+    CopyError, InPlace,
     attributes::{self, PART_MODE},
     part,
 };
 use crate::{
     error::ClientError,
+    protocol::sftp::extension::{Replaced, Replacement},
     sftp::{OpenFlags, RemoteFile, RemotePath, Sftp},
 };
 
@@ -32,10 +33,6 @@ impl<'a> RemotePart<'a> {
     }
 
     /// Creates the file.
-    pub(in super::super) async fn create(&self) -> Result<RemoteFile, ClientError> {
-        self.create_for(OpenFlags::WRITE).await
-    }
-
     pub(super) async fn create_for(&self, access: OpenFlags) -> Result<RemoteFile, ClientError> {
         let flags = access | OpenFlags::CREATE | OpenFlags::EXCLUDE;
         self.sftp
@@ -43,17 +40,36 @@ impl<'a> RemotePart<'a> {
             .await
     }
 
-    /// Renames it over the target.
-    pub(in super::super) async fn publish(mut self, target: &RemotePath) -> Result<(), CopyError> {
-        self.sftp
-            .replace(&self.path, target)
-            .await
-            .map_err(|error| match error.is_not_found() {
-                true => CopyError::TakenOver,
-                false => error.into(),
-            })?;
+    /// Renames it over the target. If the target must be written to instead, that is as it was, and
+    /// so is this.
+    pub(in super::super) async fn publish(
+        &mut self,
+        target: &RemotePath,
+        replacement: Replacement,
+    ) -> Result<Option<InPlace>, CopyError> {
+        if !self.sftp.replaces() {
+            return self.rename(target).await.map(|()| None);
+        }
+        let replaced = self.sftp.replace_file(&self.path, target, replacement);
+        let replaced = replaced.await.map_err(renamed)?;
+        self.live = replaced != Replaced::Done;
+        Ok(InPlace::told(replaced))
+    }
+
+    /// Renames it over the target, whatever that is.
+    pub(in super::super) async fn rename(&mut self, target: &RemotePath) -> Result<(), CopyError> {
+        let replaced = self.sftp.replace(&self.path, target).await;
+        replaced.map_err(renamed)?;
         self.live = false;
         Ok(())
+    }
+}
+
+/// Why it could not be renamed.
+fn renamed(error: ClientError) -> CopyError {
+    match error.is_not_found() {
+        true => CopyError::TakenOver,
+        false => error.into(),
     }
 }
 

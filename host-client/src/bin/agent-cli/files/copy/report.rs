@@ -189,6 +189,13 @@ impl CopyObserver for Report {
                     self.say(&format!("skipped {}: {reason}", output::escape(path)));
                 }
             }
+            CopyEvent::InPlace { path, reason } => {
+                self.print("in-place", path, || json!({ "reason": reason.to_string() }));
+                if !self.json && !self.is_quiet {
+                    let path = output::escape(path);
+                    self.say(&format!("{path}: the target is written in place: {reason}"));
+                }
+            }
             CopyEvent::Failed { path, error } => {
                 let why = exit::words(anyhow::Chain::new(error));
                 self.print("failed", path, || json!({ "error": why }));

@@ -1,0 +1,107 @@
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    path::PathBuf,
+};
+
+use nix::{fcntl::open, unistd::chown};
+
+use super::*;
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("replace-{}-{name}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    /// Replaces `target` by a new file.
+    fn replace(&self, wanted: Replacement) -> io::Result<Result<(), InPlace>> {
+        fs::write(self.0.join("part"), "new").unwrap();
+        let mode = fs::Permissions::from_mode(0o644);
+        fs::set_permissions(self.0.join("part"), mode).unwrap();
+        let directory = open(&self.0, OFlag::O_PATH, Mode::empty()).unwrap();
+        let at = |name| At {
+            directory: directory.as_fd(),
+            name,
+        };
+        let part = File::open(self.0.join("part")).unwrap();
+        replace(&part, &at("part"), &at("target"), wanted)
+    }
+
+    fn target(&self) -> PathBuf {
+        self.0.join("target")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn what_replaces_a_file_has_its_mode_and_its_attributes_but_not_those_of_its_content() {
+    let folder = Folder::new("attributes");
+    fs::write(folder.target(), "old").unwrap();
+    fs::set_permissions(folder.target(), fs::Permissions::from_mode(0o2640)).unwrap();
+    xattr::set(folder.target(), "user.note", b"kept").unwrap();
+    folder.replace(Replacement::default()).unwrap().unwrap();
+    assert_eq!(fs::read(folder.target()).unwrap(), b"new");
+    assert_eq!(
+        fs::metadata(folder.target()).unwrap().mode() & 0o7777,
+        0o2640
+    );
+    let note = xattr::get(folder.target(), "user.note").unwrap();
+    assert_eq!(note.as_deref(), Some(&b"kept"[..]));
+
+    let sets_mode = Replacement {
+        sets_mode: true,
+        ..Replacement::default()
+    };
+    folder.replace(sets_mode).unwrap().unwrap();
+    assert_eq!(
+        fs::metadata(folder.target()).unwrap().mode() & 0o7777,
+        0o644
+    );
+}
+
+#[test]
+fn the_owner_is_kept_by_who_may_give_files_away() {
+    let folder = Folder::new("owner");
+    fs::write(folder.target(), "old").unwrap();
+    let (user, group) = (Uid::from_raw(65534), Gid::from_raw(65533));
+    chown(&folder.target(), Some(user), Some(group)).expect("this test needs root");
+    folder.replace(Replacement::default()).unwrap().unwrap();
+    let now = fs::metadata(folder.target()).unwrap();
+    assert_eq!((now.uid(), now.gid()), (65534, 65533));
+    assert_eq!(fs::read(folder.target()).unwrap(), b"new");
+}
+
+#[test]
+fn what_cannot_be_replaced_is_as_it_was() {
+    let folder = Folder::new("in-place");
+    fs::write(folder.target(), "old").unwrap();
+    fs::hard_link(folder.target(), folder.0.join("other")).unwrap();
+    let replaced = folder.replace(Replacement::default()).unwrap();
+    assert_eq!(replaced, Err(InPlace::HardLinks));
+    assert_eq!(fs::read(folder.target()).unwrap(), b"old");
+
+    fs::remove_file(folder.target()).unwrap();
+    nix::unistd::mkfifo(&folder.target(), Mode::S_IRWXU).unwrap();
+    let replaced = folder.replace(Replacement::default()).unwrap();
+    assert_eq!(replaced, Err(InPlace::NotRegular));
+
+    fs::remove_file(folder.target()).unwrap();
+    symlink("other", folder.target()).unwrap();
+    let leaves_links = Replacement {
+        leaves_links: true,
+        ..Replacement::default()
+    };
+    let replaced = folder.replace(leaves_links).unwrap();
+    assert_eq!(replaced, Err(InPlace::NotRegular));
+    folder.replace(Replacement::default()).unwrap().unwrap();
+    assert!(folder.target().symlink_metadata().unwrap().is_file());
+}

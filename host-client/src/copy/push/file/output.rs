@@ -1,0 +1,297 @@
+//! A file of the guest that is being written: under a temporary name, which it gives up for that of
+//! the target in the end, or in place.
+
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    time::sleep,
+};
+
+use super::{
+    super::super::{CopyError, InPlace, run::Run},
+    COPY_BYTES,
+    remote_part::RemotePart,
+    target::{Target, There},
+};
+use crate::{
+    error::ClientError,
+    protocol::sftp::{Attributes, extension, status},
+    sftp::{OpenFlags, RemoteFile},
+};
+
+/// How often it is tried to open a pipe that nobody reads from.
+const FIFO_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Most bytes that are written at once to what has no offsets.
+const STREAM_BYTES: usize = 64 * 1024;
+
+/// How often a server that waits for the reader of a pipe is asked for something else: one that says
+/// nothing for long counts as gone.
+const SILENCE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Special bits of a mode, which belong to the owner.
+const SPECIAL_BITS: u32 = 0o7000;
+
+/// A file of the guest that is being written. Dropping it removes what has a temporary name.
+pub(in super::super::super) struct Output<'r, 'a> {
+    run: &'r Run<'a>,
+    pub(super) target: Target,
+    /// Nothing if it is written in place.
+    part: Option<RemotePart<'a>>,
+    /// Of what is copied, for who is told.
+    source: &'r [u8],
+}
+
+impl<'r, 'a> Output<'r, 'a> {
+    /// Nothing is created or changed yet.
+    pub(in super::super::super) fn new(run: &'r Run<'a>, target: Target, source: &'r [u8]) -> Self {
+        let in_place = run.options.in_place || target.is_special();
+        let part = (!in_place).then(|| RemotePart::new(run.sftp, &target.path));
+        let mut output = Self {
+            run,
+            target,
+            part,
+            source,
+        };
+        if matches!(output.target.there, There::Linked) {
+            output.write_in_place(InPlace::Link);
+        }
+        output
+    }
+
+    /// From now on in place, which is told.
+    pub(super) fn write_in_place(&mut self, reason: InPlace) {
+        if self.part.take().is_some() {
+            self.run.in_place(self.source, reason);
+        }
+    }
+
+    /// Whether it is written in place.
+    pub(super) const fn is_in_place(&self) -> bool {
+        self.part.is_none()
+    }
+
+    /// The temporary name.
+    pub(super) const fn part(&self) -> Option<&RemotePart<'a>> {
+        self.part.as_ref()
+    }
+
+    /// Opens what is written to. Where no temporary file can be created, that is what is there.
+    pub(in super::super::super) async fn create(
+        &mut self,
+        access: OpenFlags,
+    ) -> Result<RemoteFile, CopyError> {
+        if let Some(part) = &self.part {
+            match part.create_for(access).await {
+                Err(ClientError::File { .. }) if self.target.old().is_some() => {
+                    self.write_in_place(InPlace::NoPart);
+                }
+                created => return Ok(created?),
+            }
+        }
+        self.open_target().await
+    }
+
+    async fn open_target(&self) -> Result<RemoteFile, CopyError> {
+        let flags = match self.target.there {
+            There::Nothing => OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::TRUNCATE,
+            There::File(_) | There::Linked => OpenFlags::WRITE | OpenFlags::TRUNCATE,
+            There::BlockDevice => OpenFlags::WRITE,
+            There::CharacterDevice | There::Fifo => OpenFlags::WRITE | OpenFlags::APPEND,
+        };
+        let sftp = self.run.sftp;
+        // Ours does not wait for a reader in one request.
+        let waits = matches!(self.target.there, There::Fifo) && sftp.replaces();
+        loop {
+            let opened = sftp.open(&self.target.path, flags, Attributes::default());
+            match opened.await {
+                Err(ClientError::File { status, .. })
+                    if waits && status.code() == status::FAILURE =>
+                {
+                    sleep(FIFO_INTERVAL).await;
+                }
+                opened => return Ok(opened?),
+            }
+        }
+    }
+
+    /// Writes what `source` gives, to its end. Returns the number of bytes.
+    pub(super) async fn put<R>(&self, file: &RemoteFile, source: &mut R) -> Result<u64, CopyError>
+    where
+        R: AsyncRead + Unpin + ?Sized,
+    {
+        if !matches!(self.target.there, There::CharacterDevice | There::Fifo) {
+            return file.put_told(source, |bytes| self.run.moved(bytes)).await;
+        }
+        let mut written = 0;
+        let mut buffer = vec![0; STREAM_BYTES];
+        loop {
+            let read = source.read(&mut buffer).await;
+            let count = read.map_err(|source| CopyError::local("read the file", source))?;
+            let Some(data @ [_, ..]) = buffer.get(..count) else {
+                return Ok(written);
+            };
+            tokio::select! {
+                written = file.write_at(written, data.to_vec()) => written?,
+                () = self.stay_heard() => {}
+            }
+            let bytes = u64::try_from(count).unwrap_or(u64::MAX);
+            self.run.moved(bytes)?;
+            written += bytes;
+        }
+    }
+
+    /// Has the server say something from time to time.
+    async fn stay_heard(&self) {
+        loop {
+            sleep(SILENCE_INTERVAL).await;
+            if self.run.sftp.realpath("/").await.is_err() {
+                std::future::pending().await
+            }
+        }
+    }
+
+    /// What the open file gets of `wanted`, and of what is there; nothing if it stays as it is.
+    pub(super) fn attributes(&self, wanted: &Attributes) -> Option<Attributes> {
+        let told = self.run.replacement();
+        let mut attributes = wanted.clone();
+        match &self.target.there {
+            There::Nothing => {}
+            There::BlockDevice | There::CharacterDevice | There::Fifo => return None,
+            There::Linked | There::File(_) if self.is_in_place() => {
+                attributes.permissions = wanted.permissions.filter(|_| told.sets_mode);
+            }
+            // The server sees to it.
+            There::File(_) if self.run.sftp.replaces() => {}
+            There::File(old) => {
+                let kept = if told.sets_owner {
+                    0o777
+                } else {
+                    0o777 | SPECIAL_BITS
+                };
+                if !told.sets_mode {
+                    attributes.permissions = old.permissions.map(|mode| mode & kept);
+                }
+                attributes.owner = wanted.owner.or(old.owner);
+            }
+            There::Linked => {}
+        }
+        (attributes != Attributes::default()).then_some(attributes)
+    }
+
+    /// Gives a file that was written its attributes, closes it, and gives it its name.
+    pub(in super::super::super) async fn complete(
+        self,
+        file: RemoteFile,
+        attributes: &Attributes,
+        bytes: u64,
+    ) -> Result<(), CopyError> {
+        let set = self.close(file, attributes, Some(bytes)).await?;
+        self.publish(set, attributes).await
+    }
+
+    /// Closes a file that was written. Says whether it has its attributes.
+    async fn close(
+        &self,
+        file: RemoteFile,
+        attributes: &Attributes,
+        bytes: Option<u64>,
+    ) -> Result<Result<(), ClientError>, CopyError> {
+        let set = match self.attributes(attributes) {
+            Some(attributes) => file.setstat(attributes).await,
+            None => Ok(()),
+        };
+        if self.target.is_special() {
+            file.close().await?;
+            return Ok(set);
+        }
+        if self.run.fsync {
+            file.sync().await?;
+        }
+        match (file.stat().await?.size, bytes) {
+            // What the kernel makes up has the size 0.
+            (Some(0), _) if self.is_in_place() => {}
+            (Some(size), Some(bytes)) if size != bytes => {
+                return Err(CopyError::Client(ClientError::SizeChanged {
+                    size,
+                    transferred: bytes,
+                }));
+            }
+            _ => {}
+        }
+        file.close().await?;
+        Ok(set)
+    }
+
+    /// Gives a file that is complete and closed its name. It was tried to set its attributes.
+    pub(super) async fn publish(
+        mut self,
+        set: Result<(), ClientError>,
+        attributes: &Attributes,
+    ) -> Result<(), CopyError> {
+        let Some(mut part) = self.part.take() else {
+            return self.unless_needed(set);
+        };
+        let replacement = self.run.replacement();
+        let (sftp, target) = (self.run.sftp, &self.target);
+        let reason = match set {
+            Ok(()) => part.publish(&target.path, replacement).await,
+            Err(error) => Err(error.into()),
+        };
+        let reason = match reason {
+            Ok(None) => return Ok(()),
+            Ok(Some(reason)) => reason,
+            // A server that does not say why.
+            Err(CopyError::Client(ClientError::File { .. }))
+                if target.old().is_some() && !sftp.replaces() =>
+            {
+                InPlace::Other
+            }
+            Err(error) => return Err(error),
+        };
+        if matches!(target.there, There::Nothing) {
+            // Something else is there by now.
+            return Err(CopyError::InTheWay);
+        }
+        self.copy_in_place(&part, reason, attributes).await
+    }
+
+    /// Copies what has the temporary name over the content of what is there, within the guest.
+    async fn copy_in_place(
+        &self,
+        part: &RemotePart<'_>,
+        reason: InPlace,
+        attributes: &Attributes,
+    ) -> Result<(), CopyError> {
+        let sftp = self.run.sftp;
+        if !sftp.has_extension(extension::COPY_DATA) {
+            return Err(CopyError::OnlyInPlace(reason));
+        }
+        self.run.in_place(self.source, reason);
+        let from = sftp.open(&part.path, OpenFlags::READ, Attributes::default());
+        let from = from.await?;
+        let size = from.stat().await?.size.unwrap_or(0);
+        let to = self.open_target().await?;
+        let mut offset = 0;
+        while offset < size {
+            let length = COPY_BYTES.min(size - offset);
+            from.copy_data(offset, length, &to, offset).await?;
+            offset += length;
+        }
+        let set = self.close(to, attributes, Some(size)).await?;
+        self.unless_needed(set)
+    }
+
+    /// What is written in place need not get the times of the source.
+    fn unless_needed(&self, set: Result<(), ClientError>) -> Result<(), CopyError> {
+        let told = self.run.replacement();
+        let is_new = matches!(self.target.there, There::Nothing);
+        match set {
+            Err(ClientError::File { .. }) if !(is_new || told.sets_mode || told.sets_owner) => {
+                Ok(())
+            }
+            set => Ok(set?),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What is at the name that a file of the guest is to have.
+
+use super::{
+    super::super::{CopyError, attributes, run::Run},
+    Left,
+};
+use crate::{
+    protocol::sftp::{Attributes, FileType},
+    sftp::RemotePath,
+};
+
+/// Where a file goes.
+#[derive(Debug, Clone)]
+pub(in super::super::super) struct Target {
+    /// Links followed, as far as they are to be and the server says where they lead.
+    pub(super) path: RemotePath,
+    pub(super) there: There,
+}
+
+/// What is there.
+#[derive(Debug, Clone)]
+pub(in super::super::super) enum There {
+    /// Nothing, or a link that is replaced.
+    Nothing,
+    File(Attributes),
+    /// A file, behind a link that the server does not resolve.
+    Linked,
+    BlockDevice,
+    CharacterDevice,
+    Fifo,
+}
+
+impl Target {
+    /// A name in a directory that was made by this copy.
+    pub(in super::super::super) const fn new(path: RemotePath) -> Self {
+        Self {
+            path,
+            there: There::Nothing,
+        }
+    }
+
+    /// Looks at what has the name.
+    ///
+    /// # Errors
+    ///
+    /// When it is nothing that a file could be written to, or cannot be looked at.
+    pub(in super::super::super) async fn look(
+        run: &Run<'_>,
+        path: RemotePath,
+    ) -> Result<Self, CopyError> {
+        let (sftp, replaces_links) = (run.sftp, run.options.no_dereference);
+        let there = match sftp.lstat(&path).await {
+            Err(error) if error.is_not_found() => return Ok(Self::new(path)),
+            other => other?,
+        };
+        if there.file_type() != Some(FileType::Link) {
+            let there = There::of(there)?;
+            return Ok(Self { path, there });
+        }
+        if replaces_links {
+            return Ok(Self::new(path));
+        }
+        let there = match sftp.stat(&path).await {
+            Err(error) if error.is_not_found() => return Err(CopyError::DanglingLink),
+            other => There::of(other?)?,
+        };
+        if !matches!(there, There::File(_)) {
+            return Ok(Self { path, there });
+        }
+        // Not every server resolves links, and some lead to what has no name.
+        if let Ok(real) = sftp.realpath(&path).await
+            && let Ok(end) = sftp.lstat(&real).await
+            && end.file_type() == Some(FileType::Regular)
+        {
+            let there = There::File(end);
+            return Ok(Self { path: real, there });
+        }
+        let there = There::Linked;
+        Ok(Self { path, there })
+    }
+
+    /// Removes what earlier copies to it left, without waiting for that.
+    pub(in super::super) async fn remove_left_now(&self, run: &Run<'_>) {
+        let left = Left::find(run, &self.path).await;
+        for name in left.names {
+            run.sftp.remove_now(&left.directory.join(name));
+        }
+    }
+
+    /// The attributes of the file that is there.
+    pub(super) const fn old(&self) -> Option<&Attributes> {
+        match &self.there {
+            There::File(old) => Some(old),
+            _ => None,
+        }
+    }
+
+    /// Whether it is no regular file: then it is written to as it is.
+    pub(super) const fn is_special(&self) -> bool {
+        matches!(
+            self.there,
+            There::BlockDevice | There::CharacterDevice | There::Fifo
+        )
+    }
+}
+
+impl There {
+    /// A server that does not say has nothing but files.
+    fn of(attributes: Attributes) -> Result<Self, CopyError> {
+        Ok(match attributes.file_type() {
+            None | Some(FileType::Regular) => Self::File(attributes),
+            Some(FileType::BlockDevice) => Self::BlockDevice,
+            Some(FileType::CharacterDevice) => Self::CharacterDevice,
+            Some(FileType::Fifo) => Self::Fifo,
+            Some(FileType::Socket) => return Err(CopyError::Socket),
+            Some(FileType::Directory | FileType::Link | FileType::Other) => {
+                return Err(CopyError::InTheWay);
+            }
+        })
+    }
+}
+
+/// Whether a link of the copy may take the place of what is there.
+///
+/// # Errors
+///
+/// When it is a device, a pipe or a socket.
+pub(in super::super) async fn may_become_link(
+    run: &Run<'_>,
+    path: &RemotePath,
+) -> Result<(), CopyError> {
+    match run.sftp.lstat(path).await {
+        Ok(there) if attributes::kind(&there) == Some(attributes::Kind::Special) => {
+            Err(CopyError::InTheWay)
+        }
+        _ => Ok(()),
+    }
+}

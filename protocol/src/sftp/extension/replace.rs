@@ -1,0 +1,151 @@
+//! A complete file takes the name and the attributes of another one: what our own extension
+//! [`REPLACE`](super::REPLACE) says.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{super::codec::put_string, MalformedExtension, Reader};
+
+/// Request of [`REPLACE`](super::REPLACE). If the answer is not [`Replaced::Done`], what is at `to`
+/// is as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplaceFile {
+    /// The path of the new file: regular, complete, closed.
+    pub from: Bytes,
+    /// Its path to be. There may be nothing.
+    pub to: Bytes,
+    /// What is kept.
+    pub replacement: Replacement,
+}
+
+/// What becomes of a file that is replaced. By default the new one gets the old one's owner and
+/// mode, and links are replaced.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Replacement {
+    /// The new file keeps the mode that it has.
+    pub sets_mode: bool,
+    /// The new file keeps the owner and the group that it has.
+    pub sets_owner: bool,
+    /// A symbolic link is not replaced, but [`Replaced::NotRegular`].
+    pub leaves_links: bool,
+}
+
+/// Answer to [`REPLACE`](super::REPLACE).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Replaced {
+    /// It has its name.
+    Done,
+    /// The owner, the ACL or something like them cannot be given to another file.
+    Attributes,
+    /// What is there has other names, which would keep the old content.
+    HardLinks,
+    /// Something is mounted there.
+    Busy,
+    /// What is there is no regular file.
+    NotRegular,
+    /// Some other reason to write to what is there instead.
+    Other,
+}
+
+impl Replacement {
+    const FLAGS: [u32; 3] = [1, 2, 4];
+
+    /// As a number.
+    pub(super) fn bits(self) -> u32 {
+        let set = [self.sets_mode, self.sets_owner, self.leaves_links];
+        let bits = Self::FLAGS.iter().zip(set);
+        bits.map(|(flag, set)| if set { *flag } else { 0 }).sum()
+    }
+
+    /// From a number; bits that are not known mean nothing.
+    pub(super) fn from_bits(bits: u32) -> Self {
+        let [sets_mode, sets_owner, leaves_links] = Self::FLAGS.map(|flag| bits & flag != 0);
+        Self {
+            sets_mode,
+            sets_owner,
+            leaves_links,
+        }
+    }
+}
+
+impl ReplaceFile {
+    /// The data of the request.
+    ///
+    /// # Panics
+    ///
+    /// When a path is longer than 4 GiB.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        put_string(&mut out, &self.from);
+        put_string(&mut out, &self.to);
+        out.put_u32(self.replacement.bits());
+        out.freeze()
+    }
+
+    /// Reads the data of a request.
+    ///
+    /// # Errors
+    ///
+    /// [`MalformedExtension`].
+    pub fn decode(data: Bytes) -> Result<Self, MalformedExtension> {
+        let mut reader = Reader(data);
+        Ok(Self {
+            from: reader.string()?,
+            to: reader.string()?,
+            replacement: Replacement::from_bits(reader.u32()?),
+        })
+    }
+}
+
+impl Replaced {
+    const CODES: [Self; 5] = [
+        Self::Done,
+        Self::Attributes,
+        Self::HardLinks,
+        Self::Busy,
+        Self::NotRegular,
+    ];
+
+    /// The data of the reply.
+    #[must_use]
+    pub fn encode(self) -> Bytes {
+        let code = (0..).zip(Self::CODES).find(|(_, known)| *known == self);
+        let code: u32 = code.map_or(u32::MAX, |(code, _)| code);
+        Bytes::copy_from_slice(&code.to_be_bytes())
+    }
+
+    /// Reads the data of a reply.
+    ///
+    /// # Errors
+    ///
+    /// [`MalformedExtension`].
+    pub fn decode(data: Bytes) -> Result<Self, MalformedExtension> {
+        let code = usize::try_from(Reader(data).u32()?).unwrap_or(usize::MAX);
+        Ok(Self::CODES.get(code).copied().unwrap_or(Self::Other))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::tests::{bytes, survives},
+        *,
+    };
+
+    #[test]
+    fn requests_and_replies_are_read_as_written_and_refused_when_cut() {
+        for bits in 0..8 {
+            let request = ReplaceFile {
+                from: bytes("/a.part"),
+                to: bytes("/a"),
+                replacement: Replacement::from_bits(bits),
+            };
+            assert_eq!(request.replacement.bits(), bits);
+            survives(request.clone(), request.encode(), ReplaceFile::decode);
+        }
+        for replaced in Replaced::CODES.into_iter().chain([Replaced::Other]) {
+            survives(replaced, replaced.encode(), Replaced::decode);
+        }
+    }
+}
