@@ -86,7 +86,7 @@ pub(crate) const DRAIN_QUIET: Duration = Duration::from_secs(1);
 /// Longest time an output stream goes on after the command's end.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time between the signals that end a command whose client is gone.
+/// Time between the signals that end a command, unless its request says otherwise.
 pub(crate) const KILL_PAUSE: Duration = Duration::from_secs(5);
 
 /// Largest piece of output in one message, in bytes: half a pipe's default capacity (`pipe(7)`).

@@ -42,6 +42,7 @@ pub struct Exec {
     terminal: Option<TerminalSize>,
     output_limit: usize,
     timeout: Option<Duration>,
+    kill_pause: Option<Duration>,
     wait_for_eof: bool,
 }
 
@@ -141,6 +142,7 @@ impl Exec {
             terminal: None,
             output_limit: DEFAULT_OUTPUT_LIMIT_BYTES,
             timeout: None,
+            kill_pause: None,
             wait_for_eof: false,
         }
     }
@@ -176,11 +178,23 @@ impl Exec {
         self
     }
 
-    /// Ends it, and all it started, when it has run this long, in whole seconds. With
+    /// Ends it, and all it started, when it has run this long, to the millisecond. Agents that do
+    /// not say [`EXEC_TIMES`](crate::protocol::version::EXEC_TIMES) know whole seconds only, and
+    /// are given the next one. With
     /// [`wait_for_eof`](Self::wait_for_eof) the time is over only when the output is. Zero is no
     /// limit. Not known to LXD's agents, and an error with them.
     pub fn timeout(mut self, time: Duration) -> Self {
         self.timeout = Some(time);
+        self
+    }
+
+    /// When the agent ends it, because its time is over, it is cancelled or its client has gone, it
+    /// gets SIGHUP, then SIGTERM and in the end SIGKILL, each this long after the one before if
+    /// anything of it still lives. 5 s unless told otherwise; to the millisecond. Zero is SIGKILL
+    /// at once. An error with agents that do not say
+    /// [`EXEC_TIMES`](crate::protocol::version::EXEC_TIMES), as LXD's.
+    pub fn kill_pause(mut self, time: Duration) -> Self {
+        self.kill_pause = Some(time);
         self
     }
 

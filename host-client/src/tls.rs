@@ -31,7 +31,7 @@ pub const AGENT_CERTIFICATE: &str = "agent.crt";
 const SERVER_NAME: &str = "unspecified";
 
 /// How a connection to an agent is protected.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Security {
     /// Not at all: whoever can open the socket is in, on both ends.
@@ -46,7 +46,18 @@ pub enum Security {
 #[derive(Clone)]
 pub struct Identity {
     config: Arc<ClientConfig>,
+    /// This client's certificate and the agent's, DER.
+    certificates: Arc<[CertificateDer<'static>; 2]>,
 }
+
+/// By the certificates: each has one key.
+impl PartialEq for Identity {
+    fn eq(&self, other: &Self) -> bool {
+        self.certificates == other.certificates
+    }
+}
+
+impl Eq for Identity {}
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -107,12 +118,10 @@ impl Identity {
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(certificate_pem)
             .collect::<Result<_, _>>()
             .map_err(pem("the client's certificate"))?;
-        if chain.is_empty() {
-            return Err(IdentityError::Pem {
-                what: "the client's certificate",
-                source: "it holds no certificate".into(),
-            });
-        }
+        let own = chain.first().cloned().ok_or_else(|| IdentityError::Pem {
+            what: "the client's certificate",
+            source: "it holds no certificate".into(),
+        })?;
         let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(pem("the client's key"))?;
         let provider = Arc::new(ring::default_provider());
         let verifier = Pinned {
@@ -132,6 +141,7 @@ impl Identity {
         config.resumption = Resumption::disabled();
         Ok(Self {
             config: Arc::new(config),
+            certificates: Arc::new([own, agent_der.to_vec().into()]),
         })
     }
 
@@ -426,6 +436,21 @@ CqFpcRfzss8=
         handshake(&identity, &agent(&certificate, &key))
             .await
             .unwrap();
+    }
+
+    #[test]
+    fn identities_are_equal_by_both_certificates() {
+        let identity = identity_for(b"an agent");
+        assert_eq!(identity, identity.clone());
+        assert_ne!(identity, identity_for(b"an agent"));
+        let ours = pair();
+        let with = |agent: &[u8]| {
+            let (certificate, key) = (ours.certificate.pem(), ours.key.serialize_pem());
+            Identity::from_parts(certificate.as_bytes(), key.as_bytes(), agent).unwrap()
+        };
+        assert_eq!(with(b"an agent"), with(b"an agent"));
+        assert_ne!(with(b"an agent"), with(b"another"));
+        assert_ne!(Security::Tls(with(b"an agent")), Security::Plain);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! end: metadata ExecEnded { return, … }, status Success; Failure if it never started
 //! ```
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -82,10 +82,42 @@ pub struct ExecRequest {
     /// ([`EXEC_OPTIONS`](crate::version::EXEC_OPTIONS)).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<u32>,
+    /// The same in milliseconds, in place of `timeout` ([`EXEC_TIMES`](crate::version::EXEC_TIMES)).
+    #[serde(
+        default,
+        rename = "timeout_ms",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub timeout_ms: Option<u64>,
+    /// Milliseconds from each of the signals that end the command to the next: SIGHUP, SIGTERM,
+    /// SIGKILL. The agent's own choice unless it is there
+    /// ([`EXEC_TIMES`](crate::version::EXEC_TIMES)).
+    #[serde(
+        default,
+        rename = "kill_pause_ms",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub kill_pause_ms: Option<u64>,
     /// Whether the output goes on as long as anything holds it, as in LXD's agent, and not only a
     /// moment longer than the command ([`EXEC_OPTIONS`](crate::version::EXEC_OPTIONS)).
     #[serde(default, rename = "wait_for_eof", skip_serializing_if = "is_false")]
     pub wait_for_eof: bool,
+}
+
+impl ExecRequest {
+    /// How long the command may run, if there is a limit.
+    #[must_use]
+    pub fn time_limit(&self) -> Option<Duration> {
+        let seconds = || Some(Duration::from_secs(self.timeout?.into()));
+        let time = self.timeout_ms.map(Duration::from_millis);
+        time.or_else(seconds).filter(|time| !time.is_zero())
+    }
+
+    /// How long it has after each of the signals that end it, if the request says so.
+    #[must_use]
+    pub fn kill_pause(&self) -> Option<Duration> {
+        self.kill_pause_ms.map(Duration::from_millis)
+    }
 }
 
 #[expect(

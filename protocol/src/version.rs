@@ -67,6 +67,9 @@ pub const EXEC_RESULT: &str = "vsock_agent_exec_result";
 /// Extension: an exec request may have a `timeout` and `wait_for_eof`.
 pub const EXEC_OPTIONS: &str = "vsock_agent_exec_options";
 
+/// Extension: an exec request may have a `timeout_ms` and a `kill_pause_ms`.
+pub const EXEC_TIMES: &str = "vsock_agent_exec_times";
+
 /// Extension: `GET /metrics` has numbers in Prometheus's text format.
 pub const METRICS_TEXT: &str = "vsock_agent_metrics_text";
 
@@ -90,6 +93,7 @@ pub const API_EXTENSIONS: &[&str] = &[
     EXEC_USER_NAME,
     EXEC_RESULT,
     EXEC_OPTIONS,
+    EXEC_TIMES,
     METRICS_TEXT,
     SFTP_SESSION,
 ];

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+use std::time::Duration;
+
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use vsock_agent_protocol::{
@@ -37,6 +39,13 @@ fn an_exec_request_is_what_lxd_sends() {
 fn an_exec_request_may_name_its_user() {
     let request: ExecRequest = check(include_str!("wire/exec_request_named_user.json"));
     assert_eq!(request.user_name.as_deref(), Some("ann"));
+}
+
+#[test]
+fn an_exec_request_may_have_times() {
+    let request: ExecRequest = check(include_str!("wire/exec_request_times.json"));
+    assert_eq!(request.time_limit(), Some(Duration::from_millis(1500)));
+    assert_eq!(request.kill_pause(), Some(Duration::ZERO));
 }
 
 #[test]

@@ -12,10 +12,10 @@ use tokio::{
     net::{UnixListener, UnixStream},
     sync::watch,
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use vsock_agent_client::{
-    Client, ClientError, ConnectError, Endpoint, Security, TerminalSize, Timeouts,
+    Client, ClientError, ConnectError, Endpoint, Exec, Security, TerminalSize, Timeouts,
 };
 
 fn start() -> (TestAgent, Client) {
@@ -170,6 +170,28 @@ async fn a_command_whose_time_was_over_was_no_success() {
         .unwrap();
     assert_eq!(output.status.code, 0, "{output:?}");
     assert!(output.status.timed_out && !output.status.success());
+}
+
+#[tokio::test]
+async fn a_command_has_less_than_a_second_and_the_time_between_its_signals() {
+    let (_agent, client) = start();
+    // SIGKILL alone ends it.
+    let script = "trap 'echo got it' HUP TERM; while :; do sleep 0.1; done";
+    let start = Instant::now();
+    let exec = client.exec("sh", ["-c", script]);
+    let times = |exec: Exec, limit, pause| {
+        let exec = exec.timeout(Duration::from_millis(limit));
+        exec.kill_pause(Duration::from_millis(pause))
+    };
+    let output = soon(times(exec.clone(), 300, 400).output()).await.unwrap();
+    let took = start.elapsed();
+    assert_eq!(output.status.signal, Some(9), "{output:?}");
+    assert!(took >= Duration::from_millis(1100), "{took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert_eq!(output.stdout, b"got it\ngot it\n");
+    // No time to do anything about it.
+    let output = soon(times(exec, 300, 0).output()).await.unwrap();
+    assert_eq!(output.status.signal, Some(9), "{output:?}");
 }
 
 #[tokio::test]

@@ -26,19 +26,31 @@ pub(super) const ENDING: [Signal; 3] = [Signal::SIGHUP, Signal::SIGTERM, Signal:
 pub(super) struct Family {
     session: Pid,
     cgroup: Option<Cgroup>,
+    /// Time between the signals that end it.
+    pause: Duration,
 }
 
 impl Family {
-    /// The family of the process `session`, which leads a session, in `cgroup`.
-    pub(super) fn new(session: Pid, cgroup: Option<Cgroup>) -> Self {
-        Self { session, cgroup }
+    /// The family of the process `session`, which leads a session, in `cgroup`. It has `pause` after
+    /// each signal that is to end it.
+    pub(super) fn new(session: Pid, cgroup: Option<Cgroup>, pause: Duration) -> Self {
+        Self {
+            session,
+            cgroup,
+            pause,
+        }
     }
 
     /// Sends everything these signals, one after the other, until nothing lives.
     pub(super) async fn end(&self, signals: &[Signal]) {
         for &signal in signals {
             self.signal(signal);
-            let deadline = Instant::now() + defaults::KILL_PAUSE;
+            // Nothing has a say in SIGKILL, but it takes its time.
+            let pause = match signal {
+                Signal::SIGKILL => defaults::KILL_PAUSE,
+                _ => self.pause,
+            };
+            let deadline = Instant::now() + pause;
             while self.lives() {
                 if Instant::now() >= deadline {
                     break;

@@ -191,13 +191,13 @@ impl Session {
             .map_err(io::Error::other)
             .map_err(failed("start"))?;
         let (streams, stdio) = Streams::open(&spec).map_err(failed("make the streams"))?;
-        let cgroup = self.cgroups.create(name);
+        let (cgroup, pause) = (self.cgroups.create(name), spec.kill_pause);
         let entrance = cgroup.as_ref().and_then(|cgroup| cgroup.entrance().ok());
         let child = spawn_blocking(move || Child::fork(spec, stdio, entrance))
             .await
             .map_err(io::Error::from)
             .map_err(failed("start"))??;
-        let family = Family::new(child.pid(), cgroup);
+        let family = Family::new(child.pid(), cgroup, pause);
         Ok(Forked {
             child,
             family,

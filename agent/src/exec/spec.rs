@@ -9,7 +9,10 @@ use std::{
 use vsock_agent_protocol::{by_insertion, exec::ExecRequest};
 
 use super::pty::TermSize;
-use crate::accounts::{Accounts, User};
+use crate::{
+    accounts::{Accounts, User},
+    defaults,
+};
 
 /// Where programs are looked for unless the request says otherwise: LXD's default.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -35,6 +38,8 @@ pub(crate) struct ExecSpec {
     pub(super) terminal: Option<TermSize>,
     /// How long it may run.
     pub(super) timeout: Option<Duration>,
+    /// Time between the signals that end it.
+    pub(super) kill_pause: Duration,
     /// Whether its output goes on as long as anything holds it, as in LXD's agent.
     pub(super) wait_for_eof: bool,
 }
@@ -103,10 +108,8 @@ impl ExecSpec {
             gid: identity.gid,
             groups: identity.groups,
             terminal: request.interactive.then(|| terminal_size(request)),
-            timeout: request
-                .timeout
-                .filter(|seconds| *seconds > 0)
-                .map(|seconds| Duration::from_secs(seconds.into())),
+            timeout: request.time_limit(),
+            kill_pause: request.kill_pause().unwrap_or(defaults::KILL_PAUSE),
             wait_for_eof: request.wait_for_eof,
         })
     }

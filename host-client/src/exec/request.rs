@@ -23,6 +23,13 @@ impl Exec {
                 what: "limit the time of a command",
             });
         }
+        let takes_times = info.has(version::EXEC_TIMES);
+        if self.kill_pause.is_some() && !takes_times {
+            return Err(ClientError::Unsupported {
+                what: "be told the time between the signals that end a command",
+            });
+        }
+        let is_exact = takes_times && timeout.is_some_and(|time| time.subsec_nanos() > 0);
         let size = self.terminal;
         Ok(ExecRequest {
             command: self.command.clone(),
@@ -38,6 +45,8 @@ impl Exec {
             user_name,
             group_name,
             timeout: timeout.map(whole_seconds),
+            timeout_ms: timeout.filter(|_| is_exact).map(milliseconds),
+            kill_pause_ms: self.kill_pause.map(milliseconds),
             wait_for_eof: self.wait_for_eof,
         })
     }
@@ -49,6 +58,11 @@ fn whole_seconds(time: Duration) -> u32 {
         .as_secs()
         .saturating_add(u64::from(time.subsec_nanos() > 0));
     u32::try_from(rounded).unwrap_or(u32::MAX)
+}
+
+/// Rounded up too.
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 fn account(
@@ -99,6 +113,25 @@ mod tests {
             .timeout(Duration::ZERO)
             .request(&ServerInfo::default());
         assert_eq!(request.unwrap().timeout, None);
+    }
+
+    #[test]
+    fn times_are_sent_as_exactly_as_the_agent_takes_them() {
+        let exec = exec().timeout(Duration::from_micros(1_250_100));
+        let mut info = ServerInfo {
+            api_extensions: vec![version::EXEC_OPTIONS.to_owned()],
+            ..ServerInfo::default()
+        };
+        let request = exec.request(&info).unwrap();
+        assert_eq!((request.timeout, request.timeout_ms), (Some(2), None));
+        let exec = exec.kill_pause(Duration::from_millis(30));
+        exec.request(&info).unwrap_err();
+        info.api_extensions.push(version::EXEC_TIMES.to_owned());
+        let request = exec.request(&info).unwrap();
+        assert_eq!((request.timeout, request.timeout_ms), (Some(2), Some(1251)));
+        assert_eq!(request.kill_pause_ms, Some(30));
+        let request = exec.timeout(Duration::from_secs(3)).request(&info).unwrap();
+        assert_eq!((request.timeout, request.timeout_ms), (Some(3), None));
     }
 
     #[test]

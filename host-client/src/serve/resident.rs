@@ -18,8 +18,8 @@ use crate::{
     protocol::guest_api::GuestState,
 };
 
-/// A guest to serve.
-#[derive(Debug, Clone)]
+/// A guest to serve. Two are equal if everything is: another identity makes it another guest.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Guest {
     /// Its name, which its data is found by.
     pub name: String,
@@ -32,13 +32,6 @@ pub struct Guest {
     pub tls: Option<GuestTls>,
     /// The files all this is from. Others make it another guest.
     pub revision: Vec<Option<Stamp>>,
-}
-
-impl PartialEq for Guest {
-    fn eq(&self, other: &Self) -> bool {
-        (&self.name, &self.endpoint, &self.tls, &self.revision)
-            == (&other.name, &other.endpoint, &other.tls, &other.revision)
-    }
 }
 
 /// What a guest said of itself.
