@@ -6,6 +6,8 @@
 
 use std::{fs, io, path::Path};
 
+use vsock_agent_protocol::id;
+
 /// The two files, as they are.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Accounts {
@@ -76,8 +78,8 @@ impl Accounts {
             let mut fields = line.split(':');
             let name = fields.next().filter(|name| !name.is_empty())?.to_owned();
             let _password = fields.next()?;
-            let uid = fields.next()?.parse().ok()?;
-            let gid = fields.next()?.parse().ok()?;
+            let uid = id::parse(fields.next()?)?;
+            let gid = id::parse(fields.next()?)?;
             let _comment = fields.next()?;
             let home = fields.next()?.to_owned();
             let shell = fields.next().unwrap_or_default().to_owned();
@@ -96,7 +98,7 @@ impl Accounts {
             let mut fields = line.split(':');
             let name = fields.next().filter(|name| !name.is_empty())?;
             let _password = fields.next()?;
-            let gid = fields.next()?.parse().ok()?;
+            let gid = id::parse(fields.next()?)?;
             Some(Group {
                 name,
                 gid,
@@ -150,6 +152,18 @@ mod tests {
         let accounts = Accounts::of("\n#x\nbob:x:no:1::/:\nann:x:7:8::/home/ann:/bin/sh\n", "");
         assert_eq!(accounts.user_numbered(7).unwrap().name, "ann");
         assert_eq!(accounts.user_named("bob"), None);
+    }
+
+    #[test]
+    fn nobody_has_the_number_that_means_no_change() {
+        let accounts = Accounts::of(
+            "a:x:4294967295:1::/:\nb:x:1:4294967295::/:\n",
+            "a:x:4294967295:b\n",
+        );
+        assert_eq!(accounts.user_named("a"), None);
+        assert_eq!(accounts.user_named("b"), None);
+        assert_eq!(accounts.group_named("a"), None);
+        assert_eq!(accounts.groups_of("b", 1), [1]);
     }
 
     #[test]

@@ -125,6 +125,9 @@ pub(crate) const EVENT_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// an answer.
 pub(crate) const HOTPLUG_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Time to open the directory that an SFTP session starts in. A disk that wakes up takes some seconds.
+pub(crate) const SFTP_START_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Most SFTP sessions at once.
 pub(crate) const MAX_SFTP_SESSIONS: usize = 256;
 

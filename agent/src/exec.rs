@@ -15,4 +15,4 @@ mod spec;
 
 pub use policy::{CommandPattern, ExecPolicy, ParsePatternError};
 pub(crate) use session::{Ended, Session, Sockets, Stops};
-pub(crate) use spec::ExecSpec;
+pub(crate) use spec::{AgentUser, ExecSpec, SpecError};

@@ -2,7 +2,7 @@
 //!
 //! A process that waits in the kernel for a file system that does not answer cannot be killed
 //! (`TASK_UNINTERRUPTIBLE`), and waiting for it would take a thread or a task for as long. They are
-//! looked at whenever another one comes; until then they are zombies, and their pids nobody else's.
+//! looked at whenever a child ends; until then the pids of those that have ended are nobody else's.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -10,6 +10,7 @@ use nix::{
     sys::wait::{WaitPidFlag, WaitStatus, waitpid},
     unistd::Pid,
 };
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Those that had not ended when they were looked at.
 static WAITED_FOR: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
@@ -17,10 +18,35 @@ static WAITED_FOR: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 /// Reaps a child that has ended or was killed, at once or later, and never blocks. Nobody else may
 /// wait for it.
 pub(crate) fn reap(child: Pid) {
+    if is_alive(child) {
+        let mut children = WAITED_FOR.lock().unwrap_or_else(PoisonError::into_inner);
+        children.push(child);
+    }
+    // It may have ended before it was on the list.
+    reap_ended();
+}
+
+/// Reaps those that end, for ever.
+pub(crate) async fn watch() {
+    let mut child_ended = match signal(SignalKind::child()) {
+        Ok(child_ended) => child_ended,
+        Err(error) => {
+            tracing::error!(%error, "cannot catch SIGCHLD: children that have ended stay until others come");
+            return;
+        }
+    };
+    while child_ended.recv().await.is_some() {
+        reap_ended();
+    }
+}
+
+fn reap_ended() {
     let mut children = WAITED_FOR.lock().unwrap_or_else(PoisonError::into_inner);
-    children.push(child);
-    children.retain(|child| {
-        let status = waitpid(*child, Some(WaitPidFlag::WNOHANG));
-        matches!(status, Ok(WaitStatus::StillAlive))
-    });
+    children.retain(|child| is_alive(*child));
+}
+
+/// Whether a child has not ended; one that has is reaped.
+fn is_alive(child: Pid) -> bool {
+    let status = waitpid(child, Some(WaitPidFlag::WNOHANG));
+    matches!(status, Ok(WaitStatus::StillAlive))
 }

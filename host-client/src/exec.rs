@@ -61,7 +61,7 @@ pub struct TerminalSize {
 pub enum Account {
     /// By name. LXD's agents know numbers only.
     Name(String),
-    /// By number.
+    /// By number. 4294967295, which system calls take for "as it is now", is refused.
     Id(u32),
 }
 

@@ -57,10 +57,11 @@ pub struct ExecRequest {
     /// For hosts that record output themselves; an agent ignores it.
     #[serde(default)]
     pub record_output: bool,
-    /// User id, unless `user_name` says more.
+    /// User id, unless `user_name` says more. Not [`UNCHANGED`](crate::id::UNCHANGED). An agent that
+    /// is not root runs commands as its own user, and takes 0 for that.
     #[serde(default)]
     pub user: u32,
-    /// Group id, unless `group_name` or `user_name` say more.
+    /// Group id, unless `group_name` or `user_name` say more. As for `user`.
     #[serde(default)]
     pub group: u32,
     /// Directory to start in, or empty for the home directory.

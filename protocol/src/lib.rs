@@ -25,6 +25,7 @@ pub mod event;
 pub mod exec;
 pub mod guest_api;
 pub mod host;
+pub mod id;
 pub mod metrics;
 pub mod operation;
 pub mod path;

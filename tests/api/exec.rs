@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use harness::{RawClient, TestAgent, eventually};
+use harness::{RawClient, TestAgent, as_nobody, eventually};
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
@@ -260,6 +260,39 @@ async fn output_goes_on_as_long_as_anything_holds_it_if_that_is_asked_for() {
         exec.wait().await["metadata"]["output_complete"],
         json!(true)
     );
+}
+
+#[tokio::test]
+async fn the_user_that_would_be_nobody_else_is_refused() {
+    let (_agent, client) = start();
+    for fields in [
+        json!({ "user": 4_294_967_295_u32 }),
+        json!({ "group": 4_294_967_295_u32 }),
+        json!({ "user_name": "4294967295" }),
+        json!({ "group_name": "4294967295" }),
+    ] {
+        let reply = client.post_exec(&["id"], fields.clone()).await;
+        assert_eq!(reply.status, 400, "{fields}: {reply:?}");
+        let text = reply.body.to_string();
+        assert!(text.contains("4294967295"), "{fields}: {text}");
+    }
+}
+
+#[test]
+fn an_agent_without_root_runs_commands_as_its_own_user() {
+    as_nobody(|| {
+        let (_agent, client) = start();
+        let asked = async {
+            for more in [json!({}), json!({ "user_name": "nobody" })] {
+                let mut exec = client.exec(&["id", "-u"], more).await;
+                assert_eq!(exec.read_all("1").await, b"65534\n");
+                assert_eq!(exec.wait().await["metadata"]["return"], json!(0));
+            }
+            let more = json!({ "user_name": "root" });
+            assert_eq!(client.post_exec(&["id"], more).await.status, 403);
+        };
+        tokio::runtime::Runtime::new().unwrap().block_on(asked);
+    });
 }
 
 #[tokio::test]

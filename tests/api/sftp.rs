@@ -6,6 +6,7 @@ mod large;
 mod order;
 mod requests;
 mod secure;
+mod user;
 mod whole;
 
 use std::{os::unix::ffi::OsStrExt, path::Path};
@@ -29,7 +30,12 @@ impl Session {
 
     /// A session under the conditions of a query.
     async fn start_with(agent: &TestAgent, query: &str) -> Self {
-        let mut stream = RawClient::new(&agent.socket()).connect().await;
+        Self::start_at(&agent.socket(), query).await
+    }
+
+    /// The same with the agent at a socket.
+    async fn start_at(socket: &Path, query: &str) -> Self {
+        let mut stream = RawClient::new(socket).connect().await;
         let mut hello = BytesMut::from(wanted(query).as_bytes());
         // Together with the head: an eager client must not lose it.
         Request::Init { version: 3 }.encode(0, &mut hello);

@@ -18,7 +18,7 @@ use crate::{
     accounts::Accounts,
     app::App,
     defaults,
-    exec::{Ended, ExecPolicy, ExecSpec, Sockets, Stops},
+    exec::{AgentUser, Ended, ExecPolicy, ExecSpec, Sockets, SpecError, Stops},
     operation::{Handle, New, Outcome, Secret},
     reply::{ApiError, Reply, operation_created, read_json},
     shutdown::Shutdown,
@@ -32,7 +32,7 @@ const MAX_ERROR_CHARS: usize = 1000;
 ///
 /// # Errors
 ///
-/// 400 for a request that makes no sense, 503 when there are too many commands.
+/// 400 for a request that makes no sense, 403 for another user when the agent is not root, 503 when there are too many commands.
 pub(crate) async fn post(app: &Arc<App>, request: Request<Incoming>) -> Result<Reply, ApiError> {
     let mut request: ExecRequest = read_json(request.into_body()).await?;
     if !request.wait_for_websocket {
@@ -76,8 +76,12 @@ async fn resolve(policy: &ExecPolicy, request: &ExecRequest) -> Result<Arc<ExecS
             format!("cannot read the users of this machine: {error}"),
         )
     })?;
-    let spec = ExecSpec::resolve(request, &accounts)
-        .map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let agent = AgentUser::unless_root();
+    let spec =
+        ExecSpec::resolve(request, &accounts, agent.as_ref()).map_err(|error| match error {
+            SpecError::NotRoot => ApiError::new(http::StatusCode::FORBIDDEN, error.to_string()),
+            error => ApiError::bad_request(error.to_string()),
+        })?;
     match policy.check(request, &spec, &accounts) {
         Ok(()) => Ok(Arc::new(spec)),
         Err(refused) => {

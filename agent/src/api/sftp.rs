@@ -18,16 +18,17 @@ use tokio::{
 };
 use tokio_rustls::TlsStream;
 use tokio_util::{either::Either, sync::CancellationToken};
-use vsock_agent_protocol::sftp::SessionOptions;
+use vsock_agent_protocol::{sftp::SessionOptions, version::Family};
 
 use crate::{
     accounts::Accounts,
     app::App,
+    bounded::within,
     defaults,
     http_connection::Transport,
     listen::Stream,
     reply::{ApiError, Reply, switching_protocols},
-    sftp::{Channel, Session, Setup, SftpServerError, UserSession, blocking, find_user},
+    sftp::{Budget, Channel, Session, Setup, SftpServerError, UserSession, blocking, find_user},
 };
 
 /// The protocol's name in `Upgrade`.
@@ -47,7 +48,7 @@ enum Place {
 ///
 /// 400 without `Upgrade: sftp`, for a query that makes no sense, and for a user or a directory that
 /// is not there; 403 for another user when the agent is not root; 501 when the kernel cannot keep a
-/// session in a directory; 503 when there are too many sessions.
+/// session in a directory; 503 when there are too many sessions; 504 when the directory does not answer.
 pub(crate) async fn get(
     app: &Arc<App>,
     mut request: Request<Incoming>,
@@ -70,7 +71,7 @@ pub(crate) async fn get(
             let limit = defaults::MAX_SFTP_SESSIONS;
             ApiError::busy(format!("too many SFTP sessions: {limit} are open"))
         })?;
-    let place = prepare(app, options).await?;
+    let (place, permit) = prepare(app, options, permit).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     let stop = app.shutdown.child_token();
     app.shutdown.spawn(async move {
@@ -82,47 +83,71 @@ pub(crate) async fn get(
             Place::Here(setup) => serve(upgraded, setup, permit, stop).await,
             Place::There(process, socket) => {
                 hand_on(upgraded, socket, stop).await;
-                // Reaping waits for the process, for a moment.
-                let _ = spawn_blocking(move || drop((process, permit))).await;
+                drop((process, permit));
             }
         }
     });
     Ok(switching_protocols(PROTOCOL))
 }
 
-/// Sees to everything that can be refused, while it can be said in HTTP.
-async fn prepare(app: &App, options: SessionOptions) -> Result<Place, ApiError> {
+/// Sees to everything that can be refused, while it can be said in HTTP. A directory on a file system
+/// that does not answer keeps `permit`, and nothing else.
+async fn prepare(
+    app: &App,
+    options: SessionOptions,
+    permit: OwnedSemaphorePermit,
+) -> Result<(Place, OwnedSemaphorePermit), ApiError> {
     let budget = Arc::clone(&app.sftp_budget);
-    let prepared = spawn_blocking(move || {
-        let user = match &options.user {
-            Some(name) => Some(find_user(name).map_err(refuse_user)?.0),
-            None => None,
-        };
-        let home = match &user {
-            Some(user) => PathBuf::from(&user.home),
-            None => home(),
-        };
+    // Incus's agent has `/` as its working directory, and its hosts leave the first slash out when they
+    // make folders on the way to a file.
+    let starts_at_top = app.family == Family::Incus;
+    let work = move || {
+        let place = find_place(&options, starts_at_top, budget)?;
+        Ok((place, permit))
+    };
+    let prepared = within(defaults::SFTP_START_TIMEOUT, "start of SFTP", work);
+    prepared.await.unwrap_or_else(|| {
+        Err(ApiError::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "the session cannot be prepared: its directory does not answer",
+        ))
+    })
+}
+
+fn find_place(
+    options: &SessionOptions,
+    starts_at_top: bool,
+    budget: Arc<Budget>,
+) -> Result<Place, ApiError> {
+    let setup = |home: PathBuf| {
         let home = Some(home)
             .filter(|home| home.is_dir())
             .unwrap_or("/".into());
-        // Of another user's session it is tried as well: a directory that is not there is said so.
         let setup = Setup::new(options.clone(), &home, budget);
-        let setup = setup.map_err(|error| refuse_root(&options, &error))?;
-        match user.filter(|user| user.uid != Uid::effective().as_raw()) {
-            None => Ok(Place::Here(setup)),
-            Some(_) if !Uid::effective().is_root() => Err(ApiError::new(
-                StatusCode::FORBIDDEN,
-                "the agent is not root, and cannot become another user",
-            )),
-            Some(_) => {
-                let (process, socket) = UserSession::start(&options)
-                    .map_err(|error| failed("the session's process cannot start", &error))?;
-                Ok(Place::There(process, socket))
-            }
+        setup.map_err(|error| refuse_root(options, &error))
+    };
+    let user = match &options.user {
+        Some(name) => Some(find_user(name).map_err(refuse_user)?.0),
+        None => None,
+    };
+    match user {
+        None if starts_at_top => setup("/".into()).map(Place::Here),
+        None => setup(home()).map(Place::Here),
+        Some(user) if user.uid == Uid::effective().as_raw() => {
+            setup(user.home.into()).map(Place::Here)
         }
-    });
-    let prepared = prepared.await;
-    prepared.map_err(|error| failed("the session cannot be prepared", &error))?
+        Some(_) if !Uid::effective().is_root() => Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "the agent is not root, and cannot become another user",
+        )),
+        Some(_) => {
+            // The user's process looks for the home itself. A root that is not there is said now.
+            setup("/".into())?;
+            let (process, socket) = UserSession::start(options)
+                .map_err(|error| failed("the session's process cannot start", &error))?;
+            Ok(Place::There(process, socket))
+        }
+    }
 }
 
 fn refuse_user(error: SftpServerError) -> ApiError {

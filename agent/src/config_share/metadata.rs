@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use vsock_agent_protocol::id;
+
 use crate::yaml::{self, Node, YamlError};
 
 /// A file for the guest.
@@ -65,8 +67,8 @@ fn template(target: &str, keys: &Node) -> Result<Template, MetadataError> {
         match key {
             "template" => template.name = text.to_owned(),
             "create_only" => template.create_only = value.truth().ok_or_else(|| wrong(key))?,
-            "uid" => template.uid = Some(number(10)?),
-            "gid" => template.gid = Some(number(10)?),
+            "uid" => template.uid = Some(id::parse(text).ok_or_else(|| wrong(key))?),
+            "gid" => template.gid = Some(id::parse(text).ok_or_else(|| wrong(key))?),
             "mode" => template.mode = Some(number(8)?),
             _ => {}
         }
@@ -156,6 +158,10 @@ templates:
             (
                 "templates: {/a: {template: b, uid: root}}",
                 "uid of template /a",
+            ),
+            (
+                "templates: {/a: {template: b, gid: 4294967295}}",
+                "gid of template /a",
             ),
             (
                 "templates: {/a: {template: b, create_only: 7}}",

@@ -445,6 +445,8 @@ struct Plan<'a> {
     uid: libc::uid_t,
     gid: libc::gid_t,
     groups: &'a [libc::gid_t],
+    /// Whether the process is this user already.
+    is_agents_own: bool,
     streams: [RawFd; 3],
     terminal: bool,
     /// Writing `0` here moves the writer into its control group.
@@ -473,6 +475,7 @@ impl<'a> Plan<'a> {
             uid: spec.uid,
             gid: spec.gid,
             groups: &spec.groups,
+            is_agents_own: spec.is_agents_own,
             streams: [
                 stdio.stdin.as_raw_fd(),
                 stdio.stdout.as_raw_fd(),
@@ -567,25 +570,9 @@ unsafe fn set_up(plan: &Plan<'_>, report: &mut RawFd, step: &mut Step) -> Result
         reset_signals()?;
         reset_limits();
         *step = Step::Identity;
-        // The raw calls: the C library's tell every thread, and the child has none.
-        let groups = plan.groups;
-        Errno::result(libc::syscall(
-            libc::SYS_setgroups,
-            groups.len(),
-            groups.as_ptr(),
-        ))?;
-        Errno::result(libc::syscall(
-            libc::SYS_setresgid,
-            plan.gid,
-            plan.gid,
-            plan.gid,
-        ))?;
-        Errno::result(libc::syscall(
-            libc::SYS_setresuid,
-            plan.uid,
-            plan.uid,
-            plan.uid,
-        ))?;
+        if !plan.is_agents_own {
+            become_user(plan)?;
+        }
         *step = Step::Directory;
         if let Err(errno) = Errno::result(libc::chdir(plan.cwd.as_ptr())) {
             if !plan.cwd_may_be_missing {
@@ -593,6 +580,33 @@ unsafe fn set_up(plan: &Plan<'_>, report: &mut RawFd, step: &mut Step) -> Result
             }
             Errno::result(libc::chdir(c"/".as_ptr()))?;
         }
+    }
+    Ok(())
+}
+
+/// Takes on the groups, the group and the user.
+///
+/// # Safety
+///
+/// As [`run`].
+#[expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "one system call a line, one reason"
+)]
+unsafe fn become_user(plan: &Plan<'_>) -> Result<(), Errno> {
+    let Plan {
+        uid, gid, groups, ..
+    } = *plan;
+    // The raw calls: the C library's tell every thread, and the child has none.
+    // SAFETY: plain system calls, and `groups` is as long as it says.
+    unsafe {
+        Errno::result(libc::syscall(
+            libc::SYS_setgroups,
+            groups.len(),
+            groups.as_ptr(),
+        ))?;
+        Errno::result(libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
+        Errno::result(libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use vsock_agent_protocol::exec::ExecRequest;
+use vsock_agent_protocol::{exec::ExecRequest, id};
 
 use super::spec::ExecSpec;
 use crate::accounts::Accounts;
@@ -131,7 +131,7 @@ impl ExecPolicy {
 fn check_user(users: &[String], spec: &ExecSpec, accounts: &Accounts) -> Result<(), Refused> {
     let uid_of = |name: &String| match accounts.user_named(name) {
         Some(user) => Some(user.uid),
-        None => name.parse().ok(),
+        None => id::parse(name),
     };
     if !users.iter().filter_map(uid_of).any(|uid| uid == spec.uid) {
         return Err(Refused::User(spec.uid));
@@ -156,7 +156,7 @@ mod tests {
 
     fn check(policy: &ExecPolicy, request: &ExecRequest) -> Result<(), Refused> {
         let accounts = Accounts::of(PASSWD, GROUP);
-        let spec = ExecSpec::resolve(request, &accounts).unwrap();
+        let spec = ExecSpec::resolve(request, &accounts, None).unwrap();
         policy.check(request, &spec, &accounts)
     }
 

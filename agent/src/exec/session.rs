@@ -38,7 +38,7 @@ use super::{
     pty::Pty,
     pump::{self, InputEnd, Pumped},
 };
-use crate::{defaults, ws::WebSocket};
+use crate::{defaults, reaper, ws::WebSocket};
 
 /// The sockets of a command.
 #[derive(Debug)]
@@ -142,7 +142,7 @@ impl Session {
 
     /// Looks after what commands leave behind, until it is dropped.
     pub(crate) async fn tidy(&self) {
-        self.cgroups.tidy().await;
+        tokio::join!(self.cgroups.tidy(), reaper::watch());
     }
 
     /// Runs a command to its end, or to one of `stops`. `name` is its control group's. Returns the

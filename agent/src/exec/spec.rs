@@ -6,7 +6,12 @@ use std::{
     time::Duration,
 };
 
-use vsock_agent_protocol::{by_insertion, exec::ExecRequest};
+use nix::unistd::{getegid, geteuid, getgroups};
+use vsock_agent_protocol::{
+    by_insertion,
+    exec::ExecRequest,
+    id::{self, UNCHANGED},
+};
 
 use super::pty::TermSize;
 use crate::{
@@ -34,6 +39,8 @@ pub(crate) struct ExecSpec {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) groups: Vec<u32>,
+    /// Whether it is the agent's own user, who cannot become another.
+    pub(super) is_agents_own: bool,
     /// The terminal's size; without one there are three pipes.
     pub(super) terminal: Option<TermSize>,
     /// How long it may run.
@@ -65,6 +72,12 @@ pub(crate) enum SpecError {
     /// No such group in `/etc/group`.
     #[error("there is no group {0:?}")]
     UnknownGroup(String),
+    /// The number that system calls take for "as it is now".
+    #[error("{UNCHANGED} is the number of no {0}")]
+    Unchanged(&'static str),
+    /// Only root can become somebody else.
+    #[error("the agent is not root, and cannot become another user or group")]
+    NotRoot,
     /// The name of a variable is empty or has `=` in it.
     #[error("{0:?} cannot be the name of an environment variable")]
     BadVariable(String),
@@ -74,18 +87,26 @@ pub(crate) enum SpecError {
 }
 
 impl ExecSpec {
-    /// Works everything out. Reads nothing but `accounts` and whether `/snap/bin` exists.
+    /// Works everything out. Reads nothing but `accounts` and whether `/snap/bin` exists. `agent` is
+    /// who the agent is, unless it is root.
     ///
     /// # Errors
     ///
     /// [`SpecError`], for the first thing that makes no sense.
-    pub(crate) fn resolve(request: &ExecRequest, accounts: &Accounts) -> Result<Self, SpecError> {
+    pub(crate) fn resolve(
+        request: &ExecRequest,
+        accounts: &Accounts,
+        agent: Option<&AgentUser>,
+    ) -> Result<Self, SpecError> {
         let program = request
             .command
             .first()
             .filter(|program| !program.is_empty());
         let program = program.ok_or(SpecError::EmptyCommand)?;
-        let identity = Identity::resolve(request, accounts)?;
+        let identity = match agent {
+            None => Identity::resolve(request, accounts)?,
+            Some(agent) => Identity::own(request, accounts, agent)?,
+        };
         let snap = std::path::Path::new(SNAP_BIN).is_dir();
         let environment = environment(request, &identity, snap)?;
         let cwd = match (request.cwd.as_str(), environment.get("HOME")) {
@@ -107,6 +128,7 @@ impl ExecSpec {
             uid: identity.uid,
             gid: identity.gid,
             groups: identity.groups,
+            is_agents_own: agent.is_some(),
             terminal: request.interactive.then(|| terminal_size(request)),
             timeout: request.time_limit(),
             kill_pause: request.kill_pause().unwrap_or(defaults::KILL_PAUSE),
@@ -137,8 +159,60 @@ struct Identity {
     user: Option<User>,
 }
 
+/// Who the agent runs as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AgentUser {
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+}
+
+impl AgentUser {
+    /// Who the agent runs as, unless it is root and can become everybody.
+    pub(crate) fn unless_root() -> Option<Self> {
+        let uid = geteuid();
+        (!uid.is_root()).then(|| Self {
+            uid: uid.as_raw(),
+            gid: getegid().as_raw(),
+            // Fails only for a list that is too short.
+            groups: getgroups()
+                .unwrap_or_default()
+                .into_iter()
+                .map(Into::into)
+                .collect(),
+        })
+    }
+}
+
 impl Identity {
+    /// The agent's own user, if that is who was asked for. 0 is what requests say that ask for nobody.
+    fn own(
+        request: &ExecRequest,
+        accounts: &Accounts,
+        agent: &AgentUser,
+    ) -> Result<Self, SpecError> {
+        let wanted = Self::resolve(request, accounts)?;
+        let names_nobody = request.user_name.is_none() && request.user == 0;
+        let names_no_group = request.group_name.is_none() && request.group == 0;
+        let is_user = names_nobody || wanted.uid == agent.uid;
+        let is_group = names_no_group || wanted.gid == agent.gid;
+        if !is_user || !is_group {
+            return Err(SpecError::NotRoot);
+        }
+        Ok(Self {
+            uid: agent.uid,
+            gid: agent.gid,
+            groups: agent.groups.clone(),
+            user: accounts.user_numbered(agent.uid),
+        })
+    }
+
     fn resolve(request: &ExecRequest, accounts: &Accounts) -> Result<Self, SpecError> {
+        for (number, what) in [(request.user, "user"), (request.group, "group")] {
+            if number == UNCHANGED {
+                return Err(SpecError::Unchanged(what));
+            }
+        }
         let (uid, user) = match &request.user_name {
             None => (request.user, accounts.user_numbered(request.user)),
             Some(name) => find_user(name, accounts)?,
@@ -168,16 +242,16 @@ fn find_user(name: &str, accounts: &Accounts) -> Result<(u32, Option<User>), Spe
     if let Some(user) = accounts.user_named(name) {
         return Ok((user.uid, Some(user)));
     }
-    match name.parse() {
-        Ok(uid) => Ok((uid, accounts.user_numbered(uid))),
-        Err(_) => Err(SpecError::UnknownUser(name.to_owned())),
+    match id::parse(name) {
+        Some(uid) => Ok((uid, accounts.user_numbered(uid))),
+        None => Err(SpecError::UnknownUser(name.to_owned())),
     }
 }
 
 fn find_group(name: &str, accounts: &Accounts) -> Result<u32, SpecError> {
     accounts
         .group_named(name)
-        .or_else(|| name.parse().ok())
+        .or_else(|| id::parse(name))
         .ok_or_else(|| SpecError::UnknownGroup(name.to_owned()))
 }
 
@@ -277,7 +351,62 @@ mod tests {
             ..ExecRequest::default()
         };
         change(&mut request);
-        ExecSpec::resolve(&request, &Accounts::of(PASSWD, GROUP))
+        ExecSpec::resolve(&request, &Accounts::of(PASSWD, GROUP), None)
+    }
+
+    /// The same by an agent that runs as ann.
+    fn resolve_as_ann(change: impl FnOnce(&mut ExecRequest)) -> Result<ExecSpec, SpecError> {
+        let mut request = ExecRequest {
+            command: vec!["ls".to_owned()],
+            ..ExecRequest::default()
+        };
+        change(&mut request);
+        let agent = AgentUser {
+            uid: 7,
+            gid: 8,
+            groups: vec![8, 10],
+        };
+        ExecSpec::resolve(&request, &Accounts::of(PASSWD, GROUP), Some(&agent))
+    }
+
+    #[test]
+    fn the_number_that_means_no_change_is_refused() {
+        let error = resolve(|request| request.user = u32::MAX).unwrap_err();
+        assert_eq!(error, SpecError::Unchanged("user"));
+        let error = resolve(|request| request.group = u32::MAX).unwrap_err();
+        assert_eq!(error, SpecError::Unchanged("group"));
+        for name in ["4294967295", "-1"] {
+            let error = resolve(|request| request.user_name = Some(name.to_owned()));
+            assert_eq!(error.unwrap_err(), SpecError::UnknownUser(name.to_owned()));
+            let error = resolve(|request| request.group_name = Some(name.to_owned()));
+            assert_eq!(error.unwrap_err(), SpecError::UnknownGroup(name.to_owned()));
+        }
+    }
+
+    #[test]
+    fn an_agent_that_is_not_root_runs_commands_as_itself_and_as_nobody_else() {
+        let named = |name: &str| {
+            let name = name.to_owned();
+            move |request: &mut ExecRequest| request.user_name = Some(name)
+        };
+        let nothing = resolve_as_ann(|_| {});
+        for spec in [
+            nothing,
+            resolve_as_ann(named("ann")),
+            resolve_as_ann(named("7")),
+        ] {
+            let spec = spec.unwrap();
+            assert_eq!((spec.uid, spec.gid, &*spec.groups), (7, 8, &[8, 10][..]));
+            assert_eq!(spec.environment()["HOME"], "/home/ann");
+        }
+        let other_group = resolve_as_ann(|request| (request.user, request.group) = (7, 10));
+        for spec in [
+            resolve_as_ann(named("root")),
+            resolve_as_ann(|request| request.user = 4242),
+            other_group,
+        ] {
+            assert_eq!(spec.unwrap_err(), SpecError::NotRoot);
+        }
     }
 
     #[test]

@@ -136,8 +136,8 @@ fn become_user(name: &str) -> Result<(), SftpServerError> {
         setgroups(&groups).map_err(identity)?;
         setgid(Gid::from_raw(user.gid)).map_err(identity)?;
         setuid(Uid::from_raw(user.uid)).map_err(identity)?;
-        // Another user's `/proc/self` would be root's now, and with it our own descriptors.
-        set_dumpable(true).map_err(identity)?;
+        // What is in this process is not the user's: no debugger, no core, no `/proc/PID/fd`.
+        set_dumpable(false).map_err(identity)?;
     }
     umask(USER_UMASK);
     // A home may be missing, or closed to its user.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Account, Exec};
 use crate::{
     error::ClientError,
-    protocol::{exec::ExecRequest, server_info::ServerInfo, version},
+    protocol::{exec::ExecRequest, id, server_info::ServerInfo, version},
 };
 
 impl Exec {
@@ -70,6 +70,9 @@ fn account(
     takes_names: bool,
 ) -> Result<(u32, Option<String>), ClientError> {
     match (account, takes_names) {
+        (Some(Account::Id(id::UNCHANGED)), _) => Err(ClientError::Unsupported {
+            what: "run a command as user or group 4294967295: it is the number of nobody",
+        }),
         (None, _) => Ok((0, None)),
         (Some(Account::Id(id)), true) => Ok((*id, Some(id.to_string()))),
         (Some(Account::Id(id)), false) => Ok((*id, None)),
@@ -105,6 +108,16 @@ mod tests {
             (request.group, request.group_name.as_deref()),
             (7, Some("7"))
         );
+    }
+
+    #[test]
+    fn the_number_that_means_no_change_is_sent_to_no_agent() {
+        for info in [ServerInfo::default(), our_agent()] {
+            for exec in [exec().user(u32::MAX), exec().group("4294967295")] {
+                let error = exec.request(&info).unwrap_err();
+                assert!(matches!(error, ClientError::Unsupported { .. }));
+            }
+        }
     }
 
     #[test]

@@ -20,6 +20,9 @@ pub struct Attributes {
     /// Length in bytes.
     pub size: Option<u64>,
     /// User id and group id.
+    ///
+    /// Where they are set, [`UNCHANGED`](crate::id::UNCHANGED) leaves either as it is: OpenSSH's server
+    /// hands it to `chown(2)`, and so do we.
     pub owner: Option<(u32, u32)>,
     /// `st_mode`: type bits and permissions.
     pub permissions: Option<u32>,

@@ -1,7 +1,7 @@
 //! A line of words as a command: what there is to do, and nothing of how.
 
 use anyhow::{Context, bail};
-use vsock_agent_client::protocol::sftp::PERMISSION_BITS;
+use vsock_agent_client::protocol::{id, sftp::PERMISSION_BITS};
 
 use super::{
     line::{self, Word},
@@ -287,9 +287,7 @@ fn octal(word: &Word, most: u32) -> anyhow::Result<u32> {
 }
 
 fn id(word: &Word) -> anyhow::Result<u32> {
-    word.to_string()
-        .parse()
-        .with_context(|| format!("{word}: not a number"))
+    id::parse(&word.to_string()).with_context(|| format!("{word}: not a number of a user or group"))
 }
 
 /// The options of `ls` that say how.
@@ -388,6 +386,8 @@ mod tests {
             "chmod 10000 a",
             "chmod +7 a",
             "chown root a",
+            "chown 4294967295 a",
+            "chgrp -1 a",
             "chgrp 1",
             "lumask 1000",
         ] {
