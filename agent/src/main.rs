@@ -50,7 +50,8 @@ enum Command {
         #[arg(long)]
         read_only: bool,
 
-        /// Make this directory the root: nothing outside it can be reached
+        /// Make this directory the root: nothing outside it can be reached. What is mounted in it
+        /// can: a procfs there leads to the whole machine
         #[arg(long, value_name = "DIR")]
         root: Option<String>,
 

@@ -14,7 +14,8 @@ const READ_ONLY: &str = "read-only";
 pub struct SessionOptions {
     /// Name or number of the user whose rights hold; relative paths start at their home.
     pub user: Option<String>,
-    /// A directory, absolute, that is `/` for the session. Nothing outside it can be reached.
+    /// A directory, absolute, that is `/` for the session. Nothing outside it can be reached, but what
+    /// is mounted in it belongs to it: a procfs there leads to all that the session's user may reach.
     pub root: Option<String>,
     /// Whether everything that would change something is refused.
     pub read_only: bool,
