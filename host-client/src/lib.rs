@@ -5,7 +5,7 @@
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let endpoint: Endpoint = "vsock:3".parse()?;
-//! let identity = Identity::load("identity/demo".as_ref())?;
+//! let identity = Identity::load("identity".as_ref(), "demo")?;
 //! let client = Client::new(endpoint, Security::Tls(identity));
 //! let output = client.exec("uname", ["-a"]).output().await?;
 //! print!("{}", String::from_utf8_lossy(&output.stdout));
@@ -30,6 +30,7 @@ mod endpoint;
 mod error;
 mod exec;
 mod http;
+mod identity;
 #[cfg(feature = "serve")]
 pub mod instance;
 mod operation;
@@ -37,7 +38,7 @@ mod operation;
 pub mod serve;
 mod sftp;
 mod tls;
-#[cfg(feature = "serve")]
+#[cfg(any(feature = "serve", feature = "identity"))]
 mod whole_file;
 mod ws;
 
@@ -52,6 +53,7 @@ pub use self::{
         Account, Exec, ExecControl, ExecReader, ExecSession, ExecStdin, ExitStatus, Output,
         TerminalSize,
     },
+    identity::identity_files,
     sftp::{
         DirectoryEntry, DirectoryReader, FileStatus, OpenFlags, RawSftp, RemoteFile, RemotePath,
         Sftp,
@@ -59,5 +61,7 @@ pub use self::{
     tls::{AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, Identity, IdentityError, Security},
 };
 
-#[cfg(feature = "serve")]
+#[cfg(feature = "identity")]
+pub use self::identity::{GUEST_FILES, GeneratedIdentity, host_name};
+#[cfg(any(feature = "serve", feature = "identity"))]
 pub use self::whole_file::{private_directory, write_whole};

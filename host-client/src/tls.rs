@@ -19,11 +19,12 @@ use rustls::{
 
 use crate::error::{Cause, ConnectError};
 
-/// File of the client's certificate, in the directory of an identity.
+/// File of the client's certificate, in the directory of identities.
 pub const CLIENT_CERTIFICATE: &str = "client.crt";
-/// File of the client's key, in the directory of an identity.
+/// File of the client's key, in the directory of identities.
 pub const CLIENT_KEY: &str = "client.key";
-/// File of the agent's certificate, in the directory of an identity.
+/// File of an agent's certificate, in the directory of its guest or, one for all, in that of
+/// identities.
 pub const AGENT_CERTIFICATE: &str = "agent.crt";
 
 /// Name sent to the agent: the one DNS name in the certificates LXD makes for its agents. It
@@ -66,21 +67,6 @@ impl fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Reads `client.crt`, `client.key` and `agent.crt`, all PEM, from a directory. It blocks on
-    /// the files.
-    ///
-    /// # Errors
-    ///
-    /// [`IdentityError::Read`] when a file cannot be read, and the errors of
-    /// [`Identity::from_parts`].
-    pub fn load(directory: &Path) -> Result<Self, IdentityError> {
-        Self::from_files(
-            &directory.join(CLIENT_CERTIFICATE),
-            &directory.join(CLIENT_KEY),
-            &directory.join(AGENT_CERTIFICATE),
-        )
-    }
-
     /// Reads the three PEM files of an identity. It blocks on the files.
     ///
     /// # Errors
@@ -172,6 +158,39 @@ pub enum IdentityError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// A file of it cannot be written.
+    #[error("cannot write {}", .path.display())]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No guest can have this name.
+    #[error("{0:?} is no name for a virtual machine")]
+    Name(String),
+    /// One half of a pair of certificate and key is there without the other.
+    #[error("{} is there without {}", .there.display(), .missing.display())]
+    Half {
+        /// What is there.
+        there: PathBuf,
+        /// What is not.
+        missing: PathBuf,
+    },
+    /// There is one for this guest already.
+    #[error("{} has a set for this guest already", .directory.display())]
+    Exists {
+        /// Where.
+        directory: PathBuf,
+    },
+    /// A key or certificate cannot be made.
+    #[error("cannot make a key and its certificate")]
+    Make {
+        /// Why.
+        #[source]
+        source: Cause,
     },
     /// It is not PEM, or not of the right kind.
     #[error("{what} is not usable PEM")]

@@ -123,9 +123,20 @@ pub(crate) fn cli() -> &'static Path {
 
 /// Builds a program of ours, and says where it is.
 pub(crate) fn build(package: &str, program: &str) -> PathBuf {
+    compile(package, "--bin", program).join(program)
+}
+
+/// Builds an example of ours, and says where it is.
+pub(crate) fn build_example(package: &str, example: &str) -> PathBuf {
+    let folder = compile(package, "--example", example);
+    folder.join("examples").join(example)
+}
+
+/// Builds something of ours, and says in which folder of Cargo's.
+fn compile(package: &str, kind: &str, program: &str) -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
-    build.args(["build", "--quiet", "-p", package, "--bin", program]);
+    build.args(["build", "--quiet", "-p", package, kind, program]);
     // Build scripts look at what Cargo says of our own package, and think that it changed.
     let ours = |name: &OsString| {
         name.as_bytes().starts_with(b"CARGO_PKG_")
@@ -136,7 +147,7 @@ pub(crate) fn build(package: &str, program: &str) -> PathBuf {
     }
     let built = build.current_dir(paths::repository()).status().unwrap();
     assert!(built.success(), "{program} does not build");
-    paths::target().join("debug").join(program)
+    paths::target().join("debug")
 }
 
 pub(crate) fn stdout(output: &Output) -> &str {

@@ -26,6 +26,7 @@ mod metrics;
 mod operations;
 mod port_forward;
 mod presets;
+mod readme;
 mod routing;
 mod serve;
 mod server_info;

@@ -14,7 +14,7 @@ use anyhow::{Context, anyhow, bail};
 use serde::Deserialize;
 use serde_json::json;
 use vsock_agent_client::{
-    AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, Client, Endpoint, Identity, Security,
+    Client, Endpoint, Identity, Security, identity_files,
     instance::{InstanceStore, Stamp},
 };
 
@@ -63,8 +63,8 @@ pub(crate) struct Settings {
 /// A virtual machine that was named on the command line.
 #[derive(Debug)]
 pub(crate) struct Target {
-    /// Name of its folder among the identities.
-    pub(crate) folder: String,
+    /// Its name among the identities.
+    pub(crate) name: String,
     endpoint: Endpoint,
     identity: PathBuf,
     plain: bool,
@@ -130,7 +130,7 @@ impl Settings {
         let plain = self.global.plain
             || (self.global.identity.is_none() && known.is_some_and(|known| known.plain));
         Ok(Target {
-            folder: vm.replace('/', "_"),
+            name: vm.to_owned(),
             endpoint,
             identity,
             plain,
@@ -261,31 +261,17 @@ impl Target {
         &self.endpoint
     }
 
-    /// The file of the agent's certificate: the machine's own, or the one for all.
-    pub(crate) fn agent_certificate(&self) -> PathBuf {
-        let pinned = self.identity.join(&self.folder).join(AGENT_CERTIFICATE);
-        match pinned.exists() {
-            true => pinned,
-            false => self.identity.join(AGENT_CERTIFICATE),
-        }
-    }
-
     /// The files an identity is made of.
-    pub(crate) fn identity_files(&self) -> [PathBuf; 3] {
-        [
-            self.identity.join(CLIENT_CERTIFICATE),
-            self.identity.join(CLIENT_KEY),
-            self.agent_certificate(),
-        ]
+    pub(crate) fn identity_files(&self) -> anyhow::Result<[PathBuf; 3]> {
+        Ok(identity_files(&self.identity, &self.name)?)
     }
 
     fn load_identity(&self, vm: &str) -> anyhow::Result<Identity> {
-        let [certificate, key, agent] = self.identity_files();
+        let [certificate, key, agent] = self.identity_files()?;
         if !agent.exists() || !certificate.exists() {
-            let pinned = self.identity.join(&self.folder).join(AGENT_CERTIFICATE);
             let missing = match certificate.exists() {
-                false => certificate.display().to_string(),
-                true => format!("{} or {}", pinned.display(), agent.display()),
+                false => certificate.display(),
+                true => agent.display(),
             };
             bail!(
                 "no identity for {vm}: {missing} is not there; make one with `agent-cli identity \

@@ -16,6 +16,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 use vsock_agent_client::{
+    host_name,
     instance::Stamp,
     private_directory,
     serve::{Guest, GuestTls, HostConfig, HostProcess, StatusReport},
@@ -24,7 +25,7 @@ use vsock_agent_client::{
 use crate::{
     args::{Format, ServeArgs},
     config::Settings,
-    identity, output,
+    output,
 };
 
 /// Held by the one process that serves this configuration.
@@ -58,7 +59,7 @@ async fn serve(settings: &Settings, port: u32) -> anyhow::Result<u8> {
     let mut host = HostProcess::new(HostConfig {
         port,
         store: settings.instances(),
-        location: identity::host_name(),
+        location: host_name(),
         status: settings.host_file(STATUS_FILE),
     });
     let mut seen = stamps(settings);
@@ -119,7 +120,7 @@ fn guest(settings: &Settings, name: &str) -> anyhow::Result<Guest> {
     let tls = match target.is_plain() {
         true => None,
         false => {
-            let [certificate, key, agent] = target.identity_files();
+            let [certificate, key, agent] = target.identity_files()?;
             let read = |path: &Path| {
                 let pem = fs::read(path);
                 pem.with_context(|| format!("cannot read {}", path.display()))
@@ -140,11 +141,10 @@ fn guest(settings: &Settings, name: &str) -> anyhow::Result<Guest> {
 /// The versions of the files that say how a guest is known.
 fn revision(settings: &Settings, name: &str) -> Vec<Option<Stamp>> {
     match settings.target(name) {
-        Ok(target) if !target.is_plain() => target
-            .identity_files()
-            .iter()
-            .map(|path| Stamp::of(path))
-            .collect(),
+        Ok(target) if !target.is_plain() => {
+            let files = target.identity_files().into_iter().flatten();
+            files.map(|path| Stamp::of(&path)).collect()
+        }
         _ => Vec::new(),
     }
 }

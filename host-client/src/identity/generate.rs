@@ -1,0 +1,234 @@
+//! Making keys and certificates, for this host and for a guest.
+
+use std::path::{Path, PathBuf};
+
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, date_time_ymd,
+};
+
+use super::guest_directory;
+use crate::{
+    tls::{AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, Identity, IdentityError},
+    whole_file::{private_directory, write_whole},
+};
+
+/// What a guest is to have in `/etc/vsock-agent`: LXD's names for its agent's certificate, its key,
+/// and the certificate of the host.
+pub const GUEST_FILES: [&str; 3] = [AGENT_CERTIFICATE, AGENT_KEY, HOST_CERTIFICATE];
+
+const AGENT_KEY: &str = "agent.key";
+const HOST_CERTIFICATE: &str = "server.crt";
+
+/// The one DNS name of an agent's certificate: LXD's hosts ask for it.
+const AGENT_NAME: &str = "unspecified";
+
+/// The DNS name of the host's certificate. Stock agents ask for the first one that is in it, and need
+/// one.
+const HOST_NAME: &str = "vsock-agent-host";
+
+/// Years certificates are good for. They are pinned, and a guest's clock may be anywhere; only
+/// stock agents and hosts look at dates at all.
+const NOT_BEFORE: i32 = 2000;
+const NOT_AFTER: i32 = 2199;
+
+/// An identity that was just made.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct GeneratedIdentity {
+    /// This host's side of it.
+    pub identity: Identity,
+    /// Whether the host's own pair was made too; else it was there.
+    pub made_host_pair: bool,
+    /// The directory that has [`GUEST_FILES`] for the guest.
+    pub guest_directory: PathBuf,
+}
+
+impl Identity {
+    /// Makes an identity for `guest` in a directory, and this host's own pair if the directory has
+    /// none, as `agent-cli identity init` does. The guest is to get
+    /// [`guest_directory`](GeneratedIdentity::guest_directory); then
+    /// [`load`](Self::load) reads this host's side of it. It blocks on the files.
+    ///
+    /// Keys are ECDSA P-256, the files of keys have mode 0600 and new directories 0700.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::Exists`] when there is one for this guest, and the other
+    /// [`IdentityError`]s.
+    pub fn generate(directory: &Path, guest: &str) -> Result<GeneratedIdentity, IdentityError> {
+        let home = guest_directory(directory, guest)?;
+        let pin = home.join(AGENT_CERTIFICATE);
+        if pin.exists() || home.join("guest").join(AGENT_KEY).exists() {
+            return Err(IdentityError::Exists { directory: home });
+        }
+        Self::replace(directory, guest)
+    }
+
+    /// The same, in place of an identity that is there; the guest needs the new one then. This
+    /// host's own pair is never replaced: that would lock it out of every guest that trusts it.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError`], all but [`Exists`](IdentityError::Exists).
+    pub fn replace(directory: &Path, guest: &str) -> Result<GeneratedIdentity, IdentityError> {
+        let home = guest_directory(directory, guest)?;
+        let made_host_pair = make_host_pair(directory)?;
+        Ok(GeneratedIdentity {
+            guest_directory: make_guest_set(directory, &home, guest)?,
+            identity: Self::load(directory, guest)?,
+            made_host_pair,
+        })
+    }
+}
+
+/// Whether a pair is there. One half of it is a mistake.
+fn is_whole(certificate: &Path, key: &Path) -> Result<bool, IdentityError> {
+    let half = |there: &Path, missing: &Path| IdentityError::Half {
+        there: there.to_owned(),
+        missing: missing.to_owned(),
+    };
+    match (certificate.exists(), key.exists()) {
+        (true, true) => Ok(true),
+        (false, false) => Ok(false),
+        (true, false) => Err(half(certificate, key)),
+        (false, true) => Err(half(key, certificate)),
+    }
+}
+
+/// Makes the host's pair unless it is there; says whether it did.
+fn make_host_pair(directory: &Path) -> Result<bool, IdentityError> {
+    let certificate = directory.join(CLIENT_CERTIFICATE);
+    let key = directory.join(CLIENT_KEY);
+    if is_whole(&certificate, &key)? {
+        return Ok(false);
+    }
+    let pair = make(&format!("agent-cli on {}", host_name()), HOST_NAME)?;
+    keep(&key, &pair.key, 0o600)?;
+    keep(&certificate, &pair.certificate, 0o644)?;
+    Ok(true)
+}
+
+/// Makes what the guest needs, and pins it; returns its directory.
+fn make_guest_set(directory: &Path, home: &Path, name: &str) -> Result<PathBuf, IdentityError> {
+    let guest = home.join("guest");
+    let path = directory.join(CLIENT_CERTIFICATE);
+    let client = std::fs::read_to_string(&path);
+    let client = client.map_err(|source| IdentityError::Read { path, source })?;
+    let pair = make(name, AGENT_NAME)?;
+    keep(&guest.join(AGENT_KEY), &pair.key, 0o600)?;
+    keep(&guest.join(AGENT_CERTIFICATE), &pair.certificate, 0o644)?;
+    keep(&guest.join(HOST_CERTIFICATE), &client, 0o644)?;
+    keep(&home.join(AGENT_CERTIFICATE), &pair.certificate, 0o644)?;
+    Ok(guest)
+}
+
+fn keep(path: &Path, text: &str, mode: u32) -> Result<(), IdentityError> {
+    path.parent()
+        .map_or(Ok(()), private_directory)
+        .and_then(|()| write_whole(path, text.as_bytes(), mode))
+        .map_err(|source| IdentityError::Write {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// A key and its certificate, both PEM.
+#[derive(Debug)]
+struct Pair {
+    certificate: String,
+    key: String,
+}
+
+/// Makes a pair, good for clients and servers.
+fn make(common_name: &str, dns_name: &str) -> Result<Pair, IdentityError> {
+    let pair = || {
+        let mut parameters = CertificateParams::new([dns_name.to_owned()])?;
+        let mut subject = DistinguishedName::new();
+        // X.509 has room for 64 characters (`ub-common-name`).
+        let common_name: String = common_name.chars().take(64).collect();
+        subject.push(DnType::OrganizationName, "vsock-agent");
+        subject.push(DnType::CommonName, common_name);
+        parameters.distinguished_name = subject;
+        parameters.not_before = date_time_ymd(NOT_BEFORE, 1, 1);
+        parameters.not_after = date_time_ymd(NOT_AFTER, 12, 31);
+        parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        parameters.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ];
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let certificate = parameters.self_signed(&key)?;
+        Ok(Pair {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        })
+    };
+    pair().map_err(|error: rcgen::Error| IdentityError::Make {
+        source: error.into(),
+    })
+}
+
+/// Name of this computer.
+#[must_use]
+pub fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "a host".to_owned(), |name| name.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn fresh_directory(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("identity-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        path
+    }
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn what_is_made_can_be_loaded_and_is_private() {
+        let directory = fresh_directory("usable");
+        let made = Identity::generate(&directory, "demo").unwrap();
+        assert!(made.made_host_pair);
+        assert_eq!(made.identity, Identity::load(&directory, "demo").unwrap());
+        Identity::load(&directory, "other").unwrap_err();
+        assert_eq!(mode(&directory), 0o700);
+        assert_eq!(mode(&directory.join(CLIENT_KEY)), 0o600);
+        let guest = made.guest_directory;
+        assert_eq!(guest, directory.join("demo/guest"));
+        assert_eq!(mode(&guest.join("agent.key")), 0o600);
+        let client = std::fs::read(directory.join(CLIENT_CERTIFICATE)).unwrap();
+        assert_eq!(std::fs::read(guest.join("server.crt")).unwrap(), client);
+        // One certificate for all guests that have none of their own.
+        std::fs::copy(guest.join("agent.crt"), directory.join("agent.crt")).unwrap();
+        assert_eq!(
+            made.identity,
+            Identity::load(&directory, "unix:/a/b").unwrap()
+        );
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn the_hosts_pair_is_made_once_and_a_guests_is_replaced_only_if_that_is_asked_for() {
+        let directory = fresh_directory("once");
+        let first = Identity::generate(&directory, "demo").unwrap();
+        let key = std::fs::read(directory.join(CLIENT_KEY)).unwrap();
+        let again = Identity::generate(&directory, "demo").unwrap_err();
+        assert!(matches!(again, IdentityError::Exists { .. }));
+        let second = Identity::replace(&directory, "demo").unwrap();
+        assert!(!second.made_host_pair);
+        assert_ne!(first.identity, second.identity);
+        assert_eq!(std::fs::read(directory.join(CLIENT_KEY)).unwrap(), key);
+        std::fs::remove_file(directory.join(CLIENT_KEY)).unwrap();
+        let half = Identity::replace(&directory, "demo").unwrap_err();
+        assert!(matches!(half, IdentityError::Half { .. }));
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+}
