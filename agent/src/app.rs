@@ -78,7 +78,7 @@ impl App {
             bus.publish(vsock_agent_protocol::event::OPERATION, metadata);
         });
         Self {
-            commands: Session::new(),
+            commands: Session::new(shutdown.clone()),
             connections: Arc::new(Semaphore::new(defaults::MAX_CONNECTIONS)),
             counts,
             end_commands,

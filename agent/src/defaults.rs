@@ -94,7 +94,7 @@ pub(crate) const KILL_PAUSE: Duration = Duration::from_secs(5);
 /// able to afford it.
 pub(crate) const MAX_OUTPUT_BYTES: usize = 32 * 1024;
 
-/// Largest message a client may send, in bytes. LXD's clients send up to 128 KiB.
+/// Largest message a client may send on a websocket that carries words, in bytes.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 
 /// Read buffer of a websocket that carries words and no data, in bytes.

@@ -28,7 +28,7 @@ use crate::{
     query::parameter,
     reply::{ApiError, Reply},
     shutdown::Shutdown,
-    ws,
+    ws::{self, Carries},
 };
 
 /// Pings without an answer after which a listener is taken for gone.
@@ -75,7 +75,7 @@ pub(crate) fn send_events(
     }
     let (reply, upgrading) = ws::accept(request)?;
     source.shutdown.spawn(async move {
-        if let Some(socket) = upgrading.open(defaults::WS_SMALL_READ_BUFFER_BYTES).await {
+        if let Some(socket) = upgrading.open(Carries::Words).await {
             send(socket, listener, stop).await;
         }
     });

@@ -7,6 +7,7 @@ mod cgroup;
 mod child;
 mod control;
 mod family;
+mod leftovers;
 mod policy;
 mod pty;
 mod pump;

@@ -7,6 +7,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
 use hyper::body::{Body as _, Incoming};
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 use tokio::time::timeout;
 use vsock_agent_protocol::envelope::Envelope;
 
@@ -223,9 +224,18 @@ pub(crate) async fn read_json_within<T: DeserializeOwned>(
         return Err(too_large(limit));
     }
     let text = read_body(body, limit, defaults::BODY_TIMEOUT).await?;
-    serde_json::from_slice(&text).map_err(|error| {
+    parse(&text).map_err(|error| {
         ApiError::bad_request(format!("the body is not what it should be: {error}"))
     })
+}
+
+/// Parses a request. A field that is `null` is not set, as Go's `encoding/json` has it.
+fn parse<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
+    let mut request: Value = serde_json::from_slice(text)?;
+    if let Value::Object(fields) = &mut request {
+        fields.retain(|_, value| !value.is_null());
+    }
+    T::deserialize(request)
 }
 
 /// Reads a body of at most `limit` bytes.

@@ -3,6 +3,8 @@
 //! Hyper reads the handshake, so its limits hold for it; tungstenite only speaks the frames, and
 //! keeps bytes that came with the handshake because hyper's upgraded stream hands them on.
 
+mod pieces;
+
 use futures_util::StreamExt as _;
 use http::{HeaderMap, HeaderValue, Method, Request, Version, header};
 use hyper::{
@@ -22,13 +24,23 @@ use tokio_tungstenite::{
     },
 };
 
+use self::pieces::Pieces;
 use crate::{
     defaults,
     reply::{ApiError, Reply, switching_protocols},
 };
 
 /// An open websocket.
-pub(crate) type WebSocket = WebSocketStream<TokioIo<Upgraded>>;
+pub(crate) type WebSocket = WebSocketStream<Pieces<TokioIo<Upgraded>>>;
+
+/// What a websocket carries from the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Carries {
+    /// Short messages, each of which means something, or nothing at all.
+    Words,
+    /// A stream of bytes: messages of any size, which are received in pieces.
+    Bytes,
+}
 
 /// Largest data a websocket keeps that the peer has not taken: one message, its head, and a
 /// control frame beside it.
@@ -40,12 +52,16 @@ pub(crate) struct Upgrading(OnUpgrade);
 
 impl Upgrading {
     /// Waits until the answer has been sent. `None`: the client left, or took too long.
-    pub(crate) async fn open(self, read_buffer_bytes: usize) -> Option<WebSocket> {
+    pub(crate) async fn open(self, carries: Carries) -> Option<WebSocket> {
         let upgraded = timeout(defaults::UPGRADE_TIMEOUT, self.0)
             .await
             .ok()?
             .ok()?;
         let io = TokioIo::new(upgraded);
+        let (io, read_buffer_bytes) = match carries {
+            Carries::Words => (Pieces::uncut(io), defaults::WS_SMALL_READ_BUFFER_BYTES),
+            Carries::Bytes => (Pieces::cut(io), defaults::WS_READ_BUFFER_BYTES),
+        };
         let limits = Some(limits(read_buffer_bytes));
         Some(WebSocketStream::from_raw_socket(io, Role::Server, limits).await)
     }

@@ -5,8 +5,10 @@
 //! GET  …/websocket?secret=… for each fd, within 30 s (5 s in LXD's agent); then it starts
 //!      "0"        stdin; with a terminal both directions
 //!      "1" "2"    stdout and stderr, without a terminal only
-//!      "control"  ControlMessage, client to agent; losing it ends the command
-//! binary message = data, text message = end of that direction
+//!      "control"  ControlMessage, client to agent; losing it ends the command. May be left out
+//!                 without a terminal; then losing "1" ends the command
+//! binary message = data, text message or a closing handshake = end of that direction; a connection
+//! that is lost before its end is a failure
 //! end: metadata ExecEnded { return, … }, status Success; Failure if it never started
 //! ```
 
@@ -14,7 +16,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::null::null_as_default;
+use crate::null::{null_as_default, without_nulls};
 
 /// Name of the socket that carries [`ControlMessage`]s.
 pub const CONTROL: &str = "control";
@@ -45,8 +47,8 @@ pub struct ExecRequest {
     /// True for a terminal, false for three pipes.
     #[serde(default)]
     pub interactive: bool,
-    /// Variables on top of the agent's defaults.
-    #[serde(default, deserialize_with = "null_as_default")]
+    /// Variables on top of the agent's defaults. One that is `null` is not set.
+    #[serde(default, deserialize_with = "without_nulls")]
     pub environment: BTreeMap<String, String>,
     /// Columns of the terminal; with `height`, if both are above 0, else 80 by 25.
     #[serde(default)]
@@ -163,7 +165,8 @@ pub struct ExecEnded {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_complete: Option<bool>,
     /// Bytes the agent sent on each output socket, by its name, so that the client can tell that
-    /// it got them all. Absent from other agents.
+    /// it got them all; and bytes it received on [`STDIN`] of a command without a terminal, if it
+    /// received the end of the input. Absent from other agents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<BTreeMap<String, u64>>,
     /// Why the command did not start: `not-found`, `not-executable`, `bad-cwd`, `too-long`,
@@ -173,6 +176,10 @@ pub struct ExecEnded {
     /// True if the command was ended because its `timeout` was over.
     #[serde(default, skip_serializing_if = "is_false")]
     pub timed_out: bool,
+    /// Bytes of input the command had been given when it was ended because the connection of its
+    /// input was lost before the end of the input. Absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_lost: Option<u64>,
 }
 
 /// What a client says on the control socket.
@@ -314,5 +321,11 @@ mod tests {
         let request: ExecRequest =
             serde_json::from_str(r#"{"command":null,"environment":null,"cwd":null}"#).unwrap();
         assert_eq!(request, ExecRequest::default());
+        let request: ExecRequest =
+            serde_json::from_str(r#"{"environment":{"A":null,"B":"b"}}"#).unwrap();
+        assert_eq!(
+            request.environment,
+            BTreeMap::from([("B".to_owned(), "b".to_owned())])
+        );
     }
 }

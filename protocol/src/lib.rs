@@ -17,7 +17,8 @@
 //!
 //! The JSON of each type is frozen in `tests/wire/`. A new field is optional and defaults to the
 //! old behaviour; a new ability gets a name in [`version::API_EXTENSIONS`]; nothing is renamed.
-//! Readers accept `null` where a map or list is expected, because Go writes empty ones that way.
+//! Readers accept `null` where a map or list is expected, because Go writes empty ones that way, and
+//! agents take a field of a request that is `null` for one that is not set.
 
 pub mod address;
 pub mod envelope;
@@ -41,3 +42,4 @@ mod by_insertion;
 mod null;
 
 pub use by_insertion::by_insertion;
+pub use null::null_as_default;

@@ -2,9 +2,17 @@
 
 use std::time::Duration;
 
-use harness::{RawClient, TestAgent, as_nobody, eventually};
-use serde_json::json;
-use tokio::time::{Instant, timeout};
+use futures_util::SinkExt;
+use harness::{
+    RawClient, TestAgent, as_nobody, eventually,
+    raw::{Connection, RawExec},
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::AsyncWriteExt,
+    time::{Instant, timeout},
+};
+use tokio_tungstenite::tungstenite::Message;
 
 fn start() -> (TestAgent, RawClient) {
     let agent = TestAgent::start();
@@ -338,8 +346,6 @@ async fn fifty_megabytes_go_both_ways_unchanged() {
         .collect();
     let mut input = exec.sockets.remove("0").unwrap();
     let send = async {
-        use futures_util::SinkExt;
-        use tokio_tungstenite::tungstenite::Message;
         for piece in data.chunks(100_000) {
             input.send(Message::binary(piece.to_vec())).await.unwrap();
         }
@@ -368,8 +374,6 @@ async fn a_command_that_never_reads_does_not_hold_anything_up() {
     // More than the pipe and the socket hold, so that the agent's pump is stuck on the pipe.
     let mut input = exec.sockets.remove("0").unwrap();
     let stuck = async {
-        use futures_util::SinkExt;
-        use tokio_tungstenite::tungstenite::Message;
         loop {
             input.send(Message::binary(vec![0; 65536])).await.unwrap();
         }
@@ -390,4 +394,199 @@ async fn an_output_socket_that_is_closed_early_gives_the_command_sigpipe() {
     drop(exec.sockets.remove("1"));
     let end = exec.wait().await;
     assert_eq!(end["metadata"]["signal"], json!(13));
+}
+
+/// What pylxd sends: `null` for what its caller did not say.
+#[tokio::test]
+async fn a_field_that_is_null_is_not_set() {
+    let (_agent, client) = start();
+    let nulls = json!({
+        "environment": { "A": null, "B": "b" }, "user": null, "group": null, "cwd": null,
+        "width": null, "height": null, "interactive": null, "record-output": null,
+        "user_name": null, "group_name": null, "timeout": null, "wait_for_eof": null,
+    });
+    let script = "id -u; id -g; pwd; echo ${A-unset} $B";
+    let mut exec = client.exec(&["sh", "-c", script], nulls).await;
+    let output = String::from_utf8(exec.read_all("1").await).unwrap();
+    let home = std::env::home_dir().unwrap();
+    assert_eq!(output, format!("0\n0\n{}\nunset b\n", home.display()));
+}
+
+/// Joins these sockets of a command, and no others.
+async fn join(client: &RawClient, command: &[&str], names: &[&str]) -> (RawExec, Value) {
+    let reply = client
+        .post_exec(command, json!({ "user": null }))
+        .await
+        .body;
+    let fds = reply["metadata"]["metadata"]["fds"].clone();
+    let mut exec = client.unjoined(reply["metadata"]["id"].as_str().unwrap());
+    for name in names {
+        let secret = fds[name].as_str().unwrap();
+        exec.join(name, secret).await;
+    }
+    (exec, fds)
+}
+
+#[tokio::test]
+async fn a_client_without_a_control_socket_runs_commands_at_once() {
+    let (_agent, client) = start();
+    let start = Instant::now();
+    let (mut exec, _) = join(&client, &["sh", "-c", "cat; exit 3"], &["0", "1", "2"]).await;
+    exec.send(b"in").await;
+    exec.end_input().await;
+    assert_eq!(exec.read_all("1").await, b"in");
+    assert_eq!(exec.wait().await["metadata"]["return"], json!(3));
+    assert!(start.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn without_a_control_socket_the_client_is_gone_with_standard_outputs() {
+    let (_agent, client) = start();
+    let command = [
+        "sh",
+        "-c",
+        "trap 'exit 7' HUP; echo up; while :; do sleep 0.1; done",
+    ];
+    let (mut exec, _) = join(&client, &command, &["0", "1", "2"]).await;
+    exec.read_until("1", "up").await;
+    drop(exec.sockets.remove("1"));
+    assert_eq!(exec.wait().await["metadata"]["return"], json!(7));
+}
+
+#[tokio::test]
+async fn a_control_socket_may_be_joined_later_and_counts_from_then_on() {
+    let (_agent, client) = start();
+    let command = [
+        "sh",
+        "-c",
+        "trap 'echo hup' HUP; echo up; while :; do sleep 0.1; done",
+    ];
+    let (mut exec, fds) = join(&client, &command, &["0", "1", "2"]).await;
+    exec.read_until("1", "up").await;
+    exec.join("control", fds["control"].as_str().unwrap()).await;
+    exec.control(json!({ "command": "signal", "signal": 1 }))
+        .await;
+    exec.read_until("1", "hup").await;
+    exec.control(json!({ "command": "signal", "signal": 9 }))
+        .await;
+    assert_eq!(exec.wait().await["metadata"]["return"], json!(137));
+}
+
+#[tokio::test]
+async fn a_background_job_can_write_after_the_command_has_ended() {
+    let (agent, client) = start();
+    let done = agent.socket().with_file_name("done");
+    // More than a pipe holds, and later than the agent waits for quiet.
+    let job = "(sleep 2; head -c 200000 /dev/zero; head -c 200000 /dev/zero >&2; echo > $0) &";
+    let exec = client
+        .exec(&["sh", "-c", job, done.to_str().unwrap()], json!({}))
+        .await;
+    let start = Instant::now();
+    assert_eq!(exec.wait().await["metadata"]["return"], json!(0));
+    assert!(
+        start.elapsed() < Duration::from_millis(1900),
+        "{:?}",
+        start.elapsed()
+    );
+    drop(exec);
+    assert!(eventually(Duration::from_secs(20), async || done.exists()).await);
+}
+
+#[tokio::test]
+async fn a_message_of_any_size_reaches_the_command_and_input_is_counted() {
+    let (_agent, client) = start();
+    let mut exec = client.exec(&["cksum"], json!({})).await;
+    let data: Vec<u8> = (0..5_000_003_u32)
+        .map(|n| (n >> 3).to_le_bytes()[0])
+        .collect();
+    exec.send(&data).await;
+    exec.end_input().await;
+    let sum = String::from_utf8(exec.read_all("1").await).unwrap();
+    assert!(sum.ends_with(" 5000003\n"), "{sum}");
+    let end = exec.wait().await;
+    assert_eq!(end["metadata"]["bytes"]["0"], json!(5_000_003));
+    assert_eq!(end["metadata"].get("input_lost"), None);
+}
+
+#[tokio::test]
+async fn a_websocket_that_is_closed_in_good_order_ends_the_input() {
+    let (_agent, client) = start();
+    let mut exec = client.exec(&["cat"], json!({})).await;
+    exec.send(b"hello").await;
+    exec.sockets
+        .get_mut("0")
+        .unwrap()
+        .close(None)
+        .await
+        .unwrap();
+    assert_eq!(exec.read_all("1").await, b"hello");
+    let end = exec.wait().await;
+    assert_eq!(
+        (&end["status"], &end["metadata"]["return"]),
+        (&json!("Success"), &json!(0))
+    );
+}
+
+/// How the connection of the input breaks off.
+#[derive(Debug, Clone, Copy)]
+enum Break {
+    Closed,
+    Unmasked,
+    MidFrame,
+}
+
+async fn break_input(exec: &mut RawExec, how: Break) {
+    let mut socket = exec.sockets.remove("0").unwrap();
+    let bytes: &[u8] = match how {
+        Break::Closed => b"",
+        Break::Unmasked => b"\x82\x02ab",
+        Break::MidFrame => b"\x82\xff\0\0\0\0\0\x10\0\0\0\0\0\0half of it",
+    };
+    let connection: &mut Connection = socket.get_mut();
+    connection.write_all(bytes).await.unwrap();
+}
+
+#[tokio::test]
+async fn input_that_breaks_off_is_never_the_end_of_the_input() {
+    let (agent, client) = start();
+    for (interactive, how) in [
+        (false, Break::Closed),
+        (false, Break::Unmasked),
+        (false, Break::MidFrame),
+        (true, Break::Closed),
+        (true, Break::Unmasked),
+    ] {
+        let whole = agent.socket().with_file_name("whole");
+        let script = "stty raw 2>/dev/null; echo up; cat > /dev/null; echo > $0";
+        let command = ["sh", "-c", script, whole.to_str().unwrap()];
+        let more = json!({ "interactive": interactive });
+        let mut exec = client.exec(&command, more).await;
+        exec.read_until(if interactive { "0" } else { "1" }, "up")
+            .await;
+        exec.send(&[b'x'; 100_000][..if interactive { 3 } else { 100_000 }])
+            .await;
+        break_input(&mut exec, how).await;
+        let end = exec.wait().await;
+        assert_eq!(end["status"], json!("Failure"), "{how:?}: {end}");
+        assert_eq!(end["metadata"]["return"], json!(129), "{how:?}: {end}");
+        let given = end["metadata"]["input_lost"].as_u64().unwrap();
+        assert!((3..200_000).contains(&given), "{how:?}: {end}");
+        let error = end["err"].as_str().unwrap();
+        assert!(error.contains(&format!("{given} bytes")), "{error}");
+        assert!(!whole.exists(), "{how:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_lives_on_without_its_input_and_says_all_is_well_has_failed() {
+    let (_agent, client) = start();
+    let script = "trap 'exit 0' HUP; echo up; while :; do sleep 0.1; done";
+    let mut exec = client.exec(&["sh", "-c", script], json!({})).await;
+    exec.read_until("1", "up").await;
+    break_input(&mut exec, Break::Closed).await;
+    let end = exec.wait().await;
+    assert_eq!(
+        (&end["status"], &end["metadata"]["return"]),
+        (&json!("Failure"), &json!(129))
+    );
 }

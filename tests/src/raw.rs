@@ -163,25 +163,30 @@ impl RawClient {
             .await
     }
 
+    /// A command that was asked for, and none of its sockets.
+    #[must_use]
+    pub fn unjoined(&self, id: &str) -> RawExec {
+        RawExec {
+            client: self.clone(),
+            id: id.to_owned(),
+            sockets: BTreeMap::new(),
+        }
+    }
+
     /// Starts a command and joins all its sockets.
     pub async fn exec(&self, command: &[&str], more: Value) -> RawExec {
         let reply = self.post_exec(command, more).await;
         assert_eq!(reply.status, 202, "{reply:?}");
         let id = reply.body["metadata"]["id"].as_str().unwrap().to_owned();
         let secrets = &reply.body["metadata"]["metadata"]["fds"];
-        let mut sockets = BTreeMap::new();
+        let mut exec = self.unjoined(&id);
         // In the order of LXD's hosts.
         for name in ["control", "0", "1", "2"] {
             if let Some(secret) = secrets[name].as_str() {
-                let path = RawExec::path(&id, secret);
-                sockets.insert(name.to_owned(), self.websocket(&path).await.unwrap());
+                exec.join(name, secret).await;
             }
         }
-        RawExec {
-            client: self.clone(),
-            id,
-            sockets,
-        }
+        exec
     }
 }
 
@@ -200,6 +205,13 @@ impl RawExec {
     #[must_use]
     pub fn path(id: &str, secret: &str) -> String {
         format!("/1.0/operations/{id}/websocket?secret={secret}")
+    }
+
+    /// Joins one of its sockets.
+    pub async fn join(&mut self, name: &str, secret: &str) {
+        let path = Self::path(&self.id, secret);
+        let socket = self.client.websocket(&path).await.unwrap();
+        self.sockets.insert(name.to_owned(), socket);
     }
 
     /// Sends to the command's input.

@@ -9,7 +9,7 @@ use tokio::{select, task::spawn_blocking, time::timeout};
 use tokio_util::sync::CancellationToken;
 use vsock_agent_protocol::{
     by_insertion,
-    exec::{CONTROL, ExecEnded, ExecRequest, ExecStarted, STDERR, STDIN, STDOUT},
+    exec::{CONTROL, EXIT_SIGNAL_BASE, ExecEnded, ExecRequest, ExecStarted, STDERR, STDIN, STDOUT},
     operation::OperationStatus,
     path,
 };
@@ -144,19 +144,25 @@ async fn run(app: Arc<App>, spec: Arc<ExecSpec>, handle: Handle) -> Outcome {
     outcome(ended, &cancel)
 }
 
-/// Waits until every socket is there. `None` if that cannot happen any more.
+/// Waits until every socket is there that a command needs: as with LXD's hosts, a command without a
+/// terminal needs no control socket. `None` if that cannot happen any more.
 async fn join(
     mut sockets: tokio::sync::mpsc::Receiver<(String, WebSocket)>,
     interactive: bool,
 ) -> Option<Sockets> {
     let mut named = BTreeMap::new();
-    let wanted = if interactive { 2 } else { 4 };
-    while named.len() < wanted {
+    let needed: &[&str] = if interactive {
+        &[CONTROL, STDIN]
+    } else {
+        &[STDIN, STDOUT, STDERR]
+    };
+    while !needed.iter().all(|name| named.contains_key(*name)) {
         let (name, socket) = sockets.recv().await?;
         named.insert(name, socket);
     }
     Some(Sockets {
-        control: named.remove(CONTROL)?,
+        control: named.remove(CONTROL),
+        later: sockets,
         stdin: named.remove(STDIN)?,
         outputs: named.remove(STDOUT).zip(named.remove(STDERR)),
     })
@@ -181,11 +187,20 @@ fn outcome(ended: Ended, cancel: &CancellationToken) -> Outcome {
             signal,
             output_complete,
             bytes,
+            input_lost,
             timed_out,
         } => Outcome {
-            status: unless_cancelled(OperationStatus::Success),
+            status: match input_lost {
+                Some(_) => OperationStatus::Failure,
+                None => unless_cancelled(OperationStatus::Success),
+            },
             metadata: json!(ExecEnded {
-                exit_code: code,
+                // LXD's hosts look at nothing but this number.
+                exit_code: if input_lost.is_some() && code == 0 {
+                    EXIT_SIGNAL_BASE + libc::SIGHUP
+                } else {
+                    code
+                },
                 signal,
                 output_complete: Some(output_complete),
                 bytes: Some(
@@ -196,8 +211,14 @@ fn outcome(ended: Ended, cancel: &CancellationToken) -> Outcome {
                 ),
                 start_error: None,
                 timed_out,
+                input_lost: input_lost.as_ref().map(|lost| lost.after),
             }),
-            error: String::new(),
+            error: input_lost.map_or_else(String::new, |lost| {
+                format!(
+                    "the command was ended: its input broke off after {} bytes: {}",
+                    lost.after, lost.reason
+                )
+            }),
         },
         Ended::Left => without_result(
             OperationStatus::Failure,

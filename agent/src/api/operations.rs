@@ -13,10 +13,9 @@ use vsock_agent_protocol::{
 
 use crate::{
     app::App,
-    defaults,
     query::parameter,
     reply::{ApiError, Reply, empty, sync},
-    ws,
+    ws::{self, Carries},
 };
 
 /// `GET /1.0/operations[?recursion=1]`: status to paths, or to whole operations.
@@ -92,12 +91,12 @@ pub(crate) fn websocket(
     let secret = parameter(request.uri().query().unwrap_or_default(), "secret");
     let (reply, upgrading) = ws::accept(&mut request)?;
     let ticket = app.operations.join(id, &secret.unwrap_or_default())?;
-    let read_buffer_bytes = match ticket.name.as_str() {
-        exec::STDIN => defaults::WS_READ_BUFFER_BYTES,
-        _ => defaults::WS_SMALL_READ_BUFFER_BYTES,
+    let carries = match ticket.name.as_str() {
+        exec::STDIN => Carries::Bytes,
+        _ => Carries::Words,
     };
     app.shutdown.spawn(async move {
-        if let Some(socket) = upgrading.open(read_buffer_bytes).await {
+        if let Some(socket) = upgrading.open(carries).await {
             ticket.hand_over(socket);
         }
     });

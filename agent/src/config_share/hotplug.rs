@@ -9,7 +9,7 @@ use tokio::{
     sync::Mutex,
     time::{Instant, sleep},
 };
-use vsock_agent_protocol::version::Family;
+use vsock_agent_protocol::{null_as_default, version::Family};
 
 use super::mounts::{self, Mount};
 use crate::bounded;
@@ -50,7 +50,7 @@ pub(crate) struct Share(Mount);
 #[derive(Debug, Deserialize)]
 struct Device {
     action: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     name: String,
     config: Option<Config>,
     mount: Option<Tag>,
@@ -58,16 +58,16 @@ struct Device {
 
 #[derive(Debug, Default, Deserialize)]
 struct Config {
-    #[serde(rename = "type", default)]
+    #[serde(rename = "type", default, deserialize_with = "null_as_default")]
     kind: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     path: PathBuf,
 }
 
 /// How the host offers it.
 #[derive(Debug, Default, Deserialize)]
 struct Tag {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     source: String,
     #[serde(default)]
     options: Option<Vec<String>>,

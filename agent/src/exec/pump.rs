@@ -13,7 +13,7 @@ use tokio::{
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_util::sync::CancellationToken;
 
-use super::pty::Pty;
+use super::{pty::Pty, session::InputLost};
 use crate::defaults;
 
 /// Capacity of a pipe or terminal at most, in bytes: what a command may have written and the
@@ -76,18 +76,29 @@ impl Target for Arc<Pty> {
 pub(super) struct Pumped {
     /// Bytes sent.
     pub(super) bytes: u64,
-    /// Whether the stream was read to its end, or to where the client wanted no more.
-    pub(super) complete: bool,
+    /// Why it sends no more.
+    pub(super) end: StreamEnd,
 }
 
-/// Sends what the command writes, until the end of the stream, which is said with an empty text
-/// message. A client that leaves ends it as well: the command gets `SIGPIPE` or `EIO`.
+/// Why an output stream ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StreamEnd {
+    /// Nobody can write to it any more.
+    Complete,
+    /// The command has ended, and something that it left behind can still write.
+    Held,
+    /// The client has closed its socket, or is gone.
+    ClientLeft,
+}
+
+/// Sends what the command writes, until the end of the stream. The caller tells the client of the
+/// end, with [`end_output`], and closes the stream or not.
 ///
 /// After `exited`, a stream that something else still holds ends too: what the command itself had
 /// written is sent, then the stream ends when it is quiet for [`defaults::DRAIN_QUIET`], at the
 /// latest after [`defaults::DRAIN_TIMEOUT`].
 pub(super) async fn pump_output<S, W>(
-    source: S,
+    source: &S,
     socket: &mut W,
     exited: &CancellationToken,
     client_left: &CancellationToken,
@@ -98,58 +109,47 @@ where
 {
     let mut bytes = 0;
     let mut drain = None;
-    let complete = loop {
-        match take(&source) {
-            Ok(data) if data.is_empty() => break true,
+    let end = loop {
+        match take(source) {
+            Ok(data) if data.is_empty() => break StreamEnd::Complete,
             Ok(data) => {
                 if Drain::is_over(&mut drain, exited, data.len()) {
-                    break false;
+                    break StreamEnd::Held;
                 }
                 let length = data.len();
                 if socket.send(Message::binary(data)).await.is_err() {
-                    return Pumped {
-                        bytes,
-                        complete: true,
-                    };
+                    break StreamEnd::ClientLeft;
                 }
                 bytes += length as u64;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let waited = select! {
-                    ready = source.readable() => Waited::Ready(ready),
-                    () = client_left.cancelled() => Waited::ClientLeft,
-                    () = Drain::quiet(&mut drain, exited) => Waited::Quiet,
+                    ready = source.readable() => ready.map_err(|_| StreamEnd::Complete),
+                    () = client_left.cancelled() => Err(StreamEnd::ClientLeft),
+                    () = Drain::quiet(&mut drain, exited) => Err(StreamEnd::Held),
                 };
                 if let Some(drain) = &mut drain {
                     drain.caught_up = true;
                 }
-                match waited {
-                    Waited::Ready(Ok(())) => {}
-                    Waited::Ready(Err(_)) => break true,
-                    Waited::ClientLeft => {
-                        return Pumped {
-                            bytes,
-                            complete: true,
-                        };
-                    }
-                    Waited::Quiet => break false,
+                if let Err(end) = waited {
+                    break end;
                 }
             }
             // A terminal or pipe that cannot be read any more has nothing more to say.
-            Err(_) => break true,
+            Err(_) => break StreamEnd::Complete,
         }
     };
-    drop(source);
-    // A client that has just left needs no telling.
-    let _ = socket.send(Message::text("")).await;
-    Pumped { bytes, complete }
+    Pumped { bytes, end }
 }
 
-/// What the wait for more output ended with.
-enum Waited {
-    Ready(io::Result<()>),
-    ClientLeft,
-    Quiet,
+/// Tells the client that an output stream has ended. A client that has left needs no telling.
+pub(super) async fn end_output<W>(socket: &mut W, end: StreamEnd)
+where
+    W: Sink<Message, Error = WsError> + Unpin + Send,
+{
+    if end != StreamEnd::ClientLeft {
+        let _ = socket.send(Message::text("")).await;
+    }
 }
 
 /// The time after the command's end, in which only what it left behind can still write.
@@ -199,6 +199,14 @@ impl Drain {
     }
 }
 
+/// Reads what is there, and discards it; false at the end of the stream.
+pub(super) fn discard(source: &impl Source) -> bool {
+    match SCRATCH.with_borrow_mut(|scratch| source.try_read(scratch)) {
+        Ok(length) => length > 0,
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    }
+}
+
 /// Takes what is there, in a piece of memory of its own size.
 fn take(source: &impl Source) -> io::Result<Bytes> {
     SCRATCH.with_borrow_mut(|scratch| {
@@ -207,50 +215,79 @@ fn take(source: &impl Source) -> io::Result<Bytes> {
     })
 }
 
+/// What became of the input of a command.
+#[derive(Debug)]
+pub(super) struct Fed {
+    /// Bytes the command was given.
+    pub(super) bytes: u64,
+    /// Why it gets no more.
+    pub(super) end: InputEnd,
+}
+
+impl Fed {
+    /// What was lost, if the input came to no end.
+    pub(super) fn lost(self) -> Result<Self, InputLost> {
+        match self.end {
+            InputEnd::Lost(reason) => Err(InputLost {
+                after: self.bytes,
+                reason,
+            }),
+            _ => Ok(self),
+        }
+    }
+}
+
 /// How the input of a command ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum InputEnd {
-    /// The client said so, or is gone.
+    /// The client said so, with a text message or by closing the websocket.
     Client,
     /// The command reads no more.
     Command,
     /// It was told to stop.
     Stopped,
+    /// The connection was lost, or something came on it that is no websocket's: more may have been
+    /// meant to come.
+    Lost(WsError),
 }
 
 /// Hands what the client sends to the command, until a text message, the end of the socket, or
-/// `stop`. Returns the target, so that the caller decides when the command sees the end.
+/// `stop`. The caller decides when the command sees the end.
 pub(super) async fn pump_input<T, R>(
     socket: &mut R,
     target: &mut T,
     stop: &CancellationToken,
-) -> InputEnd
+) -> Fed
 where
     T: Target,
     R: Stream<Item = Result<Message, WsError>> + Unpin + Send,
 {
-    loop {
+    let mut bytes = 0;
+    let end = loop {
         let message = select! {
             message = socket.next() => message,
-            () = stop.cancelled() => return InputEnd::Stopped,
+            () = stop.cancelled() => break InputEnd::Stopped,
         };
         match message {
             Some(Ok(Message::Binary(data))) => {
                 let written = select! {
                     written = target.deliver(&data) => written,
-                    () = stop.cancelled() => return InputEnd::Stopped,
+                    () = stop.cancelled() => break InputEnd::Stopped,
                 };
                 if written.is_err() {
-                    return InputEnd::Command;
+                    break InputEnd::Command;
                 }
+                bytes += data.len() as u64;
             }
-            Some(Ok(Message::Text(_) | Message::Close(_)) | Err(_)) | None => {
-                return InputEnd::Client;
-            }
+            // Clients that close the websocket have said that there is no more (RFC 6455, 5.5.1).
+            Some(Ok(Message::Text(_) | Message::Close(_))) => break InputEnd::Client,
+            Some(Err(error)) => break InputEnd::Lost(error),
+            None => break InputEnd::Lost(WsError::ConnectionClosed),
             // Pings are answered by tungstenite.
             Some(Ok(_)) => {}
         }
-    }
+    };
+    Fed { bytes, end }
 }
 
 /// Resolves when the client has closed the socket. What it sends until then means nothing.
@@ -311,14 +348,15 @@ mod tests {
         drop(writer);
         let (exited, left) = no_tokens();
         let mut sent = Sent::default();
-        let pumped = pump_output(reader, &mut sent, &exited, &left).await;
+        let pumped = pump_output(&reader, &mut sent, &exited, &left).await;
         assert_eq!(
             pumped,
             Pumped {
                 bytes: 5,
-                complete: true
+                end: StreamEnd::Complete
             }
         );
+        end_output(&mut sent, pumped.end).await;
         assert_eq!(sent.0, [Message::binary(&b"hello"[..]), Message::text("")]);
         Ok(())
     }
@@ -331,12 +369,12 @@ mod tests {
         exited.cancel();
         let start = Instant::now();
         let mut sent = Sent::default();
-        let pumped = pump_output(reader, &mut sent, &exited, &left).await;
+        let pumped = pump_output(&reader, &mut sent, &exited, &left).await;
         assert_eq!(
             pumped,
             Pumped {
                 bytes: 5,
-                complete: false
+                end: StreamEnd::Held
             }
         );
         assert_eq!(start.elapsed().as_secs(), defaults::DRAIN_QUIET.as_secs());
@@ -357,8 +395,9 @@ mod tests {
         };
         let start = Instant::now();
         let mut sent = Sent::default();
-        let (pumped, ()) = tokio::join!(pump_output(reader, &mut sent, &exited, &left), chatter);
-        assert!(!pumped.complete);
+        let pump = async move { pump_output(&reader, &mut sent, &exited, &left).await };
+        let (pumped, ()) = tokio::join!(pump, chatter);
+        assert_eq!(pumped.end, StreamEnd::Held);
         assert!(start.elapsed() <= defaults::DRAIN_TIMEOUT + defaults::DRAIN_QUIET);
     }
 }

@@ -11,21 +11,31 @@
 //! ```
 //!
 //! A command is to end when its client is gone, when it is cancelled, and when its time is over, from
-//! the fork on: a program or a directory on a file system that does not answer may never start. When
+//! the fork on: a program or a directory on a file system that does not answer may never start. It is
+//! also to end when the connection of its input breaks off, and never sees that as an end of file. When
 //! the agent stops, what is not to end then is Left. Each stream is pumped by a task of its own, so
 //! that none waits for another.
 
-use std::{collections::BTreeMap, io, os::fd::OwnedFd, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::OptionFuture};
 use nix::{fcntl::OFlag, sys::signal::Signal, unistd::pipe2};
 use tokio::{
     net::unix::pipe,
     select,
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::{JoinError, JoinSet, spawn_blocking},
     time::{Instant, sleep_until, timeout},
 };
+use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_util::sync::CancellationToken;
 use vsock_agent_protocol::exec;
 
@@ -35,15 +45,19 @@ use super::{
     child::{Child, ExitStatus, RunError, Stdio},
     control,
     family::{ENDING, Family},
+    leftovers::Leftovers,
     pty::Pty,
-    pump::{self, InputEnd, Pumped},
+    pump::{self, Fed, InputEnd, Pumped, StreamEnd},
 };
-use crate::{defaults, reaper, ws::WebSocket};
+use crate::{defaults, reaper, shutdown::Shutdown, ws::WebSocket};
 
 /// The sockets of a command.
 #[derive(Debug)]
 pub(crate) struct Sockets {
-    pub(crate) control: WebSocket,
+    /// Without it the client is there as long as standard output's socket is.
+    pub(crate) control: Option<WebSocket>,
+    /// Brings the control socket if it is joined later.
+    pub(crate) later: mpsc::Receiver<(String, WebSocket)>,
     pub(crate) stdin: WebSocket,
     /// Standard output and standard error; a command with a terminal has none.
     pub(crate) outputs: Option<(WebSocket, WebSocket)>,
@@ -60,8 +74,11 @@ pub(crate) enum Ended {
         signal: Option<i32>,
         /// Whether every output stream was read to its end.
         output_complete: bool,
-        /// Bytes sent on each output socket.
+        /// Bytes sent on each output socket, and received on that of the input if it came to its
+        /// end.
         bytes: BTreeMap<&'static str, u64>,
+        /// Set if the command was ended because its input was lost.
+        input_lost: Option<InputLost>,
         /// Whether it was ended because its time was over.
         timed_out: bool,
     },
@@ -76,11 +93,21 @@ pub(crate) enum Ended {
     },
 }
 
+/// The connection that brought the input broke off before the end of the input.
+#[derive(Debug)]
+pub(crate) struct InputLost {
+    /// Bytes the command had been given.
+    pub(crate) after: u64,
+    /// How it broke off.
+    pub(crate) reason: WsError,
+}
+
 /// What runs commands: one for the agent. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Session {
     spawns: Arc<Semaphore>,
     cgroups: Cgroups,
+    leftovers: Leftovers,
 }
 
 /// Why a command is to end before it does by itself.
@@ -116,6 +143,7 @@ impl Stops {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Why {
     ClientGone,
+    InputLost,
     Cancelled,
     AgentStops,
     TimeOver,
@@ -125,6 +153,7 @@ impl Why {
     const fn describe(self) -> &'static str {
         match self {
             Self::ClientGone => "its client is gone",
+            Self::InputLost => "its input was lost",
             Self::Cancelled => "it was cancelled",
             Self::AgentStops => "the agent stops",
             Self::TimeOver => "its time is over",
@@ -133,10 +162,11 @@ impl Why {
 }
 
 impl Session {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(shutdown: Shutdown) -> Self {
         Self {
             spawns: Arc::new(Semaphore::new(defaults::MAX_SPAWNS)),
             cgroups: Cgroups::open(),
+            leftovers: Leftovers::new(shutdown),
         }
     }
 
@@ -166,14 +196,14 @@ impl Session {
         match forked {
             Ok(forked) => {
                 let waits_for_eof = spec.wait_for_eof;
-                Running::new(forked, sockets)
+                Running::new(forked, sockets, self.leftovers.clone())
                     .finish(waits_for_eof, deadline, stops)
                     .await
             }
             Err(error) => {
                 let outputs = sockets.outputs.into_iter().flat_map(<[WebSocket; 2]>::from);
-                let all = [sockets.control, sockets.stdin]
-                    .into_iter()
+                let all = std::iter::once(sockets.stdin)
+                    .chain(sockets.control)
                     .chain(outputs)
                     .collect();
                 let timed_out = deadline.is_some_and(|deadline| deadline <= Instant::now());
@@ -276,31 +306,46 @@ struct Running {
     permit: Option<OwnedSemaphorePermit>,
     /// The pumps of the output.
     outputs: JoinSet<OutputEnd>,
-    /// The pump of the input, and the reader of the control socket.
-    inputs: JoinSet<WebSocket>,
+    /// The pump of the input.
+    input: JoinSet<(Fed, WebSocket)>,
+    tell_input_lost: Option<oneshot::Sender<InputLost>>,
+    /// Told when the input is lost.
+    input_lost: Option<oneshot::Receiver<InputLost>>,
+    /// The reader of the control socket.
+    control: JoinSet<Option<WebSocket>>,
+    /// Whether there is a control socket, or was.
+    has_control: Arc<AtomicBool>,
+    leftovers: Leftovers,
     /// Cancelled when the command has ended.
     exited: CancellationToken,
-    /// Cancelled when the control socket is.
+    /// Cancelled when the control socket is lost, or without one standard output's.
     control_lost: CancellationToken,
     /// Cancelled when everything is over.
     stop: CancellationToken,
 }
 
 impl Running {
-    fn new(forked: Forked, sockets: Sockets) -> Self {
+    fn new(forked: Forked, sockets: Sockets, leftovers: Leftovers) -> Self {
+        let (tell_input_lost, input_lost) = oneshot::channel();
         let mut running = Self {
             family: forked.family,
             child: forked.child,
             permit: Some(forked.permit),
             outputs: JoinSet::new(),
-            inputs: JoinSet::new(),
+            input: JoinSet::new(),
+            input_lost: Some(input_lost),
+            tell_input_lost: Some(tell_input_lost),
+            control: JoinSet::new(),
+            has_control: Arc::new(AtomicBool::new(sockets.control.is_some())),
+            leftovers,
             exited: CancellationToken::new(),
             control_lost: CancellationToken::new(),
             stop: CancellationToken::new(),
         };
         match (forked.streams, sockets.outputs) {
             (Streams::Terminal(pty), _) => {
-                running.read_control(sockets.control, Some(Arc::clone(&pty)));
+                let pty_for_control = Some(Arc::clone(&pty));
+                running.read_control(sockets.control, sockets.later, pty_for_control);
                 running.pump_terminal(pty, sockets.stdin);
             }
             (
@@ -311,7 +356,7 @@ impl Running {
                 },
                 outputs,
             ) => {
-                running.read_control(sockets.control, None);
+                running.read_control(sockets.control, sockets.later, None);
                 running.pump_stdin(stdin, sockets.stdin);
                 if let Some((stdout_socket, stderr_socket)) = outputs {
                     running.pump_output(exec::STDOUT, stdout, stdout_socket);
@@ -322,36 +367,64 @@ impl Running {
         running
     }
 
-    fn read_control(&mut self, mut socket: WebSocket, pty: Option<Arc<Pty>>) {
+    fn read_control(
+        &mut self,
+        socket: Option<WebSocket>,
+        mut later: mpsc::Receiver<(String, WebSocket)>,
+        pty: Option<Arc<Pty>>,
+    ) {
         let (pid, lost, stop) = (
             self.child.pid(),
             self.control_lost.clone(),
             self.stop.clone(),
         );
-        self.inputs.spawn(async move {
+        let has_control = Arc::clone(&self.has_control);
+        self.control.spawn(async move {
+            let mut socket = match socket {
+                Some(socket) => socket,
+                None => {
+                    let (_, socket) = stop.run_until_cancelled(later.recv()).await??;
+                    has_control.store(true, Ordering::Release);
+                    socket
+                }
+            };
             select! {
                 () = control::obey(&mut socket, pid, pty.as_ref()) => lost.cancel(),
                 () = stop.cancelled() => {}
             }
-            socket
+            Some(socket)
         });
     }
 
     fn pump_stdin(&mut self, mut target: pipe::Sender, mut socket: WebSocket) {
-        let stop = self.stop.clone();
-        self.inputs.spawn(async move {
-            let end = pump::pump_input(&mut socket, &mut target, &stop).await;
+        let (stop, tell) = (self.stop.clone(), self.tell_input_lost.take());
+        self.input.spawn(async move {
+            let fed = pump::pump_input(&mut socket, &mut target, &stop).await;
+            let fed = match fed.lost() {
+                Ok(fed) => fed,
+                Err(lost) => {
+                    let after = lost.after;
+                    tell.map(|tell| tell.send(lost));
+                    // The command is ended, and must not take this for the end of its input.
+                    stop.cancelled().await;
+                    Fed {
+                        bytes: after,
+                        end: InputEnd::Stopped,
+                    }
+                }
+            };
             drop(target);
-            if end == InputEnd::Command {
+            if matches!(fed.end, InputEnd::Command) {
                 // The client need not send what nobody will read.
                 let _ = socket.close(None).await;
             }
-            socket
+            (fed, socket)
         });
     }
 
     fn pump_output(&mut self, name: &'static str, source: pipe::Receiver, socket: WebSocket) {
-        let exited = self.exited.clone();
+        let (exited, leftovers) = (self.exited.clone(), self.leftovers.clone());
+        let (lost, has_control) = (self.control_lost.clone(), Arc::clone(&self.has_control));
         self.outputs.spawn(async move {
             let (mut sink, mut stream) = socket.split();
             let client_left = CancellationToken::new();
@@ -360,30 +433,52 @@ impl Running {
                 client_left.cancel();
                 std::future::pending().await
             };
+            let pump = async {
+                let pumped = pump::pump_output(&source, &mut sink, &exited, &client_left).await;
+                match pumped.end {
+                    StreamEnd::Held => leftovers.keep(source),
+                    StreamEnd::Complete | StreamEnd::ClientLeft => drop(source),
+                }
+                pump::end_output(&mut sink, pumped.end).await;
+                pumped
+            };
             let pumped = select! {
-                pumped = pump::pump_output(source, &mut sink, &exited, &client_left) => pumped,
+                pumped = pump => pumped,
                 never = watch => never,
             };
+            let left = pumped.end == StreamEnd::ClientLeft && name == exec::STDOUT;
+            if left && !has_control.load(Ordering::Acquire) {
+                lost.cancel();
+            }
             (name, pumped, sink.reunite(stream).ok())
         });
     }
 
     /// One socket carries both directions, and ends with the output.
     fn pump_terminal(&mut self, pty: Arc<Pty>, socket: WebSocket) {
-        let exited = self.exited.clone();
+        let (exited, tell) = (self.exited.clone(), self.tell_input_lost.take());
         self.outputs.spawn(async move {
             let (mut sink, mut stream) = socket.split();
             let client_left = CancellationToken::new();
             let stop = CancellationToken::new();
             let mut target = Arc::clone(&pty);
             let input = async {
-                let end = pump::pump_input(&mut stream, &mut target, &stop).await;
+                let fed = pump::pump_input(&mut stream, &mut target, &stop).await;
                 // An end the client says is the end of what it types, not of what it sees.
-                tracing::debug!(?end, "terminal input ended");
+                tracing::debug!(?fed, "terminal input ended");
+                if let Err(lost) = fed.lost() {
+                    tell.map(|tell| tell.send(lost));
+                }
                 std::future::pending().await
             };
+            let pump = async {
+                let pumped = pump::pump_output(&pty, &mut sink, &exited, &client_left).await;
+                drop(pty);
+                pump::end_output(&mut sink, pumped.end).await;
+                pumped
+            };
             let pumped = select! {
-                pumped = pump::pump_output(pty, &mut sink, &exited, &client_left) => pumped,
+                pumped = pump => pumped,
                 never = input => never,
             };
             drop(target);
@@ -407,6 +502,8 @@ impl Running {
         };
         tokio::pin!(to_end);
         let mut why = None;
+        let mut input_lost = None;
+        let input_loss = self.input_lost.take();
         let permit = self.permit.take();
         let status = select! {
             status = self.run(permit) => status,
@@ -414,6 +511,11 @@ impl Running {
             ended = &mut to_end => {
                 why = Some(ended);
                 self.end(ended).await
+            }
+            Some(Ok(lost)) = OptionFuture::from(input_loss) => {
+                input_lost = Some(lost);
+                why = Some(Why::InputLost);
+                self.end(Why::InputLost).await
             }
         };
         if !waits_for_eof || why.is_some() {
@@ -438,7 +540,15 @@ impl Running {
             }
         }
         self.stop.cancel();
-        drained.sockets.extend(self.inputs.join_all().await);
+        drained
+            .sockets
+            .extend(self.control.join_all().await.into_iter().flatten());
+        for (fed, socket) in self.input.join_all().await {
+            if matches!(fed.end, InputEnd::Client) {
+                drained.bytes.insert(exec::STDIN, fed.bytes);
+            }
+            drained.sockets.push(socket);
+        }
         let timed_out = why == Some(Why::TimeOver);
         let ended = match status {
             Ok(status) => Ended::Exited {
@@ -446,6 +556,7 @@ impl Running {
                 signal: status.signal(),
                 output_complete: drained.complete,
                 bytes: drained.bytes,
+                input_lost,
                 timed_out,
             },
             Err(error) => Ended::Failed { error, timed_out },
@@ -522,7 +633,7 @@ impl Drained {
         match output {
             Ok((name, pumped, socket)) => {
                 self.bytes.insert(name, pumped.bytes);
-                self.complete &= pumped.complete;
+                self.complete &= pumped.end != StreamEnd::Held;
                 self.sockets.extend(socket);
             }
             Err(error) => {
