@@ -25,7 +25,7 @@ enum Way {
     Pull,
 }
 
-const WAYS: [Way; 1] = [Way::Push];
+const WAYS: [Way; 2] = [Way::Push, Way::Pull];
 
 struct Both {
     _agent: TestAgent,

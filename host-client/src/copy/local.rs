@@ -4,9 +4,9 @@
 use std::{
     ffi::{OsStr, OsString},
     fs::{File, TryLockError},
-    io,
+    io::{self, Seek},
     os::{
-        fd::AsFd,
+        fd::{AsFd, BorrowedFd},
         unix::{
             ffi::{OsStrExt, OsStringExt},
             fs::{FileExt, MetadataExt},
@@ -27,11 +27,14 @@ use nix::{
     unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, symlinkat, unlinkat},
 };
 
+use vsock_agent_files::At;
+
 use super::{
-    CopyError,
+    CopyError, InPlace,
     attributes::{PART_MODE, SETGID},
     leftovers::Leftovers,
     part,
+    pull::target::{Finish, Target},
 };
 use crate::protocol::sftp::Attributes;
 
@@ -195,11 +198,7 @@ impl LocalDirectory {
     }
 
     fn publish(&self, part: &OsStr, name: &OsStr) -> Result<(), CopyError> {
-        renameat(&self.0, part, &self.0, name).map_err(|errno| match errno {
-            Errno::ENOENT => CopyError::TakenOver,
-            Errno::EISDIR | Errno::ENOTEMPTY | Errno::EEXIST => CopyError::InTheWay,
-            errno => CopyError::local("rename over the target", errno.into()),
-        })
+        renameat(&self.0, part, &self.0, name).map_err(|errno| not_renamed(errno.into()))
     }
 
     /// Sets attributes of this directory itself, which was made. With `inherits` it keeps the bit of
@@ -217,11 +216,34 @@ impl LocalDirectory {
         set_attributes(&self.0, &attributes)
     }
 
+    /// What is at `name`, open as a mere path, and its attributes; nothing if there is nothing.
+    pub(super) fn at(
+        &self,
+        name: &OsStr,
+        follow: OFlag,
+    ) -> Result<Option<(File, std::fs::Metadata)>, CopyError> {
+        let failed = |source| CopyError::local("look at the target", source);
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | follow;
+        let file: File = match openat(&self.0, name, flags, Mode::empty()) {
+            Ok(file) => file.into(),
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => return Err(failed(errno.into())),
+        };
+        let there = file.metadata().map_err(failed)?;
+        Ok(Some((file, there)))
+    }
+
     /// What is at `name`, of a link itself.
     pub(super) fn metadata(&self, name: &OsStr) -> Option<std::fs::Metadata> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file: File = openat(&self.0, name, flags, Mode::empty()).ok()?.into();
         file.metadata().ok()
+    }
+}
+
+impl AsFd for LocalDirectory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -246,29 +268,56 @@ impl Part {
             .map_err(|source| CopyError::local("write the file", source))
     }
 
-    /// Gives the file its attributes and its name, over what has it.
+    /// What is there itself, to be written to. Dropping it leaves it.
+    pub(super) fn in_place(target: &Target) -> Result<Self, CopyError> {
+        let file = target.open();
+        let file = file.map_err(|source| CopyError::local("write to the target", source))?;
+        Ok(Self {
+            directory: Arc::clone(&target.directory),
+            file: Arc::new(file),
+            name: None,
+        })
+    }
+
+    /// Gives the file its attributes and its name. What must not be replaced gets its content; then
+    /// this says why.
     pub(super) fn complete(
         mut self,
-        name: &OsStr,
+        target: &Target,
         attributes: &Attributes,
-        fsync: bool,
-    ) -> Result<(), CopyError> {
-        set_attributes(&*self.file, attributes)?;
-        let sync = |file: &File| {
-            file.sync_all()
-                .map_err(|source| CopyError::local("write the file to its disk", source))
+        finish: Finish,
+    ) -> Result<Option<InPlace>, CopyError> {
+        let Some(part) = &self.name else {
+            complete_in_place(&self.file, target, attributes, finish)?;
+            return Ok(None);
         };
-        if fsync {
+        set_attributes(&*self.file, attributes)?;
+        if finish.fsync {
             sync(&self.file)?;
         }
-        if let Some(part) = &self.name {
-            self.directory.publish(part, name)?;
+        let [from, to] = [(&self.directory, part), (&target.directory, &target.name)];
+        let [from, to] = [from, to].map(|(directory, name)| At {
+            directory: directory.as_fd(),
+            name: name.as_os_str(),
+        });
+        match vsock_agent_files::replace(&self.file, &from, &to, finish.replacement) {
+            Ok(Ok(())) => {}
+            Ok(Err(reason)) if target.has_file() => {
+                let into = Self::in_place(target)?;
+                copy(&self.file, &into.file)
+                    .map_err(|source| CopyError::local("write to the target", source))?;
+                complete_in_place(&into.file, target, attributes, finish)?;
+                return Ok(Some(reason.into()));
+            }
+            // Something else is there by now.
+            Ok(Err(_)) => return Err(CopyError::InTheWay),
+            Err(error) => return Err(not_renamed(error)),
         }
         self.name = None;
-        match fsync {
-            true => sync(&self.directory.0),
-            false => Ok(()),
+        if finish.fsync {
+            sync(&target.directory.0)?;
         }
+        Ok(None)
     }
 
     /// Lets the file stay, for the next copy to continue with.
@@ -283,6 +332,50 @@ impl Drop for Part {
             // Another copy may have taken it over.
             let _ = unlinkat(&self.directory.0, &**name, UnlinkatFlags::NoRemoveDir);
         }
+    }
+}
+
+/// Why a part did not get its name.
+fn not_renamed(error: io::Error) -> CopyError {
+    match error.kind() {
+        io::ErrorKind::NotFound => CopyError::TakenOver,
+        io::ErrorKind::IsADirectory
+        | io::ErrorKind::DirectoryNotEmpty
+        | io::ErrorKind::AlreadyExists => CopyError::InTheWay,
+        _ => CopyError::local("rename over the target", error),
+    }
+}
+
+fn sync(file: &File) -> Result<(), CopyError> {
+    file.sync_all()
+        .map_err(|source| CopyError::local("write the file to its disk", source))
+}
+
+/// Copies all of a file over an empty one.
+fn copy(mut from: &File, mut to: &File) -> io::Result<()> {
+    from.rewind()?;
+    io::copy(&mut from, &mut to).map(drop)
+}
+
+/// Gives a file that was written to its attributes. One that was there need not get the times.
+fn complete_in_place(
+    file: &File,
+    target: &Target,
+    attributes: &Attributes,
+    finish: Finish,
+) -> Result<(), CopyError> {
+    let told = finish.replacement;
+    let mut attributes = attributes.clone();
+    if target.has_file() {
+        attributes.permissions = attributes.permissions.filter(|_| told.sets_mode);
+    }
+    let set = set_attributes(file, &attributes);
+    if !target.has_file() || told.sets_mode || told.sets_owner {
+        set?;
+    }
+    match finish.fsync {
+        true => sync(file),
+        false => Ok(()),
     }
 }
 

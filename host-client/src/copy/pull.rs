@@ -8,6 +8,7 @@
 
 mod file;
 mod stream;
+pub(super) mod target;
 mod whole;
 
 use std::{
@@ -53,6 +54,8 @@ struct Work {
     source: RemotePath,
     kind: Kind,
     attributes: Attributes,
+    /// Whether the caller named it, not only the guest.
+    is_named: bool,
 }
 
 /// What is to be done at one time.
@@ -182,6 +185,7 @@ async fn walk_one(
         source: source.clone(),
         kind,
         attributes,
+        is_named: true,
     };
     // Nobody takes it any more only if the copy ended.
     let _ = queue.send(Job::One(work)).await;
@@ -257,6 +261,7 @@ async fn walk_tree(
             source,
             kind,
             attributes,
+            is_named: false,
         };
         // Nobody takes it any more only if the copy ended.
         let _ = queue.send(Job::One(work)).await;
@@ -323,13 +328,18 @@ impl Level {
 impl Directory {
     /// With what earlier copies left in it, if it was there.
     async fn looked_through(mut self, run: &Run<'_>) -> Result<Arc<Self>, CopyError> {
-        if self.attributes.is_none() {
+        if !self.is_new() {
             let local = Arc::clone(&self.local);
             // One that cannot be listed can still be written to.
             let found = run.pool.run_long(move || local.leftovers()).await?;
             self.leftovers = found.unwrap_or_default();
         }
         Ok(Arc::new(self))
+    }
+
+    /// Whether this copy made it: nothing else is in it.
+    const fn is_new(&self) -> bool {
+        self.attributes.is_some()
     }
 
     /// Parts of the target `stem` that earlier copies left.
@@ -406,6 +416,10 @@ async fn put_link(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
     let local = Arc::clone(&work.directory.local);
     let old = work.directory.take_leftovers(&part::stem(&work.name));
     let link = move || {
+        let special = local.metadata(&work.name).map(|there| there.file_type());
+        if special.is_some_and(|kind| !(kind.is_file() || kind.is_symlink() || kind.is_dir())) {
+            return Err(CopyError::InTheWay);
+        }
         local.link(target.as_os_str(), &work.name, &attributes)?;
         local.remove_parts(&old)
     };

@@ -258,6 +258,13 @@ impl<'a> Run<'a> {
         self.observer.observe(CopyEvent::InPlace { path, reason });
     }
 
+    /// The same, if there is a reason.
+    pub(super) fn told_in_place(&self, path: &[u8], reason: Option<InPlace>) {
+        if let Some(reason) = reason {
+            self.in_place(path, reason);
+        }
+    }
+
     /// Something failed. The rest goes on, unless this is all there is or nothing can go on.
     pub(super) fn failed(&self, path: &[u8], error: CopyError) -> Result<(), CopyError> {
         if self.single || self.sftp.is_over() || matches!(error, CopyError::Limit { .. }) {

@@ -4,19 +4,23 @@ use std::{collections::VecDeque, fs::File, io, os::unix::fs::FileExt, pin::Pin, 
 
 use super::{
     super::{
-        CopyError, SkipReason, attributes,
+        CopyError, InPlace, SkipReason, attributes,
         local::{LocalDirectory, Part, os_string},
         part, resume,
         run::{Run, SMALL_BYTES},
         sparse::RemoteData,
     },
-    Work,
+    Work, stream,
+    target::{self, Finish, Look, Target},
 };
 use crate::{
     error::ClientError,
     protocol::sftp::{Attributes, extension},
     sftp::{OpenFlags, RemoteFile},
 };
+
+/// Bytes on their way into a device or a pipe.
+const PIPE_BYTES: usize = 256 * 1024;
 
 /// Pieces of one file that may wait for the disk.
 const MAX_WRITES: usize = 8;
@@ -25,19 +29,25 @@ pub(super) async fn pull(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
     let old = work.directory.take_leftovers(&part::stem(&work.name));
     let source = work.source.clone();
     let directory = Arc::clone(&work.directory.local);
-    if run.options.resume && is_complete(run, &work).await? {
+    let target = look(run, &work).await?;
+    if target.is_special() {
+        let bytes = special(run, &work, target).await?;
+        run.finished(source.as_bytes(), bytes, |summary| &mut summary.files);
+        return Ok(());
+    }
+    if run.options.resume && is_complete(&target, &work) {
         remove_parts(run, directory, old).await?;
         run.skipped(source.as_bytes(), SkipReason::Complete);
         return Ok(());
     }
     let size = work.attributes.size.unwrap_or(0);
     let small = match (1..=SMALL_BYTES).contains(&size) {
-        true => small(run, &work, size).await?,
+        true => small(run, &work, &target, size).await?,
         false => None,
     };
     let bytes = match small {
         Some(bytes) => bytes,
-        None => large(run, work, &old).await?,
+        None => large_or_in_place(run, &work, &target, &old).await?,
     };
     // Those that were continued have another name now.
     remove_parts(run, directory, old).await?;
@@ -60,15 +70,76 @@ async fn remove_parts(
     }
 }
 
-async fn is_complete(run: &Run<'_>, work: &Work) -> Result<bool, CopyError> {
-    let (local, name) = (Arc::clone(&work.directory.local), work.name.clone());
-    let there = run.pool.run(move || local.metadata(&name)).await?;
-    Ok(there
-        .is_some_and(|there| there.is_file() && attributes::look_same(&there, &work.attributes)))
+/// Looks at what has the name of the target.
+async fn look(run: &Run<'_>, work: &Work) -> Result<Target, CopyError> {
+    let (directory, name) = (Arc::clone(&work.directory.local), work.name.clone());
+    if work.directory.is_new() {
+        return Ok(Target::new(&directory, &name));
+    }
+    let how = Look {
+        is_named: work.is_named,
+        no_dereference: run.options.no_dereference,
+    };
+    run.pool
+        .run(move || Target::look(&directory, &name, how))
+        .await?
+}
+
+/// Into a device or a pipe. Returns the number of bytes.
+async fn special(run: &Run<'_>, work: &Work, target: Target) -> Result<u64, CopyError> {
+    let (near, mut far) = tokio::io::duplex(PIPE_BYTES);
+    let reading = async move {
+        let mut near = near;
+        stream::read_into(run, &work.source, &work.attributes, &mut near).await
+    };
+    let writing = async {
+        let written = target::write_special(run, target, &mut far).await;
+        // Who reads must not wait for ever.
+        drop(far);
+        written
+    };
+    let (read, written) = tokio::join!(reading, writing);
+    // A target that takes no more is also why nothing could be read any more.
+    written?;
+    read
+}
+
+fn is_complete(target: &Target, work: &Work) -> bool {
+    let old = target.old();
+    old.is_some_and(|old| attributes::look_same(old, &work.attributes))
+}
+
+/// A file of any size. Where there is no room for it beside what is there, it is written in place, if
+/// there is room for it then.
+async fn large_or_in_place(
+    run: &Run<'_>,
+    work: &Work,
+    target: &Target,
+    old: &[Vec<u8>],
+) -> Result<u64, CopyError> {
+    let finish = Finish::of(run);
+    let error = match large(run, work, target, old, finish).await {
+        Err(error) if target::is_full(&error) && !finish.in_place => error,
+        pulled => return pulled,
+    };
+    if !target.needs_room(work.attributes.size.unwrap_or(0)) {
+        return Err(error);
+    }
+    run.in_place(work.source.as_bytes(), InPlace::NoRoom);
+    let in_place = Finish {
+        in_place: true,
+        ..finish
+    };
+    large(run, work, target, &[], in_place).await
 }
 
 /// A file that is believed to be small: two trips, however many requests. `None` if it was not.
-async fn small(run: &Run<'_>, work: &Work, size: u64) -> Result<Option<u64>, CopyError> {
+async fn small(
+    run: &Run<'_>,
+    work: &Work,
+    target: &Target,
+    size: u64,
+) -> Result<Option<u64>, CopyError> {
     let source = work.source.as_bytes();
     let file = open(run, work).await?;
     let length = u32::try_from(size + 1).unwrap_or(u32::MAX);
@@ -84,17 +155,13 @@ async fn small(run: &Run<'_>, work: &Work, size: u64) -> Result<Option<u64>, Cop
     run.started(source, Some(bytes), 0);
     let mut claim = run.claim(bytes)?;
     let attributes = run.wanted(&now);
-    let (directory, name) = (Arc::clone(&work.directory.local), work.name.clone());
-    let fsync = run.fsync;
-    let write = move || {
-        let part = directory.create_part(&name)?;
-        part.write(&data)?;
-        part.complete(&name, &attributes, fsync)
-    };
-    match fsync {
+    let (target, finish) = (target.clone(), Finish::of(run));
+    let write = move || target::save(&target, &data, &attributes, finish);
+    let in_place = match finish.fsync {
         true => run.pool.run_long(write).await??,
         false => run.pool.run(write).await??,
-    }
+    };
+    run.told_in_place(source, in_place);
     claim.copied(bytes)?;
     Ok(Some(bytes))
 }
@@ -106,22 +173,27 @@ async fn open(run: &Run<'_>, work: &Work) -> Result<RemoteFile, ClientError> {
 }
 
 /// A file that is written while it is read.
-async fn large(run: &Run<'_>, work: Work, old: &[Vec<u8>]) -> Result<u64, CopyError> {
-    let Work {
-        directory,
-        name,
-        source,
-        ..
-    } = &work;
-    let file = open(run, &work).await?;
+async fn large(
+    run: &Run<'_>,
+    work: &Work,
+    target: &Target,
+    old: &[Vec<u8>],
+    finish: Finish,
+) -> Result<u64, CopyError> {
+    let source = &work.source;
+    let file = open(run, work).await?;
     let before = file.stat().await?;
-    let (local, target) = (Arc::clone(&directory.local), name.clone());
     let old = match run.options.resume {
         true => old.to_vec(),
         false => Vec::new(),
     };
-    let begin = move || begin(&local, &target, &old);
-    let (part, length) = run.pool.run_long(begin).await??;
+    let into = target.clone();
+    let begin = move || {
+        let part = || begin(&into.directory, &into.name, &old);
+        target::begin(&into, finish, part, |part| (part, 0))
+    };
+    let ((part, length), in_place) = run.pool.run_long(begin).await??;
+    run.told_in_place(source.as_bytes(), in_place);
     let size = before.size.filter(|size| *size > 0);
     let start = match length {
         0 => 0,
@@ -149,10 +221,10 @@ async fn large(run: &Run<'_>, work: Work, old: &[Vec<u8>]) -> Result<u64, CopyEr
         }
     };
     let attributes = run.wanted(&after);
-    let (name, fsync) = (name.clone(), run.fsync);
-    run.pool
-        .run_long(move || part.complete(&name, &attributes, fsync))
-        .await??;
+    let target = target.clone();
+    let complete = move || part.complete(&target, &attributes, finish);
+    let in_place = run.pool.run_long(complete).await??;
+    run.told_in_place(source.as_bytes(), in_place);
     Ok(bytes)
 }
 

@@ -35,10 +35,26 @@ where
         Kind::Directory => return Err(CopyError::IsADirectory),
         _ => return Err(CopyError::Special),
     }
+    run.found(attributes.size.unwrap_or(0))?;
+    let transferred = read_into(&run, source, &attributes, sink).await?;
+    run.finished(source.as_bytes(), transferred, |summary| &mut summary.files);
+    Ok(run.summary())
+}
+
+/// Writes a file that was found into `sink`, and flushes it. Returns the number of bytes.
+pub(super) async fn read_into<W>(
+    run: &Run<'_>,
+    source: &RemotePath,
+    attributes: &Attributes,
+    sink: &mut W,
+) -> Result<u64, CopyError>
+where
+    W: AsyncWrite + Unpin + ?Sized,
+{
     let size = attributes.size.filter(|size| *size > 0);
-    run.found(size.unwrap_or(0))?;
     run.started(source.as_bytes(), size, 0);
-    let file = sftp
+    let file = run
+        .sftp
         .open(source, OpenFlags::READ, Attributes::default())
         .await?;
     let failed = |source| CopyError::local("write what was read", source);
@@ -55,6 +71,5 @@ where
         }
         _ => {}
     }
-    run.finished(source.as_bytes(), transferred, |summary| &mut summary.files);
-    Ok(run.summary())
+    Ok(transferred)
 }

@@ -9,10 +9,10 @@ use super::{
     super::{
         CopyError,
         attributes::Kind,
-        local::LocalDirectory,
         run::{Run, SMALL_BYTES},
     },
     Directory, Work, put_one,
+    target::{self, Finish, Look, Target},
 };
 use crate::{
     error::ClientError,
@@ -114,10 +114,23 @@ pub(super) async fn pull(
             _ => rest.push((name, source, listed)),
         }
     }
-    let local = Arc::clone(&directory.local);
+    let (local, is_new, finish) = (
+        Arc::clone(&directory.local),
+        directory.is_new(),
+        Finish::of(run),
+    );
+    let look = Look {
+        is_named: false,
+        no_dereference: run.options.no_dereference,
+    };
     let write = move || {
         let write = |file: Whole| {
-            let written = write(&local, &file);
+            let target = match is_new {
+                true => Ok(Target::new(&local, &file.name)),
+                false => Target::look(&local, &file.name, look),
+            };
+            let written = target
+                .and_then(|target| target::save(&target, &file.data, &file.attributes, finish));
             (file, written)
         };
         whole.into_iter().map(write).collect::<Vec<_>>()
@@ -125,7 +138,8 @@ pub(super) async fn pull(
     for ((file, written), mut claim) in run.pool.run(write).await?.into_iter().zip(claims) {
         let bytes = length(&file.data);
         match written {
-            Ok(()) => {
+            Ok(in_place) => {
+                run.told_in_place(file.source.as_bytes(), in_place);
                 claim.copied(bytes)?;
                 run.finished(file.source.as_bytes(), bytes, |summary| &mut summary.files);
             }
@@ -139,6 +153,7 @@ pub(super) async fn pull(
             source,
             kind: Kind::File,
             attributes,
+            is_named: false,
         };
         put_one(run, work).await?;
     }
@@ -151,10 +166,4 @@ fn is_all(attributes: &Attributes, data: &Bytes) -> bool {
 
 fn length(data: &Bytes) -> u64 {
     u64::try_from(data.len()).unwrap_or(u64::MAX)
-}
-
-fn write(directory: &Arc<LocalDirectory>, file: &Whole) -> Result<(), CopyError> {
-    let part = directory.create_part(&file.name)?;
-    part.write(&file.data)?;
-    part.complete(&file.name, &file.attributes, false)
 }

@@ -1,0 +1,355 @@
+//! What is at the name that a file of the guest is to have here.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{File, Metadata},
+    io,
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2},
+    sys::{stat::Mode, statvfs::fstatvfs},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    time::sleep,
+};
+
+use super::super::{
+    CopyError, InPlace,
+    local::{LocalDirectory, Part},
+    run::Run,
+};
+use crate::{error::ClientError, protocol::sftp::Attributes};
+
+/// How often a pipe or a device is tried that is not ready.
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// Bytes that are written at once to what is no regular file.
+const STREAM_BYTES: usize = 64 * 1024;
+
+/// How targets are looked at.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Look {
+    /// Whether the caller named it. What only the guest names leads through no link and into no
+    /// device.
+    pub(super) is_named: bool,
+    /// Whether a link is replaced.
+    pub(super) no_dereference: bool,
+}
+
+/// Where a file goes.
+#[derive(Debug, Clone)]
+pub(in super::super) struct Target {
+    pub(in super::super) directory: Arc<LocalDirectory>,
+    pub(in super::super) name: OsString,
+    there: There,
+}
+
+/// What is there.
+#[derive(Debug, Clone)]
+enum There {
+    Nothing,
+    /// A link that is replaced.
+    Link,
+    File(Metadata),
+    /// A file behind a link to what has no name, or none that is known.
+    Linked(Metadata),
+    /// A device or a pipe.
+    Special(Metadata),
+}
+
+impl Target {
+    /// A name where nothing is.
+    pub(super) fn new(directory: &Arc<LocalDirectory>, name: &OsStr) -> Self {
+        Self {
+            directory: Arc::clone(directory),
+            name: name.to_owned(),
+            there: There::Nothing,
+        }
+    }
+
+    /// Looks at what has the name. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// When it is nothing that a file could be written to.
+    pub(super) fn look(
+        directory: &Arc<LocalDirectory>,
+        name: &OsStr,
+        how: Look,
+    ) -> Result<Self, CopyError> {
+        let mut target = Self::new(directory, name);
+        let Some((_, there)) = directory.at(name, OFlag::O_NOFOLLOW)? else {
+            return Ok(target);
+        };
+        if !there.is_symlink() {
+            target.there = There::of(there, how)?;
+            return Ok(target);
+        }
+        if how.no_dereference || !how.is_named {
+            target.there = There::Link;
+            return Ok(target);
+        }
+        let (end, there) = directory
+            .at(name, OFlag::empty())?
+            .ok_or(CopyError::DanglingLink)?;
+        target.there = match There::of(there, how)? {
+            There::File(there) => match named_by(directory, name, &end, &there) {
+                Some((directory, name)) => {
+                    return Ok(Self {
+                        directory: Arc::new(directory),
+                        name,
+                        there: There::File(there),
+                    });
+                }
+                None => There::Linked(there),
+            },
+            there => there,
+        };
+        Ok(target)
+    }
+
+    /// The file that is there.
+    pub(super) const fn old(&self) -> Option<&Metadata> {
+        match &self.there {
+            There::File(old) | There::Linked(old) => Some(old),
+            There::Nothing | There::Link | There::Special(_) => None,
+        }
+    }
+
+    /// Whether a file is there.
+    pub(in super::super) const fn has_file(&self) -> bool {
+        self.old().is_some()
+    }
+
+    /// Whether it is a device or a pipe.
+    pub(super) const fn is_special(&self) -> bool {
+        matches!(self.there, There::Special(_))
+    }
+
+    /// Opens what is there for writing, without waiting for the reader of a pipe; or creates it. A
+    /// file is emptied.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; also when something else is there by now.
+    pub(in super::super) fn open(&self) -> io::Result<File> {
+        let mut flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let looked = match &self.there {
+            There::Nothing | There::Link => {
+                flags |= OFlag::O_CREAT | OFlag::O_EXCL;
+                let mode = Mode::from_bits_truncate(0o600);
+                return Ok(openat(&*self.directory, &*self.name, flags, mode)?.into());
+            }
+            There::File(looked) => {
+                flags |= OFlag::O_NOFOLLOW;
+                looked
+            }
+            There::Linked(looked) | There::Special(looked) => looked,
+        };
+        let file: File = openat(&*self.directory, &*self.name, flags, Mode::empty())?.into();
+        if !is_same(&file.metadata()?, looked) {
+            return Err(io::Error::other(
+                "the target was replaced by somebody else meanwhile",
+            ));
+        }
+        if looked.is_file() {
+            file.set_len(0)?;
+        }
+        Ok(file)
+    }
+
+    /// Whether so many bytes have no room beside what is there, but in its place.
+    pub(super) fn needs_room(&self, bytes: u64) -> bool {
+        let (Some(old), Ok(system)) = (self.old(), fstatvfs(&*self.directory)) else {
+            return false;
+        };
+        let free = system
+            .blocks_available()
+            .saturating_mul(system.fragment_size());
+        free < bytes && bytes <= free.saturating_add(old.blocks().saturating_mul(512))
+    }
+}
+
+impl There {
+    fn of(there: Metadata, how: Look) -> Result<Self, CopyError> {
+        let kind = there.file_type();
+        match kind {
+            _ if kind.is_file() => Ok(Self::File(there)),
+            _ if kind.is_dir() => Err(CopyError::InTheWay),
+            _ if kind.is_socket() => Err(CopyError::Socket),
+            _ if how.is_named => Ok(Self::Special(there)),
+            _ => Err(CopyError::SpecialTarget),
+        }
+    }
+}
+
+/// The directory and the name of the file that a link leads to. None if they are not known, or if
+/// the link is one of the kernel's (`/proc/self/fd/1`): what that leads to is open already, and must
+/// stay the same file.
+fn named_by(
+    directory: &LocalDirectory,
+    link: &OsStr,
+    end: &File,
+    there: &Metadata,
+) -> Option<(LocalDirectory, OsString)> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    if let Err(Errno::ELOOP) = openat2(directory.as_fd(), link, how) {
+        return None;
+    }
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", end.as_raw_fd())).ok()?;
+    let parent = LocalDirectory::open(path.parent()?).ok()?;
+    let name = path.file_name()?.to_owned();
+    let (_, found) = parent.at(&name, OFlag::O_NOFOLLOW).ok()??;
+    is_same(&found, there).then_some((parent, name))
+}
+
+fn is_same(one: &Metadata, other: &Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
+}
+
+/// Writes what `source` gives into a device or a pipe. A pipe waits for its reader.
+pub(super) async fn write_special<R>(
+    run: &Run<'_>,
+    target: Target,
+    source: &mut R,
+) -> Result<(), CopyError>
+where
+    R: AsyncRead + Unpin,
+{
+    let failed = |source| CopyError::local("write to the target", source);
+    let is_block =
+        matches!(&target.there, There::Special(looked) if looked.file_type().is_block_device());
+    let target = Arc::new(target);
+    let file = loop {
+        let target = Arc::clone(&target);
+        match run.pool.run_long(move || target.open()).await? {
+            Err(error) if error.raw_os_error() == Some(Errno::ENXIO as i32) => {
+                sleep(INTERVAL).await;
+            }
+            opened => break Arc::new(opened.map_err(failed)?),
+        }
+    };
+    loop {
+        let mut data = vec![0; STREAM_BYTES];
+        let count = source.read(&mut data).await.map_err(failed)?;
+        if count == 0 {
+            break;
+        }
+        data.truncate(count);
+        while !data.is_empty() {
+            let into = Arc::clone(&file);
+            let write = move || {
+                let written = io::Write::write(&mut &*into, &data);
+                (data, written)
+            };
+            let (rest, written) = run.pool.run_long(write).await?;
+            data = rest;
+            match written {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(INTERVAL).await,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(0) => return Err(failed(io::ErrorKind::WriteZero.into())),
+                written => drop(data.drain(..written.map_err(failed)?)),
+            }
+        }
+    }
+    match run.fsync && is_block {
+        true => run
+            .pool
+            .run_long(move || file.sync_all())
+            .await?
+            .map_err(failed),
+        false => Ok(()),
+    }
+}
+
+/// What a target gets when it is written, from the copy's options.
+#[derive(Debug, Clone, Copy)]
+pub(in super::super) struct Finish {
+    pub(in super::super) fsync: bool,
+    pub(super) in_place: bool,
+    pub(in super::super) replacement: vsock_agent_files::Replacement,
+}
+
+impl Finish {
+    pub(super) fn of(run: &Run<'_>) -> Self {
+        let wanted = run.replacement();
+        Self {
+            fsync: run.fsync,
+            in_place: run.options.in_place,
+            replacement: vsock_agent_files::Replacement {
+                sets_mode: wanted.sets_mode,
+                sets_owner: wanted.sets_owner,
+                // They were looked at.
+                leaves_links: false,
+            },
+        }
+    }
+}
+
+/// What is written to for a target: a part of it, which `part` makes, or what is there; and why, if
+/// nobody asked for that. Blocking.
+pub(super) fn begin<T>(
+    target: &Target,
+    finish: Finish,
+    part: impl FnOnce() -> Result<T, CopyError>,
+    in_place: impl FnOnce(Part) -> T,
+) -> Result<(T, Option<InPlace>), CopyError> {
+    let write_to = |reason| Ok((in_place(Part::in_place(target)?), reason));
+    match &target.there {
+        There::Linked(_) => return write_to(Some(InPlace::Link)),
+        There::Nothing | There::File(_) if finish.in_place => return write_to(None),
+        _ => {}
+    }
+    match part() {
+        Err(CopyError::Local { .. }) if target.old().is_some() => write_to(Some(InPlace::NoPart)),
+        part => Ok((part?, None)),
+    }
+}
+
+/// Writes a small file. Says why it was written in place, if nobody asked for that. Blocking.
+pub(super) fn save(
+    target: &Target,
+    data: &[u8],
+    attributes: &Attributes,
+    finish: Finish,
+) -> Result<Option<InPlace>, CopyError> {
+    let create = || target.directory.create_part(&target.name);
+    let (part, reason) = begin(target, finish, create, |part| part)?;
+    let written = part.write(data);
+    let saved = written.and_then(|()| part.complete(target, attributes, finish));
+    let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
+    match saved {
+        Err(error) if reason.is_none() && is_full(&error) && target.needs_room(bytes) => {
+            let part = Part::in_place(target)?;
+            part.write(data)?;
+            part.complete(target, attributes, finish)?;
+            Ok(Some(InPlace::NoRoom))
+        }
+        saved => Ok(reason.or(saved?)),
+    }
+}
+
+/// Whether the file system is full, or the user's share of it.
+pub(super) fn is_full(error: &CopyError) -> bool {
+    let source = match error {
+        CopyError::Local { source, .. } | CopyError::Client(ClientError::Local { source, .. }) => {
+            source
+        }
+        _ => return false,
+    };
+    matches!(
+        source.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
