@@ -31,13 +31,15 @@ mod resume;
 mod run;
 mod scan;
 mod sparse;
+mod within;
 
 use std::io;
 
 pub use self::{
     in_place::InPlace,
     pull::{pull, pull_stream},
-    push::{push, push_stream},
+    push::{push, push_stream, push_stream_if},
+    within::copy_within,
 };
 use crate::error::ClientError;
 
@@ -247,6 +249,9 @@ pub enum CopyError {
     /// caller names is written to.
     #[error("the target is a device or a pipe")]
     SpecialTarget,
+    /// The target is not as it was when it was looked at.
+    #[error("it was changed by somebody else meanwhile: nothing was written")]
+    TargetChanged,
     /// The target must not be replaced by a new file, and this server cannot do more.
     #[error("it can only be written in place: {0}")]
     OnlyInPlace(InPlace),

@@ -21,6 +21,7 @@ use std::{
 use tokio::sync::mpsc;
 
 pub use self::stream::pull_stream;
+pub(super) use self::stream::read_into;
 use super::{
     CopyError, CopyObserver, CopyOptions, CopySummary, SkipReason,
     attributes::{self, Kind},
@@ -112,10 +113,10 @@ pub async fn pull(
     Ok(run.summary())
 }
 
-type Top = (Kind, Attributes);
+pub(super) type Top = (Kind, Attributes);
 
 /// What a source is. A link is one if `links`, else what it leads to.
-async fn top(sftp: &Sftp, source: &RemotePath, links: bool) -> Result<Top, CopyError> {
+pub(super) async fn top(sftp: &Sftp, source: &RemotePath, links: bool) -> Result<Top, CopyError> {
     let attributes = match links && !source.as_bytes().ends_with(b"/") {
         true => sftp.lstat(source).await?,
         false => sftp.stat(source).await?,

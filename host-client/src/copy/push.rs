@@ -1,6 +1,6 @@
 //! Into the guest: a walk over local directories, and many files at once.
 
-mod file;
+pub(super) mod file;
 mod stream;
 mod whole;
 
@@ -14,7 +14,7 @@ use std::{
 
 use tokio::{sync::mpsc, time::timeout};
 
-pub use self::stream::push_stream;
+pub use self::stream::{push_stream, push_stream_if};
 use super::{
     CopyError, CopyObserver, CopyOptions, CopySummary, SkipReason,
     attributes::{self, Kind, SETGID},
@@ -107,7 +107,7 @@ pub async fn push(
 }
 
 /// Waits until nothing is left of what failed. A guest that does not answer is not waited for.
-async fn clean_up(sftp: &Sftp) {
+pub(super) async fn clean_up(sftp: &Sftp) {
     let _ = timeout(CLEAN_UP_TIMEOUT, sftp.removed()).await;
 }
 

@@ -16,7 +16,6 @@ mod stat;
 
 use std::{
     ffi::{OsStr, OsString},
-    hash::{BuildHasher, Hasher, RandomState},
     os::unix::ffi::OsStrExt,
 };
 
@@ -80,16 +79,6 @@ impl Place {
 /// `unix:/run/agent.sock` is an endpoint without a path, not a path on a machine named "unix".
 fn is_endpoint_word(vm: &[u8]) -> bool {
     matches!(vm, b"unix" | b"hybrid")
-}
-
-/// A name beside a path that nobody else has, and that says what it is.
-fn part_beside(path: &RemotePath) -> RemotePath {
-    let random = RandomState::new().build_hasher().finish();
-    let name = format!(".agent-cli-{random:016x}.part");
-    match path.parent() {
-        Some(directory) => directory.join(name),
-        None => RemotePath::from(name),
-    }
 }
 
 /// All but the last word, and the last.

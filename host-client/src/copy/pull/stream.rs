@@ -42,7 +42,7 @@ where
 }
 
 /// Writes a file that was found into `sink`, and flushes it. Returns the number of bytes.
-pub(super) async fn read_into<W>(
+pub(in super::super) async fn read_into<W>(
     run: &Run<'_>,
     source: &RemotePath,
     attributes: &Attributes,

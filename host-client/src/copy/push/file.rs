@@ -2,7 +2,7 @@
 
 mod output;
 mod remote_part;
-pub(super) mod target;
+pub(in super::super) mod target;
 
 use std::{
     ffi::OsStr,
@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Bytes that the guest copies in one request: it must answer before it is taken to be silent.
-const COPY_BYTES: u64 = 64 * 1024 * 1024;
+pub(in super::super) const COPY_BYTES: u64 = 64 * 1024 * 1024;
 
 pub(super) async fn push(
     run: &Run<'_>,
@@ -302,16 +302,36 @@ async fn large(
 }
 
 /// Sends what `source` gives.
-pub(super) async fn stream<R>(
-    mut output: Output<'_, '_>,
+async fn stream<R>(
+    output: Output<'_, '_>,
     source: &mut R,
     attributes: Attributes,
 ) -> Result<u64, CopyError>
 where
     R: AsyncRead + Unpin + ?Sized,
 {
+    stream_if(output, source, attributes, async || true).await
+}
+
+/// The same, if what is there is `unchanged`: before anything is created or opened, and once more
+/// before it is replaced.
+pub(super) async fn stream_if<R>(
+    mut output: Output<'_, '_>,
+    source: &mut R,
+    attributes: Attributes,
+    unchanged: impl AsyncFn() -> bool,
+) -> Result<u64, CopyError>
+where
+    R: AsyncRead + Unpin + ?Sized,
+{
+    if !unchanged().await {
+        return Err(CopyError::TargetChanged);
+    }
     let file = output.create(OpenFlags::WRITE).await?;
     let bytes = output.put(&file, source).await?;
+    if !output.is_in_place() && !unchanged().await {
+        return Err(CopyError::TargetChanged);
+    }
     output.complete(file, &attributes, bytes).await?;
     Ok(bytes)
 }

@@ -28,6 +28,27 @@ pub async fn push_stream<R>(
 where
     R: AsyncRead + Unpin + ?Sized,
 {
+    let always = async || true;
+    push_stream_if(sftp, source, destination, options, observer, always).await
+}
+
+/// The same, if the file that is there is `unchanged`, which is asked before the first byte is
+/// written, and once more when all are and the old file is about to be replaced.
+///
+/// # Errors
+///
+/// As for [`push`](super::push()); [`CopyError::TargetChanged`].
+pub async fn push_stream_if<R>(
+    sftp: &Sftp,
+    source: &mut R,
+    destination: &RemotePath,
+    options: &CopyOptions,
+    observer: &dyn CopyObserver,
+    unchanged: impl AsyncFn() -> bool,
+) -> Result<CopySummary, CopyError>
+where
+    R: AsyncRead + Unpin + ?Sized,
+{
     let run = Run::new(sftp, options, observer, true);
     if destination.file_name().is_none() {
         return Err(CopyError::NoName);
@@ -42,7 +63,7 @@ where
     // Before the first byte: what a stream left cannot be continued.
     target.remove_left_now(&run).await;
     let output = Output::new(&run, target, b"-");
-    let streamed = file::stream(output, source, attributes).await;
+    let streamed = file::stream_if(output, source, attributes, unchanged).await;
     super::clean_up(sftp).await;
     let bytes = streamed?;
     run.finished(b"-", bytes, |summary| &mut summary.files);

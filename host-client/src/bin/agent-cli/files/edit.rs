@@ -2,25 +2,29 @@
 //!
 //! ```text
 //! read ─► draft ─► editor ─► the same? ── yes ─► nothing is written
-//!                                └─ no ─► part beside the file ─► file as it was? ─► rename
+//!                                └─ no ─► part beside the file ─► file as it was? ─► replace it
 //!                                                                      └─ no ─► draft is kept
 //! ```
 
 mod draft;
+
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures_util::FutureExt;
 use tokio::{
     io::AsyncReadExt,
     signal::unix::{SignalKind, signal},
+    time::timeout,
 };
 use vsock_agent_client::{
     OpenFlags, RemotePath, Sftp,
+    copy::{self, CopyEvent, CopyObserver, CopyOptions},
     protocol::sftp::{Attributes, FileType, PERMISSION_BITS},
 };
 
 use self::draft::Draft;
-use super::{Place, attributes::is_link, part_beside, shown};
+use super::{Place, attributes::is_link, shown};
 use crate::{args::EditArgs, config::Settings, output};
 
 /// Largest file edited, in bytes: it is held three times.
@@ -29,11 +33,8 @@ const MAX_FILE_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes on their way from the guest.
 const BUFFER_BYTES: usize = 256 * 1024;
 
-/// Mode of a new file.
-const NEW_MODE: u32 = 0o644;
-
-/// Mode of a file that is not complete yet.
-const PART_MODE: u32 = 0o600;
+/// How long a guest may take to remove what is left of an interrupted save.
+const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// `agent-cli edit`.
 pub(crate) async fn edit(settings: &Settings, args: EditArgs) -> anyhow::Result<u8> {
@@ -74,18 +75,15 @@ pub(crate) async fn edit(settings: &Settings, args: EditArgs) -> anyhow::Result<
     let writing = async {
         edited?;
         let new = new.as_deref().context("the editor removed the file")?;
-        let saving = Saving {
-            sftp: &sftp,
-            path: &path,
-            part: part_beside(&path),
-        };
         tokio::select! {
-            outcome = saving.save(before.as_ref(), new) => outcome,
+            outcome = save(&sftp, &path, before.as_ref(), new) => outcome?,
             _ = interrupts.recv() => {
-                saving.abandon().await;
+                // Answered behind the request that removes the part.
+                let _ = timeout(CLEAN_UP_TIMEOUT, sftp.realpath(".")).await;
                 bail!("interrupted")
             }
         }
+        anyhow::Ok(())
     };
     if let Err(error) = writing.await {
         draft.keep();
@@ -173,71 +171,31 @@ async fn content(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// A file on its way back.
-#[derive(Debug)]
-struct Saving<'a> {
-    sftp: &'a Sftp,
-    path: &'a RemotePath,
-    part: RemotePath,
+/// Writes the new content, if the file is still as it was `before`. Between the last look and the
+/// replacement there is a moment that no request of SFTP can close.
+async fn save(
+    sftp: &Sftp,
+    path: &RemotePath,
+    before: Option<&Version>,
+    mut new: &[u8],
+) -> anyhow::Result<()> {
+    let unchanged = async || match Version::read(sftp, path).await {
+        Ok(now) => now.as_ref() == before,
+        Err(_) => false,
+    };
+    let options = CopyOptions::default();
+    let told = Told(path);
+    copy::push_stream_if(sftp, &mut new, path, &options, &told, unchanged).await?;
+    Ok(())
 }
 
-impl Saving<'_> {
-    /// Writes the new content, if the file is still as it was `before`.
-    async fn save(&self, before: Option<&Version>, new: &[u8]) -> anyhow::Result<()> {
-        let saved = async {
-            self.fill(before, new).await?;
-            self.rename(before).await
-        };
-        let saved = saved.await;
-        if saved.is_err() {
-            self.abandon().await;
-        }
-        saved
-    }
+/// Tells when the file is written in place.
+struct Told<'a>(&'a RemotePath);
 
-    async fn fill(&self, before: Option<&Version>, mut new: &[u8]) -> anyhow::Result<()> {
-        let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUDE;
-        let mode = |mode| Attributes {
-            permissions: Some(mode),
-            ..Attributes::default()
-        };
-        let file = self.sftp.open(&self.part, flags, mode(PART_MODE)).await?;
-        file.put(&mut new).await?;
-        let owner = before.and_then(|before| before.owner);
-        if owner.is_some() && file.stat().await?.owner != owner {
-            let attributes = Attributes {
-                owner,
-                ..Attributes::default()
-            };
-            file.setstat(attributes)
-                .await
-                .context("cannot keep its owner")?;
+impl CopyObserver for Told<'_> {
+    fn observe(&self, event: CopyEvent<'_>) {
+        if let CopyEvent::InPlace { reason, .. } = event {
+            output::complain(&format!("{}: written in place: {reason}", shown(self.0)));
         }
-        // After the owner, whose change takes setuid and setgid away.
-        let old = before.and_then(|before| before.mode);
-        file.setstat(mode(old.unwrap_or(NEW_MODE)))
-            .await
-            .context("cannot keep its mode")?;
-        file.sync().await?;
-        file.close().await?;
-        Ok(())
-    }
-
-    /// Gives the part the file's name. Between the last look and this there is a moment that no
-    /// request of SFTP can close.
-    async fn rename(&self, before: Option<&Version>) -> anyhow::Result<()> {
-        if Version::read(self.sftp, self.path).await?.as_ref() != before {
-            bail!("it was changed by somebody else meanwhile: nothing was written");
-        }
-        match before {
-            Some(_) => self.sftp.replace(&self.part, self.path).await?,
-            None => self.sftp.rename(&self.part, self.path).await?,
-        }
-        Ok(())
-    }
-
-    /// Removes the part. The agent may be gone; then it stays, under a name that says what it is.
-    async fn abandon(&self) {
-        let _ = self.sftp.remove(&self.part).await;
     }
 }

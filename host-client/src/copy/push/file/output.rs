@@ -117,7 +117,11 @@ impl<'r, 'a> Output<'r, 'a> {
     }
 
     /// Writes what `source` gives, to its end. Returns the number of bytes.
-    pub(super) async fn put<R>(&self, file: &RemoteFile, source: &mut R) -> Result<u64, CopyError>
+    pub(in super::super::super) async fn put<R>(
+        &self,
+        file: &RemoteFile,
+        source: &mut R,
+    ) -> Result<u64, CopyError>
     where
         R: AsyncRead + Unpin + ?Sized,
     {

@@ -96,7 +96,7 @@ impl Target {
     }
 
     /// Whether it is no regular file: then it is written to as it is.
-    pub(super) const fn is_special(&self) -> bool {
+    pub(in super::super::super) const fn is_special(&self) -> bool {
         matches!(
             self.there,
             There::BlockDevice | There::CharacterDevice | There::Fifo

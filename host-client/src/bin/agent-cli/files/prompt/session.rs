@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use vsock_agent_client::{
-    OpenFlags, RemotePath, Sftp,
+    RemotePath, Sftp,
+    copy::{self, CopyOptions},
     protocol::sftp::{Attributes, extension},
 };
 
@@ -17,8 +18,9 @@ use super::{
 use crate::{
     files::{
         attributes::is_directory,
+        copy::report::Report,
         listing::{self, Content, Listed, View},
-        mkdir, part_beside,
+        mkdir,
         remove::Removal,
         shown, stat,
     },
@@ -288,50 +290,20 @@ impl Session {
         Ok(())
     }
 
-    /// Copies inside the guest, to a name of its own first: the old file stays until it is done.
+    /// Copies inside the guest.
     async fn copy(&self, old: &Word, new: &Word) -> anyhow::Result<()> {
         let (old, mut new) = (self.path(old).await?, self.path(new).await?);
         if let Ok(attributes) = self.sftp.stat(&new).await
             && is_directory(&attributes)
         {
-            new = new.join(
-                old.file_name()
-                    .context("it has no name")?
-                    .as_encoded_bytes(),
-            );
+            let name = old.file_name().context("it has no name")?;
+            new = new.join(name.as_encoded_bytes());
         }
-        let part = part_beside(&new);
-        let copied = self.copy_by(&old, &part, &new).await;
-        if copied.is_err() {
-            // The agent may be gone; then it stays, under a name that says what it is.
-            let _ = self.sftp.remove(&part).await;
-        }
-        copied.with_context(|| format!("cannot copy {} to {}", shown(&old), shown(&new)))
-    }
-
-    async fn copy_by(
-        &self,
-        old: &RemotePath,
-        part: &RemotePath,
-        new: &RemotePath,
-    ) -> anyhow::Result<()> {
-        let attributes = self.sftp.stat(old).await?;
-        if is_directory(&attributes) {
-            bail!("it is a directory");
-        }
-        let mode = Attributes {
-            permissions: attributes.permissions.map(|mode| mode & 0o777),
-            ..Attributes::default()
-        };
-        let from = self
-            .sftp
-            .open(old, OpenFlags::READ, Attributes::default())
-            .await?;
-        let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUDE;
-        let to = self.sftp.open(part, flags, mode).await?;
-        from.copy_data(0, 0, &to, 0).await?;
-        to.close().await?;
-        self.sftp.replace(part, new).await?;
+        let mut options = CopyOptions::default();
+        options.fsync = Some(false);
+        let report = Report::for_prompt(false);
+        let copied = copy::copy_within(&self.sftp, &old, &new, &options, &report).await;
+        copied.with_context(|| format!("cannot copy {} to {}", shown(&old), shown(&new)))?;
         Ok(())
     }
 }

@@ -22,6 +22,9 @@ impl Session {
         let summary = match transfer.direction {
             Direction::Get => {
                 let sources = self.paths(std::slice::from_ref(&transfer.source)).await?;
+                // Names that the guest chose lead through no link of ours.
+                let named = self.path(&transfer.source).await?;
+                options.no_dereference = sources != [named];
                 let target = transfer.target.as_ref().map(expand::local);
                 let target = target.unwrap_or_else(|| PathBuf::from("."));
                 let copied = copy::pull(&self.sftp, &sources, &target, &options, &report.0).await;
