@@ -1,6 +1,7 @@
 //! The fuzz targets without a fuzzer: every corpus as it is, and a bounded number of random changes.
 //!
-//! `FUZZ_SEED` repeats a run, `FUZZ_RUNS` sets the number of changes for each target.
+//! The changes are the same each time. `FUZZ_SEED` gives those of another number, `FUZZ_SEED=fresh` such
+//! that nobody has seen; `FUZZ_RUNS` sets their number for each target.
 
 use std::{
     collections::BTreeSet,
@@ -15,6 +16,9 @@ use harness::{
         SftpDecode, SftpServer, Target, WebsocketFrames,
     },
 };
+
+/// The seed unless another is asked for: a failure is then a change's, and not the day's.
+const SEED: u64 = 1;
 
 #[test]
 fn no_control_message_breaks_its_reader() {
@@ -90,7 +94,11 @@ fn replay<T: Target>() {
     for (name, data) in &corpus {
         run(&target, data, &format!("corpus {name}"));
     }
-    let seed = number("FUZZ_SEED").unwrap_or_else(Random::fresh_seed);
+    let seed = match env::var("FUZZ_SEED").as_deref() {
+        Ok("fresh") => Random::fresh_seed(),
+        Ok(number) => number.parse().expect("a number, or `fresh`"),
+        Err(_) => SEED,
+    };
     let runs = number("FUZZ_RUNS").unwrap_or(T::RUNS.into());
     let mut mutator = Mutator::new(seed, corpus.into_iter().map(|(_, data)| data).collect());
     for count in 0..runs {

@@ -9,6 +9,9 @@ use std::{
 
 use crate::TestFolder;
 
+/// Where anything may happen.
+const INSIDE: &str = "inside";
+
 /// `inside` may become anything, all else must stay as it is. Gone in `Drop`.
 #[derive(Debug)]
 pub(super) struct Cage {
@@ -29,13 +32,13 @@ impl Cage {
         for path in ["inside/file", "inside/folder/file", "outside/file"] {
             fs::write(folder.path().join(path), "before").unwrap();
         }
-        let before = contents(folder.path());
+        let before = contents(folder.path(), true);
         Self { folder, before }
     }
 
     /// Where anything may happen.
     pub(super) fn inside(&self) -> PathBuf {
-        self.folder.path().join("inside")
+        self.folder.path().join(INSIDE)
     }
 
     /// Where nothing may.
@@ -45,25 +48,29 @@ impl Cage {
 
     /// Nothing has changed but what may.
     pub(super) fn check(&self) {
-        let (mut before, mut after) = (self.before.clone(), contents(self.folder.path()));
-        for contents in [&mut before, &mut after] {
-            contents.retain(|path, _| !path.starts_with("inside"));
-        }
+        let mut before = self.before.clone();
+        before.retain(|path, _| !path.starts_with(INSIDE));
+        let after = contents(self.folder.path(), false);
         assert_eq!(before, after, "outside the folder");
     }
 
     /// Nothing has changed at all.
     pub(super) fn check_untouched(&self) {
-        assert_eq!(self.before, contents(self.folder.path()));
+        assert_eq!(self.before, contents(self.folder.path(), true));
     }
 }
 
-fn contents(root: &Path) -> Contents {
+/// What is below `root`. What may become anything is left out unless all is wanted: it can be deeper than
+/// a path is long.
+fn contents(root: &Path, all: bool) -> Contents {
     let mut contents = Contents::new();
     let mut paths = vec![root.to_owned()];
     while let Some(path) = paths.pop() {
         let metadata = fs::symlink_metadata(&path).unwrap();
         let name = path.strip_prefix(root).unwrap().to_owned();
+        if !all && name.starts_with(INSIDE) {
+            continue;
+        }
         let mut data = Vec::new();
         if metadata.is_dir() {
             paths.extend(
@@ -71,7 +78,7 @@ fn contents(root: &Path) -> Contents {
                     .unwrap()
                     .map(|entry| entry.unwrap().path()),
             );
-        } else if metadata.is_file() && !name.starts_with("inside/") {
+        } else if metadata.is_file() && !name.starts_with(INSIDE) {
             data = fs::read(&path).unwrap();
         }
         // A folder changes by what happens to the names in it, which is seen by itself.
@@ -89,4 +96,38 @@ fn contents(root: &Path) -> Contents {
         contents.insert(name, (metadata.mode(), size, times.0, times.1, data));
     }
     contents
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::{
+        fcntl::{OFlag, openat},
+        sys::stat::{Mode, mkdirat},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_tree_deeper_than_a_path_is_long_is_looked_over_and_removed() {
+        let cage = Cage::new();
+        let mut folder = std::fs::File::open(cage.inside()).unwrap().into();
+        let name = "x".repeat(255);
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+        for _ in 0..20 {
+            mkdirat(&folder, &*name, Mode::S_IRWXU).unwrap();
+            folder = openat(&folder, &*name, flags, Mode::empty()).unwrap();
+        }
+        cage.check();
+        let top = cage.folder.path().to_owned();
+        drop(cage);
+        assert!(!top.exists());
+    }
+
+    #[test]
+    #[should_panic(expected = "outside the folder")]
+    fn a_change_outside_is_seen() {
+        let cage = Cage::new();
+        fs::write(cage.outside().join("file"), "after").unwrap();
+        cage.check();
+    }
 }
