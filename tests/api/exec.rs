@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use futures_util::SinkExt;
 use harness::{
-    RawClient, TestAgent, as_nobody, eventually,
+    RawClient, TestAgent, as_nobody, eventually, in_own_mounts,
     raw::{Connection, RawExec},
 };
+use nix::mount::{MntFlags, umount2};
 use serde_json::{Value, json};
 use tokio::{
     io::AsyncWriteExt,
@@ -234,12 +235,44 @@ async fn a_client_that_leaves_ends_the_command_and_all_it_started() {
 #[tokio::test]
 async fn a_client_that_leaves_ends_what_left_the_session_too() {
     let (_agent, client) = start();
+    leave_what_left_the_session(&client).await;
+}
+
+async fn leave_what_left_the_session(client: &RawClient) {
     let script = "setsid sh -c 'echo $$; exec sleep 1000' & wait";
     let mut exec = client.exec(&["sh", "-c", script], json!({})).await;
     let pid = exec.read_until("1", "\n").await;
     let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
     drop(exec);
     let gone = async || nix::sys::signal::kill(pid, None).is_err();
+    assert!(eventually(Duration::from_secs(20), gone).await);
+}
+
+#[test]
+fn so_does_one_in_a_guest_without_a_mount_of_cgroup_v2() {
+    in_own_mounts(|| {
+        let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        for mount in mounts.lines().filter(|line| line.contains(" - cgroup2 ")) {
+            umount2(mount.split(' ').nth(4).unwrap(), MntFlags::MNT_DETACH).unwrap();
+        }
+        let (_agent, client) = start();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(leave_what_left_the_session(&client));
+    });
+}
+
+#[tokio::test]
+async fn groups_that_a_command_made_in_its_own_are_removed_with_it() {
+    let (_agent, client) = start();
+    let script = "mount=$(awk '/ - cgroup2 /{print $5; exit}' /proc/self/mountinfo)
+        group=$mount$(sed -n s/^0:://p /proc/self/cgroup)
+        mkdir $group/a $group/a/b $group/c && echo $group";
+    let mut exec = client.exec(&["sh", "-ec", script], json!({})).await;
+    let output = String::from_utf8(exec.read_all("1").await).unwrap();
+    let group = std::path::Path::new(output.trim());
+    assert!(output.contains("/vsock-agent/"), "{output}");
+    assert_eq!(exec.wait().await["metadata"]["return"], json!(0));
+    let gone = async || !group.exists();
     assert!(eventually(Duration::from_secs(20), gone).await);
 }
 

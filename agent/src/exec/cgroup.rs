@@ -1,27 +1,40 @@
-//! A control group for each command, where the guest has cgroup v2.
+//! A control group for each command, where the kernel has cgroup v2 and the agent is root. Where it is not
+//! mounted, as in guests with cgroup v1 or without an init that mounts it, the agent has a mount of its
+//! own that nobody sees.
 //!
 //! A group holds whatever a command starts, also what leaves its session, so that the end of the
 //! command can be the end of all of it. The groups are in one of the agent's own at the top of the
 //! hierarchy, not below its service: what limits or ends the service must not limit or end the
 //! commands. No controller is switched on.
 
+#![allow(
+    unsafe_code,
+    reason = "system calls that the C library has no functions for"
+)]
+
 use std::{
-    fs::{self, OpenOptions},
+    fs::{self, DirEntry, OpenOptions},
     io::{self, Write as _},
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
 
-use nix::{sys::signal::kill, unistd::Pid};
-use tokio::{sync::Notify, time::sleep};
+use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
+use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
 
 /// Name of the directory of all agents' groups, at the top of the hierarchy.
 const TOP: &str = "vsock-agent";
+
+/// `include/uapi/linux/mount.h`: a context and a mount that `exec` closes, and the making of the file
+/// system.
+const FSOPEN_CLOEXEC: libc::c_int = 1;
+const FSMOUNT_CLOEXEC: libc::c_int = 1;
+const FSCONFIG_CMD_CREATE: libc::c_int = 6;
 
 /// Time between two looks at the groups that something still lives in.
 const TIDY_PAUSE: Duration = Duration::from_secs(2);
@@ -33,6 +46,8 @@ pub(super) struct Cgroups(Option<Arc<Inner>>);
 #[derive(Debug)]
 struct Inner {
     folder: PathBuf,
+    /// The agent's own mount, if `folder` is in one.
+    _mount: Option<OwnedFd>,
     /// Groups whose command has ended and that something still lives in.
     left: Mutex<Vec<PathBuf>>,
     /// Told when there is one more.
@@ -40,21 +55,23 @@ struct Inner {
 }
 
 impl Cgroups {
-    /// Finds the hierarchy, and removes what agents that are gone have left empty. Without cgroup
-    /// v2, or without the right to it, there are no groups, and sessions have to do.
+    /// Finds the hierarchy or mounts it, and removes what agents that are gone have left empty. Without
+    /// cgroup v2, or without the right to it, there are no groups, and sessions have to do.
     pub(super) fn open() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let opened = find_mount().and_then(|mount| {
-            let top = mount.join(TOP);
+        let found = find_mount().map(|path| (path, None));
+        let opened = found.or_else(|_| own_mount()).and_then(|(path, mount)| {
+            let top = path.join(TOP);
             let number = COUNT.fetch_add(1, Ordering::Relaxed);
             let folder = top.join(format!("{}.{number}", std::process::id()));
             fs::create_dir_all(&folder)?;
             sweep(&top);
-            Ok(folder)
+            Ok((folder, mount))
         });
         match opened {
-            Ok(folder) => Self(Some(Arc::new(Inner {
+            Ok((folder, mount)) => Self(Some(Arc::new(Inner {
                 folder,
+                _mount: mount,
                 left: Mutex::default(),
                 more: Notify::new(),
             }))),
@@ -85,7 +102,13 @@ impl Cgroups {
         let Some(inner) = &self.0 else { return };
         loop {
             inner.more.notified().await;
-            while inner.remove_left() {
+            loop {
+                let left = Arc::clone(inner);
+                // Commands may have made many groups below theirs.
+                let others = spawn_blocking(move || left.remove_left()).await;
+                if !others.unwrap_or(false) {
+                    break;
+                }
                 sleep(TIDY_PAUSE).await;
             }
         }
@@ -93,11 +116,20 @@ impl Cgroups {
 }
 
 impl Inner {
-    /// Removes the groups that have become empty. True if there are others.
+    /// Removes the groups that have become empty. True if something lives in others.
     fn remove_left(&self) -> bool {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        left.retain(|path| fs::remove_dir(path).is_err());
+        let left = std::mem::take(&mut *self.left());
+        let others: Vec<_> = left
+            .into_iter()
+            .filter(|path| is_populated(path) || !remove_empty(path) && is_populated(path))
+            .collect();
+        let mut left = self.left();
+        left.extend(others);
         !left.is_empty()
+    }
+
+    fn left(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -131,23 +163,19 @@ impl Cgroup {
 
     /// Whether anything lives in it, or in a group below it.
     pub(super) fn is_populated(&self) -> bool {
-        let events = fs::read_to_string(self.path.join("cgroup.events")).unwrap_or_default();
-        events.lines().any(|line| line == "populated 1")
+        is_populated(&self.path)
     }
 
     /// What lives in it, groups below it included.
     pub(super) fn members(&self) -> Vec<Pid> {
         let mut pids = Vec::new();
-        let mut folders = vec![self.path.clone()];
-        while let Some(folder) = folders.pop() {
+        for folder in with_all_below(&self.path) {
             let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
             pids.extend(
                 text.lines()
                     .filter_map(|line| line.parse().ok())
                     .map(Pid::from_raw),
             );
-            let below = fs::read_dir(&folder).into_iter().flatten().flatten();
-            folders.extend(below.map(|entry| entry.path()).filter(|path| path.is_dir()));
         }
         pids
     }
@@ -170,20 +198,78 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         if fs::remove_dir(&self.path).is_err() {
-            let mut left = self
-                .owner
-                .left
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            left.push(self.path.clone());
+            self.owner.left().push(self.path.clone());
             self.owner.more.notify_one();
         }
     }
 }
 
+/// Whether anything lives in a group, or in one below it.
+fn is_populated(group: &Path) -> bool {
+    let events = fs::read_to_string(group.join("cgroup.events")).unwrap_or_default();
+    events.lines().any(|line| line == "populated 1")
+}
+
+/// A group and all below it, each before those in it.
+fn with_all_below(group: &Path) -> Vec<PathBuf> {
+    let mut folders = vec![group.to_owned()];
+    let mut looked_at = 0;
+    while let Some(folder) = folders.get(looked_at) {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        let is_folder = |entry: &DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let below: Vec<_> = entries
+            .filter(is_folder)
+            .map(|entry| entry.path())
+            .collect();
+        folders.extend(below);
+        looked_at += 1;
+    }
+    folders
+}
+
+/// Removes a group in which nothing lives, and the empty ones that a command made in it. True if it is
+/// gone.
+fn remove_empty(group: &Path) -> bool {
+    let folders = with_all_below(group);
+    let mut removed = Ok(());
+    for folder in folders.iter().rev() {
+        removed = fs::remove_dir(folder);
+    }
+    if let Err(error) = &removed {
+        tracing::debug!(?group, %error, "a control group stays");
+    }
+    removed.is_ok()
+}
+
+/// A mount of cgroup v2 that is nowhere in the tree, and a path to it (`fsopen(2)`, Linux 5.2).
+fn own_mount() -> io::Result<(PathBuf, Option<OwnedFd>)> {
+    let kind = c"cgroup2".as_ptr();
+    // SAFETY: the name ends with a null.
+    let made = unsafe { libc::syscall(libc::SYS_fsopen, kind, FSOPEN_CLOEXEC) };
+    let context = descriptor(made)?;
+    let (fd, null) = (context.as_raw_fd(), std::ptr::null::<libc::c_char>());
+    // SAFETY: takes numbers and nulls.
+    Errno::result(unsafe {
+        libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, null, null, 0)
+    })?;
+    let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    // SAFETY: takes numbers only.
+    let made = unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, attributes) };
+    let mount = descriptor(made)?;
+    let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
+    Ok((path.into(), Some(mount)))
+}
+
+/// A descriptor that the kernel has just made, or why it has not.
+fn descriptor(made: libc::c_long) -> io::Result<OwnedFd> {
+    let raw = RawFd::try_from(Errno::result(made)?).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
 /// Where cgroup v2 is mounted.
 fn find_mount() -> io::Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
     parse_mounts(&mounts).ok_or_else(|| io::Error::other("cgroup v2 is not mounted"))
 }
 
@@ -204,10 +290,7 @@ fn sweep(top: &Path) {
             .and_then(|name| name.split('.').next()?.parse().ok());
         let is_gone = pid.is_some_and(|pid| kill(Pid::from_raw(pid), None).is_err());
         if is_gone {
-            for group in fs::read_dir(agent.path()).into_iter().flatten().flatten() {
-                let _ = fs::remove_dir(group.path());
-            }
-            let _ = fs::remove_dir(agent.path());
+            remove_empty(&agent.path());
         }
     }
 }
