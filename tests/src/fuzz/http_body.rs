@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::json;
+use serde_json::{Value, json};
 use vsock_agent_protocol::{event::NewEvent, exec::ExecRequest, host::HostConnection, path};
 
 use super::{Target, agent::FuzzedAgent};
@@ -60,7 +60,7 @@ impl HttpBody {
 
     fn event(&self, data: &[u8]) {
         // Not compared: serde_json reads a float only nearly as it was written.
-        let event: Option<NewEvent> = serde_json::from_slice(data).ok();
+        let event: Option<NewEvent> = read(data);
         if let Some(event) = &event {
             let text = serde_json::to_vec(event).unwrap();
             serde_json::from_slice::<NewEvent>(&text).unwrap();
@@ -80,9 +80,19 @@ impl HttpBody {
     }
 }
 
+/// Reads a value as Go does: the last of several fields of one name counts, and one that is `null` is not
+/// set.
+fn read<T: DeserializeOwned>(data: &[u8]) -> Option<T> {
+    let mut value: Value = serde_json::from_slice(data).ok()?;
+    if let Value::Object(fields) = &mut value {
+        fields.retain(|_, value| !value.is_null());
+    }
+    serde_json::from_value(value).ok()
+}
+
 /// Reads a value, and once more after writing it.
 fn read_twice<T: Serialize + DeserializeOwned + PartialEq + Debug>(data: &[u8]) -> Option<T> {
-    let value = serde_json::from_slice(data).ok()?;
+    let value = read(data)?;
     let text = serde_json::to_vec(&value).unwrap();
     assert_eq!(serde_json::from_slice::<T>(&text).unwrap(), value);
     Some(value)
