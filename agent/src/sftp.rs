@@ -22,6 +22,7 @@ mod handles;
 mod input;
 mod listing;
 mod order;
+mod part;
 mod pipe;
 mod ranges;
 mod realpath;

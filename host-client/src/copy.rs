@@ -5,9 +5,14 @@
 //! pull: remote listings  ──walk──► entries ──► many files at once ──► part ──rename──► target
 //! ```
 //!
-//! A file is written under a temporary name in its directory (its *part*), gets its attributes,
-//! and is renamed over what was there. What breaks off leaves the old file as it was, and a part
-//! that the next copy to the same target removes, or continues with [`CopyOptions::resume`].
+//! A file is written under a temporary name in its directory (its *part*, see [`part_name`]), gets its
+//! attributes, and is renamed over what was there. What breaks off leaves the old file as it was. A
+//! copy that fails or is dropped removes its part; one that cannot, because the connection or the
+//! process ended, leaves it for the next copy to the same target, which removes it or continues with
+//! it. Of several copies to one target at the same time the last that ends wins, and none fails: a
+//! part that is locked (`flock(2)`) belongs to a copy that still runs.
+//!
+//! Only a regular file of one's own that has no other name is ever taken for a part.
 //!
 //! What is there is looked at first. A regular file leaves the new one its owner, mode, ACL, extended
 //! attributes and security label. What must not be replaced is written to ([`CopyEvent::InPlace`]),
@@ -21,7 +26,6 @@ mod attributes;
 #[cfg(test)]
 mod hostile;
 mod in_place;
-mod leftovers;
 mod local;
 mod part;
 mod pool;
@@ -37,6 +41,7 @@ use std::io;
 
 pub use self::{
     in_place::InPlace,
+    part::part_name,
     pull::{pull, pull_stream},
     push::{push, push_stream, push_stream_if},
     within::copy_within,
@@ -51,8 +56,9 @@ pub struct CopyOptions {
     /// those that are named themselves; else what they lead to is.
     pub recursive: bool,
     /// Continue what an earlier copy left unfinished, after comparing it; skip files that are
-    /// complete (same size, and modification times at most a second apart). A push to a server that
-    /// has no `copy-data` sends an unfinished file again.
+    /// complete (same size, and modification times at most a second apart). What is unfinished stays
+    /// when this copy fails or is dropped. A push to a server that has neither
+    /// `open-part@vsock-agent` nor `copy-data` sends an unfinished file again.
     pub resume: bool,
     /// Whether each file must be on its disk before it gets its name. `None`: only single files.
     pub fsync: Option<bool>,
@@ -255,9 +261,9 @@ pub enum CopyError {
     /// The target must not be replaced by a new file, and this server cannot do more.
     #[error("it can only be written in place: {0}")]
     OnlyInPlace(InPlace),
-    /// Another copy to the same target removed or continued the part.
-    #[error("another copy to the same target took over")]
-    TakenOver,
+    /// Somebody removed or renamed the part, or the directory that it was in.
+    #[error("the unfinished file or its directory was removed or renamed meanwhile")]
+    PartGone,
     /// What arrived is not what was sent.
     #[error("the copy differs from its source")]
     Differs,

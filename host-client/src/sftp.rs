@@ -18,6 +18,7 @@ mod directory;
 mod engine;
 mod extensions;
 mod file;
+mod part;
 mod path;
 #[cfg(test)]
 pub(crate) mod scripted;
@@ -37,12 +38,15 @@ pub use russh_sftp::protocol::OpenFlags;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 pub(crate) use self::engine::LocalSource;
-use self::engine::{Engine, PendingReply, SILENCE_TIMEOUT};
 pub use self::{
     directory::{DirectoryEntry, DirectoryReader},
     file::RemoteFile,
     path::RemotePath,
     status::FileStatus,
+};
+use self::{
+    engine::{Engine, SILENCE_TIMEOUT},
+    part::Removal,
 };
 use crate::{
     client::Timeouts,
@@ -70,7 +74,7 @@ pub struct Sftp {
     engine: Arc<Engine>,
     sizes: Sizes,
     /// Removals that nobody has waited for.
-    removals: Arc<Mutex<Vec<PendingReply>>>,
+    removals: Arc<Mutex<Vec<Removal>>>,
 }
 
 /// Most bytes of a file in one request.
@@ -379,21 +383,11 @@ impl Sftp {
     pub(crate) fn remove_now(&self, path: &RemotePath) {
         let path = Bytes::copy_from_slice(path.as_bytes());
         if let Some(pending) = self.engine.submit_now(&Request::Remove { path }) {
-            self.removals().push(pending);
+            self.removals().push(Removal::Asked(pending));
         }
     }
 
-    /// Waits until what is removed without waiting is, or could not be. A session that is dropped
-    /// before may never say it.
-    pub(crate) async fn removed(&self) {
-        let removals = std::mem::take(&mut *self.removals());
-        for pending in removals {
-            // What became of it is no concern of who failed before.
-            let _ = pending.reply().await;
-        }
-    }
-
-    fn removals(&self) -> MutexGuard<'_, Vec<PendingReply>> {
+    fn removals(&self) -> MutexGuard<'_, Vec<Removal>> {
         self.removals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -13,6 +13,7 @@ mod cli_files;
 mod client;
 mod contract;
 mod copy_broken;
+mod copy_dropped;
 mod copy_targets;
 mod copy_tree;
 mod events;

@@ -4,6 +4,7 @@ mod conditions;
 mod extensions;
 mod large;
 mod order;
+mod parts;
 mod requests;
 mod secure;
 mod user;

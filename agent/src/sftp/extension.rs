@@ -3,13 +3,14 @@
 use bytes::Bytes;
 use vsock_agent_protocol::sftp::extension::{
     self as name, CopyData, FetchFiles, HashRange, HolesFrom, IdLists, MalformedExtension,
-    ReplaceFile, SetLinkAttributes, StoreFiles, take_strings,
+    OpenPart, ReplaceFile, SetLinkAttributes, StoreFiles, take_strings,
 };
 
 use super::{
     SftpError,
     handles::{Handles, number},
     order::Claim,
+    part,
     request::{Bound, writes},
 };
 
@@ -31,6 +32,7 @@ pub(super) const ADVERTISED: &[(&str, &str)] = &[
     (name::REPLACE, "1"),
     (name::STORE, "1"),
     (name::FETCH, "1"),
+    (name::OPEN_PART, "1"),
 ];
 
 /// What an EXTENDED request asks for.
@@ -52,6 +54,7 @@ pub(super) enum Extension {
     Replace(ReplaceFile),
     Store(StoreFiles),
     Fetch(FetchFiles),
+    OpenPart(OpenPart),
 }
 
 impl From<MalformedExtension> for SftpError {
@@ -95,6 +98,7 @@ impl Extension {
             name::REPLACE => Self::Replace(ReplaceFile::decode(data)?),
             name::STORE => Self::Store(StoreFiles::decode(data)?),
             name::FETCH => Self::Fetch(FetchFiles::decode(data)?),
+            name::OPEN_PART => Self::OpenPart(OpenPart::decode(data)?),
             _ => return Err(SftpError::Unsupported),
         })
     }
@@ -109,7 +113,13 @@ impl Extension {
                 | Self::CopyData(_)
                 | Self::Replace(_)
                 | Self::Store(_)
+                | Self::OpenPart(_)
         )
+    }
+
+    /// Whether it opens something.
+    pub(super) fn opens(&self) -> bool {
+        matches!(self, Self::OpenPart(_))
     }
 
     /// What it uses.
@@ -129,6 +139,11 @@ impl Extension {
                 Claim::changes(&directory, None).inside()
             }
             Self::Fetch(fetch) => Claim::looks_at(&fetch.directory).inside(),
+            // The other names are for copies that get in each other's way.
+            Self::OpenPart(part) => match part.names.first() {
+                Some(name) => Claim::changes(&part::path(&part.directory, name), None),
+                None => Claim::default(),
+            },
             Self::Statvfs { path } | Self::ExpandPath { path } => Claim::looks_at(path),
             Self::Fstatvfs { handle } | Self::Fsync { handle } => reads(handle, 0, u64::MAX),
             Self::Holes(from) => reads(&from.handle, 0, u64::MAX),
@@ -150,8 +165,9 @@ impl Extension {
     /// # Errors
     ///
     /// When one is not known.
-    pub(super) fn bind(&self, handles: &Handles) -> Result<Bound, SftpError> {
+    pub(super) fn bind(&self, handles: &mut Handles) -> Result<Bound, SftpError> {
         match self {
+            Self::OpenPart(_) => handles.keep_place().map(|()| Bound::Place),
             Self::Fstatvfs { handle }
             | Self::Hash(HashRange { handle, .. })
             | Self::Holes(HolesFrom { handle, .. }) => handles.find(handle).map(Bound::One),

@@ -27,9 +27,11 @@ use vsock_agent_protocol::sftp::{
 use super::{
     SftpError,
     attributes::{self, mode},
+    extension::Extension,
     handles::{Kind, Open},
     listing::{self, Listing},
     ok,
+    part::OpenedFile,
     realpath::real_path,
     request::{Bound, Wanted},
     session::Desk,
@@ -63,6 +65,8 @@ pub(super) enum Done {
     Data(usize),
     /// Something is open, and needs a handle.
     Opened(Open),
+    /// The same for a file under a temporary name.
+    OpenedPart(OpenedFile),
 }
 
 impl Files {
@@ -99,7 +103,10 @@ impl Files {
                 if self.read_only && extension.changes() {
                     return Err(SftpError::ReadOnly);
                 }
-                self.attempt_extension(extension, bound).map(Done::Reply)
+                match extension {
+                    Extension::OpenPart(part) => self.open_part(&part).map(Done::OpenedPart),
+                    extension => self.attempt_extension(extension, bound).map(Done::Reply),
+                }
             }
             (Wanted::Data(_), _) => Err(SftpError::UnknownHandle),
         }

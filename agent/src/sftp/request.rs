@@ -107,10 +107,13 @@ impl Wanted<'_> {
 
     /// Whether it opens something.
     pub(super) fn opens(&self) -> bool {
-        matches!(
-            self,
-            Self::Plain(Request::Open { .. } | Request::Opendir { .. })
-        )
+        match self {
+            Self::Plain(request) => {
+                matches!(request, Request::Open { .. } | Request::Opendir { .. })
+            }
+            Self::Extension(extension) => extension.opens(),
+            _ => false,
+        }
     }
 
     /// Looks its handles up. CLOSE takes its own out of the table here, and what opens something

@@ -39,7 +39,8 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use vsock_agent_protocol::sftp::{
-    DecodeError, Reply, Request, SessionOptions, VERSION, extension::SESSION,
+    DecodeError, Reply, Request, SessionOptions, VERSION,
+    extension::{OpenedPart, SESSION},
 };
 
 use self::land::Landings;
@@ -290,6 +291,16 @@ impl Shared {
             Ok(Done::Opened(open)) => Answer::Reply(Reply::Handle {
                 handle: table.handles.insert(open),
             }),
+            Ok(Done::OpenedPart(part)) => {
+                let opened = OpenedPart {
+                    handle: table.handles.insert(part.open),
+                    name: part.name,
+                    length: part.length,
+                };
+                Answer::Reply(Reply::Extended {
+                    data: opened.encode(),
+                })
+            }
             Err((error, kept_place)) => {
                 if kept_place {
                     table.handles.free_place();

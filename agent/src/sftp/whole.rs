@@ -12,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use nix::{
+    errno::Errno,
     fcntl::{OFlag, openat},
     sys::stat::{Mode, fstat},
     unistd::{UnlinkatFlags, unlinkat},
@@ -25,11 +26,9 @@ use vsock_agent_protocol::sftp::extension::{
 use super::{
     SftpError, attributes,
     files::{Files, read},
+    part::create_part,
     tree::Spot,
 };
-
-/// Mode of a file that is not complete.
-const PART_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 
 impl Files {
     /// Renames a complete file over another one, whose attributes it gets.
@@ -84,7 +83,7 @@ impl Files {
         Ok(FetchedFiles(wanted.files.iter().map(fetch).collect()))
     }
 
-    fn directory(&self, path: &[u8]) -> nix::Result<OwnedFd> {
+    pub(super) fn directory(&self, path: &[u8]) -> nix::Result<OwnedFd> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
         self.tree.open(path, flags, Mode::empty())
     }
@@ -122,9 +121,8 @@ fn store(
     by: vsock_agent_files::Replacement,
 ) -> Result<(), SftpError> {
     let (part, name) = (component(&file.part)?, component(&file.name)?);
-    let flags =
-        OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let open = File::from(openat(directory, part, flags, PART_MODE)?);
+    // Another copy that found it before it was locked has it now.
+    let open = create_part(directory, part)?.ok_or(Errno::EEXIST)?;
     let [from, to] = [part, name].map(|name| At {
         directory: directory.as_fd(),
         name,
@@ -168,7 +166,7 @@ fn fetch(directory: impl AsFd, name: &[u8], length: u32) -> Result<FetchedFile, 
 }
 
 /// A name that leads nowhere but into its directory.
-fn component(name: &[u8]) -> Result<&[u8], SftpError> {
+pub(super) fn component(name: &[u8]) -> Result<&[u8], SftpError> {
     match name {
         b"" | b"." | b".." => Err(SftpError::BadMessage("not the name of a file")),
         name if name.contains(&b'/') => Err(SftpError::BadMessage("a path where a name is due")),

@@ -17,14 +17,13 @@ use std::{
 };
 
 use nix::{
-    dir::Dir,
     errno::Errno,
     fcntl::{AtFlags, OFlag, openat, renameat},
     sys::{
         stat::{Mode, UtimensatFlags, fchmod, futimens, mkdirat, utimensat},
         time::TimeSpec,
     },
-    unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, symlinkat, unlinkat},
+    unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, setfsuid, symlinkat, unlinkat},
 };
 
 use vsock_agent_files::At;
@@ -32,11 +31,14 @@ use vsock_agent_files::At;
 use super::{
     CopyError, InPlace,
     attributes::{PART_MODE, SETGID},
-    leftovers::Leftovers,
     part,
     pull::target::{Finish, Target},
 };
 use crate::protocol::sftp::Attributes;
+
+/// Rights that nobody but the owner has to a part that is continued: who could write to it while it is
+/// compared could change it afterwards.
+const FOREIGN_WRITE: u32 = 0o022;
 
 /// A directory that is open.
 #[derive(Debug)]
@@ -74,93 +76,124 @@ impl LocalDirectory {
         Ok((Self(fd.into()), made))
     }
 
-    /// A new empty part for the target `name`.
-    pub(super) fn create_part(self: &Arc<Self>, name: &OsStr) -> Result<Part, CopyError> {
-        let part = part::name(name);
-        let flags =
-            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = openat(&self.0, &*part, flags, mode(PART_MODE))
-            .map_err(|errno| CopyError::local("create a file", errno.into()))?;
-        Ok(Part {
-            directory: Arc::clone(self),
-            file: Arc::new(fd.into()),
-            name: Some(part),
-        })
-    }
-
-    /// Makes `old`, which an earlier copy left, a part of this copy; `None` if another copy that
-    /// still runs has it.
-    pub(super) fn adopt_part(
+    /// A part for the target `name`, locked, and how many bytes are in it: with `keep` the longest that
+    /// an earlier copy left, if it is private, else a new one. What else earlier copies left is
+    /// removed.
+    pub(super) fn open_part(
         self: &Arc<Self>,
-        old: &OsStr,
         name: &OsStr,
-    ) -> Result<Option<Part>, CopyError> {
-        let Some(file) = self.lock_part(old, OFlag::O_RDWR)? else {
-            return Ok(None);
+        keep: bool,
+    ) -> Result<(Part, u64), CopyError> {
+        let names = part::names(name);
+        let longest = self.take_abandoned(&names, keep)?;
+        let (name, file, length) = match longest {
+            Some(longest) => longest,
+            None => self.create_part(names)?,
         };
-        let part = part::name(name);
-        match renameat(&self.0, old, &self.0, &*part) {
-            Ok(()) => {}
-            // Its copy was about to end, and has.
-            Err(Errno::ENOENT) => return Ok(None),
-            Err(errno) => {
-                return Err(CopyError::local("take over what was left", errno.into()));
-            }
-        }
-        Ok(Some(Part {
+        let part = Part {
             directory: Arc::clone(self),
             file: Arc::new(file),
-            name: Some(part),
+            name: Some(name),
+            keep,
+        };
+        Ok((part, length))
+    }
+
+    /// Removes what earlier copies to the target `name` left.
+    pub(super) fn remove_parts(&self, name: &OsStr) -> Result<(), CopyError> {
+        self.take_abandoned(&part::names(name), false).map(drop)
+    }
+
+    /// Removes what earlier copies left, but with `keep` for the longest that is private.
+    fn take_abandoned(
+        &self,
+        names: &[OsString],
+        keep: bool,
+    ) -> Result<Option<(OsString, File, u64)>, CopyError> {
+        let mut longest: Option<(OsString, File, u64)> = None;
+        for name in names {
+            let Some(left) = self.abandoned(name)? else {
+                continue;
+            };
+            let most = longest.as_ref().map_or(0, |(_, _, most)| *most);
+            if keep && left.is_private && left.length > most {
+                let left = (name.clone(), left.file, left.length);
+                if let Some((shorter, ..)) = longest.replace(left) {
+                    self.remove(&shorter)?;
+                }
+            } else {
+                self.remove(name)?;
+            }
+        }
+        Ok(longest)
+    }
+
+    fn remove(&self, name: &OsStr) -> Result<(), CopyError> {
+        match unlinkat(&self.0, name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(CopyError::local("remove what was left", errno.into())),
+        }
+    }
+
+    /// A new file, locked, under the first name that is free.
+    fn create_part(&self, names: Vec<OsString>) -> Result<(OsString, File, u64), CopyError> {
+        let flags =
+            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let failed = |errno: Errno| CopyError::local("create a file", errno.into());
+        for name in names {
+            match openat(&self.0, &*name, flags, mode(PART_MODE)).map(File::from) {
+                // Else another copy found it before it was locked, and has it now.
+                Ok(file) if is_lockable(&file) => return Ok((name, file, 0)),
+                Ok(_) | Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+        Err(failed(Errno::EEXIST))
+    }
+
+    /// Opens what a copy left that has ended, and locks it.
+    fn abandoned(&self, name: &OsStr) -> Result<Option<Abandoned>, CopyError> {
+        let open = |access| {
+            let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+            openat(&self.0, name, access | flags, Mode::empty()).map(File::from)
+        };
+        let (opened, is_writable) = match open(OFlag::O_RDWR) {
+            // One that has its mode already may be for reading only.
+            Err(Errno::EACCES) => (open(OFlag::O_RDONLY), false),
+            opened => (opened, true),
+        };
+        let file = match opened {
+            Ok(file) => file,
+            // Not there, or nothing that a copy left.
+            Err(
+                Errno::ENOENT
+                | Errno::ELOOP
+                | Errno::EISDIR
+                | Errno::ENXIO
+                | Errno::EACCES
+                | Errno::EPERM
+                | Errno::ETXTBSY,
+            ) => return Ok(None),
+            Err(errno) => return Err(CopyError::local("open what was left", errno.into())),
+        };
+        let metadata = file
+            .metadata()
+            .map_err(|source| CopyError::local("read the attributes", source))?;
+        let is_ours =
+            metadata.is_file() && metadata.uid() == user().as_raw() && metadata.nlink() == 1;
+        // Who had the lock may have renamed it before giving it up.
+        let is_left = is_ours && is_lockable(&file) && self.has(name, &metadata);
+        Ok(is_left.then_some(Abandoned {
+            length: metadata.len(),
+            is_private: is_writable && metadata.mode() & FOREIGN_WRITE == 0,
+            file,
         }))
     }
 
-    /// Removes what earlier copies left, but for files that another copy that still runs has.
-    pub(super) fn remove_parts(&self, old: &[Vec<u8>]) -> Result<(), CopyError> {
-        for name in old {
-            let name = os_string(name);
-            let is_link = self.metadata(&name).is_some_and(|there| there.is_symlink());
-            let lock = match is_link {
-                true => None,
-                false => self.lock_part(&name, OFlag::O_RDONLY)?,
-            };
-            if !is_link && lock.is_none() {
-                continue;
-            }
-            match unlinkat(&self.0, &*name, UnlinkatFlags::NoRemoveDir) {
-                Ok(()) | Err(Errno::ENOENT) => {}
-                Err(errno) => return Err(CopyError::local("remove what was left", errno.into())),
-            }
-        }
-        Ok(())
-    }
-
-    /// Opens a part, if no copy that still runs has it.
-    fn lock_part(&self, old: &OsStr, access: OFlag) -> Result<Option<File>, CopyError> {
-        let flags = access | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let file: File = match openat(&self.0, old, flags, Mode::empty()) {
-            Ok(fd) => fd.into(),
-            // Gone meanwhile, nothing that a copy left, or somebody else's. One that has its mode
-            // already may be for reading only: then it is complete but for its name.
-            Err(Errno::ENOENT | Errno::ELOOP | Errno::EISDIR | Errno::ENXIO | Errno::EACCES) => {
-                return Ok(None);
-            }
-            Err(errno) => return Err(CopyError::local("open what was left", errno.into())),
-        };
-        let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
-        Ok((is_file && file.try_lock().is_ok()).then_some(file))
-    }
-
-    /// Parts in here.
-    pub(super) fn leftovers(&self) -> Result<Leftovers, CopyError> {
-        let failed = |errno: Errno| CopyError::local("list the directory", errno.into());
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let mut directory = Dir::openat(&self.0, ".", flags, Mode::empty()).map_err(failed)?;
-        let mut found = Leftovers::default();
-        for entry in directory.iter() {
-            let entry = entry.map_err(failed)?;
-            found.add(entry.file_name().to_bytes());
-        }
-        Ok(found)
+    /// Whether `name` leads to this file.
+    fn has(&self, name: &OsStr, metadata: &std::fs::Metadata) -> bool {
+        let there = self.metadata(name);
+        there.is_some_and(|there| (there.dev(), there.ino()) == (metadata.dev(), metadata.ino()))
     }
 
     /// Puts a symbolic link at `name`, over what is there if that is no directory.
@@ -170,14 +203,40 @@ impl LocalDirectory {
         name: &OsStr,
         attributes: &Attributes,
     ) -> Result<(), CopyError> {
-        let part = part::name(name);
-        symlinkat(target, &self.0, &*part)
+        let mut names = part::names(name);
+        let random = names.pop().unwrap_or_default();
+        // The others are for files.
+        let part = names.swap_remove(0);
+        let is_own_link = |there: std::fs::Metadata| {
+            there.is_symlink() && there.uid() == user().as_raw() && there.nlink() == 1
+        };
+        if self.metadata(&part).is_some_and(is_own_link) {
+            self.remove(&part)?;
+        }
+        match self.link_by(&part, target, name, attributes) {
+            // Something else has that name, or another copy to this target has removed it.
+            Err(CopyError::Local { source, .. })
+                if source.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(CopyError::PartGone) => {}
+            linked => return linked,
+        }
+        self.link_by(&random, target, name, attributes)
+    }
+
+    fn link_by(
+        &self,
+        part: &OsStr,
+        target: &OsStr,
+        name: &OsStr,
+        attributes: &Attributes,
+    ) -> Result<(), CopyError> {
+        symlinkat(target, &self.0, part)
             .map_err(|errno| CopyError::local("create the symbolic link", errno.into()))?;
         let placed = self
-            .set_link_attributes(&part, attributes)
-            .and_then(|()| self.publish(&part, name));
+            .set_link_attributes(part, attributes)
+            .and_then(|()| self.publish(part, name));
         if placed.is_err() {
-            let _ = unlinkat(&self.0, &*part, UnlinkatFlags::NoRemoveDir);
+            let _ = unlinkat(&self.0, part, UnlinkatFlags::NoRemoveDir);
         }
         placed
     }
@@ -247,21 +306,37 @@ impl AsFd for LocalDirectory {
     }
 }
 
-/// A file that is being written. Dropping it removes it.
+/// What a copy left that has ended, locked.
+#[derive(Debug)]
+struct Abandoned {
+    file: File,
+    length: u64,
+    /// Whether it may be continued: it is open for writing, and nobody else could write to it.
+    is_private: bool,
+}
+
+/// Whether nobody else has the lock, which is ours then. A file system without locks has nobody who
+/// asks for them either.
+fn is_lockable(file: &File) -> bool {
+    !matches!(file.try_lock(), Err(TryLockError::WouldBlock))
+}
+
+/// Who owns what this thread creates. An id that is none changes nothing (`setfsuid(2)`).
+fn user() -> Uid {
+    setfsuid(Uid::from_raw(u32::MAX))
+}
+
+/// A file that is being written, locked. Dropping it removes it, unless it is to be kept.
 #[derive(Debug)]
 pub(super) struct Part {
     directory: Arc<LocalDirectory>,
     pub(super) file: Arc<File>,
     name: Option<OsString>,
+    /// Whether what is in it stays, for the next copy to continue with.
+    keep: bool,
 }
 
 impl Part {
-    /// Holds others off while this takes long; false if another one was faster.
-    pub(super) fn lock(&self) -> bool {
-        // A file system without locks has nobody who asks for them either.
-        !matches!(self.file.try_lock(), Err(TryLockError::WouldBlock))
-    }
-
     pub(super) fn write(&self, data: &[u8]) -> Result<(), CopyError> {
         self.file
             .write_all_at(data, 0)
@@ -276,6 +351,7 @@ impl Part {
             directory: Arc::clone(&target.directory),
             file: Arc::new(file),
             name: None,
+            keep: false,
         })
     }
 
@@ -303,6 +379,7 @@ impl Part {
         match vsock_agent_files::replace(&self.file, &from, &to, finish.replacement) {
             Ok(Ok(())) => {}
             Ok(Err(reason)) if target.has_file() => {
+                self.keep = false;
                 let into = Self::in_place(target)?;
                 copy(&self.file, &into.file)
                     .map_err(|source| CopyError::local("write to the target", source))?;
@@ -313,23 +390,38 @@ impl Part {
             Ok(Err(_)) => return Err(CopyError::InTheWay),
             Err(error) => return Err(not_renamed(error)),
         }
+        let is_second = self.is_second(&target.name);
         self.name = None;
+        if is_second {
+            // Another copy was at the first one when this began, and may have ended since.
+            self.directory.remove_parts(&target.name)?;
+        }
         if finish.fsync {
             sync(&target.directory.0)?;
         }
         Ok(None)
     }
 
+    /// Whether the first name was not free: another copy writes there, or did.
+    pub(super) fn is_second(&self, target: &OsStr) -> bool {
+        self.name
+            .as_ref()
+            .is_some_and(|name| *name != part::part_name(target))
+    }
+
     /// Lets the file stay, for the next copy to continue with.
     pub(super) fn keep(mut self) {
-        self.name = None;
+        self.keep = true;
     }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
-        if let Some(name) = &self.name {
-            // Another copy may have taken it over.
+        let has_content = || self.file.metadata().is_ok_and(|there| there.len() > 0);
+        if let Some(name) = &self.name
+            && !(self.keep && has_content())
+        {
+            // It may be gone.
             let _ = unlinkat(&self.directory.0, &**name, UnlinkatFlags::NoRemoveDir);
         }
     }
@@ -338,7 +430,7 @@ impl Drop for Part {
 /// Why a part did not get its name.
 fn not_renamed(error: io::Error) -> CopyError {
     match error.kind() {
-        io::ErrorKind::NotFound => CopyError::TakenOver,
+        io::ErrorKind::NotFound => CopyError::PartGone,
         io::ErrorKind::IsADirectory
         | io::ErrorKind::DirectoryNotEmpty
         | io::ErrorKind::AlreadyExists => CopyError::InTheWay,
@@ -437,37 +529,4 @@ pub(super) fn shown(directory: &[u8], name: &OsStr) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt};
-
-    use nix::unistd::setfsuid;
-
-    use super::*;
-
-    /// Who owns nothing (`nobody`).
-    const NOBODY: u32 = 65534;
-
-    #[test]
-    fn a_part_that_is_for_reading_only_is_not_continued_and_goes() {
-        let path = std::env::temp_dir().join(format!("read-only-part-{}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
-        let part = OsStr::new(".a.0123456789abcdef.part");
-        let (open, kept) = std::thread::scope(|scope| {
-            let work = scope.spawn(|| {
-                // Root may write to everything; this thread is not root any more.
-                setfsuid(Uid::from_raw(NOBODY));
-                fs::write(path.join(part), "text").unwrap();
-                let mode = fs::Permissions::from_mode(0o444);
-                fs::set_permissions(path.join(part), mode).unwrap();
-                let directory = Arc::new(LocalDirectory::open(&path).unwrap());
-                let adopted = directory.adopt_part(part, OsStr::new("a"));
-                directory.remove_parts(&[part.as_bytes().to_vec()]).unwrap();
-                (adopted.unwrap().is_some(), path.join(part).exists())
-            });
-            work.join().unwrap()
-        });
-        fs::remove_dir_all(&path).unwrap();
-        assert_eq!((open, kept), (false, false));
-    }
-}
+mod tests;

@@ -1,17 +1,33 @@
 //! Names of parts: files that are not complete yet.
 //!
-//! `.NAME.RANDOM.part` in the directory of NAME. The random half makes sure that nobody else
-//! writes there; the rest says for which target it was, so that the next copy to the same target
-//! finds what an earlier one left.
+//! `.NAME.DIGITS.part` in the directory of NAME. The digits are always the same few, so that the next
+//! copy to the same target finds what an earlier one left without listing the directory. Nobody
+//! relies on the names being free, or on what has them being a copy's: each is created with `O_EXCL`,
+//! and what is there is looked at ([`super::local`], and `open-part@vsock-agent` in the guest).
 
 use std::{
     ffi::{OsStr, OsString},
     hash::{BuildHasher, Hasher, RandomState},
     os::unix::ffi::{OsStrExt, OsStringExt},
+    time::Duration,
 };
 
 /// Longest name that a directory holds, in bytes (`NAME_MAX`, `linux/limits.h`).
 const NAME_MAX: usize = 255;
+
+/// Digits of the names that are tried: the first that is free, or that an earlier copy left, is
+/// taken. The others are for copies to one target at the same time.
+const DIGITS: [u64; 4] = [
+    0x0123_4567_89ab_cdef,
+    0x0123_4567_89ab_cdee,
+    0x0123_4567_89ab_cded,
+    0x0123_4567_89ab_cdec,
+];
+
+/// How often, and after what time each, a part that is locked is looked at again: it may not have been
+/// noticed yet that the copy before has ended, and what was on its way is still written.
+pub(super) const BUSY_TRIES: u32 = 10;
+pub(super) const BUSY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// `.` and 16 digits, then [`SUFFIX`].
 const RANDOM_DIGITS: usize = 16;
@@ -21,7 +37,7 @@ const SUFFIX: &[u8] = b".part";
 const MAX_STEM_BYTES: usize = NAME_MAX - 1 - RANDOM_DIGITS - SUFFIX.len();
 
 /// How the names of all parts of the target `name` begin.
-pub(super) fn stem(name: &OsStr) -> Vec<u8> {
+fn stem(name: &OsStr) -> Vec<u8> {
     let name = name.as_bytes();
     let mut stem = b".".to_vec();
     if name.len() < MAX_STEM_BYTES {
@@ -37,22 +53,25 @@ pub(super) fn stem(name: &OsStr) -> Vec<u8> {
     stem
 }
 
-/// A name for a new part of the target `name`.
-pub(super) fn name(name: &OsStr) -> OsString {
-    let mut part = stem(name);
-    let random = RandomState::new().build_hasher().finish();
-    part.extend_from_slice(format!(".{random:016x}").as_bytes());
-    part.extend_from_slice(SUFFIX);
-    OsString::from_vec(part)
+/// The first name that is tried for a part of the target `name`, a single component.
+#[must_use]
+pub fn part_name(name: &OsStr) -> OsString {
+    with_digits(name, DIGITS[0])
 }
 
-/// The stem, if this is the name of a part.
-pub(super) fn stem_of(part: &[u8]) -> Option<&[u8]> {
-    let rest = part.strip_suffix(SUFFIX)?;
-    let (stem, random) = rest.split_at_checked(rest.len().checked_sub(1 + RANDOM_DIGITS)?)?;
-    let digits = random.strip_prefix(b".")?;
-    let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    (stem.len() > 1 && stem[0] == b'.' && digits.iter().all(is_digit)).then_some(stem)
+/// All that are tried, in their order. The last is one that nobody can know before: it is free, also
+/// where somebody has put something at all others.
+pub(super) fn names(name: &OsStr) -> Vec<OsString> {
+    let known = DIGITS.into_iter();
+    let digits = known.chain([RandomState::new().build_hasher().finish()]);
+    digits.map(|digits| with_digits(name, digits)).collect()
+}
+
+fn with_digits(name: &OsStr, digits: u64) -> OsString {
+    let mut part = stem(name);
+    part.extend_from_slice(format!(".{digits:016x}").as_bytes());
+    part.extend_from_slice(SUFFIX);
+    OsString::from_vec(part)
 }
 
 #[cfg(test)]
@@ -60,35 +79,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_is_known_for_its_target_however_long_the_name_is() {
+    fn names_fit_however_long_the_target_is_and_all_differ() {
         for length in [1, 200, 231, 232, 233, 234, 255] {
             let target = OsString::from_vec(vec![b'\xff'; length]);
-            let part = name(&target);
-            assert!(part.len() <= NAME_MAX, "{length}: {}", part.len());
-            assert_eq!(stem_of(part.as_bytes()), Some(&stem(&target)[..]));
-            assert_ne!(part, name(&target));
+            let mut names = names(&target);
+            assert_eq!(names[0], part_name(&target));
+            assert!(names.iter().all(|name| name.len() <= NAME_MAX), "{length}");
+            names.sort();
+            names.dedup();
+            assert_eq!(names.len(), DIGITS.len() + 1);
         }
         let [one, other] = [b'a', b'b'].map(|last| {
             let mut name = vec![b'x'; 254];
             name.push(last);
-            stem(OsStr::from_bytes(&name))
+            part_name(OsStr::from_bytes(&name))
         });
         assert_ne!(one, other);
     }
 
     #[test]
-    fn other_names_are_no_parts() {
-        for name in [
-            "a.part",
-            ".a.part",
-            ".a.0123456789abcdeX.part",
-            "a.0123456789abcdef.part",
-            ".0123456789abcdef.part",
-            "..0123456789abcdef.part",
-            ".part",
-            "",
-        ] {
-            assert_eq!(stem_of(name.as_bytes()), None, "{name}");
-        }
+    fn the_last_name_is_another_one_each_time() {
+        let last = || names(OsStr::new("a")).pop();
+        assert_ne!(last(), last());
     }
 }

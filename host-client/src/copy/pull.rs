@@ -25,9 +25,7 @@ pub(super) use self::stream::read_into;
 use super::{
     CopyError, CopyObserver, CopyOptions, CopySummary, SkipReason,
     attributes::{self, Kind},
-    leftovers::Leftovers,
     local::{self, LocalDirectory},
-    part,
     run::{Run, own_name},
 };
 use crate::{
@@ -44,7 +42,6 @@ struct Directory {
     /// What it gets when it is full; nothing for one that was there.
     attributes: Option<Attributes>,
     parent: Option<Arc<Directory>>,
-    leftovers: Leftovers,
 }
 
 /// Something to be put into a directory.
@@ -145,14 +142,12 @@ async fn walk_all(
         .pool
         .run_long(move || LocalDirectory::open(&path))
         .await??;
-    let root = Directory {
+    let root = Arc::new(Directory {
         local: Arc::new(local),
         source: None,
         attributes: None,
         parent: None,
-        leftovers: Leftovers::default(),
-    };
-    let root = root.looked_through(run).await?;
+    });
     for (source, top) in tops {
         if let Err(error) = walk_one(run, source, top, &root, target, &queue).await {
             run.failed(source.as_bytes(), error)?;
@@ -248,7 +243,7 @@ async fn walk_tree(
             }
             continue;
         }
-        if whole::Files::is_fit(kind, &attributes) && level.goes_together(run) {
+        if whole::Files::is_fit(kind, &attributes) && run.has_whole() {
             if level.files.is_full_for(&attributes) {
                 level.hand_on(run, queue).await;
             }
@@ -290,15 +285,12 @@ impl Level {
                     .pool
                     .run_long(move || local.enter(&name, mode))
                     .await??;
-                let parent = Some(Arc::clone(parent));
-                let directory = Directory {
+                Arc::new(Directory {
                     local: Arc::new(local),
                     source: Some(source.clone()),
                     attributes: made.then_some(attributes),
-                    parent,
-                    leftovers: Leftovers::default(),
-                };
-                directory.looked_through(run).await?
+                    parent: Some(Arc::clone(parent)),
+                })
             }
         };
         Ok(Self {
@@ -307,10 +299,6 @@ impl Level {
             directory,
             files: whole::Files::default(),
         })
-    }
-
-    fn goes_together(&self, run: &Run<'_>) -> bool {
-        run.has_whole() && self.directory.leftovers.is_empty()
     }
 
     /// Hands the small files on.
@@ -327,25 +315,9 @@ impl Level {
 }
 
 impl Directory {
-    /// With what earlier copies left in it, if it was there.
-    async fn looked_through(mut self, run: &Run<'_>) -> Result<Arc<Self>, CopyError> {
-        if !self.is_new() {
-            let local = Arc::clone(&self.local);
-            // One that cannot be listed can still be written to.
-            let found = run.pool.run_long(move || local.leftovers()).await?;
-            self.leftovers = found.unwrap_or_default();
-        }
-        Ok(Arc::new(self))
-    }
-
     /// Whether this copy made it: nothing else is in it.
     const fn is_new(&self) -> bool {
         self.attributes.is_some()
-    }
-
-    /// Parts of the target `stem` that earlier copies left.
-    fn take_leftovers(&self, stem: &[u8]) -> Vec<Vec<u8>> {
-        self.leftovers.take(stem)
     }
 
     /// One user less. The last one gives the directory its attributes: nothing in it changes any
@@ -415,14 +387,12 @@ async fn put_link(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
     let target = run.sftp.readlink(&work.source).await?;
     let attributes = run.wanted(&work.attributes);
     let local = Arc::clone(&work.directory.local);
-    let old = work.directory.take_leftovers(&part::stem(&work.name));
     let link = move || {
         let special = local.metadata(&work.name).map(|there| there.file_type());
         if special.is_some_and(|kind| !(kind.is_file() || kind.is_symlink() || kind.is_dir())) {
             return Err(CopyError::InTheWay);
         }
-        local.link(target.as_os_str(), &work.name, &attributes)?;
-        local.remove_parts(&old)
+        local.link(target.as_os_str(), &work.name, &attributes)
     };
     run.pool.run(link).await?
 }

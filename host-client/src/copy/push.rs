@@ -1,6 +1,7 @@
 //! Into the guest: a walk over local directories, and many files at once.
 
 pub(super) mod file;
+mod link;
 mod stream;
 mod whole;
 
@@ -18,9 +19,7 @@ pub use self::stream::{push_stream, push_stream_if};
 use super::{
     CopyError, CopyObserver, CopyOptions, CopySummary, SkipReason,
     attributes::{self, Kind, SETGID},
-    leftovers::Leftovers,
     local::shown,
-    part,
     run::{Run, own_name},
     scan::{self, Found, Scanner},
 };
@@ -46,7 +45,6 @@ struct Directory {
     /// Whether directories that are made in it get the bit of its group.
     has_setgid: bool,
     parent: Option<Arc<Directory>>,
-    leftovers: Leftovers,
 }
 
 /// Something to be put into a directory.
@@ -142,10 +140,6 @@ async fn walk_all(
             Some(destination.file_name().ok_or(CopyError::NoName)?.to_owned()),
         ),
     };
-    let leftovers = match sources.len() > 1 {
-        true => Leftovers::in_guest(run.sftp, &path).await,
-        false => Leftovers::default(),
-    };
     let has_setgid = match run.options.recursive {
         true => has_setgid(&run.sftp.stat(&path).await.unwrap_or_default()),
         false => false,
@@ -157,7 +151,6 @@ async fn walk_all(
         attributes: None,
         has_setgid,
         parent: None,
-        leftovers,
     });
     for source in sources {
         let shown = source.as_os_str().as_bytes().to_vec();
@@ -280,10 +273,6 @@ impl Level {
         };
         let mut attributes = attributes::of(&scanner.metadata, run.options);
         let there = make_directory(run.sftp, &path, &attributes).await?;
-        let leftovers = match there {
-            None => Leftovers::default(),
-            Some(_) => Leftovers::in_guest(run.sftp, &path).await,
-        };
         let has_setgid = there.as_ref().map_or(parent.has_setgid, has_setgid);
         if let Some(mode) = &mut attributes.permissions
             && has_setgid
@@ -298,7 +287,6 @@ impl Level {
             attributes: there.is_none().then_some(attributes),
             has_setgid,
             parent: Some(Arc::clone(parent)),
-            leftovers,
         };
         Ok(Self {
             scanner: Arc::new(Mutex::new(*scanner)),
@@ -311,7 +299,7 @@ impl Level {
     /// Reads some more of the directory.
     async fn next(&mut self, run: &Run<'_>, queue: &mpsc::Sender<Work>) -> Result<(), CopyError> {
         // A server that does not replace files as we want it is told each step.
-        let permit = match self.directory.leftovers.is_empty() && run.sftp.replaces() {
+        let permit = match run.sftp.replaces() {
             true => run.whole().await,
             false => None,
         };
@@ -392,11 +380,6 @@ impl Directory {
         self.attributes.is_some()
     }
 
-    /// Parts of the target `stem` that earlier copies left.
-    fn take_leftovers(&self, stem: &[u8]) -> Vec<Vec<u8>> {
-        self.leftovers.take(stem)
-    }
-
     /// One user less. The last one gives the directory its attributes: nothing in it changes any
     /// more.
     async fn leave(self: Arc<Self>, run: &Run<'_>) -> Result<(), CopyError> {
@@ -475,19 +458,11 @@ async fn put_link(
     if !directory.is_new() {
         file::target::may_become_link(run, &path).await?;
     }
-    let old = file::Left {
-        directory: directory.path.clone(),
-        names: directory.take_leftovers(&part::stem(name)),
+    let attributes = Attributes {
+        permissions: None,
+        ..attributes
     };
-    let mut part = file::RemotePart::new(run.sftp, &path);
-    run.sftp.symlink(target, &part.path).await?;
-    if run.sftp.has_extension(extension::LSETSTAT) {
-        let attributes = Attributes {
-            permissions: None,
-            ..attributes
-        };
-        run.sftp.lsetstat(&part.path, attributes).await?;
-    }
-    part.rename(&path).await?;
-    old.remove(run).await
+    let has_attributes = run.sftp.has_extension(extension::LSETSTAT);
+    let attributes = has_attributes.then_some(&attributes);
+    link::put(run.sftp, &path, &target, attributes).await
 }

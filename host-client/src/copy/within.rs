@@ -42,7 +42,7 @@ pub async fn copy_within(
         .open(source, OpenFlags::READ, Attributes::default())
         .await?;
     let copied = async {
-        let to = output.create(OpenFlags::WRITE).await?;
+        let to = output.create(false).await?.file;
         let bytes = match goes_through {
             true => through(&run, source, &found, &output, &to).await?,
             false => copy_data(&from, &to, found.size.unwrap_or(0)).await?,

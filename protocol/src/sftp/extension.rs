@@ -7,6 +7,7 @@
 
 mod openssh;
 mod owners;
+mod part;
 mod ranges;
 mod replace;
 mod whole;
@@ -16,6 +17,7 @@ use bytes::{Bytes, BytesMut};
 pub use self::{
     openssh::{CopyData, FileSystem, Limits, SetLinkAttributes},
     owners::{IdLists, NameLists},
+    part::{MAX_PART_NAMES, OpenPart, OpenedPart},
     ranges::{HashRange, Holes, HolesFrom, MAX_HOLES, RangeHash},
     replace::{ReplaceFile, Replaced, Replacement},
     whole::{
@@ -60,6 +62,8 @@ pub const FETCH: &str = "fetch@vsock-agent";
 /// Our own: renames a file over another one, whose owner, mode, ACL, extended attributes and security
 /// label it gets before. [`ReplaceFile`], answered by [`Replaced`].
 pub const REPLACE: &str = "replace@vsock-agent";
+/// Our own: opens a file under a temporary name. [`OpenPart`], answered by [`OpenedPart`].
+pub const OPEN_PART: &str = "open-part@vsock-agent";
 /// Our own, in VERSION only: under which [`super::SessionOptions`] the session runs, as their query
 /// text. A server that does not know the options does not send it.
 pub const SESSION: &str = "session@vsock-agent";

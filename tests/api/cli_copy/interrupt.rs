@@ -79,6 +79,12 @@ async fn a_terminated_push_removes_what_it_wrote() {
     interrupt(Direction::In, Signal::SIGTERM).await;
 }
 
+#[tokio::test]
+async fn a_copy_whose_terminal_goes_away_removes_what_it_wrote() {
+    interrupt(Direction::In, Signal::SIGHUP).await;
+    interrupt(Direction::Out, Signal::SIGHUP).await;
+}
+
 /// Interrupts a copy that may be resumed, and resumes it.
 async fn interrupt_and_resume(direction: Direction) {
     let ends = Ends::start();

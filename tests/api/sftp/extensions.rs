@@ -39,7 +39,7 @@ async fn all_of_openssh_and_our_own_are_advertised_with_their_versions() {
     let said: Vec<_> = said
         .map(|(name, version)| (str::from_utf8(name).unwrap(), &version[..]))
         .collect();
-    let expected: [(&str, &[u8]); 16] = [
+    let expected: [(&str, &[u8]); 17] = [
         ("posix-rename@openssh.com", b"1"),
         ("statvfs@openssh.com", b"2"),
         ("fstatvfs@openssh.com", b"2"),
@@ -56,6 +56,7 @@ async fn all_of_openssh_and_our_own_are_advertised_with_their_versions() {
         ("replace@vsock-agent", b"1"),
         ("store@vsock-agent", b"1"),
         ("fetch@vsock-agent", b"1"),
+        ("open-part@vsock-agent", b"1"),
     ];
     assert_eq!(said, expected);
 }

@@ -14,6 +14,7 @@ mod instance;
 mod output;
 mod qemu_args;
 mod serve;
+mod signals;
 mod stdio;
 mod terminal;
 mod vms;

@@ -5,13 +5,13 @@ use std::{collections::VecDeque, fs::File, io, os::unix::fs::FileExt, pin::Pin, 
 use super::{
     super::{
         CopyError, InPlace, SkipReason, attributes,
-        local::{LocalDirectory, Part, os_string},
-        part, resume,
+        part::{BUSY_INTERVAL, BUSY_TRIES},
+        resume,
         run::{Run, SMALL_BYTES},
         sparse::RemoteData,
     },
     Work, stream,
-    target::{self, Finish, Look, Target},
+    target::{self, Begun, Finish, Look, Target},
 };
 use crate::{
     error::ClientError,
@@ -26,9 +26,7 @@ const PIPE_BYTES: usize = 256 * 1024;
 const MAX_WRITES: usize = 8;
 
 pub(super) async fn pull(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
-    let old = work.directory.take_leftovers(&part::stem(&work.name));
     let source = work.source.clone();
-    let directory = Arc::clone(&work.directory.local);
     let target = look(run, &work).await?;
     if target.is_special() {
         let bytes = special(run, &work, target).await?;
@@ -36,7 +34,7 @@ pub(super) async fn pull(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
         return Ok(());
     }
     if run.options.resume && is_complete(&target, &work) {
-        remove_parts(run, directory, old).await?;
+        remove_left(run, &target).await?;
         run.skipped(source.as_bytes(), SkipReason::Complete);
         return Ok(());
     }
@@ -47,27 +45,16 @@ pub(super) async fn pull(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
     };
     let bytes = match small {
         Some(bytes) => bytes,
-        None => large_or_in_place(run, &work, &target, &old).await?,
+        None => large_or_in_place(run, &work, &target).await?,
     };
-    // Those that were continued have another name now.
-    remove_parts(run, directory, old).await?;
     run.finished(source.as_bytes(), bytes, |summary| &mut summary.files);
     Ok(())
 }
 
-async fn remove_parts(
-    run: &Run<'_>,
-    directory: Arc<LocalDirectory>,
-    old: Vec<Vec<u8>>,
-) -> Result<(), CopyError> {
-    match old.is_empty() {
-        true => Ok(()),
-        false => {
-            run.pool
-                .run_long(move || directory.remove_parts(&old))
-                .await?
-        }
-    }
+async fn remove_left(run: &Run<'_>, target: &Target) -> Result<(), CopyError> {
+    let target = target.clone();
+    let remove = move || target.directory.remove_parts(&target.name);
+    run.pool.run(remove).await?
 }
 
 /// Looks at what has the name of the target.
@@ -111,17 +98,16 @@ fn is_complete(target: &Target, work: &Work) -> bool {
 
 /// A file of any size. Where there is no room for it beside what is there, it is written in place, if
 /// there is room for it then.
-async fn large_or_in_place(
-    run: &Run<'_>,
-    work: &Work,
-    target: &Target,
-    old: &[Vec<u8>],
-) -> Result<u64, CopyError> {
+async fn large_or_in_place(run: &Run<'_>, work: &Work, target: &Target) -> Result<u64, CopyError> {
     let finish = Finish::of(run);
-    let error = match large(run, work, target, old, finish).await {
+    let error = match large(run, work, target, finish).await {
         Err(error) if target::is_full(&error) && !finish.in_place => error,
         pulled => return pulled,
     };
+    if run.options.resume {
+        // What was kept takes room.
+        remove_left(run, target).await?;
+    }
     if !target.needs_room(work.attributes.size.unwrap_or(0)) {
         return Err(error);
     }
@@ -130,7 +116,7 @@ async fn large_or_in_place(
         in_place: true,
         ..finish
     };
-    large(run, work, target, &[], in_place).await
+    large(run, work, target, in_place).await
 }
 
 /// A file that is believed to be small: two trips, however many requests. `None` if it was not.
@@ -177,22 +163,12 @@ async fn large(
     run: &Run<'_>,
     work: &Work,
     target: &Target,
-    old: &[Vec<u8>],
     finish: Finish,
 ) -> Result<u64, CopyError> {
     let source = &work.source;
     let file = open(run, work).await?;
     let before = file.stat().await?;
-    let old = match run.options.resume {
-        true => old.to_vec(),
-        false => Vec::new(),
-    };
-    let into = target.clone();
-    let begin = move || {
-        let part = || begin(&into.directory, &into.name, &old);
-        target::begin(&into, finish, part, |part| (part, 0))
-    };
-    let ((part, length), in_place) = run.pool.run_long(begin).await??;
+    let ((part, length), in_place) = begin(run, target, finish).await?;
     run.told_in_place(source.as_bytes(), in_place);
     let size = before.size.filter(|size| *size > 0);
     let start = match length {
@@ -228,6 +204,25 @@ async fn large(
     Ok(bytes)
 }
 
+async fn begin(run: &Run<'_>, target: &Target, finish: Finish) -> Result<Begun, CopyError> {
+    let keep = run.options.resume;
+    let begin = || {
+        let target = target.clone();
+        run.pool
+            .run_long(move || target::begin(&target, finish, keep))
+    };
+    for _ in 0..BUSY_TRIES {
+        let begun = begin().await??;
+        let ((part, length), _) = &begun;
+        if !(keep && *length == 0 && part.is_second(&target.name)) {
+            return Ok(begun);
+        }
+        drop(begun);
+        tokio::time::sleep(BUSY_INTERVAL).await;
+    }
+    begin().await?
+}
+
 /// Reads the file from `start` and closes it; returns its length and its attributes.
 async fn receive(
     run: &Run<'_>,
@@ -252,32 +247,6 @@ async fn receive(
     }
     file.close().await?;
     Ok((bytes, after))
-}
-
-/// A new part, or the longest that was left, with its length.
-fn begin(
-    directory: &Arc<LocalDirectory>,
-    name: &std::ffi::OsStr,
-    old: &[Vec<u8>],
-) -> Result<(Part, u64), CopyError> {
-    let mut old: Vec<_> = old
-        .iter()
-        .map(|name| os_string(name))
-        .filter_map(|name| Some((directory.metadata(&name)?.len(), name)))
-        .collect();
-    old.sort();
-    while let Some((length, left)) = old.pop() {
-        if let Some(part) = directory.adopt_part(&left, name)? {
-            return Ok((part, length));
-        }
-    }
-    loop {
-        let part = directory.create_part(name)?;
-        if part.lock() {
-            return Ok((part, 0));
-        }
-        // Another copy saw it before it was locked, and has it now.
-    }
 }
 
 /// Reads the file from `start`, all of it or what is no hole, into the local one. Returns its

@@ -297,21 +297,20 @@ impl Finish {
     }
 }
 
-/// What is written to for a target: a part of it, which `part` makes, or what is there; and why, if
-/// nobody asked for that. Blocking.
-pub(super) fn begin<T>(
-    target: &Target,
-    finish: Finish,
-    part: impl FnOnce() -> Result<T, CopyError>,
-    in_place: impl FnOnce(Part) -> T,
-) -> Result<(T, Option<InPlace>), CopyError> {
-    let write_to = |reason| Ok((in_place(Part::in_place(target)?), reason));
+/// What is written to, with the bytes that are in it; and why it is not a part, if nobody asked for
+/// that.
+pub(super) type Begun = ((Part, u64), Option<InPlace>);
+
+/// What is written to for a target: a part of it, with `keep` the one that an earlier copy left, or
+/// what is there. Blocking.
+pub(super) fn begin(target: &Target, finish: Finish, keep: bool) -> Result<Begun, CopyError> {
+    let write_to = |reason| Ok(((Part::in_place(target)?, 0), reason));
     match &target.there {
         There::Linked(_) => return write_to(Some(InPlace::Link)),
         There::Nothing | There::File(_) if finish.in_place => return write_to(None),
         _ => {}
     }
-    match part() {
+    match target.directory.open_part(&target.name, keep) {
         Err(CopyError::Local { .. }) if target.old().is_some() => write_to(Some(InPlace::NoPart)),
         part => Ok((part?, None)),
     }
@@ -324,8 +323,7 @@ pub(super) fn save(
     attributes: &Attributes,
     finish: Finish,
 ) -> Result<Option<InPlace>, CopyError> {
-    let create = || target.directory.create_part(&target.name);
-    let (part, reason) = begin(target, finish, create, |part| part)?;
+    let ((part, _), reason) = begin(target, finish, false)?;
     let written = part.write(data);
     let saved = written.and_then(|()| part.complete(target, attributes, finish));
     let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);

@@ -16,23 +16,21 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncSeekExt};
 
 pub(in super::super) use self::output::Output;
-pub(super) use self::remote_part::RemotePart;
-use self::target::Target;
+pub(super) use self::remote_part::PartName;
+use self::{
+    remote_part::{Opened, remove_left},
+    target::Target,
+};
 use super::{
     super::{
-        CopyError, InPlace, SkipReason,
-        attributes::{self, Kind},
-        leftovers, part, resume,
-        run::Run,
-        scan::FoundFile,
-        sparse,
+        CopyError, InPlace, SkipReason, attributes, part, resume, run::Run, scan::FoundFile, sparse,
     },
     Directory,
 };
 use crate::{
     error::ClientError,
-    protocol::sftp::{Attributes, extension},
-    sftp::{LocalSource, OpenFlags, RemoteFile, RemotePath},
+    protocol::sftp::Attributes,
+    sftp::{LocalSource, RemoteFile},
 };
 
 /// Bytes that the guest copies in one request: it must answer before it is taken to be silent.
@@ -50,62 +48,17 @@ pub(super) async fn push(
         true => Target::new(target),
         false => Target::look(run, target).await?,
     };
-    let is_complete = run.options.resume && is_complete(&target, &found);
-    let look = async {
-        match run.is_single() {
-            true => Left::find(run, &target.path).await,
-            false => Left {
-                directory: directory.path.clone(),
-                names: directory.take_leftovers(&part::stem(name)),
-            },
+    if run.options.resume && is_complete(&target, &found) {
+        let left = directory.path.join(part::part_name(name).as_bytes());
+        if run.sftp.lstat(&left).await.is_ok() {
+            remove_left(run.sftp, &target.path).await?;
         }
-    };
-    if is_complete {
-        look.await.remove(run).await?;
         run.skipped(source, SkipReason::Complete);
         return Ok(());
     }
-    let (bytes, old) = match run.options.resume {
-        true => {
-            let old = look.await;
-            (write(run, &target, found, source, &old.names).await?, old)
-        }
-        false => {
-            let (bytes, old) = tokio::join!(write(run, &target, found, source, &[]), look);
-            (bytes?, old)
-        }
-    };
-    old.remove(run).await?;
+    let bytes = write(run, &target, found, source).await?;
     run.finished(source, bytes, |summary| &mut summary.files);
     Ok(())
-}
-
-/// What earlier copies to one target left, and what others began that are still at it.
-pub(super) struct Left {
-    pub(super) directory: RemotePath,
-    pub(super) names: Vec<Vec<u8>>,
-}
-
-impl Left {
-    async fn find(run: &Run<'_>, target: &RemotePath) -> Self {
-        let directory = target.parent().unwrap_or_else(|| ".".into());
-        let stem = part::stem(target.file_name().unwrap_or_default());
-        Self {
-            names: leftovers::find(run.sftp, &directory, &stem).await,
-            directory,
-        }
-    }
-
-    /// Removes all of it.
-    pub(super) async fn remove(&self, run: &Run<'_>) -> Result<(), CopyError> {
-        for name in &self.names {
-            match run.sftp.remove(self.directory.join(name)).await {
-                Err(error) if !error.is_not_found() => return Err(error.into()),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
 }
 
 fn is_complete(target: &Target, found: &FoundFile) -> bool {
@@ -120,7 +73,6 @@ async fn write(
     target: &Target,
     found: FoundFile,
     source: &[u8],
-    old: &[Vec<u8>],
 ) -> Result<u64, CopyError> {
     let again = match target.old() {
         Some(_) => found.again(),
@@ -128,20 +80,24 @@ async fn write(
     };
     let output = Output::new(run, target.clone(), source);
     let was_in_place = output.is_in_place();
-    let error = match attempt(run, output, found, source, old).await {
+    let error = match attempt(run, output, found, source).await {
         Err(error @ CopyError::Client(ClientError::File { .. })) if !was_in_place => error,
         written => return written,
     };
     let Some(again) = again else {
         return Err(error);
     };
+    if run.options.resume {
+        // What was kept takes room.
+        remove_left(run.sftp, &target.path).await?;
+    }
     run.sftp.removed().await;
     if !needs_room(run, target, again.metadata.size()).await {
         return Err(error);
     }
     let mut output = Output::new(run, target.clone(), source);
     output.write_in_place(InPlace::NoRoom);
-    attempt(run, output, again, source, &[]).await
+    attempt(run, output, again, source).await
 }
 
 /// Whether a new file of so many bytes has no room beside the one that is there, but in its place.
@@ -159,7 +115,6 @@ async fn attempt(
     output: Output<'_, '_>,
     found: FoundFile,
     source: &[u8],
-    old: &[Vec<u8>],
 ) -> Result<u64, CopyError> {
     let attributes = attributes::of(&found.metadata, run.options);
     match found {
@@ -188,7 +143,7 @@ async fn attempt(
             ..
         } if metadata.size() > 0 && !output.target.is_special() => {
             let local = Arc::new(LocalSource::new(file));
-            large(run, output, &local, &metadata, source, old).await
+            large(run, output, &local, &metadata, source).await
         }
         // The kernel makes it up, and only reading it tells how long it is; or it goes into a device,
         // piece by piece.
@@ -212,7 +167,7 @@ async fn small(
     content: Bytes,
     attributes: Attributes,
 ) -> Result<(), CopyError> {
-    let file = output.create(OpenFlags::WRITE).await?;
+    let file = output.create(false).await?.file;
     let mut written = match content.is_empty() {
         true => None,
         false => Some(file.write_small(content).await?),
@@ -230,7 +185,6 @@ async fn small(
         true => file.start_sync().await?,
         false => None,
     };
-    let closed = file.start_close().await?;
     if let Some(written) = written {
         written.done().await?;
     }
@@ -238,10 +192,10 @@ async fn small(
         Some(set) => set.done().await,
         None => Ok(()),
     };
-    for pending in [synced, Some(closed)].into_iter().flatten() {
-        pending.done().await?;
+    if let Some(synced) = synced {
+        synced.done().await?;
     }
-    output.publish(set, &attributes).await
+    output.publish(file, set, &attributes).await
 }
 
 /// A file that is read while it is sent.
@@ -251,25 +205,12 @@ async fn large(
     local: &Arc<LocalSource>,
     metadata: &Metadata,
     source: &[u8],
-    old: &[Vec<u8>],
 ) -> Result<u64, CopyError> {
     let size = metadata.size();
     let is_sparse = metadata.blocks() * 512 < size;
-    let left = match output.part() {
-        Some(part) => longest(run, part, old).await?,
-        None => None,
-    };
-    let (file, start) = match left {
-        Some(left) => {
-            let file = output.create(OpenFlags::READ | OpenFlags::WRITE).await?;
-            let start = match output.is_in_place() {
-                true => 0,
-                false => begin_with(run, &left, &file, local, size, is_sparse).await?,
-            };
-            (file, start)
-        }
-        None => (output.create(OpenFlags::WRITE).await?, 0),
-    };
+    let opened = output.create(run.options.resume).await?;
+    let start = begin(run, &mut output, &opened, local, size, is_sparse).await?;
+    let file = opened.file;
     run.started(source, Some(size), start);
     let mut offset = start;
     while let Some((from, to)) = match is_sparse {
@@ -277,8 +218,11 @@ async fn large(
         false => (offset < size).then_some((offset, size)),
     } {
         let mut claim = run.claim(to - from)?;
-        file.send(local, from, to, |bytes| claim.copied(bytes))
-            .await?;
+        file.send(local, from, to, |bytes| {
+            output.keep(run.options.resume);
+            claim.copied(bytes)
+        })
+        .await?;
         offset = to;
     }
     let now = local
@@ -327,13 +271,41 @@ where
     if !unchanged().await {
         return Err(CopyError::TargetChanged);
     }
-    let file = output.create(OpenFlags::WRITE).await?;
+    let file = output.create(false).await?.file;
     let bytes = output.put(&file, source).await?;
     if !output.is_in_place() && !unchanged().await {
         return Err(CopyError::TargetChanged);
     }
     output.complete(file, &attributes, bytes).await?;
     Ok(bytes)
+}
+
+/// Keeps of what an earlier copy left as much as is the beginning of the local file. Returns where the
+/// rest begins.
+async fn begin(
+    run: &Run<'_>,
+    output: &mut Output<'_, '_>,
+    opened: &Opened,
+    local: &LocalSource,
+    size: u64,
+    is_sparse: bool,
+) -> Result<u64, CopyError> {
+    let file = &opened.file;
+    let start = if let Some(left) = &opened.left {
+        let start = begin_with(run, &left.file, file, local, size, is_sparse).await?;
+        // The part has all of it.
+        run.sftp.remove(&left.path).await?;
+        start
+    } else if opened.length > 0 {
+        let length = opened.length.min(size);
+        let same = resume::same_prefix(run, &local.file, file, length).await?;
+        file.setstat(attributes::size(same)).await?;
+        same
+    } else {
+        0
+    };
+    output.keep(start > 0);
+    Ok(start)
 }
 
 /// Copies the beginning of what was left, as far as it is that of the local file, within the guest.
@@ -363,43 +335,6 @@ async fn begin_with(
         offset = to;
     }
     Ok(same)
-}
-
-/// The longest part that an earlier copy left. Without `copy-data` the guest cannot begin with it,
-/// and to compare it would take longer than to send it again.
-async fn longest(
-    run: &Run<'_>,
-    part: &RemotePart<'_>,
-    old: &[Vec<u8>],
-) -> Result<Option<RemoteFile>, CopyError> {
-    if !run.sftp.has_extension(extension::COPY_DATA) {
-        return Ok(None);
-    }
-    let directory = part.path.parent().unwrap_or_else(|| ".".into());
-    let mut longest = None;
-    for name in old {
-        let path = directory.join(name);
-        if let Ok(there) = run.sftp.lstat(&path).await
-            && attributes::kind(&there) == Some(Kind::File)
-            && let Some(length) = there.size.filter(|length| *length > 0)
-            && longest.as_ref().is_none_or(|(_, most)| length > *most)
-        {
-            longest = Some((path, length));
-        }
-    }
-    let Some((path, _)) = longest else {
-        return Ok(None);
-    };
-    match run
-        .sftp
-        .open(&path, OpenFlags::READ, Attributes::default())
-        .await
-    {
-        Ok(left) => Ok(Some(left)),
-        // Somebody else removed it.
-        Err(ClientError::File { .. }) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
 }
 
 #[cfg(test)]

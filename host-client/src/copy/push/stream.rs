@@ -60,8 +60,7 @@ where
     let mode = options.mode.unwrap_or(DEFAULT_MODE);
     let attributes = attributes::mode(mode);
     run.started(b"-", None, 0);
-    // Before the first byte: what a stream left cannot be continued.
-    target.remove_left_now(&run).await;
+    // What a stream left cannot be continued.
     let output = Output::new(&run, target, b"-");
     let streamed = file::stream_if(output, source, attributes, unchanged).await;
     super::clean_up(sftp).await;

@@ -1,6 +1,10 @@
 //! Small files into the guest, several in one request.
 
-use std::{ffi::OsString, os::unix::ffi::OsStrExt, sync::Arc};
+use std::{
+    ffi::OsString,
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
@@ -38,7 +42,7 @@ pub(super) async fn push(
         let source = shown(&directory.source, name);
         run.started(&source, Some(length(&data)), 0);
         request.push(StoreFile {
-            part: part::name(name).as_bytes().to_vec().into(),
+            part: part::part_name(name).into_vec().into(),
             name: Bytes::copy_from_slice(name.as_bytes()),
             attributes: attributes::of(&file.metadata, run.options),
             data,
@@ -47,33 +51,25 @@ pub(super) async fn push(
     let replacement = run.replacement();
     let stored = run.sftp.store(&directory.path, request, replacement).await;
     let stored = match stored {
-        Ok(stored) => stored,
-        Err(ClientError::File { .. }) => {
-            // Each hears for itself why.
-            drop(claim);
-            for (name, found) in files {
-                let source = shown(&directory.source, &name);
-                put_one(run, directory, name, source, found).await?;
-            }
-            return Ok(());
-        }
+        Ok(stored) => stored.into_iter().map(|stored| stored.is_ok()).collect(),
+        Err(ClientError::File { .. }) => vec![false; files.len()],
         Err(error) => return Err(error.into()),
     };
-    let mut refused = Vec::new();
-    for ((name, found), stored) in files.into_iter().zip(stored) {
-        let source = shown(&directory.source, &name);
-        let bytes = bytes_of(&found);
-        match stored {
-            Ok(()) => {
-                claim.copied(bytes)?;
-                run.finished(&source, bytes, |summary| &mut summary.files);
-            }
-            Err(_) => refused.push((name, source, found)),
+    let mut rest = Vec::new();
+    for ((name, found), is_stored) in files.into_iter().zip(stored) {
+        if !is_stored {
+            rest.push((name, found));
+            continue;
         }
+        let (source, bytes) = (shown(&directory.source, &name), bytes_of(&found));
+        claim.copied(bytes)?;
+        run.finished(&source, bytes, |summary| &mut summary.files);
     }
     drop(claim);
-    // What must be written to instead of being replaced goes by itself; the others hear why.
-    for (name, source, found) in refused {
+    // What must be written to instead of being replaced goes by itself, and so does what finds that an
+    // earlier copy left something. The others hear why.
+    for (name, found) in rest {
+        let source = shown(&directory.source, &name);
         put_one(run, directory, name, source, found).await?;
     }
     Ok(())

@@ -11,11 +11,7 @@ use std::{
 };
 
 use anyhow::{anyhow, bail};
-use tokio::{
-    io::AsyncRead,
-    signal::unix::{SignalKind, signal},
-    time::timeout,
-};
+use tokio::{io::AsyncRead, time::timeout};
 use vsock_agent_client::{
     RemotePath, SessionOptions, Sftp,
     copy::{self, CopyError, CopyObserver, CopyOptions, CopySummary},
@@ -26,6 +22,7 @@ use super::{Place, list::shown, split_last};
 use crate::{
     args::{CopyArgs, PullArgs, PushArgs},
     config::Settings,
+    signals::Endings,
     stdio::{self, Sink},
 };
 
@@ -94,14 +91,14 @@ pub(crate) async fn push(settings: &Settings, args: PushArgs) -> anyhow::Result<
                         CopyError::Client(_)
                         | CopyError::NotADirectory
                         | CopyError::InTheWay
-                        | CopyError::TakenOver,
+                        | CopyError::PartGone,
                     ) => named(pushed, &destination),
                     _ => named(pushed, one_of(sources, &destination)),
                 }
             }
         }
     };
-    let copied = unless_interrupted(&[&sftp], options.resume, copying).await;
+    let copied = unless_interrupted(&[&sftp], copying).await;
     report.end(copied, one_of(&sources, &destination))
 }
 
@@ -144,7 +141,7 @@ pub(crate) async fn pull(settings: &Settings, args: PullArgs) -> anyhow::Result<
         Ok(total)
     };
     let all: Vec<&Sftp> = sessions.iter().map(|(sftp, _)| sftp).collect();
-    let copied = unless_interrupted(&all, options.resume, copying).await;
+    let copied = unless_interrupted(&all, copying).await;
     report.end(copied, one_of(&sources, &destination))
 }
 
@@ -190,32 +187,24 @@ fn named(copied: Result<CopySummary, CopyError>, what: &OsStr) -> anyhow::Result
 /// resumed.
 async fn unless_interrupted(
     sessions: &[&Sftp],
-    resumes: bool,
     copying: impl Future<Output = anyhow::Result<CopySummary>>,
 ) -> Result<anyhow::Result<CopySummary>, i32> {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-    ) else {
+    let Ok(mut endings) = Endings::listen() else {
         return Ok(copying.await);
     };
-    let mut copying = Box::pin(copying);
-    let signal = tokio::select! {
-        copied = &mut copying => return Ok(copied),
-        _ = interrupt.recv() => SignalKind::interrupt(),
-        _ = terminate.recv() => SignalKind::terminate(),
+    let signal = {
+        let copying = std::pin::pin!(copying);
+        tokio::select! {
+            copied = copying => return Ok(copied),
+            signal = endings.recv() => signal,
+        }
+        // What was under way is dropped here, which removes what is not to be kept.
     };
-    if resumes {
-        // As if the process had been killed: what is dropped would be removed.
-        std::mem::forget(copying);
-        return Err(signal.as_raw_value());
-    }
-    drop(copying);
     for sftp in sessions {
-        // Answered behind the requests that remove parts; a guest that hangs is left.
-        let _ = timeout(CLEAN_UP_TIMEOUT, sftp.realpath(".")).await;
+        // A guest that hangs is left.
+        let _ = timeout(CLEAN_UP_TIMEOUT, sftp.removed()).await;
     }
-    Err(signal.as_raw_value())
+    Err(signal)
 }
 
 /// Stdin as something to read from.

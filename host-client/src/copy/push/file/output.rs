@@ -1,7 +1,7 @@
 //! A file of the guest that is being written: under a temporary name, which it gives up for that of
 //! the target in the end, or in place.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
@@ -11,7 +11,7 @@ use tokio::{
 use super::{
     super::super::{CopyError, InPlace, run::Run},
     COPY_BYTES,
-    remote_part::RemotePart,
+    remote_part::{Opened, RemotePart, close},
     target::{Target, There},
 };
 use crate::{
@@ -72,25 +72,32 @@ impl<'r, 'a> Output<'r, 'a> {
         self.part.is_none()
     }
 
-    /// The temporary name.
-    pub(super) const fn part(&self) -> Option<&RemotePart<'a>> {
-        self.part.as_ref()
+    /// Whether what has a temporary name stays when this is dropped.
+    pub(super) fn keep(&mut self, keep: bool) {
+        if let Some(part) = &mut self.part {
+            part.keep(keep);
+        }
     }
 
-    /// Opens what is written to. Where no temporary file can be created, that is what is there.
+    /// Opens what is written to; with `resume` what an earlier copy left, if there is something. Where
+    /// no temporary file can be created, that is what is there.
     pub(in super::super::super) async fn create(
         &mut self,
-        access: OpenFlags,
-    ) -> Result<RemoteFile, CopyError> {
-        if let Some(part) = &self.part {
-            match part.create_for(access).await {
-                Err(ClientError::File { .. }) if self.target.old().is_some() => {
+        resume: bool,
+    ) -> Result<Opened, CopyError> {
+        if let Some(part) = &mut self.part {
+            match part.open(resume).await {
+                Err(CopyError::Client(ClientError::File { .. })) if self.target.old().is_some() => {
                     self.write_in_place(InPlace::NoPart);
                 }
-                created => return Ok(created?),
+                opened => return opened,
             }
         }
-        self.open_target().await
+        Ok(Opened {
+            file: Arc::new(self.open_target().await?),
+            length: 0,
+            left: None,
+        })
     }
 
     async fn open_target(&self) -> Result<RemoteFile, CopyError> {
@@ -184,39 +191,38 @@ impl<'r, 'a> Output<'r, 'a> {
         (attributes != Attributes::default()).then_some(attributes)
     }
 
-    /// Gives a file that was written its attributes, closes it, and gives it its name.
+    /// Gives a file that was written its attributes and its name, and closes it.
     pub(in super::super::super) async fn complete(
         self,
-        file: RemoteFile,
+        file: Arc<RemoteFile>,
         attributes: &Attributes,
         bytes: u64,
     ) -> Result<(), CopyError> {
-        let set = self.close(file, attributes, Some(bytes)).await?;
-        self.publish(set, attributes).await
+        let set = self.finish(&file, attributes, bytes).await?;
+        self.publish(file, set, attributes).await
     }
 
-    /// Closes a file that was written. Says whether it has its attributes.
-    async fn close(
+    /// Says of a file that was written whether it has its attributes.
+    async fn finish(
         &self,
-        file: RemoteFile,
+        file: &RemoteFile,
         attributes: &Attributes,
-        bytes: Option<u64>,
+        bytes: u64,
     ) -> Result<Result<(), ClientError>, CopyError> {
         let set = match self.attributes(attributes) {
             Some(attributes) => file.setstat(attributes).await,
             None => Ok(()),
         };
         if self.target.is_special() {
-            file.close().await?;
             return Ok(set);
         }
         if self.run.fsync {
             file.sync().await?;
         }
-        match (file.stat().await?.size, bytes) {
+        match file.stat().await?.size {
             // What the kernel makes up has the size 0.
-            (Some(0), _) if self.is_in_place() => {}
-            (Some(size), Some(bytes)) if size != bytes => {
+            Some(0) if self.is_in_place() => {}
+            Some(size) if size != bytes => {
                 return Err(CopyError::Client(ClientError::SizeChanged {
                     size,
                     transferred: bytes,
@@ -224,23 +230,24 @@ impl<'r, 'a> Output<'r, 'a> {
             }
             _ => {}
         }
-        file.close().await?;
         Ok(set)
     }
 
-    /// Gives a file that is complete and closed its name. It was tried to set its attributes.
+    /// Gives a file that is complete its name, and closes it. It was tried to set its attributes.
     pub(super) async fn publish(
         mut self,
+        file: Arc<RemoteFile>,
         set: Result<(), ClientError>,
         attributes: &Attributes,
     ) -> Result<(), CopyError> {
         let Some(mut part) = self.part.take() else {
+            close(file).await?;
             return self.unless_needed(set);
         };
         let replacement = self.run.replacement();
         let (sftp, target) = (self.run.sftp, &self.target);
         let reason = match set {
-            Ok(()) => part.publish(&target.path, replacement).await,
+            Ok(()) => part.publish(file, replacement).await,
             Err(error) => Err(error.into()),
         };
         let reason = match reason {
@@ -273,7 +280,8 @@ impl<'r, 'a> Output<'r, 'a> {
             return Err(CopyError::OnlyInPlace(reason));
         }
         self.run.in_place(self.source, reason);
-        let from = sftp.open(&part.path, OpenFlags::READ, Attributes::default());
+        let path = part.path().ok_or(CopyError::PartGone)?;
+        let from = sftp.open(path, OpenFlags::READ, Attributes::default());
         let from = from.await?;
         let size = from.stat().await?.size.unwrap_or(0);
         let to = self.open_target().await?;
@@ -283,7 +291,8 @@ impl<'r, 'a> Output<'r, 'a> {
             from.copy_data(offset, length, &to, offset).await?;
             offset += length;
         }
-        let set = self.close(to, attributes, Some(size)).await?;
+        let set = self.finish(&to, attributes, size).await?;
+        to.close().await?;
         self.unless_needed(set)
     }
 

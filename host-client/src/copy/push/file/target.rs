@@ -1,9 +1,6 @@
 //! What is at the name that a file of the guest is to have.
 
-use super::{
-    super::super::{CopyError, attributes, run::Run},
-    Left,
-};
+use super::super::super::{CopyError, attributes, run::Run};
 use crate::{
     protocol::sftp::{Attributes, FileType},
     sftp::RemotePath,
@@ -77,14 +74,6 @@ impl Target {
         }
         let there = There::Linked;
         Ok(Self { path, there })
-    }
-
-    /// Removes what earlier copies to it left, without waiting for that.
-    pub(in super::super) async fn remove_left_now(&self, run: &Run<'_>) {
-        let left = Left::find(run, &self.path).await;
-        for name in left.names {
-            run.sftp.remove_now(&left.directory.join(name));
-        }
     }
 
     /// The attributes of the file that is there.
