@@ -439,8 +439,11 @@ fn not_renamed(error: io::Error) -> CopyError {
 }
 
 fn sync(file: &File) -> Result<(), CopyError> {
-    file.sync_all()
-        .map_err(|source| CopyError::local("write the file to its disk", source))
+    file.sync_all().map_err(unsynced)
+}
+
+fn unsynced(error: io::Error) -> CopyError {
+    CopyError::local("write the file to its disk", error)
 }
 
 /// Copies all of a file over an empty one.
@@ -465,9 +468,10 @@ fn complete_in_place(
     if !target.has_file() || told.sets_mode || told.sets_owner {
         set?;
     }
-    match finish.fsync {
-        true => sync(file),
-        false => Ok(()),
+    match finish.fsync.then(|| file.sync_all()) {
+        // What the kernel makes up is on no disk.
+        Some(Err(error)) if error.kind() != io::ErrorKind::InvalidInput => Err(unsynced(error)),
+        _ => Ok(()),
     }
 }
 

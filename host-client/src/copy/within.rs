@@ -1,12 +1,13 @@
 //! From one place in the guest to another one.
 
 use super::{
-    CopyError, CopyObserver, CopyOptions, CopySummary, attributes,
+    CopyError, CopyObserver, CopyOptions, CopySummary, InPlace, attributes,
     pull::{read_into, top},
-    push::file::{COPY_BYTES, Output, target::Target},
+    push::file::{COPY_BYTES, Output, needs_room, target::Target},
     run::Run,
 };
 use crate::{
+    error::ClientError,
     protocol::sftp::Attributes,
     sftp::{OpenFlags, RemoteFile, RemotePath, Sftp},
 };
@@ -36,29 +37,42 @@ pub async fn copy_within(
     }
     run.found(found.size.unwrap_or(0))?;
     let target = Target::look(&run, destination.clone()).await?;
-    let goes_through = target.is_special();
-    let mut output = Output::new(&run, target, source.as_bytes());
-    let from = sftp
-        .open(source, OpenFlags::READ, Attributes::default())
-        .await?;
-    let copied = async {
-        let to = output.create(false).await?.file;
-        let bytes = match goes_through {
-            true => through(&run, source, &found, &output, &to).await?,
-            false => copy_data(&from, &to, found.size.unwrap_or(0)).await?,
-        };
-        let wanted = Attributes {
-            times: None,
-            ..run.wanted(&found)
-        };
-        output.complete(to, &wanted, bytes).await?;
-        Ok::<u64, CopyError>(bytes)
-    };
-    let copied = copied.await;
+    let output = Output::new(&run, target.clone(), source.as_bytes());
+    let mut copied = attempt(&run, source, &found, output).await;
     super::push::clean_up(sftp).await;
+    if let Err(CopyError::Client(ClientError::File { .. })) = &copied
+        && needs_room(&run, &target, found.size.unwrap_or(0)).await
+    {
+        let mut output = Output::new(&run, target, source.as_bytes());
+        output.write_in_place(InPlace::NoRoom);
+        copied = attempt(&run, source, &found, output).await;
+    }
     let bytes = copied?;
     run.finished(source.as_bytes(), bytes, |summary| &mut summary.files);
     Ok(run.summary())
+}
+
+async fn attempt(
+    run: &Run<'_>,
+    source: &RemotePath,
+    found: &Attributes,
+    mut output: Output<'_, '_>,
+) -> Result<u64, CopyError> {
+    let from = run
+        .sftp
+        .open(source, OpenFlags::READ, Attributes::default());
+    let from = from.await?;
+    let to = output.create(false).await?.file;
+    let bytes = match output.is_special() {
+        true => through(run, source, found, &output, &to).await?,
+        false => copy_data(&from, &to, found.size.unwrap_or(0)).await?,
+    };
+    let wanted = Attributes {
+        times: None,
+        ..run.wanted(found)
+    };
+    output.complete(to, &wanted, bytes).await?;
+    Ok(bytes)
 }
 
 /// Returns how many bytes arrived.

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, fs::File, io, os::unix::fs::FileExt, pin::Pin, 
 
 use super::{
     super::{
-        CopyError, InPlace, SkipReason, attributes,
+        CopyError, SkipReason, attributes,
         part::{BUSY_INTERVAL, BUSY_TRIES},
         resume,
         run::{Run, SMALL_BYTES},
@@ -45,7 +45,7 @@ pub(super) async fn pull(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
     };
     let bytes = match small {
         Some(bytes) => bytes,
-        None => large_or_in_place(run, &work, &target).await?,
+        None => large(run, &work, &target).await?,
     };
     run.finished(source.as_bytes(), bytes, |summary| &mut summary.files);
     Ok(())
@@ -96,29 +96,6 @@ fn is_complete(target: &Target, work: &Work) -> bool {
     old.is_some_and(|old| attributes::look_same(old, &work.attributes))
 }
 
-/// A file of any size. Where there is no room for it beside what is there, it is written in place, if
-/// there is room for it then.
-async fn large_or_in_place(run: &Run<'_>, work: &Work, target: &Target) -> Result<u64, CopyError> {
-    let finish = Finish::of(run);
-    let error = match large(run, work, target, finish).await {
-        Err(error) if target::is_full(&error) && !finish.in_place => error,
-        pulled => return pulled,
-    };
-    if run.options.resume {
-        // What was kept takes room.
-        remove_left(run, target).await?;
-    }
-    if !target.needs_room(work.attributes.size.unwrap_or(0)) {
-        return Err(error);
-    }
-    run.in_place(work.source.as_bytes(), InPlace::NoRoom);
-    let in_place = Finish {
-        in_place: true,
-        ..finish
-    };
-    large(run, work, target, in_place).await
-}
-
 /// A file that is believed to be small: two trips, however many requests. `None` if it was not.
 async fn small(
     run: &Run<'_>,
@@ -159,16 +136,12 @@ async fn open(run: &Run<'_>, work: &Work) -> Result<RemoteFile, ClientError> {
 }
 
 /// A file that is written while it is read.
-async fn large(
-    run: &Run<'_>,
-    work: &Work,
-    target: &Target,
-    finish: Finish,
-) -> Result<u64, CopyError> {
-    let source = &work.source;
+async fn large(run: &Run<'_>, work: &Work, target: &Target) -> Result<u64, CopyError> {
+    let (source, finish) = (&work.source, Finish::of(run));
     let file = open(run, work).await?;
     let before = file.stat().await?;
-    let ((part, length), in_place) = begin(run, target, finish).await?;
+    let bytes = before.size.unwrap_or(0);
+    let ((part, length), in_place) = begin(run, target, bytes, finish).await?;
     run.told_in_place(source.as_bytes(), in_place);
     let size = before.size.filter(|size| *size > 0);
     let start = match length {
@@ -204,12 +177,17 @@ async fn large(
     Ok(bytes)
 }
 
-async fn begin(run: &Run<'_>, target: &Target, finish: Finish) -> Result<Begun, CopyError> {
+async fn begin(
+    run: &Run<'_>,
+    target: &Target,
+    bytes: u64,
+    finish: Finish,
+) -> Result<Begun, CopyError> {
     let keep = run.options.resume;
     let begin = || {
         let target = target.clone();
         run.pool
-            .run_long(move || target::begin(&target, finish, keep))
+            .run_long(move || target::begin(&target, bytes, finish, keep))
     };
     for _ in 0..BUSY_TRIES {
         let begun = begin().await??;

@@ -27,7 +27,7 @@ use super::super::{
     local::{LocalDirectory, Part},
     run::Run,
 };
-use crate::{error::ClientError, protocol::sftp::Attributes};
+use crate::protocol::sftp::Attributes;
 
 /// How often a pipe or a device is tried that is not ready.
 const INTERVAL: Duration = Duration::from_millis(20);
@@ -94,13 +94,19 @@ impl Target {
             target.there = There::of(there, how)?;
             return Ok(target);
         }
-        if how.no_dereference || !how.is_named {
-            target.there = There::Link;
-            return Ok(target);
-        }
-        let (end, there) = directory
-            .at(name, OFlag::empty())?
-            .ok_or(CopyError::DanglingLink)?;
+        let end = match how.no_dereference {
+            true => None,
+            false => directory.at(name, OFlag::empty())?,
+        };
+        let (end, there) = match end {
+            Some((_, there)) if there.is_dir() => return Err(CopyError::InTheWay),
+            Some(end) if how.is_named => end,
+            None if how.is_named && !how.no_dereference => return Err(CopyError::DanglingLink),
+            _ => {
+                target.there = There::Link;
+                return Ok(target);
+            }
+        };
         target.there = match There::of(there, how)? {
             There::File(there) => match named_by(directory, name, &end, &there) {
                 Some((directory, name)) => {
@@ -168,7 +174,7 @@ impl Target {
     }
 
     /// Whether so many bytes have no room beside what is there, but in its place.
-    pub(super) fn needs_room(&self, bytes: u64) -> bool {
+    fn needs_room(&self, bytes: u64) -> bool {
         let (Some(old), Ok(system)) = (self.old(), fstatvfs(&*self.directory)) else {
             return false;
         };
@@ -301,13 +307,22 @@ impl Finish {
 /// that.
 pub(super) type Begun = ((Part, u64), Option<InPlace>);
 
-/// What is written to for a target: a part of it, with `keep` the one that an earlier copy left, or
+/// What so many bytes are written to for a target: a part of it, with `keep` the one that an earlier copy left, or
 /// what is there. Blocking.
-pub(super) fn begin(target: &Target, finish: Finish, keep: bool) -> Result<Begun, CopyError> {
+pub(super) fn begin(
+    target: &Target,
+    bytes: u64,
+    finish: Finish,
+    keep: bool,
+) -> Result<Begun, CopyError> {
     let write_to = |reason| Ok(((Part::in_place(target)?, 0), reason));
     match &target.there {
         There::Linked(_) => return write_to(Some(InPlace::Link)),
         There::Nothing | There::File(_) if finish.in_place => return write_to(None),
+        // What was left may be most of it.
+        There::File(_) if !keep && target.needs_room(bytes) => {
+            return write_to(Some(InPlace::NoRoom));
+        }
         _ => {}
     }
     match target.directory.open_part(&target.name, keep) {
@@ -323,31 +338,8 @@ pub(super) fn save(
     attributes: &Attributes,
     finish: Finish,
 ) -> Result<Option<InPlace>, CopyError> {
-    let ((part, _), reason) = begin(target, finish, false)?;
-    let written = part.write(data);
-    let saved = written.and_then(|()| part.complete(target, attributes, finish));
     let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
-    match saved {
-        Err(error) if reason.is_none() && is_full(&error) && target.needs_room(bytes) => {
-            let part = Part::in_place(target)?;
-            part.write(data)?;
-            part.complete(target, attributes, finish)?;
-            Ok(Some(InPlace::NoRoom))
-        }
-        saved => Ok(reason.or(saved?)),
-    }
-}
-
-/// Whether the file system is full, or the user's share of it.
-pub(super) fn is_full(error: &CopyError) -> bool {
-    let source = match error {
-        CopyError::Local { source, .. } | CopyError::Client(ClientError::Local { source, .. }) => {
-            source
-        }
-        _ => return false,
-    };
-    matches!(
-        source.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    )
+    let ((part, _), reason) = begin(target, bytes, finish, false)?;
+    part.write(data)?;
+    Ok(reason.or(part.complete(target, attributes, finish)?))
 }

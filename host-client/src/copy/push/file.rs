@@ -101,7 +101,7 @@ async fn write(
 }
 
 /// Whether a new file of so many bytes has no room beside the one that is there, but in its place.
-async fn needs_room(run: &Run<'_>, target: &Target, bytes: u64) -> bool {
+pub(in super::super) async fn needs_room(run: &Run<'_>, target: &Target, bytes: u64) -> bool {
     let Ok(system) = run.sftp.statvfs(&target.path).await else {
         return false;
     };
@@ -168,6 +168,11 @@ async fn small(
     attributes: Attributes,
 ) -> Result<(), CopyError> {
     let file = output.create(false).await?.file;
+    if output.is_in_place() {
+        let bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);
+        file.write_at(0, content).await?;
+        return output.complete(file, &attributes, bytes).await;
+    }
     let mut written = match content.is_empty() {
         true => None,
         false => Some(file.write_small(content).await?),

@@ -61,7 +61,7 @@ impl<'r, 'a> Output<'r, 'a> {
     }
 
     /// From now on in place, which is told.
-    pub(super) fn write_in_place(&mut self, reason: InPlace) {
+    pub(in super::super::super) fn write_in_place(&mut self, reason: InPlace) {
         if self.part.take().is_some() {
             self.run.in_place(self.source, reason);
         }
@@ -77,6 +77,11 @@ impl<'r, 'a> Output<'r, 'a> {
         if let Some(part) = &mut self.part {
             part.keep(keep);
         }
+    }
+
+    /// Whether it is a device or a pipe.
+    pub(in super::super::super) const fn is_special(&self) -> bool {
+        self.target.is_special()
     }
 
     /// Opens what is written to; with `resume` what an earlier copy left, if there is something. Where
@@ -216,13 +221,14 @@ impl<'r, 'a> Output<'r, 'a> {
         if self.target.is_special() {
             return Ok(set);
         }
-        if self.run.fsync {
+        let size = file.stat().await?.size;
+        // What the kernel makes up has the size 0, and is on no disk.
+        let is_made_up = self.is_in_place() && size == Some(0);
+        if self.run.fsync && !is_made_up {
             file.sync().await?;
         }
-        match file.stat().await?.size {
-            // What the kernel makes up has the size 0.
-            Some(0) if self.is_in_place() => {}
-            Some(size) if size != bytes => {
+        match size {
+            Some(size) if size != bytes && !is_made_up => {
                 return Err(CopyError::Client(ClientError::SizeChanged {
                     size,
                     transferred: bytes,

@@ -1,0 +1,154 @@
+//! Every command that copies, onto every kind of target, as root and as somebody else, with `cp` and
+//! OpenSSH's `sftp` beside them. `outcomes.txt` has what each does; `tests/README.md` has the
+//! differences that are meant.
+//!
+//! It runs in namespaces of its own, which needs root. `TARGETS_WRITE=1` writes what it finds.
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a test stops at the first surprise"
+)]
+
+mod cells;
+mod commands;
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    io::{BufRead, BufReader, Read as _},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use harness::{TestAgent, vm::paths};
+
+use self::{
+    cells::{Cell, KINDS},
+    commands::{COMMANDS, Rig},
+};
+
+/// Set in the process that is in namespaces of its own.
+const INSIDE: &str = "TARGETS_INSIDE";
+
+/// Set in the process that is an agent and nothing else.
+const AGENT: &str = "TARGETS_AGENT";
+
+/// Who is not root (`nobody`).
+pub(crate) const OTHER: u32 = 65534;
+
+#[test]
+fn every_command_does_to_every_kind_of_target_what_is_written() {
+    if std::env::var_os(AGENT).is_some() {
+        return serve();
+    }
+    if std::env::var_os(INSIDE).is_some() {
+        return sweep();
+    }
+    let status = Command::new("unshare")
+        .args(["--mount", "--uts", "--propagation", "private", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture"])
+        .arg("every_command_does_to_every_kind_of_target_what_is_written")
+        .env(INSIDE, "1")
+        .status()
+        .expect("this test needs unshare(1)");
+    assert!(status.success(), "see above; it needs root");
+}
+
+/// An agent, until stdin ends.
+fn serve() {
+    let agent = TestAgent::start();
+    eprintln!("endpoint {}", agent.endpoint());
+    let _ = std::io::stdin().read(&mut [0]);
+}
+
+/// An agent of a user.
+struct Agent {
+    process: Child,
+    endpoint: String,
+}
+
+impl Agent {
+    fn start(user: u32) -> Self {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture"])
+            .arg("every_command_does_to_every_kind_of_target_what_is_written")
+            .env(AGENT, "1")
+            .uid(user)
+            .gid(user)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let endpoint = lines
+            .map(Result::unwrap)
+            .find_map(|line| line.strip_prefix("endpoint ").map(str::to_owned))
+            .expect("the agent starts");
+        Self { process, endpoint }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
+}
+
+fn sweep() {
+    let folder = harness::TestFolder::new("sweep");
+    cells::mount(folder.path(), "mode=755,size=64m");
+    let mut found = String::new();
+    for (who, user) in [("root", 0), ("nobody", OTHER)] {
+        let agent = Agent::start(user);
+        let rig = Rig::new(&agent.endpoint, user);
+        for kind in KINDS {
+            let mut outcomes: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+            for command in COMMANDS {
+                let cell = Cell::new(folder.path(), kind, user);
+                let ended = rig.run(command, &cell);
+                let outcome = format!("{ended}: {}", cell.outcome());
+                outcomes.entry(outcome).or_default().push(command);
+            }
+            for (outcome, commands) in outcomes {
+                writeln!(
+                    found,
+                    "{who} | {kind} | {} | {outcome}",
+                    commands.join(", ")
+                )
+                .unwrap();
+            }
+        }
+    }
+    cells::unmount(folder.path());
+    compare(&found);
+}
+
+fn compare(found: &str) {
+    let path: PathBuf = paths::repository().join("tests/targets/outcomes.txt");
+    if std::env::var_os("TARGETS_WRITE").is_some() {
+        fs::write(&path, found).unwrap();
+    }
+    let expected = read(&path);
+    let differences: Vec<_> = lines_of(found, &expected, "+")
+        .chain(lines_of(&expected, found, "-"))
+        .collect();
+    assert!(differences.is_empty(), "\n{}", differences.join("\n"));
+}
+
+fn lines_of<'a>(text: &'a str, other: &'a str, sign: &'a str) -> impl Iterator<Item = String> + 'a {
+    text.lines()
+        .filter(move |line| !other.lines().any(|known| known == *line))
+        .map(move |line| format!("{sign} {line}"))
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
