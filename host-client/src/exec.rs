@@ -23,6 +23,8 @@ use std::{collections::BTreeMap, io, time::Duration};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+pub use crate::protocol::exec::OnDisconnect;
+
 pub use self::{control::ExecControl, input::ExecStdin, output::ExecReader, session::ExecSession};
 use crate::{client::Client, error::ClientError};
 
@@ -44,6 +46,7 @@ pub struct Exec {
     timeout: Option<Duration>,
     kill_pause: Option<Duration>,
     wait_for_eof: bool,
+    on_disconnect: OnDisconnect,
 }
 
 /// Size of a terminal, in character cells.
@@ -144,6 +147,7 @@ impl Exec {
             timeout: None,
             kill_pause: None,
             wait_for_eof: false,
+            on_disconnect: OnDisconnect::End,
         }
     }
 
@@ -202,6 +206,15 @@ impl Exec {
     /// than for the command itself. LXD's agents always do, unless it has a terminal.
     pub fn wait_for_eof(mut self) -> Self {
         self.wait_for_eof = true;
+        self
+    }
+
+    /// What becomes of it when this client is gone, or drops the session; [`OnDisconnect::End`] unless
+    /// said otherwise. Its operation tells the exit status afterwards
+    /// ([`ExecSession::operation`], `GET /1.0/operations/ID/wait`). Anything but `End` is not known to
+    /// LXD's agents, and an error with them.
+    pub fn on_disconnect(mut self, what: OnDisconnect) -> Self {
+        self.on_disconnect = what;
         self
     }
 

@@ -50,8 +50,8 @@ pub use self::{
     endpoint::{Endpoint, EndpointError, MAX_SOCKET_PATH_BYTES},
     error::{ClientError, ConnectError},
     exec::{
-        Account, Exec, ExecControl, ExecReader, ExecSession, ExecStdin, ExitStatus, Output,
-        TerminalSize,
+        Account, Exec, ExecControl, ExecReader, ExecSession, ExecStdin, ExitStatus, OnDisconnect,
+        Output, TerminalSize,
     },
     identity::identity_files,
     sftp::{

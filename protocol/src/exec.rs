@@ -105,6 +105,43 @@ pub struct ExecRequest {
     /// moment longer than the command ([`EXEC_OPTIONS`](crate::version::EXEC_OPTIONS)).
     #[serde(default, rename = "wait_for_eof", skip_serializing_if = "is_false")]
     pub wait_for_eof: bool,
+    /// What becomes of the command when its client is gone
+    /// ([`EXEC_ON_DISCONNECT`](crate::version::EXEC_ON_DISCONNECT)).
+    #[serde(
+        default,
+        rename = "vsock_agent_on_disconnect",
+        skip_serializing_if = "OnDisconnect::is_default"
+    )]
+    pub on_disconnect: OnDisconnect,
+}
+
+/// What becomes of a command when its client is gone: when its control socket, its input or, without a
+/// control socket, its standard output is lost. A time limit and the cancelling of its operation end it
+/// whatever is said here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDisconnect {
+    /// The command and all it started are ended.
+    #[default]
+    End,
+    /// The command's process group gets `SIGHUP`, and its streams are closed, as when a connection of
+    /// ssh's breaks off. What ignores the signal or has left the group goes on. The operation ends with
+    /// the command, or fails when that is not over five seconds later; a time limit has no meaning then.
+    Hangup,
+    /// The command goes on. Its output is discarded, its input brings nothing more and no end, and the
+    /// operation ends with it.
+    Keep,
+}
+
+impl OnDisconnect {
+    /// Whether it need not be said.
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde passes a reference"
+    )]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl ExecRequest {

@@ -70,6 +70,9 @@ pub const EXEC_OPTIONS: &str = "vsock_agent_exec_options";
 /// Extension: an exec request may have a `timeout_ms` and a `kill_pause_ms`.
 pub const EXEC_TIMES: &str = "vsock_agent_exec_times";
 
+/// Extension: an exec request may have a `vsock_agent_on_disconnect`.
+pub const EXEC_ON_DISCONNECT: &str = "vsock_agent_exec_on_disconnect";
+
 /// Extension: `GET /metrics` has numbers in Prometheus's text format.
 pub const METRICS_TEXT: &str = "vsock_agent_metrics_text";
 
@@ -94,6 +97,7 @@ pub const API_EXTENSIONS: &[&str] = &[
     EXEC_RESULT,
     EXEC_OPTIONS,
     EXEC_TIMES,
+    EXEC_ON_DISCONNECT,
     METRICS_TEXT,
     SFTP_SESSION,
 ];

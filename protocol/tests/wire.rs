@@ -9,7 +9,7 @@ use serde_json::Value;
 use vsock_agent_protocol::{
     envelope::Envelope,
     event::Event,
-    exec::{ControlMessage, ExecEnded, ExecRequest, ExecStarted},
+    exec::{ControlMessage, ExecEnded, ExecRequest, ExecStarted, OnDisconnect},
     guest_api::{ConfigChange, DeviceChange, Devices, GuestInfo, GuestState, StateReport},
     host::HostConnection,
     metrics::{IncusMetrics, LxdMetrics},
@@ -39,6 +39,12 @@ fn an_exec_request_is_what_lxd_sends() {
 fn an_exec_request_may_name_its_user() {
     let request: ExecRequest = check(include_str!("wire/exec_request_named_user.json"));
     assert_eq!(request.user_name.as_deref(), Some("ann"));
+}
+
+#[test]
+fn an_exec_request_may_say_what_becomes_of_it_without_its_client() {
+    let request: ExecRequest = check(include_str!("wire/exec_request_keep.json"));
+    assert_eq!(request.on_disconnect, OnDisconnect::Keep);
 }
 
 #[test]

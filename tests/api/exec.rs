@@ -336,6 +336,89 @@ fn an_agent_without_root_runs_commands_as_its_own_user() {
     });
 }
 
+/// A command that tells its pid and is left by its client.
+async fn leave(client: &RawClient, script: &str, fields: Value) -> (String, nix::unistd::Pid) {
+    let mut exec = client.exec(&["sh", "-c", script], fields).await;
+    let socket = if exec.sockets.contains_key("1") {
+        "1"
+    } else {
+        "0"
+    };
+    let pid = exec.read_until(socket, "\n").await;
+    (
+        exec.id.clone(),
+        nix::unistd::Pid::from_raw(pid.trim().parse().unwrap()),
+    )
+}
+
+#[tokio::test]
+async fn a_command_that_is_kept_goes_on_without_its_client_and_ends_with_its_status() {
+    let (_agent, client) = start();
+    let folder = harness::TestFolder::new("kept");
+    let go = folder.path().join("go");
+    for interactive in [false, true] {
+        // Writes more than a pipe holds, and would end with SIGPIPE, HUP or a full pipe.
+        let script = format!(
+            "echo $$; until [ -e {} ]; do sleep 0.1; done; head -c 300000 /dev/zero; exit 7",
+            go.display()
+        );
+        let more = json!({ "vsock_agent_on_disconnect": "keep", "interactive": interactive });
+        let (id, _) = leave(&client, &script, more).await;
+        std::fs::write(&go, "").unwrap();
+        let end = client.get(&format!("/1.0/operations/{id}/wait")).await.body;
+        assert_eq!(end["metadata"]["status"], json!("Success"), "{end}");
+        assert_eq!(end["metadata"]["metadata"]["return"], json!(7), "{end}");
+        std::fs::remove_file(&go).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_is_kept_still_ends_when_that_is_asked_for_and_when_its_time_is_over() {
+    let (_agent, client) = start();
+    for timeout in [1, 0] {
+        let more = json!({ "vsock_agent_on_disconnect": "keep", "timeout": timeout });
+        let (id, _) = leave(&client, "echo $$; exec sleep 1000", more).await;
+        let path = format!("/1.0/operations/{id}");
+        if timeout == 0 {
+            assert_eq!(client.request("DELETE", &path, "").await.status, 200);
+        }
+        let end = client.get(&format!("{path}/wait")).await.body["metadata"].clone();
+        assert_eq!(end["metadata"]["signal"], json!(1), "{end}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_hangs_up_what_does_not_ignore_it() {
+    let (_agent, client) = start();
+    for interactive in [false, true] {
+        let more = json!({ "vsock_agent_on_disconnect": "hangup", "interactive": interactive });
+        let (id, _) = leave(&client, "echo $$; exec sleep 1000", more.clone()).await;
+        let end = client.get(&format!("/1.0/operations/{id}/wait")).await.body;
+        assert_eq!(end["metadata"]["metadata"]["signal"], json!(1), "{end}");
+
+        // As `nohup` and `tmux` do.
+        let script = "trap '' HUP; setsid sleep 1000 & echo $!; while :; do sleep 1; done";
+        let (id, server) = leave(&client, script, more).await;
+        let end = client.get(&format!("/1.0/operations/{id}/wait")).await.body;
+        let text = end["metadata"]["err"].as_str().unwrap();
+        assert_eq!(text, "its client is gone, and the command goes on", "{end}");
+        nix::sys::signal::kill(server, nix::sys::signal::SIGTERM).expect("it lives");
+    }
+}
+
+#[tokio::test]
+async fn a_limit_beyond_all_time_is_none() {
+    let (_agent, client) = start();
+    let more = json!({ "timeout_ms": u64::MAX, "kill_pause_ms": u64::MAX });
+    let script = ["sh", "-c", "echo up; exec sleep 1000"];
+    let mut exec = client.exec(&script, more).await;
+    exec.read_until("1", "up").await;
+    let path = format!("/1.0/operations/{}", exec.id);
+    assert_eq!(client.request("DELETE", &path, "").await.status, 200);
+    let end = exec.wait().await;
+    assert_eq!(end["metadata"]["signal"], json!(1), "{end}");
+}
+
 #[tokio::test]
 async fn no_time_at_all_is_no_limit() {
     let (_agent, client) = start();

@@ -220,9 +220,9 @@ fn outcome(ended: Ended, cancel: &CancellationToken) -> Outcome {
                 )
             }),
         },
-        Ended::Left => without_result(
+        Ended::Left(why) => without_result(
             OperationStatus::Failure,
-            "the agent was stopped, and the command goes on",
+            &format!("{why}, and the command goes on"),
         ),
         Ended::Failed { error, timed_out } => Outcome {
             status: unless_cancelled(OperationStatus::Failure),

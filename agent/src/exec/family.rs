@@ -50,9 +50,9 @@ impl Family {
                 Signal::SIGKILL => defaults::KILL_PAUSE,
                 _ => self.pause,
             };
-            let deadline = Instant::now() + pause;
+            let start = Instant::now();
             while self.lives() {
-                if Instant::now() >= deadline {
+                if start.elapsed() >= pause {
                     break;
                 }
                 sleep(PAUSE).await;

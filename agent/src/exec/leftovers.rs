@@ -1,4 +1,5 @@
-//! Output of background jobs, after the command that started them has ended.
+//! Output that nobody wants any more: of background jobs, after the command that started them has ended,
+//! and of commands that go on without their client.
 //!
 //! `sh -c 'server &'` returns, and the server still has the command's pipes. Nobody reads them any
 //! more, but a pipe without a reader would end the server with `SIGPIPE` at its next output. So
@@ -8,13 +9,12 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    net::unix::pipe,
     select,
     sync::{Mutex, Semaphore},
     time::sleep,
 };
 
-use super::pump;
+use super::pump::{self, Source};
 use crate::shutdown::Shutdown;
 
 /// Most pipes kept. Jobs that come on top get `SIGPIPE`.
@@ -42,8 +42,8 @@ impl Leftovers {
         }
     }
 
-    /// Keeps `pipe` open until nobody can write to it any more.
-    pub(super) fn keep(&self, pipe: pipe::Receiver) {
+    /// Keeps `pipe`, or a terminal, open until nobody can write to it any more.
+    pub(super) fn keep<S: Source + Sync + 'static>(&self, pipe: S) {
         let Ok(kept) = Arc::clone(&self.pipes).try_acquire_owned() else {
             tracing::warn!("too many background jobs: one loses its output's reader");
             return;
@@ -59,7 +59,7 @@ impl Leftovers {
     }
 }
 
-async fn read_to_end(pipe: &pipe::Receiver, turn: &Mutex<()>) {
+async fn read_to_end<S: Source + Sync>(pipe: &S, turn: &Mutex<()>) {
     while pipe.readable().await.is_ok() {
         let _turn = turn.lock().await;
         if !pump::discard(pipe) {
@@ -71,7 +71,7 @@ async fn read_to_end(pipe: &pipe::Receiver, turn: &Mutex<()>) {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
+    use tokio::{io::AsyncWriteExt, net::unix::pipe};
 
     use super::*;
 

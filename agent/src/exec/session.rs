@@ -13,7 +13,8 @@
 //! A command is to end when its client is gone, when it is cancelled, and when its time is over, from
 //! the fork on: a program or a directory on a file system that does not answer may never start. It is
 //! also to end when the connection of its input breaks off, and never sees that as an end of file. When
-//! the agent stops, what is not to end then is Left. Each stream is pumped by a task of its own, so
+//! the agent stops, what is not to end then is Left. A request can say that the loss of its client hangs
+//! it up, or means nothing. Each stream is pumped by a task of its own, so
 //! that none waits for another.
 
 use std::{
@@ -37,12 +38,12 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_util::sync::CancellationToken;
-use vsock_agent_protocol::exec;
+use vsock_agent_protocol::exec::{self, OnDisconnect};
 
 use super::{
     ExecSpec,
     cgroup::Cgroups,
-    child::{Child, ExitStatus, RunError, Stdio},
+    child::{Child, ExitStatus, RunError, Stdio, signal_group},
     control,
     family::{ENDING, Family},
     leftovers::Leftovers,
@@ -82,8 +83,8 @@ pub(crate) enum Ended {
         /// Whether it was ended because its time was over.
         timed_out: bool,
     },
-    /// The agent stops, and leaves it running.
-    Left,
+    /// It goes on without the agent, for this reason.
+    Left(&'static str),
     /// It has no exit status.
     Failed {
         /// Why.
@@ -186,7 +187,10 @@ impl Session {
         sockets: Sockets,
         stops: Stops,
     ) -> (Ended, Vec<WebSocket>) {
-        let deadline = spec.timeout.map(|time| Instant::now() + time);
+        // What is too far away to be told is no limit.
+        let deadline = spec
+            .timeout
+            .and_then(|time| Instant::now().checked_add(time));
         let forked = select! {
             forked = self.fork(name, Arc::clone(&spec)) => forked,
             why = stops.end() => Err(RunError::Ended(why.describe())),
@@ -195,9 +199,9 @@ impl Session {
         };
         match forked {
             Ok(forked) => {
-                let waits_for_eof = spec.wait_for_eof;
-                Running::new(forked, sockets, self.leftovers.clone())
-                    .finish(waits_for_eof, deadline, stops)
+                let leftovers = self.leftovers.clone();
+                Running::new(forked, sockets, leftovers, spec.on_disconnect)
+                    .finish(spec.wait_for_eof, deadline, stops)
                     .await
             }
             Err(error) => {
@@ -316,6 +320,7 @@ struct Running {
     /// Whether there is a control socket, or was.
     has_control: Arc<AtomicBool>,
     leftovers: Leftovers,
+    on_disconnect: OnDisconnect,
     /// Cancelled when the command has ended.
     exited: CancellationToken,
     /// Cancelled when the control socket is lost, or without one standard output's.
@@ -325,7 +330,12 @@ struct Running {
 }
 
 impl Running {
-    fn new(forked: Forked, sockets: Sockets, leftovers: Leftovers) -> Self {
+    fn new(
+        forked: Forked,
+        sockets: Sockets,
+        leftovers: Leftovers,
+        on_disconnect: OnDisconnect,
+    ) -> Self {
         let (tell_input_lost, input_lost) = oneshot::channel();
         let mut running = Self {
             family: forked.family,
@@ -338,6 +348,7 @@ impl Running {
             control: JoinSet::new(),
             has_control: Arc::new(AtomicBool::new(sockets.control.is_some())),
             leftovers,
+            on_disconnect,
             exited: CancellationToken::new(),
             control_lost: CancellationToken::new(),
             stop: CancellationToken::new(),
@@ -425,6 +436,7 @@ impl Running {
     fn pump_output(&mut self, name: &'static str, source: pipe::Receiver, socket: WebSocket) {
         let (exited, leftovers) = (self.exited.clone(), self.leftovers.clone());
         let (lost, has_control) = (self.control_lost.clone(), Arc::clone(&self.has_control));
+        let keeps = self.on_disconnect == OnDisconnect::Keep;
         self.outputs.spawn(async move {
             let (mut sink, mut stream) = socket.split();
             let client_left = CancellationToken::new();
@@ -437,6 +449,7 @@ impl Running {
                 let pumped = pump::pump_output(&source, &mut sink, &exited, &client_left).await;
                 match pumped.end {
                     StreamEnd::Held => leftovers.keep(source),
+                    StreamEnd::ClientLeft if keeps => leftovers.keep(source),
                     StreamEnd::Complete | StreamEnd::ClientLeft => drop(source),
                 }
                 pump::end_output(&mut sink, pumped.end).await;
@@ -457,6 +470,8 @@ impl Running {
     /// One socket carries both directions, and ends with the output.
     fn pump_terminal(&mut self, pty: Arc<Pty>, socket: WebSocket) {
         let (exited, tell) = (self.exited.clone(), self.tell_input_lost.take());
+        let leftovers = self.leftovers.clone();
+        let keeps = self.on_disconnect == OnDisconnect::Keep;
         self.outputs.spawn(async move {
             let (mut sink, mut stream) = socket.split();
             let client_left = CancellationToken::new();
@@ -473,7 +488,11 @@ impl Running {
             };
             let pump = async {
                 let pumped = pump::pump_output(&pty, &mut sink, &exited, &client_left).await;
-                drop(pty);
+                if keeps && pumped.end == StreamEnd::ClientLeft {
+                    leftovers.keep(pty);
+                } else {
+                    drop(pty);
+                }
                 pump::end_output(&mut sink, pumped.end).await;
                 pumped
             };
@@ -492,7 +511,10 @@ impl Running {
         deadline: Option<Instant>,
         stops: Stops,
     ) -> (Ended, Vec<WebSocket>) {
-        let lost = self.control_lost.clone();
+        let lost = match self.on_disconnect {
+            OnDisconnect::End | OnDisconnect::Hangup => self.control_lost.clone(),
+            OnDisconnect::Keep => CancellationToken::new(),
+        };
         let to_end = async {
             select! {
                 () = lost.cancelled() => Why::ClientGone,
@@ -503,14 +525,24 @@ impl Running {
         tokio::pin!(to_end);
         let mut why = None;
         let mut input_lost = None;
-        let input_loss = self.input_lost.take();
+        let input_loss = self
+            .input_lost
+            .take()
+            .filter(|_| self.on_disconnect == OnDisconnect::End);
         let permit = self.permit.take();
         let status = select! {
             status = self.run(permit) => status,
-            () = stops.leave() => return self.leave(),
+            () = stops.leave() => return self.leave(Why::AgentStops),
             ended = &mut to_end => {
                 why = Some(ended);
-                self.end(ended).await
+                if ended == Why::ClientGone && self.on_disconnect == OnDisconnect::Hangup {
+                    match self.hang_up().await {
+                        Some(status) => status,
+                        None => return self.leave(ended),
+                    }
+                } else {
+                    self.end(ended).await
+                }
             }
             Some(Ok(lost)) = OptionFuture::from(input_loss) => {
                 input_lost = Some(lost);
@@ -529,7 +561,11 @@ impl Running {
             select! {
                 biased;
                 Some(output) = self.outputs.join_next() => drained.add(output),
-                () = stops.leave() => return self.leave(),
+                () = stops.leave() => return self.leave(Why::AgentStops),
+                () = lost.cancelled(), if self.on_disconnect == OnDisconnect::Hangup => {
+                    self.outputs.shutdown().await;
+                    drained.complete = false;
+                }
                 () = lost.cancelled(), if why.is_some() => self.cut_off(&mut drained).await,
                 ended = &mut to_end, if why.is_none() => {
                     why = Some(ended);
@@ -576,9 +612,20 @@ impl Running {
     }
 
     /// Lets the command go on without us.
-    fn leave(self) -> (Ended, Vec<WebSocket>) {
+    fn leave(self, why: Why) -> (Ended, Vec<WebSocket>) {
         self.child.leave();
-        (Ended::Left, Vec::new())
+        (Ended::Left(why.describe()), Vec::new())
+    }
+
+    /// Does what the loss of a terminal does, and closes the streams. `None` if the command goes on.
+    async fn hang_up(&mut self) -> Option<Result<ExitStatus, RunError>> {
+        let pid = self.child.pid();
+        tracing::info!(pid = pid.as_raw(), "hanging up a command");
+        // It may have ended just now.
+        let _ = signal_group(pid, Signal::SIGHUP as i32);
+        self.stop.cancel();
+        self.outputs.shutdown().await;
+        timeout(defaults::KILL_PAUSE, self.child.wait()).await.ok()
     }
 
     /// Ends the command and what it started. One that is not a program yet has nothing to put in order.

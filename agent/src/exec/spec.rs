@@ -9,7 +9,7 @@ use std::{
 use nix::unistd::{getegid, geteuid, getgroups};
 use vsock_agent_protocol::{
     by_insertion,
-    exec::ExecRequest,
+    exec::{ExecRequest, OnDisconnect},
     id::{self, UNCHANGED},
 };
 
@@ -49,6 +49,8 @@ pub(crate) struct ExecSpec {
     pub(super) kill_pause: Duration,
     /// Whether its output goes on as long as anything holds it, as in LXD's agent.
     pub(super) wait_for_eof: bool,
+    /// What becomes of it when its client is gone.
+    pub(super) on_disconnect: OnDisconnect,
 }
 
 /// Where a command starts.
@@ -133,6 +135,7 @@ impl ExecSpec {
             timeout: request.time_limit(),
             kill_pause: request.kill_pause().unwrap_or(defaults::KILL_PAUSE),
             wait_for_eof: request.wait_for_eof,
+            on_disconnect: request.on_disconnect,
         })
     }
 

@@ -5,7 +5,12 @@ use std::time::Duration;
 use super::{Account, Exec};
 use crate::{
     error::ClientError,
-    protocol::{exec::ExecRequest, id, server_info::ServerInfo, version},
+    protocol::{
+        exec::{ExecRequest, OnDisconnect},
+        id,
+        server_info::ServerInfo,
+        version,
+    },
 };
 
 impl Exec {
@@ -29,6 +34,11 @@ impl Exec {
                 what: "be told the time between the signals that end a command",
             });
         }
+        if self.on_disconnect != OnDisconnect::End && !info.has(version::EXEC_ON_DISCONNECT) {
+            return Err(ClientError::Unsupported {
+                what: "keep a command without its client",
+            });
+        }
         let is_exact = takes_times && timeout.is_some_and(|time| time.subsec_nanos() > 0);
         let size = self.terminal;
         Ok(ExecRequest {
@@ -48,6 +58,7 @@ impl Exec {
             timeout_ms: timeout.filter(|_| is_exact).map(milliseconds),
             kill_pause_ms: self.kill_pause.map(milliseconds),
             wait_for_eof: self.wait_for_eof,
+            on_disconnect: self.on_disconnect,
         })
     }
 }
@@ -108,6 +119,18 @@ mod tests {
             (request.group, request.group_name.as_deref()),
             (7, Some("7"))
         );
+    }
+
+    #[test]
+    fn an_agent_that_would_end_the_command_is_not_asked_to_keep_it() {
+        let mut info = our_agent();
+        let keep = || exec().on_disconnect(OnDisconnect::Keep);
+        let error = keep().request(&info).unwrap_err();
+        assert!(matches!(error, ClientError::Unsupported { .. }));
+        info.api_extensions
+            .push(version::EXEC_ON_DISCONNECT.to_owned());
+        let request = keep().request(&info).unwrap();
+        assert_eq!(request.on_disconnect, OnDisconnect::Keep);
     }
 
     #[test]

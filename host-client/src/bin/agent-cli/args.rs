@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use vsock_agent_client::{
     SessionOptions,
-    protocol::{address::DEFAULT_HOST_PORT, sftp::PERMISSION_BITS},
+    protocol::{address::DEFAULT_HOST_PORT, exec, sftp::PERMISSION_BITS},
 };
 
 const VM_HELP: &str = "\
@@ -138,6 +138,10 @@ pub(crate) struct ExecArgs {
     /// Wait for the end of the output as long as anything holds it, as LXD does
     #[arg(long)]
     pub(crate) wait_for_eof: bool,
+    /// What becomes of the command when agent-cli is gone: it ends with all it started, it is hung up as
+    /// by ssh (what ignores SIGHUP goes on), or it is kept
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "end")]
+    pub(crate) on_disconnect: OnDisconnect,
     /// Directory to start in; the home directory if left out
     #[arg(long, value_name = "DIR")]
     pub(crate) cwd: Option<String>,
@@ -154,8 +158,29 @@ pub(crate) struct ExecArgs {
     pub(crate) command: Vec<OsString>,
 }
 
+/// What becomes of a command when its client is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnDisconnect {
+    End,
+    Hangup,
+    Keep,
+}
+
+impl From<OnDisconnect> for exec::OnDisconnect {
+    fn from(what: OnDisconnect) -> Self {
+        match what {
+            OnDisconnect::End => Self::End,
+            OnDisconnect::Hangup => Self::Hangup,
+            OnDisconnect::Keep => Self::Keep,
+        }
+    }
+}
+
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ShellArgs {
+    /// What becomes of the shell when agent-cli is gone, as for exec
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "end")]
+    pub(crate) on_disconnect: OnDisconnect,
     /// User to be; root if left out
     #[arg(short, long)]
     pub(crate) user: Option<String>,
@@ -592,6 +617,18 @@ mod tests {
             assert_eq!(args.command, ["ls", "-la", "--", "-t"]);
             assert!(args.no_tty && !args.tty);
         }
+    }
+
+    #[test]
+    fn a_command_ends_with_its_client_unless_said_otherwise() {
+        let what = |arguments: &[&str]| exec(arguments).on_disconnect;
+        assert_eq!(what(&["demo", "ls"]), OnDisconnect::End);
+        assert_eq!(
+            what(&["--on-disconnect=keep", "demo", "ls"]),
+            OnDisconnect::Keep
+        );
+        let hangup = ["--on-disconnect", "hangup", "demo", "ls"];
+        assert_eq!(what(&hangup), OnDisconnect::Hangup);
     }
 
     #[test]

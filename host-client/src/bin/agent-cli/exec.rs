@@ -58,6 +58,7 @@ pub(crate) async fn run(settings: &Settings, args: ExecArgs) -> anyhow::Result<u
     if args.wait_for_eof {
         exec = exec.wait_for_eof();
     }
+    exec = exec.on_disconnect(args.on_disconnect.into());
     let exec = with_terminal(exec, terminal);
     let exec = args
         .env
@@ -78,6 +79,7 @@ pub(crate) async fn shell(settings: &Settings, args: ShellArgs) -> anyhow::Resul
     if let Some(user) = args.user {
         exec = exec.user(user);
     }
+    exec = exec.on_disconnect(args.on_disconnect.into());
     attach(with_terminal(exec, terminal), terminal, true).await
 }
 
