@@ -27,5 +27,6 @@ async fn a_stop_leaves_commands_running() {
     let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
     agent.stop();
     nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).expect("the command should go on");
-    nix::sys::wait::waitpid(pid, None).unwrap();
+    // An agent of another test may have reaped it: they are one process here.
+    let _ = nix::sys::wait::waitpid(pid, None);
 }
