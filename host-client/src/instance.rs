@@ -6,6 +6,7 @@
 
 mod check;
 mod key;
+mod network;
 mod ssh_keys;
 mod store;
 mod view;
@@ -293,13 +294,7 @@ fn check_value(key: &Key, text: &str, value: &str) -> Result<Option<&'static str
         (_, key) if key.starts_with(SSH_KEYS) => check::ssh_key(value).map(|()| None),
         (_, key) if !CLOUD_INIT_DATA.contains(&key) => Ok(None),
         (_, key) if key.ends_with(".network-config") => check::network_config(value).map(|()| None),
-        _ => check::cloud_data(value).map(|is_known| match is_known {
-            true => None,
-            false => Some(
-                "cloud-init passes over what begins with none of #cloud-config, #!, #include, \
-                 Content-Type: and its other marks",
-            ),
-        }),
+        _ => check::cloud_data(value),
     };
     checked.map_err(|source| InstanceError::Value {
         key: text.to_owned(),

@@ -7,7 +7,7 @@ has() {
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null || true)" = installed ]
 }
 for package in busybox-static e2fsprogs fuse3 mmdebstrap openssh-client openssh-server \
-    openssh-sftp-server python3 python3-paramiko qemu-system-x86 rclone socat sshfs uidmap; do
+    openssh-sftp-server python3 python3-paramiko python3-yaml qemu-system-x86 rclone socat sshfs uidmap; do
     has "$package" || missing="$missing $package"
 done
 # Any C compiler will do: a dependency has some assembly.

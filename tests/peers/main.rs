@@ -10,6 +10,7 @@
 mod openssh_client;
 mod openssh_server;
 mod paramiko;
+mod pyyaml;
 mod rclone;
 mod russh;
 mod sshd;

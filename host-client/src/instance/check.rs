@@ -1,6 +1,9 @@
 //! Whether a value is what cloud-init can use.
 
-use super::yaml::{self, Content, Node, YamlError};
+use super::{
+    network,
+    yaml::{self, Node, YamlError},
+};
 
 /// Beginnings of user-data and vendor-data that cloud-init knows (`INCLUSION_TYPES_MAP` in its
 /// `handlers/__init__.py`), besides [`CLOUD_CONFIG`].
@@ -53,8 +56,17 @@ pub(super) enum Format {
     Unknown,
 }
 
+/// The beginning in which cloud-init looks for MIME's mark, in bytes (`convert_string` in its
+/// `user_data.py`).
+const MIME_BYTES: usize = 4096;
+
 /// Tells the format by the beginning, as cloud-init does: any case, space before it passed over.
 pub(super) fn format(text: &str) -> Format {
+    let head = text.as_bytes().get(..MIME_BYTES).unwrap_or(text.as_bytes());
+    let head = String::from_utf8_lossy(head).to_lowercase();
+    if head.contains("mime-version:") {
+        return Format::Other;
+    }
     let start: String = text
         .trim_start()
         .chars()
@@ -68,48 +80,65 @@ pub(super) fn format(text: &str) -> Format {
     }
 }
 
-/// Checks user-data or vendor-data. True if cloud-init will make something of it.
+/// Checks user-data or vendor-data. Says what cloud-init will make nothing of though it is taken.
 ///
 /// # Errors
 ///
 /// [`CheckError`] for `#cloud-config` that is no mapping.
-pub(super) fn cloud_data(text: &str) -> Result<bool, CheckError> {
+pub(super) fn cloud_data(text: &str) -> Result<Option<&'static str>, CheckError> {
     match format(text) {
         Format::CloudConfig => match yaml::parse(text)? {
-            None => Ok(true),
-            Some(root) => mapping(&root).map(|()| true),
+            None => Ok(None),
+            Some(root) => mapping(&root).map(|()| None),
         },
-        Format::Other => Ok(true),
-        Format::Unknown => Ok(false),
+        Format::Other if text.trim_start().starts_with("#!") && !text.starts_with("#!") => {
+            Ok(Some(
+                "the script will not start: its first line must begin with #!, with nothing before it",
+            ))
+        }
+        Format::Other => Ok(None),
+        Format::Unknown => Ok(Some(
+            "cloud-init passes over what begins with none of #cloud-config, #!, #include, \
+             Content-Type: and its other marks",
+        )),
     }
 }
 
-/// Checks a network configuration: anything but a mapping loses cloud-init the whole datasource.
+/// Checks a network configuration.
 ///
 /// # Errors
 ///
-/// [`CheckError`].
+/// [`CheckError`] for what leaves the guest without its data, or without a network.
 pub(super) fn network_config(text: &str) -> Result<(), CheckError> {
     match yaml::parse(text)? {
-        Some(root) => mapping(&root),
+        Some(root) => network::check(&root),
         None => Err(CheckError::Kind("a YAML mapping with something in it")),
     }
 }
 
-/// Checks what is appended to the meta-data, together with what it is appended to.
+/// Checks what is appended to the meta-data: by itself, as cloud-init's LXD datasource reads it, and
+/// together with what it is appended to, as others do.
 ///
 /// # Errors
 ///
-/// [`CheckError`], with lines counted in `text`.
+/// [`CheckError`].
 pub(super) fn meta_data(text: &str) -> Result<(), CheckError> {
     const BEFORE: &str = "instance-id: i\nlocal-hostname: h\n";
-    let together = format!("{BEFORE}{text}");
-    match yaml::parse(&together) {
-        Ok(root) => root.as_ref().map_or(Ok(()), mapping),
-        Err(mut error) => {
-            error.line = error.line.saturating_sub(BEFORE.lines().count()).max(1);
-            Err(error.into())
+    let root = yaml::parse(text)?.ok_or(CheckError::Kind("a YAML mapping with something in it"))?;
+    mapping(&root)?;
+    for key in ["instance-id", "local-hostname"] {
+        if root.get(key).is_some_and(|value| !value.is_string()) {
+            return Err(CheckError::Kind(
+                "meta-data whose instance-id and local-hostname are text (a number needs quotes)",
+            ));
         }
+    }
+    match yaml::parse(&format!("{BEFORE}{text}")) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(CheckError::Kind(
+            "a YAML mapping whose keys begin in the first column, without braces around it and \
+             without '---', for it is appended to other keys",
+        )),
     }
 }
 
@@ -182,9 +211,10 @@ pub(super) fn switch(text: &str) -> Result<(), CheckError> {
 }
 
 fn mapping(root: &Node) -> Result<(), CheckError> {
-    match &root.content {
-        Content::Mapping(pairs) if !pairs.is_empty() => Ok(()),
-        _ => Err(CheckError::Kind("a YAML mapping with something in it")),
+    if root.is_mapping() {
+        Ok(())
+    } else {
+        Err(CheckError::Kind("a YAML mapping"))
     }
 }
 
@@ -194,19 +224,32 @@ mod tests {
 
     #[test]
     fn a_cloud_config_is_a_mapping_and_other_formats_are_as_they_are() {
-        assert_eq!(cloud_data("#cloud-config\na: b\n"), Ok(true));
-        assert_eq!(cloud_data("#cloud-config\n"), Ok(true));
+        assert_eq!(cloud_data("#cloud-config\na: b\n"), Ok(None));
+        assert_eq!(cloud_data("#cloud-config\n"), Ok(None));
         for text in [
             "#!/bin/sh\nx: [",
             "#include\nhttp://x",
             "Content-Type: multipart/mixed",
             "## template: jinja\n#cloud-config\n{{",
         ] {
-            assert_eq!(cloud_data(text), Ok(true), "{text}");
+            assert_eq!(cloud_data(text), Ok(None), "{text}");
         }
-        assert_eq!(cloud_data("echo hello"), Ok(false));
+        assert_eq!(cloud_data("From x Mon\nMIME-Version: 1.0\n"), Ok(None));
+        assert!(
+            cloud_data("echo hello")
+                .unwrap()
+                .unwrap()
+                .contains("passes over")
+        );
+        assert!(
+            cloud_data("\n#!/bin/sh\n")
+                .unwrap()
+                .unwrap()
+                .contains("first line")
+        );
+        assert_eq!(cloud_data("\n#cloud-config\na: b\n"), Ok(None));
         cloud_data("#cloud-config\n- a\n").unwrap_err();
-        cloud_data("#cloud-config\n{}\n").unwrap_err();
+        assert_eq!(cloud_data("#cloud-config\n{}\n"), Ok(None));
         let Err(CheckError::Yaml(error)) = cloud_data("#cloud-config\na: b: c\n") else {
             panic!("taken")
         };
@@ -216,7 +259,6 @@ mod tests {
     #[test]
     fn a_network_config_has_something_in_it() {
         network_config("version: 2\n").unwrap();
-        network_config("network: {config: disabled}").unwrap();
         for text in ["", "# nothing", "[]", "{}", "text", "a: [", "~"] {
             network_config(text).unwrap_err();
         }
@@ -225,8 +267,32 @@ mod tests {
     #[test]
     fn more_meta_data_must_fit_behind_what_is_there() {
         meta_data("public-keys: [a]\ninstance-id: mine\n").unwrap();
-        meta_data("").unwrap();
-        meta_data("{a: b}").unwrap_err();
+        meta_data("local-hostname: '123'\nregion: 1\n").unwrap();
+        for text in [
+            "{a: b}",
+            "---\na: b\n",
+            "# nothing\n",
+            "text",
+            "- a\n",
+            "local-hostname: 123\n",
+            "local-hostname: 1:30\n",
+            "local-hostname: 1.0e+3\n",
+            "local-hostname: 1.5\n",
+            "local-hostname: on\n",
+            "local-hostname: [a]\n",
+            "local-hostname: 2020-01-01\n",
+            "local-hostname:\n",
+            "instance-id: 123\n",
+        ] {
+            meta_data(text).expect_err(text);
+        }
+        for text in [
+            "local-hostname: 10.0.0.1\n",
+            "local-hostname: 1a\n",
+            "local-hostname: !!str 1\n",
+        ] {
+            meta_data(text).unwrap();
+        }
         let Err(CheckError::Yaml(error)) = meta_data("a: b\nc: d: e") else {
             panic!("taken")
         };

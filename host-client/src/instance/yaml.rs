@@ -1,11 +1,21 @@
-//! YAML as far as cloud-init's texts need it: is it a mapping, and write it again with more in it.
+//! YAML as cloud-init reads it, which is `PyYAML` and so YAML 1.1: is it a mapping, and write it
+//! again with more in it.
+//!
+//! libyaml reads the same language but for some corners: what it takes and `PyYAML` does not is in
+//! [`dialect`], what `PyYAML` reads and makes no value of in [`python`]. A test compares both with
+//! `PyYAML` itself (`tests/peers/yaml.rs`).
 //!
 //! What is written again keeps each scalar as it was meant: one without quotes stays without, so
-//! `yes` is still what cloud-init's reader (YAML 1.1) takes it for. Comments and layout are lost.
+//! `yes` is still what cloud-init's reader takes it for. Comments and layout are lost.
 
+mod dialect;
+mod libyaml;
+mod python;
 mod write;
 
-use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span};
+use std::collections::HashMap;
+
+use self::libyaml::{Event, Mark, Parser, Properties};
 
 /// Deepest nesting. Cloud-init's own reader ends at Python's recursion limit; nobody writes this.
 const MAX_DEPTH: usize = 64;
@@ -29,13 +39,6 @@ impl YamlError {
             column,
             what: what.into(),
         }
-    }
-}
-
-impl From<ScanError> for YamlError {
-    fn from(error: ScanError) -> Self {
-        let at = error.marker();
-        Self::new(at.line(), at.col() + 1, error.info())
     }
 }
 
@@ -90,8 +93,42 @@ impl Node {
 
     /// Whether it is nothing: left out, `~` or `null`.
     pub(super) fn is_null(&self) -> bool {
-        matches!(&self.content, Content::Scalar { text, plain: true }
+        self.has_no_tag()
+            && matches!(&self.content, Content::Scalar { text, plain: true }
             if matches!(&text[..], "" | "~" | "null" | "Null" | "NULL"))
+    }
+
+    /// Whether its look decides what it is: without a tag, or with the one that says so.
+    fn has_no_tag(&self) -> bool {
+        self.tag.as_deref().is_none_or(|tag| tag == "!")
+    }
+
+    /// Whether it is a mapping that Python makes a dictionary of.
+    pub(super) fn is_mapping(&self) -> bool {
+        let is_usual = self.tag.as_deref().is_none_or(|tag| tag.ends_with(":map"));
+        is_usual && matches!(self.content, Content::Mapping(_))
+    }
+
+    /// The keys and values of a mapping; of anything else, none.
+    pub(super) fn pairs(&self) -> &[(Self, Self)] {
+        match &self.content {
+            Content::Mapping(pairs) => pairs,
+            _ => &[],
+        }
+    }
+
+    /// The value of a key, the last if it is there more than once. Merged mappings are not looked
+    /// into.
+    pub(super) fn get(&self, key: &str) -> Option<&Self> {
+        let mut pairs = self.pairs().iter().rev();
+        pairs
+            .find(|(name, _)| name.as_text() == Some(key))
+            .map(|(_, value)| value)
+    }
+
+    /// Whether it stands for a node that was written before.
+    pub(super) const fn is_alias(&self) -> bool {
+        matches!(self.content, Content::Alias(_))
     }
 
     /// The same once more. Anchors stay with the first.
@@ -116,86 +153,142 @@ impl Node {
 /// # Errors
 ///
 /// [`YamlError`], also for what cloud-init's reader refuses though it is YAML: a second document,
-/// a key that is not a scalar, a character that does not print.
+/// a key that is not a scalar, a character that does not print, a date that does not exist.
 pub(super) fn parse(text: &str) -> Result<Option<Node>, YamlError> {
-    check_characters(text)?;
+    dialect::check_characters(text)?;
     let mut reader = Reader {
-        events: Parser::new_from_str(text),
+        events: Parser::new(text),
+        anchors: HashMap::new(),
+        nodes: Vec::new(),
     };
     let mut root = None;
     loop {
-        let (event, span) = reader.next()?;
+        let (event, mark) = reader.events.event()?;
         match event {
-            Event::StreamEnd => return Ok(root.filter(|root: &Node| !root.is_null())),
-            Event::DocumentStart(_) if root.is_some() => {
-                return Err(at(span, "a second document begins; there may be one"));
+            Event::StreamEnd => break,
+            Event::DocumentStart if root.is_some() => {
+                return Err(mark.error("a second document begins; there may be one"));
             }
-            Event::DocumentStart(_) => {
-                let (event, span) = reader.next()?;
-                root = Some(reader.node(event, span, 0)?);
+            Event::DocumentStart => {
+                let (event, mark) = reader.events.event()?;
+                root = Some(reader.node(event, mark, 0)?);
             }
             _ => {}
         }
     }
-}
-
-/// The characters that YAML 1.1 allows (`c-printable`), which is what `PyYAML` checks first.
-fn check_characters(text: &str) -> Result<(), YamlError> {
-    let prints = |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='~' | '\u{85}' | '\u{a0}'..='\u{fffd}' | '\u{10000}'..);
-    for (number, line) in text.split('\n').enumerate() {
-        if let Some(column) = line.chars().position(|c| !prints(c)) {
-            let what = "a character that may not be in YAML";
-            return Err(YamlError::new(number + 1, column + 1, what));
-        }
-    }
-    Ok(())
-}
-
-fn at(span: Span, what: &str) -> YamlError {
-    YamlError::new(span.start.line(), span.start.col() + 1, what)
+    dialect::check(text)?;
+    Ok(root.filter(|root: &Node| !root.is_null()))
 }
 
 struct Reader<'a> {
-    events: Parser<'a, saphyr_parser::StrInput<'a>>,
+    events: Parser<'a>,
+    /// The number of each anchor: where its node is in `nodes`, counted from 1.
+    anchors: HashMap<String, usize>,
+    /// The nodes with anchors; `None` before their end.
+    nodes: Vec<Option<Node>>,
 }
 
-impl<'a> Reader<'a> {
-    fn next(&mut self) -> Result<(Event<'a>, Span), YamlError> {
-        match self.events.next_event() {
-            Some(event) => Ok(event?),
-            None => Ok((Event::StreamEnd, Span::default())),
-        }
+impl Reader<'_> {
+    fn node(&mut self, event: Event, mark: Mark, depth: usize) -> Result<Node, YamlError> {
+        self.any_node(event, mark, depth, false)
     }
 
-    fn node(&mut self, event: Event<'a>, span: Span, depth: usize) -> Result<Node, YamlError> {
+    fn any_node(
+        &mut self,
+        event: Event,
+        mark: Mark,
+        depth: usize,
+        is_key: bool,
+    ) -> Result<Node, YamlError> {
         if depth > MAX_DEPTH {
-            return Err(at(span, "this is nested too deeply"));
+            return Err(mark.error("this is nested too deeply"));
+        }
+        let is_collection = matches!(event, Event::SequenceStart(_) | Event::MappingStart(_));
+        if is_key && is_collection {
+            return Err(mark.error("a key is a list or a mapping"));
         }
         let (anchor, tag, content) = match event {
-            Event::Alias(anchor) => (0, None, Content::Alias(anchor)),
-            Event::Scalar(text, style, anchor, tag) => {
-                let plain = style == ScalarStyle::Plain;
-                let text = text.into_owned();
+            Event::Alias(name) => return self.alias(&name, mark),
+            Event::Scalar {
+                properties: Properties { anchor, tag },
+                text,
+                plain,
+            } => {
+                let anchor = self.anchor(anchor, mark)?;
                 (anchor, tag, Content::Scalar { text, plain })
             }
-            Event::SequenceStart(anchor, tag) => (anchor, tag, self.sequence(depth)?),
-            Event::MappingStart(anchor, tag) => (anchor, tag, self.mapping(depth)?),
-            _ => return Err(at(span, "the document ends too early")),
+            Event::SequenceStart(Properties { anchor, tag }) => {
+                let anchor = self.anchor(anchor, mark)?;
+                (anchor, tag, self.sequence(depth)?)
+            }
+            Event::MappingStart(Properties { anchor, tag }) => {
+                let anchor = self.anchor(anchor, mark)?;
+                (anchor, tag, self.mapping(depth)?)
+            }
+            _ => return Err(mark.error("the document ends too early")),
         };
-        let tag = tag.map(|tag| format!("{}{}", tag.handle, tag.suffix));
-        Ok(Node {
+        let node = Node {
             anchor,
             tag,
             content,
-        })
+        };
+        self.check(&node, mark, is_key)?;
+        if let Some(place) = anchor.checked_sub(1).and_then(|at| self.nodes.get_mut(at)) {
+            *place = Some(node.clone());
+        }
+        Ok(node)
+    }
+
+    /// Gives a node with an anchor its number; 0 without one.
+    fn anchor(&mut self, name: Option<String>, mark: Mark) -> Result<usize, YamlError> {
+        let Some(name) = name else {
+            return Ok(0);
+        };
+        let number = self.nodes.len() + 1;
+        if self.anchors.insert(name, number).is_some() {
+            return Err(mark.error("an anchor with this name is there already"));
+        }
+        self.nodes.push(None);
+        Ok(number)
+    }
+
+    fn alias(&self, name: &str, mark: Mark) -> Result<Node, YamlError> {
+        let number = self.anchors.get(name).copied();
+        let number = number.ok_or_else(|| mark.error("an alias without an anchor before it"))?;
+        match self.target(number) {
+            Some(_) => Ok(Node::new(Content::Alias(number))),
+            None => Err(mark.error("an alias of what it is part of")),
+        }
+    }
+
+    fn target(&self, number: usize) -> Option<&Node> {
+        self.nodes.get(number.checked_sub(1)?)?.as_ref()
+    }
+
+    fn resolve<'a>(&'a self, node: &'a Node) -> &'a Node {
+        match node.content {
+            Content::Alias(number) => self.target(number).unwrap_or(node),
+            _ => node,
+        }
+    }
+
+    /// Whether the reader of cloud-init makes a value of it.
+    fn check(&self, node: &Node, mark: Mark, is_key: bool) -> Result<(), YamlError> {
+        if is_key && (node.is_merge() || node.is_value_key()) {
+            return Ok(());
+        }
+        match node.value_problem(&|node| self.resolve(node)) {
+            Some(problem) => Err(mark.error(problem)),
+            None => Ok(()),
+        }
     }
 
     fn sequence(&mut self, depth: usize) -> Result<Content, YamlError> {
         let mut items = Vec::new();
         loop {
-            match self.next()? {
-                (Event::SequenceEnd, _) => return Ok(Content::Sequence(items)),
-                (event, span) => items.push(self.node(event, span, depth + 1)?),
+            match self.events.event()? {
+                (Event::End, _) => return Ok(Content::Sequence(items)),
+                (event, mark) => items.push(self.node(event, mark, depth + 1)?),
             }
         }
     }
@@ -203,16 +296,17 @@ impl<'a> Reader<'a> {
     fn mapping(&mut self, depth: usize) -> Result<Content, YamlError> {
         let mut pairs = Vec::new();
         loop {
-            let (event, span) = self.next()?;
-            if event == Event::MappingEnd {
+            let (event, mark) = self.events.event()?;
+            if matches!(event, Event::End) {
                 return Ok(Content::Mapping(pairs));
             }
-            let key = self.node(event, span, depth + 1)?;
-            if matches!(key.content, Content::Sequence(_) | Content::Mapping(_)) {
-                return Err(at(span, "a key is a list or a mapping"));
+            let key = self.any_node(event, mark, depth + 1, true)?;
+            let kind = &self.resolve(&key).content;
+            if matches!(kind, Content::Sequence(_) | Content::Mapping(_)) {
+                return Err(mark.error("a key is a list or a mapping"));
             }
-            let (event, span) = self.next()?;
-            pairs.push((key, self.node(event, span, depth + 1)?));
+            let (event, mark) = self.events.event()?;
+            pairs.push((key, self.node(event, mark, depth + 1)?));
         }
     }
 }
@@ -230,6 +324,10 @@ mod tests {
     fn what_is_wrong_has_a_place() {
         assert!(refused("a: b\nc: [d").0 > 1);
         assert_eq!(refused("a: b\nc: d: e\n"), (2, 5));
+        assert_eq!(refused("a: b\n\t\nc: d\n"), (2, 1));
+        assert_eq!(refused("a: b\n \t# c\n"), (2, 2));
+        assert_eq!(refused("a: b \t# c\n"), (1, 6));
+        assert_eq!(refused("? é\n  \t"), (2, 3));
         assert_eq!(refused("a: b\nc: \u{7}\n"), (2, 4));
         assert_eq!(refused("a: 1\n---\nb: 2\n"), (2, 1));
         assert_eq!(refused("a: 1\n? [b]\n: 2\n").0, 2);
