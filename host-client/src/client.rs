@@ -126,6 +126,17 @@ impl Client {
     #[must_use]
     pub fn with_timeouts(endpoint: Endpoint, security: Security, timeouts: Timeouts) -> Self {
         let connector = Connector::new(endpoint, security, timeouts.connect);
+        Self::over(connector, timeouts)
+    }
+
+    /// As [`Client::with_connect_timeout`], but nothing is logged of a guest that is waited for.
+    #[cfg(feature = "serve")]
+    pub(crate) fn quiet(endpoint: Endpoint, security: Security, timeout: Duration) -> Self {
+        let connector = Connector::new(endpoint, security, timeout).quiet();
+        Self::over(connector, Timeouts::default().with_connect(timeout))
+    }
+
+    fn over(connector: Connector, timeouts: Timeouts) -> Self {
         Self {
             inner: Arc::new(Inner {
                 http: Http::new(connector, timeouts.silence_or(ANSWER_TIMEOUT)),

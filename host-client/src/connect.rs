@@ -49,6 +49,7 @@ pub(crate) struct Connector {
     endpoint: Endpoint,
     security: Security,
     overall_timeout: Duration,
+    is_quiet: bool,
     /// `CONNECT` handshakes, finished even if nobody wants their connection any more.
     handshakes: TaskTracker,
 }
@@ -59,7 +60,17 @@ impl Connector {
             endpoint,
             security,
             overall_timeout,
+            is_quiet: false,
             handshakes: TaskTracker::new(),
+        }
+    }
+
+    /// The same, which never says in the log what is being waited for.
+    #[cfg(feature = "serve")]
+    pub(crate) fn quiet(self) -> Self {
+        Self {
+            is_quiet: true,
+            ..self
         }
     }
 
@@ -88,7 +99,7 @@ impl Connector {
             start,
             deadline: start + self.overall_timeout,
             pause: PAUSE.0,
-            told: false,
+            told: self.is_quiet,
             count: 1,
         }
     }

@@ -25,7 +25,9 @@ pub use self::{
     view::{Change, GuestView},
     yaml::YamlError,
 };
-use crate::protocol::guest_api::{Devices, MAX_DATA_BYTES, MAX_KEYS, MAX_VALUE_BYTES};
+use crate::protocol::guest_api::{
+    Devices, MAX_ANSWER_BYTES, MAX_DATA_BYTES, MAX_KEYS, MAX_VALUE_BYTES,
+};
 
 /// Data of cloud-init's: when one of these changes, an instance is a new one to it.
 const CLOUD_INIT_DATA: [&str; 6] = [
@@ -252,9 +254,14 @@ impl Instance {
         if keys > MAX_KEYS {
             return Err(InstanceError::TooManyKeys);
         }
-        match config.chain(devices).sum::<usize>() > MAX_DATA_BYTES {
-            true => Err(InstanceError::TooLarge),
-            false => Ok(()),
+        if config.chain(devices).sum::<usize>() > MAX_DATA_BYTES {
+            return Err(InstanceError::TooLarge);
+        }
+        match GuestView::of(self).too_large() {
+            Some(key) => Err(InstanceError::AnswerTooLarge {
+                key: key.to_owned(),
+            }),
+            None => Ok(()),
         }
     }
 
@@ -344,6 +351,13 @@ pub enum InstanceError {
     /// More than [`MAX_DATA_BYTES`].
     #[error("the data of an instance has at most {MAX_DATA_BYTES} bytes")]
     TooLarge,
+    /// What the guest gets is larger than an agent reads ([`MAX_ANSWER_BYTES`]): with the SSH keys
+    /// in it, and as JSON, in which a control character takes six bytes.
+    #[error("{key} as JSON is larger than the {MAX_ANSWER_BYTES} bytes that an agent reads")]
+    AnswerTooLarge {
+        /// Which key, or `devices`.
+        key: String,
+    },
     /// The system has no random numbers to draw an instance-id from.
     #[error("the system has no random numbers")]
     Random,
@@ -422,6 +436,28 @@ mod tests {
             matches!(error, InstanceError::Value { key, .. } if key == "cloud-init.network-config")
         );
         assert_eq!(instance, before);
+    }
+
+    #[test]
+    fn what_is_too_large_as_json_is_refused() {
+        let mut instance = demo();
+        let text = "\u{1}".repeat(3 << 20);
+        let error = set(&mut instance, "user.a", &text).unwrap_err();
+        assert!(matches!(error, InstanceError::AnswerTooLarge { key } if key == "user.a"));
+        set(
+            &mut instance,
+            "user.a",
+            &"\n".repeat(MAX_VALUE_BYTES - 1000),
+        )
+        .unwrap();
+        // Not shown to the guest itself, only in the user-data.
+        let key = format!("ann:ssh-rsa {}", "A".repeat(MAX_VALUE_BYTES - 100));
+        let keys =
+            ["a", "b", "c"].map(|name| (format!("cloud-init.ssh-keys.{name}"), Some(key.clone())));
+        assert!(matches!(
+            instance.apply(&keys).unwrap_err(),
+            InstanceError::AnswerTooLarge { .. }
+        ));
     }
 
     #[test]

@@ -15,13 +15,17 @@ mod api;
 mod door;
 mod limits;
 mod link;
+mod log_limit;
 mod place;
+mod progress;
 mod resident;
 mod status;
 mod tls;
+mod waiting;
 
 use std::{
     collections::HashMap,
+    fmt,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
@@ -31,20 +35,24 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use self::{
-    door::Door,
+    door::{Door, DoorLog},
     place::{Origin, Place},
     resident::Resident,
     status::StatusFile,
 };
 pub use self::{
-    resident::{Guest, GuestReport},
+    progress::GuestReport,
+    resident::Guest,
     status::{AgentReport, StatusReport},
     tls::{GuestTls, GuestTlsError},
 };
 use crate::instance::InstanceStore;
 
+/// Tells of a machine's name whether it is one of the configuration's now, not when it was read last.
+/// It may block.
+pub type IsRegistered = Box<dyn Fn(&str) -> bool + Send + Sync>;
+
 /// What a host process needs to begin.
-#[derive(Debug)]
 pub struct HostConfig {
     /// The port guests ask at: on AF_VSOCK, and in the name of the Unix socket `<socket>_<port>`.
     pub port: u32,
@@ -54,6 +62,18 @@ pub struct HostConfig {
     pub location: String,
     /// Where to keep what is known of the guests, for others to read.
     pub status: PathBuf,
+    /// Asked before an instance is made for a guest that has none, so that one that was just
+    /// removed stays removed.
+    pub is_registered: IsRegistered,
+}
+
+impl fmt::Debug for HostConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostConfig")
+            .field("port", &self.port)
+            .field("store", &self.store)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The host process. It needs a tokio runtime; dropping it cuts everything off.
@@ -65,17 +85,25 @@ pub struct HostProcess {
 }
 
 /// What all tasks share.
-#[derive(Debug)]
 struct House {
     port: u32,
     location: String,
     store: InstanceStore,
     status: StatusFile,
+    is_registered: IsRegistered,
     places: RwLock<HashMap<Origin, Arc<Place>>>,
-    /// Last words of listeners that cannot listen, by door.
-    door_errors: Mutex<HashMap<Door, String>>,
+    /// What was said of listeners.
+    door_logs: Mutex<HashMap<Door, DoorLog>>,
     tasks: TaskTracker,
     stop: CancellationToken,
+}
+
+impl fmt::Debug for House {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("House")
+            .field("port", &self.port)
+            .finish_non_exhaustive()
+    }
 }
 
 impl House {
@@ -94,8 +122,9 @@ impl HostProcess {
             location: config.location,
             store: config.store,
             status: StatusFile::new(config.status, config.port),
+            is_registered: config.is_registered,
             places: RwLock::default(),
-            door_errors: Mutex::default(),
+            door_logs: Mutex::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
@@ -149,7 +178,7 @@ impl HostProcess {
         let seen = resident.look(&house, None).await;
         self.house
             .tasks
-            .spawn(async move { own.read_data(&house, seen).await });
+            .spawn(async move { own.read_data(house, seen).await });
         let (house, own) = (Arc::clone(&self.house), Arc::clone(&resident));
         self.house
             .tasks
@@ -174,8 +203,8 @@ impl HostProcess {
             .unwrap_or_else(PoisonError::into_inner);
         let old = std::mem::take(&mut *places);
         for (origin, residents) in residents {
-            let connections = old.get(&origin).map(|place| place.connections());
-            let place = Place::new(origin.clone(), residents, connections);
+            let admission = old.get(&origin).map(|place| place.admission());
+            let place = Place::new(origin.clone(), residents, admission.unwrap_or_default());
             places.insert(origin, Arc::new(place));
         }
     }
@@ -198,6 +227,11 @@ impl HostProcess {
             }
             stays
         });
+        self.house
+            .door_logs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|door, _| wanted.contains(door));
         for door in wanted {
             if self.doors.contains_key(&door) {
                 continue;

@@ -246,6 +246,87 @@ fn guests_get_their_own_data_and_changes_of_it_and_the_socket_goes_with_the_proc
 }
 
 #[test]
+fn a_machine_that_is_removed_while_it_is_served_leaves_no_data() {
+    let folder = Folder::new("removed");
+    let _serving = Serving::start(&folder);
+    for name in ["a", "b", "c"] {
+        let endpoint = format!("unix:{}", folder.0.join(name).display());
+        folder.succeed(&["--plain", "vm", "add", name, &endpoint]);
+        let socket = folder.socket(name);
+        let start = std::time::SystemTime::now();
+        while !socket.exists() {
+            assert!(start.elapsed().unwrap() < TIMEOUT, "{name} is not served");
+            std::thread::yield_now();
+        }
+        folder.succeed(&["vm", "remove", name]);
+        while socket.exists() {
+            assert!(start.elapsed().unwrap() < TIMEOUT, "{name} is served");
+            std::thread::yield_now();
+        }
+        let data = folder.0.join(format!("instances/{name}.toml"));
+        assert!(!data.exists(), "{name}");
+    }
+}
+
+#[test]
+fn a_client_that_has_hung_up_holds_nothing() {
+    let folder = Folder::new("hung-up");
+    let large = "x".repeat(1 << 20);
+    let mut set = folder.command(&["config", "set", "one", "user.large", "-"]);
+    let mut set = set.stdin(Stdio::piped()).spawn().unwrap();
+    set.stdin
+        .take()
+        .unwrap()
+        .write_all(large.as_bytes())
+        .unwrap();
+    assert!(set.wait().unwrap().success());
+    let serving = Serving::start(&folder);
+    let one = folder.socket("one");
+    assert_eq!(ask(&one, "GET /1.0").0, 200);
+    let descriptors = || {
+        let open = fs::read_dir(format!("/proc/{}/fd", serving.0.id()));
+        open.unwrap().count()
+    };
+    let before = descriptors();
+    for request in [
+        "",
+        "GET /1.0 HT",
+        "GET /1.0/config/user.large HTTP/1.1\r\nHost: x\r\n\r\n",
+        "GET /1.0 HTTP/1.1\r\nHost: x\r\n\r\n",
+        "PATCH /1.0 HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n{",
+    ] {
+        for _ in 0..20 {
+            let mut stream = UnixStream::connect(&one).unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+        }
+        // Far less than any deadline of a connection.
+        let start = std::time::SystemTime::now();
+        while descriptors() > before + 2 {
+            let waited = start.elapsed().unwrap();
+            assert!(waited < Duration::from_secs(5), "{request}");
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn the_status_shows_whatever_a_guest_has_said() {
+    let folder = Folder::new("shown");
+    let agent = "\u{9b}31m\u{202e}".repeat(100_000);
+    let one = serde_json::json!({
+        "endpoint": "unix:/x", "guest": { "state": "Ready", "said_at": 1 },
+        "agent": agent, "since": 1, "error": agent,
+    });
+    let status = serde_json::json!({ "pid": 1, "port": 2, "guests": { "one": one } });
+    fs::write(folder.0.join("serve.json"), status.to_string()).unwrap();
+    for format in ["human", "json"] {
+        let shown = folder.succeed(&["serve", "--status", "--format", format]);
+        assert!(shown.len() < 10_000, "{} bytes", shown.len());
+        assert!(!shown.contains(['\u{9b}', '\u{202e}']), "{shown}");
+    }
+}
+
+#[test]
 fn there_is_one_process_for_a_configuration_and_it_ends_cleanly() {
     let folder = Folder::new("end");
     let stale = folder.socket("one");

@@ -31,6 +31,10 @@ pub struct ServerInfo {
     /// The system it runs on.
     #[serde(default)]
     pub environment: Environment,
+    /// What tells this run of the guest's kernel from all others (`/proc/sys/kernel/random/boot_id`,
+    /// `random(4)`). Only our own agent says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<String>,
 }
 
 impl ServerInfo {

@@ -37,11 +37,12 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// Time for the attack, unless `HOSTILE_SECONDS` says another.
 const SECONDS: u64 = 8;
 
-/// Most memory, in KiB.
+/// Most memory, in KiB, and most lines of log.
 const MAX_MEMORY: u64 = 64 * 1024;
+const MAX_LINES: usize = 100;
 
 /// Killed in `Drop`.
-struct Process(Child);
+pub(crate) struct Process(pub(crate) Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -95,8 +96,8 @@ fn outside(path: &Path) -> UnixListener {
 }
 
 /// A configuration with guests in a folder.
-fn configure(configuration: &Path, folder: &Path) {
-    let text: String = (0..GUESTS)
+pub(crate) fn configure(configuration: &Path, folder: &Path, guests: usize) {
+    let text: String = (0..guests)
         .map(|number| {
             let kind = ["unix", "hybrid"][number % 2];
             let path = folder.join(format!("vm{number}"));
@@ -104,7 +105,7 @@ fn configure(configuration: &Path, folder: &Path) {
             format!("[vms.vm{number}]\nendpoint = \"{kind}:{path}\"\nplain = true\n")
         })
         .collect();
-    fs::create_dir(configuration).unwrap();
+    fs::create_dir_all(configuration).unwrap();
     fs::write(configuration.join("config.toml"), text).unwrap();
 }
 
@@ -119,7 +120,7 @@ fn agent_cli(configuration: &Path, arguments: &[&str]) -> Command {
 }
 
 /// Starts it and waits for `READY=1`.
-fn start_serving(configuration: &Path, log: &Path) -> Process {
+pub(crate) fn start_serving(configuration: &Path, log: &Path) -> Process {
     let notices = configuration.join("notify");
     let service_manager = UnixDatagram::bind(&notices).unwrap();
     service_manager.set_read_timeout(Some(TIMEOUT)).unwrap();
@@ -161,7 +162,7 @@ fn answers(socket: &Path) -> bool {
     ask().is_ok_and(|answer| answer.contains("200 OK"))
 }
 
-fn peak_memory(process: &Child) -> u64 {
+pub(crate) fn peak_memory(process: &Child) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let number = line.unwrap().split_whitespace().next().unwrap();
@@ -190,7 +191,7 @@ async fn the_owner_of_a_monitors_folder_gets_nothing_that_is_not_his() {
     for path in [&users, &folder] {
         chown(path, Some(USER), Some(USER)).unwrap();
     }
-    configure(&configuration, &folder);
+    configure(&configuration, &folder, GUESTS);
     let before = states(&outside_path);
     let log = own.path().join("log");
     let mut serving = start_serving(&configuration, &log);
@@ -230,4 +231,5 @@ async fn the_owner_of_a_monitors_folder_gets_nothing_that_is_not_his() {
     let log = fs::read_to_string(&log).unwrap();
     assert!(memory < MAX_MEMORY, "{memory} KiB");
     assert!(!log.contains("panicked"), "{log}");
+    assert!(log.lines().count() < MAX_LINES, "{log}");
 }

@@ -23,6 +23,7 @@ mod fuzz;
 mod guest_api;
 mod host_and_guest;
 mod hostile_folder;
+mod hostile_guest;
 mod metrics;
 mod operations;
 mod port_forward;

@@ -65,6 +65,7 @@ impl Host {
             store: InstanceStore::new(folder.path().join("instances")),
             location: "here".to_owned(),
             status: folder.path().join("serve.json"),
+            is_registered: Box::new(|_| true),
         });
         Self {
             process,
@@ -313,6 +314,8 @@ async fn a_guest_that_takes_all_it_can_takes_nothing_from_another() {
         held.push(UnixStream::connect(one.door()).await.unwrap());
     }
     assert_eq!(host.get(&two, "/1.0").await.0, 200);
+    // Nor from itself: who says nothing makes room.
+    assert_eq!(host.get(&one, "/1.0").await.0, 200);
     drop(held);
     until(async || {
         let request = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
@@ -320,6 +323,28 @@ async fn a_guest_that_takes_all_it_can_takes_nothing_from_another() {
         answer.contains("200 OK")
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ready_ends_when_the_agent_is_gone_and_holds_again_in_the_same_boot() {
+    let mut host = Host::start();
+    let one = Machine::new(&host, "one");
+    host.set("one", &[("user.a", "first")]);
+    let mut agent = start_agent(&host, &one);
+    host.serve(&[&one]).await;
+    guest_sees(&agent, "first").await;
+    let patched = host.ask(&one, "PATCH", "/1.0", r#"{"state":"Ready"}"#);
+    assert_eq!(patched.await.0, 200);
+    let state = async || host.get(&one, "/1.0").await.1["state"].clone();
+    let kept = host.folder.path().join("serve.json");
+    let kept = async || std::fs::read_to_string(&kept).unwrap_or_default();
+    until(async || kept().await.contains("Ready")).await;
+    agent.stop();
+    drop(agent);
+    until(async || state().await == "Started").await;
+    until(async || !kept().await.contains("Ready")).await;
+    let _agent = start_agent(&host, &one);
+    until(async || state().await == "Ready").await;
 }
 
 #[tokio::test]

@@ -63,7 +63,13 @@ fn info(family: Family) -> ServerInfo {
         auth_methods: vec!["tls".to_owned()],
         config: serde_json::Value::Null,
         environment: environment(family),
+        boot_id: boot_id(),
     }
+}
+
+fn boot_id() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(text.trim_end().to_owned())
 }
 
 fn environment(family: Family) -> Environment {

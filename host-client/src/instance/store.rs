@@ -112,6 +112,30 @@ impl InstanceStore {
         }
     }
 
+    /// As [`InstanceStore::load_or_create`], but an instance is made only if `is_wanted`, which is
+    /// asked while nobody can [remove](InstanceStore::remove) it. `None` if it is not.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub fn load_or_create_if(
+        &self,
+        name: &str,
+        is_wanted: impl FnOnce() -> bool,
+    ) -> Result<Option<Instance>, StoreError> {
+        match self.load(name)? {
+            Some(instance) if instance.name == name => return Ok(Some(instance)),
+            _ => {}
+        }
+        let _lock = self.lock()?;
+        match is_wanted() {
+            true => self
+                .change_locked(name, &[])
+                .map(|(instance, _)| Some(instance)),
+            false => Ok(None),
+        }
+    }
+
     /// Makes changes to an instance, all or none of them. It blocks on the file, and on other
     /// processes that do the same.
     ///
@@ -124,6 +148,14 @@ impl InstanceStore {
         changes: &[Assignment],
     ) -> Result<(Instance, Vec<Remark>), StoreError> {
         let _lock = self.lock()?;
+        self.change_locked(name, changes)
+    }
+
+    fn change_locked(
+        &self,
+        name: &str,
+        changes: &[Assignment],
+    ) -> Result<(Instance, Vec<Remark>), StoreError> {
         let old = self.load(name)?;
         let refused = StoreError::Refused;
         let mut instance = match old.clone() {
@@ -143,12 +175,14 @@ impl InstanceStore {
         Ok((instance, remarks))
     }
 
-    /// Forgets an instance. True if there was anything to forget.
+    /// Forgets an instance. True if there was anything to forget. It blocks on the file, and on
+    /// other processes that change it.
     ///
     /// # Errors
     ///
     /// [`StoreError::Write`].
     pub fn remove(&self, name: &str) -> Result<bool, StoreError> {
+        let _lock = self.lock()?;
         let path = self.path(name);
         match fs::remove_file(&path) {
             Ok(()) => Ok(true),
@@ -333,6 +367,16 @@ mod tests {
         assert_eq!(store.load_or_create("demo").unwrap(), made);
         assert!(store.remove("demo").unwrap());
         assert!(!store.remove("demo").unwrap());
+    }
+
+    #[test]
+    fn an_instance_that_is_not_wanted_any_more_is_not_made() {
+        let Folder(store) = &Folder::new("unwanted");
+        assert_eq!(store.load_or_create_if("demo", || false).unwrap(), None);
+        assert!(!store.path("demo").exists());
+        let made = store.load_or_create_if("demo", || true).unwrap();
+        assert!(made.is_some());
+        assert_eq!(store.load_or_create_if("demo", || false).unwrap(), made);
     }
 
     #[test]

@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Instance, key::SSH_KEYS, ssh_keys};
 use crate::protocol::{
+    envelope::Envelope,
     event,
-    guest_api::{ConfigChange, DeviceChange, Devices, is_guest_key, is_hidden_key},
+    guest_api::{
+        ConfigChange, DeviceChange, Devices, MAX_ANSWER_BYTES, is_guest_key, is_hidden_key,
+    },
 };
 
 /// What a guest gets to see.
@@ -60,6 +64,15 @@ impl GuestView {
         }
     }
 
+    /// The key, `user.meta-data` or `devices` whose answer would be larger than an agent reads: it
+    /// would get none of the data.
+    pub(super) fn too_large(&self) -> Option<&str> {
+        let texts = self.config.iter().map(|(key, value)| (&key[..], value));
+        let texts = texts.chain([("user.meta-data", &self.meta_data)]);
+        let large = { texts }.find_map(|(key, text)| is_too_large(text).then_some(key));
+        large.or_else(|| is_too_large(&self.devices).then_some("devices"))
+    }
+
     /// What has changed since `old`, as LXD's hosts tell it.
     #[must_use]
     pub fn changes_since(&self, old: &Self) -> Vec<Change> {
@@ -90,6 +103,12 @@ impl GuestView {
         });
         config.chain(devices).collect()
     }
+}
+
+/// Whether the answer, as it is sent, has more than [`MAX_ANSWER_BYTES`].
+fn is_too_large(metadata: impl Serialize) -> bool {
+    let answer = serde_json::to_vec(&Envelope::sync(metadata));
+    answer.is_ok_and(|answer| answer.len() > MAX_ANSWER_BYTES)
 }
 
 /// Keys whose value is another, or that only one of the two has, in order.
@@ -136,7 +155,7 @@ fn merge_ssh_keys(instance: &Instance, config: &mut BTreeMap<String, String>) {
 
 /// A name in YAML. Quotes are for what could be taken for a number or a truth value.
 fn scalar(name: &str) -> String {
-    let is_word = uuid::Uuid::parse_str(name).is_ok()
+    let is_word = (uuid::Uuid::parse_str(name).is_ok() && name.contains('-'))
         || (name.starts_with(|c: char| c.is_ascii_alphabetic())
             && name.contains(['-', '.', '_'])
             && !name.contains(':'));
@@ -195,6 +214,8 @@ mod tests {
     fn names_that_look_like_something_else_are_quoted() {
         assert_eq!(scalar("i-1"), "i-1");
         assert_eq!(scalar("demo"), "demo");
+        let uuid = "01234567-0123-4567-0123-456701234567";
+        assert_eq!(scalar(uuid), uuid);
         for name in [
             "123",
             "1e5",
@@ -204,6 +225,9 @@ mod tests {
             "a:b",
             "0x10",
             "2001-01-01",
+            // A UUID without hyphens, too.
+            "01234567012345670123456701234567",
+            "12345678901234567890123456789012",
         ] {
             assert_eq!(scalar(name), format!("\"{name}\""));
         }

@@ -21,7 +21,7 @@ use tokio_vsock::{VsockAddr, VsockListener};
 use tracing::{debug, info, warn};
 use vsock_agent_transport::{SocketFile, listen};
 
-use super::{House, limits, place::Origin};
+use super::{House, limits, log_limit::LogLimit, place::Origin};
 use crate::protocol::address::Cid;
 
 /// Where guests come in.
@@ -31,6 +31,14 @@ pub(super) enum Door {
     Vsock,
     /// A Unix socket.
     Unix(PathBuf),
+}
+
+/// What was said of a door.
+#[derive(Debug)]
+pub(super) struct DoorLog {
+    /// Why nobody can listen there.
+    error: Option<String>,
+    limit: LogLimit,
 }
 
 /// A door that is open.
@@ -66,21 +74,23 @@ impl Door {
 
     /// Keeps the outcome of the last try, and says it if it is another than before.
     fn tell(&self, house: &House, error: Option<String>) {
-        let before = {
-            let mut errors = house
-                .door_errors
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            match error.clone() {
-                Some(error) => errors.insert(self.clone(), error),
-                None => errors.remove(self),
+        let mut logs = house
+            .door_logs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let log = logs.entry(self.clone()).or_insert_with(|| DoorLog {
+            error: None,
+            limit: LogLimit::new(),
+        });
+        let is_new = error.is_none() || log.error != error;
+        match (is_new.then(|| log.limit.admit()).flatten(), &error) {
+            (None, _) => debug!(door = %self, error, "tried to listen"),
+            (Some(left_out), None) => {
+                info!(door = %self, port = house.port, left_out, "listening");
             }
-        };
-        match &error {
-            None => info!(door = %self, port = house.port, "listening"),
-            Some(error) if before.as_ref() != Some(error) => warn!(error, "guests cannot ask"),
-            Some(error) => debug!(error, "guests cannot ask"),
+            (Some(left_out), Some(error)) => warn!(error, left_out, "guests cannot ask"),
         }
+        log.error = error;
     }
 
     /// Lets guests in until the end. A socket that was taken away is made again.
@@ -124,6 +134,7 @@ impl OpenDoor {
     async fn accept_all(&self, house: &Arc<House>) {
         let mut look = interval(limits::DOOR_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let log = LogLimit::new();
         loop {
             let accepted = tokio::select! {
                 accepted = self.accept(house) => accepted,
@@ -134,7 +145,9 @@ impl OpenDoor {
             };
             if let Err(error) = accepted {
                 // Out of descriptors or memory: the next try would fail as fast.
-                warn!(%error, "cannot accept a connection");
+                if let Some(left_out) = log.admit() {
+                    warn!(%error, left_out, "cannot accept a connection");
+                }
                 sleep(limits::ACCEPT_PAUSE).await;
             }
         }
@@ -162,7 +175,7 @@ impl OpenDoor {
 
 impl OwnSocket {
     async fn bind(path: &Path) -> io::Result<(UnixListener, Self)> {
-        let (listener, file) = listen(path, Backlog::MAXCONN).await?;
+        let (listener, file) = listen(path, Backlog::new(limits::BACKLOG)?).await?;
         let own = Self(file);
         own.is_kept()?;
         Ok((listener, own))

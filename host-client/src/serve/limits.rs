@@ -2,9 +2,17 @@
 
 use std::time::Duration;
 
-/// Most connections of one guest at once. An agent needs one or two; LXD's makes one for each
+/// Most connections at once of a guest that has shown its certificate. An agent needs one or two; LXD's makes one for each
 /// question a program in the guest asks.
 pub(super) const MAX_CONNECTIONS: usize = 32;
+
+/// Most connections of one guest at once that have not shown a certificate; of a guest without one,
+/// most connections.
+pub(super) const MAX_WAITING: usize = 128;
+
+/// After this long such a connection makes room for another, if there are too many. More than an
+/// agent needs to be known, even under software emulation.
+pub(super) const GRACE: Duration = Duration::from_millis(500);
 
 /// Time for a guest to finish the TLS handshake. Under software emulation one costs some 50 ms.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,6 +42,10 @@ pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time between two looks at what is in files. A change should reach a guest within a second.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(400);
 
+/// Queue of connections to a Unix socket that are not yet accepted. The kernel caps it at
+/// `net.core.somaxconn`, 4096 since Linux 5.4.
+pub(super) const BACKLOG: i32 = 4096;
+
 /// Pause after an `accept` that failed for want of a resource.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -43,10 +55,13 @@ pub(super) const DOOR_INTERVAL: Duration = Duration::from_secs(1);
 /// Time to connect to an agent that was there a moment ago.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// First and longest pause between two tries to reach an agent. A machine that boots waits for us
-/// at its end, so the longest is short.
+/// First and longest pause between two visits to an agent, whether they ended well or not. A machine
+/// that boots waits for us at its end, so the longest is short.
 pub(super) const VISIT_PAUSE: (Duration, Duration) =
     (Duration::from_millis(200), Duration::from_secs(1));
+
+/// Time with an agent after which the next pause is the first one again.
+pub(super) const LONG_VISIT: Duration = Duration::from_secs(10);
 
 /// Pause after an agent that is not the right one, or does not take us for its host.
 pub(super) const REFUSED_PAUSE: Duration = Duration::from_secs(10);
@@ -60,8 +75,10 @@ pub(super) const MAX_EVENTS: usize = 1000;
 /// Largest event, in bytes of its JSON: an agent takes 4 MiB. A larger one goes without the values.
 pub(super) const MAX_EVENT_BYTES: usize = 3 * 1024 * 1024;
 
-/// Least time between two complaints about the same guest in the log.
-pub(super) const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
+/// Most lines of log at once that one guest causes, and the time after which there can be one more. A
+/// guest that is started has two, and whoever looks for what went wrong finds how often.
+pub(super) const LOG_BURST: u32 = 4;
+pub(super) const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How long a stop waits for connections to end before it cuts them off.
 pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(3);

@@ -9,7 +9,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -20,7 +20,13 @@ use crate::{
     Client, ClientError, ConnectError, Events,
     error::with_causes,
     instance::{Change, GuestView},
-    protocol::{address::Cid, event::NewEvent, host::HostConnection, server_info::ServerInfo},
+    protocol::{
+        address::Cid,
+        event::NewEvent,
+        host::HostConnection,
+        printable::{LOG_CHARS, excerpt},
+        server_info::ServerInfo,
+    },
 };
 
 /// A kind of event that nobody tells.
@@ -38,7 +44,7 @@ struct Link<'a> {
 /// Looks after the agent of `resident` until that is no longer served.
 pub(super) async fn keep(house: &House, resident: &Resident) {
     let guest = &resident.guest;
-    let client = Client::with_connect_timeout(
+    let client = Client::quiet(
         guest.endpoint.clone(),
         guest.security.clone(),
         limits::CONNECT_TIMEOUT,
@@ -61,19 +67,29 @@ impl Link<'_> {
     async fn run(&mut self) {
         let mut pause = limits::VISIT_PAUSE.0;
         loop {
-            let was_told = match self.meet().await {
-                Ok(info) => {
-                    pause = limits::VISIT_PAUSE.0;
-                    self.stay(&info).await
-                }
-                Err(error) => Err(error),
-            };
-            if let Err(error) = was_told {
-                self.tell_of(&error);
-                sleep(pause_after(&error, pause)).await;
-                pause = (pause * 2).min(limits::VISIT_PAUSE.1);
+            let start = Instant::now();
+            let visited = self.visit().await;
+            if start.elapsed() >= limits::LONG_VISIT {
+                pause = limits::VISIT_PAUSE.0;
             }
+            let now = match &visited {
+                Ok(()) => pause,
+                Err(error) => pause_after(error, pause),
+            };
+            if let Err(error) = visited {
+                self.tell_of(&error);
+            }
+            sleep(now).await;
+            pause = (pause * 2).min(limits::VISIT_PAUSE.1);
         }
+    }
+
+    /// Meets the agent and stays until it is gone.
+    async fn visit(&mut self) -> Result<(), ClientError> {
+        let info = self.meet().await?;
+        let stayed = self.stay(&info).await;
+        self.resident.is_lost(self.house);
+        stayed
     }
 
     /// Reaches the agent and tells it where we are.
@@ -85,10 +101,14 @@ impl Link<'_> {
             "{} {}",
             info.environment.server, info.environment.server_version
         );
-        info!(
-            guest = self.resident.name(),
-            agent, "the agent knows where its host is"
-        );
+        let agent = excerpt(agent.as_bytes(), LOG_CHARS);
+        self.resident.is_reached(self.house, boot_of(&info));
+        if let Some(left_out) = self.resident.log.admit() {
+            info!(
+                guest = self.resident.name(),
+                agent, left_out, "the agent knows where its host is"
+            );
+        }
         self.house.status.change(self.resident.name(), |status| {
             status.agent = Some(agent);
             status.since = now();
@@ -197,7 +217,7 @@ impl Link<'_> {
     }
 
     fn tell_of(&self, error: &ClientError) {
-        let text = with_causes(error);
+        let text = excerpt(with_causes(error).as_bytes(), LOG_CHARS);
         let mut is_new = false;
         self.house.status.change(self.resident.name(), |status| {
             is_new = status.error.as_deref() != Some(&text);
@@ -206,19 +226,22 @@ impl Link<'_> {
             }
             status.error = Some(text.clone());
         });
+        let guest = self.resident.name();
         // A machine that is not running is nothing to be told about.
-        match is_new && !matches!(error, ClientError::Connect { .. }) {
-            true => warn!(
-                guest = self.resident.name(),
-                error = text,
-                "cannot tell the agent"
-            ),
-            false => debug!(
-                guest = self.resident.name(),
-                error = text,
-                "cannot tell the agent"
-            ),
+        let is_told = is_new && !matches!(error, ClientError::Connect { .. });
+        match is_told.then(|| self.resident.log.admit()).flatten() {
+            Some(left_out) => warn!(guest, error = text, left_out, "cannot tell the agent"),
+            None => debug!(guest, error = text, "cannot tell the agent"),
         }
+    }
+}
+
+/// What tells this run of a guest from another: its kernel's number where the agent knows it, else
+/// the agent's process.
+fn boot_of(info: &ServerInfo) -> String {
+    match &info.boot_id {
+        Some(id) => excerpt(id.as_bytes(), LOG_CHARS),
+        None => format!("process {}", info.environment.server_pid),
     }
 }
 

@@ -2,20 +2,34 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     sync::Semaphore,
-    time::{Instant, timeout},
+    time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::{debug, warn};
 
-use super::{House, api, door::Door, limits, resident::Resident, tls};
-use crate::{Endpoint, protocol::address::Cid};
+use super::{
+    House, api,
+    door::Door,
+    limits,
+    log_limit::LogLimit,
+    resident::Resident,
+    tls,
+    waiting::{Entry, Waiting},
+};
+use crate::{
+    Endpoint,
+    protocol::{
+        address::Cid,
+        printable::{LOG_CHARS, excerpt},
+    },
+};
 
 /// Where a connection comes from, as the kernel vouches for it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -41,23 +55,35 @@ impl Origin {
     }
 }
 
+/// How many connections there are, and how many there may be.
+#[derive(Debug, Clone)]
+pub(super) struct Admission {
+    /// Of guests that have shown their certificate.
+    known: Arc<Semaphore>,
+    waiting: Arc<Waiting>,
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        Self {
+            known: Arc::new(Semaphore::new(limits::MAX_CONNECTIONS)),
+            waiting: Arc::default(),
+        }
+    }
+}
+
 /// The guests that come from one origin: one, unless two names stand for the same machine.
 #[derive(Debug)]
 pub(super) struct Place {
     origin: Origin,
     residents: Vec<Arc<Resident>>,
-    connections: Arc<Semaphore>,
+    admission: Admission,
     /// `None`: whoever comes from here is the guest.
     tls: Option<Arc<ServerConfig>>,
-    complained: Mutex<Option<Instant>>,
 }
 
 impl Place {
-    pub(super) fn new(
-        origin: Origin,
-        residents: Vec<Arc<Resident>>,
-        connections: Option<Arc<Semaphore>>,
-    ) -> Self {
+    pub(super) fn new(origin: Origin, residents: Vec<Arc<Resident>>, admission: Admission) -> Self {
         let known = residents
             .iter()
             .filter_map(|resident| resident.guest.tls.as_ref());
@@ -66,15 +92,14 @@ impl Place {
         Self {
             origin,
             residents,
-            connections: connections
-                .unwrap_or_else(|| Arc::new(Semaphore::new(limits::MAX_CONNECTIONS))),
+            admission,
             tls,
-            complained: Mutex::new(None),
         }
     }
 
-    pub(super) fn connections(&self) -> Arc<Semaphore> {
-        Arc::clone(&self.connections)
+    /// What counts its connections, for the place that comes after it.
+    pub(super) fn admission(&self) -> Admission {
+        self.admission.clone()
     }
 
     /// The listener that its guests come through.
@@ -90,21 +115,45 @@ impl Place {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
-            self.complain("too many connections at once");
-            return;
-        };
+        let waiting = self.admission.waiting.enter();
         let own = Arc::clone(house);
         house.tasks.spawn(async move {
-            let _permit = permit;
-            let served = timeout(limits::CONNECTION_TIMEOUT, self.receive(&own, stream));
-            if served.await.is_err() {
+            let served = self.receive(&own, stream, waiting);
+            if timeout(limits::CONNECTION_TIMEOUT, served).await.is_err() {
                 self.complain("a connection was too long");
             }
         });
     }
 
-    async fn receive<S>(&self, house: &Arc<House>, stream: S)
+    async fn receive<S>(&self, house: &Arc<House>, stream: S, mut waiting: Entry)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let known = tokio::select! {
+            known = self.identify(house, stream) => known,
+            () = waiting.is_told_to_leave() => {
+                self.complain("too many connections at once");
+                return;
+            }
+        };
+        let Some((resident, stream)) = known else {
+            return;
+        };
+        let Ok(_permit) = Arc::clone(&self.admission.known).try_acquire_owned() else {
+            self.complain("too many connections at once");
+            return;
+        };
+        drop(waiting);
+        api::serve(house, resident, stream).await;
+    }
+
+    /// Whose connection it is, by its certificate. A guest without one is served here: it stays one
+    /// of those who make room.
+    async fn identify<S>(
+        &self,
+        house: &Arc<House>,
+        stream: S,
+    ) -> Option<(&Arc<Resident>, TlsStream<S>)>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -113,11 +162,9 @@ impl Place {
                 [resident] => api::serve(house, resident, stream).await,
                 _ => self.complain("two guests without certificates come from here"),
             }
-            return;
+            return None;
         };
-        let Some(stream) = self.shake_hands(tls, stream).await else {
-            return;
-        };
+        let stream = self.shake_hands(tls, stream).await?;
         let leaf = stream
             .get_ref()
             .1
@@ -133,10 +180,10 @@ impl Place {
             };
             self.residents.iter().find(has_it)
         });
-        match resident {
-            Some(resident) => api::serve(house, resident, stream).await,
-            None => self.complain("a certificate that nobody has"),
+        if resident.is_none() {
+            self.complain("a certificate that nobody has");
         }
+        resident.map(|resident| (resident, stream))
     }
 
     async fn shake_hands<S>(&self, tls: &Arc<ServerConfig>, stream: S) -> Option<TlsStream<S>>
@@ -170,20 +217,11 @@ impl Place {
             .map(|resident| resident.name())
             .collect();
         let guests = guests.join(", ");
-        let is_due = {
-            let mut last = self
-                .complained
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            let is_due = last.is_none_or(|last| last.elapsed() >= limits::COMPLAINT_INTERVAL);
-            if is_due {
-                *last = Some(Instant::now());
-            }
-            is_due
-        };
-        match is_due {
-            true => warn!(guests, what, "refused"),
-            false => debug!(guests, what, "refused"),
+        let what = excerpt(what.as_bytes(), LOG_CHARS);
+        let limit = self.residents.first().map(|resident| &resident.log);
+        match limit.and_then(LogLimit::admit) {
+            Some(left_out) => warn!(guests, what, left_out, "refused"),
+            None => debug!(guests, what, "refused"),
         }
     }
 }

@@ -1,20 +1,23 @@
 //! A guest that is served: who it is, what it may see, and what it said of itself.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, task::spawn_blocking, time::interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::{GuestTls, House, limits};
+use super::{
+    GuestTls, House, limits,
+    log_limit::LogLimit,
+    progress::{GuestReport, Progress},
+};
 use crate::{
     Endpoint, Security,
     error::with_causes,
-    instance::{GuestView, Stamp},
+    instance::{GuestView, Stamp, StoreError},
     protocol::guest_api::GuestState,
 };
 
@@ -34,32 +37,26 @@ pub struct Guest {
     pub revision: Vec<Option<Stamp>>,
 }
 
-/// What a guest said of itself.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GuestReport {
-    /// How far it is.
-    pub state: GuestState,
-    /// When it said so, in seconds since 1970, if it ever did.
-    pub said_at: Option<u64>,
-}
-
 /// A guest that is served.
 #[derive(Debug)]
 pub(super) struct Resident {
     pub(super) guest: Guest,
     /// What it may see; `None` as long as its data cannot be read.
     view: watch::Sender<Option<Arc<GuestView>>>,
-    report: Mutex<GuestReport>,
+    progress: Mutex<Progress>,
+    /// What it has said in the log.
+    pub(super) log: LogLimit,
     /// Cancelled when it is no longer served, or is another one.
     pub(super) stop: CancellationToken,
 }
 
 impl Resident {
-    pub(super) fn new(guest: Guest, report: GuestReport, stop: CancellationToken) -> Self {
+    pub(super) fn new(guest: Guest, progress: Progress, stop: CancellationToken) -> Self {
         Self {
             guest,
             view: watch::Sender::new(None),
-            report: Mutex::new(report),
+            progress: Mutex::new(progress),
+            log: LogLimit::new(),
             stop,
         }
     }
@@ -79,10 +76,11 @@ impl Resident {
     }
 
     pub(super) fn state(&self) -> GuestState {
-        self.report
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .state
+        self.progress().report().state
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The guest says how far it is.
@@ -91,49 +89,72 @@ impl Resident {
             state,
             said_at: Some(now()),
         };
-        let before = {
-            let mut known = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *known, report)
+        self.change(house, |progress| progress.says(report));
+    }
+
+    /// Its agent was reached in this run of the guest.
+    pub(super) fn is_reached(&self, house: &House, boot: String) {
+        self.change(house, |progress| progress.is_reached(boot));
+    }
+
+    /// Its agent was reached, and is not any more.
+    pub(super) fn is_lost(&self, house: &House) {
+        self.change(house, Progress::is_lost);
+    }
+
+    fn change(&self, house: &House, change: impl FnOnce(&mut Progress)) {
+        let (before, after) = {
+            let mut progress = self.progress();
+            let before = progress.report().state;
+            change(&mut progress);
+            (before, progress.clone())
         };
-        if before.state != state {
-            info!(
-                guest = self.name(),
-                state = state.name(),
-                "the guest says how far it is"
-            );
-            house
-                .status
-                .change(self.name(), |status| status.guest = report);
+        let report = after.report();
+        if before != report.state
+            && let Some(left_out) = self.log.admit()
+        {
+            let (guest, state) = (self.name(), report.state.name());
+            info!(guest, state, left_out, "how far the guest is");
         }
+        house.status.change(self.name(), |status| {
+            // A guest that repeats itself does not keep the disk busy.
+            if status.guest.state != report.state || status.ready_in != after.ready_in {
+                status.guest = report;
+                status.ready_in = after.ready_in;
+            }
+        });
     }
 
     /// Reads the instance's file whenever it changes, until this guest is no longer served.
     /// `seen` is the version that was read last.
-    pub(super) async fn read_data(&self, house: &House, mut seen: Option<Stamp>) {
+    pub(super) async fn read_data(&self, house: Arc<House>, mut seen: Option<Stamp>) {
         let mut look = interval(limits::LOOK_INTERVAL);
         loop {
             tokio::select! {
-                _ = look.tick() => seen = self.look(house, seen).await,
+                _ = look.tick() => seen = self.look(&house, seen).await,
                 () = self.stop.cancelled() => return,
             }
         }
     }
 
     /// Reads the instance's file if it is not the version that was `seen`; tells the one it is.
-    pub(super) async fn look(&self, house: &House, seen: Option<Stamp>) -> Option<Stamp> {
+    pub(super) async fn look(&self, house: &Arc<House>, seen: Option<Stamp>) -> Option<Stamp> {
         // Before the file is read: a change in between is seen at the next look.
         let stamp = Stamp::of(&house.store.path(self.name()));
         // A file that is not there will be made.
         if stamp.is_some() && stamp == seen {
             return seen;
         }
-        let (store, name) = (house.store.clone(), self.name().to_owned());
+        let (own, name) = (Arc::clone(house), self.name().to_owned());
         let loaded = spawn_blocking(move || {
-            let instance = store.load_or_create(&name);
-            instance.map(|instance| GuestView::of(&instance))
+            let is_wanted = || (own.is_registered)(&name);
+            let instance = own.store.load_or_create_if(&name, is_wanted)?;
+            Ok::<_, StoreError>(instance.map(|instance| GuestView::of(&instance)))
         });
         match loaded.await {
-            Ok(Ok(view)) => self.show(view),
+            Ok(Ok(Some(view))) => self.show(view),
+            // It was removed, and is not served for long.
+            Ok(Ok(None)) => {}
             Ok(Err(error)) => {
                 let error = with_causes(&error);
                 error!(guest = self.name(), error, "its data cannot be used");

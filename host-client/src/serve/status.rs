@@ -13,9 +13,14 @@ use tracing::warn;
 
 use super::{
     limits,
-    resident::{GuestReport, now},
+    progress::{GuestReport, Progress},
+    resident::now,
 };
-use crate::{Endpoint, whole_file::write_whole};
+use crate::{
+    Endpoint,
+    protocol::printable::{LOG_CHARS, excerpt},
+    whole_file::write_whole,
+};
 
 /// What a host process knows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +40,9 @@ pub struct AgentReport {
     pub endpoint: String,
     /// What the guest said of itself.
     pub guest: GuestReport,
+    /// The run of the guest in which it said that it is ready, if its agent was reached in it.
+    #[serde(default)]
+    pub ready_in: Option<String>,
     /// Name and version of the agent, once it was told where its host is; `None` while it is not
     /// reachable.
     pub agent: Option<String>,
@@ -67,20 +75,21 @@ impl StatusFile {
         }
     }
 
-    /// A guest is served from now on. Says what it said last of itself.
-    pub(super) fn begin(&self, name: &str, endpoint: &Endpoint) -> GuestReport {
+    /// A guest is served from now on. Says how far it was.
+    pub(super) fn begin(&self, name: &str, endpoint: &Endpoint) -> Progress {
         let endpoint = endpoint.to_string();
         let mut report = self.report();
         let guest = report.guests.entry(name.to_owned()).or_default();
-        let said = guest.guest;
+        let (said, ready_in) = (guest.guest, guest.ready_in.take());
         *guest = AgentReport {
             endpoint,
             guest: said,
+            ready_in: ready_in.clone(),
             since: now(),
             ..AgentReport::default()
         };
         self.changed.notify_one();
-        said
+        Progress::new(said, ready_in)
     }
 
     /// Forgets every guest but these.
@@ -129,10 +138,18 @@ impl StatusFile {
 }
 
 impl StatusReport {
-    /// Reads what a host process wrote last; `None` if there is nothing to be read.
+    /// Reads what a host process wrote last; `None` if there is nothing to be read. What guests have a
+    /// say in is short and fit to be shown, whoever wrote the file.
     #[must_use]
     pub fn read(path: &std::path::Path) -> Option<Self> {
         let text = std::fs::read(path).ok()?;
-        serde_json::from_slice(&text).ok()
+        let mut report: Self = serde_json::from_slice(&text).ok()?;
+        for guest in report.guests.values_mut() {
+            let texts = [&mut guest.agent, &mut guest.error, &mut guest.ready_in];
+            for text in texts.into_iter().flatten() {
+                *text = excerpt(text.as_bytes(), LOG_CHARS);
+            }
+        }
+        Some(report)
     }
 }

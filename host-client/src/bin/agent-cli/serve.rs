@@ -19,7 +19,7 @@ use vsock_agent_client::{
     host_name,
     instance::Stamp,
     private_directory,
-    serve::{Guest, GuestTls, HostConfig, HostProcess, StatusReport},
+    serve::{Guest, GuestTls, HostConfig, HostProcess, IsRegistered, StatusReport},
 };
 
 use crate::{
@@ -61,6 +61,7 @@ async fn serve(settings: &Settings, port: u32) -> anyhow::Result<u8> {
         store: settings.instances(),
         location: host_name(),
         status: settings.host_file(STATUS_FILE),
+        is_registered: is_registered(settings),
     });
     let mut seen = stamps(settings);
     host.set_guests(guests(settings)).await;
@@ -99,6 +100,16 @@ async fn serve(settings: &Settings, port: u32) -> anyhow::Result<u8> {
     info!("stopping");
     host.stop().await;
     Ok(0)
+}
+
+/// Tells whether a machine is named in the configuration as it is now. What cannot be read now was
+/// read a moment ago.
+fn is_registered(settings: &Settings) -> IsRegistered {
+    let global = settings.global().clone();
+    Box::new(move |name| {
+        let now = Settings::new(global.clone());
+        now.map_or(true, |now| now.known(name).is_ok())
+    })
 }
 
 /// The guests of the configuration. One that cannot be served is said and left out.
@@ -204,7 +215,6 @@ fn print_status(settings: &Settings, format: Format) -> anyhow::Result<u8> {
         .into_iter()
         .map(|(name, guest)| {
             let agent = guest.agent.or(guest.error).unwrap_or_default();
-            let agent = output::escape(agent.as_bytes());
             vec![
                 name,
                 guest.endpoint,
