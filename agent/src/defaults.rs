@@ -17,12 +17,28 @@ pub(crate) const VSOCK_BUFFER_BYTES: u64 = 1024 * 1024;
 /// command, its listener or its session.
 pub(crate) const MAX_CONNECTIONS: usize = 8192;
 
-/// Most connections at once that have not shown a certificate yet.
-pub(crate) const MAX_HANDSHAKES: usize = 64;
+/// Most connections at once whose TLS handshake has not begun. Any local user of the host can open
+/// them.
+pub(crate) const MAX_SILENT: usize = 256;
 
-/// Time for a peer to finish the TLS handshake. Under software emulation one costs some 50 ms, and
-/// [`MAX_HANDSHAKES`] of them share the cores.
-pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most connections at once in a TLS handshake.
+pub(crate) const MAX_HANDSHAKES: usize = 256;
+
+/// As many more of both for peers with a privileged port, which only root of the host has.
+pub(crate) const RESERVED: usize = 16;
+
+/// Time for a peer to say something before it must leave for another one, when no place is free. A
+/// client says its part as soon as it is connected. [`MAX_SILENT`] times this is how fast a crowd of
+/// silent ones is gone through: 2,560 a second.
+pub(crate) const GRACE: Duration = Duration::from_millis(100);
+
+/// The same within the handshake, for a client on a busy host: one that is cut off here has sent a
+/// request, and may not know whether that counted.
+pub(crate) const HANDSHAKE_GRACE: Duration = Duration::from_millis(500);
+
+/// Time for a peer to begin the TLS handshake, and again to finish it. Under software emulation one
+/// costs some 50 ms, and [`MAX_HANDSHAKES`] of them share the cores.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Time for a client whose handshake was refused to read why, and leave.
 pub(crate) const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -32,6 +48,9 @@ pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time between two pieces of a request's body.
 pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time for the whole body: [`MAX_BODY_BYTES`] in it are 70 kB a second.
+pub(crate) const BODY_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Largest head of a request, in bytes.
 pub(crate) const MAX_HEAD_BYTES: usize = 64 * 1024;

@@ -143,10 +143,7 @@ impl GuestApi {
 
 /// Whether the peer is root, or who the agent runs as. The socket's mode says so already.
 fn is_root(stream: &Stream) -> bool {
-    let Stream::Right(stream) = stream else {
-        return false;
-    };
-    let peer = stream.peer_cred().map(|peer| peer.uid());
+    let peer = stream.peer_uid();
     peer.is_ok_and(|uid| uid == 0 || uid == geteuid().as_raw())
 }
 

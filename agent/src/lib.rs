@@ -17,11 +17,12 @@
 //!                      ├─► guest_api          programs in the guest ask for it here
 //!                      ├─► presets            or here, if they know other clouds only
 //!                      └─► cloud_init         and cloud-init finds it
-//! any ─► defaults, shutdown, bounded, clock, mount_table, root, names, accounts, hex, netlink, rtnetlink,
+//! any ─► defaults, shutdown, admission, bounded, clock, mount_table, root, names, accounts, hex, netlink, rtnetlink,
 //! yaml, descriptors, reaper. Rooms do not know each other, nor the router, nor HTTP.
 //! ```
 
 mod accounts;
+mod admission;
 mod agent;
 mod api;
 mod app;

@@ -1,16 +1,17 @@
 //! Where clients come in: AF_VSOCK and Unix sockets, as one [`Listener`] and one [`Stream`].
 
+mod stream;
 mod vsock_socket;
 
-use std::{fmt, io, path::PathBuf, str::FromStr};
+use std::{fmt, future::poll_fn, io, path::PathBuf, str::FromStr};
 
 use nix::sys::socket::Backlog;
-use tokio::net::{UnixListener, UnixStream};
-use tokio_util::either::Either;
+use tokio::net::UnixListener;
 use tokio_vsock::{VsockAddr, VsockListener, VsockStream};
 use vsock_agent_protocol::address::{Cid, ParseAddressError, VsockAddress};
 use vsock_agent_transport::SocketFile;
 
+pub(crate) use self::stream::Stream;
 use crate::defaults;
 
 /// Where to listen: `vsock:CID:PORT`, such as `vsock:any:8443`, or `unix:PATH`.
@@ -78,6 +79,17 @@ pub(crate) enum Peer {
     Unix,
 }
 
+impl Peer {
+    /// Whether its kernel says that it was started by root: a port below 1024 (`LAST_RESERVED_PORT`
+    /// in Linux's `net/vmw_vsock/af_vsock.c`). A VMM that connects for others has none of these.
+    pub(crate) fn is_privileged(self) -> bool {
+        match self {
+            Self::Vsock(address) => address.port < 1024,
+            Self::Unix => false,
+        }
+    }
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -119,16 +131,16 @@ impl Listener {
     pub(crate) async fn accept(&self) -> io::Result<(Stream, Peer)> {
         match self {
             Self::Vsock(listener) => {
-                let (stream, peer) = listener.accept().await?;
+                let (stream, peer) = poll_fn(|cx| listener.poll_accept_std(cx)).await?;
                 let peer = VsockAddress {
                     cid: Cid(peer.cid()),
                     port: peer.port(),
                 };
-                Ok((Either::Left(stream), Peer::Vsock(peer)))
+                Ok((Stream::new(stream.into())?, Peer::Vsock(peer)))
             }
             Self::Unix { listener, .. } => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Either::Right(stream), Peer::Unix))
+                Ok((stream.into(), Peer::Unix))
             }
         }
     }
@@ -140,17 +152,14 @@ impl Listener {
 ///
 /// What `connect(2)` says.
 pub(crate) async fn connect(address: &ListenAddress) -> io::Result<Stream> {
-    Ok(match address {
+    match address {
         ListenAddress::Vsock(address) => {
             let address = VsockAddr::new(address.cid.0, address.port);
-            Either::Left(VsockStream::connect(address).await?)
+            Stream::new(VsockStream::connect(address).await?.into())
         }
-        ListenAddress::Unix(path) => Either::Right(vsock_agent_transport::connect(path).await?),
-    })
+        ListenAddress::Unix(path) => vsock_agent_transport::connect(path).await.map(Stream::from),
+    }
 }
-
-/// A connection.
-pub(crate) type Stream = Either<VsockStream, UnixStream>;
 
 #[cfg(test)]
 mod tests {

@@ -26,9 +26,8 @@ mod template;
 mod token;
 
 use std::{
-    io,
     net::SocketAddr,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::AsRawFd,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -43,7 +42,7 @@ use nix::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    net::{TcpListener, TcpStream, UnixStream},
+    net::{TcpListener, TcpStream},
     select,
     sync::Semaphore,
     task::spawn_blocking,
@@ -64,6 +63,7 @@ use self::{
 use crate::{
     defaults, http_connection,
     instance_data::{InstanceData, Snapshot},
+    listen::Stream,
     reply::{ApiError, Reply},
     rtnetlink::Rtnetlink,
     shutdown::Shutdown,
@@ -261,7 +261,8 @@ impl Service {
     }
 
     async fn answer_all(self: Arc<Self>, stream: TcpStream, stop: CancellationToken) {
-        let Ok(stream) = as_unix(stream) else {
+        let stream = stream.into_std();
+        let Ok(stream) = stream.and_then(|stream| Stream::new(stream.into())) else {
             return;
         };
         let connection = self.admit();
@@ -271,7 +272,7 @@ impl Service {
             tracing::debug!(preset = self.preset.name, status, "request for metadata");
             Box::pin(std::future::ready(reply))
         };
-        let stream = Either::Left(Either::Right(stream));
+        let stream = Either::Left(stream);
         let serving = http_connection::serve(stream, stop, &answer);
         let serving = timeout(defaults::GUEST_CONNECTION_TIMEOUT, serving);
         select! {
@@ -305,13 +306,6 @@ impl Service {
             }
         }
     }
-}
-
-/// The same socket under another name: the kernel reads and writes both alike, and all of HTTP is in
-/// the program for connections of this type already.
-fn as_unix(stream: TcpStream) -> io::Result<UnixStream> {
-    // Both are non-blocking, and stay so.
-    UnixStream::from_std(OwnedFd::from(stream.into_std()?).into())
 }
 
 /// Whether the client has closed its end without a word, or the connection is broken.

@@ -5,7 +5,7 @@ use std::{convert::Infallible, time::Duration};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::{Body as HttpBody, Incoming};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::time::timeout;
@@ -18,6 +18,9 @@ use crate::{
 
 /// The body of every answer.
 pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// Why a body cannot be read.
+type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// An answer.
 pub(crate) type Reply = Response<Body>;
@@ -204,8 +207,8 @@ pub(crate) fn full(data: impl Into<Bytes>) -> Body {
 ///
 /// # Errors
 ///
-/// 413 above [`defaults::MAX_BODY_BYTES`], 408 when it stops arriving, 400 when it is not what it
-/// should be.
+/// 413 above [`defaults::MAX_BODY_BYTES`], 408 when it stops arriving or is not there in
+/// [`defaults::BODY_DEADLINE`], 400 when it is not what it should be.
 pub(crate) async fn read_json<T: DeserializeOwned>(body: Incoming) -> Result<T, ApiError> {
     read_json_within(body, defaults::MAX_BODY_BYTES).await
 }
@@ -244,16 +247,27 @@ fn parse<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
 ///
 /// As [`read_json`], with `pause` as the longest time between two pieces.
 pub(crate) async fn read_body(
-    body: Incoming,
+    body: impl HttpBody<Data = Bytes, Error: Into<Cause>> + Unpin,
     limit: usize,
     pause: Duration,
 ) -> Result<BytesMut, ApiError> {
+    let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body arrives too slowly");
+    let pieces = read_pieces(body, limit, pause);
+    timeout(defaults::BODY_DEADLINE, pieces)
+        .await
+        .map_err(late)?
+}
+
+async fn read_pieces(
+    body: impl HttpBody<Data = Bytes, Error: Into<Cause>> + Unpin,
+    limit: usize,
+    pause: Duration,
+) -> Result<BytesMut, ApiError> {
+    let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body stopped arriving");
     let mut body = Limited::new(body, limit);
     let mut text = BytesMut::new();
     loop {
-        let frame = timeout(pause, body.frame())
-            .await
-            .map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body stopped arriving"))?;
+        let frame = timeout(pause, body.frame()).await.map_err(late)?;
         match frame {
             None => return Ok(text),
             Some(Ok(frame)) => {
@@ -278,4 +292,28 @@ fn too_large(limit: usize) -> ApiError {
         StatusCode::PAYLOAD_TOO_LARGE,
         format!("the body is larger than {limit} bytes"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_drips_has_a_deadline() {
+        let drops = stream::unfold((), |()| async {
+            sleep(Duration::from_secs(1)).await;
+            let frame = Frame::data(Bytes::from_static(b" "));
+            Some((Ok::<_, Infallible>(frame), ()))
+        });
+        let body = StreamBody::new(Box::pin(drops));
+        let start = Instant::now();
+        let error = read_body(body, 1000, Duration::from_secs(10)).await;
+        assert_eq!(error.unwrap_err().status, StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(start.elapsed(), defaults::BODY_DEADLINE);
+    }
 }

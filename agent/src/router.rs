@@ -89,16 +89,13 @@ impl Resource {
     const fn methods(self) -> &'static str {
         match self {
             Self::Root => "GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE",
-            Self::Server | Self::State => "GET, PUT",
-            Self::Events => "GET, POST",
+            Self::Server | Self::State => "GET, HEAD, PUT",
+            Self::Events => "GET, HEAD, POST",
             Self::Exec | Self::PortForward => "POST",
-            Self::Operation(_) => "GET, DELETE",
-            Self::Sftp
-            | Self::Metrics
-            | Self::MetricsText
-            | Self::Operations
-            | Self::Wait(_)
-            | Self::Websocket(_) => "GET",
+            Self::Operation(_) => "GET, HEAD, DELETE",
+            Self::Metrics | Self::MetricsText | Self::Operations | Self::Wait(_) => "GET, HEAD",
+            // What follows the answer of these is no body.
+            Self::Sftp | Self::Websocket(_) => "GET",
         }
     }
 }
@@ -118,6 +115,11 @@ async fn dispatch(
         return Err(ApiError::new(StatusCode::FORBIDDEN, text));
     }
     let query = request.uri().query().unwrap_or_default().to_owned();
+    let method = match *method {
+        // The same without its body, which the connection leaves out.
+        Method::HEAD if resource.methods().contains("HEAD") => &Method::GET,
+        _ => method,
+    };
     match (resource, method) {
         (Resource::Root, _) => Ok(server_info::versions()),
         (Resource::Server, &Method::GET) => Ok(server_info::get(app)),

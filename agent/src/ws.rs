@@ -71,7 +71,8 @@ impl Upgrading {
 ///
 /// # Errors
 ///
-/// 400 for whatever RFC 6455, section 4.2.1, does not allow, and for a browser (an `Origin`).
+/// 400 for whatever RFC 6455, section 4.2.1, does not allow, and for a browser's page of another
+/// host (its `Origin`).
 pub(crate) fn accept(request: &mut Request<Incoming>) -> Result<(Reply, Upgrading), ApiError> {
     let key = check(request)?;
     let upgrading = Upgrading(hyper::upgrade::on(request));
@@ -107,14 +108,37 @@ fn check(request: &Request<Incoming>) -> Result<Vec<u8>, ApiError> {
     {
         return Err(ApiError::bad_request("only websocket version 13 is spoken"));
     }
-    if headers.contains_key(header::ORIGIN) {
-        return Err(ApiError::bad_request("a browser has no business here"));
+    if is_foreign(headers) {
+        return Err(ApiError::bad_request(
+            "a browser's page of another host has no business here",
+        ));
     }
     // 16 bytes in base64 are 22 characters and two signs of padding (RFC 6455, section 4.1).
     match headers.get(header::SEC_WEBSOCKET_KEY) {
         Some(key) if key.len() == 24 => Ok(key.as_bytes().to_vec()),
         _ => Err(ApiError::bad_request("no usable Sec-WebSocket-Key")),
     }
+}
+
+/// Whether there is an `Origin` that is not the host that the client connects to. Some clients that
+/// are no browsers send one that is.
+fn is_foreign(headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN) else {
+        return false;
+    };
+    let is_same = || {
+        let (scheme, origin) = origin.to_str().ok()?.split_once("://")?;
+        let host = headers.get(header::HOST)?.to_str().ok()?;
+        // Either may leave out the scheme's own port (RFC 6454, section 6.2).
+        let port = match scheme {
+            "http" | "ws" => ":80",
+            _ => ":443",
+        };
+        let bare =
+            |authority: &'_ str| authority.strip_suffix(port).unwrap_or(authority).to_owned();
+        Some(bare(origin).eq_ignore_ascii_case(&bare(host)))
+    };
+    !is_same().unwrap_or(false)
 }
 
 fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
@@ -147,4 +171,39 @@ where
         while let Some(Ok(_)) = socket.next().await {}
     };
     let _ = timeout(defaults::LINGER_TIMEOUT, goodbye).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_connected_to_is_no_foreign_origin() {
+        let is_foreign = |origin: &'static str, host: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
+            headers.insert(header::HOST, HeaderValue::from_static(host));
+            is_foreign(&headers)
+        };
+        assert!(!super::is_foreign(&HeaderMap::new()));
+        for (origin, host) in [
+            ("http://custom.socket", "custom.socket"),
+            ("http://custom.socket:80", "custom.socket"),
+            ("https://Vm.example:8443", "vm.EXAMPLE:8443"),
+            ("https://vm", "vm:443"),
+            ("http://[::1]:8443", "[::1]:8443"),
+        ] {
+            assert!(!is_foreign(origin, host), "{origin} {host}");
+        }
+        for (origin, host) in [
+            ("http://evil.example", "vm"),
+            ("http://vm:81", "vm"),
+            ("http://vm", "vm:443"),
+            ("null", "null"),
+            ("vm", "vm"),
+            ("", ""),
+        ] {
+            assert!(is_foreign(origin, host), "{origin} {host}");
+        }
+    }
 }

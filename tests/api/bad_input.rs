@@ -88,6 +88,25 @@ async fn a_body_that_is_too_large_is_refused_before_it_is_read() {
 }
 
 #[tokio::test]
+async fn a_head_over_64_kib_is_refused_however_it_is_cut() {
+    let (_agent, client) = start();
+    let ask = async |filler: usize| {
+        // One header may be as long as all of them.
+        let filler = "x".repeat(filler);
+        let head =
+            format!("GET /1.0 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nA: {filler}\r\n\r\n");
+        client.send(&head).await.status
+    };
+    assert_eq!(ask(60 * 1024).await, 200);
+    for kib in [64, 65, 80, 100, 126, 200] {
+        assert_eq!(ask(kib * 1024).await, 431, "{kib} KiB");
+    }
+    let many = (0..200).fold(String::new(), |text, n| text + &format!("a{n}: b\r\n"));
+    let head = format!("GET /1.0 HTTP/1.1\r\nHost: x\r\n{many}\r\n");
+    assert_eq!(client.send(&head).await.status, 431);
+}
+
+#[tokio::test]
 async fn half_a_head_is_cut_off_and_other_sessions_go_on() {
     let (_agent, client) = start();
     let mut exec = client.exec(&["cat"], json!({})).await;

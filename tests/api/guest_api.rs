@@ -28,7 +28,7 @@ fn host_of(agent: &TestAgent, data: HostData) -> MockHost {
 }
 
 /// An agent and its host, and a program in the guest that finds the socket open.
-async fn start(data: HostData) -> (TestAgent, MockHost, RawClient) {
+pub(crate) async fn start(data: HostData) -> (TestAgent, MockHost, RawClient) {
     let mut agent = configured(|_| {});
     let host = host_of(&agent, data);
     agent.ready().await;

@@ -17,18 +17,18 @@ async fn a_wrong_method_is_told_the_right_ones() {
     let operation = "/1.0/operations/01234567-89ab-4cde-8f01-23456789abcd";
     let wait = format!("{operation}/wait");
     for (method, path, allow) in [
-        ("DELETE", "/1.0", "GET, PUT"),
-        ("OPTIONS", "/1.0", "GET, PUT"),
+        ("DELETE", "/1.0", "GET, HEAD, PUT"),
+        ("OPTIONS", "/1.0", "GET, HEAD, PUT"),
         ("GET", "/1.0/exec", "POST"),
-        ("PUT", "/1.0/events", "GET, POST"),
+        ("PUT", "/1.0/events", "GET, HEAD, POST"),
         ("POST", "/1.0/sftp", "GET"),
         ("GET", "/1.0/port-forward", "POST"),
-        ("PATCH", "/1.0/state", "GET, PUT"),
-        ("POST", "/1.0/metrics", "GET"),
-        ("POST", "/metrics", "GET"),
-        ("PUT", "/1.0/operations", "GET"),
-        ("PUT", operation, "GET, DELETE"),
-        ("DELETE", &wait, "GET"),
+        ("PATCH", "/1.0/state", "GET, HEAD, PUT"),
+        ("POST", "/1.0/metrics", "GET, HEAD"),
+        ("POST", "/metrics", "GET, HEAD"),
+        ("PUT", "/1.0/operations", "GET, HEAD"),
+        ("PUT", operation, "GET, HEAD, DELETE"),
+        ("DELETE", &wait, "GET, HEAD"),
     ] {
         let (head, body) = ask(&client, method, path).await;
         assert!(head.starts_with("HTTP/1.1 405 "), "{method} {path}: {head}");
@@ -39,12 +39,35 @@ async fn a_wrong_method_is_told_the_right_ones() {
 }
 
 #[tokio::test]
-async fn head_is_a_method_like_others() {
+async fn head_is_get_without_the_body() {
     let (_agent, client) = start();
-    let (head, body) = ask(&client, "HEAD", "/1.0").await;
-    assert!(head.starts_with("HTTP/1.1 405 "), "{head}");
-    assert_eq!(header(&head, "allow"), Some("GET, PUT"));
-    assert_eq!(body, "");
+    let mut exec = client.exec(&["true"], json!({})).await;
+    exec.end_input().await;
+    exec.wait().await;
+    let operation = format!("/1.0/operations/{}", exec.id);
+    let wait = format!("{operation}/wait");
+    for path in [
+        "/1.0",
+        "/1.0/events",
+        "/1.0/state",
+        "/1.0/metrics",
+        "/metrics",
+        "/1.0/operations",
+        &operation,
+        &wait,
+    ] {
+        let (head, body) = ask(&client, "HEAD", path).await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{path}: {head}");
+        assert!(header(&head, "content-type").is_some(), "{path}: {head}");
+        assert_eq!(body, "", "{path}");
+    }
+    for path in ["/1.0/exec", "/1.0/sftp", "/1.0/port-forward"] {
+        let (head, body) = ask(&client, "HEAD", path).await;
+        assert!(head.starts_with("HTTP/1.1 405 "), "{path}: {head}");
+        assert_eq!(body, "", "{path}");
+    }
+    let (head, _) = ask(&client, "HEAD", "/1.0/nothing").await;
+    assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
 }
 
 #[tokio::test]

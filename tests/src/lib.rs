@@ -35,6 +35,7 @@ pub use hanging::{HangingFolder, in_own_mounts};
 pub use host::{Door, HostData, MockHost};
 pub use identity::Pair;
 pub use nobody::as_nobody;
+pub use pinned::client_hello;
 pub use ports::free_port;
 pub use random::Random;
 pub use raw::{RawClient, RawExec, RawReply};

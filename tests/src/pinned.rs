@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
-    SignatureScheme,
+    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, DistinguishedName,
+    Error, ServerConfig, SignatureScheme,
     client::{
         ResolvesClientCert,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -33,6 +33,17 @@ pub(crate) fn client_config(own: &Pair, agent: &Pair) -> ClientConfig {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Pinned::new(agent, provider)))
         .with_client_cert_resolver(Arc::new(Shown(Arc::new(shown))))
+}
+
+/// The first words of a host's handshake.
+#[must_use]
+pub fn client_hello(own: &Pair, agent: &Pair) -> Vec<u8> {
+    let name = ServerName::try_from(AGENT_NAME).unwrap();
+    let config = Arc::new(client_config(own, agent));
+    let mut client = ClientConnection::new(config, name).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    hello
 }
 
 /// What a host needs to be asked; with an `agent`, by that one alone.

@@ -1,11 +1,6 @@
 //! `GET /1.0/sftp`: from HTTP to SFTP on the same connection.
 
-use std::{
-    io,
-    os::{fd::OwnedFd, unix::net::UnixStream},
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{io, os::unix::net::UnixStream, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
@@ -26,7 +21,6 @@ use crate::{
     bounded::within,
     defaults,
     http_connection::Transport,
-    listen::Stream,
     reply::{ApiError, Reply, switching_protocols},
     sftp::{Budget, Channel, Session, Setup, SftpServerError, UserSession, blocking, find_user},
 };
@@ -234,27 +228,20 @@ async fn hand_on(upgraded: Upgraded, socket: UnixStream, stop: CancellationToken
     tracing::info!(?ended, "an SFTP session of a user ended");
 }
 
-/// The connection itself, from which HTTP and the runtime have gone, and what they had read of it.
+/// The connection itself, from which HTTP and the runtime have gone, and what they had read of it. The
+/// socket has another descriptor, which blocks; the runtime's own is closed here.
 fn channel(upgraded: Upgraded) -> io::Result<(Channel, Bytes)> {
     let unknown = || io::Error::other("the connection is of an unknown kind");
     let parts = upgraded
         .downcast::<TokioIo<Transport>>()
         .map_err(|_| unknown())?;
     let channel = match parts.io.into_inner() {
-        Either::Left(stream) => Channel::plain(socket(&stream)?),
+        Either::Left(stream) => Channel::plain(blocking(&stream)?),
         Either::Right(TlsStream::Server(stream)) => {
             let (stream, tls) = stream.into_inner();
-            Channel::tls(socket(&stream)?, tls)
+            Channel::tls(blocking(&stream)?, tls)
         }
         Either::Right(TlsStream::Client(_)) => return Err(unknown()),
     };
     Ok((channel, parts.read_buf))
-}
-
-/// The socket under another descriptor, made to block; the runtime's own is closed by the caller.
-fn socket(stream: &Stream) -> io::Result<OwnedFd> {
-    match stream {
-        Either::Left(vsock) => blocking(vsock),
-        Either::Right(unix) => blocking(unix),
-    }
 }

@@ -232,7 +232,7 @@ mod tests {
         for number in 0..RACES {
             let (ours, theirs) = UnixStream::pair().unwrap();
             drop(theirs);
-            let stream = Either::Left(Either::Right(ours));
+            let stream = Either::Left(ours.into());
             let connection = Connection::start(stream).await.unwrap();
             // The connection ends in another thread, a bit later.
             (0..256 + number % 256).for_each(|_| hint::spin_loop());

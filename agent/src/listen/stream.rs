@@ -1,0 +1,259 @@
+//! A connected socket, read and written by one and watched by another.
+
+use std::{
+    io::{self, IoSlice},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, Shutdown, recv, send, shutdown},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    net::UnixStream,
+    time::sleep,
+};
+
+/// First and longest pause between two looks at a peer of which something is left unread.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// A connected stream socket of any family. `Drop` closes it.
+///
+/// `recv(2)`, `send(2)` and `shutdown(2)` are the same for all families, so tokio's type for one of
+/// them does for the others, and what is generic is in the program once.
+#[derive(Debug)]
+pub(crate) struct Stream(Arc<UnixStream>);
+
+impl Stream {
+    /// Takes a connected stream socket, of `AF_VSOCK`, `AF_UNIX`, `AF_INET` or `AF_INET6`.
+    ///
+    /// # Errors
+    ///
+    /// What `fcntl(2)` and `epoll_ctl(2)` say.
+    pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
+        let socket = std::os::unix::net::UnixStream::from(socket);
+        socket.set_nonblocking(true)?;
+        UnixStream::from_std(socket).map(Self::from)
+    }
+
+    /// The user of the peer of a Unix socket, when it connected.
+    ///
+    /// # Errors
+    ///
+    /// What `getsockopt(2)` says.
+    pub(crate) fn peer_uid(&self) -> io::Result<u32> {
+        self.0.peer_cred().map(|peer| peer.uid())
+    }
+
+    /// Tells when the peer has left. It keeps the socket open as long as it is there itself.
+    pub(crate) fn watch(&self) -> Watch {
+        Watch(Arc::clone(&self.0))
+    }
+}
+
+impl From<UnixStream> for Stream {
+    fn from(socket: UnixStream) -> Self {
+        Self(Arc::new(socket))
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(cx))?;
+            let room = buf.initialize_unfilled();
+            let mut taken = None;
+            let read = self.0.try_io(Interest::READABLE, || {
+                let count = recv(self.0.as_raw_fd(), room, MsgFlags::empty())?;
+                taken = Some(count);
+                // Less than asked for is all there is (`epoll(7)`): the next read would say so.
+                match count > 0 && count < room.len() {
+                    true => Err(io::ErrorKind::WouldBlock.into()),
+                    false => Ok(()),
+                }
+            });
+            match (taken, read) {
+                (Some(count), _) => {
+                    buf.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+                (None, Err(error)) if !is_temporary(&error) => return Poll::Ready(Err(error)),
+                (None, _) => {}
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(data)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match self.0.try_write_vectored(data) {
+                Err(error) if is_temporary(&error) => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(shutdown(self.0.as_raw_fd(), Shutdown::Write).map_err(io::Error::from))
+    }
+}
+
+fn is_temporary(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
+/// Tells when the peer has left. Reads nothing.
+#[derive(Debug)]
+pub(crate) struct Watch(Arc<UnixStream>);
+
+impl Watch {
+    /// Waits until the peer has closed the connection as a whole, and reads no more. One that has
+    /// only said its last word (`shutdown(2)`) has not.
+    ///
+    /// It is told at once, and within a second if the peer said something before it left that
+    /// nobody has read.
+    pub(crate) async fn left(&self) {
+        let mut pause = PAUSE.0;
+        while self.0.ready(Interest::READABLE).await.is_ok() {
+            let peeked = self.0.try_io(Interest::READABLE, || {
+                let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+                Ok(recv(self.0.as_raw_fd(), &mut [0], flags)?)
+            });
+            match peeked {
+                Err(error) if is_temporary(&error) => {
+                    pause = PAUSE.0;
+                    continue;
+                }
+                Err(_) => return,
+                Ok(_) if self.takes_nothing() => return,
+                Ok(_) => {}
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    /// Ends our own side, and reads and forgets what the peer still sends, until it has left: closing
+    /// with something unread would take back what it was told.
+    pub(crate) async fn drain(&self) {
+        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Write);
+        let mut nowhere = [0; 4096];
+        while self.0.readable().await.is_ok() {
+            match self.0.try_read(&mut nowhere) {
+                Ok(1..) => {}
+                Err(error) if is_temporary(&error) => {}
+                Ok(0) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Whether the peer reads no more. No data are a question: before it looks at their length, the
+    /// kernel answers `EPIPE` for a peer that is gone (`net/unix/af_unix.c`,
+    /// `net/vmw_vsock/af_vsock.c`). TCP does not know before something was sent.
+    fn takes_nothing(&self) -> bool {
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        match send(self.0.as_raw_fd(), &[], flags) {
+            Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => false,
+            Err(_) => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        time::timeout,
+    };
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn pair() -> (Stream, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (ours.into(), theirs)
+    }
+
+    #[tokio::test]
+    async fn bytes_go_both_ways_and_the_end_is_seen() {
+        let (mut ours, mut theirs) = pair();
+        theirs.write_all(b"question").await.unwrap();
+        let mut text = [0; 8];
+        ours.read_exact(&mut text).await.unwrap();
+        ours.write_all(b"answer").await.unwrap();
+        ours.shutdown().await.unwrap();
+        let mut answer = String::new();
+        theirs.read_to_string(&mut answer).await.unwrap();
+        assert_eq!((&text, answer.as_str()), (b"question", "answer"));
+        drop(theirs);
+        assert_eq!(ours.read(&mut text).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_closes_has_left() {
+        let (ours, theirs) = pair();
+        let watch = ours.watch();
+        let (left, ()) = tokio::join!(timeout(LONG, watch.left()), async { drop(theirs) });
+        left.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_says_something_and_closes_has_left() {
+        let (ours, mut theirs) = pair();
+        theirs.write_all(b"bye").await.unwrap();
+        drop(theirs);
+        timeout(LONG, ours.watch().left()).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_only_ends_its_side_is_still_there() {
+        let (ours, mut theirs) = pair();
+        theirs.write_all(b"last word").await.unwrap();
+        theirs.shutdown().await.unwrap();
+        let watch = ours.watch();
+        timeout(LONG, watch.left()).await.unwrap_err();
+        drop(theirs);
+        timeout(LONG, watch.left()).await.unwrap();
+    }
+}
