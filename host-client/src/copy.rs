@@ -56,7 +56,8 @@ pub struct CopyOptions {
     /// those that are named themselves; else what they lead to is.
     pub recursive: bool,
     /// Continue what an earlier copy left unfinished, after comparing it; skip files that are
-    /// complete (same size, and modification times at most a second apart). What is unfinished stays
+    /// complete: of the same size, modified in the same second, and with the same content, which is
+    /// compared by hash. What is unfinished stays
     /// when this copy fails or is dropped. A push to a server that has neither
     /// `open-part@vsock-agent` nor `copy-data` sends an unfinished file again.
     pub resume: bool,
@@ -136,6 +137,12 @@ pub enum CopyEvent<'a> {
         path: &'a [u8],
         /// Its bytes; 0 for what is no file.
         bytes: u64,
+    },
+    /// A source grew or changed while it was copied: what was copied are as many bytes as it had at
+    /// the start.
+    Changed {
+        /// Which.
+        path: &'a [u8],
     },
     /// Something was not copied, and that is no failure.
     Skipped {
@@ -242,8 +249,8 @@ pub enum CopyError {
     /// A source without a last component, to go into a directory.
     #[error("it has no name of its own")]
     NoName,
-    /// The source changed its size or content while it was copied.
-    #[error("it changed while it was copied")]
+    /// The source became shorter, or something else, while it was copied.
+    #[error("it became shorter or was replaced while it was copied")]
     Changed,
     /// The target is a socket, which cannot be written to like a file.
     #[error("the target is a socket")]

@@ -14,6 +14,7 @@ mod client;
 mod contract;
 mod copy_broken;
 mod copy_dropped;
+mod copy_sources;
 mod copy_targets;
 mod copy_tree;
 mod crowd;

@@ -189,7 +189,8 @@ fn seek(file: &File, from: u64, what: Whence) -> nix::Result<Option<u64>> {
     let from = i64::try_from(from).map_err(|_| Errno::EINVAL)?;
     match lseek(file.as_fd(), from, what) {
         Ok(at) => Ok(u64::try_from(at).ok()),
-        Err(Errno::ENXIO) => Ok(None),
+        // No more of it, or a file of the kernel's own that cannot be asked.
+        Err(Errno::ENXIO | Errno::EINVAL) => Ok(None),
         Err(errno) => Err(errno),
     }
 }

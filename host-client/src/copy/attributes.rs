@@ -101,12 +101,13 @@ pub(super) fn seconds(time: i64) -> u32 {
     u32::try_from(time.max(0)).unwrap_or(u32::MAX)
 }
 
-/// Whether two files look the same: their size, and their times as near as the wire can tell.
+/// Whether two files look the same: their size, and their times as near as the wire can tell. Their
+/// content may differ all the same.
 pub(super) fn look_same(metadata: &Metadata, attributes: &Attributes) -> bool {
     attributes.size == Some(metadata.size())
         && attributes
             .times
-            .is_some_and(|(_, modified)| seconds(metadata.mtime()).abs_diff(modified) <= 1)
+            .is_some_and(|(_, modified)| seconds(metadata.mtime()) == modified)
 }
 
 #[cfg(test)]

@@ -292,6 +292,12 @@ impl LocalDirectory {
         Ok(Some((file, there)))
     }
 
+    /// Opens the file at `name` for reading; no link is followed.
+    pub(super) fn open_file(&self, name: &OsStr) -> io::Result<File> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        Ok(openat(&self.0, name, flags, Mode::empty())?.into())
+    }
+
     /// What is at `name`, of a link itself.
     pub(super) fn metadata(&self, name: &OsStr) -> Option<std::fs::Metadata> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

@@ -6,6 +6,7 @@
 //!
 //! [`DirectoryReader`]: crate::sftp::DirectoryReader
 
+mod ending;
 mod file;
 mod stream;
 pub(super) mod target;

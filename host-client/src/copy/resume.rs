@@ -38,6 +38,20 @@ pub(super) async fn same_prefix(
     Ok(offset)
 }
 
+/// Whether a file in the guest has this content, and nothing else.
+pub(super) async fn is_content(
+    run: &Run<'_>,
+    content: &[u8],
+    remote: &RemoteFile,
+) -> Result<bool, CopyError> {
+    let length = u64::try_from(content.len()).unwrap_or(u64::MAX);
+    if length == 0 {
+        return Ok(true);
+    }
+    let there = remote_hash(run, remote, 0, length).await?;
+    Ok(there == Some(blake3::hash(content).into()))
+}
+
 fn hash(file: &File, mut offset: u64, mut bytes: u64) -> io::Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; BUFFER_BYTES];

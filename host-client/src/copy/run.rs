@@ -248,6 +248,11 @@ impl<'a> Run<'a> {
         self.observer.observe(CopyEvent::Finished { path, bytes });
     }
 
+    /// A source changed while it was copied.
+    pub(super) fn changed(&self, path: &[u8]) {
+        self.observer.observe(CopyEvent::Changed { path });
+    }
+
     pub(super) fn skipped(&self, path: &[u8], reason: SkipReason) {
         self.tally().summary.skipped += 1;
         self.observer.observe(CopyEvent::Skipped { path, reason });

@@ -17,7 +17,10 @@ use bytes::Bytes;
 use nix::{
     dir::{Dir, OwningIter, Type},
     fcntl::{AtFlags, OFlag, openat},
-    sys::stat::{Mode, SFlag, fstatat},
+    sys::{
+        stat::{Mode, SFlag, fstatat},
+        statfs::{FsType, TMPFS_MAGIC, fstatfs},
+    },
 };
 
 use super::{CopyError, local, run::SMALL_BYTES};
@@ -27,6 +30,9 @@ const BATCH: usize = 64;
 
 /// A batch ends when its files have so many bytes of content, so that it fits in a request.
 const BATCH_BYTES: usize = 128 * 1024;
+
+/// The type of a `ramfs` (`linux/magic.h`, `RAMFS_MAGIC`).
+const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
 
 /// Something local that is to be pushed.
 #[derive(Debug)]
@@ -133,6 +139,15 @@ fn open(at: impl AsFd, name: &OsStr, kind: Type, nofollow: bool) -> Result<Found
         true => FoundFile::read(file, metadata).map(Found::File),
         false => Ok(Found::Special),
     }
+}
+
+/// Whether the kernel makes a file up, so that its size means little: it is on a file system without
+/// blocks. Those in memory have none either if they have no limit, but they have sizes.
+pub(super) fn is_made_up(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|system| {
+        let is_memory = [TMPFS_MAGIC, RAMFS_MAGIC].contains(&system.filesystem_type());
+        system.blocks() == 0 && !is_memory
+    })
 }
 
 impl FoundFile {

@@ -264,8 +264,9 @@ pub(crate) struct CopyArgs {
     /// Directories too, with everything in them; symbolic links stay links
     #[arg(short, long)]
     pub(crate) recursive: bool,
-    /// Continue what broke off, after comparing it, and skip what is complete; when interrupted, keep
-    /// what there is so far
+    /// Continue what broke off, after comparing it, and skip what is complete: the same size and time,
+    /// and the same content by its hash. When interrupted, keep what there is so far. A tree that is
+    /// copied again needs -T
     #[arg(long)]
     pub(crate) resume: bool,
     /// Wait until each file is on its disk; the default for a single file

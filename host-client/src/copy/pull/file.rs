@@ -10,13 +10,15 @@ use super::{
         run::{Run, SMALL_BYTES},
         sparse::RemoteData,
     },
-    Work, stream,
+    Work,
+    ending::{self, Ending},
+    stream,
     target::{self, Begun, Finish, Look, Target},
 };
 use crate::{
     error::ClientError,
     protocol::sftp::{Attributes, extension},
-    sftp::{OpenFlags, RemoteFile},
+    sftp::{OpenFlags, RemoteFile, RemotePath},
 };
 
 /// Bytes on their way into a device or a pipe.
@@ -33,7 +35,7 @@ pub(super) async fn pull(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
         run.finished(source.as_bytes(), bytes, |summary| &mut summary.files);
         return Ok(());
     }
-    if run.options.resume && is_complete(&target, &work) {
+    if run.options.resume && is_complete(run, &target, &work).await? {
         remove_left(run, &target).await?;
         run.skipped(source.as_bytes(), SkipReason::Complete);
         return Ok(());
@@ -91,9 +93,25 @@ async fn special(run: &Run<'_>, work: &Work, target: Target) -> Result<u64, Copy
     read
 }
 
-fn is_complete(target: &Target, work: &Work) -> bool {
+/// Whether what is there is the same already. The wire knows no fractions of a second, so what looks
+/// the same is compared.
+async fn is_complete(run: &Run<'_>, target: &Target, work: &Work) -> Result<bool, CopyError> {
     let old = target.old();
-    old.is_some_and(|old| attributes::look_same(old, &work.attributes))
+    let Some(old) = old.filter(|old| attributes::look_same(old, &work.attributes)) else {
+        return Ok(false);
+    };
+    let (size, target) = (old.len(), target.clone());
+    let open = move || target.directory.open_file(&target.name);
+    // What cannot be read cannot be told.
+    let Ok(there) = run.pool.run(open).await? else {
+        return Ok(false);
+    };
+    let file = match open_source(run, work).await {
+        Ok(file) => file,
+        Err(ClientError::File { .. }) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(resume::same_prefix(run, &Arc::new(there), &file, size).await? == size)
 }
 
 /// A file that is believed to be small: two trips, however many requests. `None` if it was not.
@@ -104,7 +122,7 @@ async fn small(
     size: u64,
 ) -> Result<Option<u64>, CopyError> {
     let source = work.source.as_bytes();
-    let file = open(run, work).await?;
+    let file = open_source(run, work).await?;
     let length = u32::try_from(size + 1).unwrap_or(u32::MAX);
     let read = file.start_read(length).await?;
     let stat = file.start_stat().await?;
@@ -129,7 +147,7 @@ async fn small(
     Ok(Some(bytes))
 }
 
-async fn open(run: &Run<'_>, work: &Work) -> Result<RemoteFile, ClientError> {
+async fn open_source(run: &Run<'_>, work: &Work) -> Result<RemoteFile, ClientError> {
     run.sftp
         .open(&work.source, OpenFlags::READ, Attributes::default())
         .await
@@ -138,7 +156,7 @@ async fn open(run: &Run<'_>, work: &Work) -> Result<RemoteFile, ClientError> {
 /// A file that is written while it is read.
 async fn large(run: &Run<'_>, work: &Work, target: &Target) -> Result<u64, CopyError> {
     let (source, finish) = (&work.source, Finish::of(run));
-    let file = open(run, work).await?;
+    let file = open_source(run, work).await?;
     let before = file.stat().await?;
     let bytes = before.size.unwrap_or(0);
     let ((part, length), in_place) = begin(run, target, bytes, finish).await?;
@@ -158,8 +176,8 @@ async fn large(run: &Run<'_>, work: &Work, target: &Target) -> Result<u64, CopyE
         }
     };
     run.started(source.as_bytes(), size, start);
-    let fetched = receive(run, file, &part.file, start, &before).await;
-    let (bytes, after) = match fetched {
+    let fetched = receive(run, source, file, &part.file, start, before).await;
+    let (bytes, attributes) = match fetched {
         Ok(fetched) => fetched,
         Err(error) => {
             if run.sftp.is_over() {
@@ -169,7 +187,7 @@ async fn large(run: &Run<'_>, work: &Work, target: &Target) -> Result<u64, CopyE
             return Err(error);
         }
     };
-    let attributes = run.wanted(&after);
+    let attributes = run.wanted(&attributes);
     let target = target.clone();
     let complete = move || part.complete(&target, &attributes, finish);
     let in_place = run.pool.run_long(complete).await??;
@@ -204,36 +222,51 @@ async fn begin(
 /// Reads the file from `start` and closes it; returns its length and its attributes.
 async fn receive(
     run: &Run<'_>,
+    source: &RemotePath,
     file: RemoteFile,
     local: &Arc<File>,
     start: u64,
-    before: &Attributes,
+    before: Attributes,
 ) -> Result<(u64, Attributes), CopyError> {
     let size = before.size.filter(|size| *size > 0);
-    let bytes = fetch(run, &file, local, start, size).await?;
-    let after = file.stat().await?;
-    if before.times.map(|times| times.1) != after.times.map(|times| times.1) {
-        return Err(CopyError::Changed);
-    }
-    // Files that the guest's kernel makes up have the size 0.
-    if let Some(size) = after.size.filter(|size| *size != 0 && *size != bytes) {
-        let transferred = bytes;
-        return Err(ClientError::SizeChanged { size, transferred }.into());
-    }
+    let limit = ending::limit(&before);
+    let end = fetch(run, &file, local, (start, limit), size).await?;
+    let (ending, after) = ending::judge(run, &file, &before, end).await?;
+    let bytes = match (ending, size) {
+        (Ending::GoOn, _) => fetch_range(run, &file, local, (end, u64::MAX), None).await?,
+        (Ending::Changed, Some(size)) if end > size => {
+            cut(run, local, size).await?;
+            size
+        }
+        _ => end,
+    };
     if start > 0 && resume::same_prefix(run, local, &file, bytes).await? != bytes {
         return Err(CopyError::Differs);
     }
     file.close().await?;
-    Ok((bytes, after))
+    if ending != Ending::Changed {
+        return Ok((bytes, after));
+    }
+    run.changed(source.as_bytes());
+    // With its time of the start the next copy does not take it for complete.
+    Ok((bytes, before))
 }
 
-/// Reads the file from `start`, all of it or what is no hole, into the local one. Returns its
-/// length.
+async fn cut(run: &Run<'_>, local: &Arc<File>, size: u64) -> Result<(), CopyError> {
+    let local = Arc::clone(local);
+    run.pool
+        .run_long(move || local.set_len(size))
+        .await?
+        .map_err(|source| CopyError::local("write the file", source))
+}
+
+/// Reads the file from `start` to `limit`, all of it or what is no hole, into the local one. Returns
+/// where it ended.
 async fn fetch(
     run: &Run<'_>,
     file: &RemoteFile,
     local: &Arc<File>,
-    start: u64,
+    (start, limit): (u64, u64),
     size: Option<u64>,
 ) -> Result<u64, CopyError> {
     let mut holes = match size {
@@ -243,19 +276,18 @@ async fn fetch(
         _ => None,
     };
     let Some(holes) = &mut holes else {
-        return fetch_range(run, file, local, (start, u64::MAX), size).await;
+        return fetch_range(run, file, local, (start, limit), size).await;
     };
-    while let Some((from, to)) = holes.next().await? {
+    let size = size.unwrap_or(0);
+    while let Some((from, to)) = holes.next().await?
+        && from < size
+    {
+        let to = to.min(size);
         if fetch_range(run, file, local, (from, to), Some(to)).await? != to {
             return Err(CopyError::Changed);
         }
     }
-    let size = size.unwrap_or(0);
-    let local = Arc::clone(local);
-    run.pool
-        .run_long(move || local.set_len(size))
-        .await?
-        .map_err(|source| CopyError::local("write the file", source))?;
+    cut(run, local, size).await?;
     Ok(size)
 }
 

@@ -4,12 +4,12 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::{
     super::{CopyError, CopyObserver, CopyOptions, CopySummary, attributes::Kind, run::Run},
+    ending::{self, Ending},
     top,
 };
 use crate::{
-    error::ClientError,
     protocol::sftp::Attributes,
-    sftp::{OpenFlags, RemotePath, Sftp},
+    sftp::{OpenFlags, RemoteFile, RemotePath, Sftp},
 };
 
 /// Writes one file of the guest into `sink`, which is flushed but not shut down.
@@ -57,19 +57,41 @@ where
         .sftp
         .open(source, OpenFlags::READ, Attributes::default())
         .await?;
+    let end = copy(run, &file, (0, ending::limit(attributes)), size, sink).await?;
+    let (ending, _) = ending::judge(run, &file, attributes, end).await?;
+    let bytes = match (ending, size) {
+        (Ending::GoOn, Some(size)) => copy(run, &file, (size, u64::MAX), None, sink).await?,
+        (_, Some(size)) => end.min(size),
+        _ => end,
+    };
     let failed = |source| CopyError::local("write what was read", source);
-    let mut reads = file.reads(0, u64::MAX, size);
-    while let Some(chunk) = reads.next().await? {
-        sink.write_all(&chunk.data).await.map_err(failed)?;
-        run.moved(u64::try_from(chunk.data.len()).unwrap_or(u64::MAX))?;
-    }
     sink.flush().await.map_err(failed)?;
-    let transferred = reads.position();
-    match file.stat().await?.size {
-        Some(size) if size != 0 && size != transferred => {
-            return Err(ClientError::SizeChanged { size, transferred }.into());
-        }
-        _ => {}
+    if ending == Ending::Changed {
+        run.changed(source.as_bytes());
     }
-    Ok(transferred)
+    Ok(bytes)
+}
+
+/// Writes a range of a file into `sink`, but not what is behind the `size` that it is said to have.
+/// Returns where the range ended.
+async fn copy<W>(
+    run: &Run<'_>,
+    file: &RemoteFile,
+    (from, to): (u64, u64),
+    size: Option<u64>,
+    sink: &mut W,
+) -> Result<u64, CopyError>
+where
+    W: AsyncWrite + Unpin + ?Sized,
+{
+    let failed = |source| CopyError::local("write what was read", source);
+    let mut reads = file.reads(from, to, size);
+    while let Some(chunk) = reads.next().await? {
+        let left = size.map_or(u64::MAX, |size| size.saturating_sub(chunk.offset));
+        let left = usize::try_from(left).unwrap_or(usize::MAX);
+        let data = chunk.data.get(..left).unwrap_or(&chunk.data);
+        sink.write_all(data).await.map_err(failed)?;
+        run.moved(u64::try_from(data.len()).unwrap_or(u64::MAX))?;
+    }
+    Ok(reads.position())
 }

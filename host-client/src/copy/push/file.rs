@@ -23,14 +23,17 @@ use self::{
 };
 use super::{
     super::{
-        CopyError, InPlace, SkipReason, attributes, part, resume, run::Run, scan::FoundFile, sparse,
+        CopyError, InPlace, SkipReason, attributes, part, resume,
+        run::Run,
+        scan::{FoundFile, is_made_up},
+        sparse,
     },
     Directory,
 };
 use crate::{
     error::ClientError,
     protocol::sftp::Attributes,
-    sftp::{LocalSource, RemoteFile},
+    sftp::{LocalSource, OpenFlags, RemoteFile},
 };
 
 /// Bytes that the guest copies in one request: it must answer before it is taken to be silent.
@@ -48,7 +51,7 @@ pub(super) async fn push(
         true => Target::new(target),
         false => Target::look(run, target).await?,
     };
-    if run.options.resume && is_complete(&target, &found) {
+    if run.options.resume && is_complete(run, &target, &found).await? {
         let left = directory.path.join(part::part_name(name).as_bytes());
         if run.sftp.lstat(&left).await.is_ok() {
             remove_left(run.sftp, &target.path).await?;
@@ -61,9 +64,35 @@ pub(super) async fn push(
     Ok(())
 }
 
-fn is_complete(target: &Target, found: &FoundFile) -> bool {
+/// Whether what is there is the same already. The wire knows no fractions of a second, so what looks
+/// the same is compared.
+async fn is_complete(run: &Run<'_>, target: &Target, found: &FoundFile) -> Result<bool, CopyError> {
     let old = target.old();
-    old.is_some_and(|old| attributes::look_same(&found.metadata, old))
+    if !old.is_some_and(|old| attributes::look_same(&found.metadata, old)) {
+        return Ok(false);
+    }
+    let opened = run
+        .sftp
+        .open(&target.path, OpenFlags::READ, Attributes::default());
+    let there = match opened.await {
+        Ok(there) => there,
+        // Then it cannot be told.
+        Err(ClientError::File { .. }) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    match found.again() {
+        Some(FoundFile {
+            content: Some(content),
+            ..
+        }) => resume::is_content(run, &content, &there).await,
+        Some(FoundFile {
+            file: Some(file), ..
+        }) => {
+            let size = found.metadata.size();
+            Ok(resume::same_prefix(run, &Arc::new(file), &there, size).await? == size)
+        }
+        _ => Ok(false),
+    }
 }
 
 /// Writes the file. Where there is no room for it beside what is there, it is written in place, if
@@ -141,7 +170,7 @@ async fn attempt(
             file: Some(file),
             metadata,
             ..
-        } if metadata.size() > 0 && !output.target.is_special() => {
+        } if metadata.size() > 0 && !output.target.is_special() && !is_made_up(&file) => {
             let local = Arc::new(LocalSource::new(file));
             large(run, output, &local, &metadata, source).await
         }
@@ -235,8 +264,11 @@ async fn large(
         .metadata()
         .map_err(|source| CopyError::local("read the attributes", source))?;
     let stamp = |metadata: &Metadata| (metadata.size(), metadata.mtime(), metadata.mtime_nsec());
-    if local.is_broken() || stamp(&now) != stamp(metadata) {
+    if local.is_broken() || now.size() < size {
         return Err(CopyError::Changed);
+    }
+    if stamp(&now) != stamp(metadata) {
+        run.changed(source);
     }
     if is_sparse {
         // The last hole.

@@ -189,6 +189,16 @@ impl CopyObserver for Report {
                     self.say(&format!("skipped {}: {reason}", output::escape(path)));
                 }
             }
+            CopyEvent::Changed { path } => {
+                self.print("changed", path, || json!({}));
+                if !self.json {
+                    self.say(&format!(
+                        "{}: it grew or changed meanwhile; as many bytes were copied as there were at \
+                         the start",
+                        output::escape(path)
+                    ));
+                }
+            }
             CopyEvent::InPlace { path, reason } => {
                 self.print("in-place", path, || json!({ "reason": reason.to_string() }));
                 if !self.json && !self.is_quiet {
