@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::select;
 
 use crate::{
-    app::App,
+    app::{App, Policy},
     config::{Config, Feature, Security},
     config_share::{Applied, ConfigShare, Hotplug},
     defaults,
@@ -19,11 +19,12 @@ use crate::{
     guest_side::{GuestSide, wait_until_ready},
     instance_data::Refresher,
     listen::{ListenAddress, Listener},
+    memory,
     presets::Presets,
-    server::Server,
+    server::{Server, Trust},
     shutdown::Shutdown,
     status_port::{StatusPorts, Word},
-    tls::{self, IdentityError},
+    tls::IdentityError,
 };
 
 /// An agent whose sockets are bound. Nobody is answered before [`Agent::run`].
@@ -68,15 +69,15 @@ impl Agent {
         if !config.features.has(Feature::GuestApi) {
             config.guest.sockets.clear();
         }
-        let tls = match &config.security {
-            Security::Tls(folder) => Some(tls::server_config(folder)?),
+        let trust = Trust::new(&config)?;
+        match &config.security {
+            Security::Tls(_) => {}
             Security::Plain => {
                 tracing::warn!(
                     "serving without TLS: everybody who can reach a listener is root in this machine"
                 );
-                None
             }
-        };
+        }
         let applied = match &config.share {
             Some(share) => {
                 let may_mount = config.features.has(Feature::Mounts);
@@ -93,7 +94,7 @@ impl Agent {
                     address: address.clone(),
                     source,
                 })?;
-            tracing::info!(%address, tls = tls.is_some(), "listening");
+            tracing::info!(%address, tls = trust.is_tls(), "listening");
             listeners.push(listener);
         }
         let shutdown = Shutdown::default();
@@ -101,8 +102,7 @@ impl Agent {
             shutdown.clone(),
             config.end_commands,
             config.family,
-            config.features.clone(),
-            config.exec_policy.clone(),
+            policy(&config),
             Hotplug::new(config.root.clone(), config.family),
             StatusPorts::new(config.status_ports),
         ));
@@ -137,7 +137,7 @@ impl Agent {
         let usual_host = config.guest.usual_host.take().filter(|_| looks_for_host);
         let ready_timeout = config.guest.ready_timeout;
         let guest = GuestSide::new(api, presets, config.guest, config.root, applied, known);
-        let server = Server::new(Arc::clone(&app), tls, &config.allowed_cids);
+        let server = Server::new(Arc::clone(&app), trust);
         Ok(Self {
             listeners,
             app,
@@ -148,6 +148,14 @@ impl Agent {
             ready_timeout,
             shutdown,
         })
+    }
+
+    /// Takes a new configuration while the agent runs.
+    pub fn reloader(&self) -> Reloader {
+        Reloader {
+            app: Arc::clone(&self.app),
+            server: Arc::clone(&self.server),
+        }
     }
 
     /// Serves until `until` resolves, then stops: no new connections, running commands are left or
@@ -167,7 +175,10 @@ impl Agent {
         let stop = self.shutdown.child_token();
         let app = Arc::clone(&self.app);
         self.shutdown.spawn(async move {
-            stop.run_until_cancelled(app.commands.tidy()).await;
+            stop.run_until_cancelled(async {
+                tokio::join!(app.commands.tidy(), memory::trim());
+            })
+            .await;
         });
         if let Some(address) = self.usual_host {
             self.refresher.look_for(address).await;
@@ -196,6 +207,36 @@ impl Agent {
         tracing::info!("stopping");
         self.app.status_ports.say(Word::Stopped);
         self.shutdown.finish(defaults::SHUTDOWN_TIMEOUT).await
+    }
+}
+
+fn policy(config: &Config) -> Policy {
+    Policy {
+        features: config.features.clone(),
+        exec: config.exec_policy.clone(),
+    }
+}
+
+/// Takes a new configuration. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Reloader {
+    app: Arc<App>,
+    server: Arc<Server>,
+}
+
+impl Reloader {
+    /// Takes certificates, machines, features and rules for commands from `config`; nothing else of
+    /// it. Connections of clients that are no longer let in are closed at once, and what they run
+    /// ends as when they leave; what others do is left alone. It blocks on the files.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError`], also when TLS would be switched on or off. Nothing has changed then.
+    pub fn reload(&self, config: &Config) -> Result<(), IdentityError> {
+        let trust = Trust::new(config)?;
+        self.server.trust(trust)?;
+        self.app.set_policy(policy(config));
+        Ok(())
     }
 }
 

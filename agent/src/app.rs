@@ -1,7 +1,7 @@
 //! Everything a handler may reach.
 
 use std::sync::{
-    Arc,
+    Arc, PoisonError, RwLock,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -26,6 +26,14 @@ use crate::{
     status_port::StatusPorts,
 };
 
+/// What the host may do.
+#[derive(Debug, Clone)]
+pub(crate) struct Policy {
+    pub(crate) features: Features,
+    /// Which commands it may run.
+    pub(crate) exec: ExecPolicy,
+}
+
 /// The rooms, built once and shared by all connections.
 #[derive(Debug)]
 pub(crate) struct App {
@@ -38,10 +46,7 @@ pub(crate) struct App {
     pub(crate) events: Events,
     /// Whose hosts it speaks to.
     pub(crate) family: Family,
-    /// What the host may do.
-    pub(crate) features: Features,
-    /// Which commands it may run.
-    pub(crate) exec_policy: ExecPolicy,
+    policy: RwLock<Arc<Policy>>,
     pub(crate) guest: Guest,
     pub(crate) host: Host,
     pub(crate) hotplug: Hotplug,
@@ -63,8 +68,7 @@ impl App {
         shutdown: Shutdown,
         end_commands: bool,
         family: Family,
-        features: Features,
-        exec_policy: ExecPolicy,
+        policy: Policy,
         hotplug: Hotplug,
         status_ports: StatusPorts,
     ) -> Self {
@@ -84,8 +88,7 @@ impl App {
             end_commands,
             events,
             family,
-            features,
-            exec_policy,
+            policy: RwLock::new(Arc::new(policy)),
             guest: Guest::default(),
             host: Host::default(),
             hotplug,
@@ -98,6 +101,16 @@ impl App {
             shutdown,
             status_ports,
         }
+    }
+
+    /// What the host may do now.
+    pub(crate) fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes that, for what is asked for from now on.
+    pub(crate) fn set_policy(&self, policy: Policy) {
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 
     /// What the agent counts of itself.

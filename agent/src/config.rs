@@ -96,7 +96,7 @@ pub struct Flags {
     listen: Vec<String>,
 
     /// Folder with agent.crt, agent.key and server.crt [default: the first that has them of the
-    /// working directory, /run/vsock-agent/share, systemd's credentials, /etc/vsock-agent]
+    /// working directory if it is nobody else's, /run/vsock-agent/share, systemd's credentials, /etc/vsock-agent]
     #[arg(
         short = 's',
         long,
@@ -355,7 +355,7 @@ impl Config {
             None => FileConfig::default(),
         };
         let program = Program::named(env::args_os().next().as_deref());
-        let mut config = merge(flags, file, program, &Folders::usual())?;
+        let mut config = merge(flags, file, program, &Folders::usual(program))?;
         if config.family == Family::Incus {
             let switches = Features::read(Path::new(features::FILE))?;
             config.features = config.features.and(&switches);
@@ -510,7 +510,7 @@ mod tests {
     }
 
     fn merge(flags: Flags, file: FileConfig) -> Result<Config, ConfigError> {
-        super::merge(flags, file, Program::Own, &Folders::usual())
+        super::merge(flags, file, Program::Own, &Folders::usual(Program::Own))
     }
 
     fn parsed(arguments: &[&str]) -> Flags {
@@ -600,7 +600,7 @@ mod tests {
     fn the_name_decides_the_family_unless_it_is_said() {
         let family = |flags| {
             let program = Program::StandIn(Family::Incus);
-            let merged = super::merge(flags, file(""), program, &Folders::usual());
+            let merged = super::merge(flags, file(""), program, &Folders::usual(Program::Own));
             merged.unwrap().family
         };
         assert_eq!(family(plain_flags()), Family::Incus);
@@ -614,7 +614,8 @@ mod tests {
     #[test]
     fn our_own_host_is_looked_for_by_an_agent_on_af_vsock_that_knows_of_no_other() {
         let looked_for = |flags: Flags, text: &str, program| {
-            let config = super::merge(flags, file(text), program, &Folders::usual()).unwrap();
+            let config =
+                super::merge(flags, file(text), program, &Folders::usual(Program::Own)).unwrap();
             config.guest.usual_host.map(|address| address.to_string())
         };
         let own = |text: &str| looked_for(plain_flags(), text, Program::Own);

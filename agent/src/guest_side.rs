@@ -13,12 +13,12 @@ use std::{
 use tokio::{
     select,
     sync::watch,
-    task::spawn_blocking,
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    blocking::run_blocking,
     cloud_init::{self, Datasource, KickError, Outcome, Seed},
     config::{CloudInit, GuestConfig},
     config_share::Applied,
@@ -165,7 +165,7 @@ impl GuestSide {
 
     async fn write_seed(&self, snapshot: Arc<Snapshot>) {
         let root = self.root.clone();
-        let written = spawn_blocking(move || cloud_init::write(&root, &seed(&snapshot))).await;
+        let written = run_blocking(move || cloud_init::write(&root, &seed(&snapshot))).await;
         match written {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "cannot write cloud-init's seed"),

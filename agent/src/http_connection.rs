@@ -82,7 +82,7 @@ pub(crate) async fn serve(
 }
 
 /// What is under TLS, or the stream itself.
-fn socket(stream: &Transport) -> &Stream {
+pub(crate) fn socket(stream: &Transport) -> &Stream {
     match stream {
         Either::Left(stream) => stream,
         Either::Right(stream) => stream.get_ref().0,

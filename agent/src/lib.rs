@@ -17,7 +17,7 @@
 //!                      ├─► guest_api          programs in the guest ask for it here
 //!                      ├─► presets            or here, if they know other clouds only
 //!                      └─► cloud_init         and cloud-init finds it
-//! any ─► defaults, shutdown, admission, bounded, clock, mount_table, root, names, accounts, hex, netlink, rtnetlink,
+//! any ─► defaults, shutdown, admission, blocking, bounded, clock, mount_table, root, names, accounts, hex, netlink, rtnetlink,
 //! yaml, descriptors, reaper. Rooms do not know each other, nor the router, nor HTTP.
 //! ```
 
@@ -26,7 +26,9 @@ mod admission;
 mod agent;
 mod api;
 mod app;
+mod blocking;
 mod bounded;
+mod client;
 mod clock;
 mod cloud_init;
 mod config;
@@ -43,6 +45,8 @@ mod host;
 mod http_connection;
 mod instance_data;
 mod listen;
+mod log;
+mod memory;
 mod mount_table;
 mod names;
 mod netlink;
@@ -65,7 +69,7 @@ mod tls;
 mod ws;
 mod yaml;
 
-pub use agent::{Agent, BindError};
+pub use agent::{Agent, BindError, Reloader};
 pub use config::{
     CloudInit, Config, ConfigError, Feature, Features, FeaturesError, Flags, GuestConfig,
     ParseCloudInitError, Security,
@@ -73,6 +77,7 @@ pub use config::{
 pub use config_share::{ConfigShare, FetchError, fetch_config_share};
 pub use exec::{CommandPattern, ExecPolicy, ParsePatternError};
 pub use listen::{ListenAddress, ParseListenError};
+pub use log::{LogLimit, log_to_stderr};
 pub use notify::notify;
 pub use presets::{Preset, PresetConfig, PresetError};
 pub use sftp::{SUB_COMMAND as SFTP_SUB_COMMAND, SftpServerError, serve_sftp_on_stdio};

@@ -11,7 +11,7 @@ use tokio_vsock::{VsockAddr, VsockListener, VsockStream};
 use vsock_agent_protocol::address::{Cid, ParseAddressError, VsockAddress};
 use vsock_agent_transport::SocketFile;
 
-pub(crate) use self::stream::Stream;
+pub(crate) use self::stream::{Closer, Stream};
 use crate::defaults;
 
 /// Where to listen: `vsock:CID:PORT`, such as `vsock:any:8443`, or `unix:PATH`.

@@ -4,13 +4,15 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use nix::sys::prctl::set_dumpable;
 use tokio::{
     runtime, select,
     signal::unix::{SignalKind, signal},
 };
 use tracing::Level;
 use vsock_agent::{
-    Agent, Config, Flags, SFTP_SUB_COMMAND, fetch_config_share, notify, serve_sftp_on_stdio,
+    Agent, Config, Flags, LogLimit, Reloader, SFTP_SUB_COMMAND, fetch_config_share, log_to_stderr,
+    notify, serve_sftp_on_stdio,
 };
 use vsock_agent_protocol::sftp::SessionOptions;
 
@@ -20,9 +22,6 @@ const EXIT_USAGE: u8 = 64;
 /// Threads that run tasks: one busy stream must not keep the others waiting, and a guest has few
 /// cores to give.
 const WORKER_THREADS: usize = 2;
-
-/// Threads for blocking work at most.
-const BLOCKING_THREADS: usize = 64;
 
 /// Runs commands and moves files in this virtual machine for its host, over AF_VSOCK.
 #[derive(Debug, Parser)]
@@ -83,22 +82,26 @@ fn main() -> ExitCode {
         };
     }
     let flags = line.flags;
+    // Its memory has keys, and what clients send: not for core dumps, nor for other processes.
+    if let Err(error) = set_dumpable(false) {
+        complain(&anyhow::Error::from(error).context("cannot keep the memory out of core dumps"));
+    }
     if flags.fetches_share() {
         return fetch_share(flags.debugs());
     }
     let ignored = flags.ignored().to_vec();
-    let config = match Config::load(flags) {
+    let config = match Config::load(flags.clone()) {
         Ok(config) => config,
         Err(error) => {
             complain(&error.into());
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    log(config.log);
+    let log = log_to_stderr(config.log);
     if !ignored.is_empty() {
         tracing::warn!(?ignored, "these arguments mean nothing");
     }
-    match serve(config) {
+    match serve(flags, config, &log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
@@ -107,16 +110,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn log(level: Level) {
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
-}
-
 fn fetch_share(debugs: bool) -> ExitCode {
-    log(if debugs { Level::DEBUG } else { Level::INFO });
+    let _limit = log_to_stderr(if debugs { Level::DEBUG } else { Level::INFO });
     let fetched = runtime::Builder::new_current_thread()
         .enable_time()
         .build()
@@ -135,21 +130,29 @@ fn fetch_share(debugs: bool) -> ExitCode {
     }
 }
 
-fn serve(config: Config) -> anyhow::Result<()> {
+fn serve(flags: Flags, config: Config, log: &LogLimit) -> anyhow::Result<()> {
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
-        .max_blocking_threads(BLOCKING_THREADS)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
-        let agent = Agent::bind(config).await?;
+        let mut hang_up = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
+        let agent = Agent::bind(config.clone()).await?;
+        let reloader = agent.reloader();
         let asked_to_stop = async {
             select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
+                () = log.report() => {}
+                () = async {
+                    while hang_up.recv().await.is_some() {
+                        reload(&flags, &config, &reloader, log);
+                    }
+                    std::future::pending().await
+                } => {}
             }
             notify("STOPPING=1");
         };
@@ -158,6 +161,36 @@ fn serve(config: Config) -> anyhow::Result<()> {
         }
         Ok(())
     })
+}
+
+/// Takes what has changed in the files; `started` is what the agent was started with.
+fn reload(flags: &Flags, started: &Config, reloader: &Reloader, log: &LogLimit) {
+    let config = match Config::load(flags.clone()) {
+        Ok(config) => config,
+        Err(error) => {
+            let error = anyhow::Error::from(error);
+            tracing::error!("the configuration is left as it is: {error:#}");
+            return;
+        }
+    };
+    if let Err(error) = reloader.reload(&config) {
+        let error = anyhow::Error::from(error);
+        tracing::error!("the configuration is left as it is: {error:#}");
+        return;
+    }
+    log.set_level(config.log);
+    tracing::info!("certificates and configuration are read again");
+    let taken = Config {
+        security: config.security.clone(),
+        allowed_cids: config.allowed_cids.clone(),
+        features: config.features.clone(),
+        exec_policy: config.exec_policy.clone(),
+        log: config.log,
+        ..started.clone()
+    };
+    if taken != config {
+        tracing::warn!("some of what has changed takes effect when the agent is started again");
+    }
 }
 
 #[expect(

@@ -10,12 +10,11 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes},
     net::TcpStream,
-    task::spawn_blocking,
     time::timeout,
 };
 use vsock_agent_protocol::port_forward::PortForward;
 
-use crate::{defaults, names};
+use crate::{blocking::run_blocking, defaults, names};
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +67,7 @@ async fn resolve(address: &str) -> Vec<IpAddr> {
     if let Ok(ip) = plain.unwrap_or(address).parse() {
         return vec![ip];
     }
-    let hosts = spawn_blocking(|| fs::read_to_string("/etc/hosts")).await;
+    let hosts = run_blocking(|| fs::read_to_string("/etc/hosts")).await;
     let hosts = hosts.ok().and_then(Result::ok).unwrap_or_default();
     names::addresses(&hosts, address)
 }

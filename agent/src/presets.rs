@@ -45,7 +45,6 @@ use tokio::{
     net::{TcpListener, TcpStream},
     select,
     sync::Semaphore,
-    task::spawn_blocking,
     time::{sleep, timeout},
 };
 use tokio_util::{
@@ -61,6 +60,7 @@ use self::{
     token::Tokens,
 };
 use crate::{
+    blocking::run_blocking,
     defaults, http_connection,
     instance_data::{InstanceData, Snapshot},
     listen::Stream,
@@ -197,7 +197,7 @@ impl Service {
             return;
         };
         let shutdown = self.shutdown.clone();
-        let peers = spawn_blocking(move || Peers::find(own, &shutdown)).await;
+        let peers = run_blocking(move || Peers::find(own, &shutdown)).await;
         let Ok(peers) = peers else {
             return;
         };

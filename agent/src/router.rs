@@ -109,7 +109,7 @@ async fn dispatch(
     let resource = Resource::at(path)
         .ok_or_else(|| ApiError::not_found(format!("there is nothing at {path}")))?;
     if let Some(feature) = resource.feature()
-        && !app.features.has(feature)
+        && !app.policy().features.has(feature)
     {
         let text = format!("{} is switched off in this guest", feature.name());
         return Err(ApiError::new(StatusCode::FORBIDDEN, text));

@@ -6,9 +6,14 @@
 //!                                   others when all places are taken
 //! ```
 
-use std::{collections::BTreeSet, future::Future, io, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    io,
+    sync::{Arc, PoisonError, RwLock},
+};
 
-use rustls::{ServerConfig, server::Acceptor};
+use rustls::{ServerConfig, pki_types::CertificateDer, server::Acceptor};
 use tokio::{
     sync::Semaphore,
     time::{sleep, timeout},
@@ -21,18 +26,69 @@ use vsock_agent_protocol::{address::Cid, by_insertion};
 use crate::{
     admission::{Admission, Place},
     app::App,
+    client::{Client, Clients},
+    config::{Config, Security},
     defaults,
     http_connection::{self, Transport},
     listen::{Listener, Peer, Stream},
     router,
+    tls::{self, IdentityError},
 };
+
+/// Who is let in.
+#[derive(Debug)]
+pub(crate) struct Trust {
+    /// Without TLS every peer is trusted.
+    tls: Option<Arc<ServerConfig>>,
+    certificates: Vec<CertificateDer<'static>>,
+    allowed_cids: BTreeSet<Cid>,
+}
+
+impl Trust {
+    /// Reads whom `config` lets in.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError`].
+    pub(crate) fn new(config: &Config) -> Result<Self, IdentityError> {
+        let mut certificates = Vec::new();
+        let tls = match &config.security {
+            Security::Plain => None,
+            Security::Tls(folder) => {
+                certificates = tls::hosts(folder)?;
+                Some(tls::server_config(folder, certificates.clone())?)
+            }
+        };
+        Ok(Self {
+            tls,
+            certificates,
+            allowed_cids: by_insertion(config.allowed_cids.iter().copied()),
+        })
+    }
+
+    pub(crate) const fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    fn allows(&self, peer: Peer) -> bool {
+        match peer {
+            Peer::Vsock(address) => self.allowed_cids.contains(&address.cid),
+            Peer::Unix => true,
+        }
+    }
+
+    fn lets_in(&self, client: &Client) -> bool {
+        let is_known = |certificate| self.certificates.contains(certificate);
+        self.allows(client.peer) && client.certificate.as_ref().is_none_or(is_known)
+    }
+}
 
 /// What all listeners share.
 #[derive(Debug)]
 pub(crate) struct Server {
     app: Arc<App>,
-    tls: Option<Arc<ServerConfig>>,
-    allowed_cids: BTreeSet<Cid>,
+    trust: RwLock<Arc<Trust>>,
+    clients: Clients,
     connections: Arc<Semaphore>,
     /// Those who have not begun the handshake.
     silent: Arc<Admission>,
@@ -41,17 +97,13 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// A server for `app`. Without `tls` every peer is trusted.
-    pub(crate) fn new(
-        app: Arc<App>,
-        tls: Option<Arc<ServerConfig>>,
-        allowed_cids: &[Cid],
-    ) -> Arc<Self> {
+    /// A server for `app`.
+    pub(crate) fn new(app: Arc<App>, trust: Trust) -> Arc<Self> {
         Arc::new(Self {
             connections: Arc::clone(&app.connections),
             app,
-            tls,
-            allowed_cids: by_insertion(allowed_cids.iter().copied()),
+            trust: RwLock::new(Arc::new(trust)),
+            clients: Clients::default(),
             silent: Admission::new(defaults::MAX_SILENT, defaults::RESERVED, defaults::GRACE),
             handshakes: Admission::new(
                 defaults::MAX_HANDSHAKES,
@@ -59,6 +111,28 @@ impl Server {
                 defaults::HANDSHAKE_GRACE,
             ),
         })
+    }
+
+    /// Lets in whom `trust` does, from now on. The connections of others are closed.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::Switched`]; nothing has changed then.
+    pub(crate) fn trust(&self, trust: Trust) -> Result<(), IdentityError> {
+        if trust.is_tls() != self.trusted().is_tls() {
+            return Err(IdentityError::Switched);
+        }
+        let trust = Arc::new(trust);
+        *self.trust.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&trust);
+        let closed = self.clients.keep(|client| trust.lets_in(client));
+        if closed > 0 {
+            tracing::info!(closed, "connections of clients that are no longer let in");
+        }
+        Ok(())
+    }
+
+    fn trusted(&self) -> Arc<Trust> {
+        Arc::clone(&self.trust.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Accepts until the shutdown. Waits for nothing else but a place for the next peer, so that the
@@ -81,15 +155,14 @@ impl Server {
     }
 
     async fn admit(self: &Arc<Self>, stream: Stream, peer: Peer) {
-        if let Peer::Vsock(address) = peer
-            && !self.allowed_cids.contains(&address.cid)
-        {
+        let trust = self.trusted();
+        if !trust.allows(peer) {
             tracing::warn!(%peer, "connection from a machine that is not allowed");
             return;
         }
-        let security = match self.tls.clone() {
-            None => None,
-            Some(tls) => Some((tls, self.silent.enter(peer.is_privileged()).await)),
+        let place = match trust.is_tls() {
+            true => Some(self.silent.enter(peer.is_privileged()).await),
+            false => None,
         };
         let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
             tracing::warn!(%peer, limit = defaults::MAX_CONNECTIONS, "too many connections");
@@ -99,9 +172,9 @@ impl Server {
         let span = tracing::debug_span!("connection", %peer);
         let connection = async move {
             let _permit = permit;
-            let served = match security {
-                None => server.speak_http(Either::Left(stream)).await,
-                Some((tls, place)) => server.speak_tls(tls, stream, peer, place).await,
+            let served = match place {
+                None => server.speak_http(Either::Left(stream), peer).await,
+                Some(place) => server.speak_tls(stream, peer, place).await,
             };
             if let Err(error) = served {
                 tracing::debug!(%error, "connection ended");
@@ -110,26 +183,19 @@ impl Server {
         self.app.shutdown.spawn(connection.instrument(span));
     }
 
-    async fn speak_tls(
-        &self,
-        tls: Arc<ServerConfig>,
-        stream: Stream,
-        peer: Peer,
-        place: Place,
-    ) -> io::Result<()> {
+    async fn speak_tls(&self, stream: Stream, peer: Peer, place: Place) -> io::Result<()> {
         let stop = self.app.shutdown.child_token();
         let shaken = stop
-            .run_until_cancelled(self.shake_hands(tls, stream, peer, place))
+            .run_until_cancelled(self.shake_hands(stream, peer, place))
             .await;
         match shaken {
-            Some(stream) => self.speak_http(Either::Right(stream?)).await,
+            Some(stream) => self.speak_http(Either::Right(stream?), peer).await,
             None => Ok(()),
         }
     }
 
     async fn shake_hands(
         &self,
-        tls: Arc<ServerConfig>,
         stream: Stream,
         peer: Peer,
         place: Place,
@@ -140,6 +206,12 @@ impl Server {
             Ok(greeted) => {
                 let working = self.handshakes.enter(peer.is_privileged()).await;
                 drop(place);
+                // It is on as long as the agent runs.
+                let tls = self
+                    .trusted()
+                    .tls
+                    .clone()
+                    .ok_or(io::ErrorKind::NotConnected)?;
                 let accept = greeted.into_stream(tls).into_fallible();
                 match in_time(&working, accept).await? {
                     Ok(stream) => return Ok(stream.into()),
@@ -158,9 +230,30 @@ impl Server {
         Err(error)
     }
 
-    async fn speak_http(&self, stream: Transport) -> io::Result<()> {
+    async fn speak_http(&self, stream: Transport, peer: Peer) -> io::Result<()> {
         let stop = self.app.shutdown.child_token();
-        http_connection::serve(stream, stop, &|request| {
+        let certificate = match &stream {
+            Either::Left(_) => None,
+            Either::Right(stream) => stream
+                .get_ref()
+                .1
+                .peer_certificates()
+                .and_then(|chain| chain.first())
+                .map(|leaf| leaf.clone().into_owned()),
+        };
+        let client = Arc::new(Client {
+            peer,
+            certificate,
+            stop: stop.clone(),
+        });
+        let closer = http_connection::socket(&stream).closer();
+        self.clients.add(Arc::clone(&client), closer);
+        // It may have been taken off the list while it came in.
+        if !self.trusted().lets_in(&client) {
+            return Ok(());
+        }
+        http_connection::serve(stream, stop, &|mut request| {
+            request.extensions_mut().insert(Arc::clone(&client));
             Box::pin(router::route(Arc::clone(&self.app), request))
         })
         .await

@@ -26,11 +26,14 @@ mod sources;
 mod system;
 mod text;
 
-use tokio::task::{JoinError, spawn_blocking};
+use std::io;
+
 use vsock_agent_protocol::{metrics::IncusMetrics, state::InstanceState, version::Family};
 
 use filesystems::Prober;
 use sources::Sources;
+
+use crate::blocking::run_blocking;
 
 pub(crate) use text::{AgentNumbers, CONTENT_TYPE, CannotWrite};
 
@@ -44,9 +47,9 @@ pub(crate) struct Guest {
 /// The guest could not be looked at.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StateError {
-    /// The task that reads failed.
+    /// There is no thread to read it, or reading failed.
     #[error("cannot look at this machine")]
-    Read(#[from] JoinError),
+    Read(#[from] io::Error),
     /// The page could not be written.
     #[error("cannot write the numbers of this machine")]
     Write(#[from] CannotWrite),
@@ -60,7 +63,7 @@ impl Guest {
     /// [`StateError::Read`].
     pub(crate) async fn state(&self, family: Family) -> Result<InstanceState, StateError> {
         let sources = self.sources.clone();
-        let snapshot = spawn_blocking(move || sources.read()).await?;
+        let snapshot = run_blocking(move || sources.read()).await?;
         Ok(instance::state(snapshot, family))
     }
 
@@ -72,7 +75,7 @@ impl Guest {
     /// [`StateError::Read`].
     pub(crate) async fn metrics(&self, family: Family) -> Result<IncusMetrics, StateError> {
         let sources = self.sources.clone();
-        let snapshot = spawn_blocking(move || sources.read()).await?;
+        let snapshot = run_blocking(move || sources.read()).await?;
         let filesystems = self.prober.measure(self.sources.clone()).await?;
         Ok(numbers::metrics(snapshot, filesystems, family))
     }
@@ -84,7 +87,7 @@ impl Guest {
     /// [`StateError`].
     pub(crate) async fn text(&self, agent: AgentNumbers) -> Result<String, StateError> {
         let sources = self.sources.clone();
-        let snapshot = spawn_blocking(move || sources.read()).await?;
+        let snapshot = run_blocking(move || sources.read()).await?;
         let filesystems = self.prober.measure(self.sources.clone()).await?;
         Ok(text::write(&snapshot, &filesystems, &agent)?)
     }

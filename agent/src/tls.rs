@@ -50,6 +50,9 @@ pub enum IdentityError {
     /// The file of client certificates has none: nobody could ever connect.
     #[error("no certificate in {0}")]
     NoClients(PathBuf),
+    /// TLS is on, or off, from the start to the end.
+    #[error("TLS is switched on and off only when the agent is started")]
+    Switched,
     /// The key does not belong to the certificate, or is of a kind TLS 1.3 does not know.
     #[error("the certificate and key in {0} do not work together")]
     Mismatch(PathBuf, #[source] TlsError),
@@ -67,14 +70,16 @@ pub enum PemFileError {
     Pem(String),
 }
 
-/// Reads the identity in `folder` and makes the server side of mutual TLS of it.
+/// Reads the identity in `folder` and makes the server side of mutual TLS of it, for `clients`.
 ///
 /// # Errors
 ///
 /// [`IdentityError`], naming the file.
-pub(crate) fn server_config(folder: &Path) -> Result<Arc<ServerConfig>, IdentityError> {
+pub(crate) fn server_config(
+    folder: &Path,
+    clients: Vec<CertificateDer<'static>>,
+) -> Result<Arc<ServerConfig>, IdentityError> {
     let (chain, key) = own(folder)?;
-    let clients = hosts(folder)?;
     let provider = Arc::new(ring::default_provider());
     let verifier = Arc::new(Pinned {
         certificates: clients,

@@ -31,6 +31,7 @@ mod metrics;
 mod operations;
 mod port_forward;
 mod presets;
+mod process;
 mod readme;
 mod routing;
 mod serve;

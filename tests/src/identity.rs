@@ -1,6 +1,6 @@
 //! Certificates for both ends, of any kind a test wants.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -118,17 +118,23 @@ impl Pair {
         self.write_agent(&machine.join("guest"), &[client]);
         fs::write(machine.join("agent.crt"), &self.certificate).unwrap();
         fs::write(folder.join("client.crt"), &client.certificate).unwrap();
-        fs::write(folder.join("client.key"), &client.key).unwrap();
+        write_secret(&folder.join("client.key"), &client.key);
     }
 
     /// Writes what an agent needs: its own pair, and the certificates of `clients`.
     pub fn write_agent(&self, folder: &Path, clients: &[&Self]) {
         fs::write(folder.join("agent.crt"), &self.certificate).unwrap();
-        fs::write(folder.join("agent.key"), &self.key).unwrap();
+        write_secret(&folder.join("agent.key"), &self.key);
         let clients: String = clients
             .iter()
             .map(|pair| pair.certificate.as_str())
             .collect();
         fs::write(folder.join("server.crt"), clients).unwrap();
     }
+}
+
+/// Writes a file that only its owner may read.
+fn write_secret(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
 }

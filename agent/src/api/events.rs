@@ -40,7 +40,7 @@ pub(crate) async fn post(app: &App, request: Request<Incoming>) -> Result<Reply,
     if event.kind.is_empty() {
         return Err(ApiError::bad_request("an event has a type"));
     }
-    if event.kind == event::DEVICE && app.features.has(Feature::Mounts) {
+    if event.kind == event::DEVICE && app.policy().features.has(Feature::Mounts) {
         follow(app, &event.metadata).await;
     }
     app.events.publish(&event.kind, event.metadata);

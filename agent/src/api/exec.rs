@@ -1,11 +1,14 @@
 //! `POST /1.0/exec`: the one place that has both a command and its operation.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use http::Request;
 use hyper::body::Incoming;
 use serde_json::json;
-use tokio::{select, task::spawn_blocking, time::timeout};
+use tokio::{
+    select,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use vsock_agent_protocol::{
     by_insertion,
@@ -17,6 +20,8 @@ use vsock_agent_protocol::{
 use crate::{
     accounts::Accounts,
     app::App,
+    blocking::run_blocking,
+    client::{self, Client},
     defaults,
     exec::{AgentUser, Ended, ExecPolicy, ExecSpec, Sockets, SpecError, Stops},
     operation::{Handle, New, Outcome, Secret},
@@ -28,20 +33,34 @@ use crate::{
 /// Longest text of a failure, in characters: it names a program, and a name may be very long.
 const MAX_ERROR_CHARS: usize = 1000;
 
+/// Longest name of a program in the log, in characters.
+const MAX_NAME_CHARS: usize = 200;
+
 /// Starts a command, once its sockets are joined.
 ///
 /// # Errors
 ///
 /// 400 for a request that makes no sense, 403 for another user when the agent is not root, 503 when there are too many commands.
 pub(crate) async fn post(app: &Arc<App>, request: Request<Incoming>) -> Result<Reply, ApiError> {
+    let client = client::of(&request);
     let mut request: ExecRequest = read_json(request.into_body()).await?;
     if !request.wait_for_websocket {
         return Err(ApiError::bad_request(
             "websockets are required: set wait-for-websocket",
         ));
     }
-    app.exec_policy.restrict(&mut request);
-    let spec = resolve(&app.exec_policy, &request).await?;
+    let policy = app.policy();
+    policy.exec.restrict(&mut request);
+    let spec = resolve(&policy.exec, &request).await?;
+    let who = Who {
+        client,
+        uid: spec.uid(),
+        program: request
+            .command
+            .first()
+            .map(|name| cut(name))
+            .unwrap_or_default(),
+    };
     let secrets = secrets(request.interactive)?;
     let mut started = ExecStarted {
         fds: BTreeMap::new(),
@@ -55,7 +74,7 @@ pub(crate) async fn post(app: &Arc<App>, request: Request<Incoming>) -> Result<R
         metadata: json!(started),
         sockets: secrets.clone(),
     };
-    let work = |handle| run(Arc::clone(app), Arc::clone(&spec), handle);
+    let work = |handle| run(Arc::clone(app), Arc::clone(&spec), who, handle);
     let mut operation = app.operations.start(new, work)?;
     let reveal = |(name, secret): (String, Secret)| (name, secret.reveal().to_owned());
     started.fds = by_insertion(secrets.into_iter().map(reveal));
@@ -65,10 +84,7 @@ pub(crate) async fn post(app: &Arc<App>, request: Request<Incoming>) -> Result<R
 }
 
 async fn resolve(policy: &ExecPolicy, request: &ExecRequest) -> Result<Arc<ExecSpec>, ApiError> {
-    let accounts = spawn_blocking(Accounts::read)
-        .await
-        .map_err(std::io::Error::from)
-        .flatten();
+    let accounts = run_blocking(Accounts::read).await.flatten();
     let accounts = accounts.map_err(|error| {
         let status = http::StatusCode::INTERNAL_SERVER_ERROR;
         ApiError::new(
@@ -108,7 +124,7 @@ fn secrets(interactive: bool) -> Result<Vec<(String, Secret)>, ApiError> {
 }
 
 /// The work of the operation: wait for the sockets, run the command, say how it ended.
-async fn run(app: Arc<App>, spec: Arc<ExecSpec>, handle: Handle) -> Outcome {
+async fn run(app: Arc<App>, spec: Arc<ExecSpec>, who: Who, handle: Handle) -> Outcome {
     let Handle {
         id,
         sockets,
@@ -129,7 +145,8 @@ async fn run(app: Arc<App>, spec: Arc<ExecSpec>, handle: Handle) -> Outcome {
         let why = "Timed out waiting for websockets to connect";
         return without_result(OperationStatus::Failure, why);
     };
-    tracing::info!(%id, interactive = spec.is_interactive(), "a command starts");
+    let start = Instant::now();
+    tracing::info!(%id, %who, interactive = spec.is_interactive(), "a command starts");
     let stops = Stops {
         cancel: cancel.clone(),
         stopping,
@@ -139,9 +156,31 @@ async fn run(app: Arc<App>, spec: Arc<ExecSpec>, handle: Handle) -> Outcome {
         .commands
         .run(&id.to_string(), spec, sockets, stops)
         .await;
-    tracing::info!(%id, ?ended, "a command ended");
+    let seconds = start.elapsed().as_secs_f32();
+    tracing::info!(%id, %who, seconds, ?ended, "a command ended");
     close(&app.shutdown, sockets);
     outcome(ended, &cancel)
+}
+
+/// Who runs what, for the log: the program, but not its arguments, which may be secrets.
+struct Who {
+    client: Option<Arc<Client>>,
+    uid: u32,
+    program: String,
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(client) = &self.client {
+            write!(f, "{client} ")?;
+        }
+        write!(f, "as user {}: {:?}", self.uid, self.program)
+    }
+}
+
+/// As much of a name as the log takes.
+fn cut(name: &str) -> String {
+    name.chars().take(MAX_NAME_CHARS).collect()
 }
 
 /// Waits until every socket is there that a command needs: as with LXD's hosts, a command without a

@@ -8,8 +8,10 @@ use hyper::{body::Incoming, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use nix::{errno::Errno, unistd::Uid};
 use tokio::{
-    io::copy_bidirectional_with_sizes, select, sync::OwnedSemaphorePermit, task::spawn_blocking,
-    time::timeout,
+    io::copy_bidirectional_with_sizes,
+    select,
+    sync::OwnedSemaphorePermit,
+    time::{Instant, timeout},
 };
 use tokio_rustls::TlsStream;
 use tokio_util::{either::Either, sync::CancellationToken};
@@ -18,8 +20,9 @@ use vsock_agent_protocol::{sftp::SessionOptions, version::Family};
 use crate::{
     accounts::Accounts,
     app::App,
+    blocking::run_blocking,
     bounded::within,
-    defaults,
+    client, defaults,
     http_connection::Transport,
     reply::{ApiError, Reply, switching_protocols},
     sftp::{Budget, Channel, Session, Setup, SftpServerError, UserSession, blocking, find_user},
@@ -57,6 +60,7 @@ pub(crate) async fn get(
             "Missing or invalid upgrade header: it must be sftp",
         ));
     }
+    let client = client::of(&request);
     let options = SessionOptions::from_query(query)
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
     let permit = Arc::clone(&app.sftp_sessions)
@@ -65,14 +69,20 @@ pub(crate) async fn get(
             let limit = defaults::MAX_SFTP_SESSIONS;
             ApiError::busy(format!("too many SFTP sessions: {limit} are open"))
         })?;
+    let user = options.user.clone();
     let (place, permit) = prepare(app, options, permit).await?;
     let upgrade = hyper::upgrade::on(&mut request);
-    let stop = app.shutdown.child_token();
+    let stop = match &client {
+        Some(client) => client.stop.clone(),
+        None => app.shutdown.child_token(),
+    };
+    let who = client.map_or_else(String::new, |client| client.to_string());
     app.shutdown.spawn(async move {
         let Ok(Ok(upgraded)) = timeout(defaults::UPGRADE_TIMEOUT, upgrade).await else {
             return;
         };
-        tracing::info!("an SFTP session starts");
+        let start = Instant::now();
+        tracing::info!(who, user, "an SFTP session starts");
         match place {
             Place::Here(setup) => serve(upgraded, setup, permit, stop).await,
             Place::There(process, socket) => {
@@ -80,6 +90,8 @@ pub(crate) async fn get(
                 drop((process, permit));
             }
         }
+        let seconds = start.elapsed().as_secs_f32();
+        tracing::info!(who, user, seconds, "an SFTP session is over");
     });
     Ok(switching_protocols(PROTOCOL))
 }
@@ -204,7 +216,7 @@ async fn serve(
         ended = &mut over => ended,
         () = stop.cancelled() => {
             // Files are closed on the way, and that may block.
-            let _ = spawn_blocking(move || session.stop()).await;
+            let _ = run_blocking(move || session.stop()).await;
             over.await
         }
     };

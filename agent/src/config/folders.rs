@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use vsock_agent_transport::is_our_own;
+
 use super::{ConfigError, program::Program};
 use crate::{config_share, tls};
 
@@ -17,15 +19,22 @@ const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
 /// The folders to look into, the first that counts first.
 #[derive(Debug, Clone)]
 pub(super) struct Folders {
-    working: PathBuf,
+    /// The working directory, if it counts.
+    working: Option<PathBuf>,
     others: Vec<PathBuf>,
 }
 
 impl Folders {
     /// The working directory, where the units of LXD and Incus put a copy of the config share; the
     /// copy that the agent made itself; the service manager's credentials; what is installed.
-    pub(super) fn usual() -> Self {
-        let working = env::current_dir().unwrap_or_else(|_| PathBuf::from("."));
+    ///
+    /// Under our own name the working directory counts only if nobody else can put anything there.
+    pub(super) fn usual(program: Program) -> Self {
+        let counts = |folder: &PathBuf| match program {
+            Program::StandIn(_) => true,
+            Program::Own => is_our_own(folder),
+        };
+        let working = env::current_dir().ok().filter(counts);
         let credentials = env::var_os(CREDENTIALS_VARIABLE).map(PathBuf::from);
         let mut others = vec![PathBuf::from(config_share::FETCHED)];
         others.extend(credentials);
@@ -42,10 +51,12 @@ impl Folders {
         if let Some(folder) = named {
             return Ok(folder);
         }
-        let mut folders = std::iter::once(&self.working).chain(&self.others);
+        let mut folders = self.working.iter().chain(&self.others);
         let found = folders.find(|folder| folder.join(tls::CERTIFICATE_FILE).exists());
         found.cloned().ok_or_else(|| ConfigError::NoIdentity {
-            searched: std::iter::once(&self.working)
+            searched: self
+                .working
+                .iter()
                 .chain(&self.others)
                 .map(|folder| folder.display().to_string())
                 .collect::<Vec<_>>()
@@ -62,7 +73,7 @@ impl Folders {
         identity: Option<&Path>,
     ) -> Option<PathBuf> {
         named.or_else(|| match program {
-            Program::StandIn(_) => Some(self.working.clone()),
+            Program::StandIn(_) => self.working.clone(),
             Program::Own => identity.map(Path::to_owned),
         })
     }
@@ -78,7 +89,7 @@ mod tests {
 
     fn folders(working: &Path, others: &[&Path]) -> Folders {
         Folders {
-            working: working.to_owned(),
+            working: Some(working.to_owned()),
             others: others.iter().map(|path| path.to_path_buf()).collect(),
         }
     }

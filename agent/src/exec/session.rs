@@ -33,7 +33,7 @@ use tokio::{
     net::unix::pipe,
     select,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    task::{JoinError, JoinSet, spawn_blocking},
+    task::{JoinError, JoinSet},
     time::{Instant, sleep_until, timeout},
 };
 use tokio_tungstenite::tungstenite::Error as WsError;
@@ -50,7 +50,7 @@ use super::{
     pty::Pty,
     pump::{self, Fed, InputEnd, Pumped, StreamEnd},
 };
-use crate::{defaults, reaper, shutdown::Shutdown, ws::WebSocket};
+use crate::{blocking::run_blocking, defaults, reaper, shutdown::Shutdown, ws::WebSocket};
 
 /// The sockets of a command.
 #[derive(Debug)]
@@ -227,9 +227,8 @@ impl Session {
         let (streams, stdio) = Streams::open(&spec).map_err(failed("make the streams"))?;
         let (cgroup, pause) = (self.cgroups.create(name), spec.kill_pause);
         let entrance = cgroup.as_ref().and_then(|cgroup| cgroup.entrance().ok());
-        let child = spawn_blocking(move || Child::fork(spec, stdio, entrance))
+        let child = run_blocking(move || Child::fork(spec, stdio, entrance))
             .await
-            .map_err(io::Error::from)
             .map_err(failed("start"))??;
         let family = Family::new(child.pid(), cgroup, pause);
         Ok(Forked {

@@ -149,6 +149,11 @@ impl ExecSpec {
     }
 
     /// Whether the command gets a terminal.
+    /// Whom it runs as.
+    pub(crate) fn uid(&self) -> u32 {
+        self.uid
+    }
+
     pub(crate) fn is_interactive(&self) -> bool {
         self.terminal.is_some()
     }

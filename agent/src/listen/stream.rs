@@ -4,7 +4,7 @@ use std::{
     io::{self, IoSlice},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Weak},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -53,6 +53,11 @@ impl Stream {
     /// Tells when the peer has left. It keeps the socket open as long as it is there itself.
     pub(crate) fn watch(&self) -> Watch {
         Watch(Arc::clone(&self.0))
+    }
+
+    /// Ends the connection from elsewhere.
+    pub(crate) fn closer(&self) -> Closer {
+        Closer(Arc::downgrade(&self.0))
     }
 }
 
@@ -199,6 +204,25 @@ impl Watch {
     }
 }
 
+/// Ends a connection, if it is still there. It does not keep the socket open.
+#[derive(Debug, Clone)]
+pub(crate) struct Closer(Weak<UnixStream>);
+
+impl Closer {
+    /// Whether somebody still has the connection.
+    pub(crate) fn is_open(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    /// Ends it at once, in both directions: whoever reads or writes it hears of that.
+    pub(crate) fn close(&self) {
+        if let Some(socket) = self.0.upgrade() {
+            // It fails for one that is closed.
+            let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::{
@@ -255,5 +279,17 @@ mod tests {
         timeout(LONG, watch.left()).await.unwrap_err();
         drop(theirs);
         timeout(LONG, watch.left()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_closed_from_elsewhere() {
+        let (mut ours, mut theirs) = pair();
+        let closer = ours.closer();
+        let read = async { ours.read(&mut [0]).await.unwrap() };
+        let close = async { closer.close() };
+        assert_eq!(tokio::join!(read, close).0, 0);
+        assert_eq!(theirs.read(&mut [0]).await.unwrap(), 0);
+        drop(ours);
+        closer.close();
     }
 }

@@ -7,6 +7,7 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -15,12 +16,11 @@ use std::{
 use nix::sys::statvfs::statvfs;
 use tokio::{
     sync::{Mutex as AsyncMutex, oneshot},
-    task::{JoinError, spawn_blocking},
     time::{Instant, timeout_at},
 };
 
 use super::{mounts::Mount, sources::Sources};
-use crate::defaults;
+use crate::{blocking::run_blocking, defaults};
 
 /// Stack of a thread that makes one system call, in bytes.
 const STACK_BYTES: usize = 64 * 1024;
@@ -64,12 +64,12 @@ impl Prober {
     ///
     /// # Errors
     ///
-    /// If the task that asks panicked.
-    pub(super) async fn measure(&self, sources: Sources) -> Result<Vec<Filesystem>, JoinError> {
+    /// If there is no thread to ask with, or asking failed.
+    pub(super) async fn measure(&self, sources: Sources) -> io::Result<Vec<Filesystem>> {
         let _turn = self.turn.lock().await;
         let asked = Arc::clone(&self.asked);
         let deadline = Instant::now() + defaults::STATFS_TIMEOUT;
-        let answers = spawn_blocking(move || ask_all(sources.mounts(), &asked)).await?;
+        let answers = run_blocking(move || ask_all(sources.mounts(), &asked)).await?;
         let mut filesystems = Vec::with_capacity(answers.len());
         for (mount, answer) in answers {
             let usage = match answer {

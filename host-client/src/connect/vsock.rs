@@ -9,8 +9,14 @@
 )]
 
 use std::{
-    io,
+    hash::{BuildHasher, Hasher, RandomState},
+    io, iter,
+    ops::Range,
     os::fd::{AsRawFd, OwnedFd},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,7 +24,7 @@ use nix::{
     errno::Errno,
     setsockopt_impl, sockopt_impl,
     sys::socket::{
-        AddressFamily, SockFlag, SockType, VsockAddr, connect as connect_socket, getsockopt,
+        AddressFamily, SockFlag, SockType, VsockAddr, bind, connect as connect_socket, getsockopt,
         setsockopt, socket, sockopt::SocketError,
     },
 };
@@ -31,6 +37,13 @@ use crate::protocol::address::VsockAddress;
 /// its default maximum, is 256 KiB; more keeps a transfer going while a busy host reads late. It
 /// costs kernel memory only while that much is waiting.
 const WINDOW_BYTES: u64 = 1024 * 1024;
+
+/// The ports that `rresvport(3)` gives. Those below 1024 are root's (`LAST_RESERVED_PORT` in Linux's
+/// `net/vmw_vsock/af_vsock.c`), and well-known services have the lower half.
+const PRIVILEGED_PORTS: Range<u32> = 512..1024;
+
+/// Ports that are tried before the kernel chooses one.
+const MAX_PORTS_TRIED: usize = 4;
 
 // `include/uapi/linux/vm_sockets.h`
 const SO_VM_SOCKETS_BUFFER_SIZE: libc::c_int = 0;
@@ -78,12 +91,37 @@ pub(super) async fn connect(address: VsockAddress, limit: Duration) -> io::Resul
         None,
     )?;
     prepare(&fd, limit)?;
+    take_privileged_port(&fd);
     match connect_socket(fd.as_raw_fd(), &VsockAddr::new(address.cid.0, address.port)) {
         Ok(()) => {}
         Err(Errno::EINPROGRESS) => return finish(fd).await,
         Err(errno) => return Err(errno.into()),
     }
     VsockStream::new(::vsock::VsockStream::from(fd))
+}
+
+/// Binds the socket to a port that only root may have, if this process may and one is free: an agent
+/// keeps places for such peers. The kernel chooses a port otherwise.
+fn take_privileged_port(fd: &OwnedFd) {
+    for port in iter::repeat_with(next_port).take(MAX_PORTS_TRIED) {
+        match bind(fd.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, port)) {
+            Err(Errno::EADDRINUSE) => {}
+            _ => return,
+        }
+    }
+}
+
+/// The ports in turn, from a random one on: the other end may still have a connection from the port
+/// that was used last, and would reset a new one.
+fn next_port() -> u32 {
+    static FIRST: OnceLock<u32> = OnceLock::new();
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let random = || RandomState::new().build_hasher().finish();
+    // Less than 512.
+    let random = || u32::try_from(random() % 512).unwrap_or_default();
+    let first = FIRST.get_or_init(random);
+    let offset = first.wrapping_add(COUNT.fetch_add(1, Ordering::Relaxed));
+    PRIVILEGED_PORTS.start + offset % (PRIVILEGED_PORTS.end - PRIVILEGED_PORTS.start)
 }
 
 fn prepare(fd: &OwnedFd, limit: Duration) -> io::Result<()> {
@@ -109,5 +147,18 @@ async fn finish(fd: OwnedFd) -> io::Result<VsockStream> {
     match outcome {
         0 => VsockStream::new(::vsock::VsockStream::from(waiting.into_inner())),
         errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_privileged_port_has_its_turn() {
+        let ports: BTreeSet<u32> = iter::repeat_with(next_port).take(512).collect();
+        assert_eq!(ports, PRIVILEGED_PORTS.collect());
     }
 }

@@ -6,9 +6,11 @@
 //! have put it there. [`listen`] and [`connect`] are `bind(2)` and `connect(2)` on these terms.
 
 mod directory;
+mod owned;
 mod socket;
 
 pub use self::{
     directory::{Missing, open_directory, open_entry},
+    owned::is_our_own,
     socket::{MODE, SocketFile, connect, listen},
 };

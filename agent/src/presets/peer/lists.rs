@@ -7,13 +7,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use tokio::{
-    sync::{mpsc, oneshot},
-    task::spawn_blocking,
-};
+use tokio::sync::{mpsc, oneshot};
 
 use super::Ends;
-use crate::{defaults, shutdown::Shutdown};
+use crate::{blocking::run_blocking, defaults, shutdown::Shutdown};
 
 /// The kernel's lists. Programs reach an IPv4 address from sockets of both kinds.
 const LISTS: [&str; 2] = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
@@ -65,7 +62,7 @@ async fn answer_all(mut asked: mpsc::Receiver<Question>) {
     {
         let batch = std::mem::take(&mut questions);
         // Without a thread the questions are dropped, and those who asked are told.
-        let _ = spawn_blocking(move || answer(batch)).await;
+        let _ = run_blocking(move || answer(batch)).await;
     }
 }
 

@@ -1,0 +1,255 @@
+//! The log: lines on standard error, and a limit for those that repeat themselves.
+//!
+//! A peer that is refused is worth a line, and can come back thousands of times a second. So each
+//! place in the program that warns has [`LINES`] lines in [`INTERVAL`]; what is more is counted, and
+//! the count is logged. Lines of other levels are what somebody asked for, and are all there.
+
+use std::{
+    collections::HashMap,
+    fmt::{self, Write as _},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    callsite::Identifier,
+    field::{Field, Visit},
+    level_filters::LevelFilter,
+};
+use tracing_subscriber::{
+    fmt::MakeWriter,
+    layer::{Context, Layer, SubscriberExt},
+};
+
+/// Lines of one place in the program in an [`INTERVAL`].
+const LINES: u32 = 10;
+
+/// How often the lines that were left out are counted.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// What the log leaves out, and its level. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct LogLimit(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    level: AtomicU8,
+    places: Mutex<HashMap<Identifier, Place>>,
+}
+
+#[derive(Debug)]
+struct Place {
+    since: Instant,
+    lines: u32,
+    left_out: u64,
+    /// What its lines say.
+    text: String,
+}
+
+/// Logs to standard error from now on: `level` and what is more important.
+#[must_use]
+pub fn log_to_stderr(level: Level) -> LogLimit {
+    let (subscriber, limit) = subscriber(level, std::io::stderr);
+    // It fails if there is a log already, which is as good.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+    limit
+}
+
+fn subscriber<W>(level: Level, writer: W) -> (impl Subscriber + Send + Sync, LogLimit)
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let limit = LogLimit(Arc::new(Shared {
+        level: AtomicU8::new(number(level)),
+        places: Mutex::default(),
+    }));
+    let lines = tracing_subscriber::fmt()
+        .with_max_level(LevelFilter::TRACE)
+        .with_writer(writer)
+        .with_ansi(false)
+        .finish();
+    (lines.with(limit.clone()), limit)
+}
+
+const fn number(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 0,
+        Level::WARN => 1,
+        Level::INFO => 2,
+        Level::DEBUG => 3,
+        Level::TRACE => 4,
+    }
+}
+
+impl LogLimit {
+    /// Changes what is logged.
+    pub fn set_level(&self, level: Level) {
+        self.0.level.store(number(level), Ordering::Relaxed);
+        tracing::callsite::rebuild_interest_cache();
+    }
+
+    /// Logs how many lines were left out, every ten seconds. Never returns.
+    pub async fn report(&self) {
+        loop {
+            sleep(INTERVAL).await;
+            self.report_once();
+        }
+    }
+
+    fn report_once(&self) {
+        let mut told = Vec::new();
+        {
+            let mut places = self.0.places.lock().unwrap_or_else(PoisonError::into_inner);
+            places.retain(|_, place| {
+                if place.left_out > 0 {
+                    told.push((place.text.clone(), std::mem::take(&mut place.left_out)));
+                }
+                place.since.elapsed() < INTERVAL
+            });
+        }
+        for (text, more) in told {
+            tracing::warn!(more, "{text}");
+        }
+    }
+
+    /// Whether there is a line left for it.
+    fn has_line(&self, event: &Event<'_>) -> bool {
+        let now = Instant::now();
+        let mut places = self.0.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = places
+            .entry(event.metadata().callsite())
+            .or_insert_with(|| Place {
+                since: now,
+                lines: 0,
+                left_out: 0,
+                text: String::new(),
+            });
+        if now.duration_since(place.since) >= INTERVAL {
+            place.since = now;
+            place.lines = 0;
+        }
+        if place.lines < LINES {
+            place.lines += 1;
+            return true;
+        }
+        place.left_out += 1;
+        if place.text.is_empty() {
+            event.record(&mut Message(&mut place.text));
+        }
+        false
+    }
+}
+
+impl<S: Subscriber> Layer<S> for LogLimit {
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        number(*metadata.level()) <= self.0.level.load(Ordering::Relaxed)
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        let level = self.0.level.load(Ordering::Relaxed);
+        let levels = [
+            LevelFilter::ERROR,
+            LevelFilter::WARN,
+            LevelFilter::INFO,
+            LevelFilter::DEBUG,
+        ];
+        levels
+            .get(usize::from(level))
+            .copied()
+            .or(Some(LevelFilter::TRACE))
+    }
+
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
+        // What has a count of its own is what was left out.
+        let metadata = event.metadata();
+        *metadata.level() > Level::WARN
+            || metadata.fields().field("more").is_some()
+            || self.has_line(event)
+    }
+}
+
+/// Takes the text of an event, without its fields.
+struct Message<'a>(&'a mut String);
+
+impl Visit for Message<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            // Writing to a string does not fail.
+            let _ = write!(self.0, "{value:?}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(data);
+            Ok(data.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Lines {
+        fn take(&self) -> Vec<String> {
+            let text = std::mem::take(&mut *self.0.lock().unwrap());
+            let text = String::from_utf8(text).unwrap();
+            text.lines().map(str::to_owned).collect()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_repeats_itself_is_counted() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let (subscriber, limit) = subscriber(Level::INFO, move || writer.clone());
+        let _default = tracing::subscriber::set_default(subscriber);
+        let refuse = |number| tracing::warn!(number, "refused");
+        (0..1000).for_each(refuse);
+        tracing::warn!("something else");
+        (0..20).for_each(|number| tracing::info!(number, "a command starts"));
+        let logged = lines.take();
+        let with = |text: &str| logged.iter().filter(|line| line.contains(text)).count();
+        assert_eq!(with("refused"), 10);
+        assert_eq!(with("something else"), 1);
+        assert_eq!(with("a command starts"), 20);
+        tokio::time::advance(INTERVAL).await;
+        limit.report_once();
+        let logged = lines.take();
+        assert_eq!(logged.len(), 1, "{logged:?}");
+        assert!(logged[0].contains("refused more=990"), "{logged:?}");
+        refuse(0);
+        assert_eq!(lines.take().len(), 1);
+        limit.report_once();
+        assert!(lines.take().is_empty());
+    }
+
+    #[test]
+    fn the_level_can_be_changed() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let (subscriber, limit) = subscriber(Level::WARN, move || writer.clone());
+        let _default = tracing::subscriber::set_default(subscriber);
+        let say = || tracing::info!("a word");
+        say();
+        assert!(lines.take().is_empty());
+        limit.set_level(Level::INFO);
+        say();
+        assert_eq!(lines.take().len(), 1);
+    }
+}

@@ -1,0 +1,224 @@
+//! The agent as a process: its signals, its limits and its log.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use harness::{Pair, RawClient, TestFolder, eventually};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    time::timeout,
+};
+
+use crate::cli_files::build;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A user that nobody is, so that the limit of its processes counts the agent alone.
+const USER: u32 = 61234;
+
+struct Agent {
+    folder: TestFolder,
+    child: Child,
+}
+
+impl Agent {
+    /// Starts it by `launcher`, and waits until it listens.
+    async fn start(folder: TestFolder, launcher: &[&str], flags: &[&str]) -> Self {
+        let program = build("vsock-agent", "vsock-agent");
+        let socket = format!("unix:{}", folder.path().join("agent.sock").display());
+        let mut words: Vec<&str> = launcher.to_vec();
+        words.push(program.to_str().unwrap());
+        words.extend([
+            "--config",
+            "/dev/null",
+            "--cloud-init",
+            "off",
+            "--host",
+            "off",
+        ]);
+        words.extend(["--guest-socket", "off", "--listen", &socket]);
+        words.extend(flags);
+        let child = Command::new(words[0])
+            .args(&words[1..])
+            .stdin(Stdio::null())
+            .stderr(fs::File::create(folder.path().join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        let agent = Self { folder, child };
+        let listens = async || UnixStream::connect(agent.socket()).await.is_ok();
+        assert!(eventually(PATIENCE, listens).await, "{}", agent.log());
+        agent
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("agent.sock")
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    /// Has it read its configuration again, and waits until the log says `word` once more.
+    async fn reload(&self, word: &str) {
+        let count = |log: String| log.matches(word).count();
+        let before = count(self.log());
+        let pid = Pid::from_raw(self.child.id().try_into().unwrap());
+        kill(pid, Signal::SIGHUP).unwrap();
+        let is_said = async || count(self.log()) > before;
+        assert!(eventually(PATIENCE, is_said).await, "{}", self.log());
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn is_running(pid: &str) -> bool {
+    Path::new("/proc").join(pid).exists()
+}
+
+/// Whether the agent answers on a new connection.
+async fn is_let_in(client: &RawClient) -> bool {
+    let mut stream = client.connect().await;
+    let asked = stream
+        .write_all(b"GET /1.0 HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await;
+    let mut status = [0; 12];
+    asked.is_ok() && stream.read_exact(&mut status).await.is_ok() && &status == b"HTTP/1.1 200"
+}
+
+#[tokio::test]
+async fn a_client_that_is_taken_off_the_list_is_out_at_once() {
+    let folder = TestFolder::new("reload");
+    let (own, first, second) = (Pair::lxd(), Pair::lxd(), Pair::lxd());
+    own.write_agent(folder.path(), &[&first, &second]);
+    let identity = folder.path().display().to_string();
+    let agent = Agent::start(folder, &["env"], &["--identity", &identity]).await;
+    let client = |pair| RawClient::new(&agent.socket()).with_tls(pair, &own);
+    let (first, second_client) = (client(&first), client(&second));
+    let words = ["sh", "-c", "echo $$; exec cat"];
+    let mut ending = first.exec(&words, json!({})).await;
+    let mut staying = second_client.exec(&words, json!({})).await;
+    let pid = ending.read_until("1", "\n").await.trim().to_owned();
+    staying.read_until("1", "\n").await;
+    let mut files = first.upgrade("/1.0/sftp", "sftp").await;
+    assert!(is_running(&pid));
+
+    fs::write(agent.folder.path().join("server.crt"), "nonsense").unwrap();
+    agent.reload("left as it is").await;
+    assert!(is_let_in(&first).await);
+
+    own.write_agent(agent.folder.path(), &[&second]);
+    agent.reload("are read again").await;
+    let read = timeout(PATIENCE, files.read(&mut [0])).await.unwrap();
+    assert!(!matches!(read, Ok(1..)), "{read:?}");
+    let output = ending.sockets.get_mut("1").unwrap();
+    while let Some(Ok(_)) = timeout(PATIENCE, output.next()).await.unwrap() {}
+    assert!(eventually(PATIENCE, async || !is_running(&pid)).await);
+    assert!(!is_let_in(&first).await);
+
+    assert!(is_let_in(&second_client).await);
+    staying.send(b"still here\n").await;
+    staying.read_until("1", "still here\n").await;
+    let log = agent.log();
+    let starts: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("a command starts"))
+        .collect();
+    assert_eq!(starts.len(), 2, "{log}");
+    assert!(starts[0].contains("unix SHA256:"), "{log}");
+    assert!(starts[0].contains("as user 0: \"sh\""), "{log}");
+    assert!(!log.contains("exec cat"), "{log}");
+    let ends = log.lines().find(|line| line.contains("a command ended"));
+    assert!(ends.unwrap().contains("seconds="), "{log}");
+    assert!(
+        log.contains("an SFTP session is over who=\"unix SHA256:"),
+        "{log}"
+    );
+}
+
+#[tokio::test]
+async fn without_a_thread_there_is_an_error_and_the_agent_goes_on() {
+    let folder = TestFolder::new("threads");
+    std::os::unix::fs::chown(folder.path(), Some(USER), None).expect("this test needs root");
+    let user = USER.to_string();
+    // The three that it starts with.
+    let launcher = [
+        "setpriv",
+        "--reuid",
+        &user,
+        "--regid",
+        &user,
+        "--clear-groups",
+        "prlimit",
+        "--nproc=3",
+    ];
+    let agent = Agent::start(folder, &launcher, &["--plain"]).await;
+    let client = RawClient::new(&agent.socket());
+    for round in 0..3 {
+        for path in ["/1.0/state", "/1.0/metrics", "/metrics"] {
+            let reply = client.get(path).await;
+            assert_eq!(reply.status, 500, "{round} {path} {reply:?}");
+        }
+        let reply = client.post_exec(&["true"], json!({})).await;
+        assert_eq!(reply.status, 500, "{round} {reply:?}");
+        let error = reply.body["error"].as_str().unwrap();
+        assert!(error.contains("temporarily unavailable"), "{error}");
+        assert_eq!(client.get("/1.0").await.status, 200);
+    }
+    let log = agent.log();
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+/// The files in `/proc` of a process whose memory is nobody's business are root's.
+#[tokio::test]
+async fn the_agents_memory_is_in_no_core_dump() {
+    let folder = TestFolder::new("dump");
+    std::os::unix::fs::chown(folder.path(), Some(USER), None).expect("this test needs root");
+    let user = USER.to_string();
+    let launcher = [
+        "setpriv",
+        "--reuid",
+        &user,
+        "--regid",
+        &user,
+        "--clear-groups",
+    ];
+    let agent = Agent::start(folder, &launcher, &["--plain"]).await;
+    let process = format!("/proc/{}", agent.child.id());
+    let owner = fs::metadata(process).unwrap().uid();
+    assert_eq!(owner, 0);
+}
+
+#[tokio::test]
+async fn somebody_elses_folder_has_no_identity_for_the_agent() {
+    let folder = TestFolder::new("cwd");
+    let (own, host) = (Pair::lxd(), Pair::lxd());
+    own.write_agent(folder.path(), &[&host]);
+    std::os::unix::fs::chown(folder.path(), Some(USER), None).expect("this test needs root");
+    let socket = format!("unix:{}", folder.path().join("agent.sock").display());
+    let output = Command::new(build("vsock-agent", "vsock-agent"))
+        .args(["--config", "/dev/null", "--listen", &socket])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("no agent.crt in "), "{said}");
+    assert!(!said.contains(folder.path().to_str().unwrap()), "{said}");
+}
