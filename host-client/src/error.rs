@@ -106,6 +106,15 @@ pub enum ClientError {
         /// What was read of standard error, at most the limit.
         stderr: Vec<u8>,
     },
+    /// The connection of a command's input was lost before the end of the input, or the input was
+    /// [aborted](crate::ExecStdin::abort). The agent has ended the command.
+    #[error("standard input is incomplete: {received} of {sent} bytes or more reached the command")]
+    IncompleteInput {
+        /// Bytes that were sent. There may have been more to send.
+        sent: u64,
+        /// Bytes that the command was given.
+        received: u64,
+    },
     /// This agent is not able to do what was asked.
     #[error("this agent cannot {what}")]
     Unsupported {

@@ -75,6 +75,34 @@ async fn an_agent_that_comes_late_is_waited_for() {
     info.unwrap();
 }
 
+#[tokio::test]
+async fn input_that_is_aborted_is_no_end_of_the_input() {
+    let (agent, client) = start();
+    let whole = agent.folder().join("whole");
+    for terminal in [false, true] {
+        let script = "stty raw 2>/dev/null; echo up; cat >/dev/null; echo > $0";
+        let mut exec = client.exec("sh", ["-c", script, whole.to_str().unwrap()]);
+        if terminal {
+            exec = exec.tty(TerminalSize {
+                columns: 80,
+                lines: 25,
+            });
+        }
+        let mut session = exec.start().await.unwrap();
+        let mut output = session.take_stdout().unwrap();
+        output.read_exact(&mut [0; 2]).await.unwrap();
+        let mut stdin = session.take_stdin().unwrap();
+        stdin.write_all(b"half").await.unwrap();
+        stdin.abort();
+        let error = session.wait().await.unwrap_err();
+        assert!(
+            matches!(error, ClientError::IncompleteInput { .. }),
+            "{terminal}: {error:?}"
+        );
+        assert!(!whole.exists());
+    }
+}
+
 /// Long enough for a machine that does other things too, and far from the 30 s and more that an
 /// agent takes by itself.
 const SOON: Duration = Duration::from_secs(15);

@@ -530,10 +530,7 @@ async fn a_field_that_is_null_is_not_set() {
 
 /// Joins these sockets of a command, and no others.
 async fn join(client: &RawClient, command: &[&str], names: &[&str]) -> (RawExec, Value) {
-    let reply = client
-        .post_exec(command, json!({ "user": null }))
-        .await
-        .body;
+    let reply = client.post_exec(command, json!({})).await.body;
     let fds = reply["metadata"]["metadata"]["fds"].clone();
     let mut exec = client.unjoined(reply["metadata"]["id"].as_str().unwrap());
     for name in names {
@@ -593,7 +590,7 @@ async fn a_background_job_can_write_after_the_command_has_ended() {
     let (agent, client) = start();
     let done = agent.socket().with_file_name("done");
     // More than a pipe holds, and later than the agent waits for quiet.
-    let job = "(sleep 2; head -c 200000 /dev/zero; head -c 200000 /dev/zero >&2; echo > $0) &";
+    let job = "(sleep 2; head -c 200000 /dev/zero && head -c 200000 /dev/zero >&2 && echo > $0) &";
     let exec = client
         .exec(&["sh", "-c", job, done.to_str().unwrap()], json!({}))
         .await;

@@ -9,6 +9,7 @@
 
 mod bad_input;
 mod cli_copy;
+mod cli_exec;
 mod cli_files;
 mod client;
 mod contract;

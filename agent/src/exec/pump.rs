@@ -10,7 +10,10 @@ use tokio::{
     select,
     time::{Instant, sleep_until},
 };
-use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+use tokio_tungstenite::tungstenite::{
+    Error as WsError, Message, Utf8Bytes,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{pty::Pty, session::InputLost};
@@ -248,7 +251,27 @@ pub(super) enum InputEnd {
     Stopped,
     /// The connection was lost, or something came on it that is no websocket's: more may have been
     /// meant to come.
-    Lost(WsError),
+    Lost(Loss),
+}
+
+/// How the input broke off.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Loss {
+    /// The connection was lost, or what came on it is no websocket.
+    #[error("{0}")]
+    Broken(#[source] WsError),
+    /// The client closed the websocket, with a code that says that something went wrong.
+    #[error("{0} {1}")]
+    Closed(CloseCode, Utf8Bytes),
+}
+
+/// Whether a websocket is closed as it should be: 1000, 1001 or without a code (RFC 6455, section
+/// 7.4.1).
+fn is_orderly(code: CloseCode) -> bool {
+    matches!(
+        code,
+        CloseCode::Normal | CloseCode::Away | CloseCode::Status
+    )
 }
 
 /// Hands what the client sends to the command, until a text message, the end of the socket, or
@@ -279,10 +302,18 @@ where
                 }
                 bytes += data.len() as u64;
             }
-            // Clients that close the websocket have said that there is no more (RFC 6455, 5.5.1).
-            Some(Ok(Message::Text(_) | Message::Close(_))) => break InputEnd::Client,
-            Some(Err(error)) => break InputEnd::Lost(error),
-            None => break InputEnd::Lost(WsError::ConnectionClosed),
+            Some(Ok(Message::Text(_))) => break InputEnd::Client,
+            // Who closes the websocket has said that there is no more, unless something went wrong.
+            Some(Ok(Message::Close(close))) => {
+                break match close {
+                    Some(CloseFrame { code, reason }) if !is_orderly(code) => {
+                        InputEnd::Lost(Loss::Closed(code, reason))
+                    }
+                    _ => InputEnd::Client,
+                };
+            }
+            Some(Err(error)) => break InputEnd::Lost(Loss::Broken(error)),
+            None => break InputEnd::Lost(Loss::Broken(WsError::ConnectionClosed)),
             // Pings are answered by tungstenite.
             Some(Ok(_)) => {}
         }

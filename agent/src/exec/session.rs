@@ -36,7 +36,6 @@ use tokio::{
     task::{JoinError, JoinSet},
     time::{Instant, sleep_until, timeout},
 };
-use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_util::sync::CancellationToken;
 use vsock_agent_protocol::exec::{self, OnDisconnect};
 
@@ -48,7 +47,7 @@ use super::{
     family::{ENDING, Family},
     leftovers::Leftovers,
     pty::Pty,
-    pump::{self, Fed, InputEnd, Pumped, StreamEnd},
+    pump::{self, Fed, InputEnd, Loss, Pumped, StreamEnd},
 };
 use crate::{blocking::run_blocking, defaults, reaper, shutdown::Shutdown, ws::WebSocket};
 
@@ -100,7 +99,7 @@ pub(crate) struct InputLost {
     /// Bytes the command had been given.
     pub(crate) after: u64,
     /// How it broke off.
-    pub(crate) reason: WsError,
+    pub(crate) reason: Loss,
 }
 
 /// What runs commands: one for the agent. Cheap to clone.

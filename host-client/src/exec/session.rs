@@ -4,12 +4,15 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use futures_util::{StreamExt, future::try_join_all};
 use http::Method;
+use serde::Deserialize;
 use tokio::{sync::oneshot, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{
-    Exec, ExecControl, ExecReader, ExecStdin, ExitStatus, GRACE_TIMEOUT, control, input, output,
+    Exec, ExecControl, ExecReader, ExecStdin, ExitStatus, GRACE_TIMEOUT, control, input,
+    input::Sent,
+    output,
     output::{Course, StreamEnd, Taking},
 };
 use crate::{
@@ -43,6 +46,9 @@ pub struct ExecSession {
     ends: Vec<Output>,
     result: oneshot::Receiver<Result<Operation, ClientError>>,
     course: Course,
+    /// How much of the input was sent.
+    sent: Arc<Sent>,
+    terminal: bool,
     /// The control socket, the input and the watch. Dropping it ends them, and so the command.
     _tasks: JoinSet<()>,
 }
@@ -180,7 +186,7 @@ fn assemble(
     let course = Course::default();
     let mut tasks = JoinSet::new();
     let (handle, orders) = control::queue();
-    let (stdin, pipe) = input::pipe();
+    let (stdin, input, sent) = input::pipe();
     let mut readers = Vec::new();
     let mut ends = Vec::new();
     let mut collect = |taking: Taking, socket, name| {
@@ -222,7 +228,7 @@ fn assemble(
                 });
             }
         }
-        tasks.spawn(input::feed(pipe, sink, terminal, finished));
+        tasks.spawn(input::feed(input, sink, terminal, finished));
     }
     for (socket, (number, name)) in
         sockets.zip([(STDOUT, "standard output"), (STDERR, "standard error")])
@@ -250,6 +256,8 @@ fn assemble(
         ends,
         result,
         course,
+        sent,
+        terminal,
         _tasks: tasks,
     }
 }
@@ -291,14 +299,36 @@ impl ExecSession {
     ///
     /// [`ClientError::ConnectionLost`] when the agent, its machine or a stream was lost, in which
     /// case nobody knows how the command ended; [`ClientError::IncompleteOutput`] when bytes are
-    /// missing; [`ClientError::Agent`] when the command was never started for a reason that is
+    /// missing, and [`ClientError::IncompleteInput`] when the command was not given all of its
+    /// input; [`ClientError::Agent`] when the command was never started for a reason that is
     /// not the command's.
     pub async fn wait(mut self) -> Result<ExitStatus, ClientError> {
         drop((self.stdin.take(), self.stdout.take(), self.stderr.take()));
         let mut ends = Ends::new(std::mem::take(&mut self.ends));
         let operation = self.operation_end(&mut ends).await?;
         self.course.ended.cancel();
+        self.check_input(&operation)?;
         judge(operation, ends.all().await)
+    }
+
+    /// Whether the command was given all of its input, or wanted no more of it.
+    fn check_input(&self, operation: &Operation) -> Result<(), ClientError> {
+        let Ok(ended) = ExecEnded::deserialize(&operation.metadata) else {
+            return Ok(());
+        };
+        if let Some(received) = ended.input_lost {
+            let sent = self.sent.bytes().max(received);
+            return Err(ClientError::IncompleteInput { sent, received });
+        }
+        // A terminal's socket carries its output too, and that is what is counted.
+        let counted = ended.bytes.as_ref().filter(|_| !self.terminal);
+        let received = counted.and_then(|bytes| bytes.get(STDIN).copied());
+        match (self.sent.all(), received) {
+            (Some(sent), Some(received)) if sent != received => {
+                Err(ClientError::IncompleteInput { sent, received })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The operation's end, unless it is clear before that there will be none.

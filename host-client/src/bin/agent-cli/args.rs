@@ -126,7 +126,7 @@ pub(crate) struct ExecArgs {
     /// Give the command pipes even if this is a terminal
     #[arg(short = 'T', long, overrides_with = "tty")]
     pub(crate) no_tty: bool,
-    /// Give the command no input
+    /// Give the command no input, and no terminal unless -t asks for one
     #[arg(short = 'n', long)]
     pub(crate) no_stdin: bool,
     /// Set a variable in the command's environment

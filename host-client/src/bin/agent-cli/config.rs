@@ -54,7 +54,8 @@ struct Vm {
 #[derive(Debug)]
 pub(crate) struct Settings {
     global: Global,
-    path: PathBuf,
+    /// The configuration file; `None` if there can be none.
+    path: Option<PathBuf>,
     config: Config,
     /// Those that were made, to see them off.
     clients: Mutex<Vec<Client>>,
@@ -73,8 +74,11 @@ pub(crate) struct Target {
 impl Settings {
     /// Reads the configuration file; without one there are no names.
     pub(crate) fn new(global: Global) -> anyhow::Result<Self> {
-        let path = config_path()?;
-        let config = parse(&path, &read_or_empty(&path)?)?;
+        let path = config_path();
+        let config = match &path {
+            Some(path) => parse(path, &read_or_empty(path)?)?,
+            None => Config::default(),
+        };
         Ok(Self {
             global,
             path,
@@ -115,7 +119,7 @@ impl Settings {
             None => return Err(self.unknown(vm)),
         };
         let endpoint = endpoint.parse().with_context(|| match known {
-            Some(_) => format!("in {}, vms.{vm}.endpoint", self.path.display()),
+            Some(_) => format!("in {}, vms.{vm}.endpoint", self.shown_path()),
             None => "no such endpoint".to_owned(),
         })?;
         let identity = match (
@@ -123,7 +127,7 @@ impl Settings {
             known.and_then(|vm| vm.identity.as_ref()),
         ) {
             (Some(directory), _) => directory.clone(),
-            (None, Some(directory)) => self.directory().join(directory),
+            (None, Some(directory)) => self.directory().unwrap_or_default().join(directory),
             (None, None) => self.default_identity(),
         };
         // An identity on the command line means TLS, whatever the configuration says.
@@ -147,8 +151,16 @@ impl Settings {
         anyhow!(
             "no virtual machine is named {vm:?}: {} has {known}; add it with `agent-cli vm add \
              {vm} ENDPOINT`, or give an endpoint such as vsock:3",
-            self.path.display()
+            self.shown_path()
         )
+    }
+
+    /// The path of the configuration file, for messages.
+    fn shown_path(&self) -> String {
+        match &self.path {
+            Some(path) => path.display().to_string(),
+            None => "a configuration that is not there".to_owned(),
+        }
     }
 
     /// The names, in order.
@@ -165,18 +177,18 @@ impl Settings {
     }
 
     /// The data of the machines.
-    pub(crate) fn instances(&self) -> InstanceStore {
-        InstanceStore::new(self.directory().join("instances"))
+    pub(crate) fn instances(&self) -> anyhow::Result<InstanceStore> {
+        Ok(InstanceStore::new(self.directory()?.join("instances")))
     }
 
     /// What the host process keeps under that name.
-    pub(crate) fn host_file(&self, name: &str) -> PathBuf {
-        self.directory().join(name)
+    pub(crate) fn host_file(&self, name: &str) -> anyhow::Result<PathBuf> {
+        Ok(self.directory()?.join(name))
     }
 
     /// Which version of the configuration file there is now.
     pub(crate) fn stamp(&self) -> Option<Stamp> {
-        Stamp::of(&self.path)
+        Stamp::of(self.path.as_deref()?)
     }
 
     /// The options that were given.
@@ -185,18 +197,24 @@ impl Settings {
     }
 
     /// Where the configuration file is, or would be.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+    pub(crate) fn path(&self) -> anyhow::Result<&Path> {
+        self.path.as_deref().with_context(|| {
+            format!("there is no home directory: HOME or {CONFIG_VARIABLE} has to be set")
+        })
     }
 
-    fn directory(&self) -> PathBuf {
-        self.path.parent().map(Path::to_owned).unwrap_or_default()
+    fn directory(&self) -> anyhow::Result<PathBuf> {
+        Ok(self
+            .path()?
+            .parent()
+            .map(Path::to_owned)
+            .unwrap_or_default())
     }
 
     /// Where identities are that nobody said another place for.
     fn default_identity(&self) -> PathBuf {
         config_directory().map_or_else(
-            || self.directory().join("identity"),
+            || self.directory().unwrap_or_default().join("identity"),
             |directory| directory.join("identity"),
         )
     }
@@ -319,22 +337,23 @@ fn reason(text: &str, error: &toml_edit::de::Error) -> String {
     }
 }
 
-fn config_path() -> anyhow::Result<PathBuf> {
+/// `None` for who has no home: nothing is configured then.
+fn config_path() -> Option<PathBuf> {
     match variable(CONFIG_VARIABLE) {
-        Some(path) => Ok(PathBuf::from(path)),
-        None => config_directory()
-            .map(|directory| directory.join("config.toml"))
-            .with_context(|| format!("neither {CONFIG_VARIABLE} nor HOME is set")),
+        Some(path) => Some(PathBuf::from(path)),
+        None => Some(config_directory()?.join("config.toml")),
     }
 }
 
 /// `~/.config/agent-cli` (XDG Base Directory Specification).
 fn config_directory() -> Option<PathBuf> {
+    // The specification has relative paths ignored.
+    let absolute = |path: &PathBuf| path.is_absolute();
     let base = variable("XDG_CONFIG_HOME")
         .map(PathBuf::from)
-        // The specification has relative paths ignored.
-        .filter(|path| path.is_absolute())
-        .or_else(|| variable("HOME").map(|home| PathBuf::from(home).join(".config")))?;
+        .filter(absolute)
+        // Without HOME, what /etc/passwd says.
+        .or_else(|| Some(std::env::home_dir().filter(absolute)?.join(".config")))?;
     Some(base.join("agent-cli"))
 }
 
@@ -367,7 +386,7 @@ mod tests {
                 verbose: 0,
             },
             config: parse(&path, text).unwrap(),
-            path,
+            path: Some(path),
             clients: Mutex::default(),
         };
         let target = settings.target("demo").unwrap();
@@ -391,7 +410,7 @@ mod tests {
                 verbose: 0,
             },
             config: parse(&path, text).unwrap(),
-            path,
+            path: Some(path),
             clients: Mutex::default(),
         };
         let error = settings.target("dmeo").unwrap_err().to_string();

@@ -9,7 +9,6 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use tokio::{
     io::AsyncWriteExt,
-    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
     task::JoinSet,
     time::{Instant, sleep_until},
@@ -20,6 +19,7 @@ use crate::{
     args::{ExecArgs, ShellArgs},
     config::Settings,
     exit, output,
+    signals::Signals,
     stdio::{self, Sink},
     terminal::{self, RawMode},
 };
@@ -28,8 +28,24 @@ use crate::{
 /// a second signal.
 const HANGUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Our agent says in SHELL which login shell the user has; others need `su` to look it up.
-const LOGIN: &str = r#"if [ -n "$SHELL" ]; then exec "$SHELL" -l; else exec su -l; fi"#;
+/// The signals to us that are passed on to the command.
+const PASSED_ON: [i32; 7] = [
+    libc::SIGINT,
+    libc::SIGTERM,
+    libc::SIGHUP,
+    libc::SIGQUIT,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGWINCH,
+];
+
+/// Starts the login shell of the user. Our agent says in SHELL which one that is. With others, `su`
+/// looks it up for root; of anybody else it would ask a password. A user without an entry in
+/// `/etc/passwd` has `/bin/sh`, as login(1) has it.
+const LOGIN: &str = r#"if [ -z "$SHELL" ] && [ "$(id -u)" = 0 ]; then exec su -l; fi
+[ -n "$SHELL" ] || SHELL=$(getent passwd "$(id -u)" 2>/dev/null | cut -d: -f7)
+export SHELL="${SHELL:-/bin/sh}"
+exec "$SHELL" -l"#;
 
 /// `agent-cli exec`.
 pub(crate) async fn run(settings: &Settings, args: ExecArgs) -> anyhow::Result<u8> {
@@ -37,7 +53,8 @@ pub(crate) async fn run(settings: &Settings, args: ExecArgs) -> anyhow::Result<u
     let terminal = match (args.tty, args.no_tty) {
         (true, _) => true,
         (_, true) => false,
-        _ => io::stdin().is_terminal() && io::stdout().is_terminal(),
+        // Without input there is nothing to type into a terminal.
+        _ => !args.no_stdin && io::stdin().is_terminal() && io::stdout().is_terminal(),
     };
     let mut words = args.command.into_iter().map(text);
     let program = words.next().context("no command was given")??;
@@ -115,8 +132,9 @@ enum Ending {
 async fn attach(exec: Exec, terminal: bool, input: bool) -> anyhow::Result<u8> {
     let session = exec.start().await?;
     // Before the terminal is raw, so that no signal can end us while it is.
-    let signals = Signals::new()?;
-    let raw = match terminal {
+    let signals = Signals::of(&PASSED_ON)?;
+    // Without input the keys mean what they always do here: Ctrl-C, Ctrl-Z.
+    let raw = match terminal && input {
         true => RawMode::enter().context("cannot prepare the terminal")?,
         false => None,
     };
@@ -153,6 +171,7 @@ async fn converse(
         }
         (stdin, _) => drop(stdin),
     }
+    let mut feeding = std::pin::pin!(failure_of(feeding));
     let stdout = session.take_stdout();
     let stderr = session.take_stderr();
     let ending = async {
@@ -192,6 +211,10 @@ async fn converse(
                 }
             }
             ending = relay.outcome() => return Ok(ending),
+            // Leaving ends the command: it must not take this for the end of its input.
+            error = &mut feeding => {
+                return Err(anyhow!(error).context("cannot read standard input"));
+            }
         }
     }
 }
@@ -204,17 +227,38 @@ enum Stop {
 }
 
 /// Types our stdin to the command.
-async fn feed(mut ours: mpsc::Receiver<io::Result<bytes::Bytes>>, mut theirs: ExecStdin) {
+///
+/// # Errors
+///
+/// When it cannot be read. The command is not told of an end of its input then.
+async fn feed(
+    mut ours: mpsc::Receiver<io::Result<bytes::Bytes>>,
+    mut theirs: ExecStdin,
+) -> io::Result<()> {
     while let Some(piece) = ours.recv().await {
-        let Ok(piece) = piece else {
-            break;
-        };
-        if theirs.write_all(&piece).await.is_err() {
-            // The command takes no more; what it writes goes on.
-            return;
+        match piece {
+            Ok(piece) => {
+                if theirs.write_all(&piece).await.is_err() {
+                    // The command takes no more; what it writes goes on.
+                    return Ok(());
+                }
+            }
+            Err(error) => {
+                theirs.abort();
+                return Err(error);
+            }
         }
     }
     let _ = theirs.shutdown().await;
+    Ok(())
+}
+
+/// Resolves when the input cannot be read.
+async fn failure_of(mut feeding: JoinSet<io::Result<()>>) -> io::Error {
+    match feeding.join_next().await {
+        Some(Ok(Err(error))) => error,
+        _ => std::future::pending().await,
+    }
 }
 
 /// Passes signals on, and decides when to leave without the command.
@@ -317,35 +361,5 @@ async fn hang_up(at: Option<(Instant, i32)>) -> i32 {
             sleep_until(at).await;
             number
         }
-    }
-}
-
-/// The signals that are passed on.
-#[derive(Debug)]
-struct Signals([(i32, Signal); 7]);
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        let listen = |number| Ok::<_, io::Error>((number, signal(SignalKind::from_raw(number))?));
-        Ok(Self([
-            listen(libc::SIGINT)?,
-            listen(libc::SIGTERM)?,
-            listen(libc::SIGHUP)?,
-            listen(libc::SIGQUIT)?,
-            listen(libc::SIGUSR1)?,
-            listen(libc::SIGUSR2)?,
-            listen(libc::SIGWINCH)?,
-        ]))
-    }
-
-    /// The number of the next signal to us.
-    async fn next(&mut self) -> i32 {
-        let waiting = self.0.iter_mut().map(|(number, signal)| {
-            Box::pin(async move {
-                signal.recv().await;
-                *number
-            })
-        });
-        futures_util::future::select_all(waiting).await.0
     }
 }

@@ -18,7 +18,7 @@ use crate::{
 
 /// `agent-cli config`.
 pub(crate) fn run(settings: &Settings, command: ConfigCommand) -> anyhow::Result<u8> {
-    let store = settings.instances();
+    let store = settings.instances()?;
     match command {
         ConfigCommand::Set { vm, words } => {
             let changes = assignments(&words)?;

@@ -10,10 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, sendto, socket};
 use serde_json::json;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::{MissedTickBehavior, interval, sleep},
-};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 use vsock_agent_client::{
     host_name,
@@ -26,6 +23,7 @@ use crate::{
     args::{Format, ServeArgs},
     config::Settings,
     output,
+    signals::Signals,
 };
 
 /// Held by the one process that serves this configuration.
@@ -51,16 +49,15 @@ pub(crate) async fn run(settings: &Settings, args: ServeArgs) -> anyhow::Result<
 
 async fn serve(settings: &Settings, port: u32) -> anyhow::Result<u8> {
     // Asked for first, so that no signal is missed.
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = Signals::of(&[libc::SIGTERM, libc::SIGINT])?;
     let Some(_lock) = lock_patiently(settings).await? else {
         bail!("another `agent-cli serve` runs with this configuration");
     };
     let mut host = HostProcess::new(HostConfig {
         port,
-        store: settings.instances(),
+        store: settings.instances()?,
         location: host_name(),
-        status: settings.host_file(STATUS_FILE),
+        status: settings.host_file(STATUS_FILE)?,
         is_registered: is_registered(settings),
     });
     let mut seen = stamps(settings);
@@ -73,8 +70,7 @@ async fn serve(settings: &Settings, port: u32) -> anyhow::Result<u8> {
     loop {
         tokio::select! {
             _ = look.tick() => {}
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = signals.next() => break,
         }
         let now = stamps(fresh.as_ref().unwrap_or(settings));
         if now == seen {
@@ -179,7 +175,7 @@ async fn lock_patiently(settings: &Settings) -> anyhow::Result<Option<fs::File>>
 
 /// Takes the lock, if nobody has it.
 fn lock(settings: &Settings) -> anyhow::Result<Option<fs::File>> {
-    let path = settings.host_file(LOCK_FILE);
+    let path = settings.host_file(LOCK_FILE)?;
     let open = || {
         path.parent().map_or(Ok(()), private_directory)?;
         fs::OpenOptions::new().create(true).append(true).open(&path)
@@ -196,7 +192,7 @@ fn lock(settings: &Settings) -> anyhow::Result<Option<fs::File>> {
 
 /// What the host process knows; `None` if it never ran.
 pub(crate) fn report(settings: &Settings) -> Option<StatusReport> {
-    StatusReport::read(&settings.host_file(STATUS_FILE))
+    StatusReport::read(&settings.host_file(STATUS_FILE).ok()?)
 }
 
 fn print_status(settings: &Settings, format: Format) -> anyhow::Result<u8> {

@@ -1,53 +1,66 @@
-//! Signals that ask for the end, for commands that have something to tidy up before.
+//! Signals to ourselves, told in place of their default action.
 
-use std::{fs, io};
+use std::{future::pending, io};
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Ctrl-C, `kill`, and the terminal that goes away. One that was ignored when we were started stays
-/// so (`nohup`).
-#[derive(Debug)]
-pub(crate) struct Endings(Vec<(SignalKind, Signal)>);
+/// Those that ask for the end: Ctrl-C, `kill`, and the terminal that goes away.
+pub(crate) const ENDING: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
-impl Endings {
-    /// Takes the signals; they end the process no longer.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says.
-    pub(crate) fn listen() -> io::Result<Self> {
-        let ignored = ignored();
-        let kinds = [
-            SignalKind::interrupt(),
-            SignalKind::terminate(),
-            SignalKind::hangup(),
-        ];
-        let heard = |kind: &SignalKind| ignored >> (kind.as_raw_value() - 1) & 1 == 0;
-        let listen = |kind| Ok((kind, signal(kind)?));
-        let signals: io::Result<_> = kinds.into_iter().filter(heard).map(listen).collect();
-        signals.map(Self)
+/// Some signals. Those that were ignored when the process started stay ignored, and never come: so
+/// do `nohup` and a shell that starts something in the background keep them from a program.
+#[derive(Debug)]
+pub(crate) struct Signals(Vec<(i32, Signal)>);
+
+impl Signals {
+    /// Listens to these, by number, from now on.
+    pub(crate) fn of(numbers: &[i32]) -> io::Result<Self> {
+        let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
+        let heard = numbers.iter().filter(|number| !has(ignored, **number));
+        heard
+            .map(|number| Ok((*number, signal(SignalKind::from_raw(*number))?)))
+            .collect::<io::Result<_>>()
+            .map(Self)
     }
 
-    /// The number of the next one.
-    pub(crate) async fn recv(&mut self) -> i32 {
-        let mut next: FuturesUnordered<_> = self
-            .0
-            .iter_mut()
-            .map(async |(kind, signal)| signal.recv().await.map(|()| kind.as_raw_value()))
-            .collect();
-        match next.next().await {
-            Some(Some(number)) => number,
-            // All are ignored.
-            _ => std::future::pending().await,
+    /// The number of the next signal. Safe to drop.
+    pub(crate) async fn next(&mut self) -> i32 {
+        if self.0.is_empty() {
+            return pending().await;
         }
+        let waiting = self.0.iter_mut().map(|(number, signal)| {
+            Box::pin(async move {
+                signal.recv().await;
+                *number
+            })
+        });
+        futures_util::future::select_all(waiting).await.0
     }
 }
 
-/// The signals that are ignored, as bits (`proc_pid_status(5)`).
-fn ignored() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let bits = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    bits.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
-        .unwrap_or(0)
+/// The set of ignored signals in a `status` file of a process (`proc_pid_status(5)`), one bit each.
+fn ignored(status: &str) -> u64 {
+    let set = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    set.unwrap_or_default()
+}
+
+/// Whether a signal, from 1 on, is in a set.
+fn has(set: u64, number: i32) -> bool {
+    u32::try_from(number - 1).is_ok_and(|bit| set.checked_shr(bit).is_some_and(|set| set & 1 == 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bit_is_the_first_signal() {
+        let set = ignored("Name:\tcat\nSigBlk:\tffffffffffffffff\nSigIgn:\t0000000000001001\n");
+        assert!(has(set, libc::SIGHUP) && has(set, libc::SIGPIPE));
+        assert!(!has(set, libc::SIGINT) && !has(set, 64) && !has(set, 65) && !has(set, 0));
+        assert_eq!(ignored("Name:\tcat\n"), 0);
+    }
 }

@@ -6,7 +6,7 @@
 //! also on a descriptor that somebody else made non-blocking.
 
 use std::{
-    io,
+    io::{self, IsTerminal},
     os::fd::{AsFd, BorrowedFd},
     thread,
 };
@@ -15,6 +15,7 @@ use bytes::{Bytes, BytesMut};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::stat::{SFlag, fstat, makedev},
     unistd::{read, write},
 };
 use tokio::{
@@ -30,15 +31,23 @@ const BUFFER_BYTES: usize = 64 * 1024;
 /// Pieces waiting between a thread and its stream.
 const QUEUE_DEPTH: usize = 4;
 
-/// Starts reading stdin. The stream ends at its end.
+/// Starts reading stdin. The stream ends at its end, or with an error if it cannot be read.
+///
+/// The null device has nothing, also for those who may only write to it: that is what `nohup` puts
+/// in place of a terminal.
 pub(crate) fn stdin() -> io::Result<mpsc::Receiver<io::Result<Bytes>>> {
     let (sender, receiver) = mpsc::channel(QUEUE_DEPTH);
+    if is_null(io::stdin()) {
+        return Ok(receiver);
+    }
+    // Asked for now: a terminal that is gone is none any more.
+    let terminal = io::stdin().is_terminal();
     thread::Builder::new()
         .name("stdin".to_owned())
         .spawn(move || {
             let mut buffer = vec![0; BUFFER_BYTES];
             loop {
-                let piece = match read_some(&mut buffer) {
+                let piece = match read_some(&mut buffer, terminal) {
                     Ok(0) => return,
                     Ok(count) => Ok(Bytes::copy_from_slice(&buffer[..count])),
                     Err(error) => Err(error),
@@ -52,15 +61,23 @@ pub(crate) fn stdin() -> io::Result<mpsc::Receiver<io::Result<Bytes>>> {
     Ok(receiver)
 }
 
-fn read_some(buffer: &mut [u8]) -> io::Result<usize> {
+fn is_null(fd: impl AsFd) -> bool {
+    // Linux's number of /dev/null (Documentation/admin-guide/devices.txt).
+    fstat(fd).is_ok_and(|stat| {
+        SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR
+            && stat.st_rdev == makedev(1, 3)
+    })
+}
+
+fn read_some(buffer: &mut [u8], terminal: bool) -> io::Result<usize> {
     let stdin = io::stdin();
     loop {
         match read(stdin.as_fd(), buffer) {
             Ok(count) => return Ok(count),
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => wait(stdin.as_fd(), PollFlags::POLLIN)?,
-            // The terminal is gone.
-            Err(Errno::EIO) => return Ok(0),
+            // The terminal is gone, or not ours any more.
+            Err(Errno::EIO) if terminal => return Ok(0),
             Err(errno) => return Err(errno.into()),
         }
     }

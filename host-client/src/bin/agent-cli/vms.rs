@@ -22,7 +22,7 @@ pub(crate) fn run(settings: &Settings, command: VmCommand) -> anyhow::Result<u8>
                 Some(directory) => Some(std::path::absolute(directory)?),
                 None => None,
             };
-            edit(settings.path(), |document| {
+            edit(settings.path()?, |document| {
                 add(document, &args, identity.as_deref(), plain)
             })
         }
@@ -30,9 +30,9 @@ pub(crate) fn run(settings: &Settings, command: VmCommand) -> anyhow::Result<u8>
             if !settings.names().any(|known| known == name) {
                 return Err(settings.unknown(&name));
             }
-            edit(settings.path(), |document| remove(document, &name))?;
+            edit(settings.path()?, |document| remove(document, &name))?;
             if is_name(&name) {
-                settings.instances().remove(&name)?;
+                settings.instances()?.remove(&name)?;
             }
             Ok(0)
         }

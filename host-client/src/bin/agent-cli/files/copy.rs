@@ -22,7 +22,7 @@ use super::{Place, list::shown, split_last};
 use crate::{
     args::{CopyArgs, PullArgs, PushArgs},
     config::Settings,
-    signals::Endings,
+    signals::{self, Signals},
     stdio::{self, Sink},
 };
 
@@ -189,14 +189,14 @@ async fn unless_interrupted(
     sessions: &[&Sftp],
     copying: impl Future<Output = anyhow::Result<CopySummary>>,
 ) -> Result<anyhow::Result<CopySummary>, i32> {
-    let Ok(mut endings) = Endings::listen() else {
+    let Ok(mut signals) = Signals::of(&signals::ENDING) else {
         return Ok(copying.await);
     };
     let signal = {
         let copying = std::pin::pin!(copying);
         tokio::select! {
             copied = copying => return Ok(copied),
-            signal = endings.recv() => signal,
+            signal = signals.next() => signal,
         }
         // What was under way is dropped here, which removes what is not to be kept.
     };
