@@ -21,6 +21,7 @@ use nix::{
     sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat},
     unistd::{Gid, Uid, fchown},
 };
+use vsock_agent_protocol::sftp::extension::Replacement;
 use xattr::FileExt;
 
 /// The ACL of a file (`linux/xattr.h`, `XATTR_NAME_POSIX_ACL_ACCESS`).
@@ -57,17 +58,6 @@ pub enum Kind {
     BlockDevice,
     /// A character device or a pipe with a name: what is written has no offset.
     Stream,
-}
-
-/// What becomes of the file that is replaced.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Replacement {
-    /// The new file keeps the mode that it has; else it gets the old one's.
-    pub sets_mode: bool,
-    /// The new file keeps the owner and the group that it has; else it gets the old one's.
-    pub sets_owner: bool,
-    /// A symbolic link is not replaced.
-    pub leaves_links: bool,
 }
 
 /// Why a file must be written to instead of being replaced.

@@ -2,77 +2,30 @@
 
 use std::{
     fs,
-    io::{Read, Write},
-    os::{
-        fd::OwnedFd,
-        unix::{
-            fs::{MetadataExt, PermissionsExt, symlink},
-            net::{UnixListener, UnixStream},
-        },
-    },
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::Path,
-    process::{Command as Program, Stdio},
-    thread,
+    process::Stdio,
 };
 
-use harness::TestFolder;
+use harness::{StockServer, TestFolder};
 use tokio::process::Command;
 
 use crate::{assert_same_tree, plant, product, succeed};
 
-/// Debian's OpenSSH server for SFTP.
-const OPENSSH_SERVER: &str = "/usr/lib/openssh/sftp-server";
-
-/// A listener whose every connection is a session of OpenSSH's server. It ends with the process.
-struct Listener {
-    folder: TestFolder,
-}
+struct Listener(StockServer);
 
 impl Listener {
     fn start() -> Self {
-        let folder = TestFolder::new("openssh");
-        let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let stream = stream.unwrap();
-                thread::spawn(move || serve(stream));
-            }
-        });
-        Self { folder }
+        Self(StockServer::start())
     }
 
     async fn cli(&self, words: &[&str]) -> String {
-        let endpoint = format!("unix:{}/socket", self.folder.path().display());
+        let endpoint = self.0.endpoint();
         let words = words.iter().map(|word| word.replace("VM", &endpoint));
         let mut cli = Command::new(&product().await.cli);
         cli.args(words).arg("--plain").stdin(Stdio::null());
         succeed(&mut cli).await
     }
-}
-
-fn serve(mut stream: UnixStream) {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        match stream.read(&mut byte) {
-            Ok(1) => head.push(byte[0]),
-            _ => return,
-        }
-    }
-    assert!(
-        head.starts_with(b"GET /1.0/sftp"),
-        "{}",
-        head.escape_ascii()
-    );
-    let answer =
-        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: sftp\r\n\r\n";
-    stream.write_all(answer).unwrap();
-    let output = OwnedFd::from(stream.try_clone().unwrap());
-    let server = Program::new(OPENSSH_SERVER)
-        .stdin(OwnedFd::from(stream))
-        .stdout(output)
-        .status();
-    assert!(server.unwrap().success());
 }
 
 #[tokio::test]

@@ -25,6 +25,7 @@ pub mod ports;
 pub mod random;
 pub mod raw;
 pub mod shipped;
+pub mod stock_server;
 pub mod upgrade;
 pub mod vm;
 
@@ -40,4 +41,5 @@ pub use ports::free_port;
 pub use random::Random;
 pub use raw::{RawClient, RawExec, RawReply};
 pub use shipped::AgentProcess;
+pub use stock_server::StockServer;
 pub use vm::TestVm;

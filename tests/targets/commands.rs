@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use harness::vm::paths;
+use harness::{stock_server::OPENSSH_SERVER, vm::paths};
 
 use super::cells::Cell;
 
@@ -31,20 +31,32 @@ pub(crate) const COMMANDS: &[&str] = &[
     "edit",
 ];
 
+/// Those for which it matters which server the guest has.
+pub(crate) const INTO_THE_GUEST: &[&str] = &[
+    "push",
+    "push -",
+    "push -r",
+    "push --resume",
+    "push --in-place",
+    "put",
+    "copy",
+    "edit",
+];
+
 /// Longest that a command may take, in seconds.
 const PATIENCE: &str = "60";
 
 /// Who runs them, and with which agent.
-pub(crate) struct Rig<'a> {
-    endpoint: &'a str,
-    user: u32,
+pub(crate) struct Rig {
+    endpoint: String,
+    pub(crate) user: u32,
     program: PathBuf,
 }
 
-impl<'a> Rig<'a> {
-    pub(crate) fn new(endpoint: &'a str, user: u32) -> Self {
+impl Rig {
+    pub(crate) fn new(endpoint: &str, user: u32) -> Self {
         Self {
-            endpoint,
+            endpoint: endpoint.to_owned(),
             user,
             program: agent_cli(),
         }
@@ -67,8 +79,7 @@ impl<'a> Rig<'a> {
             ),
             "sftp put" => {
                 input = Some(format!("put {} {}", source.display(), target.display()));
-                let server = "/usr/lib/openssh/sftp-server";
-                plain("sftp", ["-b", "-", "-D", server].map(OsStr::new))
+                plain("sftp", ["-b", "-", "-D", OPENSSH_SERVER].map(OsStr::new))
             }
             "push" => self.cli(["push".into(), source.into(), self.place(target)]),
             "push -" => self.cli(["push".into(), "-".into(), self.place(target)]),
@@ -93,7 +104,7 @@ impl<'a> Rig<'a> {
             ]),
             "put" | "get" | "copy" => {
                 input = Some(format!("{what} {} {}", source.display(), target.display()));
-                self.cli(["sftp", "-b", "-", self.endpoint].map(OsString::from))
+                self.cli(["sftp", "-b", "-", &self.endpoint].map(OsString::from))
             }
             "edit" => {
                 let mut command = self.cli(["edit".into(), self.place(target)]);

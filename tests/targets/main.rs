@@ -1,5 +1,5 @@
 //! Every command that copies, onto every kind of target, as root and as somebody else, with `cp` and
-//! OpenSSH's `sftp` beside them. `outcomes.txt` has what each does; `tests/README.md` has the
+//! OpenSSH's `sftp` beside them; and those into the guest once more with OpenSSH's server there. `outcomes.txt` has what each does; `tests/README.md` has the
 //! differences that are meant.
 //!
 //! It runs in namespaces of its own, which needs root. `TARGETS_WRITE=1` writes what it finds.
@@ -25,11 +25,11 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use harness::{TestAgent, vm::paths};
+use harness::{StockServer, TestAgent, vm::paths};
 
 use self::{
     cells::{Cell, KINDS},
-    commands::{COMMANDS, Rig},
+    commands::{COMMANDS, INTO_THE_GUEST, Rig},
 };
 
 /// Set in the process that is in namespaces of its own.
@@ -109,26 +109,40 @@ fn sweep() {
     for (who, user) in [("root", 0), ("nobody", OTHER)] {
         let agent = Agent::start(user);
         let rig = Rig::new(&agent.endpoint, user);
-        for kind in KINDS {
-            let mut outcomes: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-            for command in COMMANDS {
-                let cell = Cell::new(folder.path(), kind, user);
-                let ended = rig.run(command, &cell);
-                let outcome = format!("{ended}: {}", cell.outcome());
-                outcomes.entry(outcome).or_default().push(command);
-            }
-            for (outcome, commands) in outcomes {
-                writeln!(
-                    found,
-                    "{who} | {kind} | {} | {outcome}",
-                    commands.join(", ")
-                )
-                .unwrap();
-            }
-        }
+        try_all(&rig, who, COMMANDS, folder.path(), &mut found);
     }
+    let server = StockServer::start();
+    let rig = Rig::new(&server.endpoint(), 0);
+    try_all(
+        &rig,
+        "stock server",
+        INTO_THE_GUEST,
+        folder.path(),
+        &mut found,
+    );
     cells::unmount(folder.path());
     compare(&found);
+}
+
+/// Writes down what each command does to each kind of target.
+fn try_all(rig: &Rig, who: &str, commands: &[&str], folder: &Path, found: &mut String) {
+    for kind in KINDS {
+        let mut outcomes: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        for command in commands {
+            let cell = Cell::new(folder, kind, rig.user);
+            let ended = rig.run(command, &cell);
+            let outcome = format!("{ended}: {}", cell.outcome());
+            outcomes.entry(outcome).or_default().push(command);
+        }
+        for (outcome, commands) in outcomes {
+            writeln!(
+                found,
+                "{who} | {kind} | {} | {outcome}",
+                commands.join(", ")
+            )
+            .unwrap();
+        }
+    }
 }
 
 fn compare(found: &str) {

@@ -48,15 +48,13 @@ impl Files {
             return Err(SftpError::NoOffsets);
         }
         let (from, to) = (at(&from), at(&to));
-        Ok(
-            match replace(&part, &from, &to, replacement(wanted.replacement))? {
-                Ok(()) => Replaced::Done,
-                Err(InPlace::Attributes) => Replaced::Attributes,
-                Err(InPlace::HardLinks) => Replaced::HardLinks,
-                Err(InPlace::Busy) => Replaced::Busy,
-                Err(InPlace::NotRegular) => Replaced::NotRegular,
-            },
-        )
+        Ok(match replace(&part, &from, &to, wanted.replacement)? {
+            Ok(()) => Replaced::Done,
+            Err(InPlace::Attributes) => Replaced::Attributes,
+            Err(InPlace::HardLinks) => Replaced::HardLinks,
+            Err(InPlace::Busy) => Replaced::Busy,
+            Err(InPlace::NotRegular) => Replaced::NotRegular,
+        })
     }
 
     /// Puts files into a directory.
@@ -66,7 +64,7 @@ impl Files {
     /// When the directory cannot be used; what one file meets is told of that file.
     pub(super) fn store(&self, wanted: &StoreFiles) -> Result<StoredFiles, SftpError> {
         let directory = self.directory(&wanted.directory)?;
-        let by = replacement(wanted.replacement);
+        let by = wanted.replacement;
         let store = |file| self.unless_ended(|| store(&directory, file, by));
         Ok(StoredFiles(wanted.files.iter().map(store).collect()))
     }
@@ -107,19 +105,7 @@ fn at<'a>(spot: &'a Spot<'_>) -> At<'a, [u8]> {
     }
 }
 
-const fn replacement(wanted: Replacement) -> vsock_agent_files::Replacement {
-    vsock_agent_files::Replacement {
-        sets_mode: wanted.sets_mode,
-        sets_owner: wanted.sets_owner,
-        leaves_links: wanted.leaves_links,
-    }
-}
-
-fn store(
-    directory: &OwnedFd,
-    file: &StoreFile,
-    by: vsock_agent_files::Replacement,
-) -> Result<(), SftpError> {
+fn store(directory: &OwnedFd, file: &StoreFile, by: Replacement) -> Result<(), SftpError> {
     let (part, name) = (component(&file.part)?, component(&file.name)?);
     // Another copy that found it before it was locked has it now.
     let open = create_part(directory, part)?.ok_or(Errno::EEXIST)?;

@@ -27,7 +27,7 @@ use super::super::{
     local::{LocalDirectory, Part},
     run::Run,
 };
-use crate::protocol::sftp::Attributes;
+use crate::protocol::sftp::{Attributes, extension::Replacement};
 
 /// How often a pipe or a device is tried that is not ready.
 const INTERVAL: Duration = Duration::from_millis(20);
@@ -284,20 +284,18 @@ where
 pub(in super::super) struct Finish {
     pub(in super::super) fsync: bool,
     pub(super) in_place: bool,
-    pub(in super::super) replacement: vsock_agent_files::Replacement,
+    pub(in super::super) replacement: Replacement,
 }
 
 impl Finish {
     pub(super) fn of(run: &Run<'_>) -> Self {
-        let wanted = run.replacement();
         Self {
             fsync: run.fsync,
             in_place: run.options.in_place,
-            replacement: vsock_agent_files::Replacement {
-                sets_mode: wanted.sets_mode,
-                sets_owner: wanted.sets_owner,
+            replacement: Replacement {
                 // They were looked at.
                 leaves_links: false,
+                ..run.replacement()
             },
         }
     }
