@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::oneshot;
+use tokio::{runtime::Handle, sync::oneshot};
 
 /// Most threads: what is more waits in turn.
 const MAX_THREADS: usize = 64;
@@ -38,7 +38,10 @@ pub(crate) async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
     let (answer, due) = oneshot::channel();
+    let runtime = Handle::current();
     POOL.start(Box::new(move || {
+        // The work may register descriptors with it.
+        let _entered = runtime.enter();
         // Nobody may be waiting any more.
         let _ = answer.send(work());
     }))?;

@@ -200,7 +200,7 @@ async fn the_agents_memory_is_in_no_core_dump() {
         "--clear-groups",
     ];
     let agent = Agent::start(folder, &launcher, &["--plain"]).await;
-    let process = format!("/proc/{}", agent.child.id());
+    let process = format!("/proc/{}/fd", agent.child.id());
     let owner = fs::metadata(process).unwrap().uid();
     assert_eq!(owner, 0);
 }
