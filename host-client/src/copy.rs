@@ -61,6 +61,9 @@ pub struct CopyOptions {
     /// when this copy fails or is dropped. A push to a server that has neither
     /// `open-part@vsock-agent` nor `copy-data` sends an unfinished file again.
     pub resume: bool,
+    /// The only source becomes the destination, also if that is a directory, which then is completed: a
+    /// copy that is tried again comes to the same place (`cp -T`).
+    pub exact: bool,
     /// Whether each file must be on its disk before it gets its name. `None`: only single files.
     pub fsync: Option<bool>,
     /// Copy owners and groups, as numbers.
@@ -77,7 +80,8 @@ pub struct CopyOptions {
     pub in_place: bool,
     /// A symbolic link that has the name of a file is replaced; else what it leads to is.
     pub no_dereference: bool,
-    /// Most directories above each other.
+    /// Most directories above each other. The default is what a path has room for (`PATH_MAX`, 4096
+    /// bytes, `linux/limits.h`); each needs a descriptor while it is copied.
     pub max_depth: usize,
     /// Most files, directories and links in all.
     pub max_entries: u64,
@@ -91,6 +95,7 @@ impl Default for CopyOptions {
         Self {
             recursive: false,
             resume: false,
+            exact: false,
             fsync: None,
             owners: false,
             special_bits: false,
@@ -98,7 +103,7 @@ impl Default for CopyOptions {
             preserve: false,
             in_place: false,
             no_dereference: false,
-            max_depth: 256,
+            max_depth: 2048,
             max_entries: 10_000_000,
             max_bytes: None,
         }

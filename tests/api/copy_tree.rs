@@ -426,3 +426,79 @@ async fn a_directory_that_is_too_deep_is_not_made() {
     assert!(there.join("a").is_dir());
     assert!(!there.join("a/b").exists());
 }
+
+#[tokio::test]
+async fn a_tree_that_is_copied_exactly_comes_to_the_same_place_again() {
+    let (_agent, folder, sftp) = start().await;
+    let [here, there, back] = ["here", "there", "back"].map(|name| folder.path().join(name));
+    fs::create_dir_all(here.join("below")).unwrap();
+    fs::write(here.join("below/file"), "text").unwrap();
+    let mut options = recursive();
+    options.exact = true;
+    let remote = RemotePath::from(there.as_path());
+    for _ in 0..2 {
+        let sources = [here.clone()];
+        copy::push(&sftp, &sources, &remote, &options, &())
+            .await
+            .unwrap();
+        assert_eq!(tree(&there), tree(&here));
+        let sources = [remote.clone()];
+        copy::pull(&sftp, &sources, &back, &options, &())
+            .await
+            .unwrap();
+        assert_eq!(tree(&back), tree(&here));
+    }
+    // A file does not go into a directory either.
+    let file = here.join("below/file");
+    let pushed = copy::push(&sftp, &[file], &remote, &options, &()).await;
+    assert!(matches!(pushed, Err(CopyError::InTheWay)), "{pushed:?}");
+    let two = [here.clone(), here];
+    let pushed = copy::push(&sftp, &two, &remote, &options, &()).await;
+    assert!(
+        matches!(pushed, Err(CopyError::NotADirectory)),
+        "{pushed:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_tree_becomes_what_is_not_there_also_with_a_slash() {
+    let (_agent, folder, sftp) = start().await;
+    let [here, there, back] = ["here", "there/", "back/"].map(|name| folder.path().join(name));
+    fs::create_dir(&here).unwrap();
+    fs::write(here.join("file"), "text").unwrap();
+    let remote = RemotePath::from(there.as_path());
+    let sources = [here.clone()];
+    copy::push(&sftp, &sources, &remote, &recursive(), &())
+        .await
+        .unwrap();
+    assert_eq!(tree(&there), tree(&here));
+    let sources = [remote];
+    copy::pull(&sftp, &sources, &back, &recursive(), &())
+        .await
+        .unwrap();
+    assert_eq!(tree(&back), tree(&here));
+    let missing = RemotePath::from(folder.path().join("missing/").as_path());
+    let file = here.join("file");
+    let pushed = copy::push(&sftp, &[file], &missing, &recursive(), &()).await;
+    assert!(
+        matches!(pushed, Err(CopyError::NotADirectory)),
+        "{pushed:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_tree_of_more_than_256_levels_is_copied() {
+    let (_agent, folder, sftp) = start().await;
+    let [here, there, back] = ["here", "there", "back"].map(|name| folder.path().join(name));
+    let deep = vec!["d"; 300].join("/");
+    fs::create_dir_all(here.join(&deep)).unwrap();
+    fs::write(here.join(&deep).join("file"), "text").unwrap();
+    let remote = RemotePath::from(there.as_path());
+    copy::push(&sftp, &[here], &remote, &recursive(), &())
+        .await
+        .unwrap();
+    copy::pull(&sftp, &[remote], &back, &recursive(), &())
+        .await
+        .unwrap();
+    assert_eq!(fs::read(back.join(&deep).join("file")).unwrap(), b"text");
+}

@@ -55,7 +55,7 @@ impl LocalDirectory {
         nix::fcntl::open(path, flags, Mode::empty())
             .map(|fd| Self(fd.into()))
             .map_err(|errno| match errno {
-                Errno::ENOENT | Errno::ENOTDIR => CopyError::NotADirectory,
+                Errno::ENOTDIR => CopyError::NotADirectory,
                 errno => CopyError::local("open the directory", errno.into()),
             })
     }

@@ -89,19 +89,19 @@ pub async fn pull(
     options: &CopyOptions,
     observer: &dyn CopyObserver,
 ) -> Result<CopySummary, CopyError> {
-    let is_directory = destination.is_dir();
-    let wants_directory = sources.len() > 1 || destination.as_os_str().as_bytes().ends_with(b"/");
-    if wants_directory && !is_directory {
+    let is_directory = destination.is_dir() && !options.exact;
+    if sources.len() > 1 && !is_directory {
         return Err(CopyError::NotADirectory);
     }
     let mut tops = Vec::new();
     for source in sources {
         tops.push((source, top(sftp, source, options.recursive).await));
     }
-    let single = match &tops[..] {
-        [(_, Ok((kind, _)))] => *kind != Kind::Directory || !options.recursive,
-        tops => tops.len() == 1,
-    };
+    let is_tree = matches!(&tops[..], [(_, Ok((Kind::Directory, _)))] if options.recursive);
+    if !is_tree && !is_directory && destination.as_os_str().as_bytes().ends_with(b"/") {
+        return Err(CopyError::NotADirectory);
+    }
+    let single = tops.len() == 1 && !is_tree;
     let mut run = Run::new(sftp, options, observer, single);
     if !options.preserve {
         run.umask = local::umask();

@@ -77,7 +77,8 @@ struct Level {
 /// Copies into the guest.
 ///
 /// If `destination` is a directory, each source goes into it under its last component. Several
-/// sources need one. A directory that is copied to nothing becomes `destination`.
+/// sources need one. A directory that is copied to nothing becomes `destination`. With
+/// [`CopyOptions::exact`] the source becomes it in any case.
 ///
 /// # Errors
 ///
@@ -91,11 +92,16 @@ pub async fn push(
     options: &CopyOptions,
     observer: &dyn CopyObserver,
 ) -> Result<CopySummary, CopyError> {
-    let is_directory = is_directory(sftp, destination, sources.len() > 1).await?;
-    let single = match sources {
-        [source] => !(options.recursive && source.is_dir()),
-        _ => false,
+    let is_tree = matches!(sources, [source] if options.recursive && source.is_dir());
+    let is_directory = match options.exact {
+        true if sources.len() != 1 => return Err(CopyError::NotADirectory),
+        true => false,
+        false => {
+            let needed = sources.len() > 1 || !is_tree && destination.as_bytes().ends_with(b"/");
+            is_directory(sftp, destination, needed).await?
+        }
     };
+    let single = sources.len() == 1 && !is_tree;
     let run = Run::new(sftp, options, observer, single);
     let walk = |queue| walk_all(&run, sources, destination, is_directory, queue);
     let driven = run.drive(walk, |work| put(&run, work)).await;
@@ -109,18 +115,18 @@ pub(super) async fn clean_up(sftp: &Sftp) {
     let _ = timeout(CLEAN_UP_TIMEOUT, sftp.removed()).await;
 }
 
-/// Whether sources go into the destination, or become it.
+/// Whether the destination is a directory, as may be `needed`.
 async fn is_directory(
     sftp: &Sftp,
     destination: &RemotePath,
-    several: bool,
+    needed: bool,
 ) -> Result<bool, CopyError> {
     let is_directory = match sftp.stat(destination).await {
         Ok(attributes) => attributes::kind(&attributes) == Some(Kind::Directory),
         Err(error) if error.is_not_found() => false,
         Err(error) => return Err(error.into()),
     };
-    match !is_directory && (several || destination.as_bytes().ends_with(b"/")) {
+    match !is_directory && needed {
         true => Err(CopyError::NotADirectory),
         false => Ok(is_directory),
     }

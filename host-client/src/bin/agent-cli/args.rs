@@ -269,6 +269,10 @@ pub(crate) struct CopyArgs {
     /// copied again needs -T
     #[arg(long)]
     pub(crate) resume: bool,
+    /// The source becomes the destination, also if that is a directory, as with `cp -T`: a copy that is
+    /// tried again comes to the same place
+    #[arg(short = 'T', long)]
+    pub(crate) no_target_directory: bool,
     /// Wait until each file is on its disk; the default for a single file
     #[arg(long, overrides_with = "no_fsync")]
     pub(crate) fsync: bool,

@@ -49,6 +49,9 @@ fn shown(path: &RemotePath) -> String {
     output::escape(path.as_bytes())
 }
 
+/// What endpoints begin with.
+const ENDPOINT_WORDS: [&[u8]; 3] = [b"vsock:", b"hybrid:", b"unix:"];
+
 /// A path in a guest: `VM:/PATH`.
 #[derive(Debug, PartialEq, Eq)]
 struct Place {
@@ -57,13 +60,17 @@ struct Place {
 }
 
 impl Place {
-    /// Splits at the last `:/`, because an endpoint has colons too.
+    /// Splits at the first `:/` behind the machine: a path may have one too. A name has no colon; of an
+    /// endpoint it is the first behind the word that it begins with.
     fn parse(text: &OsStr) -> anyhow::Result<Self> {
         let bytes = text.as_bytes();
-        let at = bytes
+        let word = ENDPOINT_WORDS.iter().find(|word| bytes.starts_with(word));
+        let start = word.map_or(0, |word| word.len());
+        let at = bytes[start..]
             .windows(2)
-            .rposition(|pair| pair == b":/")
-            .filter(|at| *at > 0 && !is_endpoint_word(&bytes[..*at]))
+            .position(|pair| pair == b":/")
+            .filter(|at| *at > 0)
+            .map(|at| start + at)
             .with_context(|| {
                 format!("{text:?} is not VM:/PATH, with the path from the root of the guest")
             })?;
@@ -74,11 +81,6 @@ impl Place {
             path: RemotePath::from(&bytes[at + 1..]),
         })
     }
-}
-
-/// `unix:/run/agent.sock` is an endpoint without a path, not a path on a machine named "unix".
-fn is_endpoint_word(vm: &[u8]) -> bool {
-    matches!(vm, b"unix" | b"hybrid")
 }
 
 /// All but the last word, and the last.
@@ -103,12 +105,18 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_split_at_the_last_colon_before_a_slash() {
+    fn a_place_is_split_at_the_first_colon_before_a_slash_behind_the_machine() {
         assert_eq!(place("demo:/etc/x"), split("demo", "/etc/x"));
         assert_eq!(place("vsock:3:/etc"), split("vsock:3", "/etc"));
         assert_eq!(
             place("unix:/run/a.sock:/etc"),
             split("unix:/run/a.sock", "/etc")
+        );
+        assert_eq!(place("demo:/a/c:/b"), split("demo", "/a/c:/b"));
+        assert_eq!(place("vsock:3:/a:/b"), split("vsock:3", "/a:/b"));
+        assert_eq!(
+            place("unix:/run/a.sock:/a/c:/b"),
+            split("unix:/run/a.sock", "/a/c:/b")
         );
         assert_eq!(
             place("hybrid:/v.sock:52:/"),

@@ -53,7 +53,7 @@ where
     if destination.file_name().is_none() {
         return Err(CopyError::NoName);
     }
-    if is_directory(sftp, destination, false).await? {
+    if is_directory(sftp, destination, destination.as_bytes().ends_with(b"/")).await? {
         return Err(CopyError::IsADirectory);
     }
     let target = Target::look(&run, destination.clone()).await?;

@@ -37,6 +37,7 @@ impl CopyArgs {
         let mut options = CopyOptions::default();
         options.recursive = self.recursive;
         options.resume = self.resume;
+        options.exact = self.no_target_directory;
         options.owners = self.owner;
         options.special_bits = self.preserve_special;
         options.mode = self.mode;
@@ -66,6 +67,9 @@ impl CopyArgs {
 pub(crate) async fn push(settings: &Settings, args: PushArgs) -> anyhow::Result<u8> {
     let (sources, destination) = split_last(args.paths)?;
     let place = Place::parse(&destination)?;
+    if sources.len() > 1 && args.copy.no_target_directory {
+        bail!("-T takes one source");
+    }
     if sources.len() > 1 && sources.iter().any(|source| source == STDIO) {
         bail!("standard input cannot be one of several sources; a file of that name is ./-");
     }
@@ -114,6 +118,9 @@ pub(crate) async fn pull(settings: &Settings, args: PullArgs) -> anyhow::Result<
         }
     }
     let to_stdout = destination == STDIO;
+    if sources.len() > 1 && args.copy.no_target_directory {
+        bail!("-T takes one source");
+    }
     if to_stdout && args.copy.json {
         bail!("standard output cannot have both the file and JSON");
     }
@@ -133,7 +140,16 @@ pub(crate) async fn pull(settings: &Settings, args: PullArgs) -> anyhow::Result<
                 false => {
                     let to = Path::new(&destination);
                     let pulled = copy::pull(sftp, paths, to, &options, &report).await;
-                    named(pulled, one_of(&sources, &destination))?
+                    match &pulled {
+                        // There it reads, here it writes.
+                        Err(
+                            CopyError::Local { .. }
+                            | CopyError::NotADirectory
+                            | CopyError::InTheWay
+                            | CopyError::PartGone,
+                        ) => named(pulled, &destination)?,
+                        _ => named(pulled, one_of(&sources, &destination))?,
+                    }
                 }
             };
             total += pulled;

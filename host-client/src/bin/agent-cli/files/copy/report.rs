@@ -11,6 +11,7 @@ use std::{
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
+use unicode_width::UnicodeWidthChar;
 use vsock_agent_client::copy::{CopyError, CopyEvent, CopyObserver, CopySummary, SkipReason};
 
 use crate::{args::CopyArgs, exit, output};
@@ -18,8 +19,8 @@ use crate::{args::CopyArgs, exit, output};
 /// How often the bar says which file it is about.
 const NAME_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Longest part of a name on the bar, in characters.
-const NAME_CHARS: usize = 40;
+/// Widest part of a name on the bar, in cells of the terminal: some characters take two.
+const NAME_CELLS: usize = 40;
 
 /// Who is told what happens.
 #[derive(Debug)]
@@ -233,12 +234,34 @@ fn bar() -> ProgressBar {
 /// Which file, and how many there are so far.
 fn caption(path: &[u8], state: &State) -> String {
     let name = output::escape(path.rsplit(|byte| *byte == b'/').next().unwrap_or(path));
-    let name = match name.char_indices().rev().nth(NAME_CHARS) {
-        Some((at, _)) => &name[at..],
-        None => &name,
-    };
+    let name = end_of(&name, NAME_CELLS);
     match state.found {
         0 | 1 => name.to_owned(),
         found => format!("{}/{found} {name}", state.done),
+    }
+}
+
+/// The end of a text, as much as there is in so many cells.
+fn end_of(text: &str, cells: usize) -> &str {
+    let mut taken = 0;
+    let mut characters = text.char_indices().rev();
+    let over = characters.find(|(_, character)| {
+        taken += character.width().unwrap_or(0);
+        taken > cells
+    });
+    over.map_or(text, |(at, character)| &text[at + character.len_utf8()..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_name_is_counted_in_cells() {
+        assert_eq!(end_of("abcdef", 4), "cdef");
+        assert_eq!(end_of("abc", 4), "abc");
+        assert_eq!(end_of("日本語", 4), "本語");
+        assert_eq!(end_of("日本語", 5), "本語");
+        assert_eq!(end_of("日本語", 6), "日本語");
     }
 }
