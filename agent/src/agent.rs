@@ -17,7 +17,7 @@ use crate::{
     defaults,
     guest_api::GuestApi,
     guest_side::{GuestSide, wait_until_ready},
-    instance_data::Refresher,
+    instance_data::{Kept, Refresher},
     listen::{ListenAddress, Listener},
     memory,
     presets::Presets,
@@ -117,12 +117,15 @@ impl Agent {
             Security::Plain => None,
         };
         let data = app.instance_data.clone();
+        let wants_data = config.guest.wants_data();
+        let kept = wants_data.then(|| Kept::new(&config.root, identity.as_deref()));
         let refresher = Refresher::new(
             data.clone(),
             &app.host,
             &app.events,
             config.guest.host.clone(),
             identity,
+            kept.flatten(),
         );
         let known = data.watch();
         let presets = Presets::new(
@@ -133,7 +136,7 @@ impl Agent {
         );
         let api = GuestApi::new(data, shutdown.clone());
         let is_told = config.guest.host.is_some() || app.host.watch().borrow().is_some();
-        let looks_for_host = !is_told && config.guest.wants_data();
+        let looks_for_host = !is_told && wants_data;
         let usual_host = config.guest.usual_host.take().filter(|_| looks_for_host);
         let ready_timeout = config.guest.ready_timeout;
         let guest = GuestSide::new(api, presets, config.guest, config.root, applied, known);

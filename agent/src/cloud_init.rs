@@ -9,6 +9,6 @@ mod kick;
 mod reboot;
 mod seed;
 
-pub(crate) use kick::{Datasource, KickError, Outcome, kick};
+pub(crate) use kick::{Datasource, KickError, Outcome, is_boot_over, kick};
 pub(crate) use reboot::{in_time, reboot};
-pub(crate) use seed::{Seed, seeded_meta_data, write};
+pub(crate) use seed::{Seed, is_own_there, remove_own, seeded_meta_data, write};

@@ -241,6 +241,10 @@ pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// listens, a connection fails at once.
 pub(crate) const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Time for the host to tell the instance's data before those of an earlier boot are served in their
+/// place: half of what the guest waits, so that cloud-init finds them in time.
+pub(crate) const KEPT_AFTER: Duration = Duration::from_secs(5);
+
 /// How long the start of the guest waits for the host's data when they are expected.
 pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(10);
 

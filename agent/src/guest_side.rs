@@ -100,6 +100,30 @@ impl GuestSide {
 
     /// Goes on until `stop` is cancelled, and takes the sockets away then.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
+        // The seed of an earlier configuration would hide the data from cloud-init for ever. While
+        // the guest boots, cloud-init may have read it already, and it goes when the agent stops.
+        let has_old_seed = self.config.cloud_init != CloudInit::NoCloud
+            && !self.applied.is_seeded
+            && cloud_init::is_own_there(&self.root);
+        if has_old_seed && cloud_init::is_boot_over(&self.root).await.unwrap_or(false) {
+            self.remove_seed().await;
+        }
+        self.serve_until(stop).await;
+        if has_old_seed {
+            self.remove_seed().await;
+        }
+    }
+
+    async fn remove_seed(&self) {
+        let root = self.root.clone();
+        let removed = spawn_blocking(move || cloud_init::remove_own(&root)).await;
+        match removed.map_err(std::io::Error::from).flatten() {
+            Ok(()) => tracing::info!("removed cloud-init's seed of an earlier configuration"),
+            Err(error) => tracing::error!(%error, "cannot remove cloud-init's seed"),
+        }
+    }
+
+    async fn serve_until(&mut self, stop: CancellationToken) {
         if self.applied.has_seed {
             let meta_data = cloud_init::seeded_meta_data(&self.root);
             if self.kick(Datasource::NoCloud, &meta_data).await {

@@ -11,6 +11,7 @@
 mod changes;
 mod fetch;
 mod host_api;
+mod kept;
 mod refresh;
 mod snapshot;
 
@@ -25,7 +26,7 @@ use crate::{defaults, events::Events};
 
 use self::host_api::HostApi;
 
-pub(crate) use self::{host_api::CallError, refresh::Refresher, snapshot::Snapshot};
+pub(crate) use self::{host_api::CallError, kept::Kept, refresh::Refresher, snapshot::Snapshot};
 
 /// What is known of the instance, and the way to its host. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -99,6 +100,17 @@ impl InstanceData {
     fn publish(&self, snapshot: Snapshot) {
         self.state
             .send_replace(Availability::Here(Arc::new(snapshot)));
+    }
+
+    /// Publishes it if nothing is known yet. False if something is.
+    fn publish_if_unknown(&self, snapshot: Snapshot) -> bool {
+        self.state.send_if_modified(|state| {
+            let is_unknown = matches!(state, Availability::Unknown);
+            if is_unknown {
+                *state = Availability::Here(Arc::new(snapshot));
+            }
+            is_unknown
+        })
     }
 
     fn forget(&self, state: Availability) {

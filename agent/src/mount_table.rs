@@ -1,6 +1,14 @@
 //! The table of what is mounted: `/proc/self/mounts` (`fstab(5)`).
 
-use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
+use std::{
+    ffi::OsString,
+    fs,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+};
+
+/// File systems that may forget what was written. The upper layer of an overlay may be in memory.
+const FORGETFUL: [&str; 4] = ["tmpfs", "ramfs", "rootfs", "overlay"];
 
 /// A mounted file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +25,16 @@ pub(crate) struct Mount {
 /// Parses the table, oldest mount first. Lines that make no sense are passed over.
 pub(crate) fn parse(text: &[u8]) -> impl Iterator<Item = Mount> {
     text.split(|byte| *byte == b'\n').filter_map(parse_line)
+}
+
+/// Whether what is written to this absolute path is there after a reboot of the guest whose `/` is
+/// `root`. False where its file systems are not known.
+pub(crate) fn outlives_reboot(root: &Path, path: &Path) -> bool {
+    let table = fs::read(root.join("proc/self/mounts")).unwrap_or_default();
+    parse(&table)
+        .filter(|mount| path.starts_with(&mount.mountpoint))
+        .max_by_key(|mount| mount.mountpoint.components().count())
+        .is_some_and(|mount| !FORGETFUL.contains(&mount.kind.as_str()))
 }
 
 fn parse_line(line: &[u8]) -> Option<Mount> {

@@ -2,6 +2,7 @@
 
 mod cloud_init;
 mod events;
+mod kept;
 mod lifecycle;
 mod routes;
 mod tls;

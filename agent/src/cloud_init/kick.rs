@@ -133,7 +133,7 @@ async fn look_again(root: &Path, action: Action) -> Result<(), KickError> {
 }
 
 /// Whether systemd has started all there is to be started.
-pub(super) async fn is_boot_over(root: &Path) -> Result<bool, KickError> {
+pub(crate) async fn is_boot_over(root: &Path) -> Result<bool, KickError> {
     let state = run(&systemctl(root), &["show", "--property=SystemState"]).await?;
     Ok(!matches!(
         state.trim(),

@@ -29,9 +29,6 @@ const IN_TIME: &str = "run/vsock-agent-cloud-init-in-time";
 /// Where cloud-init keeps whose data it has.
 const KNOWN_INSTANCE: &str = "var/lib/cloud/data/instance-id";
 
-/// File systems that may forget what was written. The upper layer of an overlay may be in memory.
-const FORGETFUL: [&str; 4] = ["tmpfs", "ramfs", "rootfs", "overlay"];
-
 /// Remembers that cloud-init looks for its data in this boot.
 ///
 /// # Errors
@@ -98,7 +95,7 @@ fn allow(root: &Path, id: &str) -> Result<String, &'static str> {
     if id.is_empty() {
         return Err("the data have no instance-id");
     }
-    if is_forgetful(root) {
+    if !mount_table::outlives_reboot(root, &Path::new("/").join(LOG)) {
         return Err("nothing here outlives a reboot");
     }
     let line = format!("reboot {id:?}");
@@ -113,15 +110,6 @@ fn allow(root: &Path, id: &str) -> Result<String, &'static str> {
 }
 
 /// Whether the log may not outlive a reboot.
-fn is_forgetful(root: &Path) -> bool {
-    let table = fs::read(root.join("proc/self/mounts")).unwrap_or_default();
-    let place = Path::new("/").join(LOG);
-    mount_table::parse(&table)
-        .filter(|mount| place.starts_with(&mount.mountpoint))
-        .max_by_key(|mount| mount.mountpoint.components().count())
-        .is_none_or(|mount| FORGETFUL.contains(&mount.kind.as_str()))
-}
-
 fn read_log(root: &Path) -> io::Result<String> {
     match fs::read_to_string(root.join(LOG)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),

@@ -25,6 +25,9 @@ const FOLDER: &str = "nocloud";
 const NEW: &str = ".nocloud.new";
 const OLD: &str = ".nocloud.old";
 
+/// In the folder: says that the agent wrote it. Cloud-init reads only the names that it knows.
+const MARK: &str = ".vsock-agent";
+
 /// User-data may have passwords in them.
 const FILE: Attributes = Attributes {
     mode: 0o600,
@@ -43,8 +46,9 @@ pub(crate) struct Seed<'a> {
 }
 
 impl Seed<'_> {
-    fn files(&self) -> [(&'static str, Option<&str>); 4] {
+    fn files(&self) -> [(&'static str, Option<&str>); 5] {
         [
+            (MARK, Some("")),
             ("meta-data", Some(self.meta_data)),
             ("user-data", Some(self.user_data)),
             ("vendor-data", self.vendor_data),
@@ -77,6 +81,27 @@ pub(crate) fn write(root: &Path, seed: &Seed<'_>) -> io::Result<()> {
         Err(error) => return Err(error.into()),
     }
     renameat(&parent, NEW, &parent, FOLDER)?;
+    remove(&parent, OLD)
+}
+
+/// Whether there is a seed below `root` that [`write`] made.
+pub(crate) fn is_own_there(root: &Path) -> bool {
+    let mark = Path::new(PARENT).join(FOLDER).join(MARK);
+    Root::open(root).is_ok_and(|root| root.read(&mark, 1).is_ok())
+}
+
+/// Removes the seed that [`write`] made below `root`, if there is one; others stay.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub(crate) fn remove_own(root: &Path) -> io::Result<()> {
+    if !is_own_there(root) {
+        return Ok(());
+    }
+    let parent = Root::open(root)?.below(Path::new(PARENT))?;
+    remove(&parent, OLD)?;
+    renameat(&parent, FOLDER, &parent, OLD)?;
     remove(&parent, OLD)
 }
 
@@ -181,6 +206,21 @@ mod tests {
         };
         write(&root.0, &shorter).unwrap();
         assert_eq!(root.read("vendor-data").unwrap(), "h");
+    }
+
+    #[test]
+    fn only_our_own_seed_is_removed() {
+        let root = Root::new("own");
+        remove_own(&root.0).unwrap();
+        write(&root.0, &SEED).unwrap();
+        assert!(is_own_there(&root.0));
+        remove_own(&root.0).unwrap();
+        assert_eq!(root.read("meta-data"), None);
+        let folder = root.0.join(PARENT).join(FOLDER);
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("meta-data"), "instance-id: image\n").unwrap();
+        remove_own(&root.0).unwrap();
+        assert!(root.read("meta-data").is_some());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!              └──PUT /1.0, devlxd off──────────┴──event, PUT /1.0────────┘
 //! ```
 
-use std::{future::pending, path::PathBuf, sync::Arc, time::Duration};
+use std::{future::pending, io, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use http::{Method, StatusCode};
@@ -17,6 +17,7 @@ use rustls::{
 use tokio::{
     select,
     sync::watch,
+    task::{JoinError, spawn_blocking},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -35,7 +36,7 @@ use crate::{
     tls::{self, IdentityError},
 };
 
-use super::{Availability, CallError, HostApi, InstanceData, changes::Told, fetch::fetch};
+use super::{Availability, CallError, HostApi, InstanceData, Kept, changes::Told, fetch::fetch};
 
 /// The task that does it.
 #[derive(Debug)]
@@ -45,6 +46,8 @@ pub(crate) struct Refresher {
     heard: Listener,
     address: Option<ListenAddress>,
     identity: Option<PathBuf>,
+    /// Where the last snapshot is kept, for boots in which the host is away.
+    kept: Option<Kept>,
     told: Told,
 }
 
@@ -63,13 +66,15 @@ enum Goal {
 impl Refresher {
     /// Fetches for `data` what `host` says is there, again with every change that `events` tell.
     /// With an `address`, the host is there, whatever it says. `identity` is the folder of the
-    /// agent's identity; without one the host need not have one either.
+    /// agent's identity; without one the host need not have one either. What was fetched is kept in
+    /// `kept`, and served from there while the host is away.
     pub(crate) fn new(
         data: InstanceData,
         host: &Host,
         events: &Events,
         address: Option<ListenAddress>,
         identity: Option<PathBuf>,
+        kept: Option<Kept>,
     ) -> Self {
         Self {
             data,
@@ -77,12 +82,16 @@ impl Refresher {
             heard: events.listen(vec![CONFIG.to_owned(), DEVICE.to_owned()]),
             address,
             identity,
+            kept,
             told: Told::default(),
         }
     }
 
-    /// Whether the guest's data are expected to come.
+    /// Whether the guest's data are expected to come, if only from an earlier boot.
     pub(crate) fn expects_data(&self) -> bool {
+        if self.kept.as_ref().is_some_and(Kept::is_there) {
+            return true;
+        }
         let goal = goal(self.said.borrow().as_ref(), self.address.as_ref());
         matches!(goal, Goal::Fetch { .. })
     }
@@ -105,8 +114,25 @@ impl Refresher {
         }
     }
 
-    /// Goes on until `stop` is cancelled.
+    /// Goes on until `stop` is cancelled. Where the host has not told the data within
+    /// [`defaults::KEPT_AFTER`], those that are kept are served until it does.
     pub(crate) async fn run(self, stop: CancellationToken) {
+        let (data, kept) = (self.data.clone(), self.kept.clone());
+        let fetching = self.fetch_until(stop.clone());
+        let fall_back = async {
+            sleep(defaults::KEPT_AFTER).await;
+            if let Some(kept) = kept {
+                serve_kept(&data, kept).await;
+            }
+            pending::<()>().await;
+        };
+        select! {
+            () = fetching => {}
+            () = fall_back => {}
+        }
+    }
+
+    async fn fetch_until(self, stop: CancellationToken) {
         let (mut said, address) = (self.said.clone(), self.address.clone());
         let mut follower = self;
         loop {
@@ -128,7 +154,7 @@ impl Refresher {
             Goal::Wait => {}
             Goal::Off => {
                 self.data.set_host(None);
-                self.data.forget(Availability::Off);
+                self.switch_off().await;
             }
             Goal::Fetch {
                 address,
@@ -175,11 +201,12 @@ impl Refresher {
                 Ok(snapshot) => {
                     tracing::debug!(?snapshot, "the host has told what this instance is");
                     self.data.publish(snapshot);
+                    self.keep().await;
                     pause = defaults::FETCH_PAUSE;
                     self.data.snapshot()
                 }
                 Err(error) => {
-                    self.report_failure(&error, pause);
+                    self.report_failure(&error, pause).await;
                     None
                 }
             };
@@ -202,7 +229,21 @@ impl Refresher {
         }
     }
 
-    fn report_failure(&self, error: &CallError, pause: Duration) {
+    /// The host wants this guest to know nothing: what is kept of earlier boots goes, too.
+    async fn switch_off(&self) {
+        self.data.forget(Availability::Off);
+        if let Some(kept) = self.kept.clone() {
+            log_failure(spawn_blocking(move || kept.remove()).await);
+        }
+    }
+
+    async fn keep(&self) {
+        if let (Some(kept), Some(snapshot)) = (self.kept.clone(), self.data.snapshot()) {
+            log_failure(spawn_blocking(move || kept.save(&snapshot)).await);
+        }
+    }
+
+    async fn report_failure(&self, error: &CallError, pause: Duration) {
         let cause = std::error::Error::source(error).map(ToString::to_string);
         if pause == defaults::FETCH_PAUSE {
             tracing::warn!(%error, cause, "no instance data from the host; trying again");
@@ -212,7 +253,7 @@ impl Refresher {
         if let CallError::Refused { status, .. } = error
             && *status == StatusCode::FORBIDDEN
         {
-            self.data.forget(Availability::Off);
+            self.switch_off().await;
         }
     }
 
@@ -238,6 +279,29 @@ impl Refresher {
             news.extend(heard.ok().and_then(|text| parse(&text)));
         }
         news
+    }
+}
+
+fn log_failure(done: Result<io::Result<()>, JoinError>) {
+    if let Err(error) = done.map_err(io::Error::from).flatten() {
+        tracing::warn!(%error, "cannot keep the instance data for a boot without the host");
+    }
+}
+
+/// Serves what is kept, unless the host has told the data meanwhile.
+async fn serve_kept(data: &InstanceData, kept: Kept) {
+    if !matches!(*data.watch().borrow(), Availability::Unknown) {
+        return;
+    }
+    let loaded = spawn_blocking(move || kept.load()).await;
+    match loaded.map_err(io::Error::from).flatten() {
+        Ok(Some(snapshot)) => {
+            if data.publish_if_unknown(snapshot.marked_as_kept()) {
+                tracing::warn!("the host is away: the instance data are those of an earlier boot");
+            }
+        }
+        Ok(None) => {}
+        Err(error) => tracing::warn!(%error, "cannot read the instance data of an earlier boot"),
     }
 }
 

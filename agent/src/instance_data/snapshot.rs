@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use vsock_agent_protocol::guest_api::GuestInfo;
 
 /// A complete copy of what the host has for this instance.
-#[derive(Clone, PartialEq)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Snapshot {
     pub(crate) info: GuestInfo,
     /// Keys that a guest may see, and that have a value.
@@ -16,7 +17,17 @@ pub(crate) struct Snapshot {
     pub(crate) devices: Map<String, Value>,
 }
 
+/// The field of the answer to `GET /1.0` that says that the host was away and the data are those of
+/// an earlier boot.
+const KEPT: &str = "vsock_agent_kept";
+
 impl Snapshot {
+    /// The same, marked as one of an earlier boot.
+    pub(crate) fn marked_as_kept(mut self) -> Self {
+        self.info.other.insert(KEPT.to_owned(), true.into());
+        self
+    }
+
     /// A value for cloud-init: of the key in `cloud-init.`, or else of the older one in `user.`.
     pub(crate) fn cloud_init(&self, name: &str) -> Option<&str> {
         let value = |prefix| self.config.get(&format!("{prefix}.{name}"));
