@@ -116,8 +116,8 @@ impl GuestSide {
 
     async fn remove_seed(&self) {
         let root = self.root.clone();
-        let removed = spawn_blocking(move || cloud_init::remove_own(&root)).await;
-        match removed.map_err(std::io::Error::from).flatten() {
+        let removed = run_blocking(move || cloud_init::remove_own(&root)).await;
+        match removed.flatten() {
             Ok(()) => tracing::info!("removed cloud-init's seed of an earlier configuration"),
             Err(error) => tracing::error!(%error, "cannot remove cloud-init's seed"),
         }

@@ -25,7 +25,9 @@ use std::{
 };
 
 use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
-use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
+use tokio::{sync::Notify, time::sleep};
+
+use crate::blocking::run_blocking;
 
 /// Name of the directory of all agents' groups, at the top of the hierarchy.
 const TOP: &str = "vsock-agent";
@@ -105,7 +107,7 @@ impl Cgroups {
             loop {
                 let left = Arc::clone(inner);
                 // Commands may have made many groups below theirs.
-                let others = spawn_blocking(move || left.remove_left()).await;
+                let others = run_blocking(move || left.remove_left()).await;
                 if !others.unwrap_or(false) {
                     break;
                 }

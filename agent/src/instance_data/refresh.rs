@@ -17,7 +17,6 @@ use rustls::{
 use tokio::{
     select,
     sync::watch,
-    task::{JoinError, spawn_blocking},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -29,6 +28,7 @@ use vsock_agent_protocol::{
 };
 
 use crate::{
+    blocking::run_blocking,
     defaults,
     events::{Events, Listener},
     host::Host,
@@ -233,13 +233,13 @@ impl Refresher {
     async fn switch_off(&self) {
         self.data.forget(Availability::Off);
         if let Some(kept) = self.kept.clone() {
-            log_failure(spawn_blocking(move || kept.remove()).await);
+            log_failure(run_blocking(move || kept.remove()).await);
         }
     }
 
     async fn keep(&self) {
         if let (Some(kept), Some(snapshot)) = (self.kept.clone(), self.data.snapshot()) {
-            log_failure(spawn_blocking(move || kept.save(&snapshot)).await);
+            log_failure(run_blocking(move || kept.save(&snapshot)).await);
         }
     }
 
@@ -282,8 +282,8 @@ impl Refresher {
     }
 }
 
-fn log_failure(done: Result<io::Result<()>, JoinError>) {
-    if let Err(error) = done.map_err(io::Error::from).flatten() {
+fn log_failure(done: io::Result<io::Result<()>>) {
+    if let Err(error) = done.flatten() {
         tracing::warn!(%error, "cannot keep the instance data for a boot without the host");
     }
 }
@@ -293,8 +293,8 @@ async fn serve_kept(data: &InstanceData, kept: Kept) {
     if !matches!(*data.watch().borrow(), Availability::Unknown) {
         return;
     }
-    let loaded = spawn_blocking(move || kept.load()).await;
-    match loaded.map_err(io::Error::from).flatten() {
+    let loaded = run_blocking(move || kept.load()).await;
+    match loaded.flatten() {
         Ok(Some(snapshot)) => {
             if data.publish_if_unknown(snapshot.marked_as_kept()) {
                 tracing::warn!("the host is away: the instance data are those of an earlier boot");
