@@ -166,6 +166,13 @@ async fn tokens_are_had_by_put_with_a_time() {
     let ttl = format!("{TTL}: 60");
     let forwarded = [ttl.as_str(), "X-Forwarded-For: 10.0.0.1"];
     assert_eq!(service.ask("PUT", path, &forwarded).await.status, 403);
+    let token = service.ask("PUT", path, &[&ttl]).await.body;
+    let token = format!("X-aws-ec2-metadata-token: {token}");
+    for headers in [&forwarded[1..], &[&token, forwarded[1]]] {
+        let answer = service.ask("GET", "/latest/meta-data/", headers).await;
+        assert_eq!(answer.status, 403, "{headers:?}");
+        assert_eq!(header(&answer.head, "server"), Some("EC2ws"));
+    }
     for method in ["GET", "HEAD", "POST", "DELETE"] {
         let answer = service.ask(method, path, &[&ttl]).await;
         assert_eq!(answer.status, 405, "{method}");

@@ -9,6 +9,7 @@
 )]
 
 mod boots;
+mod clients;
 mod neighbours;
 mod network;
 mod presets;

@@ -1,9 +1,9 @@
 //! The address of a metadata service belongs to the machine alone: nobody else's is taken, nobody
 //! else is let in, and it goes with the agent. Its port is the guest's.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
-use harness::{MockHost, TestFolder};
+use harness::{HostData, MockHost, TestFolder};
 
 use crate::{PRODUCT, data};
 
@@ -11,16 +11,17 @@ const SCRIPT: &str = include_str!("neighbours.sh");
 
 const PORTS: &str = include_str!("ports.sh");
 
-/// What a script prints that is run as root of namespaces of its own, with the agent and a folder with
-/// a host's socket.
-fn seen(script: &str) -> Vec<String> {
+/// What a script prints that is run as root of namespaces of its own, with the agent, a folder with
+/// the socket of a host that has these data, and more paths.
+pub(crate) fn seen(script: &str, data: HostData, more: &[&Path]) -> Vec<String> {
     let folder = TestFolder::new("neighbours");
-    let _host = MockHost::start(&folder.path().join("host.sock"), data("one"));
+    let _host = MockHost::start(&folder.path().join("host.sock"), data);
     let output = Command::new("unshare")
         .args(["-m", "-n", "-p", "--fork", "--kill-child", "timeout", "120"])
         .args(["sh", "-c", script, "neighbours"])
         .arg(&PRODUCT.agent)
         .arg(folder.path())
+        .args(more)
         .output()
         .unwrap();
     let seen = String::from_utf8_lossy(&output.stdout);
@@ -33,7 +34,7 @@ fn seen(script: &str) -> Vec<String> {
 #[test]
 fn the_port_is_the_guests_and_without_bpf_whoevers_is_first() {
     assert_eq!(
-        seen(PORTS),
+        seen(PORTS, data("one"), &[]),
         [
             "left to other programs: yes",
             "server on 0.0.0.0: hello, metadata: one",
@@ -48,7 +49,7 @@ fn the_port_is_the_guests_and_without_bpf_whoevers_is_first() {
 #[test]
 fn the_address_is_the_machines_own_and_nobody_elses() {
     assert_eq!(
-        seen(SCRIPT),
+        seen(SCRIPT, data("one"), &[]),
         [
             "guest asks: one",
             "neighbour asks: Connection refused",

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 pub use self::{
     guest::{Booted, Guest, Hints},
-    packages::{RELEASES, Release},
+    packages::{RELEASES, Release, metadata_clients},
 };
 
 /// Says what the datasource LXD finds at the socket in the first argument. Only the path is another.

@@ -7,7 +7,7 @@ use percent_encoding::percent_decode_str;
 use super::{
     Preset,
     scope::Values,
-    table::Found,
+    table::{Found, plain},
     token::{TokenRule, Tokens},
 };
 use crate::{
@@ -55,13 +55,18 @@ impl Answering<'_> {
         let path = percent_decode_str(request.uri().path()).decode_utf8();
         let path = path.map_err(|_| unknown())?;
         if let Some(rule) = &self.preset.token {
-            if path == rule.path {
+            let is_sent_on = |name| headers.contains_key(name);
+            if rule.refuse.as_ref().is_some_and(is_sent_on) {
+                let text = "a request that was sent on is not answered";
+                return Err(ApiError::new(StatusCode::FORBIDDEN, text));
+            }
+            if plain(&path) == plain(&rule.path) {
                 return self.token(rule, request.method(), headers);
             }
             self.check(rule, headers)?;
         }
         let nics = (self.nics)(self.snapshot);
-        let values = Values::new(self.snapshot, nics, &self.preset.versions);
+        let values = Values::new(self.snapshot, nics, self.preset);
         match self.preset.find_path(&values, request.method(), &path) {
             Found::Answer { status, kind, text } => {
                 let mut reply = Response::new(full(Bytes::from(text)));
@@ -92,14 +97,6 @@ impl Answering<'_> {
     ) -> Result<Reply, ApiError> {
         if method != Method::PUT {
             return Err(ApiError::wrong_method("tokens are had by PUT", "PUT"));
-        }
-        if rule
-            .refuse
-            .as_ref()
-            .is_some_and(|name| headers.contains_key(name))
-        {
-            let text = "a request that was sent on gets no token";
-            return Err(ApiError::new(StatusCode::FORBIDDEN, text));
         }
         let ttl = headers
             .get(&rule.ttl_header)

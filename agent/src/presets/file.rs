@@ -6,6 +6,7 @@
 //! address = "169.254.169.254"
 //! port = 80
 //! versions = ["latest"]       what ${version} in a path can be
+//! document-versions = ["latest"]   what ${document-version} can be
 //! listings = ["/${version}/meta-data"]   where every folder lists what is in it
 //! require = { Metadata-Flavor = "Google" }   headers without which there is no answer: 403
 //! respond = { Metadata-Flavor = "Google" }   headers of every answer
@@ -13,7 +14,8 @@
 //!     { path = "/${version}/user-data", text = "${user-data}" },
 //!     { path = "/keys/${index}", each = "public-keys", text = "${item.key}" },
 //! ]                           also: lines, json, method, status, type, when, hidden
-//! [token]                     path, header, ttl-header, max-ttl, refuse
+//! [token]                     path, header, ttl-header, max-ttl, refuse: a request with this header
+//!                             gets nothing
 //! [smbios.system]             for the host
 //! ```
 
@@ -37,8 +39,17 @@ use super::{
 };
 
 /// The keys of a file, of a route, and of what is said of tokens.
-const KEYS: [&str; 10] = [
-    "extends", "address", "port", "versions", "listings", "require", "respond", "routes", "token",
+const KEYS: [&str; 11] = [
+    "extends",
+    "address",
+    "port",
+    "versions",
+    "document-versions",
+    "listings",
+    "require",
+    "respond",
+    "routes",
+    "token",
     "smbios",
 ];
 const ROUTE_KEYS: [&str; 10] = [
@@ -70,7 +81,7 @@ pub(super) enum Fault {
     Header(String),
     #[error("a path begins with a slash")]
     Path,
-    #[error("each is one of nics, public-keys, versions")]
+    #[error("each is one of nics, public-keys, versions, document-versions")]
     Each,
     #[error("there is no value {0:?}")]
     When(String),
@@ -111,6 +122,7 @@ pub(super) fn parse(name: &str, text: &str) -> Located<Preset> {
             address: address.ok_or((0, Fault::Missing("address")))?,
             port: 80,
             versions: Vec::new(),
+            document_versions: Vec::new(),
             listings: Vec::new(),
             require: Vec::new(),
             respond: Vec::new(),
@@ -121,10 +133,15 @@ pub(super) fn parse(name: &str, text: &str) -> Located<Preset> {
     preset.name = name.to_owned();
     preset.address = address.unwrap_or(preset.address);
     preset.port = file.number("port")?.unwrap_or(preset.port);
-    let versions = file.texts("versions")?;
-    if !versions.is_empty() {
-        let versions = versions.into_iter().map(|(_, version)| version.to_owned());
-        preset.versions = versions.collect();
+    for (key, own) in [
+        ("versions", &mut preset.versions),
+        ("document-versions", &mut preset.document_versions),
+    ] {
+        let versions = file.texts(key)?.into_iter();
+        let versions: Vec<_> = versions.map(|(_, version)| version.to_owned()).collect();
+        if !versions.is_empty() {
+            *own = versions;
+        }
     }
     for (at, listing) in file.texts("listings")? {
         let template = Template::parse(listing, false);

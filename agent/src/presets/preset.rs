@@ -21,6 +21,7 @@ pub struct Preset {
     pub(super) address: IpAddr,
     pub(super) port: u16,
     pub(super) versions: Vec<String>,
+    pub(super) document_versions: Vec<String>,
     pub(super) listings: Vec<Template>,
     pub(super) require: Vec<(HeaderName, HeaderValue)>,
     pub(super) respond: Vec<(HeaderName, HeaderValue)>,

@@ -7,6 +7,7 @@
 //! nics             list: name, mac, and ipv4, ipv6, mtu if the host says so; nics.0.mac
 //! public-keys      list: name, key
 //! versions         list: the preset's; version: the one of this request
+//! document-versions, document-version   the same of a second tree with versions of its own
 //! item.FIELD  index   in a loop: what it is at
 //! ```
 
@@ -14,6 +15,7 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
+use super::Preset;
 use crate::{
     instance_data::Snapshot,
     yaml::{self, Node},
@@ -29,7 +31,11 @@ const TEXTS: [&str; 5] = [
 ];
 
 /// Those that are lists, and can be looped over.
-pub(super) const LISTS: [&str; 3] = ["nics", "public-keys", "versions"];
+pub(super) const LISTS: [&str; 4] = ["nics", "public-keys", "versions", "document-versions"];
+
+/// The version of a request, of those of either list.
+pub(super) const VERSION: &str = "version";
+pub(super) const DOCUMENT_VERSION: &str = "document-version";
 
 /// What is the same for all of one request.
 #[derive(Debug)]
@@ -40,10 +46,11 @@ pub(super) struct Values<'a> {
     nics: Value,
     keys: Value,
     versions: Value,
+    document_versions: Value,
 }
 
 impl<'a> Values<'a> {
-    pub(super) fn new(snapshot: &'a Snapshot, nics: Vec<Value>, versions: &[String]) -> Self {
+    pub(super) fn new(snapshot: &'a Snapshot, nics: Vec<Value>, preset: &Preset) -> Self {
         let meta_data = yaml::parse(&snapshot.meta_data).unwrap_or_default();
         let keys = meta_data.as_ref().map(public_keys).unwrap_or_default();
         Self {
@@ -51,7 +58,8 @@ impl<'a> Values<'a> {
             meta_data,
             nics: nics.into(),
             keys: keys.into(),
-            versions: versions.to_vec().into(),
+            versions: preset.versions.clone().into(),
+            document_versions: preset.document_versions.clone().into(),
         }
     }
 
@@ -69,15 +77,16 @@ impl<'a> Values<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scope<'a> {
     values: &'a Values<'a>,
-    version: Option<&'a str>,
+    /// Which it is of, and its value.
+    version: Option<(&'static str, &'a str)>,
     item: Option<(usize, &'a Value)>,
 }
 
 impl<'a> Scope<'a> {
     /// The same with a version.
-    pub(super) const fn at_version(self, version: &'a str) -> Self {
+    pub(super) const fn at_version(self, name: &'static str, version: &'a str) -> Self {
         Self {
-            version: Some(version),
+            version: Some((name, version)),
             ..self
         }
     }
@@ -106,7 +115,10 @@ impl<'a> Scope<'a> {
             "instance-id" => self.meta(name)?.into(),
             "hostname" => self.meta("local-hostname")?.into(),
             "user-data" | "vendor-data" | "network-config" => snapshot.cloud_init(name)?.into(),
-            "version" => self.version?.into(),
+            VERSION | DOCUMENT_VERSION => {
+                let (own, version) = self.version?;
+                (own == name).then_some(version)?.into()
+            }
             "index" => self.item?.0.to_string().into(),
             _ => {
                 if let Some(key) = name.strip_prefix("config.") {
@@ -140,6 +152,7 @@ impl<'a> Scope<'a> {
             "nics" => &self.values.nics,
             "public-keys" => &self.values.keys,
             "versions" => &self.values.versions,
+            "document-versions" => &self.values.document_versions,
             _ => return &[],
         };
         list.as_array().map_or(&[], Vec::as_slice)
@@ -159,8 +172,7 @@ pub(super) fn is_known(name: &str, has_item: bool) -> bool {
         LISTS.contains(&list) && is_number && words.next().is_some()
     };
     TEXTS.contains(&name)
-        || name == "version"
-        || name == "versions"
+        || [VERSION, DOCUMENT_VERSION, "versions", "document-versions"].contains(&name)
         || after("meta.")
         || after("config.")
         || (has_item && (name == "index" || after("item.")))
@@ -230,8 +242,9 @@ pub(super) mod tests {
 
     pub(in crate::presets) fn with_scope<T>(run: impl FnOnce(&Scope<'_>) -> T) -> T {
         let snapshot = snapshot();
-        let versions = ["1", "latest"].map(str::to_owned);
-        run(&Values::new(&snapshot, nics(), &versions).scope())
+        let preset = "address = \"127.0.0.1\"\nversions = [\"1\", \"latest\"]\n";
+        let preset = Preset::parse("test", preset).unwrap();
+        run(&Values::new(&snapshot, nics(), &preset).scope())
     }
 
     #[test]
@@ -287,7 +300,8 @@ pub(super) mod tests {
                 .to_owned(),
             ..snapshot()
         };
-        let values = Values::new(&snapshot, Vec::new(), &[]);
+        let preset = Preset::parse("test", "address = \"127.0.0.1\"\n").unwrap();
+        let values = Values::new(&snapshot, Vec::new(), &preset);
         let text = |name| values.scope().text(name).map(Cow::into_owned);
         assert_eq!(text("instance-id").as_deref(), Some("i-1"));
         assert_eq!(text("hostname").as_deref(), Some("web"));

@@ -30,7 +30,7 @@ pub(super) enum Shape {
 pub(super) enum ShapeError {
     #[error(transparent)]
     Template(#[from] TemplateError),
-    #[error("each is one of nics, public-keys, versions")]
+    #[error("each is one of nics, public-keys, versions, document-versions")]
     List,
     #[error("a table with each has a value, perhaps a key, and nothing else")]
     Each,

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{
     preset::Preset,
-    scope::{Scope, Values},
+    scope::{DOCUMENT_VERSION, Scope, VERSION, Values},
     shape::Shape,
     template::Template,
 };
@@ -52,8 +52,13 @@ pub(super) enum Found {
 }
 
 impl Preset {
-    /// Looks a path up, its escapes decoded.
+    /// Looks a path up, its escapes decoded. Several slashes are one, and one at the end changes
+    /// nothing: clients write both, and the services take both.
     pub(super) fn find_path(&self, values: &Values<'_>, method: &Method, path: &str) -> Found {
+        if !path.starts_with('/') {
+            return Found::Nothing;
+        }
+        let path = &plain(path);
         // HEAD is GET without a body, which is taken away later.
         let method = match *method {
             Method::HEAD => &Method::GET,
@@ -63,8 +68,7 @@ impl Preset {
         let mut others = Vec::new();
         for route in &self.routes {
             for (own, scope) in self.places(route, scope, path) {
-                let is_here = own == path || own.strip_suffix('/') == Some(path) && own != "/";
-                if !is_here {
+                if plain(&own) != *path {
                     continue;
                 }
                 if route.method != *method {
@@ -117,19 +121,24 @@ impl Preset {
         scope: Scope<'a>,
         path: &'a str,
     ) -> Box<dyn Iterator<Item = Scope<'a>> + 'a> {
-        if !template.names("version") {
+        let lists = [
+            (VERSION, &self.versions),
+            (DOCUMENT_VERSION, &self.document_versions),
+        ];
+        let Some((name, versions)) = lists.into_iter().find(|(name, _)| template.names(name))
+        else {
             return Box::new(std::iter::once(scope));
-        }
-        let named = self.versions.iter().filter(|version| {
+        };
+        let named = versions.iter().filter(|version| {
             let mut words = path.split('/');
             words.any(|word| word == version.as_str())
         });
-        Box::new(named.map(move |version| scope.at_version(version)))
+        Box::new(named.map(move |version| scope.at_version(name, version)))
     }
 
     /// What is in the folder at a path. `None` if it is none, or not to be listed.
     fn list(&self, scope: Scope<'_>, path: &str) -> Option<String> {
-        let folder = format!("{}/", path.strip_suffix('/').unwrap_or(path));
+        let folder = format!("{path}/");
         let is_listed = self.listings.iter().any(|listing| {
             let mut scopes = self.versions(listing, scope, path);
             scopes.any(|scope| {
@@ -157,6 +166,12 @@ impl Preset {
         names.sort_unstable();
         (!names.is_empty()).then(|| names.join("\n"))
     }
+}
+
+/// A path without slashes that say nothing: `/a/b` of `//a/b/`, and nothing at all of `/`.
+pub(super) fn plain(path: &str) -> String {
+    let words = path.split('/').filter(|word| !word.is_empty());
+    words.flat_map(|word| ["/", word]).collect()
 }
 
 impl Body {
@@ -192,7 +207,7 @@ mod tests {
     fn get(preset: &str, path: &str) -> Option<String> {
         let preset = Preset::find(preset).unwrap();
         let snapshot = snapshot();
-        let values = Values::new(&snapshot, nics(), &preset.versions);
+        let values = Values::new(&snapshot, nics(), &preset);
         match preset.find_path(&values, &Method::GET, path) {
             Found::Answer { text, .. } | Found::Listing(text) => Some(text),
             Found::For(_) | Found::Nothing => None,
@@ -229,7 +244,9 @@ mod tests {
             walk(preset, &format!("/{version}/meta-data/"), &mut leaves);
             assert!(leaves.contains(&"instance-id=i-1".to_owned()), "{leaves:?}");
             assert!(
-                leaves.contains(&"0/openssh-key=ssh-rsa A a".to_owned()),
+                leaves
+                    .iter()
+                    .any(|leaf| leaf.ends_with("openssh-key=ssh-rsa A a")),
                 "{leaves:?}"
             );
             assert!(
@@ -272,11 +289,33 @@ mod tests {
         assert_eq!(document["instanceId"], "i-1");
         assert_eq!(document.get("privateIp"), None);
         for path in [
-            "",
-            "//",
-            "/latest//",
-            "/2000-01-01/meta-data/",
+            "//latest/meta-data/instance-id",
+            "/latest//meta-data/instance-id",
             "/latest/meta-data/instance-id/",
+            "/2024-04-11/meta-data/instance-id",
+        ] {
+            assert_eq!(get(path).as_deref(), Some("i-1"), "{path}");
+        }
+        for (path, expected) in [
+            ("/latest/meta-data/services/domain", "amazonaws.com"),
+            ("/latest/meta-data/services/partition", "aws"),
+            (
+                "/latest/meta-data/network/interfaces/macs/00:16:3e:00:00:01/device-number",
+                "0",
+            ),
+            ("/latest/user-data/", "#cloud-config\n{}\n"),
+            ("/latest/meta-data/placement/availability-zone/", "local"),
+        ] {
+            assert_eq!(get(path).as_deref(), Some(expected), "{path}");
+        }
+        let document = get("/latest/dynamic/instance-identity/document/");
+        assert!(document.unwrap().contains("i-1"));
+        assert_eq!(get("//"), get("/"));
+        assert_eq!(get("/latest//"), get("/latest/"));
+        for path in [
+            "",
+            "latest",
+            "/2000-01-01/meta-data/",
             "/latest/meta-data/none",
             "/latest/meta-data/public-keys/2/openssh-key",
             "/latest/meta",
@@ -290,9 +329,18 @@ mod tests {
 
     #[test]
     fn openstacks_documents_are_as_openstacks() {
-        let json =
-            |path| -> Value { serde_json::from_str(&get("openstack", path).unwrap()).unwrap() };
-        assert_eq!(get("openstack", "/openstack").as_deref(), Some("latest"));
+        let json = |path: &str| -> Value {
+            serde_json::from_str(&get("openstack", path).unwrap()).unwrap()
+        };
+        let versions = get("openstack", "/openstack").unwrap();
+        let expected = ["2012-08-10", "2013-04-04", "2018-08-27", "latest"];
+        for version in expected {
+            assert!(versions.lines().any(|line| line == version), "{versions}");
+            let meta = json(&format!("/openstack/{version}/meta_data.json"));
+            assert_eq!(meta["uuid"], "i-1", "{version}");
+        }
+        assert_eq!(get("openstack", "/openstack/2009-04-04/user_data"), None);
+        assert_eq!(get("openstack", "/2018-08-27/meta-data/"), None);
         let meta = json("/openstack/latest/meta_data.json");
         assert_eq!(meta["uuid"], "i-1");
         assert_eq!(meta["public_keys"]["key-1"], "ssh-rsa B b");
@@ -319,7 +367,7 @@ mod tests {
         "#;
         let preset = Preset::parse("own", text).unwrap();
         let snapshot = snapshot();
-        let values = Values::new(&snapshot, Vec::new(), &[]);
+        let values = Values::new(&snapshot, Vec::new(), &preset);
         let find = |method, path| preset.find_path(&values, &method, path);
         let text = |found| match found {
             Found::Answer { status, text, .. } => (status.as_u16(), text),

@@ -21,7 +21,7 @@ pub(super) struct TokenRule {
     pub(super) ttl_header: HeaderName,
     /// Most of them.
     pub(super) max_ttl: u32,
-    /// A request for a token with this header gets none.
+    /// A request with this header gets neither a token nor anything else.
     pub(super) refuse: Option<HeaderName>,
 }
 

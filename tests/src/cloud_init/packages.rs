@@ -50,6 +50,24 @@ const PACKAGES: [&str; 24] = [
     "procps",
 ];
 
+/// Programs that ask Amazon's metadata service, and what they need.
+const CLIENTS: [&str; 14] = [
+    "amazon-ec2-utils",
+    "cloud-guest-utils",
+    "curl",
+    "libcurl4",
+    "python3-botocore",
+    "python3-certifi",
+    "python3-chardet",
+    "python3-charset-normalizer",
+    "python3-dateutil",
+    "python3-idna",
+    "python3-jmespath",
+    "python3-requests",
+    "python3-six",
+    "python3-urllib3",
+];
+
 /// Where Debian's newest packages are.
 const CURRENT_SUITE: &str = "sid";
 
@@ -73,8 +91,29 @@ impl Release {
     }
 }
 
+/// The folder with programs that ask Amazon's metadata service, as in `/`: botocore,
+/// `ec2-metadata` and `ec2metadata`.
+#[must_use]
+pub fn metadata_clients() -> &'static Path {
+    static CLIENTS_LAYER: LazyLock<PathBuf> = LazyLock::new(|| {
+        unpacked_from("metadata-clients", |folder| download(folder, &[], &CLIENTS))
+    });
+    &CLIENTS_LAYER
+}
+
 fn unpacked(release: Release) -> PathBuf {
-    let folder = paths::lab().join("cloud-init").join(release.name());
+    unpacked_from(release.name(), |folder| {
+        download(folder, &[], &PACKAGES);
+        match release {
+            Release::Debian12 => download(folder, &[], &["cloud-init"]),
+            Release::Current => download(folder, &current(folder), &["cloud-init"]),
+        }
+    })
+}
+
+/// The files of the packages that `download` puts into a folder of this name.
+fn unpacked_from(name: &str, download: impl FnOnce(&Path)) -> PathBuf {
+    let folder = paths::lab().join("cloud-init").join(name);
     let layer = folder.join("layer");
     if folder.join("complete").exists() {
         return layer;
@@ -82,11 +121,7 @@ fn unpacked(release: Release) -> PathBuf {
     // A download that was cut off left something.
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&layer).unwrap();
-    download(&folder, &[], &PACKAGES);
-    match release {
-        Release::Debian12 => download(&folder, &[], &["cloud-init"]),
-        Release::Current => download(&folder, &current(&folder), &["cloud-init"]),
-    }
+    download(&folder);
     // `/bin` and the like are links, which folders of packages must not hide.
     let unpack = "for name in bin sbin lib; do mkdir -p layer/usr/$name; ln -s usr/$name layer/$name; done
         mkdir layer/etc layer/var
