@@ -170,6 +170,7 @@ impl GuestSide {
                 }
             }
         }
+        self.presets.tell_losses(&snapshot);
         if self.open_presets.is_none() {
             self.open_presets = Some(self.presets.open().await);
         }

@@ -15,6 +15,7 @@
 mod answer;
 mod connections;
 mod file;
+mod network_data;
 mod peer;
 mod place;
 mod preset;
@@ -24,6 +25,7 @@ mod sk_lookup;
 mod table;
 mod template;
 mod token;
+mod user_data;
 
 use std::{
     net::SocketAddr,
@@ -93,6 +95,8 @@ pub(crate) struct Presets {
     data: InstanceData,
     root: PathBuf,
     shutdown: Shutdown,
+    /// What was said of data that do not reach a guest.
+    told: Vec<String>,
 }
 
 /// Services that are there as long as this is.
@@ -125,7 +129,26 @@ impl Presets {
             data,
             root,
             shutdown,
+            told: Vec::new(),
         }
+    }
+
+    /// Says in the log which data a service has no way for, once until that changes.
+    pub(crate) fn tell_losses(&mut self, snapshot: &Snapshot) {
+        let losses = self.config.presets.iter().flat_map(|preset| {
+            let lost = preset.losses(snapshot, &nics(snapshot));
+            lost.into_iter().map(|key| {
+                format!(
+                    "{} has no way for {key}, which no guest gets by it",
+                    preset.name
+                )
+            })
+        });
+        let losses: Vec<_> = losses.collect();
+        for loss in losses.iter().filter(|loss| !self.told.contains(loss)) {
+            tracing::warn!("{loss}");
+        }
+        self.told = losses;
     }
 
     /// Puts the addresses on the loopback and answers there. What cannot be had is logged; if it is

@@ -286,6 +286,11 @@ impl Instance {
 }
 
 /// Checks a value by itself. Says what is odd about one that is taken.
+/// What is said of a network configuration.
+const NO_NETWORK: &str = "a guest that finds its data by one of the agent's metadata services \
+    (`metadata` in its configuration) does not get this: of those clouds only openstack has a way for \
+    a network configuration, of Ethernet devices, addresses, routes and name servers";
+
 fn check_value(key: &Key, text: &str, value: &str) -> Result<Option<&'static str>, InstanceError> {
     if value.len() > MAX_VALUE_BYTES {
         return Err(InstanceError::ValueTooLarge {
@@ -300,7 +305,9 @@ fn check_value(key: &Key, text: &str, value: &str) -> Result<Option<&'static str
         (_, "user.meta-data") => check::meta_data(value).map(|()| None),
         (_, key) if key.starts_with(SSH_KEYS) => check::ssh_key(value).map(|()| None),
         (_, key) if !CLOUD_INIT_DATA.contains(&key) => Ok(None),
-        (_, key) if key.ends_with(".network-config") => check::network_config(value).map(|()| None),
+        (_, key) if key.ends_with(".network-config") => {
+            check::network_config(value).map(|()| Some(NO_NETWORK))
+        }
         _ => check::cloud_data(value),
     };
     checked.map_err(|source| InstanceError::Value {
@@ -479,6 +486,9 @@ mod tests {
         let remarks = set(&mut demo(), "user.user-data", "hello").unwrap();
         assert_eq!(remarks.len(), 1);
         assert!(set(&mut demo(), "user.x", "hello").unwrap().is_empty());
+        let remarks = set(&mut demo(), "cloud-init.network-config", "version: 2\n").unwrap();
+        let said = remarks.iter().map(|remark| remark.text);
+        assert_eq!(said.collect::<Vec<_>>(), [NO_NETWORK]);
     }
 
     #[test]

@@ -241,8 +241,8 @@ async fn alibabas_and_openstacks_documents_are_json() {
     assert_eq!(all["public-keys"]["key-0"]["openssh-key"], "ssh-rsa A a");
     let macs = &all["network"]["interfaces"]["macs"];
     assert_eq!(macs["00:16:3e:00:00:01"]["mac"], "00:16:3e:00:00:01");
-    let vendor = service.body("/2016-01-01/vendor-data").await;
-    assert_eq!(vendor, "#cloud-config\n{}\n");
+    let vendor = service.get("/2016-01-01/vendor-data").await;
+    assert_eq!(vendor.status, 404, "it is in the user-data");
 
     let service = Service::start("openstack").await;
     let meta = json(&service, "/openstack/latest/meta_data.json").await;
@@ -282,11 +282,8 @@ async fn what_is_not_there_is_refused_in_a_line_of_text() {
     let service = Service::start("ec2").await;
     for (method, path, status) in [
         ("GET", "/latest/meta-data/none", 404),
-        ("GET", "/latest/meta-data/instance-id/", 404),
-        ("GET", "/latest/meta-data//instance-id", 404),
         ("GET", "/latest/meta-data/../user-data", 404),
         ("GET", "/2000-01-01/user-data", 404),
-        ("GET", "//", 404),
         ("GET", "/%ff", 404),
         ("GET", "/latest/meta-data/%00", 404),
         ("GET", "/1.0/config", 404),

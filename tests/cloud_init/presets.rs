@@ -1,7 +1,10 @@
 //! Every preset: the guest that `agent-cli qemu-args` describes finds its data by the datasource of
 //! that name, from the address on its loopback.
 
-use harness::cloud_init::{RELEASES, Release};
+use harness::{
+    HostData,
+    cloud_init::{Guest, RELEASES, Release},
+};
 
 use crate::{boot, data, guest, has_data, hints};
 
@@ -35,6 +38,69 @@ fn ec2_with_tokens_only() {
     let booted = boot(&guest, &hints("ec2"), &agent);
     booted.is_done_by("DataSourceEc2", "aws");
     has_data(&guest, &booted, "one");
+}
+
+/// User-data that are a script, vendor-data with a key for a user of its own, and perhaps a network.
+fn script_and_vendor(network: Option<&str>) -> HostData {
+    let mut data = data("one");
+    let mut set = |key: &str, value: &str| {
+        data.config
+            .insert(format!("cloud-init.{key}"), value.to_owned());
+    };
+    set("user-data", "#!/bin/sh\necho 'grüße ☃' >/root/script\n");
+    set(
+        "vendor-data",
+        "#cloud-config\nusers:\n- default\n- name: ann\n  ssh_authorized_keys: [ssh-rsa AAAAvendor]\n\
+         write_files:\n- {path: /root/vendor, content: there}\n",
+    );
+    if let Some(network) = network {
+        set("network-config", network);
+    }
+    data
+}
+
+/// What a guest whose user-data are a script has of its vendor-data.
+fn carries_vendor_data(preset: &str, network: Option<&str>) -> Vec<Guest> {
+    let boots = RELEASES.map(|release| {
+        let (guest, _host) = guest(release, script_and_vendor(network));
+        guest.write(
+            "etc/cloud/cloud.cfg.d/95-network.cfg",
+            "system_info: {network: {renderers: [networkd]}}\n",
+        );
+        let booted = boot(&guest, &hints(preset), &["--metadata", preset]);
+        assert_eq!(guest.read("root/script"), "grüße ☃\n", "{}", booted.story());
+        assert_eq!(guest.read("root/vendor"), "there", "{}", booted.story());
+        let keys = guest.read("home/ann/.ssh/authorized_keys");
+        assert!(keys.contains("AAAAvendor"), "{keys}");
+        let log = booted.read("agent.log");
+        let is_lost = log.contains("has no way for network-config");
+        assert_eq!(is_lost, network.is_some() && preset != "openstack", "{log}");
+        guest
+    });
+    boots.into()
+}
+
+#[test]
+fn a_script_and_vendor_data_both_arrive_by_ec2() {
+    let network = "version: 2\nethernets: {eth0: {addresses: [10.9.0.77/24]}}\n";
+    carries_vendor_data("ec2", Some(network));
+}
+
+#[test]
+fn a_script_and_vendor_data_both_arrive_by_aliyun() {
+    carries_vendor_data("aliyun", None);
+}
+
+#[test]
+fn vendor_data_and_a_network_arrive_by_openstack() {
+    let network = "version: 2\nethernets:\n  eth0:\n    addresses: [10.9.0.77/24]\n    \
+                   gateway4: 10.9.0.1\n    nameservers: {addresses: [10.9.0.2]}\n";
+    for guest in carries_vendor_data("openstack", Some(network)) {
+        let file = guest.read("etc/systemd/network/10-cloud-init-eth0.network");
+        for line in ["Address=10.9.0.77/24", "Gateway=10.9.0.1", "DNS=10.9.0.2"] {
+            assert!(file.contains(line), "{file}");
+        }
+    }
 }
 
 #[test]

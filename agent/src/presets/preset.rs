@@ -7,9 +7,18 @@ use std::{
 };
 
 use http::{HeaderName, HeaderValue};
+use serde_json::Value;
 use vsock_agent_protocol::preset;
 
-use super::{file, table::Route, template::Template, token::TokenRule};
+use super::{
+    file, network_data,
+    scope::{COMBINED, NETWORK_DATA},
+    table::Route,
+    template::Template,
+    token::TokenRule,
+    user_data::says_something,
+};
+use crate::instance_data::Snapshot;
 
 /// Largest file, in bytes. The largest that is shipped has five thousand.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -102,6 +111,34 @@ impl Preset {
         })
     }
 
+    /// The keys of what the instance has for cloud-init and this cloud has no way for.
+    pub(super) fn losses(&self, snapshot: &Snapshot, nics: &[Value]) -> Vec<&'static str> {
+        let has = |name| snapshot.cloud_init(name).is_some_and(says_something);
+        let network = snapshot
+            .cloud_init("network-config")
+            .filter(|text| !text.is_empty());
+        let has_document = network.is_some_and(|text| network_data::of(text, nics).is_some());
+        let names = |name| self.routes.iter().any(|route| route.names(name));
+        let lost = [
+            (
+                "user-data",
+                has("user-data") && !names("user-data") && !names(COMBINED),
+            ),
+            (
+                "vendor-data",
+                has("vendor-data") && !names("vendor-data") && !names(COMBINED),
+            ),
+            (
+                "network-config",
+                network.is_some()
+                    && !names("network-config")
+                    && !(has_document && names(NETWORK_DATA)),
+            ),
+        ];
+        let lost = lost.into_iter().filter(|(_, is_lost)| *is_lost);
+        lost.map(|(key, _)| key).collect()
+    }
+
     /// Where it listens.
     #[must_use]
     pub const fn address(&self) -> (IpAddr, u16) {
@@ -111,7 +148,38 @@ impl Preset {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::scope::tests::{nics, snapshot},
+        *,
+    };
+
+    #[test]
+    fn what_a_cloud_has_no_way_for_is_known() {
+        let mut snapshot = snapshot();
+        let mut set = |key: &str, value: &str| {
+            snapshot
+                .config
+                .insert(format!("cloud-init.{key}"), value.to_owned());
+        };
+        set("vendor-data", "#!/bin/sh\n");
+        set(
+            "network-config",
+            "version: 2\nethernets: {eth0: {dhcp4: true}}\n",
+        );
+        let losses = |preset: &str, snapshot: &Snapshot| -> Vec<_> {
+            let preset = Preset::find(preset).unwrap();
+            preset.losses(snapshot, &nics())
+        };
+        for preset in ["ec2", "aliyun", "outscale"] {
+            assert_eq!(losses(preset, &snapshot), ["network-config"], "{preset}");
+        }
+        assert!(losses("openstack", &snapshot).is_empty());
+        let bond = "version: 2\nbonds: {bond0: {}}\n".to_owned();
+        snapshot
+            .config
+            .insert("cloud-init.network-config".to_owned(), bond);
+        assert_eq!(losses("openstack", &snapshot), ["network-config"]);
+    }
 
     #[test]
     fn every_preset_that_is_shipped_is_right() {

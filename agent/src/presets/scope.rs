@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! instance-id  hostname  user-data  vendor-data  network-config
+//! combined-user-data   both user-data and vendor-data, a MIME message if there are both
+//! network-data     the network-config as OpenStack's JSON, if that has a way for it
 //! meta.KEY         of the meta-data, such as meta.region
 //! config.KEY       any key of the instance, such as config.user.role
 //! nics             list: name, mac, and ipv4, ipv6, mtu if the host says so; nics.0.mac
@@ -11,24 +13,32 @@
 //! item.FIELD  index   in a loop: what it is at
 //! ```
 
-use std::borrow::Cow;
+use std::{borrow::Cow, cell::OnceCell};
 
 use serde_json::Value;
 
-use super::Preset;
+use super::{Preset, network_data, user_data};
 use crate::{
     instance_data::Snapshot,
     yaml::{self, Node},
 };
 
 /// Values of the instance that are one text.
-const TEXTS: [&str; 5] = [
+const TEXTS: [&str; 7] = [
+    COMBINED,
+    NETWORK_DATA,
     "instance-id",
     "hostname",
     "user-data",
     "vendor-data",
     "network-config",
 ];
+
+/// The user-data and vendor-data as one text.
+pub(super) const COMBINED: &str = "combined-user-data";
+
+/// The network configuration as `OpenStack` has it.
+pub(super) const NETWORK_DATA: &str = "network-data";
 
 /// Those that are lists, and can be looped over.
 pub(super) const LISTS: [&str; 4] = ["nics", "public-keys", "versions", "document-versions"];
@@ -47,6 +57,8 @@ pub(super) struct Values<'a> {
     keys: Value,
     versions: Value,
     document_versions: Value,
+    combined: OnceCell<Option<String>>,
+    network_data: OnceCell<Option<String>>,
 }
 
 impl<'a> Values<'a> {
@@ -60,7 +72,27 @@ impl<'a> Values<'a> {
             keys: keys.into(),
             versions: preset.versions.clone().into(),
             document_versions: preset.document_versions.clone().into(),
+            combined: OnceCell::new(),
+            network_data: OnceCell::new(),
         }
+    }
+
+    fn combined(&self) -> Option<&str> {
+        let combined = self.combined.get_or_init(|| {
+            let text = |name| self.snapshot.cloud_init(name);
+            let combined = user_data::combine(text("user-data"), text("vendor-data"))?;
+            Some(combined.into_owned())
+        });
+        combined.as_deref()
+    }
+
+    fn network_data(&self) -> Option<&str> {
+        let document = self.network_data.get_or_init(|| {
+            let config = self.snapshot.cloud_init("network-config")?;
+            let nics = self.nics.as_array().map_or(&[][..], Vec::as_slice);
+            Some(network_data::of(config, nics)?.to_string())
+        });
+        document.as_deref()
     }
 
     /// The names of the values for outside any loop.
@@ -115,6 +147,8 @@ impl<'a> Scope<'a> {
             "instance-id" => self.meta(name)?.into(),
             "hostname" => self.meta("local-hostname")?.into(),
             "user-data" | "vendor-data" | "network-config" => snapshot.cloud_init(name)?.into(),
+            COMBINED => self.values.combined()?.into(),
+            NETWORK_DATA => self.values.network_data()?.into(),
             VERSION | DOCUMENT_VERSION => {
                 let (own, version) = self.version?;
                 (own == name).then_some(version)?.into()

@@ -102,6 +102,19 @@ impl Shape {
     }
 }
 
+impl Shape {
+    /// Whether it speaks of this value.
+    pub(super) fn names(&self, wanted: &str) -> bool {
+        match self {
+            Self::Text(template) => template.names(wanted),
+            Self::List(items) => items.iter().any(|item| item.names(wanted)),
+            Self::Object(members) => members.iter().any(|(_, value)| value.names(wanted)),
+            Self::Each { value, .. } => value.names(wanted),
+            Self::Other(_) => false,
+        }
+    }
+}
+
 fn each(mut map: Map<String, Value>) -> Result<Shape, ShapeError> {
     let list = map.remove("each");
     let key = map.remove("key");

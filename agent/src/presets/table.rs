@@ -174,6 +174,16 @@ pub(super) fn plain(path: &str) -> String {
     words.flat_map(|word| ["/", word]).collect()
 }
 
+impl Route {
+    /// Whether its answer speaks of this value.
+    pub(super) fn names(&self, wanted: &str) -> bool {
+        match &self.body {
+            Body::Text(template) => template.names(wanted),
+            Body::Lines(shape) | Body::Json(shape) => shape.names(wanted),
+        }
+    }
+}
+
 impl Body {
     fn is_there(&self, scope: &Scope<'_>) -> bool {
         match self {

@@ -1,0 +1,150 @@
+//! User-data and vendor-data as one text, for clouds that have a way for the first alone.
+//!
+//! cloud-init takes a MIME message with several parts for user-data, and goes through them in order:
+//! what the second says wins, as user-data win over vendor-data. Each part is as good as a text by
+//! itself: of `text/plain` it finds the format by the beginning (`user_data.py`).
+
+use std::borrow::Cow;
+
+use super::template::base64;
+use crate::yaml::{self, Node};
+
+/// Text in which cloud-init looks for the mark of a MIME message, in bytes (`convert_string` of its
+/// `user_data.py`).
+const MARK_BYTES: usize = 4096;
+
+/// The mark, in lower case.
+const MARK: &[u8] = b"mime-version:";
+
+/// Both texts as one. What is empty, or an empty `#cloud-config`, is not there.
+pub(super) fn combine<'a>(user: Option<&'a str>, vendor: Option<&'a str>) -> Option<Cow<'a, str>> {
+    let user = user.filter(|text| !text.is_empty());
+    match vendor.filter(|text| says_something(text)) {
+        None => user.map(Cow::Borrowed),
+        Some(vendor) => match user.filter(|user| *user != vendor && says_something(user)) {
+            None => Some(vendor.into()),
+            Some(user) => Some(message([vendor, user]).into()),
+        },
+    }
+}
+
+/// Whether it is more than an empty `#cloud-config`.
+pub(super) fn says_something(text: &str) -> bool {
+    let rest = text.trim_start().strip_prefix("#cloud-config");
+    let is_empty = |rest: &str| match yaml::parse(rest) {
+        Ok(None) => true,
+        Ok(Some(Node::Map(pairs))) => pairs.is_empty(),
+        _ => false,
+    };
+    match rest.and_then(|rest| rest.split_once('\n')) {
+        Some(("" | "\r", rest)) => !is_empty(rest),
+        _ => !text.trim().is_empty() && rest.is_none_or(|rest| !rest.trim().is_empty()),
+    }
+}
+
+/// A MIME message of several parts (RFC 2046, section 5.1).
+fn message(parts: [&str; 2]) -> String {
+    let boundary = (0_u32..)
+        .map(|number| format!("part-of-user-data-{number}"))
+        .find(|boundary| parts.iter().all(|part| !part.contains(boundary.as_str())))
+        .unwrap_or_default();
+    let mut message =
+        format!("Content-Type: multipart/mixed; boundary=\"{boundary}\"\nMIME-Version: 1.0\n");
+    for part in parts {
+        message.push_str(&format!("\n--{boundary}\n"));
+        match mime(part) {
+            // A message is a part as it is, with its own headers.
+            Some(part) => message.push_str(part),
+            None => {
+                message.push_str(
+                    "Content-Type: text/plain; charset=\"utf-8\"\nMIME-Version: 1.0\n\
+                     Content-Transfer-Encoding: base64\n\n",
+                );
+                message.push_str(&base64(part.as_bytes()));
+            }
+        }
+    }
+    message.push_str(&format!("\n--{boundary}--\n"));
+    message
+}
+
+/// The text, from its first header on, if it is a MIME message.
+fn mime(text: &str) -> Option<&str> {
+    let text = text.trim_start();
+    let text = match text.strip_prefix("From ") {
+        // The envelope of a mailbox is no header.
+        Some(envelope) => envelope.split_once('\n')?.1,
+        None => text,
+    };
+    let start = text.as_bytes().get(..MARK_BYTES).unwrap_or(text.as_bytes());
+    let has_mark = start
+        .to_ascii_lowercase()
+        .windows(MARK.len())
+        .any(|at| at == MARK);
+    let name = text.split_once(':')?.0;
+    let is_header = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    (has_mark && is_header).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SCRIPT: &str = "#!/bin/sh\necho ü\n";
+    const CONFIG: &str = "#cloud-config\na: b\n";
+
+    #[test]
+    fn one_text_stays_as_it_is() {
+        for (user, vendor, expected) in [
+            (None, None, None),
+            (Some(""), Some(""), None),
+            (Some(SCRIPT), None, Some(SCRIPT)),
+            (None, Some(CONFIG), Some(CONFIG)),
+            (Some(CONFIG), Some(CONFIG), Some(CONFIG)),
+            (Some(SCRIPT), Some("#cloud-config\n{}\n"), Some(SCRIPT)),
+            (
+                Some(SCRIPT),
+                Some("#cloud-config\n# nothing\n"),
+                Some(SCRIPT),
+            ),
+            (Some("#cloud-config\n{}\n"), Some(CONFIG), Some(CONFIG)),
+            (
+                Some("#cloud-config\n{}\n"),
+                None,
+                Some("#cloud-config\n{}\n"),
+            ),
+        ] {
+            assert_eq!(
+                combine(user, vendor).as_deref(),
+                expected,
+                "{user:?} {vendor:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn two_texts_are_parts_and_the_users_is_the_last() {
+        let both = combine(Some(SCRIPT), Some(CONFIG)).unwrap();
+        let at = |text: &str| both.find(&base64(text.as_bytes())).unwrap();
+        assert!(at(CONFIG) < at(SCRIPT));
+        assert!(both.starts_with("Content-Type: multipart/mixed; "));
+        assert_eq!(both.matches("--part-of-user-data-0").count(), 3, "{both}");
+    }
+
+    #[test]
+    fn a_message_is_a_part_with_its_own_headers() {
+        let inner = combine(Some(SCRIPT), Some(CONFIG)).unwrap();
+        for text in [
+            inner.to_string(),
+            format!("From nobody Thu Jan  1\n{inner}"),
+        ] {
+            let both = combine(Some(&text), Some("#!/bin/true\n")).unwrap();
+            assert!(
+                both.contains(&format!("--part-of-user-data-1\n{inner}")),
+                "{both}"
+            );
+        }
+        let text = "#cloud-config\na: 'MIME-Version: 1.0'\n";
+        assert_eq!(mime(text), None);
+    }
+}
