@@ -112,6 +112,28 @@ mod tests {
         }
     }
 
+    /// What one thread asks must not be answered to another.
+    #[test]
+    fn several_threads_ask_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listening = listener.local_addr().unwrap();
+        let diag = SockDiag::open(listening).unwrap();
+        let own = geteuid().as_raw();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let client = TcpStream::connect(listening).unwrap();
+                let ends = Ends::new(client.local_addr().unwrap(), listening);
+                let diag = &diag;
+                scope.spawn(move || {
+                    for _ in 0..500 {
+                        assert_eq!(diag.user(ends).unwrap(), Some(own));
+                    }
+                    drop(client);
+                });
+            }
+        });
+    }
+
     /// The answer for ends that nobody has must not be that of the listener they would come to.
     #[test]
     fn a_listener_is_no_peer() {

@@ -31,9 +31,9 @@ const ADDRESSES_AT: usize = 8;
 const USER_AT: usize = 64;
 const INODE_AT: usize = 68;
 
-/// A connection to the kernel.
+/// That the kernel answers. Each question has a socket of its own: several threads ask at once.
 #[derive(Debug)]
-pub(in crate::presets) struct SockDiag(Netlink);
+pub(in crate::presets) struct SockDiag(());
 
 /// A socket, as the kernel describes it.
 #[derive(Debug)]
@@ -45,20 +45,19 @@ struct Found {
 }
 
 impl SockDiag {
-    /// Opens it, and looks up a listening socket to see that it works.
+    /// Looks up a listening socket to see that it works.
     ///
     /// # Errors
     ///
     /// `ENOENT` and what else the kernel says if it does not.
     pub(super) fn open(listening: SocketAddr) -> io::Result<Self> {
-        let kernel = Self(Netlink::open(SockProtocol::NetlinkSockDiag, ANSWER_BYTES)?);
         let nobody: IpAddr = match listening {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let found = kernel.look_up(Ends::new(listening, (nobody, 0).into()))?;
+        let found = look_up(Ends::new(listening, (nobody, 0).into()))?;
         found.ok_or(io::ErrorKind::InvalidData)?;
-        Ok(kernel)
+        Ok(Self(()))
     }
 
     /// The user of the socket at the peer's end, as [`super::Peers::user`]. The kernel answers within
@@ -68,7 +67,7 @@ impl SockDiag {
     ///
     /// What the kernel says.
     pub(super) fn user(&self, ends: Ends) -> io::Result<Option<u32>> {
-        let found = match self.look_up(ends) {
+        let found = match look_up(ends) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
             found => found?,
         };
@@ -77,14 +76,15 @@ impl SockDiag {
             .filter(|found| found.ends == ends && found.state != LISTENING && found.inode != 0);
         Ok(peer.map(|peer| peer.user))
     }
+}
 
-    /// The socket whose own address is the peer's, and whose peer is ours.
-    fn look_up(&self, ends: Ends) -> io::Result<Option<Found>> {
-        let request = message(BY_FAMILY, libc::NLM_F_ACK, &question(ends));
-        let mut found = None;
-        self.0.ask(&request, |answer| found = parse(answer))?;
-        Ok(found)
-    }
+/// The socket whose own address is the peer's, and whose peer is ours.
+fn look_up(ends: Ends) -> io::Result<Option<Found>> {
+    let kernel = Netlink::open(SockProtocol::NetlinkSockDiag, ANSWER_BYTES)?;
+    let request = message(BY_FAMILY, libc::NLM_F_ACK, &question(ends));
+    let mut found = None;
+    kernel.ask(&request, |answer| found = parse(answer))?;
+    Ok(found)
 }
 
 /// `struct inet_diag_req_v2`.
