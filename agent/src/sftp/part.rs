@@ -105,12 +105,15 @@ fn create(directory: &OwnedFd, names: &[Bytes]) -> Result<(usize, File, u64), Sf
     Err(Errno::EEXIST.into())
 }
 
-/// Creates a file, locked. `None` when another copy found it before it was locked, and has it now.
+/// Creates a file, locked. `None` when another copy found it before it was locked, and has it now or
+/// has removed it.
 pub(super) fn create_part(directory: impl AsFd, name: &[u8]) -> nix::Result<Option<File>> {
     let flags =
         OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let file = File::from(openat(directory, name, flags, PART_MODE)?);
-    Ok(is_lockable(&file).then_some(file))
+    // What is locked is removed by nobody else.
+    let is_own = is_lockable(&file) && file.metadata().is_ok_and(|metadata| metadata.nlink() == 1);
+    Ok(is_own.then_some(file))
 }
 
 /// Whether nobody else has the lock, which is ours then. A file system without locks has nobody who

@@ -142,8 +142,10 @@ impl LocalDirectory {
         let failed = |errno: Errno| CopyError::local("create a file", errno.into());
         for name in names {
             match openat(&self.0, &*name, flags, mode(PART_MODE)).map(File::from) {
-                // Else another copy found it before it was locked, and has it now.
-                Ok(file) if is_lockable(&file) => return Ok((name, file, 0)),
+                // Else another copy found it before it was locked, and has it now or has removed it.
+                Ok(file) if is_lockable(&file) && has_one_name(&file) => {
+                    return Ok((name, file, 0));
+                }
                 Ok(_) | Err(Errno::EEXIST) => {}
                 Err(errno) => return Err(failed(errno)),
             }
@@ -242,10 +244,15 @@ impl LocalDirectory {
     }
 
     fn set_link_attributes(&self, name: &OsStr, attributes: &Attributes) -> Result<(), CopyError> {
-        if let Some((user, group)) = attributes.owner {
-            let (user, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
-            fchownat(&self.0, name, user, group, AtFlags::AT_SYMLINK_NOFOLLOW)
-                .map_err(|errno| CopyError::local("set the owner", errno.into()))?;
+        if let Some((user, group)) = owner(attributes)? {
+            fchownat(
+                &self.0,
+                name,
+                Some(user),
+                Some(group),
+                AtFlags::AT_SYMLINK_NOFOLLOW,
+            )
+            .map_err(|errno| CopyError::local("set the owner", errno.into()))?;
         }
         if let Some((accessed, modified)) = attributes.times {
             let (accessed, modified) = (time(accessed), time(modified));
@@ -325,6 +332,11 @@ struct Abandoned {
 /// asks for them either.
 fn is_lockable(file: &File) -> bool {
     !matches!(file.try_lock(), Err(TryLockError::WouldBlock))
+}
+
+/// Whether a file has its only name still. What is locked is removed by nobody else.
+fn has_one_name(file: &File) -> bool {
+    file.metadata().is_ok_and(|there| there.nlink() == 1)
 }
 
 /// Who owns what this thread creates. An id that is none changes nothing (`setfsuid(2)`).
@@ -481,10 +493,22 @@ fn complete_in_place(
     }
 }
 
+/// The owner that is to be set. The id -1 would leave what is there (`chown(2)`).
+fn owner(attributes: &Attributes) -> Result<Option<(Uid, Gid)>, CopyError> {
+    let Some((user, group)) = attributes.owner else {
+        return Ok(None);
+    };
+    if [user, group].contains(&u32::MAX) {
+        let source = io::Error::other("4294967295 is no user and no group");
+        return Err(CopyError::local("set the owner", source));
+    }
+    Ok(Some((Uid::from_raw(user), Gid::from_raw(group))))
+}
+
 /// The owner first: to change it clears bits of the mode.
 fn set_attributes(file: impl AsFd, attributes: &Attributes) -> Result<(), CopyError> {
-    if let Some((user, group)) = attributes.owner {
-        fchown(&file, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))
+    if let Some((user, group)) = owner(attributes)? {
+        fchown(&file, Some(user), Some(group))
             .map_err(|errno| CopyError::local("set the owner", errno.into()))?;
     }
     if let Some(permissions) = attributes.permissions {

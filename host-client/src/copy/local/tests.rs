@@ -158,3 +158,35 @@ fn a_link_is_made_whatever_has_the_name_of_its_part() {
     assert_eq!(fs::read_link(folder.0.join("a")).unwrap(), Path::new("to"));
     assert_eq!(fs::read(folder.part()).unwrap(), b"file");
 }
+
+#[test]
+fn a_part_that_another_copy_removed_before_it_was_locked_is_not_written() {
+    let folder = Folder::new("removed");
+    let file = File::create(folder.part()).unwrap();
+    assert!(has_one_name(&file));
+    fs::remove_file(folder.part()).unwrap();
+    assert!(is_lockable(&file) && !has_one_name(&file));
+}
+
+#[test]
+fn an_owner_that_nobody_is_is_refused() {
+    let folder = Folder::new("nobody");
+    let directory = LocalDirectory::open(&folder.0).unwrap();
+    let file = File::create(folder.part()).unwrap();
+    symlink("target", folder.0.join("link")).unwrap();
+    let there = file.metadata().unwrap();
+    for owner in [(u32::MAX, there.gid()), (there.uid(), u32::MAX)] {
+        let attributes = Attributes {
+            owner: Some(owner),
+            ..Attributes::default()
+        };
+        set_attributes(&file, &attributes).unwrap_err();
+        directory
+            .set_attributes(attributes.clone(), false)
+            .unwrap_err();
+        let link = OsStr::new("link");
+        directory
+            .set_link_attributes(link, &attributes)
+            .unwrap_err();
+    }
+}
