@@ -24,6 +24,7 @@ use rustls::{
     },
     server::NoServerSessionStorage,
 };
+use vsock_agent_transport::read_secret;
 
 use self::pinned::Pinned;
 
@@ -62,8 +63,8 @@ pub enum IdentityError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PemFileError {
-    /// It cannot be read.
-    #[error("cannot open it")]
+    /// It cannot be opened or read, or it is a key that others have permissions for.
+    #[error("cannot use it")]
     Io(#[source] io::Error),
     /// It is not PEM, or what it should have is not in it.
     #[error("it is not the PEM file it should be: {0}")]
@@ -150,7 +151,10 @@ fn own(
 ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), IdentityError> {
     let chain = certificates(&folder.join(CERTIFICATE_FILE))?;
     let path = folder.join(KEY_FILE);
-    let key = PrivateKeyDer::from_pem_file(&path).map_err(|error| unreadable(&path, error))?;
+    let key = read_secret(&path)
+        .map_err(PemError::Io)
+        .and_then(|pem| PrivateKeyDer::from_pem_slice(&pem))
+        .map_err(|error| unreadable(&path, error))?;
     Ok((chain, key))
 }
 

@@ -16,6 +16,7 @@ use rustls::{
     crypto::{CryptoProvider, ring, verify_tls13_signature},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
 };
+use vsock_agent_transport::read_secret;
 
 use crate::error::{Cause, ConnectError};
 
@@ -71,8 +72,10 @@ impl Identity {
     ///
     /// # Errors
     ///
-    /// [`IdentityError::Read`] when a file cannot be read, [`IdentityError::Pem`] when it is not
-    /// what it should be, and the errors of [`Identity::from_parts`].
+    /// [`IdentityError::Read`] when a file cannot be read, or when the key is not a regular file that
+    /// belongs to root or the effective user and that others have no permission for;
+    /// [`IdentityError::Pem`] when a file is not what it should be, and the errors of
+    /// [`Identity::from_parts`].
     pub fn from_files(certificate: &Path, key: &Path, agent: &Path) -> Result<Self, IdentityError> {
         let agent_pem = read(agent)?;
         let agent =
@@ -80,7 +83,8 @@ impl Identity {
                 what: "the agent's certificate",
                 source: source.into(),
             })?;
-        Self::from_parts(&read(certificate)?, &read(key)?, &agent)
+        let secret = read_secret(key).map_err(|source| unread(key, source))?;
+        Self::from_parts(&read(certificate)?, &secret, &agent)
     }
 
     /// Makes an identity of a PEM certificate, its PEM key (PKCS #8 or SEC 1, ECDSA P-256 or
@@ -140,10 +144,14 @@ impl Identity {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
-    fs::read(path).map_err(|source| IdentityError::Read {
+    fs::read(path).map_err(|source| unread(path, source))
+}
+
+fn unread(path: &Path, source: io::Error) -> IdentityError {
+    IdentityError::Read {
         path: path.to_owned(),
         source,
-    })
+    }
 }
 
 /// An identity that cannot be used.

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -203,6 +203,51 @@ async fn the_agents_memory_is_in_no_core_dump() {
     let process = format!("/proc/{}/fd", agent.child.id());
     let owner = fs::metadata(process).unwrap().uid();
     assert_eq!(owner, 0);
+}
+
+/// Whether the words on standard error name the command that mends the key's mode.
+fn says_what_mends(key: &Path, stderr: &[u8]) -> bool {
+    let command = format!("chmod 600 {}", key.display());
+    String::from_utf8_lossy(stderr).contains(&command)
+}
+
+#[tokio::test]
+async fn an_agent_refuses_a_key_that_others_can_read() {
+    let folder = TestFolder::new("key");
+    let (own, host) = (Pair::lxd(), Pair::lxd());
+    own.write_agent(folder.path(), &[&host]);
+    let key = folder.path().join("agent.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
+    let socket = format!("unix:{}", folder.path().join("agent.sock").display());
+    let ends = tokio::process::Command::new(build("vsock-agent", "vsock-agent"))
+        .args(["--config", "/dev/null", "--cloud-init", "off"])
+        .args(["--host", "off", "--guest-socket", "off"])
+        .args(["--listen", &socket, "--identity"])
+        .arg(folder.path())
+        .kill_on_drop(true)
+        .output();
+    let output = timeout(PATIENCE, ends).await.expect("it serves").unwrap();
+    assert!(!output.status.success());
+    assert!(says_what_mends(&key, &output.stderr), "{output:?}");
+}
+
+#[tokio::test]
+async fn a_client_refuses_a_key_that_others_can_read() {
+    let folder = TestFolder::new("client-key");
+    let (own, host) = (Pair::lxd(), Pair::lxd());
+    own.write_for_cli(&folder.path().join("identity"), "vm", &host);
+    let key = folder.path().join("identity/client.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o604)).unwrap();
+    let config = "[vms.vm]\nendpoint = \"unix:/nonexistent\"\nidentity = \"identity\"\n";
+    fs::write(folder.path().join("config.toml"), config).unwrap();
+    let output = Command::new(build("vsock-agent-client", "agent-cli"))
+        .args(["info", "vm"])
+        .env("AGENT_CLI_CONFIG", folder.path().join("config.toml"))
+        .env("XDG_CONFIG_HOME", folder.path())
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    assert!(says_what_mends(&key, &output.stderr), "{output:?}");
 }
 
 #[tokio::test]

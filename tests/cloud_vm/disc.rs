@@ -1,5 +1,5 @@
-//! The image of a CD-ROM: ISO 9660 (ECMA-119), with files right in its root and no more than what
-//! Linux reads.
+//! The image of a CD-ROM: ISO 9660 (ECMA-119) with modes (Rock Ridge, IEEE P1282), files right in its
+//! root and no more than what Linux reads.
 
 use std::path::Path;
 
@@ -15,14 +15,20 @@ const ROOT: usize = 18;
 pub(crate) fn disc(label: &str, files: &[(&str, &String)]) -> Vec<u8> {
     let mut image = vec![0; (ROOT + 1) * SECTOR];
     let mut root = [
-        record(b"\0", ROOT, SECTOR, 2),
-        record(b"\x01", ROOT, SECTOR, 2),
+        record(b"\0", ROOT, SECTOR, 2, SHARED),
+        record(b"\x01", ROOT, SECTOR, 2, &[]),
     ]
     .concat();
     for (name, content) in files {
         let sector = image.len() / SECTOR;
         let name = format!("{};1", name.to_uppercase());
-        root.extend(record(name.as_bytes(), sector, content.len(), 0));
+        root.extend(record(
+            name.as_bytes(),
+            sector,
+            content.len(),
+            0,
+            &owners_only(),
+        ));
         image.extend(content.as_bytes());
         image.resize(image.len().next_multiple_of(SECTOR), 0);
     }
@@ -35,7 +41,8 @@ pub(crate) fn disc(label: &str, files: &[(&str, &String)]) -> Vec<u8> {
     for (at, number) in [(120, 1), (124, 1), (128, SECTOR)] {
         put(&mut image, PRIMARY, at, &both_short(number));
     }
-    put(&mut image, PRIMARY, 156, &record(b"\0", ROOT, SECTOR, 2));
+    let of_root = record(b"\0", ROOT, SECTOR, 2, &[]);
+    put(&mut image, PRIMARY, 156, &of_root);
     put(&mut image, PRIMARY, 881, &[1]);
     put(&mut image, TERMINATOR, 0, b"\xffCD001\x01");
     image
@@ -46,8 +53,18 @@ fn put(image: &mut [u8], sector: usize, at: usize, bytes: &[u8]) {
     image[start..start + bytes.len()].copy_from_slice(bytes);
 }
 
-/// An entry of a directory (9.1).
-fn record(name: &[u8], sector: usize, size: usize, flags: u8) -> Vec<u8> {
+/// The indicator that the sharing protocol is in use, first in the root (IEEE P1281, SP).
+const SHARED: &[u8] = b"SP\x07\x01\xbe\xef\0";
+
+/// A regular file that root alone may read: its mode, links, user and group (IEEE P1282, PX), as the
+/// discs of Incus have it.
+fn owners_only() -> Vec<u8> {
+    let numbers = [0o100_400, 1, 0, 0].into_iter().flat_map(both);
+    b"PX\x24\x01".iter().copied().chain(numbers).collect()
+}
+
+/// An entry of a directory (9.1), with its system use.
+fn record(name: &[u8], sector: usize, size: usize, flags: u8, system: &[u8]) -> Vec<u8> {
     let mut record = vec![0, 0];
     record.extend(both(sector));
     record.extend(both(size));
@@ -56,6 +73,8 @@ fn record(name: &[u8], sector: usize, size: usize, flags: u8) -> Vec<u8> {
     record.extend(both_short(1));
     record.push(u8::try_from(name.len()).unwrap());
     record.extend(name);
+    record.resize(record.len().next_multiple_of(2), 0);
+    record.extend(system);
     record.resize(record.len().next_multiple_of(2), 0);
     record[0] = u8::try_from(record.len()).unwrap();
     record

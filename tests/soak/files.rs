@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::Stdio,
 };
@@ -71,7 +72,9 @@ async fn eight_gigabytes_at_once_through_tls() {
         ("client.crt", &client.certificate),
         ("client.key", &client.key),
     ] {
-        fs::write(identity.path().join(name), text).unwrap();
+        let path = identity.path().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
     }
     let identity = identity.path().to_str().unwrap();
     copy_all(&agent, &["--identity", identity]).await;

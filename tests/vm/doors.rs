@@ -250,7 +250,7 @@ impl House {
             let to = format!("{}:/tmp/id/{name}", vm.name());
             succeed(vm.cli(["push", from.to_str().unwrap(), &to])).await;
         }
-        in_guest(vm, "chmod -R a+rX /tmp/id").await;
+        in_guest(vm, &format!("chown -R {NOBODY} /tmp/id")).await;
         let mut exec = vm.cli(["exec", "--user", NOBODY, vm.name(), "--", "sh", "-c"]);
         exec.arg("agent-cli --identity /tmp/id --connect-timeout 10 info vsock:2:8444");
         let output = finish(exec).await;

@@ -5,8 +5,9 @@
 //! by the next start.
 
 use std::{
-    fs, io,
-    os::unix::fs::{DirBuilderExt, FileExt},
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -132,7 +133,7 @@ fn discs() -> Vec<PathBuf> {
 
 fn label(device: &Path) -> io::Result<String> {
     let mut label = [0; LABEL_BYTES];
-    fs::File::open(device)?.read_exact_at(&mut label, LABEL_OFFSET)?;
+    File::open(device)?.read_exact_at(&mut label, LABEL_OFFSET)?;
     Ok(String::from_utf8_lossy(&label).trim_end().to_owned())
 }
 
@@ -218,15 +219,20 @@ fn remove(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Copies files and folders, with their modes. What is neither is passed over, and so is what is
-/// missing.
+/// Copies files and folders; only the owner may read the copies, whatever the modes were: a disc may
+/// have none. What is neither is passed over, and so is what is missing.
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let metadata = match fs::symlink_metadata(from) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,
     };
     if metadata.is_file() {
-        fs::copy(from, to)?;
+        let mut copy = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(to)?;
+        io::copy(&mut File::open(from)?, &mut copy)?;
     } else if metadata.is_dir() {
         fs::DirBuilder::new().mode(0o700).create(to)?;
         for entry in fs::read_dir(from)? {
@@ -239,7 +245,7 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
     use crate::config_share::alone::with_own_mounts;
@@ -257,6 +263,8 @@ mod tests {
         fs::create_dir_all(folder.join("files")).unwrap();
         fs::write(folder.join("agent.crt"), host).unwrap();
         fs::write(folder.join("files/a.out"), host).unwrap();
+        let mode = fs::Permissions::from_mode(0o555);
+        fs::set_permissions(folder.join("agent.crt"), mode).unwrap();
         fs::write(folder.join("lxd-agent"), "a program").unwrap();
         let link = folder.join("agent.key");
         let _ = fs::remove_file(&link);
@@ -272,8 +280,12 @@ mod tests {
             replace(&from, &folder).unwrap();
             let copied = folder.join("share");
             assert_eq!(names(&copied), ["agent.crt", "files"]);
-            let file = fs::read_to_string(copied.join("files/a.out"));
-            assert_eq!(file.unwrap(), host);
+            let file = copied.join("files/a.out");
+            assert_eq!(fs::read_to_string(&file).unwrap(), host);
+            for file in [file, copied.join("agent.crt")] {
+                let mode = fs::metadata(file).unwrap().permissions().mode();
+                assert_eq!(mode & 0o7777, 0o600);
+            }
         }
         assert_eq!(names(&folder), ["from", "share"]);
         fs::remove_dir_all(&folder).unwrap();

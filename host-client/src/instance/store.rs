@@ -30,7 +30,9 @@ pub struct InstanceStore {
 pub struct Stamp {
     inode: u64,
     bytes: u64,
-    modified: (i64, i64),
+    /// `st_ctim`: what is written changes it, and so do `chmod(2)` and `chown(2)`, on which it depends
+    /// whether a key counts.
+    changed: (i64, i64),
 }
 
 impl Stamp {
@@ -41,7 +43,7 @@ impl Stamp {
         Some(Self {
             inode: metadata.ino(),
             bytes: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
         })
     }
 }

@@ -1,4 +1,5 @@
-//! Directories and Unix sockets for processes that run as root, in places where others can write.
+//! Directories, Unix sockets and key files for processes that run as root, in places where others
+//! can write.
 //!
 //! Whoever can write to a directory can replace any name in it between two system calls. So nothing
 //! here acts twice on a name: a directory is opened once ([`open_directory`]), what is done is done
@@ -7,10 +8,12 @@
 
 mod directory;
 mod owned;
+mod secret;
 mod socket;
 
 pub use self::{
     directory::{Missing, open_directory, open_entry},
     owned::is_our_own,
+    secret::read_secret,
     socket::{MODE, SocketFile, connect, listen},
 };

@@ -18,6 +18,7 @@ use vsock_agent_client::{
     private_directory,
     serve::{Guest, GuestTls, HostConfig, HostProcess, IsRegistered, StatusReport},
 };
+use vsock_agent_transport::read_secret;
 
 use crate::{
     args::{Format, ServeArgs},
@@ -128,12 +129,14 @@ fn guest(settings: &Settings, name: &str) -> anyhow::Result<Guest> {
         true => None,
         false => {
             let [certificate, key, agent] = target.identity_files()?;
-            let read = |path: &Path| {
-                let pem = fs::read(path);
-                pem.with_context(|| format!("cannot read {}", path.display()))
-            };
-            let (certificate, key, agent) = (read(&certificate)?, read(&key)?, read(&agent)?);
-            Some(GuestTls::from_pem(&certificate, &key, &agent)?)
+            let unread = |path: &Path| format!("cannot read {}", path.display());
+            let secret = read_secret(&key).with_context(|| unread(&key))?;
+            let read = |path: &Path| fs::read(path).with_context(|| unread(path));
+            Some(GuestTls::from_pem(
+                &read(&certificate)?,
+                &secret,
+                &read(&agent)?,
+            )?)
         }
     };
     Ok(Guest {
