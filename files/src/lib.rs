@@ -148,19 +148,23 @@ fn keep_attributes<P: NixPath + ?Sized>(
             "the target was replaced by somebody else meanwhile",
         ));
     }
+    let own = fstat(part)?.st_mode;
     let kept = keep_owner(part, &now, wanted).and_then(|()| keep_extended(part, &old));
     if kept.is_err() {
         return Ok(Some(InPlace::Attributes));
     }
-    if !wanted.sets_mode {
-        // Behind the owner, whose change takes special bits away, and behind the ACL. They are
-        // rights of the old owner.
-        let special = if wanted.sets_owner { 0 } else { SPECIAL_BITS };
-        fchmod(
-            part,
-            Mode::from_bits_truncate(now.st_mode & (0o777 | special)),
-        )?;
-    }
+    // Special bits are rights of the old owner.
+    let mode = match (wanted.sets_mode, wanted.sets_owner) {
+        (true, _) => own,
+        (false, true) => now.st_mode & 0o777,
+        (false, false) => now.st_mode,
+    };
+    // Behind the owner, whose change takes special bits away, and behind the ACL, which has rights of
+    // the group too.
+    fchmod(
+        part,
+        Mode::from_bits_truncate(mode & (0o777 | SPECIAL_BITS)),
+    )?;
     Ok(None)
 }
 

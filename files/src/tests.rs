@@ -17,10 +17,10 @@ impl Folder {
         Self(path)
     }
 
-    /// Replaces `target` by a new file.
-    fn replace(&self, wanted: Replacement) -> io::Result<Result<(), InPlace>> {
+    /// Replaces `target` by a new file of this mode.
+    fn replace(&self, wanted: Replacement, mode: u32) -> io::Result<Result<(), InPlace>> {
         fs::write(self.0.join("part"), "new").unwrap();
-        let mode = fs::Permissions::from_mode(0o644);
+        let mode = fs::Permissions::from_mode(mode);
         fs::set_permissions(self.0.join("part"), mode).unwrap();
         let directory = open(&self.0, OFlag::O_PATH, Mode::empty()).unwrap();
         let at = |name| At {
@@ -48,7 +48,10 @@ fn what_replaces_a_file_has_its_mode_and_its_attributes_but_not_those_of_its_con
     fs::write(folder.target(), "old").unwrap();
     fs::set_permissions(folder.target(), fs::Permissions::from_mode(0o2640)).unwrap();
     xattr::set(folder.target(), "user.note", b"kept").unwrap();
-    folder.replace(Replacement::default()).unwrap().unwrap();
+    folder
+        .replace(Replacement::default(), 0o644)
+        .unwrap()
+        .unwrap();
     assert_eq!(fs::read(folder.target()).unwrap(), b"new");
     assert_eq!(
         fs::metadata(folder.target()).unwrap().mode() & 0o7777,
@@ -61,7 +64,7 @@ fn what_replaces_a_file_has_its_mode_and_its_attributes_but_not_those_of_its_con
         sets_mode: true,
         ..Replacement::default()
     };
-    folder.replace(sets_mode).unwrap().unwrap();
+    folder.replace(sets_mode, 0o644).unwrap().unwrap();
     assert_eq!(
         fs::metadata(folder.target()).unwrap().mode() & 0o7777,
         0o644
@@ -74,7 +77,10 @@ fn the_owner_is_kept_by_who_may_give_files_away() {
     fs::write(folder.target(), "old").unwrap();
     let (user, group) = (Uid::from_raw(65534), Gid::from_raw(65533));
     chown(&folder.target(), Some(user), Some(group)).expect("this test needs root");
-    folder.replace(Replacement::default()).unwrap().unwrap();
+    folder
+        .replace(Replacement::default(), 0o644)
+        .unwrap()
+        .unwrap();
     let now = fs::metadata(folder.target()).unwrap();
     assert_eq!((now.uid(), now.gid()), (65534, 65533));
     assert_eq!(fs::read(folder.target()).unwrap(), b"new");
@@ -85,13 +91,13 @@ fn what_cannot_be_replaced_is_as_it_was() {
     let folder = Folder::new("in-place");
     fs::write(folder.target(), "old").unwrap();
     fs::hard_link(folder.target(), folder.0.join("other")).unwrap();
-    let replaced = folder.replace(Replacement::default()).unwrap();
+    let replaced = folder.replace(Replacement::default(), 0o644).unwrap();
     assert_eq!(replaced, Err(InPlace::HardLinks));
     assert_eq!(fs::read(folder.target()).unwrap(), b"old");
 
     fs::remove_file(folder.target()).unwrap();
     nix::unistd::mkfifo(&folder.target(), Mode::S_IRWXU).unwrap();
-    let replaced = folder.replace(Replacement::default()).unwrap();
+    let replaced = folder.replace(Replacement::default(), 0o644).unwrap();
     assert_eq!(replaced, Err(InPlace::NotRegular));
 
     fs::remove_file(folder.target()).unwrap();
@@ -100,8 +106,51 @@ fn what_cannot_be_replaced_is_as_it_was() {
         leaves_links: true,
         ..Replacement::default()
     };
-    let replaced = folder.replace(leaves_links).unwrap();
+    let replaced = folder.replace(leaves_links, 0o644).unwrap();
     assert_eq!(replaced, Err(InPlace::NotRegular));
-    folder.replace(Replacement::default()).unwrap().unwrap();
+    folder
+        .replace(Replacement::default(), 0o644)
+        .unwrap()
+        .unwrap();
     assert!(folder.target().symlink_metadata().unwrap().is_file());
+}
+
+/// An ACL (`linux/posix_acl_xattr.h`) that lets another user and the owner write, and all read.
+fn acl() -> Vec<u8> {
+    const NONE: u32 = u32::MAX;
+    let entries: [(u16, u16, u32); 5] = [
+        (0x01, 6, NONE),
+        (0x02, 6, 65534),
+        (0x04, 4, NONE),
+        (0x10, 6, NONE),
+        (0x20, 4, NONE),
+    ];
+    let entry = |(tag, rights, id): (u16, u16, u32)| {
+        let [tag, rights] = [tag, rights].map(u16::to_le_bytes);
+        [&tag[..], &rights, &id.to_le_bytes()].concat()
+    };
+    let version = 2_u32.to_le_bytes().to_vec();
+    [vec![version], entries.map(entry).to_vec()]
+        .concat()
+        .concat()
+}
+
+#[test]
+fn a_mode_that_is_wanted_is_there_whatever_owner_and_acl_are_kept() {
+    let folder = Folder::new("wanted-mode");
+    let wanted = Replacement {
+        sets_mode: true,
+        ..Replacement::default()
+    };
+    let mode = || fs::metadata(folder.target()).unwrap().mode() & 0o7777;
+    fs::write(folder.target(), "old").unwrap();
+    xattr::set(folder.target(), ACL, &acl()).unwrap();
+    assert_eq!(mode(), 0o664);
+    folder.replace(wanted, 0o640).unwrap().unwrap();
+    assert_eq!(mode(), 0o640);
+
+    let (user, group) = (Uid::from_raw(65534), Gid::from_raw(65533));
+    chown(&folder.target(), Some(user), Some(group)).expect("this test needs root");
+    folder.replace(wanted, 0o4755).unwrap().unwrap();
+    assert_eq!(mode(), 0o4755);
 }

@@ -270,7 +270,8 @@ pub enum CopyError {
     /// The target is not as it was when it was looked at.
     #[error("it was changed by somebody else meanwhile: nothing was written")]
     TargetChanged,
-    /// The target must not be replaced by a new file, and this server cannot do more.
+    /// The target must not be replaced by a new file, and this server cannot do more, or the disk has
+    /// no room for the complete file and the target at once. Nothing was written to the target.
     #[error("it can only be written in place: {0}")]
     OnlyInPlace(InPlace),
     /// Somebody removed or renamed the part, or the directory that it was in.

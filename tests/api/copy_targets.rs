@@ -353,3 +353,23 @@ async fn the_umask_holds_for_new_files_that_are_pulled() {
     assert_eq!(mode(&both.at("exactly")), 0o777);
     assert_eq!(mode(&both.at("exactly/file")), 0o666);
 }
+
+#[tokio::test]
+async fn a_file_that_is_copied_over_itself_in_place_keeps_its_content() {
+    let both = Both::start().await;
+    fs::hard_link(both.at("source"), both.at("linked")).unwrap();
+    symlink("source", both.at("link")).unwrap();
+    let options = options(|options| options.in_place = true);
+    let from = RemotePath::from(both.at("source").as_path());
+    for name in ["source", "linked", "link"] {
+        let to = RemotePath::from(both.at(name).as_path());
+        let copied = copy::copy_within(&both.sftp, &from, &to, &options, &()).await;
+        assert!(copied.is_err(), "{name}");
+        assert_eq!(fs::read(both.at("source")).unwrap(), b"new content");
+    }
+    fs::write(both.at("other"), "an old content that is longer").unwrap();
+    let to = RemotePath::from(both.at("other").as_path());
+    let copied = copy::copy_within(&both.sftp, &from, &to, &options, &()).await;
+    assert_eq!(copied.unwrap().files, 1);
+    assert_eq!(fs::read(both.at("other")).unwrap(), b"new content");
+}

@@ -151,7 +151,9 @@ fn abandoned(directory: &OwnedFd, name: &[u8]) -> Result<Option<Abandoned>, Sftp
             | Errno::ENXIO
             | Errno::EACCES
             | Errno::EPERM
-            | Errno::ETXTBSY,
+            | Errno::ETXTBSY
+            // Somebody has a lease on it (`F_SETLEASE`, `fcntl(2)`).
+            | Errno::EAGAIN,
         ) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };

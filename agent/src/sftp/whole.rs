@@ -13,8 +13,8 @@ use std::{
 use bytes::Bytes;
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, openat},
-    sys::stat::{Mode, fstat},
+    fcntl::{AtFlags, OFlag, openat},
+    sys::stat::{Mode, fstat, fstatat},
     unistd::{UnlinkatFlags, unlinkat},
 };
 use vsock_agent_files::{At, InPlace, replace};
@@ -44,8 +44,13 @@ impl Files {
             | OFlag::O_NOCTTY
             | OFlag::O_CLOEXEC;
         let part = File::from(openat(from.directory(), &*from.name, flags, Mode::empty())?);
-        if !attributes::is_regular(&fstat(&part)?) {
+        let stat = fstat(&part)?;
+        if !attributes::is_regular(&stat) {
             return Err(SftpError::NoOffsets);
+        }
+        if stat.st_nlink != 1 {
+            // Somebody's file that was put there: it must not get the attributes of another one.
+            return Err(Errno::EMLINK.into());
         }
         let (from, to) = (at(&from), at(&to));
         Ok(match replace(&part, &from, &to, wanted.replacement)? {
@@ -113,7 +118,7 @@ fn store(directory: &OwnedFd, file: &StoreFile, by: Replacement) -> Result<(), S
         directory: directory.as_fd(),
         name,
     });
-    let stored = fill(&open, file)
+    let stored = fill(&open, directory, file, by)
         .and_then(|()| replace(&open, &from, &to, by)?.map_err(|_| SftpError::NotReplaced));
     if stored.is_err() {
         // It may be gone, or the file system may have become read-only.
@@ -122,9 +127,23 @@ fn store(directory: &OwnedFd, file: &StoreFile, by: Replacement) -> Result<(), S
     stored
 }
 
-fn fill(open: &File, file: &StoreFile) -> Result<(), SftpError> {
+fn fill(
+    open: &File,
+    directory: &OwnedFd,
+    file: &StoreFile,
+    by: Replacement,
+) -> Result<(), SftpError> {
     open.write_all_at(&file.data, 0)?;
-    attributes::set(open, &file.attributes)
+    let mut attributes = file.attributes.clone();
+    let there = fstatat(directory, &*file.name, AtFlags::AT_SYMLINK_NOFOLLOW);
+    if let Ok(there) = there
+        && attributes::is_regular(&there)
+        && !by.sets_mode
+    {
+        // It gets the old one's mode. Until then nobody gets rights that that does not give.
+        attributes.permissions = attributes.permissions.map(|mode| mode & there.st_mode);
+    }
+    attributes::set(open, &attributes)
 }
 
 fn fetch(directory: impl AsFd, name: &[u8], length: u32) -> Result<FetchedFile, SftpError> {

@@ -174,7 +174,9 @@ impl LocalDirectory {
                 | Errno::ENXIO
                 | Errno::EACCES
                 | Errno::EPERM
-                | Errno::ETXTBSY,
+                | Errno::ETXTBSY
+                // Somebody has a lease on it (`F_SETLEASE`, `fcntl(2)`).
+                | Errno::EAGAIN,
             ) => return Ok(None),
             Err(errno) => return Err(CopyError::local("open what was left", errno.into())),
         };
@@ -385,7 +387,12 @@ impl Part {
             complete_in_place(&self.file, target, attributes, finish)?;
             return Ok(None);
         };
-        set_attributes(&*self.file, attributes)?;
+        let mut first = attributes.clone();
+        if let Some(old) = target.old().filter(|_| !finish.replacement.sets_mode) {
+            // It gets the old one's mode. Until then nobody gets rights that that does not give.
+            first.permissions = first.permissions.map(|mode| mode & old.mode());
+        }
+        set_attributes(&*self.file, &first)?;
         if finish.fsync {
             sync(&self.file)?;
         }
@@ -397,6 +404,10 @@ impl Part {
         match vsock_agent_files::replace(&self.file, &from, &to, finish.replacement) {
             Ok(Ok(())) => {}
             Ok(Err(reason)) if target.has_file() => {
+                let length = self.file.metadata().map(|part| part.len());
+                if !length.is_ok_and(|length| target.fits(length)) {
+                    return Err(CopyError::OnlyInPlace(reason.into()));
+                }
                 self.keep = false;
                 let into = Self::in_place(target)?;
                 copy(&self.file, &into.file)

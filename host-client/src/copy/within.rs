@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     error::ClientError,
-    protocol::sftp::Attributes,
+    protocol::sftp::{Attributes, status},
     sftp::{OpenFlags, RemoteFile, RemotePath, Sftp},
 };
 
@@ -62,7 +62,12 @@ async fn attempt(
         .sftp
         .open(source, OpenFlags::READ, Attributes::default());
     let from = from.await?;
-    let to = output.create(false).await?.file;
+    output.keep_content();
+    let to = output.create(false, found.size.unwrap_or(0)).await?.file;
+    if output.is_in_place() && !output.is_special() {
+        are_different(&from, &to, found.size.unwrap_or(0)).await?;
+        to.setstat(attributes::size(0)).await?;
+    }
     let bytes = match output.is_special() {
         true => through(run, source, found, &output, &to).await?,
         false => copy_data(&from, &to, found.size.unwrap_or(0)).await?,
@@ -73,6 +78,19 @@ async fn attempt(
     };
     output.complete(to, &wanted, bytes).await?;
     Ok(bytes)
+}
+
+/// Fails if both are the same file: to empty one would empty the other. The server finds out when it is
+/// asked to copy what is behind the end.
+async fn are_different(from: &RemoteFile, to: &RemoteFile, size: u64) -> Result<(), CopyError> {
+    if size == 0 {
+        // It has nothing to lose, or the kernel makes it up.
+        return Ok(());
+    }
+    match from.copy_data(size, 1, to, size).await {
+        Err(ClientError::File { status, .. }) if status.code() == status::EOF => Ok(()),
+        answered => Ok(answered?),
+    }
 }
 
 /// Returns how many bytes arrived.

@@ -124,7 +124,7 @@ impl Target {
     }
 
     /// The file that is there.
-    pub(super) const fn old(&self) -> Option<&Metadata> {
+    pub(in super::super) const fn old(&self) -> Option<&Metadata> {
         match &self.there {
             There::File(old) | There::Linked(old) => Some(old),
             There::Nothing | There::Link | There::Special(_) => None,
@@ -175,13 +175,24 @@ impl Target {
 
     /// Whether so many bytes have no room beside what is there, but in its place.
     fn needs_room(&self, bytes: u64) -> bool {
-        let (Some(old), Ok(system)) = (self.old(), fstatvfs(&*self.directory)) else {
-            return false;
-        };
+        self.room()
+            .is_some_and(|(free, old)| free < bytes && bytes <= free.saturating_add(old))
+    }
+
+    /// Whether so many bytes have room in the place of what is there, as far as is known.
+    pub(in super::super) fn fits(&self, bytes: u64) -> bool {
+        self.room()
+            .is_none_or(|(free, old)| bytes <= free.saturating_add(old))
+    }
+
+    /// How many bytes are free, and how many the file that is there takes. None if there is no file,
+    /// or it is on a file system without blocks.
+    fn room(&self) -> Option<(u64, u64)> {
+        let (old, system) = (self.old()?, fstatvfs(&*self.directory).ok()?);
         let free = system
             .blocks_available()
             .saturating_mul(system.fragment_size());
-        free < bytes && bytes <= free.saturating_add(old.blocks().saturating_mul(512))
+        (system.blocks() > 0).then_some((free, old.blocks().saturating_mul(512)))
     }
 }
 
@@ -324,7 +335,10 @@ pub(super) fn begin(
         _ => {}
     }
     match target.directory.open_part(&target.name, keep) {
-        Err(CopyError::Local { .. }) if target.old().is_some() => write_to(Some(InPlace::NoPart)),
+        // Where it is the disk that is full, what is there must not be emptied in vain.
+        Err(CopyError::Local { .. }) if target.old().is_some() && target.fits(bytes) => {
+            write_to(Some(InPlace::NoPart))
+        }
         part => Ok((part?, None)),
     }
 }
@@ -341,3 +355,6 @@ pub(super) fn save(
     part.write(data)?;
     Ok(reason.or(part.complete(target, attributes, finish)?))
 }
+
+#[cfg(test)]
+mod tests;

@@ -196,9 +196,9 @@ async fn small(
     content: Bytes,
     attributes: Attributes,
 ) -> Result<(), CopyError> {
-    let file = output.create(false).await?.file;
+    let bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);
+    let file = output.create(false, bytes).await?.file;
     if output.is_in_place() {
-        let bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);
         file.write_at(0, content).await?;
         return output.complete(file, &attributes, bytes).await;
     }
@@ -242,7 +242,7 @@ async fn large(
 ) -> Result<u64, CopyError> {
     let size = metadata.size();
     let is_sparse = metadata.blocks() * 512 < size;
-    let opened = output.create(run.options.resume).await?;
+    let opened = output.create(run.options.resume, size).await?;
     let start = begin(run, &mut output, &opened, local, size, is_sparse).await?;
     let file = opened.file;
     run.started(source, Some(size), start);
@@ -308,7 +308,7 @@ where
     if !unchanged().await {
         return Err(CopyError::TargetChanged);
     }
-    let file = output.create(false).await?.file;
+    let file = output.create(false, 1).await?.file;
     let bytes = output.put(&file, source).await?;
     if !output.is_in_place() && !unchanged().await {
         return Err(CopyError::TargetChanged);

@@ -41,6 +41,8 @@ pub(in super::super::super) struct Output<'r, 'a> {
     part: Option<RemotePart<'a>>,
     /// Of what is copied, for who is told.
     source: &'r [u8],
+    /// Whether what is there is not emptied when it is opened.
+    keeps_content: bool,
 }
 
 impl<'r, 'a> Output<'r, 'a> {
@@ -53,6 +55,7 @@ impl<'r, 'a> Output<'r, 'a> {
             target,
             part,
             source,
+            keeps_content: false,
         };
         if matches!(output.target.there, There::Linked) {
             output.write_in_place(InPlace::Link);
@@ -67,8 +70,13 @@ impl<'r, 'a> Output<'r, 'a> {
         }
     }
 
+    /// What is there is not emptied by [`Self::create`]: it may be what is copied.
+    pub(in super::super::super) fn keep_content(&mut self) {
+        self.keeps_content = true;
+    }
+
     /// Whether it is written in place.
-    pub(super) const fn is_in_place(&self) -> bool {
+    pub(in super::super::super) const fn is_in_place(&self) -> bool {
         self.part.is_none()
     }
 
@@ -84,34 +92,44 @@ impl<'r, 'a> Output<'r, 'a> {
         self.target.is_special()
     }
 
-    /// Opens what is written to; with `resume` what an earlier copy left, if there is something. Where
+    /// Opens what so many `bytes` are written to, or more; with `resume` what an earlier copy left, if there is something. Where
     /// no temporary file can be created, that is what is there.
     pub(in super::super::super) async fn create(
         &mut self,
         resume: bool,
+        bytes: u64,
     ) -> Result<Opened, CopyError> {
         if let Some(part) = &mut self.part {
             match part.open(resume).await {
-                Err(CopyError::Client(ClientError::File { .. })) if self.target.old().is_some() => {
+                Err(error @ CopyError::Client(ClientError::File { .. }))
+                    if self.target.old().is_some() =>
+                {
+                    // Where it is the disk that is full, what is there must not be emptied in vain.
+                    if !self.target.fits(self.run, bytes).await {
+                        return Err(error);
+                    }
                     self.write_in_place(InPlace::NoPart);
                 }
                 opened => return opened,
             }
         }
         Ok(Opened {
-            file: Arc::new(self.open_target().await?),
+            file: Arc::new(self.open_target(self.keeps_content).await?),
             length: 0,
             left: None,
         })
     }
 
-    async fn open_target(&self) -> Result<RemoteFile, CopyError> {
-        let flags = match self.target.there {
+    async fn open_target(&self, keeps_content: bool) -> Result<RemoteFile, CopyError> {
+        let mut flags = match self.target.there {
             There::Nothing => OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::TRUNCATE,
             There::File(_) | There::Linked => OpenFlags::WRITE | OpenFlags::TRUNCATE,
             There::BlockDevice => OpenFlags::WRITE,
             There::CharacterDevice | There::Fifo => OpenFlags::WRITE | OpenFlags::APPEND,
         };
+        if keeps_content {
+            flags.remove(OpenFlags::TRUNCATE);
+        }
         let sftp = self.run.sftp;
         // Ours does not wait for a reader in one request.
         let waits = matches!(self.target.there, There::Fifo) && sftp.replaces();
@@ -178,8 +196,12 @@ impl<'r, 'a> Output<'r, 'a> {
             There::Linked | There::File(_) if self.is_in_place() => {
                 attributes.permissions = wanted.permissions.filter(|_| told.sets_mode);
             }
-            // The server sees to it.
-            There::File(_) if self.run.sftp.replaces() => {}
+            // The server sees to it. Until then nobody gets rights that the old file does not give.
+            There::File(old) if self.run.sftp.replaces() => {
+                if let Some(old) = old.permissions.filter(|_| !told.sets_mode) {
+                    attributes.permissions = wanted.permissions.map(|mode| mode & old);
+                }
+            }
             There::File(old) => {
                 let kept = if told.sets_owner {
                     0o777
@@ -285,12 +307,15 @@ impl<'r, 'a> Output<'r, 'a> {
         if !sftp.has_extension(extension::COPY_DATA) {
             return Err(CopyError::OnlyInPlace(reason));
         }
-        self.run.in_place(self.source, reason);
         let path = part.path().ok_or(CopyError::PartGone)?;
         let from = sftp.open(path, OpenFlags::READ, Attributes::default());
         let from = from.await?;
         let size = from.stat().await?.size.unwrap_or(0);
-        let to = self.open_target().await?;
+        if !self.target.fits(self.run, size).await {
+            return Err(CopyError::OnlyInPlace(reason));
+        }
+        self.run.in_place(self.source, reason);
+        let to = self.open_target(false).await?;
         let mut offset = 0;
         while offset < size {
             let length = COPY_BYTES.min(size - offset);

@@ -84,6 +84,18 @@ impl Target {
         }
     }
 
+    /// Whether a file of so many bytes has room in the place of the one that is there, as far as the
+    /// server says.
+    pub(super) async fn fits(&self, run: &Run<'_>, bytes: u64) -> bool {
+        let Ok(system) = run.sftp.statvfs(&self.path).await else {
+            return true;
+        };
+        let free = system.blocks_available.saturating_mul(system.fragment_size);
+        let old = self.old().and_then(|old| old.size).unwrap_or(0);
+        // What the kernel makes up is on a file system without blocks.
+        system.blocks == 0 || bytes <= free.saturating_add(old)
+    }
+
     /// Whether it is no regular file: then it is written to as it is.
     pub(in super::super::super) const fn is_special(&self) -> bool {
         matches!(

@@ -1,11 +1,15 @@
-use std::{fs, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
 use tokio::time;
 
 use super::super::push;
 use crate::{
     copy::CopyOptions,
-    protocol::sftp::{Request, extension, status},
+    protocol::sftp::{
+        Attributes, Reply, Request,
+        extension::{self, Replaced},
+        status,
+    },
     sftp::scripted::{handle, said, session_with},
 };
 
@@ -58,4 +62,47 @@ async fn goes_on_unheard(extensions: &[(&'static str, &'static str)]) -> bool {
 async fn attributes_wait_for_the_content_where_order_is_not_kept() {
     assert!(!goes_on_unheard(&[]).await);
     assert!(goes_on_unheard(&[(extension::FSYNC, "1")]).await);
+}
+
+#[tokio::test]
+async fn a_part_gives_no_rights_that_the_file_does_not_give_whose_name_it_gets() {
+    let path = std::env::temp_dir().join(format!("rights-push-{}", std::process::id()));
+    fs::write(&path, "secret").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let extensions = [(extension::REPLACE, "1"), (extension::FSYNC, "1")];
+    let (sftp, mut server) = session_with(&extensions).await;
+    let mut set = Vec::new();
+    let serve = async {
+        loop {
+            let (id, request) = server.next().await;
+            let reply = match request {
+                Request::Open { .. } => handle(),
+                Request::Lstat { .. } => Reply::Attributes {
+                    attributes: Attributes {
+                        permissions: Some(0o100_640),
+                        ..Attributes::default()
+                    },
+                },
+                Request::Stat { .. } => said(status::NO_SUCH_FILE),
+                Request::Extended { name, .. } if name == extension::REPLACE => Reply::Extended {
+                    data: Replaced::Done.encode(),
+                },
+                Request::Fsetstat { attributes, .. } => {
+                    set.extend(attributes.permissions);
+                    said(status::OK)
+                }
+                _ => said(status::OK),
+            };
+            server.say(id, reply).await;
+        }
+    };
+    let (sources, target) = ([path.clone()], "/target".into());
+    let options = CopyOptions::default();
+    let pushed = tokio::select! {
+        pushed = push(&sftp, &sources, &target, &options, &()) => pushed,
+        () = serve => unreachable!("a server stays until its client leaves"),
+    };
+    fs::remove_file(&path).unwrap();
+    assert_eq!(pushed.unwrap().files, 1);
+    assert_eq!(set, [0o640]);
 }
