@@ -221,8 +221,26 @@ pub(crate) const MAX_REPORTS: usize = 4;
 /// Largest body of a request from a program in the guest, in bytes.
 pub(crate) const MAX_GUEST_BODY_BYTES: usize = 4 * 1024;
 
-/// Longest connection of a program in the guest, unless it listens to events: nobody else keeps a
-/// place by not reading.
+/// Most requests at once that are passed to the host, waits and files included.
+pub(crate) const MAX_FORWARDS: usize = 32;
+
+/// Largest body of a request that is passed to the host, in bytes: a volume's configuration has a few
+/// thousand.
+pub(crate) const MAX_FORWARD_BODY_BYTES: usize = 64 * 1024;
+
+/// Largest answer of the host to such a request, in bytes: some thousand volumes. A file has no limit,
+/// and is not kept.
+pub(crate) const MAX_FORWARD_ANSWER_BYTES: usize = 1024 * 1024;
+
+/// Time for such a request, from its first byte to the whole answer: less than
+/// [`GUEST_CONNECTION_TIMEOUT`], so that a program hears of it.
+pub(crate) const FORWARD_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// Time for the requests that take longer, which are a wait for an operation and a file.
+pub(crate) const LONG_FORWARD_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
+/// Longest connection of a program in the guest, unless it listens to events or waits for the host
+/// ([`LONG_FORWARD_TIMEOUT`]): nobody else keeps a place by not reading.
 pub(crate) const GUEST_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Queue of connections to a metadata service that are not yet accepted: as long as the kernel lets it

@@ -3,7 +3,7 @@
 //! Called by `api/events.rs` for hosts, and by `guest_api/` for programs in the guest, each with a
 //! bus of its own.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{io, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
@@ -148,7 +148,7 @@ fn stream(listener: Listener, stop: CancellationToken) -> Reply {
             () = stop.cancelled() => return None,
         };
         let line = Frame::data(Bytes::from([event.as_bytes(), b"\n"].concat()));
-        Some((Ok::<_, Infallible>(line), (listener, stop)))
+        Some((Ok::<_, io::Error>(line), (listener, stop)))
     });
     let mut reply = Response::new(StreamBody::new(lines).boxed_unsync());
     let headers = reply.headers_mut();

@@ -1,9 +1,10 @@
 //! The door for programs in the guest: what LXD calls `devlxd`, on Unix sockets of root's.
 //!
 //! It has the instance's data and nothing else of the agent, so nobody gets from here to commands,
-//! files or other instances. All answers come from the snapshot; only a report of the guest's state
-//! waits for the host, and not for long.
+//! files or other instances. Answers come from the snapshot. A report of the guest's state waits for
+//! the host, and so do the routes that are passed to it.
 
+mod forward;
 mod routes;
 
 use std::{
@@ -13,13 +14,18 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::future::BoxFuture;
 use nix::unistd::geteuid;
-use tokio::{select, sync::Semaphore, time::sleep};
+use tokio::{
+    select,
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
 use tokio_util::{
     either::Either,
     sync::{CancellationToken, DropGuard},
@@ -44,6 +50,7 @@ pub(crate) struct GuestApi {
     connections: Arc<Semaphore>,
     listeners: Arc<Semaphore>,
     reports: Semaphore,
+    forwards: Arc<Semaphore>,
     shutdown: Shutdown,
 }
 
@@ -59,6 +66,7 @@ impl GuestApi {
             connections: Arc::new(Semaphore::new(defaults::MAX_GUEST_CONNECTIONS)),
             listeners: Arc::new(Semaphore::new(defaults::MAX_GUEST_LISTENERS)),
             reports: Semaphore::new(defaults::MAX_REPORTS),
+            forwards: Arc::new(Semaphore::new(defaults::MAX_FORWARDS)),
             shutdown,
         })
     }
@@ -118,22 +126,31 @@ impl GuestApi {
     }
 
     async fn serve(self: Arc<Self>, stream: Stream, stop: CancellationToken) {
-        let listens = Arc::new(AtomicBool::new(false));
+        let begun = Instant::now();
+        let seconds = defaults::GUEST_CONNECTION_TIMEOUT.as_secs();
+        let seconds = Arc::new(AtomicU64::new(seconds));
         let answer = |request| -> BoxFuture<'static, Reply> {
-            let (api, listens, stop) = (Arc::clone(&self), Arc::clone(&listens), stop.clone());
+            let (api, seconds, stop) = (Arc::clone(&self), Arc::clone(&seconds), stop.clone());
             Box::pin(async move {
-                let is_listening = || listens.store(true, Ordering::Relaxed);
-                routes::route(&api, request, stop, is_listening).await
+                let extend = |limit: Duration| {
+                    seconds.fetch_max(limit.as_secs(), Ordering::Relaxed);
+                };
+                routes::route(&api, request, stop, &extend).await
             })
         };
         let serving = http_connection::serve(Either::Left(stream), stop.clone(), &answer);
         let mut serving = std::pin::pin!(serving);
-        let ended = select! {
-            ended = serving.as_mut() => ended,
-            () = sleep(defaults::GUEST_CONNECTION_TIMEOUT) => match listens.load(Ordering::Relaxed) {
-                true => serving.await,
-                false => return,
-            },
+        let ended = loop {
+            let limit = Duration::from_secs(seconds.load(Ordering::Relaxed));
+            let left = limit.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            select! {
+                ended = serving.as_mut() => break ended,
+                // The limit may have become another one.
+                () = sleep(left) => {}
+            }
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "a guest's connection ended");

@@ -17,7 +17,9 @@ mod snapshot;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use http::Method;
+use bytes::Bytes;
+use http::{Method, Request};
+use http_body_util::Full;
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::timeout};
 use vsock_agent_protocol::guest_api::{self, GuestState, StateReport};
@@ -26,7 +28,12 @@ use crate::{defaults, events::Events};
 
 use self::host_api::HostApi;
 
-pub(crate) use self::{host_api::CallError, kept::Kept, refresh::Refresher, snapshot::Snapshot};
+pub(crate) use self::{
+    host_api::{CallError, HostAnswer},
+    kept::Kept,
+    refresh::Refresher,
+    snapshot::Snapshot,
+};
 
 /// What is known of the instance, and the way to its host. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -95,6 +102,21 @@ impl InstanceData {
             false
         });
         Ok(())
+    }
+
+    /// Passes a request of a program in the guest to the host, and waits for the head of its
+    /// answer as long as there is a connection.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]; [`CallError::NoHost`], [`CallError::Connect`] and [`CallError::Tls`] if the host
+    /// does not have the request.
+    pub(crate) async fn forward(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<HostAnswer, CallError> {
+        let host = self.host().ok_or(CallError::NoHost)?;
+        host.ask(request).await
     }
 
     fn publish(&self, snapshot: Snapshot) {

@@ -1,6 +1,6 @@
 //! Answers out, bodies in. The only place where an error becomes an HTTP status.
 
-use std::{convert::Infallible, time::Duration};
+use std::{io, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Response, StatusCode, header};
@@ -16,8 +16,9 @@ use crate::{
     state::StateError,
 };
 
-/// The body of every answer.
-pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
+/// The body of every answer. After an error in it the connection is closed, so that the client does
+/// not take what it has for all.
+pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Why a body cannot be read.
 type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -200,7 +201,9 @@ pub(crate) fn json<T: Serialize>(status: StatusCode, value: &T) -> Reply {
 
 /// A body that is there as a whole.
 pub(crate) fn full(data: impl Into<Bytes>) -> Body {
-    Full::new(data.into()).boxed_unsync()
+    Full::new(data.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 /// Reads a body as JSON.
@@ -296,6 +299,8 @@ fn too_large(limit: usize) -> ApiError {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use futures_util::stream;
     use http_body_util::StreamBody;
     use hyper::body::Frame;

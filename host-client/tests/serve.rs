@@ -229,6 +229,21 @@ fn guests_get_their_own_data_and_changes_of_it_and_the_socket_goes_with_the_proc
     let mode = fs::metadata(&one).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 
+    // What our host does not have is off, as on a host of LXD's.
+    let (status, body) = ask(&one, "GET /1.0/ubuntu-pro");
+    assert_eq!(
+        (status, &body["metadata"]["guest_attach"]),
+        (200, &"off".into())
+    );
+    for request in [
+        "POST /1.0/ubuntu-pro/token",
+        "GET /1.0/storage-pools/a",
+        "PATCH /1.0/instances/a",
+    ] {
+        assert_eq!(ask(&one, request).0, 403, "{request}");
+    }
+    assert_eq!(ask(&one, "GET /1.0/storage-pools").0, 404);
+
     folder.succeed(&["config", "set", "one", "user.a=other"]);
     wait_for(&one, "/1.0/config/user.a", "other");
     assert_eq!(ask(&two, "GET /1.0/config/user.a").1["metadata"], "of two");

@@ -4,9 +4,11 @@
 //! the guest asks the agent, without one: lists and objects are JSON, values are their plain text.
 //! `GET` of [`INFO`], [`CONFIG`], [`config_key`], [`META_DATA`] and [`DEVICES`], and `PATCH` of
 //! [`INFO`] travel to the host, and of our own host all values at once ([`CONFIG_WITH_VALUES`]);
-//! [`EVENTS`] stay in the guest.
+//! [`EVENTS`] stay in the guest. Each request for a [`HostRoute`] is passed to the host.
 //!
 //! [`Envelope`]: crate::envelope::Envelope
+
+mod host_route;
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -14,6 +16,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use serde::{Deserialize, Serialize};
 
 use crate::null::null_as_default;
+
+pub use self::host_route::{HostFeature, HostRoute, UbuntuPro};
 
 /// The instance ([`GuestInfo`]); `PATCH` says how far it is ([`StateReport`]).
 pub const INFO: &str = "/1.0";
@@ -29,8 +33,6 @@ pub const META_DATA: &str = "/1.0/meta-data";
 pub const DEVICES: &str = "/1.0/devices";
 /// Changes as they happen, by websocket or as a stream of JSON lines.
 pub const EVENTS: &str = "/1.0/events";
-/// Below this are images, which no guest gets from the agent.
-pub const IMAGES: &str = "/1.0/images";
 
 /// Largest value of a key and largest meta-data, in bytes. Cloud-init's own user-data is limited to
 /// far less by most clouds; LXD has no limit.

@@ -2,6 +2,7 @@
 
 mod cloud_init;
 mod events;
+mod forward;
 mod kept;
 mod lifecycle;
 mod routes;

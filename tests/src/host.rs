@@ -36,6 +36,8 @@ pub struct HostData {
     pub devices: Value,
     /// Paths that are answered with this status instead, with every query or with one.
     pub failing: BTreeMap<String, u16>,
+    /// Whole answers, head included, to requests that are written so: `METHOD path?query`.
+    pub answers: BTreeMap<String, Vec<u8>>,
     /// Time before each answer.
     pub delay: Duration,
     /// Whether it tells all keys with their values when it is asked for them, as our own host does.
@@ -47,6 +49,8 @@ pub struct HostData {
     pub closes: bool,
     /// Every request so far: method, path and body.
     pub log: Vec<String>,
+    /// The heads of the same requests, as they came.
+    pub heads: Vec<String>,
 }
 
 impl Default for HostData {
@@ -57,11 +61,13 @@ impl Default for HostData {
             meta_data: "instance-id: one\nlocal-hostname: guest\n".to_owned(),
             devices: json!({ "eth0": { "type": "nic", "hwaddr": "00:16:3e:00:00:01" } }),
             failing: BTreeMap::new(),
+            answers: BTreeMap::new(),
             delay: Duration::ZERO,
             tells_values: false,
             odd_values: BTreeMap::new(),
             closes: false,
             log: Vec::new(),
+            heads: Vec::new(),
         }
     }
 }
@@ -186,6 +192,12 @@ impl MockHost {
         change(&mut self.data.lock().unwrap());
     }
 
+    /// The heads of all requests so far.
+    #[must_use]
+    pub fn heads(&self) -> Vec<String> {
+        self.data.lock().unwrap().heads.clone()
+    }
+
     /// Every request so far.
     #[must_use]
     pub fn log(&self) -> Vec<String> {
@@ -235,7 +247,8 @@ async fn serve(
                 return Ok(());
             }
         };
-        let head = String::from_utf8(read.drain(..end + 4).collect()).unwrap();
+        let head: Vec<u8> = read.drain(..end + 4).collect();
+        let head = String::from_utf8_lossy(&head).into_owned();
         let length = head
             .lines()
             .find_map(|line| {
@@ -247,13 +260,15 @@ async fn serve(
         while read.len() < length {
             stream.read_buf(&mut read).await?;
         }
-        let body = String::from_utf8(read.drain(..length).collect()).unwrap();
+        let body: Vec<u8> = read.drain(..length).collect();
+        let body = String::from_utf8_lossy(&body).into_owned();
         let (reply, delay, closes) = {
             let mut data = data.lock().unwrap();
             let mut words = head.split(' ');
             let (method, path) = (words.next().unwrap(), words.next().unwrap());
             let line = format!("{method} {path} {body}");
             data.log.push(line.trim_end().to_owned());
+            data.heads.push(head.clone());
             (answer(&data, method, path), data.delay, data.closes)
         };
         sleep(delay).await;
@@ -266,6 +281,9 @@ async fn serve(
 
 fn answer(data: &HostData, method: &str, path: &str) -> Vec<u8> {
     let whole = path;
+    if let Some(answer) = data.answers.get(&format!("{method} {whole}")) {
+        return answer.clone();
+    }
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
     if let Some(status) = data.failing.get(whole).or(data.failing.get(path)) {
         return refuse(*status, "the host says no");
@@ -287,15 +305,22 @@ fn answer(data: &HostData, method: &str, path: &str) -> Vec<u8> {
         }
         ("GET", "/1.0/meta-data") => json!(data.meta_data),
         ("GET", "/1.0/devices") => data.devices.clone(),
-        ("GET", path) => {
-            let key = path.strip_prefix("/1.0/config/").map(unescape);
-            match key.and_then(|key| data.config.get(&key)) {
+        ("GET", path) => match path.strip_prefix("/1.0/config/").map(unescape) {
+            Some(key) => match data.config.get(&key) {
                 Some(value) => json!(value),
                 None => return refuse(404, "not found"),
-            }
-        }
+            },
+            // Of Go's own.
+            None => return http_text(404, "text/plain; charset=utf-8", "404 page not found\n"),
+        },
         _ => return refuse(501, "not implemented"),
     };
+    result(&metadata)
+}
+
+/// A result in LXD's envelope, for [`HostData::answers`].
+#[must_use]
+pub fn result(metadata: &Value) -> Vec<u8> {
     let envelope = json!({
         "type": "sync", "status": "Success", "status_code": 200, "operation": "",
         "error_code": 0, "error": "", "metadata": metadata,
@@ -303,7 +328,9 @@ fn answer(data: &HostData, method: &str, path: &str) -> Vec<u8> {
     http(200, &envelope)
 }
 
-fn refuse(status: u16, text: &str) -> Vec<u8> {
+/// A refusal in LXD's envelope, for [`HostData::answers`].
+#[must_use]
+pub fn refuse(status: u16, text: &str) -> Vec<u8> {
     let envelope = json!({
         "type": "error", "status": "", "status_code": 0, "operation": "",
         "error_code": status, "error": text, "metadata": null,
@@ -312,11 +339,16 @@ fn refuse(status: u16, text: &str) -> Vec<u8> {
 }
 
 fn http(status: u16, envelope: &Value) -> Vec<u8> {
-    let body = format!("{envelope}\n");
-    let length = body.len();
+    http_text(status, "application/json", &format!("{envelope}\n"))
+}
+
+/// An answer for [`HostData::answers`]: a head with this type and the text's length, and the text.
+#[must_use]
+pub fn http_text(status: u16, content_type: &str, text: &str) -> Vec<u8> {
+    let length = text.len();
     format!(
-        "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n\
-         {body}"
+        "HTTP/1.1 {status} X\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n\
+         {text}"
     )
     .into_bytes()
 }

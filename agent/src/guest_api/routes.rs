@@ -1,17 +1,19 @@
 //! Method and path to an answer from the snapshot, in LXD's shapes.
 
+use std::time::Duration;
+
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 use vsock_agent_protocol::{
     event,
     guest_api::{
-        CONFIG, DEVICES, EVENTS, IMAGES, INFO, META_DATA, StateReport, is_guest_key, is_hidden_key,
-        key_of_path,
+        CONFIG, DEVICES, EVENTS, HostRoute, INFO, META_DATA, StateReport, is_guest_key,
+        is_hidden_key, key_of_path,
     },
 };
 
-use super::GuestApi;
+use super::{GuestApi, forward};
 use crate::{
     defaults,
     event_stream::{Source, kinds, send_events},
@@ -21,22 +23,30 @@ use crate::{
 
 /// LXD's word for values, and the character set, which cloud-init would guess otherwise, and guess
 /// wrong: `charset_normalizer` takes short texts for Windows-1252.
-const VALUE: &str = "application/octet-stream; charset=utf-8";
+pub(super) const VALUE: &str = "application/octet-stream; charset=utf-8";
 
-/// Answers one request. `is_listening` is called if the answer has no end.
+/// Answers one request. `extend` is called with the longest time that the connection may be open if
+/// the answer takes longer than others.
 pub(super) async fn route(
     api: &GuestApi,
     request: Request<Incoming>,
     stop: CancellationToken,
-    is_listening: impl FnOnce(),
+    extend: &(dyn Fn(Duration) + Sync),
 ) -> Reply {
     let method = request.method().clone();
     // A client with a proxy in its environment writes the whole URL; this is its path.
     let path = request.uri().path().to_owned();
     let answer = match path.as_str() {
         INFO if method == Method::PATCH => report(api, request).await,
-        EVENTS if method == Method::GET => events(api, request, stop, is_listening),
-        _ => read(api, &method, &path),
+        INFO if forward::has_token(&request) => match forward::info(api, request).await {
+            Some(answer) => answer,
+            None => read(api, &method, &path),
+        },
+        EVENTS if method == Method::GET => events(api, request, stop, extend),
+        _ => match HostRoute::of(&path) {
+            Some(route) => forward::forward(api, &route, request, stop, extend).await,
+            None => read(api, &method, &path),
+        },
     };
     let reply = answer.unwrap_or_else(ApiError::into_plain_reply);
     tracing::debug!(%method, status = reply.status().as_u16(), "request from the guest");
@@ -74,10 +84,6 @@ fn find(snapshot: &Snapshot, path: &str) -> Result<Reply, ApiError> {
         META_DATA => Ok(text(VALUE, snapshot.meta_data.clone())),
         DEVICES => Ok(json(ok, &snapshot.devices)),
         EVENTS => Ok(text(VALUE, String::new())),
-        _ if is_below(path, IMAGES) => Err(ApiError::new(
-            StatusCode::FORBIDDEN,
-            "images are not for guests",
-        )),
         _ => value(snapshot, path),
     }
 }
@@ -92,16 +98,11 @@ fn value(snapshot: &Snapshot, path: &str) -> Result<Reply, ApiError> {
     Ok(text(VALUE, value.clone()))
 }
 
-fn is_below(path: &str, folder: &str) -> bool {
-    path.strip_prefix(folder)
-        .is_some_and(|rest| rest.starts_with('/'))
-}
-
 fn events(
     api: &GuestApi,
     mut request: Request<Incoming>,
     stop: CancellationToken,
-    is_listening: impl FnOnce(),
+    extend: &(dyn Fn(Duration) + Sync),
 ) -> Result<Reply, ApiError> {
     let query = request.uri().query().unwrap_or_default();
     let kinds = kinds(query, &[event::CONFIG, event::DEVICE]);
@@ -112,7 +113,7 @@ fn events(
         stop,
     };
     let reply = send_events(&source, kinds, &mut request)?;
-    is_listening();
+    extend(Duration::MAX);
     Ok(reply)
 }
 

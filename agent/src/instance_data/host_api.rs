@@ -3,8 +3,8 @@
 use std::{io, pin::pin, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full};
 use hyper::{
     body::Incoming,
     client::conn::http1::{self, SendRequest},
@@ -39,7 +39,7 @@ pub(crate) enum CallError {
     /// Nobody has said where it is.
     #[error("no host is known")]
     NoHost,
-    /// Nobody listens there.
+    /// Nobody listens there, or not in time.
     #[error("cannot connect to the host")]
     Connect(#[source] io::Error),
     /// It is not the one that is expected, or does not know this agent.
@@ -93,7 +93,85 @@ impl HostApi {
         };
         timeout(defaults::HOST_CONNECT_TIMEOUT, opening)
             .await
-            .unwrap_or(Err(CallError::Silent))
+            .unwrap_or_else(|_| Err(CallError::Connect(io::ErrorKind::TimedOut.into())))
+    }
+
+    /// Asks over a connection of its own, and waits for the head of the answer as long as there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]; [`CallError::Connect`] and [`CallError::Tls`] before the host has the request.
+    pub(super) async fn ask(
+        &self,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<HostAnswer, CallError> {
+        let connection = self.open().await?;
+        add_headers(request.headers_mut());
+        let (response, connection) = connection.send(request).await.map_err(CallError::Lost)?;
+        Ok(HostAnswer {
+            response,
+            connection,
+        })
+    }
+}
+
+/// What every request to the host has.
+fn add_headers(headers: &mut HeaderMap) {
+    headers.insert(header::HOST, HeaderValue::from_static(HOST_NAME));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+}
+
+/// An answer of the host, with its body still to be read. The connection ends with it.
+#[derive(Debug)]
+pub(crate) struct HostAnswer {
+    response: Response<Incoming>,
+    /// Drives the body. `None` if all of that has come.
+    connection: Option<Connection>,
+}
+
+impl HostAnswer {
+    pub(crate) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    /// The whole body.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Body`] if it is cut off, comes too slowly, or is larger than `limit` bytes.
+    pub(crate) async fn read(self, limit: usize) -> Result<Bytes, CallError> {
+        let _connection = self.connection;
+        let body = self.response.into_body();
+        let text = read_body(body, limit, defaults::HOST_ANSWER_TIMEOUT).await;
+        Ok(text.map_err(CallError::Body)?.freeze())
+    }
+
+    /// The next piece of the body. `None` at its end.
+    ///
+    /// # Errors
+    ///
+    /// The host has left, or no piece has come for [`defaults::HOST_ANSWER_TIMEOUT`].
+    pub(crate) async fn next_piece(&mut self) -> Option<io::Result<Bytes>> {
+        loop {
+            let frame = self.response.body_mut().frame();
+            match timeout(defaults::HOST_ANSWER_TIMEOUT, frame).await {
+                Err(_) => return Some(Err(io::ErrorKind::TimedOut.into())),
+                Ok(None) => return None,
+                Ok(Some(Err(error))) => return Some(Err(io::Error::other(error))),
+                Ok(Some(Ok(frame))) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Some(Ok(data));
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -183,12 +261,7 @@ impl Caller {
         let mut request = Request::new(Full::from(body));
         *request.method_mut() = method.clone();
         *request.uri_mut() = path.parse().map_err(|_| nonsense())?;
-        let headers = request.headers_mut();
-        headers.insert(header::HOST, HeaderValue::from_static(HOST_NAME));
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/json"),
-        );
+        add_headers(request.headers_mut());
         let sending = connection.send(request);
         let (reply, connection) = timeout(defaults::HOST_ANSWER_TIMEOUT, sending)
             .await

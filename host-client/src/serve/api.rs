@@ -24,7 +24,7 @@ use crate::{
     instance::GuestView,
     protocol::{
         envelope::Envelope,
-        guest_api::{self, GuestInfo, StateReport},
+        guest_api::{self, GuestInfo, HostFeature, HostRoute, StateReport, UbuntuPro},
         path,
     },
 };
@@ -89,6 +89,11 @@ async fn route(
         return Err((StatusCode::FORBIDDEN, "not authorized".to_owned()));
     }
     let (path, query) = (request.uri().path(), request.uri().query());
+    if let Some(route) = HostRoute::of(path)
+        && route.allows(request.method().as_str())
+    {
+        return off(route.feature);
+    }
     match (path, request.method()) {
         (guest_api::INFO, &Method::PATCH) => {
             let report = read_report(request.into_body()).await?;
@@ -116,6 +121,14 @@ fn get(house: &House, resident: &Resident, view: &GuestView, path: &str) -> Resu
             None => return Err((StatusCode::NOT_FOUND, format!("there is nothing at {path}"))),
         },
     })
+}
+
+/// What LXD answers where a feature is off: this host has none of them.
+fn off(feature: HostFeature) -> Result<Reply, Refusal> {
+    match feature {
+        HostFeature::UbuntuPro => Ok(sync(UbuntuPro::off())),
+        _ => Err((StatusCode::FORBIDDEN, feature.refusal().to_owned())),
+    }
 }
 
 fn asks_for_values(query: Option<&str>) -> bool {
