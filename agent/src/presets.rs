@@ -39,7 +39,7 @@ use http::Request;
 use hyper::body::Incoming;
 use nix::{
     errno::Errno,
-    sys::socket::{MsgFlags, recv},
+    sys::socket::{MsgFlags, recv, send},
     unistd::geteuid,
 };
 use serde_json::{Value, json};
@@ -340,12 +340,13 @@ fn is_gone(stream: &TcpStream) -> bool {
     }
 }
 
-/// Says no without taking a place, or waiting for anything.
+/// Says no without taking a place, or waiting for anything: also not for the runtime to know that
+/// the socket can be read and written.
 fn refuse(stream: &TcpStream) {
-    let mut request = [0; 1024];
+    let (socket, flags) = (stream.as_raw_fd(), MsgFlags::MSG_DONTWAIT);
     // What is left unread would make the kernel take the refusal back.
-    let _ = stream.try_read(&mut request);
-    let _ = stream.try_write(REFUSAL);
+    let _ = recv(socket, &mut [0; 1024], flags);
+    let _ = send(socket, REFUSAL, flags | MsgFlags::MSG_NOSIGNAL);
 }
 
 /// The network devices that the host knows the address of, or else those that are there.
@@ -389,4 +390,27 @@ fn own_nics() -> Vec<Value> {
         json!({ "name": link.name, "mac": bytes.join(":"), "mtu": link.mtu })
     });
     nics.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        net::Ipv4Addr,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_refusal_is_said_before_the_runtime_knows_that_the_connection_is_open() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        refuse(&stream);
+        drop(stream);
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer, REFUSAL);
+    }
 }

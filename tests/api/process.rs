@@ -118,6 +118,10 @@ async fn a_client_that_is_taken_off_the_list_is_out_at_once() {
     staying.read_until("1", "\n").await;
     let mut files = first.upgrade("/1.0/sftp", "sftp").await;
     assert!(is_running(&pid));
+    // So many that the agent forgets those who have left, and must not forget who has a session.
+    for _ in 0..70 {
+        assert!(is_let_in(&second_client).await);
+    }
 
     fs::write(agent.folder.path().join("server.crt"), "nonsense").unwrap();
     agent.reload("left as it is").await;

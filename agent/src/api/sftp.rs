@@ -76,8 +76,12 @@ pub(crate) async fn get(
         Some(client) => client.stop.clone(),
         None => app.shutdown.child_token(),
     };
-    let who = client.map_or_else(String::new, |client| client.to_string());
+    let who = client
+        .as_ref()
+        .map_or_else(String::new, |client| client.to_string());
     app.shutdown.spawn(async move {
+        // Who is taken off the list is found by this: the runtime no longer has the socket.
+        let _client = client;
         let Ok(Ok(upgraded)) = timeout(defaults::UPGRADE_TIMEOUT, upgrade).await else {
             return;
         };
