@@ -23,6 +23,7 @@
 //! [`pull()`].
 
 mod attributes;
+mod descriptors;
 #[cfg(test)]
 mod hostile;
 mod in_place;
@@ -81,7 +82,8 @@ pub struct CopyOptions {
     /// A symbolic link that has the name of a file is replaced; else what it leads to is.
     pub no_dereference: bool,
     /// Most directories above each other. The default is what a path has room for (`PATH_MAX`, 4096
-    /// bytes, `linux/limits.h`); each needs a descriptor while it is copied.
+    /// bytes, `linux/limits.h`); each needs a
+    /// descriptor while it is copied, so that `RLIMIT_NOFILE` can be a limit too.
     pub max_depth: usize,
     /// Most files, directories and links in all.
     pub max_entries: u64,

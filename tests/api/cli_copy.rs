@@ -1,6 +1,7 @@
 //! `agent-cli push` and `pull`, the real binary: what it says, what it leaves, and what becomes of
 //! a copy whose client or agent is killed.
 
+mod descriptors;
 mod gate;
 mod interrupt;
 mod killed;
@@ -53,6 +54,26 @@ fn resumed_at(output: &Output) -> u64 {
         .into_iter()
         .find(|event| event["event"] == "started");
     started.expect("a start")["resumed_at"].as_u64().unwrap()
+}
+
+/// The same command, by a shell that does something before it becomes it.
+fn after(script: &str, command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", &format!("{script}; exec \"$0\" \"$@\"")])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .stdin(Stdio::null());
+    if let Some(folder) = command.get_current_dir() {
+        shell.current_dir(folder);
+    }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell
 }
 
 /// Starts a command whose words are kept.

@@ -26,6 +26,7 @@ pub(super) use self::stream::read_into;
 use super::{
     CopyError, CopyObserver, CopyOptions, CopySummary, SkipReason,
     attributes::{self, Kind},
+    descriptors::Permit,
     local::{self, LocalDirectory},
     run::{Run, own_name},
 };
@@ -43,6 +44,7 @@ struct Directory {
     /// What it gets when it is full; nothing for one that was there.
     attributes: Option<Attributes>,
     parent: Option<Arc<Directory>>,
+    _open: Option<Permit>,
 }
 
 /// Something to be put into a directory.
@@ -148,6 +150,7 @@ async fn walk_all(
         source: None,
         attributes: None,
         parent: None,
+        _open: None,
     });
     for (source, top) in tops {
         if let Err(error) = walk_one(run, source, top, &root, target, &queue).await {
@@ -200,7 +203,8 @@ async fn walk_tree(
     run.found(0)?;
     // Without a name of its own, such as `/` or `..`, its content goes into the destination.
     let name = target.or(own_name(source.as_os_str()));
-    let mut levels = vec![Level::enter(run, root, name, source.clone(), &attributes).await?];
+    let first = Level::enter(run, root, name, source.clone(), &attributes, 0);
+    let mut levels = vec![first.await?];
     while let (depth, Some(level)) = (levels.len(), levels.last_mut()) {
         let entry = match level.reader.next().await {
             Ok(Some(entry)) => entry,
@@ -238,7 +242,8 @@ async fn walk_tree(
             run.may_enter(depth)?;
             let directory = Arc::clone(&level.directory);
             let shown = source.clone();
-            match Level::enter(run, &directory, Some(name), source, &attributes).await {
+            let next = Level::enter(run, &directory, Some(name), source, &attributes, depth);
+            match next.await {
                 Ok(next) => levels.push(next),
                 Err(error) => run.failed(shown.as_bytes(), error)?,
             }
@@ -267,13 +272,14 @@ async fn walk_tree(
 }
 
 impl Level {
-    /// Opens a directory of the guest, and makes the local one for it.
+    /// Opens a directory of the guest, and makes the local one for it, below `depth` others.
     async fn enter(
         run: &Run<'_>,
         parent: &Arc<Directory>,
         name: Option<&OsStr>,
         source: RemotePath,
         attributes: &Attributes,
+        depth: usize,
     ) -> Result<Self, CopyError> {
         let reader = run.sftp.read_dir(&source).await?;
         let directory = match name {
@@ -282,6 +288,7 @@ impl Level {
                 let (local, name) = (Arc::clone(&parent.local), name.to_owned());
                 let attributes = run.wanted(attributes);
                 let mode = attributes::filled_mode(&attributes);
+                let open = run.descriptors.directory(depth).await?;
                 let (local, made) = run
                     .pool
                     .run_long(move || local.enter(&name, mode))
@@ -291,6 +298,7 @@ impl Level {
                     source: Some(source.clone()),
                     attributes: made.then_some(attributes),
                     parent: Some(Arc::clone(parent)),
+                    _open: open,
                 })
             }
         };

@@ -19,6 +19,7 @@ pub use self::stream::{push_stream, push_stream_if};
 use super::{
     CopyError, CopyObserver, CopyOptions, CopySummary, SkipReason,
     attributes::{self, Kind, SETGID},
+    descriptors::Permit,
     local::shown,
     run::{Run, own_name},
     scan::{self, Found, Scanner},
@@ -72,6 +73,7 @@ struct Level {
     directory: Arc<Directory>,
     waiting: Vec<OsString>,
     ended: bool,
+    _open: Option<Permit>,
 }
 
 /// Copies into the guest.
@@ -175,7 +177,9 @@ async fn walk_one(
     queue: &mpsc::Sender<Work>,
 ) -> Result<(), CopyError> {
     let (path, links) = (source.to_owned(), run.options.recursive);
-    let found = run.pool.run_long(move || scan::top(&path, links)).await??;
+    let open = run.descriptors.file().await;
+    let found = move || scan::top(&path, links, open);
+    let found = run.pool.run_long(found).await??;
     let name = match (target, own_name(source.as_os_str())) {
         (Some(target), _) => target.clone(),
         (None, Some(name)) => name.to_owned(),
@@ -221,12 +225,13 @@ async fn walk_tree(
     source: Vec<u8>,
     queue: &mpsc::Sender<Work>,
 ) -> Result<(), CopyError> {
-    let mut levels = vec![Level::make(run, scanner, root, &name, source).await?];
+    let open = run.descriptors.directory(0).await?;
+    let mut levels = vec![Level::make(run, scanner, root, &name, source, open).await?];
     while let (depth, Some(level)) = (levels.len(), levels.last_mut()) {
         if let Some(name) = level.waiting.pop() {
             run.may_enter(depth)?;
             let source = shown(&level.directory.source, &name);
-            match enter(run, level, &name, &source).await {
+            match enter(run, level, &name, &source, depth).await {
                 Ok(next) => levels.push(next),
                 Err(error) => run.failed(&source, error)?,
             }
@@ -246,8 +251,10 @@ async fn enter(
     level: &Level,
     name: &OsString,
     source: &[u8],
+    depth: usize,
 ) -> Result<Level, CopyError> {
     run.found(0)?;
+    let permit = run.descriptors.directory(depth).await?;
     let (scanner, below) = (Arc::clone(&level.scanner), name.clone());
     let open = move || {
         let scanner = scanner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -255,7 +262,8 @@ async fn enter(
     };
     match run.pool.run_long(open).await?? {
         Found::Directory(scanner) => {
-            Level::make(run, scanner, &level.directory, name, source.to_vec()).await
+            let source = source.to_vec();
+            Level::make(run, scanner, &level.directory, name, source, permit).await
         }
         // It was a directory a moment ago.
         _ => Err(CopyError::Changed),
@@ -270,6 +278,7 @@ impl Level {
         parent: &Arc<Directory>,
         name: &OsString,
         source: Vec<u8>,
+        open: Option<Permit>,
     ) -> Result<Self, CopyError> {
         // Into the destination itself, which keeps its own mode.
         let is_parent = name == ".";
@@ -299,6 +308,7 @@ impl Level {
             directory: Arc::new(directory),
             waiting: Vec::new(),
             ended: false,
+            _open: open,
         })
     }
 
@@ -310,11 +320,10 @@ impl Level {
             false => None,
         };
         let scanner = Arc::clone(&self.scanner);
+        let open = run.descriptors.files(scan::BATCH).await;
         let scan = move || {
-            scanner
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .next()
+            let mut scanner = scanner.lock().unwrap_or_else(PoisonError::into_inner);
+            scanner.next(open)
         };
         let batch = match run.pool.run_long(scan).await? {
             Ok(batch) => batch,

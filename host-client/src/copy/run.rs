@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
     CopyError, CopyEvent, CopyObserver, CopyOptions, CopySummary, InPlace, SkipReason, attributes,
-    pool::Pool,
+    descriptors::Descriptors, pool::Pool,
 };
 use crate::{
     protocol::sftp::{
@@ -54,6 +54,7 @@ pub(super) struct Run<'a> {
     pub(super) sftp: &'a Sftp,
     pub(super) options: &'a CopyOptions,
     pub(super) pool: Pool,
+    pub(super) descriptors: Descriptors,
     /// Whether files must be on their disk.
     pub(super) fsync: bool,
     /// Permissions that nothing new gets.
@@ -121,6 +122,7 @@ impl<'a> Run<'a> {
             sftp,
             options,
             pool: Pool::new(),
+            descriptors: Descriptors::new(),
             fsync,
             umask: 0,
             single,

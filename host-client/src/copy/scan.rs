@@ -1,16 +1,22 @@
 //! Reading local directories for a push: a batch of files in one trip to a thread, small ones with
 //! their content.
 
+#![expect(
+    unsafe_code,
+    reason = "nix lends the descriptor of a directory that is being read as a number only"
+)]
+
 use std::{
     collections::VecDeque,
     ffi::{OsStr, OsString},
     fs::{File, Metadata},
     io::{self, Read},
     os::{
-        fd::AsFd,
+        fd::{AsFd, AsRawFd, BorrowedFd},
         unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::Path,
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -23,10 +29,10 @@ use nix::{
     },
 };
 
-use super::{CopyError, local, run::SMALL_BYTES};
+use super::{CopyError, descriptors::Permit, local, run::SMALL_BYTES};
 
 /// Most entries in a batch.
-const BATCH: usize = 64;
+pub(super) const BATCH: usize = 64;
 
 /// A batch ends when its files have so many bytes of content, so that it fits in a request.
 const BATCH_BYTES: usize = 128 * 1024;
@@ -48,6 +54,15 @@ pub(super) enum Found {
 }
 
 impl Found {
+    /// Takes a permit for a file that stays open.
+    fn hold(&mut self, permits: &mut Vec<Permit>) {
+        if let Self::File(found) = self
+            && found.file.is_some()
+        {
+            found.open = permits.pop().map(Arc::new);
+        }
+    }
+
     /// Bytes of content that are held in memory.
     fn content_bytes(&self) -> usize {
         match self {
@@ -64,12 +79,13 @@ pub(super) struct FoundFile {
     pub(super) metadata: Metadata,
     /// All of it, if it is small.
     pub(super) content: Option<Bytes>,
+    /// For `file`.
+    open: Option<Arc<Permit>>,
 }
 
 /// A directory that is being read.
 #[derive(Debug)]
 pub(super) struct Scanner {
-    directory: File,
     entries: OwningIter,
     /// Entries that were read and not looked at.
     names: VecDeque<(OsString, Option<Type>)>,
@@ -87,7 +103,7 @@ pub(super) struct Batch {
 }
 
 /// What is at a path of the caller's. A link is one if `links`, else what it leads to.
-pub(super) fn top(path: &Path, links: bool) -> Result<Found, CopyError> {
+pub(super) fn top(path: &Path, links: bool, permit: Option<Permit>) -> Result<Found, CopyError> {
     let failed = |source| CopyError::local("read the attributes", source);
     // A slash at the end means what a link leads to.
     let links = links && !path.as_os_str().as_bytes().ends_with(b"/");
@@ -108,7 +124,9 @@ pub(super) fn top(path: &Path, links: bool) -> Result<Found, CopyError> {
         kind if kind.is_dir() => Type::Directory,
         _ => return Ok(Found::Special),
     };
-    open(nix::fcntl::AT_FDCWD, path.as_os_str(), kind, links)
+    let mut found = open(nix::fcntl::AT_FDCWD, path.as_os_str(), kind, links)?;
+    found.hold(&mut permit.into_iter().collect());
+    Ok(found)
 }
 
 fn open(at: impl AsFd, name: &OsStr, kind: Type, nofollow: bool) -> Result<Found, CopyError> {
@@ -122,13 +140,10 @@ fn open(at: impl AsFd, name: &OsStr, kind: Type, nofollow: bool) -> Result<Found
         .metadata()
         .map_err(|source| CopyError::local("read the attributes", source))?;
     if metadata.is_dir() {
-        let entries = file
-            .try_clone()
-            .and_then(|clone| Ok(Dir::from_fd(clone.into())?.into_iter()))
-            .map_err(|source| CopyError::local("open the directory", source))?;
+        let entries = Dir::from_fd(file.into())
+            .map_err(|errno| CopyError::local("open the directory", errno.into()))?;
         let scanner = Scanner {
-            directory: file,
-            entries,
+            entries: entries.into_iter(),
             names: VecDeque::new(),
             ended: false,
             metadata,
@@ -158,6 +173,7 @@ impl FoundFile {
             file: file.transpose().ok()?,
             metadata: self.metadata.clone(),
             content: self.content.clone(),
+            open: self.open.clone(),
         })
     }
 
@@ -170,6 +186,7 @@ impl FoundFile {
                     file: Some(file),
                     metadata,
                     content: None,
+                    open: None,
                 });
             }
             size => size,
@@ -193,19 +210,26 @@ impl FoundFile {
             file: (!is_all).then_some(file),
             metadata,
             content: is_all.then(|| content.into()),
+            open: None,
         })
     }
 }
 
 impl Scanner {
-    /// The next entries.
-    pub(super) fn next(&mut self) -> Result<Batch, CopyError> {
+    fn directory(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open as long as `entries`, which own it, and `self` is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.entries.as_raw_fd()) }
+    }
+
+    /// The next entries, with as many open files as there are permits.
+    pub(super) fn next(&mut self, mut permits: Vec<Permit>) -> Result<Batch, CopyError> {
         let mut batch = Batch::default();
         if self.names.is_empty() {
             self.read_names(&mut batch.directories)?;
         }
         let mut bytes = 0;
         while bytes < BATCH_BYTES
+            && !permits.is_empty()
             && let Some((name, kind)) = self.names.pop_front()
         {
             let kind = match kind {
@@ -214,7 +238,8 @@ impl Scanner {
             };
             match kind.and_then(|kind| self.found(&name, kind)) {
                 Ok(None) => batch.directories.push(name),
-                Ok(Some(found)) => {
+                Ok(Some(mut found)) => {
+                    found.hold(&mut permits);
                     bytes += found.content_bytes();
                     batch.found.push((name, found));
                 }
@@ -246,9 +271,9 @@ impl Scanner {
     fn found(&self, name: &OsStr, kind: Type) -> Result<Option<Found>, CopyError> {
         Ok(Some(match kind {
             Type::Directory => return Ok(None),
-            Type::File => open(&self.directory, name, kind, true)?,
+            Type::File => open(self.directory(), name, kind, true)?,
             Type::Symlink => Found::Link {
-                target: local::read_link(&self.directory, name)
+                target: local::read_link(self.directory(), name)
                     .map_err(|source| CopyError::local("read the symbolic link", source))?,
                 metadata: self.link_metadata(name)?,
             },
@@ -258,7 +283,7 @@ impl Scanner {
 
     fn link_metadata(&self, name: &OsStr) -> Result<Metadata, CopyError> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        openat(&self.directory, name, flags, Mode::empty())
+        openat(self.directory(), name, flags, Mode::empty())
             .map_err(std::io::Error::from)
             .and_then(|fd| File::from(fd).metadata())
             .map_err(|source| CopyError::local("read the attributes", source))
@@ -266,7 +291,7 @@ impl Scanner {
 
     /// For file systems that do not say it in their listings.
     fn kind(&self, name: &OsStr) -> Result<Type, CopyError> {
-        let stat = fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+        let stat = fstatat(self.directory(), name, AtFlags::AT_SYMLINK_NOFOLLOW)
             .map_err(|errno| CopyError::local("read the attributes", errno.into()))?;
         let format = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
         Ok(match format {
@@ -279,6 +304,6 @@ impl Scanner {
 
     /// The directory `name` in this one.
     pub(super) fn enter(&self, name: &OsStr) -> Result<Found, CopyError> {
-        open(&self.directory, name, Type::Directory, true)
+        open(self.directory(), name, Type::Directory, true)
     }
 }

@@ -1,6 +1,6 @@
 //! A terminal's Ctrl-C, and what a terminal shows.
 
-use std::{fs, io::Read, os::unix::process::ExitStatusExt, path::Path, thread};
+use std::{fs, io::Read, os::unix::process::ExitStatusExt, path::Path, process::Command, thread};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -9,7 +9,7 @@ use nix::{
 use portable_pty::{CommandBuilder, PtySize, native_pty_system};
 
 use super::{
-    MIB, content, finish,
+    MIB, after, content, finish,
     gate::{Direction, Gate},
     part_of, resumed_at, spawn,
 };
@@ -185,6 +185,103 @@ async fn an_interrupted_push_of_many_files_leaves_no_part_of_any() {
 #[tokio::test]
 async fn an_interrupted_pull_of_many_files_leaves_no_part_of_any() {
     interrupt_many(Direction::Out).await;
+}
+
+/// Commands that write one file, besides `push` and `pull`.
+#[derive(Clone, Copy)]
+enum Writer {
+    Get,
+    Put,
+    Edit,
+}
+
+impl Writer {
+    const fn direction(self) -> Direction {
+        match self {
+            Self::Get => Direction::Out,
+            Self::Put | Self::Edit => Direction::In,
+        }
+    }
+
+    /// The command that writes the content of `source` to `target`.
+    fn command(self, ends: &Ends, gate: &Gate, source: &Path, target: &Path) -> Command {
+        let (source, target) = (source.display(), target.display());
+        let endpoint = gate.endpoint().to_string();
+        let line = match self {
+            Self::Get => format!("get {source} {target}"),
+            Self::Put => format!("put {source} {target}"),
+            Self::Edit => {
+                let mut command = ends.cli(["edit", &format!("{endpoint}:{target}")]);
+                command.env_remove("VISUAL");
+                command.env("TMPDIR", ends.agent.folder());
+                command.env("EDITOR", format!("cp '{source}'"));
+                return command;
+            }
+        };
+        let batch = ends.write("batch", line);
+        ends.cli(["sftp", "-b", batch.to_str().unwrap(), &endpoint])
+    }
+}
+
+/// Sends a signal to a command in the middle of its writing, which may be ignored since its start.
+async fn signalled(writer: Writer, signal: Signal, is_ignored: bool) {
+    let ends = Ends::start();
+    let source = ends.write("source", content(2, SIZE));
+    let place = ends.mkdir("place");
+    let target = ends.write("place/target", "old");
+    let gate = Gate::new(
+        ends.folder.path(),
+        &ends.agent.socket(),
+        writer.direction(),
+        SIZE / 2,
+    );
+    let command = writer.command(&ends, &gate, &source, &target);
+    let client = match is_ignored {
+        true => spawn(after("trap '' HUP INT TERM", &command)),
+        false => spawn(command),
+    };
+    part_of(&place, SIZE / 2 - MIB).await;
+    kill(Pid::from_raw(i32::try_from(client.id()).unwrap()), signal).unwrap();
+    gate.open();
+    let output = finish(client).await;
+    let (code, written) = match is_ignored {
+        true => (0, fs::read(source).unwrap()),
+        false => (128 + signal as i32, b"old".to_vec()),
+    };
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+    assert_eq!(names(&place), ["target"]);
+    assert!(fs::read(target).unwrap() == written);
+    if matches!(writer, Writer::Edit) && !is_ignored {
+        assert!(stderr(&output).contains("is kept in"), "{output:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_get_that_is_told_to_end_leaves_nothing_half() {
+    signalled(Writer::Get, Signal::SIGTERM, false).await;
+    signalled(Writer::Get, Signal::SIGHUP, false).await;
+}
+
+#[tokio::test]
+async fn a_put_that_is_told_to_end_leaves_nothing_half() {
+    signalled(Writer::Put, Signal::SIGTERM, false).await;
+    signalled(Writer::Put, Signal::SIGHUP, false).await;
+    signalled(Writer::Put, Signal::SIGINT, false).await;
+}
+
+#[tokio::test]
+async fn an_edit_that_is_told_to_end_leaves_nothing_half_but_the_draft() {
+    signalled(Writer::Edit, Signal::SIGTERM, false).await;
+    signalled(Writer::Edit, Signal::SIGHUP, false).await;
+    signalled(Writer::Edit, Signal::SIGINT, false).await;
+}
+
+#[tokio::test]
+async fn signals_that_are_ignored_at_the_start_end_nothing() {
+    for writer in [Writer::Get, Writer::Put, Writer::Edit] {
+        signalled(writer, Signal::SIGINT, true).await;
+    }
+    signalled(Writer::Edit, Signal::SIGHUP, true).await;
 }
 
 /// What a terminal shows of a command to its end.

@@ -5,6 +5,7 @@ mod bridge;
 mod cat;
 mod copy;
 mod edit;
+mod interrupt;
 mod list;
 mod listing;
 mod mkdir;

@@ -22,6 +22,7 @@ mod vms;
 use std::process::ExitCode;
 
 use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::{
     args::{Args, Command},
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     let talkative = matches!(&args.command, Command::Serve(args) if !args.status);
     output::start_log(args.global.verbose.saturating_add(talkative.into()));
     terminal::restore_on_panic();
+    raise_file_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -52,6 +54,13 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => exit::failure(&error),
     }
+}
+
+/// Copies and a service for many guests need more descriptors than a login's soft limit. Where it
+/// cannot be raised, fewer files are open at once.
+fn raise_file_limit() {
+    let _ = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
 }
 
 async fn run(args: Args) -> anyhow::Result<u8> {

@@ -15,9 +15,13 @@ pub(crate) struct Signals(Vec<(i32, Signal)>);
 impl Signals {
     /// Listens to these, by number, from now on.
     pub(crate) fn of(numbers: &[i32]) -> io::Result<Self> {
-        let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
-        let heard = numbers.iter().filter(|number| !has(ignored, **number));
-        heard
+        Self::listen(&not_ignored(numbers))
+    }
+
+    /// Listens to these, also if they are ignored.
+    pub(crate) fn listen(numbers: &[i32]) -> io::Result<Self> {
+        let numbers = numbers.iter();
+        numbers
             .map(|number| Ok((*number, signal(SignalKind::from_raw(*number))?)))
             .collect::<io::Result<_>>()
             .map(Self)
@@ -36,6 +40,13 @@ impl Signals {
         });
         futures_util::future::select_all(waiting).await.0
     }
+}
+
+/// Those of some signals that are not ignored.
+pub(crate) fn not_ignored(numbers: &[i32]) -> Vec<i32> {
+    let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
+    let heard = numbers.iter().copied();
+    heard.filter(|number| !has(ignored, *number)).collect()
 }
 
 /// The set of ignored signals in a `status` file of a process (`proc_pid_status(5)`), one bit each.

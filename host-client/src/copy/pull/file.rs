@@ -29,6 +29,7 @@ const MAX_WRITES: usize = 8;
 
 pub(super) async fn pull(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
     let source = work.source.clone();
+    let _open = run.descriptors.file().await;
     let target = look(run, &work).await?;
     if target.is_special() {
         let bytes = special(run, &work, target).await?;

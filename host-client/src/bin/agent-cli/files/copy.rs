@@ -7,18 +7,17 @@ use std::{
     ffi::{OsStr, OsString},
     io,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use anyhow::{anyhow, bail};
-use tokio::{io::AsyncRead, time::timeout};
+use tokio::io::AsyncRead;
 use vsock_agent_client::{
     RemotePath, SessionOptions, Sftp,
     copy::{self, CopyError, CopyObserver, CopyOptions, CopySummary},
 };
 
 use self::report::Report;
-use super::{Place, list::shown, split_last};
+use super::{Place, interrupt::unless_interrupted, list::shown, split_last};
 use crate::{
     args::{CopyArgs, PullArgs, PushArgs},
     config::Settings,
@@ -28,9 +27,6 @@ use crate::{
 
 /// The word for stdin and stdout.
 const STDIO: &str = "-";
-
-/// How long a guest may take to remove what an interrupted copy leaves.
-const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl CopyArgs {
     fn options(&self) -> CopyOptions {
@@ -102,7 +98,8 @@ pub(crate) async fn push(settings: &Settings, args: PushArgs) -> anyhow::Result<
             }
         }
     };
-    let copied = unless_interrupted(&[&sftp], copying).await;
+    let mut signals = Signals::of(&signals::ENDING)?;
+    let copied = unless_interrupted(&mut signals, &[&sftp], copying).await;
     report.end(copied, one_of(&sources, &destination))
 }
 
@@ -157,7 +154,8 @@ pub(crate) async fn pull(settings: &Settings, args: PullArgs) -> anyhow::Result<
         Ok(total)
     };
     let all: Vec<&Sftp> = sessions.iter().map(|(sftp, _)| sftp).collect();
-    let copied = unless_interrupted(&all, copying).await;
+    let mut signals = Signals::of(&signals::ENDING)?;
+    let copied = unless_interrupted(&mut signals, &all, copying).await;
     report.end(copied, one_of(&sources, &destination))
 }
 
@@ -197,30 +195,6 @@ fn one_of<'a>(sources: &'a [OsString], destination: &'a OsStr) -> &'a OsStr {
 
 fn named(copied: Result<CopySummary, CopyError>, what: &OsStr) -> anyhow::Result<CopySummary> {
     copied.map_err(|error| anyhow!(error).context(shown(what)))
-}
-
-/// Copies until that is done or a signal comes; then nothing half is left behind, unless it is to be
-/// resumed.
-async fn unless_interrupted(
-    sessions: &[&Sftp],
-    copying: impl Future<Output = anyhow::Result<CopySummary>>,
-) -> Result<anyhow::Result<CopySummary>, i32> {
-    let Ok(mut signals) = Signals::of(&signals::ENDING) else {
-        return Ok(copying.await);
-    };
-    let signal = {
-        let copying = std::pin::pin!(copying);
-        tokio::select! {
-            copied = copying => return Ok(copied),
-            signal = signals.next() => signal,
-        }
-        // What was under way is dropped here, which removes what is not to be kept.
-    };
-    for sftp in sessions {
-        // A guest that hangs is left.
-        let _ = timeout(CLEAN_UP_TIMEOUT, sftp.removed()).await;
-    }
-    Err(signal)
 }
 
 /// Stdin as something to read from.

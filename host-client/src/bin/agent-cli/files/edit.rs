@@ -8,15 +8,8 @@
 
 mod draft;
 
-use std::time::Duration;
-
 use anyhow::{Context, bail};
-use futures_util::FutureExt;
-use tokio::{
-    io::AsyncReadExt,
-    signal::unix::{SignalKind, signal},
-    time::timeout,
-};
+use tokio::io::AsyncReadExt;
 use vsock_agent_client::{
     OpenFlags, RemotePath, Sftp,
     copy::{self, CopyEvent, CopyObserver, CopyOptions},
@@ -24,17 +17,19 @@ use vsock_agent_client::{
 };
 
 use self::draft::Draft;
-use super::{Place, attributes::is_link, shown};
-use crate::{args::EditArgs, config::Settings, output};
+use super::{Place, attributes::is_link, interrupt::unless_interrupted, shown};
+use crate::{
+    args::EditArgs,
+    config::Settings,
+    exit, output,
+    signals::{self, Signals},
+};
 
 /// Largest file edited, in bytes: it is held three times.
 const MAX_FILE_BYTES: usize = 64 * 1024 * 1024;
 
 /// Bytes on their way from the guest.
 const BUFFER_BYTES: usize = 256 * 1024;
-
-/// How long a guest may take to remove what is left of an interrupted save.
-const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// `agent-cli edit`.
 pub(crate) async fn edit(settings: &Settings, args: EditArgs) -> anyhow::Result<u8> {
@@ -50,11 +45,15 @@ pub(crate) async fn edit(settings: &Settings, args: EditArgs) -> anyhow::Result<
 
     // The editor has the terminal: what the user means for it must not end us. What is pressed
     // later must.
-    let mut interrupts = signal(SignalKind::interrupt())?;
+    let _pressed = Signals::of(&[libc::SIGINT])?;
+    let mut ending = Signals::of(&[libc::SIGTERM, libc::SIGHUP])?;
     let old = before.as_ref().map(|before| &before.content[..]);
     let mut draft = Draft::create(name, old)?;
-    let edited = draft.edit().await;
-    while interrupts.recv().now_or_never().flatten().is_some() {}
+    let edited = tokio::select! {
+        edited = draft.edit() => edited,
+        signal = ending.next() => return Ok(interrupted(draft, signal)),
+    };
+    let mut signals = Signals::of(&signals::ENDING)?;
 
     let new = match draft.read() {
         Ok(new) => new,
@@ -75,17 +74,13 @@ pub(crate) async fn edit(settings: &Settings, args: EditArgs) -> anyhow::Result<
     let writing = async {
         edited?;
         let new = new.as_deref().context("the editor removed the file")?;
-        tokio::select! {
-            outcome = save(&sftp, &path, before.as_ref(), new) => outcome?,
-            _ = interrupts.recv() => {
-                // Answered behind the request that removes the part.
-                let _ = timeout(CLEAN_UP_TIMEOUT, sftp.realpath(".")).await;
-                bail!("interrupted")
-            }
-        }
-        anyhow::Ok(())
+        save(&sftp, &path, before.as_ref(), new).await
     };
-    if let Err(error) = writing.await {
+    let written = match unless_interrupted(&mut signals, &[&sftp], writing).await {
+        Ok(written) => written,
+        Err(signal) => return Ok(interrupted(draft, signal)),
+    };
+    if let Err(error) = written {
         draft.keep();
         let error = error.context(what());
         return Err(match draft.read() {
@@ -94,6 +89,15 @@ pub(crate) async fn edit(settings: &Settings, args: EditArgs) -> anyhow::Result<
         });
     }
     Ok(0)
+}
+
+/// Ends because of a signal. What was written stays.
+fn interrupted(mut draft: Draft, signal: i32) -> u8 {
+    if !matches!(draft.read(), Ok(None)) {
+        draft.keep();
+        output::complain(&format!("interrupted: what you wrote is kept in {draft}"));
+    }
+    exit::after_signal(signal)
 }
 
 /// The file that a path leads to. A link stays, and what it leads to is edited.

@@ -26,7 +26,6 @@ use std::{
 
 use anyhow::Context;
 use futures_util::FutureExt;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use vsock_agent_client::Sftp;
 
 use self::{
@@ -35,8 +34,11 @@ use self::{
     input::Lines,
     session::{Next, Session},
 };
-use super::operands::is_over;
-use crate::{exit, output};
+use super::{interrupt::unless_interrupted, operands::is_over};
+use crate::{
+    exit, output,
+    signals::{self, Signals},
+};
 
 /// The word for stdin.
 const STDIN: &str = "-";
@@ -60,11 +62,19 @@ impl Input {
 
 /// Does the commands, to the end of the input or until one says so.
 pub(super) async fn run(sftp: Sftp, input: Input) -> anyhow::Result<u8> {
-    let session = Session::start(sftp, input.0.is_none()).await?;
-    match input.0 {
-        Some(lines) => batch(session, lines).await,
-        None => converse(session).await,
-    }
+    let session = Session::start(sftp.clone(), input.0.is_none()).await?;
+    let done = match input.0 {
+        Some(lines) => {
+            let mut signals = Signals::of(&signals::ENDING)?;
+            unless_interrupted(&mut signals, &[&sftp], batch(session, lines)).await
+        }
+        None => {
+            // Ctrl-C ends a command only.
+            let mut signals = Signals::of(&[libc::SIGTERM, libc::SIGHUP])?;
+            unless_interrupted(&mut signals, &[&sftp], converse(session)).await
+        }
+    };
+    done.unwrap_or_else(|signal| Ok(exit::after_signal(signal)))
 }
 
 /// Shows each line and does it. The first that fails is the last, so that nothing is done that
@@ -99,9 +109,10 @@ async fn obey(session: &mut Session, text: &[u8]) -> anyhow::Result<Next> {
 
 /// Reads what a person types. A command can be left with Ctrl-C.
 async fn converse(mut session: Session) -> anyhow::Result<u8> {
+    let heard = signals::not_ignored(&[libc::SIGINT]);
     let mut editor = Editor::new(session.sftp.clone(), session.directory.clone())?;
     // After the editor, which takes the signal for itself but hands on what comes before it.
-    let mut interrupts = signal(SignalKind::interrupt())?;
+    let mut interrupts = Signals::listen(&heard)?;
     loop {
         let line = match editor.read(&session.directory).await? {
             Typed::Line(line) => line,
@@ -123,20 +134,21 @@ async fn converse(mut session: Session) -> anyhow::Result<u8> {
 async fn attend(
     session: &mut Session,
     text: &[u8],
-    interrupts: &mut Signal,
+    interrupts: &mut Signals,
 ) -> anyhow::Result<Next> {
     let Some(command) = command::parse(text)? else {
         return Ok(Next::Go);
     };
     // What was pressed before is not meant for this one.
-    while interrupts.recv().now_or_never().flatten().is_some() {}
-    // It is the other program's, too.
-    let is_shell = matches!(command, Command::Shell(_));
-    tokio::select! {
-        outcome = session.obey(command) => outcome,
-        _ = interrupts.recv(), if !is_shell => {
-            output::complain("interrupted");
-            Ok(Next::Go)
-        }
+    while interrupts.next().now_or_never().is_some() {}
+    if matches!(command, Command::Shell(_)) {
+        // It is the other program's, too.
+        return session.obey(command).await;
     }
+    let sftp = session.sftp.clone();
+    let done = unless_interrupted(interrupts, &[&sftp], session.obey(command)).await;
+    done.unwrap_or_else(|_| {
+        output::complain("interrupted");
+        Ok(Next::Go)
+    })
 }
