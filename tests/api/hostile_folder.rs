@@ -109,7 +109,7 @@ pub(crate) fn configure(configuration: &Path, folder: &Path, guests: usize) {
     fs::write(configuration.join("config.toml"), text).unwrap();
 }
 
-fn agent_cli(configuration: &Path, arguments: &[&str]) -> Command {
+pub(crate) fn agent_cli(configuration: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(cli());
     command
         .args(arguments)
@@ -162,11 +162,11 @@ fn answers(socket: &Path) -> bool {
     ask().is_ok_and(|answer| answer.contains("200 OK"))
 }
 
-pub(crate) fn peak_memory(process: &Child) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+/// The most memory that a process had, in KiB; nothing of one that has ended.
+pub(crate) fn peak_memory(process: &Child) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.id())).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let number = line.unwrap().split_whitespace().next().unwrap();
-    number.parse().unwrap()
+    line?.split_whitespace().next()?.parse().ok()
 }
 
 fn empty(folder: &Path) {
@@ -221,7 +221,7 @@ async fn the_owner_of_a_monitors_folder_gets_nothing_that_is_not_his() {
             "{number}"
         );
     }
-    let memory = peak_memory(&serving.0);
+    let memory = peak_memory(&serving.0).unwrap();
     kill(
         Pid::from_raw(serving.0.id().try_into().unwrap()),
         Signal::SIGTERM,

@@ -124,6 +124,6 @@ async fn what_a_guest_says_fills_no_disk_and_it_is_not_visited_all_the_time() {
     assert!(log.len() < 10_000, "{} bytes of log", log.len());
     assert!(!log.contains('\u{9b}') && !status.contains('\u{9b}'));
     assert!(status.len() < 10_000, "{} bytes of status", status.len());
-    let memory = peak_memory(&serving.0);
+    let memory = peak_memory(&serving.0).unwrap();
     assert!(memory < 96 * 1024, "{memory} KiB");
 }

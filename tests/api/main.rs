@@ -26,6 +26,7 @@ mod fuzz;
 mod guest_api;
 mod hang_up;
 mod host_and_guest;
+mod hostile_agent;
 mod hostile_folder;
 mod hostile_guest;
 mod metrics;

@@ -8,7 +8,7 @@ mod agent;
 mod cage;
 mod control;
 mod guest_api;
-mod hostile;
+pub(crate) mod hostile;
 mod http_body;
 mod http_head;
 mod mutate;

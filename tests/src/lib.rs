@@ -17,6 +17,7 @@ pub mod eventually;
 pub mod fuzz;
 pub mod hanging;
 pub mod host;
+pub mod hostile_agent;
 pub mod identity;
 pub mod kinds;
 mod nobody;

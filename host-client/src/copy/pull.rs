@@ -66,9 +66,15 @@ enum Job {
     Files(Arc<Directory>, whole::Files),
 }
 
+/// Most bytes of entries that wait in the directories above another. A guest chooses how many come at
+/// once: OpenSSH's server sends 100, which are some 20 KiB.
+const MAX_HELD_BYTES: usize = 24 * 1024 * 1024;
+
 /// A directory of the guest that is being walked.
 #[derive(Debug)]
 struct Level {
+    /// Of the reader, when it was left for a directory in it.
+    held_bytes: usize,
     reader: DirectoryReader,
     source: RemotePath,
     directory: Arc<Directory>,
@@ -240,7 +246,9 @@ async fn walk_tree(
         })?;
         if kind == Kind::Directory {
             run.may_enter(depth)?;
+            level.held_bytes = level.reader.settle().await;
             let directory = Arc::clone(&level.directory);
+            may_hold(&levels)?;
             let shown = source.clone();
             let next = Level::enter(run, &directory, Some(name), source, &attributes, depth);
             match next.await {
@@ -267,6 +275,18 @@ async fn walk_tree(
         };
         // Nobody takes it any more only if the copy ended.
         let _ = queue.send(Job::One(work)).await;
+    }
+    Ok(())
+}
+
+/// Whether the entries that wait can be held.
+fn may_hold(levels: &[Level]) -> Result<(), CopyError> {
+    let bytes: usize = levels.iter().map(|level| level.held_bytes).sum();
+    if bytes > MAX_HELD_BYTES {
+        return Err(CopyError::Limit {
+            what: "the memory for directories below each other",
+            limit: u64::try_from(MAX_HELD_BYTES).unwrap_or(u64::MAX),
+        });
     }
     Ok(())
 }
@@ -303,6 +323,7 @@ impl Level {
             }
         };
         Ok(Self {
+            held_bytes: 0,
             reader,
             source,
             directory,

@@ -18,10 +18,10 @@ use crate::{
 /// Empty batches in a row before a server is taken to be stuck.
 const MAX_EMPTY_BATCHES: u32 = 100;
 
-/// Most names remembered to find those that come twice: what a table of 2²¹ places holds, which
-/// takes 18 MiB. Beyond, a listing is still read, but only checked against these: its reader
+/// Most names remembered to find those that come twice: what a table of 2²⁰ places holds, which
+/// takes 9 MiB. Beyond, a listing is still read, but only checked against these: its reader
 /// decides how much of an endless one it wants.
-const MAX_REMEMBERED_NAMES: usize = 1_835_008;
+const MAX_REMEMBERED_NAMES: usize = 917_504;
 
 /// One entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,10 +56,14 @@ pub struct DirectoryReader {
     sftp: Sftp,
     handle: Bytes,
     batch: VecDeque<Name>,
+    /// What the batch takes in memory, until all of it is gone.
+    batch_bytes: usize,
     /// The batch after that, asked for while this one is looked at.
     ahead: Option<PendingReply>,
     seen: Seen,
     ended: bool,
+    /// Why there is no more after the batch.
+    failed: Option<ClientError>,
 }
 
 impl DirectoryReader {
@@ -68,9 +72,11 @@ impl DirectoryReader {
             sftp,
             handle,
             batch: VecDeque::new(),
+            batch_bytes: 0,
             ahead: None,
             seen: Seen::default(),
             ended: false,
+            failed: None,
         }
     }
 
@@ -88,6 +94,9 @@ impl DirectoryReader {
                     return self.accept(name).map(Some);
                 }
             }
+            if let Some(error) = self.failed.take() {
+                return Err(error);
+            }
             if self.ended {
                 return Ok(None);
             }
@@ -104,10 +113,35 @@ impl DirectoryReader {
             Some(pending) => pending,
             None => self.ask().await?,
         };
+        self.batch = VecDeque::new();
+        self.batch_bytes = 0;
+        self.take(pending).await?;
+        if !self.ended {
+            self.ahead = Some(self.ask().await?);
+        }
+        Ok(())
+    }
+
+    /// Bytes of memory that it holds while it is left for another: it takes what it has asked for
+    /// and asks for no more.
+    pub(crate) async fn settle(&mut self) -> usize {
+        if let Some(pending) = self.ahead.take()
+            && let Err(error) = self.take(pending).await
+        {
+            self.failed = Some(error);
+        }
+        self.batch_bytes
+    }
+
+    /// Adds a reply to the batch.
+    async fn take(&mut self, pending: PendingReply) -> Result<(), ClientError> {
         match pending.reply().await? {
             Reply::Names { names } => {
-                self.batch = names.into();
-                self.ahead = Some(self.ask().await?);
+                // Each keeps the whole frame.
+                let bytes = |name: &Name| name.name.len() + name.long_name.len();
+                let text: usize = names.iter().map(bytes).sum();
+                self.batch_bytes += text + names.len() * size_of::<Name>();
+                self.batch.extend(names);
             }
             reply if status::is_end(&reply) => self.ended = true,
             reply => return Err(status::refused(reply, "list the directory")),

@@ -39,6 +39,9 @@ const NAMES: &[&[u8]] = &[
     b"folder/file",
     &[b'n'; 255],
     &[b'n'; 300],
+    &[b'n'; 70_000],
+    b"\xc2\x9b31mred",
+    b"\xe2\x80\xaegpj.exe",
 ];
 
 /// Where links lead.
@@ -77,7 +80,7 @@ const SIZES: &[Option<u64>] = &[
 
 /// What is left to say.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Script {
+pub(crate) struct Script {
     bytes: Vec<u8>,
     at: usize,
     outside: PathBuf,
@@ -85,7 +88,7 @@ pub(super) struct Script {
 
 impl Script {
     /// The first byte says which extensions there are, the second whether all repeats itself.
-    pub(super) fn new(bytes: &[u8], outside: PathBuf) -> Self {
+    pub(crate) fn new(bytes: &[u8], outside: PathBuf) -> Self {
         Self {
             bytes: bytes.to_owned(),
             at: 0,
@@ -228,7 +231,7 @@ pub(super) fn serve(mut stream: UnixStream, script: Script) {
     let _ = try_serve(&mut stream, script);
 }
 
-fn try_serve(stream: &mut UnixStream, mut script: Script) -> io::Result<()> {
+fn try_serve(stream: &mut UnixStream, script: Script) -> io::Result<()> {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
@@ -239,6 +242,11 @@ fn try_serve(stream: &mut UnixStream, mut script: Script) -> io::Result<()> {
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: sftp\r\n\r\n",
     )?;
     stream.set_read_timeout(Some(SILENCE))?;
+    answer(stream, script)
+}
+
+/// Answers a client from its first frame on.
+pub(crate) fn answer(stream: &mut UnixStream, mut script: Script) -> io::Result<()> {
     let which = script.byte();
     let repeats = script.byte() % 2 == 1;
     let mut out = BytesMut::new();
@@ -287,7 +295,7 @@ fn version(which: u8) -> Reply {
     }
 }
 
-fn read_request(stream: &mut UnixStream) -> io::Result<(u32, Request)> {
+pub(crate) fn read_request(stream: &mut UnixStream) -> io::Result<(u32, Request)> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
     let mut frame = vec![0; u32::from_be_bytes(length) as usize];

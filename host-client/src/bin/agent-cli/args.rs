@@ -72,6 +72,10 @@ pub(crate) struct Global {
     /// How long to try to connect, while the virtual machine boots
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 30)]
     pub(crate) connect_timeout: u32,
+    /// How long an agent may be silent when it owes something, before it is given up: an answer, a
+    /// sign of life while a command runs, a reply about a file [default: 30, 45 and 300]
+    #[arg(long, global = true, value_name = "SECONDS", hide_short_help = true)]
+    pub(crate) silence_timeout: Option<u32>,
     /// Say what is going on, on stderr; twice or three times for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,

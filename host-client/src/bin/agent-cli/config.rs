@@ -14,7 +14,7 @@ use anyhow::{Context, anyhow, bail};
 use serde::Deserialize;
 use serde_json::json;
 use vsock_agent_client::{
-    Client, Endpoint, Identity, Security, identity_files,
+    Client, Endpoint, Identity, Security, Timeouts, identity_files,
     instance::{InstanceStore, Stamp},
 };
 
@@ -105,8 +105,10 @@ impl Settings {
     pub(crate) fn client(&self, vm: &str) -> anyhow::Result<Client> {
         let target = self.target(vm)?;
         let security = target.security(vm)?;
-        let timeout = Duration::from_secs(self.global.connect_timeout.max(1).into());
-        let client = Client::with_connect_timeout(target.endpoint, security, timeout);
+        let seconds = |count: u32| Duration::from_secs(count.max(1).into());
+        let mut timeouts = Timeouts::default().with_connect(seconds(self.global.connect_timeout));
+        timeouts.silence = self.global.silence_timeout.map(seconds);
+        let client = Client::with_timeouts(target.endpoint, security, timeouts);
         self.made().push(client.clone());
         Ok(client)
     }
@@ -383,6 +385,7 @@ mod tests {
                 identity: None,
                 plain: false,
                 connect_timeout: 1,
+                silence_timeout: None,
                 verbose: 0,
             },
             config: parse(&path, text).unwrap(),
@@ -407,6 +410,7 @@ mod tests {
                 identity: None,
                 plain: true,
                 connect_timeout: 1,
+                silence_timeout: None,
                 verbose: 0,
             },
             config: parse(&path, text).unwrap(),

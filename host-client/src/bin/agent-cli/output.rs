@@ -3,7 +3,10 @@
 //! What comes from a guest is escaped on its way to a terminal: a file name may hold anything a
 //! terminal obeys.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use serde_json::{Value, json};
 use tracing_subscriber::filter::LevelFilter;
@@ -18,17 +21,21 @@ pub(crate) const MAX_COMPLAINT_CHARS: usize = 5000;
 /// moves what is behind it. A guest chooses how long its names are.
 const MAX_COLUMN_CHARS: usize = 100;
 
+/// Most lines on stderr about the files of one tree, of each kind: a guest has a say in how many
+/// there are.
+const MAX_LINES: u64 = 40;
+
 /// Prints one line to stdout.
 pub(crate) fn line(text: &str) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{text}").map_err(on_stdout)
 }
 
 /// Prints lines to stdout, many at once.
-pub(crate) fn lines(lines: &[String]) -> io::Result<()> {
+pub(crate) fn lines(lines: impl IntoIterator<Item = impl AsRef<str>>) -> io::Result<()> {
     let mut stdout = io::BufWriter::new(io::stdout().lock());
     lines
-        .iter()
-        .try_for_each(|line| writeln!(stdout, "{line}"))
+        .into_iter()
+        .try_for_each(|line| writeln!(stdout, "{}", line.as_ref()))
         .and_then(|()| stdout.flush())
         .map_err(on_stdout)
 }
@@ -51,11 +58,54 @@ pub(crate) fn json_line(value: &Value) -> io::Result<()> {
     line(&escape_json(&value.to_string()))
 }
 
+/// An array of JSON values on stdout, printed as they come: there can be very many.
+#[derive(Debug, Default)]
+pub(crate) struct JsonArray {
+    has_items: bool,
+}
+
+impl JsonArray {
+    /// Prints some values, each on a line.
+    pub(crate) fn items(&mut self, values: impl IntoIterator<Item = Value>) -> io::Result<()> {
+        let items = values.into_iter().map(|value| {
+            let start = if self.has_items { ", " } else { "[ " };
+            self.has_items = true;
+            format!("{start}{}", escape_json(&value.to_string()))
+        });
+        lines(items)
+    }
+
+    /// Prints its end.
+    pub(crate) fn end(self) -> io::Result<()> {
+        line(if self.has_items { "]" } else { "[]" })
+    }
+}
+
 /// Prints one line to stderr, with our name before it, escaped and at most so long.
 pub(crate) fn complain(text: &str) {
     let text = excerpt(text.as_bytes(), MAX_COMPLAINT_CHARS);
     // Nothing is left to do if not even this can be printed.
     let _ = writeln!(io::stderr().lock(), "agent-cli: {text}");
+}
+
+/// Lines of one kind on stderr about the files of a tree: the first ones, and that there are more.
+#[derive(Debug, Default)]
+pub(crate) struct FirstLines(AtomicU64);
+
+impl FirstLines {
+    /// Says another by `say`, or by [`complain`] once that there are more.
+    pub(crate) fn another(&self, say: impl FnOnce()) {
+        match self.0.fetch_add(1, Ordering::Relaxed) {
+            ..MAX_LINES => say(),
+            MAX_LINES => complain("and more of these, which are not shown"),
+            _ => {}
+        }
+    }
+
+    /// Whether some were left out.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > MAX_LINES
+    }
 }
 
 /// Sends what is logged to stderr.
@@ -91,25 +141,44 @@ pub(crate) fn put_bytes(fields: &mut serde_json::Map<String, Value>, key: &str, 
 
 /// Rows as columns, each as wide as its widest cell, two spaces between them.
 pub(crate) fn table(rows: &[Vec<String>]) -> Vec<String> {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns)
-        .map(|column| column_width(rows.iter().filter_map(|row| row.get(column))))
-        .collect();
-    rows.iter()
-        .map(|row| {
-            let mut text = String::new();
-            for (cell, width) in row.iter().zip(&widths) {
-                push_cell(&mut text, cell, *width);
-                text.push_str("  ");
+    let columns = Columns::of(rows.iter());
+    rows.iter().map(|row| columns.line(row)).collect()
+}
+
+/// The widths of a table's columns, in characters.
+#[derive(Debug, Default)]
+pub(crate) struct Columns(Vec<usize>);
+
+impl Columns {
+    /// Those for these rows.
+    pub(crate) fn of(rows: impl IntoIterator<Item = impl AsRef<[String]>>) -> Self {
+        let mut widths = Vec::new();
+        for row in rows {
+            let row = row.as_ref();
+            widths.resize(row.len().max(widths.len()), 0);
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = column_width([cell]).max(*width);
             }
-            text.trim_end().to_owned()
-        })
-        .collect()
+        }
+        Self(widths)
+    }
+
+    /// A row as a line.
+    pub(crate) fn line(&self, row: &[String]) -> String {
+        let mut text = String::new();
+        for (cell, width) in row.iter().zip(&self.0) {
+            push_cell(&mut text, cell, *width);
+            text.push_str("  ");
+        }
+        text.truncate(text.trim_end().len());
+        text
+    }
 }
 
 /// How wide a column is made for these cells, in characters.
-pub(crate) fn column_width<'a>(cells: impl IntoIterator<Item = &'a String>) -> usize {
-    let widest = cells.into_iter().map(|cell| cell.chars().count()).max();
+pub(crate) fn column_width(cells: impl IntoIterator<Item = impl AsRef<str>>) -> usize {
+    let widths = cells.into_iter().map(|cell| cell.as_ref().chars().count());
+    let widest = widths.max();
     widest.unwrap_or(0).min(MAX_COLUMN_CHARS)
 }
 
@@ -124,6 +193,20 @@ pub(crate) fn push_cell(line: &mut String, cell: &str, width: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_lines_are_said_and_the_others_left_out() {
+        let lines = FirstLines::default();
+        let mut said = 0;
+        for _ in 0..MAX_LINES {
+            lines.another(|| said += 1);
+        }
+        assert!(!lines.is_cut());
+        lines.another(|| said += 1);
+        lines.another(|| said += 1);
+        assert!(lines.is_cut());
+        assert_eq!(said, MAX_LINES);
+    }
 
     #[test]
     fn a_name_that_is_not_text_keeps_its_bytes_in_json() {

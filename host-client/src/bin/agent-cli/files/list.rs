@@ -6,19 +6,20 @@ use std::{
 };
 
 use anyhow::bail;
-use serde_json::Value;
 use vsock_agent_client::{RemotePath, Sftp};
 
 use super::{
     Place,
-    listing::{self, Content, Listed, MAX_ENTRIES, Order, View},
+    listing::{
+        self, Content, LINKS_HELD, Listed, Listing, MAX_ENTRIES, MAX_HELD_BYTES, Order, View,
+    },
     operands::{self, Guests},
     owners::Owners,
 };
 use crate::{
     args::{Format, LsArgs},
     config::Settings,
-    output,
+    output::{self, JsonArray},
 };
 
 /// `agent-cli ls`.
@@ -36,7 +37,7 @@ pub(crate) async fn ls(settings: &Settings, args: LsArgs) -> anyhow::Result<u8> 
         has_headers: args.paths.len() > 1 || args.recursive,
         is_first: true,
         entries: 0,
-        json: Vec::new(),
+        json: JsonArray::default(),
     };
     let code = operands::each(&args.paths, async |path| {
         let place = place(settings, path)?;
@@ -45,7 +46,7 @@ pub(crate) async fn ls(settings: &Settings, args: LsArgs) -> anyhow::Result<u8> 
     })
     .await?;
     if format == Format::Json {
-        output::json(&Value::Array(shown.json))?;
+        shown.json.end()?;
     }
     Ok(code)
 }
@@ -89,35 +90,41 @@ struct Shown {
     has_headers: bool,
     is_first: bool,
     entries: usize,
-    json: Vec<Value>,
+    json: JsonArray,
 }
 
 impl Shown {
     async fn show(&mut self, sftp: &Sftp, path: &RemotePath) -> anyhow::Result<()> {
-        let entries = match self.itself {
+        let content = match self.itself {
             true => Content::File(listing::itself(sftp, path).await?),
             false => listing::content(sftp, path).await?,
         };
-        let mut entries = match entries {
-            Content::File(file) => return self.add(sftp, None, vec![file]).await,
-            Content::Directory(entries) => entries,
-        };
-        // Of each directory only the names of those in it wait, the next one last.
-        let mut waiting: Vec<RemotePath> = Vec::new();
-        let mut path = path.clone();
-        loop {
-            self.view.arrange(&mut entries);
-            if self.recursive {
-                waiting.extend(listing::directories(&path, &entries).rev());
-            }
-            self.header(&path)?;
-            self.add(sftp, Some(&path), entries).await?;
-            match waiting.pop() {
-                Some(next) => path = next,
-                None => return Ok(()),
-            }
-            entries = listing::entries(sftp, &path).await?;
+        if let Content::File(file) = content {
+            return self.add(sftp, None, vec![file]).await;
         }
+        // Of each directory only the names of those in it wait, the next one last.
+        let mut waiting = vec![path.clone()];
+        let mut bytes = held_bytes(path);
+        while let Some(path) = waiting.pop() {
+            bytes -= held_bytes(&path);
+            let mut listing = Listing::open(sftp, &path).await?;
+            self.header(&path)?;
+            let mut found = Vec::new();
+            while let Some(mut entries) = listing.part().await? {
+                self.view.arrange(&mut entries);
+                if self.recursive {
+                    let directories = Vec::from_iter(listing::directories(&path, &entries));
+                    bytes += directories.iter().map(held_bytes).sum::<usize>();
+                    if bytes > MAX_HELD_BYTES {
+                        bail!("{}: too many directories in it", super::shown(&path));
+                    }
+                    found.extend(directories);
+                }
+                self.add(sftp, Some(&path), entries).await?;
+            }
+            waiting.extend(found.into_iter().rev());
+        }
+        Ok(())
     }
 
     fn header(&mut self, path: &RemotePath) -> io::Result<()> {
@@ -141,18 +148,24 @@ impl Shown {
             bail!("more than {MAX_ENTRIES} entries in all");
         }
         if self.format == Format::Human {
-            let lines = self.view.lines(sftp, directory, &mut entries, None).await;
-            output::lines(&lines)?;
+            self.view.print(sftp, directory, &mut entries, None).await?;
             return Ok(());
         }
-        listing::read_links(sftp, directory, &mut entries).await;
-        let owners = Owners::of(sftp, entries.iter().map(|entry| &entry.attributes)).await;
-        let values = entries
-            .iter()
-            .map(|entry| listing::json(directory, entry, &owners));
-        self.json.extend(values);
+        for some in entries.chunks_mut(LINKS_HELD) {
+            listing::read_links(sftp, directory, some).await;
+            let owners = Owners::of(sftp, some.iter().map(|entry| &entry.attributes)).await;
+            let values = some.iter();
+            self.json
+                .items(values.map(|entry| listing::json(directory, entry, &owners)))?;
+            listing::forget_links(some);
+        }
         Ok(())
     }
+}
+
+/// Bytes that a path takes while it waits.
+fn held_bytes(path: &RemotePath) -> usize {
+    size_of::<RemotePath>() + path.as_bytes().len()
 }
 
 /// A name of the host for a person.

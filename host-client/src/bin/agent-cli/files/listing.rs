@@ -1,12 +1,12 @@
 //! Listings: what is in a directory of the guest, in some order, for people or for programs.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, io};
 
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value};
 use vsock_agent_client::{
-    RemotePath, Sftp,
+    DirectoryReader, RemotePath, Sftp,
     protocol::sftp::{Attributes, FileType, mode_text},
 };
 
@@ -15,10 +15,19 @@ use super::{
     owners::Owners,
     shown,
 };
-use crate::output;
+use crate::output::{self, Columns};
 
 /// Most entries listed. A listing is sorted, so it is held; a guest could send names for ever.
 pub(super) const MAX_ENTRIES: usize = 1_000_000;
+
+/// Most bytes of entries held at a time, of a directory of any length.
+pub(super) const MAX_HELD_BYTES: usize = 12 * 1024 * 1024;
+
+/// Most entries with the targets of links held at a time. A target can be as long as a path.
+pub(super) const LINKS_HELD: usize = 1024;
+
+/// Longest target of a link that is shown (`PATH_MAX`). Linux has no longer ones.
+const MAX_TARGET_BYTES: usize = 4096;
 
 /// Links read at once.
 const LINKS_AT_ONCE: usize = 32;
@@ -69,8 +78,8 @@ pub(super) struct Listed {
 pub(super) enum Content {
     /// A file, or something else that has no entries.
     File(Listed),
-    /// What is in a directory, or in the one that a link leads to.
-    Directory(Vec<Listed>),
+    /// A directory, or a link that leads to one.
+    Directory,
 }
 
 /// Looks at a path.
@@ -83,7 +92,7 @@ pub(super) async fn content(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<Co
     };
     let attributes = attributes.with_context(what)?;
     match attributes.file_type() {
-        Some(FileType::Directory) | None => entries(sftp, path).await.map(Content::Directory),
+        Some(FileType::Directory) | None => Ok(Content::Directory),
         Some(_) => itself(sftp, path).await.map(Content::File),
     }
 }
@@ -98,22 +107,72 @@ pub(super) async fn itself(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<Lis
     })
 }
 
-/// The entries of a directory, as they come.
-pub(super) async fn entries(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<Vec<Listed>> {
-    let what = || format!("cannot list {}", shown(path));
-    let mut directory = sftp.read_dir(path).await.with_context(what)?;
-    let mut entries = Vec::new();
-    while let Some(entry) = directory.next().await.with_context(what)? {
-        if entries.len() == MAX_ENTRIES {
+/// A directory that is being listed.
+#[derive(Debug)]
+pub(super) struct Listing {
+    path: RemotePath,
+    reader: DirectoryReader,
+    /// Entries that came so far.
+    count: usize,
+    /// Whether the first part was not all of it.
+    is_long: bool,
+}
+
+impl Listing {
+    pub(super) async fn open(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<Self> {
+        let reader = sftp.read_dir(path).await;
+        Ok(Self {
+            path: path.clone(),
+            reader: reader.with_context(|| format!("cannot list {}", shown(path)))?,
+            count: 0,
+            is_long: false,
+        })
+    }
+
+    /// The next entry, as it comes.
+    pub(super) async fn next(&mut self) -> anyhow::Result<Option<Listed>> {
+        let what = || format!("cannot list {}", shown(&self.path));
+        let Some(entry) = self.reader.next().await.with_context(what)? else {
+            return Ok(None);
+        };
+        if self.count == MAX_ENTRIES {
             bail!("{}: more than {MAX_ENTRIES} entries", what());
         }
-        entries.push(Listed {
+        self.count += 1;
+        Ok(Some(Listed {
             name: entry.name().as_encoded_bytes().to_vec(),
             attributes: entry.attributes,
             target: None,
-        });
+        }))
     }
-    Ok(entries)
+
+    /// As many of the next entries as can be held, so that they can be sorted: nearly always all.
+    /// `None` at the end.
+    pub(super) async fn part(&mut self) -> anyhow::Result<Option<Vec<Listed>>> {
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        while bytes < MAX_HELD_BYTES {
+            let Some(entry) = self.next().await? else {
+                break;
+            };
+            bytes += entry.held_bytes();
+            entries.push(entry);
+        }
+        if bytes >= MAX_HELD_BYTES && !self.is_long {
+            self.is_long = true;
+            let path = shown(&self.path);
+            output::complain(&format!(
+                "{path} has too many entries to sort: they come in parts"
+            ));
+        }
+        Ok(Some(entries).filter(|entries| !entries.is_empty()))
+    }
+}
+
+impl Listed {
+    /// Bytes of memory it takes, roughly: an allocation takes some more than what is in it.
+    fn held_bytes(&self) -> usize {
+        size_of::<Self>() + self.name.len() + 16
+    }
 }
 
 impl View {
@@ -138,36 +197,44 @@ impl View {
         }
     }
 
-    /// The lines that show `entries` of a directory, or of none in particular. Names stand beside
-    /// each other where a line has a `width`.
-    pub(super) async fn lines(
+    /// Prints `entries` of a directory, or of none in particular. Names stand beside each other
+    /// where a line has a `width`.
+    pub(super) async fn print(
         &self,
         sftp: &Sftp,
         directory: Option<&RemotePath>,
         entries: &mut [Listed],
         width: Option<usize>,
-    ) -> Vec<String> {
-        let names = entries.iter().map(|entry| output::escape(&entry.name));
+    ) -> io::Result<()> {
+        let name = |entry: &Listed| output::escape(&entry.name);
         match width {
-            _ if self.long => self.long_lines(sftp, directory, entries).await,
-            Some(width) if !self.single => columns(&Vec::from_iter(names), width),
-            _ => names.collect(),
+            _ if self.long => self.print_long(sftp, directory, entries).await,
+            Some(width) if !self.single => output::lines(columns(entries, name, width)),
+            _ => output::lines(entries.iter().map(name)),
         }
     }
 
-    async fn long_lines(
+    async fn print_long(
         &self,
         sftp: &Sftp,
         directory: Option<&RemotePath>,
         entries: &mut [Listed],
-    ) -> Vec<String> {
-        read_links(sftp, directory, entries).await;
+    ) -> io::Result<()> {
         let owners = match self.numeric {
             true => Owners::default(),
             false => Owners::of(sftp, entries.iter().map(|entry| &entry.attributes)).await,
         };
-        let rows = entries.iter().map(|entry| self.row(entry, &owners));
-        output::table(&Vec::from_iter(rows))
+        // Where links point comes last in a line and has no column.
+        let columns = Columns::of(entries.iter().map(|entry| self.row(entry, &owners)));
+        for some in entries.chunks_mut(LINKS_HELD) {
+            read_links(sftp, directory, some).await;
+            output::lines(
+                some.iter()
+                    .map(|entry| columns.line(&self.row(entry, &owners))),
+            )?;
+            forget_links(some);
+        }
+        Ok(())
     }
 
     fn row(&self, entry: &Listed, owners: &Owners) -> Vec<String> {
@@ -209,12 +276,20 @@ pub(super) async fn read_links(
             None => RemotePath::from(&entry.name[..]),
         };
         let target = sftp.readlink(path).await.ok();
-        entry.target = target.map(|target| target.as_bytes().to_vec());
+        let target = target.map(|target| target.as_bytes().to_vec());
+        entry.target = target.filter(|target| target.len() <= MAX_TARGET_BYTES);
     });
     reading
         .buffer_unordered(LINKS_AT_ONCE)
         .for_each(|()| async {})
         .await;
+}
+
+/// Lets go of where links point.
+pub(super) fn forget_links(entries: &mut [Listed]) {
+    for entry in entries {
+        entry.target = None;
+    }
 }
 
 /// The directories among `entries`, links to some left out.
@@ -262,20 +337,23 @@ pub(super) fn json_fields(
 }
 
 /// Names beside each other, in order from top to bottom, as many as fit.
-fn columns(names: &[String], width: usize) -> Vec<String> {
-    let widest = output::column_width(names);
+fn columns<T>(
+    entries: &[T],
+    name: impl Fn(&T) -> String,
+    width: usize,
+) -> impl Iterator<Item = String> {
+    let widest = output::column_width(entries.iter().map(&name));
     let across = (width / (widest + 2)).max(1);
-    let rows = names.len().div_ceil(across);
-    (0..rows)
-        .map(|row| {
-            let mut line = String::new();
-            for name in names.iter().skip(row).step_by(rows) {
-                output::push_cell(&mut line, name, widest);
-                line.push_str("  ");
-            }
-            line.trim_end().to_owned()
-        })
-        .collect()
+    let rows = entries.len().div_ceil(across);
+    (0..rows).map(move |row| {
+        let mut line = String::new();
+        for entry in entries.iter().skip(row).step_by(rows) {
+            output::push_cell(&mut line, &name(entry), widest);
+            line.push_str("  ");
+        }
+        line.truncate(line.trim_end().len());
+        line
+    })
 }
 
 #[cfg(test)]
@@ -320,12 +398,15 @@ mod tests {
 
     #[test]
     fn names_fill_the_width_from_top_to_bottom() {
-        let names = ["a", "bb", "c", "d", "e"].map(str::to_owned);
-        assert_eq!(columns(&names, 12), ["a   c   e", "bb  d"]);
-        assert_eq!(columns(&names, 11), ["a   d", "bb  e", "c"]);
-        assert_eq!(columns(&names, 1), ["a", "bb", "c", "d", "e"]);
-        assert_eq!(columns(&[], 80), [""; 0]);
+        let beside = |names: &[&str], width| -> Vec<String> {
+            columns(names, |name| (*name).to_owned(), width).collect()
+        };
+        let names = ["a", "bb", "c", "d", "e"];
+        assert_eq!(beside(&names, 12), ["a   c   e", "bb  d"]);
+        assert_eq!(beside(&names, 11), ["a   d", "bb  e", "c"]);
+        assert_eq!(beside(&names, 1), ["a", "bb", "c", "d", "e"]);
+        assert_eq!(beside(&[], 80), [""; 0]);
         let long = "x".repeat(70_000);
-        assert_eq!(columns(&["a".to_owned(), long.clone()], 80), ["a", &long]);
+        assert_eq!(beside(&["a", &long], 80), ["a", &long]);
     }
 }

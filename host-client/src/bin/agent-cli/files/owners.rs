@@ -4,13 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use vsock_agent_client::{
     Sftp,
-    protocol::sftp::{Attributes, extension::USERS_GROUPS_BY_ID},
+    protocol::{
+        printable::excerpt,
+        sftp::{Attributes, extension::USERS_GROUPS_BY_ID},
+    },
 };
-
-use crate::output;
 
 /// Ids asked for at once: the answer, with names of 32 bytes, fits in a frame many times.
 const IDS_AT_ONCE: usize = 1000;
+
+/// Longest name that is shown whole (`LOGIN_NAME_MAX`).
+const MAX_NAME_CHARS: usize = 256;
 
 /// Names of users and groups, escaped.
 #[derive(Debug, Default)]
@@ -39,7 +43,8 @@ impl Owners {
             let Ok(found) = sftp.users_groups_by_id(&users, &groups).await else {
                 return names;
             };
-            let known = |name: &bytes::Bytes| (!name.is_empty()).then(|| output::escape(name));
+            let known =
+                |name: &bytes::Bytes| (!name.is_empty()).then(|| excerpt(name, MAX_NAME_CHARS));
             let pairs = |ids: Vec<u32>, names: &[bytes::Bytes]| -> Vec<(u32, String)> {
                 let both = ids.into_iter().zip(names);
                 both.filter_map(|(id, name)| Some((id, known(name)?)))

@@ -11,7 +11,7 @@ use super::{
     operands::{self, Guests},
     shown,
 };
-use crate::{args::RmArgs, config::Settings, exit};
+use crate::{args::RmArgs, config::Settings, exit, output::FirstLines};
 
 /// Files removed at once.
 const FILES_AT_ONCE: usize = 32;
@@ -19,9 +19,9 @@ const FILES_AT_ONCE: usize = 32;
 /// Most entries of a tree that are looked at: a guest could list names for ever.
 const MAX_ENTRIES: u64 = 10_000_000;
 
-/// Most memory for the paths of directories that wait, in bytes. With half of it in use, a
+/// Most memory for the directories that wait, in bytes. With half of it in use, a
 /// directory is left until those in it that are known are gone.
-const MAX_WAITING_BYTES: usize = 64 * 1024 * 1024;
+const MAX_WAITING_BYTES: usize = 24 * 1024 * 1024;
 
 /// How often a directory is gone through, before it is taken to be one that cannot be emptied.
 const MAX_PASSES: u32 = 100;
@@ -95,6 +95,7 @@ struct Tree<'a> {
     waiting_bytes: usize,
     entries: u64,
     failed: u64,
+    failures: FirstLines,
 }
 
 /// What is to be done with a directory.
@@ -104,6 +105,11 @@ struct Step {
     /// How often it was gone through.
     passes: u32,
     what: What,
+}
+
+/// Bytes of memory that a directory takes while it waits, with what an allocation takes besides.
+fn held_bytes(directory: &RemotePath) -> usize {
+    size_of::<Step>() + directory.as_bytes().len() + 16
 }
 
 #[derive(Debug)]
@@ -120,20 +126,21 @@ enum What {
 }
 
 impl<'a> Tree<'a> {
-    const fn new(sftp: &'a Sftp) -> Self {
+    fn new(sftp: &'a Sftp) -> Self {
         Self {
             sftp,
             waiting: Vec::new(),
             waiting_bytes: 0,
             entries: 0,
             failed: 0,
+            failures: FirstLines::default(),
         }
     }
 
     async fn remove(mut self, path: RemotePath) -> anyhow::Result<()> {
         self.wait(path, 0, What::Empty);
         while let Some(step) = self.waiting.pop() {
-            self.waiting_bytes -= step.directory.as_bytes().len();
+            self.waiting_bytes -= held_bytes(&step.directory);
             match step.what {
                 What::Empty => {
                     let path = shown(&step.directory);
@@ -163,7 +170,7 @@ impl<'a> Tree<'a> {
     }
 
     fn wait(&mut self, directory: RemotePath, passes: u32, what: What) {
-        self.waiting_bytes += directory.as_bytes().len();
+        self.waiting_bytes += held_bytes(&directory);
         self.waiting.push(Step {
             directory,
             passes,
@@ -267,7 +274,9 @@ impl<'a> Tree<'a> {
             Err(error) if operands::is_over(&error) => Err(error),
             Err(error) => {
                 self.failed += 1;
-                exit::tell(&error);
+                self.failures.another(|| {
+                    exit::tell(&error);
+                });
                 Ok(())
             }
             Ok(()) => Ok(()),

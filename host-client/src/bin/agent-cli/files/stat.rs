@@ -33,14 +33,14 @@ pub(crate) async fn stat(settings: &Settings, args: StatArgs) -> anyhow::Result<
             let system = file_system(&sftp, &place.path).await?;
             match format {
                 Format::Json => values.push(system_json(&place.path, &system)),
-                Format::Human => output::lines(&system_lines(&place.path, &system))?,
+                Format::Human => output::lines(system_lines(&place.path, &system))?,
             }
             return Ok(());
         }
         let facts = Facts::of(&sftp, &place.path, args.dereference).await?;
         match format {
             Format::Json => values.push(facts.json()),
-            Format::Human => output::lines(&facts.lines())?,
+            Format::Human => output::lines(facts.lines())?,
         }
         Ok(())
     })

@@ -14,7 +14,11 @@ use tokio::time::Instant;
 use unicode_width::UnicodeWidthChar;
 use vsock_agent_client::copy::{CopyError, CopyEvent, CopyObserver, CopySummary, SkipReason};
 
-use crate::{args::CopyArgs, exit, output};
+use crate::{
+    args::CopyArgs,
+    exit,
+    output::{self, FirstLines},
+};
 
 /// How often the bar says which file it is about.
 const NAME_INTERVAL: Duration = Duration::from_millis(100);
@@ -30,6 +34,8 @@ pub(in crate::files) struct Report {
     /// Only failures are told.
     is_quiet: bool,
     state: Mutex<State>,
+    failures: FirstLines,
+    notices: FirstLines,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +63,8 @@ impl Report {
             json: false,
             is_quiet: false,
             state: Mutex::default(),
+            failures: FirstLines::default(),
+            notices: FirstLines::default(),
         }
     }
 
@@ -109,6 +117,9 @@ impl Report {
                 HumanBytes(summary.bytes)
             ));
         }
+        if self.failures.is_cut() {
+            output::complain(&format!("{} in all could not be copied", summary.failed));
+        }
         Ok(match summary.failed {
             0 => 0,
             _ => exit::PARTLY,
@@ -120,6 +131,11 @@ impl Report {
             Some(bar) => bar.suspend(|| output::complain(text)),
             None => output::complain(text),
         }
+    }
+
+    /// Says it if it is not one too many.
+    fn tell(&self, lines: &FirstLines, text: &str) {
+        lines.another(|| self.say(text));
     }
 
     fn print(&self, event: &str, path: &[u8], more: impl FnOnce() -> Value) {
@@ -187,13 +203,16 @@ impl CopyObserver for Report {
                 self.print("skipped", path, || json!({ "reason": reason }));
                 self.update(|state, _| state.done += 1);
                 if !self.json && !self.is_quiet {
-                    self.say(&format!("skipped {}: {reason}", output::escape(path)));
+                    self.tell(
+                        &self.notices,
+                        &format!("skipped {}: {reason}", output::escape(path)),
+                    );
                 }
             }
             CopyEvent::Changed { path } => {
                 self.print("changed", path, || json!({}));
                 if !self.json {
-                    self.say(&format!(
+                    self.tell(&self.notices, &format!(
                         "{}: it grew or changed meanwhile; as many bytes were copied as there were at \
                          the start",
                         output::escape(path)
@@ -204,7 +223,10 @@ impl CopyObserver for Report {
                 self.print("in-place", path, || json!({ "reason": reason.to_string() }));
                 if !self.json && !self.is_quiet {
                     let path = output::escape(path);
-                    self.say(&format!("{path}: the target is written in place: {reason}"));
+                    self.tell(
+                        &self.notices,
+                        &format!("{path}: the target is written in place: {reason}"),
+                    );
                 }
             }
             CopyEvent::Failed { path, error } => {
@@ -213,7 +235,7 @@ impl CopyObserver for Report {
                 self.update(|state, _| state.done += 1);
                 if !self.json {
                     let why = output::escape(why.as_bytes());
-                    self.say(&format!("{}: {why}", output::escape(path)));
+                    self.tell(&self.failures, &format!("{}: {why}", output::escape(path)));
                 }
             }
             _ => {}

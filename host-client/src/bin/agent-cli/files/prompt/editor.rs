@@ -120,7 +120,11 @@ impl Names {
     async fn find(&self, question: &Question) -> Vec<Found> {
         match question.source {
             Source::Commands => Vec::new(),
-            Source::Local => Host.list(question.directory()).await.unwrap_or_default(),
+            Source::Local => {
+                let fits = |name: &[u8]| question.fits(name);
+                let found = Host.list(question.directory(), fits).await;
+                found.unwrap_or_default()
+            }
             Source::Remote => {
                 let found = tokio::time::timeout(PATIENCE, self.remote(question)).await;
                 found.ok().flatten().unwrap_or_default()

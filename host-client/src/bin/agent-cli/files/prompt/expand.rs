@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     files::{
-        listing::{self, MAX_ENTRIES},
+        listing::{Listing, MAX_HELD_BYTES},
         operands::is_over,
     },
     output,
@@ -33,8 +33,12 @@ pub(super) struct Found {
 /// Somewhere with directories. A path that does not start with a slash starts at a place of its
 /// own.
 pub(super) trait Tree {
-    /// What is in a directory; an empty path is where it starts.
-    async fn list(&self, directory: &[u8]) -> anyhow::Result<Vec<Found>>;
+    /// What is in a directory and has a name that `fits`; an empty path is where it starts.
+    async fn list(
+        &self,
+        directory: &[u8],
+        fits: impl Fn(&[u8]) -> bool,
+    ) -> anyhow::Result<Vec<Found>>;
     /// Whether there is something.
     async fn exists(&self, path: &[u8]) -> bool;
 }
@@ -52,7 +56,7 @@ pub(super) async fn expand(tree: &impl Tree, word: &Word) -> anyhow::Result<Vec<
     let count = pattern.components.len();
     for (at, component) in pattern.components.iter().enumerate() {
         let wants_directory = at + 1 < count || pattern.wants_directory;
-        let mut next = Vec::new();
+        let (mut next, mut bytes) = (Vec::new(), 0);
         for path in paths {
             match component {
                 Component::Name(name) => {
@@ -62,20 +66,24 @@ pub(super) async fn expand(tree: &impl Tree, word: &Word) -> anyhow::Result<Vec<
                     }
                 }
                 Component::Pattern(pattern) => {
-                    let found = match tree.list(&path).await {
+                    let found = match tree.list(&path, |name| pattern.matches(name)).await {
                         Ok(found) => found,
                         // What matches need not be a directory that can be read.
                         Err(error) if is_first || is_over(&error) => return Err(error),
                         Err(_) => continue,
                     };
-                    let fits = found.into_iter().filter(|found| {
-                        pattern.matches(&found.name) && (!wants_directory || found.may_be_directory)
-                    });
-                    next.extend(fits.map(|found| join(&path, &found.name)));
+                    let fits = found
+                        .into_iter()
+                        .filter(|found| !wants_directory || found.may_be_directory);
+                    for found in fits {
+                        let path = join(&path, &found.name);
+                        bytes += size_of::<Vec<u8>>() + path.len();
+                        if bytes > MAX_HELD_BYTES {
+                            bail!("too many paths match {word}");
+                        }
+                        next.push(path);
+                    }
                 }
-            }
-            if next.len() > MAX_ENTRIES {
-                bail!("more than {MAX_ENTRIES} paths match {word}");
             }
         }
         is_first &= matches!(component, Component::Name(_));
@@ -122,16 +130,30 @@ pub(super) fn below(directory: &RemotePath, path: &[u8]) -> RemotePath {
 }
 
 impl Tree for Guest<'_> {
-    async fn list(&self, directory: &[u8]) -> anyhow::Result<Vec<Found>> {
-        let entries = listing::entries(self.sftp, &self.resolve(directory)).await?;
-        let found = entries.into_iter().map(|entry| Found {
-            may_be_directory: matches!(
-                entry.attributes.file_type(),
-                None | Some(FileType::Directory | FileType::Link)
-            ),
-            name: entry.name,
-        });
-        Ok(found.collect())
+    async fn list(
+        &self,
+        directory: &[u8],
+        fits: impl Fn(&[u8]) -> bool,
+    ) -> anyhow::Result<Vec<Found>> {
+        let mut listing = Listing::open(self.sftp, &self.resolve(directory)).await?;
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        while let Some(entry) = listing.next().await? {
+            if !fits(&entry.name) {
+                continue;
+            }
+            bytes += size_of::<Found>() + entry.name.len();
+            if bytes > MAX_HELD_BYTES {
+                bail!("too many names match");
+            }
+            found.push(Found {
+                may_be_directory: matches!(
+                    entry.attributes.file_type(),
+                    None | Some(FileType::Directory | FileType::Link)
+                ),
+                name: entry.name,
+            });
+        }
+        Ok(found)
     }
 
     async fn exists(&self, path: &[u8]) -> bool {
@@ -144,7 +166,11 @@ impl Tree for Guest<'_> {
 pub(super) struct Host;
 
 impl Tree for Host {
-    async fn list(&self, directory: &[u8]) -> anyhow::Result<Vec<Found>> {
+    async fn list(
+        &self,
+        directory: &[u8],
+        fits: impl Fn(&[u8]) -> bool,
+    ) -> anyhow::Result<Vec<Found>> {
         let path = match directory {
             [] => Path::new("."),
             path => Path::new(OsStr::from_bytes(path)),
@@ -155,7 +181,9 @@ impl Tree for Host {
                 output::escape(path.as_os_str().as_bytes())
             )
         };
-        read_directory(path).with_context(what)
+        let mut found = read_directory(path).with_context(what)?;
+        found.retain(|found| fits(&found.name));
+        Ok(found)
     }
 
     async fn exists(&self, path: &[u8]) -> bool {
@@ -196,14 +224,18 @@ mod tests {
     struct Fake(BTreeMap<&'static str, &'static [&'static str]>);
 
     impl Tree for Fake {
-        async fn list(&self, directory: &[u8]) -> anyhow::Result<Vec<Found>> {
+        async fn list(
+            &self,
+            directory: &[u8],
+            fits: impl Fn(&[u8]) -> bool,
+        ) -> anyhow::Result<Vec<Found>> {
             let path = std::str::from_utf8(directory).unwrap();
             let names = self.0.get(path).context("no such directory")?;
             let found = names.iter().map(|name| Found {
                 name: name.trim_end_matches('/').into(),
                 may_be_directory: name.ends_with('/'),
             });
-            Ok(found.collect())
+            Ok(found.filter(|found| fits(&found.name)).collect())
         }
 
         async fn exists(&self, path: &[u8]) -> bool {

@@ -19,7 +19,7 @@ use crate::{
     files::{
         attributes::is_directory,
         copy::report::Report,
-        listing::{self, Content, Listed, View},
+        listing::{self, Content, Listed, Listing, View},
         mkdir,
         remove::Removal,
         shown, stat,
@@ -67,7 +67,7 @@ impl Session {
     pub(super) async fn obey(&mut self, command: Command) -> anyhow::Result<Next> {
         match command {
             Command::Bye => return Ok(Next::Leave),
-            Command::Help => output::lines(&table::help())?,
+            Command::Help => output::lines(table::help())?,
             Command::Version => output::line("SFTP protocol version 3")?,
             Command::Progress => {
                 self.shows_progress = !self.shows_progress;
@@ -125,12 +125,12 @@ impl Session {
                     None => self.directory.clone(),
                 };
                 let system = stat::file_system(&self.sftp, &path).await?;
-                output::lines(&stat::df_lines(&system, inodes, human))?;
+                output::lines(stat::df_lines(&system, inodes, human))?;
             }
             Command::Stat(paths) => {
                 for path in self.paths(&paths).await? {
                     let facts = stat::Facts::of(&self.sftp, &path, false).await?;
-                    output::lines(&facts.lines())?;
+                    output::lines(facts.lines())?;
                 }
             }
             Command::Lcd(path) => {
@@ -220,7 +220,7 @@ impl Session {
         for (name, path) in paths {
             match listing::content(&self.sftp, &path).await? {
                 Content::File(file) => files.push(Listed { name, ..file }),
-                Content::Directory(entries) => directories.push((name, path, entries)),
+                Content::Directory => directories.push((name, path)),
             }
         }
         let view_of_named = View { all: true, ..view };
@@ -230,22 +230,19 @@ impl Session {
             .then(|| usize::from(terminal::size().columns));
         let has_files = !files.is_empty();
         // Where the links of the named ones are is told from where we are.
-        output::lines(
-            &view
-                .lines(&self.sftp, Some(&self.directory), &mut files, width)
-                .await,
-        )?;
-        for (at, (name, path, mut entries)) in directories.into_iter().enumerate() {
+        view.print(&self.sftp, Some(&self.directory), &mut files, width)
+            .await?;
+        for (at, (name, path)) in directories.into_iter().enumerate() {
             if has_headers {
                 let gap = if at > 0 || has_files { "\n" } else { "" };
                 output::line(&format!("{gap}{}:", output::escape(&name)))?;
             }
-            view.arrange(&mut entries);
-            output::lines(
-                &view
-                    .lines(&self.sftp, Some(&path), &mut entries, width)
-                    .await,
-            )?;
+            let mut listing = Listing::open(&self.sftp, &path).await?;
+            while let Some(mut entries) = listing.part().await? {
+                view.arrange(&mut entries);
+                view.print(&self.sftp, Some(&path), &mut entries, width)
+                    .await?;
+            }
         }
         Ok(())
     }
