@@ -188,7 +188,12 @@ impl Target {
     /// How many bytes are free, and how many the file that is there takes. None if there is no file,
     /// or it is on a file system without blocks.
     fn room(&self) -> Option<(u64, u64)> {
-        let (old, system) = (self.old()?, fstatvfs(&*self.directory).ok()?);
+        let old = self.old()?;
+        let mut follow = OFlag::empty();
+        follow.set(OFlag::O_NOFOLLOW, !matches!(self.there, There::Linked(_)));
+        // Of the file, not of its directory: something else may be mounted there.
+        let (file, _) = self.directory.at(&self.name, follow).ok()??;
+        let system = fstatvfs(&file).ok()?;
         let free = system
             .blocks_available()
             .saturating_mul(system.fragment_size());
