@@ -14,19 +14,21 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// Growth in pages of 4 KiB for which it is worth the time: 8 MiB.
 const GROWTH: u64 = 2048;
 
-/// Gives freed memory back whenever the process has grown. Never returns.
+/// Gives freed memory back while the process is larger than it was. Never returns.
+///
+/// It is tried at every look, since what was in use at the last one may be free by now, and nothing
+/// tells that from outside: freed memory is resident too.
 pub(crate) async fn trim() {
-    let mut last = resident().unwrap_or_default();
+    let mut least = resident().unwrap_or(u64::MAX);
     loop {
         sleep(INTERVAL).await;
-        match resident() {
-            Some(now) if now > last + GROWTH => {
-                // Without a thread it is tried again later.
-                let _ = run_blocking(release).await;
-                last = resident().unwrap_or(now);
-            }
-            Some(now) => last = last.min(now),
-            None => {}
+        let Some(before) = resident() else { continue };
+        least = least.min(before);
+        if before > least + GROWTH {
+            // Without a thread it is tried again later.
+            let _ = run_blocking(release).await;
+            let after = resident();
+            tracing::debug!(before, ?after, "freed memory is given back");
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The agent as a process: its signals, its limits and its log.
 
+mod memory;
+
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
