@@ -12,10 +12,10 @@ use super::{Agent, PATIENCE};
 const COMMANDS: usize = 200;
 
 /// Least that they make the agent grow by, in KiB: less would show nothing.
-const PEAK: u64 = 40 * 1024;
+const PEAK: u64 = 18 * 1024;
 
-/// Most that is left of it, in KiB.
-const LEFT: u64 = 16 * 1024;
+/// Most that is left of it, in KiB: for less than 8 MiB the agent does not try.
+const LEFT: u64 = 12 * 1024;
 
 /// Time for it: the commands end, and the agent looks at its size every ten seconds.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(60);
