@@ -48,7 +48,6 @@ async fn memory_goes_back_after_a_peak() {
     drop(commands);
     let is_back = eventually(RETURN_TIMEOUT, async || agent.memory() < before + LEFT).await;
     let after = agent.memory();
-    println!("resident: {before} KiB before, {peak} KiB at the peak, {after} KiB after");
     assert!(
         is_back,
         "{before} KiB before, {peak} at the peak, {after} after"
