@@ -12,6 +12,7 @@
 )]
 
 mod files;
+mod listeners;
 mod many;
 mod memory;
 mod vanish;
