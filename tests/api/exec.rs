@@ -397,7 +397,7 @@ async fn a_client_that_leaves_hangs_up_what_does_not_ignore_it() {
         assert_eq!(end["metadata"]["metadata"]["signal"], json!(1), "{end}");
 
         // As `nohup` and `tmux` do.
-        let script = "trap '' HUP; setsid sleep 1000 & echo $!; while :; do sleep 1; done";
+        let script = "trap '' HUP; setsid sleep 1000 & echo $!; wait";
         let (id, server) = leave(&client, script, more).await;
         let end = client.get(&format!("/1.0/operations/{id}/wait")).await.body;
         let text = end["metadata"]["err"].as_str().unwrap();
