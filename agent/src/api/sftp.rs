@@ -20,7 +20,6 @@ use vsock_agent_protocol::{sftp::SessionOptions, version::Family};
 use crate::{
     accounts::Accounts,
     app::App,
-    blocking::run_blocking,
     bounded::within,
     client, defaults,
     http_connection::Transport,
@@ -220,7 +219,7 @@ async fn serve(
         ended = &mut over => ended,
         () = stop.cancelled() => {
             // Files are closed on the way, and that may block.
-            let _ = run_blocking(move || session.stop()).await;
+            within(defaults::SFTP_START_TIMEOUT, "end of SFTP", move || session.stop()).await;
             over.await
         }
     };

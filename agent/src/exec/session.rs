@@ -529,6 +529,8 @@ impl Running {
             .filter(|_| self.on_disconnect == OnDisconnect::End);
         let permit = self.permit.take();
         let status = select! {
+            // What has ended by itself was ended by nothing else that is known at the same time.
+            biased;
             status = self.run(permit) => status,
             () = stops.leave() => return self.leave(Why::AgentStops),
             ended = &mut to_end => {

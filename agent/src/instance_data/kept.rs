@@ -7,6 +7,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use nix::{
@@ -15,7 +16,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Snapshot;
+use super::{InstanceData, Snapshot};
 use crate::{
     hex::hex,
     mount_table,
@@ -45,6 +46,8 @@ const ATTRIBUTES: Attributes = Attributes {
 pub(crate) struct Kept {
     root: PathBuf,
     machine: String,
+    /// Whoever writes or removes the file.
+    lock: Arc<Mutex<()>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -64,6 +67,7 @@ impl Kept {
         Some(Self {
             root: root.to_owned(),
             machine: machine(root, identity),
+            lock: Arc::default(),
         })
     }
 
@@ -90,12 +94,27 @@ impl Kept {
         }
     }
 
-    /// Writes the snapshot, whole or not at all. Blocks.
+    /// Writes the snapshot, whole or not at all, unless it is no longer what `data` has: one that was
+    /// removed meanwhile does not come back. Blocks.
     ///
     /// # Errors
     ///
     /// What the kernel says.
-    pub(crate) fn save(&self, snapshot: &Snapshot) -> io::Result<()> {
+    pub(crate) fn save_if_current(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        data: &InstanceData,
+    ) -> io::Result<()> {
+        let _writing = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = data.snapshot();
+        if current.is_some_and(|current| Arc::ptr_eq(&current, snapshot)) {
+            self.save(snapshot)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn save(&self, snapshot: &Snapshot) -> io::Result<()> {
         let content = Content {
             machine: self.machine.clone(),
             snapshot,
@@ -110,12 +129,13 @@ impl Kept {
         Ok(())
     }
 
-    /// Removes the file. Blocks.
+    /// Removes the file, after whoever is writing it. Blocks.
     ///
     /// # Errors
     ///
     /// What the kernel says.
     pub(crate) fn remove(&self) -> io::Result<()> {
+        let _writing = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = match Root::open(&self.root)?.folder(Path::new(FOLDER)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             folder => folder?,
@@ -199,6 +219,22 @@ mod tests {
         fs::write(root.0.join(MACHINE), "another\n").unwrap();
         assert_eq!(root.kept().load().unwrap(), None);
         assert!(!root.file().exists());
+    }
+
+    #[test]
+    fn what_is_no_longer_known_is_not_written() {
+        let root = TestRoot::new("gone", "ext4");
+        let data = InstanceData::new();
+        data.publish(snapshot());
+        let current = data.snapshot().unwrap();
+        data.forget(super::super::Availability::Off);
+        root.kept().remove().unwrap();
+        root.kept().save_if_current(&current, &data).unwrap();
+        assert!(!root.file().exists());
+        data.publish(snapshot());
+        let current = data.snapshot().unwrap();
+        root.kept().save_if_current(&current, &data).unwrap();
+        assert!(root.file().exists());
     }
 
     #[test]

@@ -239,7 +239,8 @@ impl Refresher {
 
     async fn keep(&self) {
         if let (Some(kept), Some(snapshot)) = (self.kept.clone(), self.data.snapshot()) {
-            log_failure(run_blocking(move || kept.save(&snapshot)).await);
+            let data = self.data.clone();
+            log_failure(run_blocking(move || kept.save_if_current(&snapshot, &data)).await);
         }
     }
 

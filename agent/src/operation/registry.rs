@@ -213,17 +213,17 @@ impl Registry {
         let Some(entry) = self.live(id) else {
             return self.get(id).and(Err(OperationError::Ended));
         };
-        let running = entry.view.send_if_modified(|view| {
-            let running = !view.is_final();
-            if running {
-                view.set_status(OperationStatus::Cancelling);
+        let mut cancelling = None;
+        entry.view.send_if_modified(|view| {
+            if view.is_final() {
+                return false;
             }
-            running
+            view.set_status(OperationStatus::Cancelling);
+            // It may have ended before it is told.
+            cancelling = Some(view.clone());
+            true
         });
-        if !running {
-            return Err(OperationError::Ended);
-        }
-        (self.0.on_change)(&entry.view.borrow().clone());
+        (self.0.on_change)(&cancelling.ok_or(OperationError::Ended)?);
         entry.cancel.cancel();
         Ok(())
     }
