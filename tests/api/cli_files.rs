@@ -69,9 +69,7 @@ impl Ends {
 
     /// `agent-cli` without any configuration, in the folder.
     pub(crate) fn cli<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
-        // Whoever runs the tests in the background may have them ignore signals, as `nohup` does.
-        let mut command = Command::new("env");
-        command.arg("--default-signal=HUP,INT,QUIT,TERM").arg(cli());
+        let mut command = Command::new(cli());
         command.arg("--plain").args(arguments);
         command.current_dir(self.folder.path()).stdin(Stdio::null());
         let nowhere = self.agent.folder().join("no-config");

@@ -14,6 +14,8 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
+use crate::own_process::in_own_process;
+
 /// More than the kernel wants for reading a request (`FUSE_MIN_READ_BUFFER`,
 /// `include/uapi/linux/fuse.h`, and the largest write it is told).
 const READ_BYTES: usize = 256 * 1024;
@@ -29,7 +31,7 @@ const INIT_BYTES: u32 = 64;
 const MAJOR: u32 = 7;
 const MINOR: u32 = 31;
 
-/// Runs `test` on a thread whose mounts nobody else sees, nor do those of threads and processes that
+/// Runs `test`, in a process of its own, on a thread whose mounts nobody else sees, nor do those of threads and processes that
 /// it starts. Only root can.
 ///
 /// # Panics
@@ -43,9 +45,11 @@ pub fn in_own_mounts(test: impl FnOnce() + Send + 'static) {
         mount(nowhere, "/", nowhere, private, nowhere).unwrap();
         test();
     };
-    if let Err(panic) = thread::spawn(isolated).join() {
-        std::panic::resume_unwind(panic);
-    }
+    in_own_process(|| {
+        if let Err(panic) = thread::spawn(isolated).join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
 }
 
 /// A mounted folder in which every look-up waits for ever. `Drop` ends the waiting with an error, and

@@ -21,6 +21,7 @@ pub mod hostile_agent;
 pub mod identity;
 pub mod kinds;
 mod nobody;
+mod own_process;
 mod pinned;
 pub mod ports;
 pub mod random;

@@ -6,10 +6,12 @@ use std::thread;
 
 use nix::{errno::Errno, libc};
 
+use crate::own_process::in_own_process;
+
 /// `nobody`, Debian's and most others'.
 const NOBODY: libc::uid_t = 65534;
 
-/// Runs `test` on a thread that is the user and group `nobody`, as are threads and processes that it
+/// Runs `test`, in a process of its own, on a thread that is the user and group `nobody`, as are threads and processes that it
 /// starts. Only root can.
 ///
 /// # Panics
@@ -31,7 +33,9 @@ pub fn as_nobody(test: impl FnOnce() + Send + 'static) {
         }
         test();
     };
-    if let Err(panic) = thread::spawn(as_nobody).join() {
-        std::panic::resume_unwind(panic);
-    }
+    in_own_process(|| {
+        if let Err(panic) = thread::spawn(as_nobody).join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
 }
