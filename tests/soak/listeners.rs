@@ -22,6 +22,10 @@ async fn hear_the_ends(events: &mut Socket, mut ids: BTreeSet<String>) {
         let Ok(text) = message.to_text() else {
             continue;
         };
+        // Most of many events are of other operations.
+        if !ids.iter().any(|id| text.contains(id.as_str())) {
+            continue;
+        }
         let event: Value = serde_json::from_str(text).unwrap_or_default();
         let operation = &event["metadata"];
         if operation["status_code"].as_u64() >= Some(200) {

@@ -167,13 +167,15 @@ impl House {
     async fn there_are_no_other_doors(&self) {
         let vm = &self.vm;
         // State 0A is LISTEN; addresses are words of this processor (`proc(5)`).
-        let tcp = "awk '$4 == \"0A\" {print $2}' /proc/net/tcp /proc/net/tcp6 | sort";
+        // The kernel chose the ports: those that are asked stay the guest's.
+        let tcp = "awk '$4 == \"0A\" {sub(\":0050$\", \" taken\", $2); sub(\":.*\", \"\", $2); print $2}' \
+                   /proc/net/tcp /proc/net/tcp6 | sort";
         let mut services: Vec<String> = self
             .services
             .iter()
             .map(|address| {
                 let bytes = address.parse::<Ipv4Addr>().unwrap().octets();
-                format!("{:08X}:0050\n", u32::from_le_bytes(bytes))
+                format!("{:08X}\n", u32::from_le_bytes(bytes))
             })
             .collect();
         services.sort();

@@ -63,7 +63,7 @@ async fn a_client_that_is_not_ours_drives_the_agent() {
     assert_eq!(exec.read_all("2").await, b"err\n");
     let end = exec.wait().await;
     assert_eq!(end["metadata"]["return"], json!(7));
-    assert_eq!(end["metadata"]["bytes"], json!({ "1": 5, "2": 4 }));
+    assert_eq!(end["metadata"]["bytes"], json!({ "0": 5, "1": 5, "2": 4 }));
 
     let more = json!({ "interactive": true, "width": 100, "height": 30 });
     let mut exec = client.exec(&["stty", "size"], more).await;
