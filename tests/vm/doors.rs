@@ -184,11 +184,13 @@ impl House {
             "cat /proc/net/udp /proc/net/udp6 /proc/net/raw /proc/net/raw6 | grep -vc sl || true";
         assert_eq!(in_guest(vm, udp).await, "0\n");
         // Flag 0x10000 is that it listens (`__SO_ACCEPTCON`); an abstract one has @ for a path.
-        let unix = "awk '$4 == \"00010000\" {print $8}' /proc/net/unix";
-        assert_eq!(in_guest(vm, unix).await, "/dev/lxd/sock\n");
-        let named = "awk 'NR > 1 && $8 != \"\" {print $8}' /proc/net/unix";
-        for name in in_guest(vm, named).await.lines() {
-            assert_eq!(name, "/dev/lxd/sock");
+        // The agent binds a socket in a directory that it has open.
+        let plain = "sub(\"^/proc/self/fd/[0-9]+/\", \"open directory/\", $8)";
+        let unix = format!("awk '$4 == \"00010000\" {{{plain}; print $8}}' /proc/net/unix");
+        assert_eq!(in_guest(vm, &unix).await, "open directory/socket\n");
+        let named = format!("awk 'NR > 1 && $8 != \"\" {{{plain}; print $8}}' /proc/net/unix");
+        for name in in_guest(vm, &named).await.lines() {
+            assert_eq!(name, "open directory/socket");
         }
         let ports = as_user(vm, NOBODY, &knock::at("scan 1 1 10000")).await;
         assert_eq!(ports, "8443\n");

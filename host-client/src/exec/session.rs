@@ -110,8 +110,17 @@ async fn begin(
         true => &[CONTROL, STDIN],
         false => &[CONTROL, STDIN, STDOUT, STDERR],
     };
-    // All at once: an agent waits only seconds for them.
-    let joining = try_join_all(wanted.iter().map(|name| join(&client, id, &secrets, name)));
+    let all = |names: &'static [&'static str]| {
+        try_join_all(names.iter().map(|name| join(&client, id, &secrets, name)))
+    };
+    let joining = async {
+        // At once: an agent waits only seconds for them. It starts a command without a terminal when
+        // it has all streams, which may end before the control socket is there, so one is kept back.
+        let (together, last) = wanted.split_at(wanted.len().min(3));
+        let mut sockets = all(together).await?;
+        sockets.append(&mut all(last).await?);
+        Ok(sockets)
+    };
     let joined = tokio::select! {
         joined = joining => joined,
         () = give.closed() => Err(ClientError::ConnectionLost { during: STARTING, source: None }),
