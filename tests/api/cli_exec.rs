@@ -227,7 +227,9 @@ fn who_has_no_home_can_still_use_an_endpoint() {
     }
     // Where it is may be closed to others.
     let program = ends.agent.folder().join("agent-cli");
-    std::fs::copy(cli(), &program).unwrap();
+    // By another process: one that this one forks meanwhile would hold the file open for writing.
+    let copied = Command::new("cp").args([cli(), &program]).status();
+    assert!(copied.unwrap().success());
     let endpoint = ends.agent.endpoint();
     let run = |arguments: &[&str]| {
         let mut command = Command::new(&program);
