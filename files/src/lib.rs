@@ -34,6 +34,10 @@ const OF_THE_CONTENT: &[&str] = &["security.capability", "security.evm", "securi
 /// Setuid, setgid and sticky bits.
 const SPECIAL_BITS: u32 = 0o7000;
 
+/// How often a target is looked at that is another file when it is opened: each time another copy to
+/// it has ended. Only who replaces it in a loop gets there.
+const MAX_LOOKS: u32 = 100;
+
 /// A name in an open directory, or a path from there.
 #[derive(Debug)]
 pub struct At<'a, P: NixPath + ?Sized> {
@@ -104,17 +108,7 @@ pub fn replace<P: NixPath + ?Sized>(
     to: &At<'_, P>,
     wanted: Replacement,
 ) -> io::Result<Result<(), InPlace>> {
-    let refused = match fstatat(to.directory, to.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-        Err(Errno::ENOENT) => None,
-        Err(errno) => return Err(errno.into()),
-        Ok(there) => match Kind::of(&there) {
-            Kind::File if there.st_nlink > 1 => Some(InPlace::HardLinks),
-            Kind::File => keep_attributes(part, to, &there, wanted)?,
-            Kind::Link if !wanted.leaves_links => None,
-            Kind::Directory => return Err(Errno::EISDIR.into()),
-            _ => Some(InPlace::NotRegular),
-        },
-    };
+    let refused = refusal(part, to, wanted)?;
     if let Some(reason) = refused {
         return Ok(Err(reason));
     }
@@ -125,31 +119,57 @@ pub fn replace<P: NixPath + ?Sized>(
     }
 }
 
-/// Gives `part` what the file at `to` has, which looked like `there`. Says why not if that cannot
-/// be.
-fn keep_attributes<P: NixPath + ?Sized>(
+/// Gives `part` what the file at `to` has. Says why that must be written to instead.
+fn refusal<P: NixPath + ?Sized>(
     part: &File,
     to: &At<'_, P>,
-    there: &FileStat,
     wanted: Replacement,
 ) -> io::Result<Option<InPlace>> {
+    for _ in 0..MAX_LOOKS {
+        let there = match fstatat(to.directory, to.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Err(Errno::ENOENT) => return Ok(None),
+            there => there?,
+        };
+        match Kind::of(&there) {
+            Kind::File if there.st_nlink > 1 => return Ok(Some(InPlace::HardLinks)),
+            Kind::File => {}
+            Kind::Link if !wanted.leaves_links => return Ok(None),
+            Kind::Directory => return Err(Errno::EISDIR.into()),
+            _ => return Ok(Some(InPlace::NotRegular)),
+        }
+        // Only now: to open a device can do something.
+        match open_old(to) {
+            Ok(old) if is_same(&fstat(&old)?, &there) => {
+                return keep_attributes(part, &old, wanted);
+            }
+            // Another copy to this target has ended meanwhile.
+            Ok(_) | Err(Errno::ENOENT | Errno::ELOOP) => {}
+            Err(_) => return Ok(Some(InPlace::Attributes)),
+        }
+    }
+    Err(io::Error::other(
+        "the target was replaced again and again meanwhile",
+    ))
+}
+
+fn open_old<P: NixPath + ?Sized>(to: &At<'_, P>) -> nix::Result<File> {
     let flags = OFlag::O_RDONLY
         | OFlag::O_NOFOLLOW
         | OFlag::O_NONBLOCK
         | OFlag::O_NOCTTY
         | OFlag::O_CLOEXEC;
-    let old = match openat(to.directory, to.name, flags, Mode::empty()) {
-        Ok(old) => File::from(old),
-        Err(_) => return Ok(Some(InPlace::Attributes)),
-    };
-    let now = fstat(&old)?;
-    if (now.st_dev, now.st_ino) != (there.st_dev, there.st_ino) {
-        return Err(io::Error::other(
-            "the target was replaced by somebody else meanwhile",
-        ));
-    }
+    openat(to.directory, to.name, flags, Mode::empty()).map(File::from)
+}
+
+const fn is_same(one: &FileStat, other: &FileStat) -> bool {
+    one.st_dev == other.st_dev && one.st_ino == other.st_ino
+}
+
+/// Gives `part` what `old` has. Says why not if that cannot be.
+fn keep_attributes(part: &File, old: &File, wanted: Replacement) -> io::Result<Option<InPlace>> {
+    let now = fstat(old)?;
     let own = fstat(part)?.st_mode;
-    let kept = keep_owner(part, &now, wanted).and_then(|()| keep_extended(part, &old));
+    let kept = keep_owner(part, &now, wanted).and_then(|()| keep_extended(part, old));
     if kept.is_err() {
         return Ok(Some(InPlace::Attributes));
     }

@@ -19,16 +19,24 @@ impl Folder {
 
     /// Replaces `target` by a new file of this mode.
     fn replace(&self, wanted: Replacement, mode: u32) -> io::Result<Result<(), InPlace>> {
-        fs::write(self.0.join("part"), "new").unwrap();
-        let mode = fs::Permissions::from_mode(mode);
-        fs::set_permissions(self.0.join("part"), mode).unwrap();
+        self.replace_by("part", wanted, mode)
+    }
+
+    fn replace_by(
+        &self,
+        part: &str,
+        wanted: Replacement,
+        mode: u32,
+    ) -> io::Result<Result<(), InPlace>> {
+        let path = self.0.join(part);
+        fs::write(&path, "new").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         let directory = open(&self.0, OFlag::O_PATH, Mode::empty()).unwrap();
         let at = |name| At {
             directory: directory.as_fd(),
             name,
         };
-        let part = File::open(self.0.join("part")).unwrap();
-        replace(&part, &at("part"), &at("target"), wanted)
+        replace(&File::open(path).unwrap(), &at(part), &at("target"), wanted)
     }
 
     fn target(&self) -> PathBuf {
@@ -69,6 +77,23 @@ fn what_replaces_a_file_has_its_mode_and_its_attributes_but_not_those_of_its_con
         fs::metadata(folder.target()).unwrap().mode() & 0o7777,
         0o644
     );
+}
+
+#[test]
+fn copies_that_end_at_the_same_time_all_succeed() {
+    let folder = Folder::new("rivals");
+    fs::write(folder.target(), "old").unwrap();
+    let replace = |part| {
+        for _ in 0..1000 {
+            let replaced = folder.replace_by(part, Replacement::default(), 0o644);
+            replaced.unwrap().unwrap();
+        }
+    };
+    std::thread::scope(|scope| {
+        for part in ["one", "other", "third"] {
+            scope.spawn(move || replace(part));
+        }
+    });
 }
 
 #[test]

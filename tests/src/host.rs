@@ -3,12 +3,14 @@
 
 use std::{
     collections::BTreeMap,
+    os::fd::AsRawFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
 };
 
+use nix::sys::socket::{Shutdown, shutdown};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -131,6 +133,14 @@ impl Listener {
             Self::Vsock(listener) => Either::Right(listener.accept().await.unwrap().0),
         }
     }
+
+    /// From now on nobody can connect, also where another test is just starting a program, which has
+    /// a copy of the socket until it runs.
+    fn refuse(&self) {
+        if let Self::Unix(listener) = self {
+            shutdown(listener.as_raw_fd(), Shutdown::Both).unwrap();
+        }
+    }
 }
 
 /// A host that listens. `Drop` ends it.
@@ -174,8 +184,8 @@ impl MockHost {
                 let listener = door.open();
                 bound.send(()).unwrap();
                 tokio::select! {
-                    () = accept(listener, shared, tls) => {}
-                    _ = stopped => {}
+                    () = accept(&listener, shared, tls) => {}
+                    _ = stopped => listener.refuse(),
                 }
             });
         });
@@ -214,7 +224,7 @@ impl Drop for MockHost {
     }
 }
 
-async fn accept(listener: Listener, data: Arc<Mutex<HostData>>, tls: Option<TlsAcceptor>) {
+async fn accept(listener: &Listener, data: Arc<Mutex<HostData>>, tls: Option<TlsAcceptor>) {
     let mut connections = JoinSet::new();
     loop {
         let stream = listener.accept().await;

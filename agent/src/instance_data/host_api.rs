@@ -105,8 +105,19 @@ impl HostApi {
         &self,
         mut request: Request<Full<Bytes>>,
     ) -> Result<HostAnswer, CallError> {
-        let connection = self.open().await?;
         add_headers(request.headers_mut());
+        if !request.method().is_safe() {
+            return self.ask_once(request).await;
+        }
+        match self.ask_once(request.clone()).await {
+            // A host that is about to end still takes connections.
+            Err(CallError::Lost(_)) => self.ask_once(request).await,
+            answer => answer,
+        }
+    }
+
+    async fn ask_once(&self, request: Request<Full<Bytes>>) -> Result<HostAnswer, CallError> {
+        let connection = self.open().await?;
         let (response, connection) = connection.send(request).await.map_err(CallError::Lost)?;
         Ok(HostAnswer {
             response,

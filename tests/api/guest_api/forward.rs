@@ -9,6 +9,7 @@ use harness::{
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixListener,
     time::timeout,
 };
 
@@ -125,6 +126,33 @@ async fn a_host_that_is_away_is_no_feature_that_is_off() {
             "{method} {path}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_host_that_ends_while_it_is_asked_is_away() {
+    let (agent, host, guest) = start(HostData::default()).await;
+    drop(host);
+    let socket = agent.folder().join("host.sock");
+    std::fs::remove_file(&socket).unwrap();
+    let listener = UnixListener::bind(&socket).unwrap();
+    let end = async {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = vec![0; 1024];
+            let length = stream.read(&mut head).await.unwrap_or(0);
+            // The agent has questions of its own.
+            if String::from_utf8_lossy(&head[..length]).contains("/1.0/ubuntu-pro ") {
+                drop(listener);
+                break;
+            }
+        }
+    };
+    let asked = request(&guest, "GET", "/1.0/ubuntu-pro", "", "");
+    let ((status, body, _), ()) = tokio::join!(asked, end);
+    assert_eq!(
+        (status, body.as_str()),
+        (200, "{\"guest_attach\":\"off\"}\n")
+    );
 }
 
 #[tokio::test]
