@@ -1,6 +1,6 @@
 //! A guest agent: runs commands and moves files in a virtual machine for its host.
 //!
-//! The door: [`Config`] (with the [`Flags`] it is read from), [`Agent::bind`], [`Agent::run`],
+//! The door: [`CommandLine`] and [`Config`] (with the [`Flags`] it is read from), [`Agent::bind`], [`Agent::run`],
 //! [`serve_sftp_on_stdio`], and the errors on the way; beside it [`fetch_config_share`]. `main.rs`
 //! and the tests use the same ones.
 //!
@@ -18,7 +18,7 @@
 //!                      ├─► presets            or here, if they know other clouds only
 //!                      └─► cloud_init         and cloud-init finds it
 //! any ─► defaults, shutdown, admission, blocking, bounded, clock, mount_table, root, names, accounts, hex, netlink, rtnetlink,
-//! yaml, descriptors, reaper. Rooms do not know each other, nor the router, nor HTTP.
+//! yaml, toml_file, descriptors, reaper. Rooms do not know each other, nor the router, nor HTTP.
 //! ```
 
 mod accounts;
@@ -66,13 +66,14 @@ mod shutdown;
 mod state;
 mod status_port;
 mod tls;
+mod toml_file;
 mod ws;
 mod yaml;
 
 pub use agent::{Agent, BindError, Reloader};
 pub use config::{
-    CloudInit, Config, ConfigError, Feature, Features, FeaturesError, Flags, GuestConfig,
-    ParseCloudInitError, Security,
+    CloudInit, CommandLine, Config, ConfigError, Feature, Features, FeaturesError, Flags,
+    GuestConfig, ParseCloudInitError, Security,
 };
 pub use config_share::{ConfigShare, FetchError, fetch_config_share};
 pub use exec::{CommandPattern, ExecPolicy, ParsePatternError};
@@ -80,6 +81,6 @@ pub use listen::{ListenAddress, ParseListenError};
 pub use log::{LogLimit, log_to_stderr};
 pub use notify::notify;
 pub use presets::{Preset, PresetConfig, PresetError};
-pub use sftp::{SUB_COMMAND as SFTP_SUB_COMMAND, SftpServerError, serve_sftp_on_stdio};
+pub use sftp::{SftpServerError, serve_sftp_on_stdio};
 pub use tls::{IdentityError, PemFileError};
 pub use yaml::YamlError;

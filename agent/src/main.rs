@@ -1,9 +1,11 @@
 //! The daemon: flags, configuration, logging, and a clean stop.
 
-use std::process::ExitCode;
+use std::{
+    io::{Write, stdout},
+    process::ExitCode,
+};
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
 use nix::sys::prctl::set_dumpable;
 use tokio::{
     runtime, select,
@@ -11,10 +13,9 @@ use tokio::{
 };
 use tracing::Level;
 use vsock_agent::{
-    Agent, Config, Flags, LogLimit, Reloader, SFTP_SUB_COMMAND, fetch_config_share, log_to_stderr,
+    Agent, CommandLine, Config, Flags, LogLimit, Reloader, fetch_config_share, log_to_stderr,
     notify, serve_sftp_on_stdio,
 };
-use vsock_agent_protocol::sftp::SessionOptions;
 
 /// Exit status for a configuration that makes no sense (`EX_USAGE`, `sysexits.h`).
 const EXIT_USAGE: u8 = 64;
@@ -23,65 +24,24 @@ const EXIT_USAGE: u8 = 64;
 /// cores to give.
 const WORKER_THREADS: usize = 2;
 
-/// Runs commands and moves files in this virtual machine for its host, over AF_VSOCK.
-#[derive(Debug, Parser)]
-#[command(
-    name = "vsock-agent",
-    version,
-    max_term_width = 100,
-    args_conflicts_with_subcommands = true
-)]
-struct CommandLine {
-    #[command(flatten)]
-    flags: Flags,
-
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-/// What else the program can do.
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Serve SFTP on standard input and output, for `sftp -D` and for sshd's Subsystem
-    #[command(name = SFTP_SUB_COMMAND)]
-    SftpServer {
-        /// Refuse everything that would change something
-        #[arg(long)]
-        read_only: bool,
-
-        /// Make this directory the root: nothing outside it can be reached. What is mounted in it
-        /// can: a procfs there leads to the whole machine
-        #[arg(long, value_name = "DIR")]
-        root: Option<String>,
-
-        /// Become this user, and start in the user's home; only root can
-        #[arg(long, value_name = "USER")]
-        user: Option<String>,
-    },
-}
-
 fn main() -> ExitCode {
-    let line = CommandLine::parse();
-    if let Some(Command::SftpServer {
-        read_only,
-        root,
-        user,
-    }) = line.command
-    {
-        let options = SessionOptions {
-            user,
-            root,
-            read_only,
-        };
-        return match serve_sftp_on_stdio(options) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                complain(&error.into());
-                ExitCode::FAILURE
-            }
-        };
-    }
-    let flags = line.flags;
+    let flags = match CommandLine::read() {
+        Ok(CommandLine::Serve(flags)) => *flags,
+        Ok(CommandLine::Print(text)) => return print(text),
+        Ok(CommandLine::Sftp(options)) => {
+            return match serve_sftp_on_stdio(options) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    complain(&error.into());
+                    ExitCode::FAILURE
+                }
+            };
+        }
+        Err(error) => {
+            complain(&error.into());
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
     // Its memory has keys, and what clients send: not for core dumps, nor for other processes.
     if let Err(error) = set_dumpable(false) {
         complain(&anyhow::Error::from(error).context("cannot keep the memory out of core dumps"));
@@ -107,6 +67,13 @@ fn main() -> ExitCode {
             complain(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    match stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
     }
 }
 

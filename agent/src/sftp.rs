@@ -40,7 +40,7 @@ use nix::errno::Errno;
 use russh_sftp::protocol::StatusCode;
 use vsock_agent_protocol::sftp::Reply;
 
-pub use as_user::SUB_COMMAND;
+pub(crate) use as_user::SUB_COMMAND;
 pub(crate) use as_user::UserSession;
 pub(crate) use session::{Budget, Session, SessionError, Setup};
 pub use stdio::{SftpServerError, serve_sftp_on_stdio};

@@ -7,10 +7,13 @@ use vsock_agent_protocol::{
     version::Family,
 };
 
-use crate::{listen::ListenAddress, presets::PresetConfig};
+use crate::{
+    listen::{ListenAddress, ParseListenError},
+    presets::PresetConfig,
+};
 
 /// The word for none at all.
-pub(super) const OFF: &str = "off";
+const OFF: &str = "off";
 
 /// Where our own host answers.
 pub(super) const USUAL_HOST: ListenAddress = ListenAddress::Vsock(VsockAddress {
@@ -65,6 +68,26 @@ impl FromStr for CloudInit {
             "nocloud" => Ok(Self::NoCloud),
             OFF => Ok(Self::Off),
             _ => Err(ParseCloudInitError(text.to_owned())),
+        }
+    }
+}
+
+/// What is said of where the host answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Host {
+    /// Where it says itself.
+    Off,
+    /// There.
+    At(ListenAddress),
+}
+
+impl FromStr for Host {
+    type Err = ParseListenError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            OFF => Ok(Self::Off),
+            _ => text.parse().map(Self::At),
         }
     }
 }

@@ -37,6 +37,7 @@ use super::{
     template::{Template, TemplateError},
     token::TokenRule,
 };
+use crate::toml_file;
 
 /// The keys of a file, of a route, and of what is said of tokens.
 const KEYS: [&str; 11] = [
@@ -242,8 +243,7 @@ fn route(part: &Part<'_>) -> Located<Route> {
     })
 }
 
-/// A table of the file, whose keys are known, and where it is. Walked by hand: what `serde` makes for
-/// each type is several times as large.
+/// A table of the file, whose keys are known, and where it is.
 struct Part<'a> {
     at: usize,
     table: &'a DeTable<'a>,
@@ -282,16 +282,12 @@ impl<'a> Part<'a> {
         }
     }
 
-    fn number<N: TryFrom<u32>>(&self, key: &'static str) -> Located<Option<N>> {
+    fn number<N: TryFrom<u64>>(&self, key: &'static str) -> Located<Option<N>> {
         let Some((at, value)) = self.get(key) else {
             return Ok(None);
         };
-        let number = value.as_integer().and_then(|number| {
-            let number = u32::from_str_radix(number.as_str(), number.radix());
-            N::try_from(number.ok()?).ok()
-        });
         let wrong = (at, Fault::Kind(key, "a number that it can be"));
-        number.map(Some).ok_or(wrong)
+        toml_file::number(value).map(Some).ok_or(wrong)
     }
 
     fn list(&self, key: &'static str) -> Located<impl Iterator<Item = (usize, &'a DeValue<'a>)>> {

@@ -18,7 +18,7 @@ use super::{
     token::TokenRule,
     user_data::says_something,
 };
-use crate::instance_data::Snapshot;
+use crate::{instance_data::Snapshot, toml_file};
 
 /// Largest file, in bytes. The largest that is shipped has five thousand.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -106,7 +106,7 @@ impl Preset {
     pub fn parse(name: &str, text: &str) -> Result<Self, PresetError> {
         file::parse(name, text).map_err(|(at, fault)| PresetError::Wrong {
             file: name.to_owned(),
-            line: 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count(),
+            line: toml_file::line(text, at),
             reason: fault.to_string(),
         })
     }

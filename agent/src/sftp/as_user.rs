@@ -24,7 +24,7 @@ use crate::{descriptors::close_on_exec_from, reaper};
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// The sub-command of [`crate::serve_sftp_on_stdio`].
-pub const SUB_COMMAND: &str = "sftp-server";
+pub(crate) const SUB_COMMAND: &str = "sftp-server";
 
 /// A process with a session. Killed in `Drop`, and reaped when it has ended: it may wait in the kernel for
 /// a file system that does not answer.

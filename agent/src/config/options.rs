@@ -1,0 +1,437 @@
+//! The options, each written once. One struct has what the arguments say, one what the environment
+//! says and one what the configuration file says; then they are merged.
+//!
+//! An option has the same name in all three: `--allow-cid`, `VSOCK_AGENT_ALLOW_CID`, `allow-cid`.
+
+use std::{
+    error::Error,
+    ffi::{OsStr, OsString},
+    fs,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use toml::de::{DeTable, DeValue};
+use tracing::Level;
+use vsock_agent_protocol::{address::Cid, version::Family};
+
+use super::{CloudInit, ConfigError, Feature, guest::Host};
+use crate::{exec::CommandPattern, listen::ListenAddress, toml_file};
+
+/// Options that the file cannot have: its own path, and what is meant for one start.
+pub(super) const NOT_IN_FILE: [&str; 4] = ["config", "debug", "fetch-share", "verbose"];
+
+/// Options that the environment cannot have: commands, in which a comma is no separator, and what is
+/// meant for one start.
+pub(super) const NOT_IN_ENVIRONMENT: [&str; 4] =
+    ["debug", "exec-commands", "fetch-share", "verbose"];
+
+/// Why a value is not one of its option's.
+pub(super) type Fault = Box<dyn Error + Send + Sync>;
+
+macro_rules! options {
+    ($($field:ident: $type:ty,)*) => {
+        /// The value of each option, where there is one.
+        #[derive(Debug, Clone, Default)]
+        pub(super) struct Options {
+            $(pub(super) $field: Option<$type>,)*
+        }
+
+        impl Options {
+            /// The names of all options: those of the fields, with hyphens.
+            pub(super) fn names() -> impl Iterator<Item = String> {
+                [$(stringify!($field)),*].into_iter().map(|field| field.replace('_', "-"))
+            }
+
+            fn field(&mut self, name: &str) -> Option<&mut dyn Field> {
+                let field = name.replace('-', "_");
+                $(if field == stringify!($field) && !name.contains('_') {
+                    return Some(&mut self.$field);
+                })*
+                None
+            }
+
+            /// These, and of `other` the options that have no value here.
+            pub(super) fn or(self, other: Self) -> Self {
+                Self { $($field: self.$field.or(other.$field),)* }
+            }
+        }
+    };
+}
+
+options! {
+    allow_cid: Vec<Cid>,
+    cloud_init: CloudInit,
+    cloud_init_reboot: bool,
+    config: PathBuf,
+    debug: bool,
+    end_commands: bool,
+    exec_commands: Vec<CommandPattern>,
+    exec_users: Vec<String>,
+    family: Family,
+    features: Vec<Feature>,
+    fetch_share: bool,
+    guest_socket: Vec<PathBuf>,
+    host: Host,
+    identity: PathBuf,
+    listen: Vec<ListenAddress>,
+    log: Level,
+    metadata: Vec<String>,
+    metadata_all_users: bool,
+    metadata_token: bool,
+    plain: bool,
+    ready_timeout: u64,
+    share: PathBuf,
+    verbose: bool,
+}
+
+impl Options {
+    /// Whether there is such an option, and whether it is a switch: one that takes no value as an
+    /// argument.
+    pub(super) fn is_switch(name: &str) -> Option<bool> {
+        Self::default().field(name).map(|field| field.is_switch())
+    }
+
+    /// Adds a value as it is written in the arguments and in the environment.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Value`]; `origin` is for its text.
+    pub(super) fn add(
+        &mut self,
+        name: &str,
+        text: &OsStr,
+        origin: impl FnOnce() -> String,
+    ) -> Result<(), ConfigError> {
+        let added = match self.field(name) {
+            None => Err("there is no such option".into()),
+            Some(field) => field.add(text),
+        };
+        added.map_err(|source| ConfigError::value(name, origin(), source))
+    }
+
+    /// What the environment says.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Value`].
+    pub(super) fn of_environment(
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, ConfigError> {
+        let mut options = Self::default();
+        for name in Self::names().filter(|name| !NOT_IN_ENVIRONMENT.contains(&&**name)) {
+            let key = format!("VSOCK_AGENT_{}", name.replace('-', "_").to_uppercase());
+            if let Some(text) = variable(&key) {
+                options.add(&name, &text, || key)?;
+            }
+        }
+        Ok(options)
+    }
+
+    /// What the configuration file says.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Read`], [`ConfigError::Parse`] and [`ConfigError::Value`].
+    pub(super) fn of_file(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::of_toml(path, &text)
+    }
+
+    /// The same for what is in the file.
+    pub(super) fn of_toml(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let wrong = |byte, reason| ConfigError::Parse {
+            path: path.to_owned(),
+            line: toml_file::line(text, byte),
+            reason,
+        };
+        let table = DeTable::parse(text).map_err(|error| {
+            let byte = error.span().unwrap_or_default().start;
+            wrong(byte, error.message().to_owned())
+        })?;
+        let mut options = Self::default();
+        for (key, value) in table.get_ref() {
+            let name = key.get_ref().as_ref();
+            let is_here = !NOT_IN_FILE.contains(&name);
+            let Some(field) = options.field(name).filter(|_| is_here) else {
+                let reason = format!(
+                    "{name:?} is not one of its options, which are {}",
+                    in_file()
+                );
+                return Err(wrong(key.span().start, reason));
+            };
+            field.set(value.get_ref()).map_err(|source| {
+                let line = toml_file::line(text, value.span().start);
+                ConfigError::value(
+                    name,
+                    format!("{}, line {line}: {name}", path.display()),
+                    source,
+                )
+            })?;
+        }
+        Ok(options)
+    }
+}
+
+fn in_file() -> String {
+    let mut names: Vec<String> = Options::names().collect();
+    names.retain(|name| !NOT_IN_FILE.contains(&name.as_str()));
+    names.join(", ")
+}
+
+/// An option, whatever its type.
+trait Field {
+    fn is_switch(&self) -> bool;
+
+    fn add(&mut self, text: &OsStr) -> Result<(), Fault>;
+
+    fn set(&mut self, value: &DeValue<'_>) -> Result<(), Fault>;
+}
+
+impl<T: Value> Field for Option<T> {
+    fn is_switch(&self) -> bool {
+        T::IS_SWITCH
+    }
+
+    fn add(&mut self, text: &OsStr) -> Result<(), Fault> {
+        if self.is_some() {
+            return Err("it can be given only once".into());
+        }
+        *self = Some(T::of_word(text)?);
+        Ok(())
+    }
+
+    fn set(&mut self, value: &DeValue<'_>) -> Result<(), Fault> {
+        *self = Some(T::of_value(value)?);
+        Ok(())
+    }
+}
+
+impl<T: Value> Field for Option<Vec<T>> {
+    fn is_switch(&self) -> bool {
+        false
+    }
+
+    fn add(&mut self, text: &OsStr) -> Result<(), Fault> {
+        let list = self.get_or_insert_default();
+        let is_separator = |byte: &u8| *byte == b',' && !T::HAS_COMMAS;
+        for word in text.as_bytes().split(is_separator) {
+            list.push(T::of_word(OsStr::from_bytes(word))?);
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, value: &DeValue<'_>) -> Result<(), Fault> {
+        let list = value.as_array().ok_or("a list is wanted")?;
+        let values = list.iter().map(|value| T::of_value(value.get_ref()));
+        *self = Some(values.collect::<Result<_, _>>()?);
+        Ok(())
+    }
+}
+
+/// A type of values.
+trait Value: Sized {
+    /// Whether it takes no value as an argument, and means true then.
+    const IS_SWITCH: bool = false;
+
+    /// Whether a comma can be a part of a value. In a list it separates values otherwise.
+    const HAS_COMMAS: bool = false;
+
+    /// What the text means. It is not empty.
+    fn of_text(text: &OsStr) -> Result<Self, Fault>;
+
+    /// What a word of the arguments or the environment means.
+    fn of_word(word: &OsStr) -> Result<Self, Fault> {
+        match word.is_empty() {
+            true => Err("a value is missing".into()),
+            false => Self::of_text(word),
+        }
+    }
+
+    /// What a value in the file means.
+    fn of_value(value: &DeValue<'_>) -> Result<Self, Fault> {
+        let text = value.as_str().ok_or("a text is wanted")?;
+        Self::of_text(OsStr::new(text))
+    }
+}
+
+impl Value for bool {
+    const IS_SWITCH: bool = true;
+
+    fn of_text(text: &OsStr) -> Result<Self, Fault> {
+        parsed(text).map_err(|_| "true or false is wanted".into())
+    }
+
+    fn of_value(value: &DeValue<'_>) -> Result<Self, Fault> {
+        value.as_bool().ok_or("true or false is wanted".into())
+    }
+}
+
+impl Value for u64 {
+    fn of_text(text: &OsStr) -> Result<Self, Fault> {
+        parsed(text)
+    }
+
+    fn of_value(value: &DeValue<'_>) -> Result<Self, Fault> {
+        toml_file::number(value).ok_or("a number is wanted".into())
+    }
+}
+
+impl Value for Cid {
+    fn of_text(text: &OsStr) -> Result<Self, Fault> {
+        parsed(text)
+    }
+
+    fn of_value(value: &DeValue<'_>) -> Result<Self, Fault> {
+        let number = toml_file::number(value).map(Self);
+        number.ok_or("a number of 32 bits is wanted".into())
+    }
+}
+
+impl Value for PathBuf {
+    fn of_text(text: &OsStr) -> Result<Self, Fault> {
+        Ok(text.into())
+    }
+}
+
+impl Value for Level {
+    fn of_text(text: &OsStr) -> Result<Self, Fault> {
+        parsed(text).map_err(|_| {
+            format!("{text:?} is not a log level: error, warn, info, debug or trace").into()
+        })
+    }
+}
+
+impl Value for CommandPattern {
+    const HAS_COMMAS: bool = true;
+
+    fn of_text(text: &OsStr) -> Result<Self, Fault> {
+        parsed(text)
+    }
+}
+
+macro_rules! texts {
+    ($($type:ty),*) => {
+        $(impl Value for $type {
+            fn of_text(text: &OsStr) -> Result<Self, Fault> {
+                parsed(text)
+            }
+        })*
+    };
+}
+
+texts!(CloudInit, Family, Feature, Host, ListenAddress, String);
+
+fn parsed<T: FromStr<Err: Into<Fault>>>(text: &OsStr) -> Result<T, Fault> {
+    let text = text.to_str().ok_or("it is not UTF-8")?;
+    text.parse().map_err(Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(variables: &[(&str, &str)]) -> Result<Options, ConfigError> {
+        Options::of_environment(|key| {
+            let mut variables = variables.iter();
+            let found = variables.find(|(name, _)| *name == key);
+            found.map(|(_, value)| value.into())
+        })
+    }
+
+    fn read(text: &str) -> Result<Options, ConfigError> {
+        Options::of_toml(Path::new("/etc/file"), text)
+    }
+
+    fn told(error: ConfigError) -> String {
+        format!("{:#}", anyhow::Error::from(error))
+    }
+
+    #[test]
+    fn the_environment_has_the_options_in_capitals() {
+        let variables = [
+            ("VSOCK_AGENT_ALLOW_CID", "2,host,3"),
+            ("VSOCK_AGENT_PLAIN", "true"),
+            ("VSOCK_AGENT_GUEST_SOCKET", "/a,/b"),
+            ("VSOCK_AGENT_READY_TIMEOUT", "7"),
+            ("VSOCK_AGENT_DEBUG", "true"),
+            ("VSOCK_AGENT_EXEC_COMMANDS", "/bin/df"),
+        ];
+        let options = environment(&variables).unwrap();
+        assert_eq!(options.allow_cid, Some(vec![Cid(2), Cid::HOST, Cid(3)]));
+        assert_eq!(options.plain, Some(true));
+        assert_eq!(options.guest_socket, Some(vec!["/a".into(), "/b".into()]));
+        assert_eq!(options.ready_timeout, Some(7));
+        assert_eq!(options.debug, None);
+        assert_eq!(options.exec_commands, None);
+    }
+
+    #[test]
+    fn a_value_that_makes_no_sense_is_refused_with_where_it_is() {
+        for (variable, value, reason) in [
+            ("VSOCK_AGENT_PLAIN", "1", "true or false"),
+            ("VSOCK_AGENT_PLAIN", "", "missing"),
+            ("VSOCK_AGENT_IDENTITY", "", "missing"),
+            ("VSOCK_AGENT_LISTEN", "unix:/a,b", "\"b\""),
+            ("VSOCK_AGENT_FEATURES", "exec,,files", "missing"),
+            ("VSOCK_AGENT_READY_TIMEOUT", "-1", "digit"),
+        ] {
+            let error = told(environment(&[(variable, value)]).unwrap_err());
+            assert!(error.starts_with(&format!("{variable}: ")), "{error}");
+            assert!(error.contains(reason), "{error}");
+        }
+        for (text, reason) in [
+            ("listen = \"unix:/a\"", "listen: a list"),
+            ("listen = [\n\"unix:/a\", 1]", "listen: a text"),
+            ("identity = 1", "identity: a text"),
+            ("plain = \"true\"", "plain: true or false"),
+            ("allow-cid = [\"host\"]", "allow-cid: a number"),
+            ("allow-cid = [4294967296]", "allow-cid: a number"),
+            ("ready-timeout = -1", "ready-timeout: a number"),
+            ("ready-timeout = \"1\"", "ready-timeout: a number"),
+            ("log = \"loud\"", "\"loud\" is not a log level"),
+        ] {
+            let error = told(read(&format!("\n{text}")).unwrap_err());
+            assert!(error.starts_with("/etc/file, line 2: "), "{error}");
+            assert!(error.contains(reason), "{error}");
+        }
+        for name in NOT_IN_FILE {
+            let error = told(read(&format!("{name} = true")).unwrap_err());
+            assert!(
+                error.contains("line 1: ") && error.contains("allow-cid, "),
+                "{error}"
+            );
+        }
+        let error = told(read("plain = true\nplain = true\n").unwrap_err());
+        assert!(
+            error.contains("line 2: ") && error.contains("duplicate"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_comma_in_a_command_of_the_file_or_the_arguments_separates_nothing() {
+        let mut options = Options::default();
+        for text in ["/bin/a b,c", "/bin/d"] {
+            let origin = || "--exec-commands".to_owned();
+            options
+                .add("exec-commands", OsStr::new(text), origin)
+                .unwrap();
+        }
+        let file = read("exec-commands = [\"/bin/a b,c\", \"/bin/d\"]").unwrap();
+        assert_eq!(options.exec_commands.as_ref().unwrap().len(), 2);
+        assert_eq!(options.exec_commands, file.exec_commands);
+    }
+
+    #[test]
+    fn paths_are_any_bytes() {
+        let path = OsStr::from_bytes(b"/a\xff");
+        let options =
+            Options::of_environment(|key| (key == "VSOCK_AGENT_SHARE").then(|| path.to_owned()));
+        assert_eq!(options.unwrap().share, Some(path.into()));
+    }
+}
