@@ -1,8 +1,11 @@
-//! What the agent and its client both do with files of their own system: a complete file takes the
-//! name of another one, and all that the other one had but its content.
+//! What the agent and its client both do with files of their own system: a file has a temporary name
+//! until it is complete, and takes then the name of another one, and all that the other one had but
+//! its content.
 //!
 //! Called by the agent's SFTP server and by the client's `pull`. Every look and every change goes
 //! through an open descriptor or a name in an open directory. Blocking.
+
+mod part;
 
 use std::{
     ffi::OsStr,
@@ -23,6 +26,8 @@ use nix::{
 };
 use vsock_agent_protocol::sftp::extension::Replacement;
 use xattr::FileExt;
+
+pub use self::part::{OpenPart, PART_MODE, create_part, open_part, remove_abandoned, user};
 
 /// The ACL of a file (`linux/xattr.h`, `XATTR_NAME_POSIX_ACL_ACCESS`).
 const ACL: &str = "system.posix_acl_access";

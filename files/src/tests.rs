@@ -179,3 +179,12 @@ fn a_mode_that_is_wanted_is_there_whatever_owner_and_acl_are_kept() {
     folder.replace(wanted, 0o4755).unwrap().unwrap();
     assert_eq!(mode(), 0o4755);
 }
+
+#[test]
+fn what_another_copy_removed_before_it_was_locked_is_not_written() {
+    let folder = Folder::new("removed");
+    let file = File::create(folder.0.join("part")).unwrap();
+    assert!(part::is_own(&file));
+    fs::remove_file(folder.0.join("part")).unwrap();
+    assert!(!part::is_own(&file));
+}

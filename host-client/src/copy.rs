@@ -166,6 +166,13 @@ pub enum CopyEvent<'a> {
         /// Why.
         reason: InPlace,
     },
+    /// What an earlier copy left beside a file could not be removed. The file is complete.
+    LeftBehind {
+        /// Which file.
+        path: &'a [u8],
+        /// Why.
+        error: &'a CopyError,
+    },
     /// Something could not be copied. The rest goes on.
     Failed {
         /// Which.
@@ -250,6 +257,10 @@ pub enum CopyError {
     /// A file where a directory was to be made, or the other way round.
     #[error("something of another kind is in its place")]
     InTheWay,
+    /// Two sources of one copy have the same name. The first is copied; two directories become one, as
+    /// far as what is in them has different names.
+    #[error("it would replace what was just copied from another source")]
+    JustCopied,
     /// A pipe, a socket or a device.
     #[error("it is not a regular file")]
     Special,

@@ -211,8 +211,31 @@ impl Sftp {
     ) -> Result<(), ClientError> {
         const ACTION: &str = "set the attributes";
         let path = path.into().checked(ACTION)?;
-        self.done(Request::Setstat { path, attributes }, ACTION)
-            .await
+        let mut set = Ok(());
+        for attributes in self.in_order(attributes) {
+            let path = path.clone();
+            let request = Request::Setstat { path, attributes };
+            set = set.and(self.done(request, ACTION).await);
+        }
+        set
+    }
+
+    /// Attributes as they are to be set one after the other: a new owner takes special bits away, and
+    /// OpenSSH's server sets the owner behind the mode (`process_setstat`, `sftp-server.c`). Ours does
+    /// not.
+    pub(crate) fn in_order(&self, attributes: Attributes) -> Vec<Attributes> {
+        if attributes.owner.is_none() || attributes.permissions.is_none() || self.replaces() {
+            return vec![attributes];
+        }
+        let owner = Attributes {
+            owner: attributes.owner,
+            ..Attributes::default()
+        };
+        let rest = Attributes {
+            owner: None,
+            ..attributes
+        };
+        vec![owner, rest]
     }
 
     /// Opens a directory to list it.

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
     path::Path,
     process::Stdio,
 };
@@ -101,5 +101,30 @@ async fn what_is_unfinished_is_continued() {
         assert!(fs::read(path("to")).unwrap() == content, "{words:?}");
         fs::remove_file(path("to")).unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}
+
+/// OpenSSH's server sets the mode before the owner, whose change takes special bits away.
+#[tokio::test]
+async fn what_is_overwritten_keeps_its_special_bits_and_its_owner() {
+    let server = Listener::start();
+    let folder = TestFolder::new("peers");
+    let path = |name: &str| folder.path().join(name);
+    for (name, bytes) in [("small", 1000), ("large", 5_000_000)] {
+        crate::random_file(&path(name), bytes);
+        let target = path(&format!("{name}-target"));
+        fs::write(&target, "old").unwrap();
+        chown(&target, Some(65534), Some(65533)).expect("this test needs root");
+        fs::set_permissions(&target, PermissionsExt::from_mode(0o6755)).unwrap();
+        let remote = format!("VM:{}", target.display());
+        let source = path(name).display().to_string();
+        server.cli(&["push", &source, &remote]).await;
+        let there = fs::metadata(&target).unwrap();
+        assert_eq!(
+            (there.uid(), there.gid(), there.mode() & 0o7777),
+            (65534, 65533, 0o6755),
+            "{name}"
+        );
+        assert!(fs::read(&target).unwrap() == fs::read(path(name)).unwrap());
     }
 }

@@ -2,11 +2,14 @@
 //! the plain requests do, without a round trip and a handle in between.
 
 use std::{
+    ffi::OsStr,
     fs::File,
+    io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::FileExt,
+        unix::{ffi::OsStrExt, fs::FileExt},
     },
+    path::Path,
     sync::atomic::Ordering,
 };
 
@@ -17,7 +20,7 @@ use nix::{
     sys::stat::{Mode, fstat, fstatat},
     unistd::{UnlinkatFlags, unlinkat},
 };
-use vsock_agent_files::{At, InPlace, replace};
+use vsock_agent_files::{At, InPlace, create_part, replace};
 use vsock_agent_protocol::sftp::extension::{
     Failure, FetchFiles, FetchedFile, FetchedFiles, ReplaceFile, Replaced, Replacement, StoreFile,
     StoreFiles, StoredFiles,
@@ -26,7 +29,6 @@ use vsock_agent_protocol::sftp::extension::{
 use super::{
     SftpError, attributes,
     files::{Files, read},
-    part::create_part,
     tree::Spot,
 };
 
@@ -54,12 +56,37 @@ impl Files {
         }
         let (from, to) = (at(&from), at(&to));
         Ok(match replace(&part, &from, &to, wanted.replacement)? {
-            Ok(()) => Replaced::Done,
+            Ok(()) => {
+                if wanted.replacement.syncs_directory {
+                    self.sync_directory_of(&wanted.to)?;
+                }
+                Replaced::Done
+            }
             Err(InPlace::Attributes) => Replaced::Attributes,
             Err(InPlace::HardLinks) => Replaced::HardLinks,
             Err(InPlace::Busy) => Replaced::Busy,
             Err(InPlace::NotRegular) => Replaced::NotRegular,
         })
+    }
+
+    fn sync_directory_of(&self, path: &Bytes) -> Result<(), SftpError> {
+        let parent = Path::new(OsStr::from_bytes(path)).parent();
+        let parent = parent.map_or(&b"."[..], |parent| match parent.as_os_str().as_bytes() {
+            b"" => b".",
+            parent => parent,
+        });
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+        let directory = match self.tree.open(parent, flags, Mode::empty()) {
+            Ok(directory) => File::from(directory),
+            // Files can be made where nothing can be listed.
+            Err(Errno::EACCES) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        };
+        match directory.sync_all() {
+            // Not every file system can do that for directories.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+            synced => Ok(synced?),
+        }
     }
 
     /// Puts files into a directory.

@@ -5,9 +5,6 @@ use std::{fs::Metadata, os::unix::fs::MetadataExt};
 use super::CopyOptions;
 use crate::protocol::sftp::{Attributes, FileType, PERMISSION_BITS};
 
-/// Mode of a file that is not complete yet.
-pub(super) const PART_MODE: u32 = 0o600;
-
 /// The bit by which what is made in a directory belongs to its group; new directories get it too.
 pub(super) const SETGID: u32 = 0o2000;
 

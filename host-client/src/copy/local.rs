@@ -3,7 +3,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs::{File, TryLockError},
+    fs::File,
     io::{self, Seek},
     os::{
         fd::{AsFd, BorrowedFd},
@@ -23,22 +23,18 @@ use nix::{
         stat::{Mode, UtimensatFlags, fchmod, futimens, mkdirat, utimensat},
         time::TimeSpec,
     },
-    unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, setfsuid, symlinkat, unlinkat},
+    unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, symlinkat, unlinkat},
 };
 
-use vsock_agent_files::At;
+use vsock_agent_files::{At, user};
 
 use super::{
     CopyError, InPlace,
-    attributes::{PART_MODE, SETGID},
+    attributes::SETGID,
     part,
     pull::target::{Finish, Target},
 };
 use crate::protocol::sftp::Attributes;
-
-/// Rights that nobody but the owner has to a part that is continued: who could write to it while it is
-/// compared could change it afterwards.
-const FOREIGN_WRITE: u32 = 0o022;
 
 /// A directory that is open.
 #[derive(Debug)]
@@ -84,48 +80,22 @@ impl LocalDirectory {
         name: &OsStr,
         keep: bool,
     ) -> Result<(Part, u64), CopyError> {
-        let names = part::names(name);
-        let longest = self.take_abandoned(&names, keep)?;
-        let (name, file, length) = match longest {
-            Some(longest) => longest,
-            None => self.create_part(names)?,
-        };
+        let mut names = part::names(name);
+        let opened = vsock_agent_files::open_part(&self.0, &as_bytes(&names), keep)
+            .map_err(|source| CopyError::local("create a file", source))?;
         let part = Part {
             directory: Arc::clone(self),
-            file: Arc::new(file),
-            name: Some(name),
+            file: Arc::new(opened.file),
+            name: Some(names.swap_remove(opened.name)),
             keep,
         };
-        Ok((part, length))
+        Ok((part, opened.length))
     }
 
     /// Removes what earlier copies to the target `name` left.
     pub(super) fn remove_parts(&self, name: &OsStr) -> Result<(), CopyError> {
-        self.take_abandoned(&part::names(name), false).map(drop)
-    }
-
-    /// Removes what earlier copies left, but with `keep` for the longest that is private.
-    fn take_abandoned(
-        &self,
-        names: &[OsString],
-        keep: bool,
-    ) -> Result<Option<(OsString, File, u64)>, CopyError> {
-        let mut longest: Option<(OsString, File, u64)> = None;
-        for name in names {
-            let Some(left) = self.abandoned(name)? else {
-                continue;
-            };
-            let most = longest.as_ref().map_or(0, |(_, _, most)| *most);
-            if keep && left.is_private && left.length > most {
-                let left = (name.clone(), left.file, left.length);
-                if let Some((shorter, ..)) = longest.replace(left) {
-                    self.remove(&shorter)?;
-                }
-            } else {
-                self.remove(name)?;
-            }
-        }
-        Ok(longest)
+        vsock_agent_files::remove_abandoned(&self.0, &as_bytes(&part::names(name)))
+            .map_err(|source| CopyError::local("remove what was left", source))
     }
 
     fn remove(&self, name: &OsStr) -> Result<(), CopyError> {
@@ -133,71 +103,6 @@ impl LocalDirectory {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
             Err(errno) => Err(CopyError::local("remove what was left", errno.into())),
         }
-    }
-
-    /// A new file, locked, under the first name that is free.
-    fn create_part(&self, names: Vec<OsString>) -> Result<(OsString, File, u64), CopyError> {
-        let flags =
-            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let failed = |errno: Errno| CopyError::local("create a file", errno.into());
-        for name in names {
-            match openat(&self.0, &*name, flags, mode(PART_MODE)).map(File::from) {
-                // Else another copy found it before it was locked, and has it now or has removed it.
-                Ok(file) if is_lockable(&file) && has_one_name(&file) => {
-                    return Ok((name, file, 0));
-                }
-                Ok(_) | Err(Errno::EEXIST) => {}
-                Err(errno) => return Err(failed(errno)),
-            }
-        }
-        Err(failed(Errno::EEXIST))
-    }
-
-    /// Opens what a copy left that has ended, and locks it.
-    fn abandoned(&self, name: &OsStr) -> Result<Option<Abandoned>, CopyError> {
-        let open = |access| {
-            let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-            openat(&self.0, name, access | flags, Mode::empty()).map(File::from)
-        };
-        let (opened, is_writable) = match open(OFlag::O_RDWR) {
-            // One that has its mode already may be for reading only.
-            Err(Errno::EACCES) => (open(OFlag::O_RDONLY), false),
-            opened => (opened, true),
-        };
-        let file = match opened {
-            Ok(file) => file,
-            // Not there, or nothing that a copy left.
-            Err(
-                Errno::ENOENT
-                | Errno::ELOOP
-                | Errno::EISDIR
-                | Errno::ENXIO
-                | Errno::EACCES
-                | Errno::EPERM
-                | Errno::ETXTBSY
-                // Somebody has a lease on it (`F_SETLEASE`, `fcntl(2)`).
-                | Errno::EAGAIN,
-            ) => return Ok(None),
-            Err(errno) => return Err(CopyError::local("open what was left", errno.into())),
-        };
-        let metadata = file
-            .metadata()
-            .map_err(|source| CopyError::local("read the attributes", source))?;
-        let is_ours =
-            metadata.is_file() && metadata.uid() == user().as_raw() && metadata.nlink() == 1;
-        // Who had the lock may have renamed it before giving it up.
-        let is_left = is_ours && is_lockable(&file) && self.has(name, &metadata);
-        Ok(is_left.then_some(Abandoned {
-            length: metadata.len(),
-            is_private: is_writable && metadata.mode() & FOREIGN_WRITE == 0,
-            file,
-        }))
-    }
-
-    /// Whether `name` leads to this file.
-    fn has(&self, name: &OsStr, metadata: &std::fs::Metadata) -> bool {
-        let there = self.metadata(name);
-        there.is_some_and(|there| (there.dev(), there.ino()) == (metadata.dev(), metadata.ino()))
     }
 
     /// Puts a symbolic link at `name`, over what is there if that is no directory.
@@ -321,29 +226,17 @@ impl AsFd for LocalDirectory {
     }
 }
 
-/// What a copy left that has ended, locked.
-#[derive(Debug)]
-struct Abandoned {
-    file: File,
-    length: u64,
-    /// Whether it may be continued: it is open for writing, and nobody else could write to it.
-    is_private: bool,
+fn as_bytes(names: &[OsString]) -> Vec<&[u8]> {
+    names.iter().map(|name| name.as_bytes()).collect()
 }
 
-/// Whether nobody else has the lock, which is ours then. A file system without locks has nobody who
-/// asks for them either.
-fn is_lockable(file: &File) -> bool {
-    !matches!(file.try_lock(), Err(TryLockError::WouldBlock))
-}
-
-/// Whether a file has its only name still. What is locked is removed by nobody else.
-fn has_one_name(file: &File) -> bool {
-    file.metadata().is_ok_and(|there| there.nlink() == 1)
-}
-
-/// Who owns what this thread creates. An id that is none changes nothing (`setfsuid(2)`).
-fn user() -> Uid {
-    setfsuid(Uid::from_raw(u32::MAX))
+/// What is to be told of a file that is complete.
+#[derive(Debug, Default)]
+pub(super) struct Completed {
+    /// Why it was written in place, if nobody asked for that.
+    pub(super) in_place: Option<InPlace>,
+    /// Why what earlier copies left is still there.
+    pub(super) left: Option<CopyError>,
 }
 
 /// A file that is being written, locked. Dropping it removes it, unless it is to be kept.
@@ -382,10 +275,10 @@ impl Part {
         target: &Target,
         attributes: &Attributes,
         finish: Finish,
-    ) -> Result<Option<InPlace>, CopyError> {
+    ) -> Result<Completed, CopyError> {
         let Some(part) = &self.name else {
             complete_in_place(&self.file, target, attributes, finish)?;
-            return Ok(None);
+            return Ok(Completed::default());
         };
         let mut first = attributes.clone();
         if let Some(old) = target.old().filter(|_| !finish.replacement.sets_mode) {
@@ -413,7 +306,10 @@ impl Part {
                 copy(&self.file, &into.file)
                     .map_err(|source| CopyError::local("write to the target", source))?;
                 complete_in_place(&into.file, target, attributes, finish)?;
-                return Ok(Some(reason.into()));
+                return Ok(Completed {
+                    in_place: Some(reason.into()),
+                    left: None,
+                });
             }
             // Something else is there by now.
             Ok(Err(_)) => return Err(CopyError::InTheWay),
@@ -421,14 +317,15 @@ impl Part {
         }
         let is_second = self.is_second(&target.name);
         self.name = None;
-        if is_second {
-            // Another copy was at the first one when this began, and may have ended since.
-            self.directory.remove_parts(&target.name)?;
-        }
         if finish.fsync {
             sync(&target.directory.0)?;
         }
-        Ok(None)
+        // Another copy was at the first name when this began, and may have ended since.
+        let removed = is_second.then(|| self.directory.remove_parts(&target.name));
+        Ok(Completed {
+            in_place: None,
+            left: removed.and_then(Result::err),
+        })
     }
 
     /// Whether the first name was not free: another copy writes there, or did.

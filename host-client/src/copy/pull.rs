@@ -111,6 +111,7 @@ pub async fn pull(
     }
     let single = tops.len() == 1 && !is_tree;
     let mut run = Run::new(sftp, options, observer, single);
+    run.compare_names(sources.iter().map(RemotePath::as_os_str));
     if !options.preserve {
         run.umask = local::umask();
     }
@@ -184,6 +185,7 @@ async fn walk_one(
     let name = target
         .or(own_name(source.as_os_str()))
         .ok_or(CopyError::NoName)?;
+    run.is_first(|| name.as_bytes().to_vec(), false)?;
     run.found(attributes.size.unwrap_or(0))?;
     let work = Work {
         directory: Arc::clone(root),
@@ -209,6 +211,21 @@ async fn walk_tree(
     run.found(0)?;
     // Without a name of its own, such as `/` or `..`, its content goes into the destination.
     let name = target.or(own_name(source.as_os_str()));
+    let top_path = source.as_bytes();
+    // Its path below the destination.
+    let below = |path: &RemotePath| {
+        let path = path.as_bytes().strip_prefix(top_path).unwrap_or_default();
+        let name = name.map_or(&b""[..], OsStr::as_bytes);
+        let parts = [name, trimmed(path)];
+        parts
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join(&b'/')
+    };
+    if name.is_some() {
+        run.is_first(|| below(source), true)?;
+    }
     let first = Level::enter(run, root, name, source.clone(), &attributes, 0);
     let mut levels = vec![first.await?];
     while let (depth, Some(level)) = (levels.len(), levels.last_mut()) {
@@ -240,6 +257,10 @@ async fn walk_tree(
                 }
             },
         };
+        if let Err(error) = run.is_first(|| below(&source), kind == Kind::Directory) {
+            run.failed(source.as_bytes(), error)?;
+            continue;
+        }
         run.found(match kind {
             Kind::File => attributes.size.unwrap_or(0),
             _ => 0,
@@ -277,6 +298,14 @@ async fn walk_tree(
         let _ = queue.send(Job::One(work)).await;
     }
     Ok(())
+}
+
+/// A path without the slashes at its start.
+fn trimmed(mut path: &[u8]) -> &[u8] {
+    while let Some(rest) = path.strip_prefix(b"/") {
+        path = rest;
+    }
+    path
 }
 
 /// Whether the entries that wait can be held.

@@ -104,7 +104,8 @@ pub async fn push(
         }
     };
     let single = sources.len() == 1 && !is_tree;
-    let run = Run::new(sftp, options, observer, single);
+    let mut run = Run::new(sftp, options, observer, single);
+    run.compare_names(sources.iter().map(|source| source.as_os_str()));
     let walk = |queue| walk_all(&run, sources, destination, is_directory, queue);
     let driven = run.drive(walk, |work| put(&run, work)).await;
     clean_up(sftp).await;
@@ -192,6 +193,10 @@ async fn walk_one(
         Found::Directory(_) if !run.options.recursive => Err(CopyError::IsADirectory),
         Found::Directory(scanner) => walk_tree(run, scanner, root, name, shown, queue).await,
         found => {
+            run.is_first(
+                || root.path.join(name.as_bytes()).as_bytes().to_vec(),
+                false,
+            )?;
             run.found(size(&found))?;
             let what = What::One {
                 name,
@@ -286,6 +291,9 @@ impl Level {
             true => parent.path.clone(),
             false => parent.path.join(name.as_bytes()),
         };
+        if !is_parent {
+            run.is_first(|| path.as_bytes().to_vec(), true)?;
+        }
         let mut attributes = attributes::of(&scanner.metadata, run.options);
         let there = make_directory(run.sftp, &path, &attributes).await?;
         let has_setgid = there.as_ref().map_or(parent.has_setgid, has_setgid);
@@ -336,6 +344,11 @@ impl Level {
         self.waiting = batch.directories;
         let mut files = Vec::new();
         for (name, found) in batch.found {
+            let path = || self.directory.path.join(name.as_bytes());
+            if let Err(error) = run.is_first(|| path().as_bytes().to_vec(), false) {
+                run.failed(&shown(&self.directory.source, &name), error)?;
+                continue;
+            }
             run.found(size(&found))?;
             if permit.is_some() && whole::is_fit(&found) {
                 files.push((name, found));

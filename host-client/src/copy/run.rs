@@ -1,6 +1,7 @@
 //! What every copy has: the session, the options, who is told, and the count.
 
 use std::{
+    collections::{HashMap, HashSet, hash_map::Entry},
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::Path,
@@ -14,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
     CopyError, CopyEvent, CopyObserver, CopyOptions, CopySummary, InPlace, SkipReason, attributes,
-    descriptors::Descriptors, pool::Pool,
+    descriptors::Descriptors, local::Completed, pool::Pool,
 };
 use crate::{
     protocol::sftp::{
@@ -65,6 +66,9 @@ pub(super) struct Run<'a> {
     /// For [`MAX_WHOLE`]; nothing where files go one by one.
     whole: Option<Arc<Semaphore>>,
     tally: Mutex<Tally>,
+    /// What was copied so far, below the destination, and whether it is a directory; only where two
+    /// sources can have the same name.
+    names: Option<Mutex<HashMap<Vec<u8>, bool>>>,
 }
 
 #[derive(Debug, Default)]
@@ -129,6 +133,45 @@ impl<'a> Run<'a> {
             observer,
             whole: whole.then(|| Arc::new(Semaphore::new(MAX_WHOLE))),
             tally: Mutex::default(),
+            names: None,
+        }
+    }
+
+    /// Has [`Self::is_first`] look for the same names in these sources, if there can be any.
+    pub(super) fn compare_names<'s>(&mut self, sources: impl Iterator<Item = &'s OsStr>) {
+        let mut names = HashSet::new();
+        let mut count = 0;
+        for source in sources {
+            names.insert(own_name(source));
+            count += 1;
+        }
+        // What is in a source without a name goes beside the others.
+        if count > 1 && (names.len() < count || names.contains(&None)) {
+            self.names = Some(Mutex::default());
+        }
+    }
+
+    /// Whether nothing else of this copy has the name yet, or both are directories.
+    ///
+    /// # Errors
+    ///
+    /// [`CopyError::JustCopied`].
+    pub(super) fn is_first(
+        &self,
+        name: impl FnOnce() -> Vec<u8>,
+        is_directory: bool,
+    ) -> Result<(), CopyError> {
+        let Some(names) = &self.names else {
+            return Ok(());
+        };
+        let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
+        match names.entry(name()) {
+            Entry::Vacant(free) => {
+                free.insert(is_directory);
+                Ok(())
+            }
+            Entry::Occupied(first) if *first.get() && is_directory => Ok(()),
+            Entry::Occupied(_) => Err(CopyError::JustCopied),
         }
     }
 
@@ -148,6 +191,7 @@ impl<'a> Run<'a> {
             sets_mode: options.preserve || options.mode.is_some(),
             sets_owner: options.owners,
             leaves_links: !options.no_dereference,
+            syncs_directory: self.fsync,
         }
     }
 
@@ -269,6 +313,19 @@ impl<'a> Run<'a> {
     pub(super) fn told_in_place(&self, path: &[u8], reason: Option<InPlace>) {
         if let Some(reason) = reason {
             self.in_place(path, reason);
+        }
+    }
+
+    /// A file is complete.
+    pub(super) fn completed(&self, path: &[u8], completed: Completed) {
+        self.told_in_place(path, completed.in_place);
+        self.removed(path, completed.left.map_or(Ok(()), Err));
+    }
+
+    /// What an earlier copy left was to be removed, beside a file that is complete.
+    pub(super) fn removed(&self, path: &[u8], removed: Result<(), CopyError>) {
+        if let Err(error) = &removed {
+            self.observer.observe(CopyEvent::LeftBehind { path, error });
         }
     }
 

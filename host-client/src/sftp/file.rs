@@ -122,11 +122,15 @@ impl RemoteFile {
     ///
     /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
     pub async fn setstat(&self, attributes: Attributes) -> Result<(), ClientError> {
-        let request = Request::Fsetstat {
-            handle: self.handle.clone(),
-            attributes,
-        };
-        self.sftp.done(request, "set the attributes").await
+        let mut set = Ok(());
+        for attributes in self.sftp.in_order(attributes) {
+            let request = Request::Fsetstat {
+                handle: self.handle.clone(),
+                attributes,
+            };
+            set = set.and(self.sftp.done(request, "set the attributes").await);
+        }
+        set
     }
 
     /// Waits until the file's data is on its disk. False if the server cannot do that.

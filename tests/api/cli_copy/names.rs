@@ -3,7 +3,7 @@
 use std::{ffi::OsString, fs, os::unix::ffi::OsStringExt};
 
 use super::{finish, spawn};
-use crate::cli_files::{Ends, names, succeeded};
+use crate::cli_files::{Ends, names, stderr, succeeded};
 
 fn odd_names() -> Vec<OsString> {
     let names: [&[u8]; 7] = [
@@ -81,5 +81,96 @@ async fn odd_names_are_the_same_in_a_tree() {
                 );
             }
         }
+    }
+}
+
+/// What `cp` says is "will not overwrite just-created".
+#[tokio::test]
+async fn of_sources_with_one_name_the_first_is_copied() {
+    let ends = Ends::start();
+    for folder in ["a/d", "b/d"] {
+        ends.mkdir(folder);
+    }
+    for (file, content) in [
+        ("a/x", "first"),
+        ("b/x", "second"),
+        ("a/d/both", "first"),
+        ("a/d/one", "one"),
+        ("b/d/both", "second"),
+        ("b/d/other", "other"),
+    ] {
+        ends.write(file, content);
+    }
+    let far = |name: &str| ends.place(ends.path(name));
+    let run = async |words: Vec<OsString>, target: &str, code| {
+        let output = finish(spawn(ends.cli(words))).await;
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert_eq!(text.matches("just copied").count(), 1, "{text}");
+        assert_eq!(fs::read(ends.path(target)).unwrap(), b"first");
+    };
+    let near = |name: &str| OsString::from(name);
+    for to in [
+        "push", "pull", "put", "get", "push-r", "pull-r", "push-dot", "pull-dot",
+    ] {
+        ends.mkdir(to);
+    }
+    run(
+        vec!["push".into(), near("a/x"), near("b/x"), far("push")],
+        "push/x",
+        1,
+    )
+    .await;
+    run(
+        vec!["pull".into(), far("a/x"), far("b/x"), near("pull")],
+        "pull/x",
+        1,
+    )
+    .await;
+    let words = [
+        "push".into(),
+        "-r".into(),
+        near("a/d"),
+        near("b/d"),
+        far("push-r"),
+    ];
+    run(words.into(), "push-r/d/both", 1).await;
+    let words = [
+        "pull".into(),
+        "-r".into(),
+        far("a/d"),
+        far("b/d"),
+        near("pull-r"),
+    ];
+    run(words.into(), "pull-r/d/both", 1).await;
+    let words = [
+        "push".into(),
+        "-r".into(),
+        near("a/d/."),
+        near("b/d/."),
+        far("push-dot"),
+    ];
+    run(words.into(), "push-dot/both", 1).await;
+    let words = [
+        "pull".into(),
+        "-r".into(),
+        far("a/d/."),
+        far("b/d/."),
+        near("pull-dot"),
+    ];
+    run(words.into(), "pull-dot/both", 1).await;
+    for to in ["push-r/d", "pull-r/d", "push-dot", "pull-dot"] {
+        assert_eq!(names(&ends.path(to)), ["both", "one", "other"], "{to}");
+    }
+    for line in ["put */x put", "get */x get"] {
+        let output = ends.batch(line);
+        assert!(
+            stderr(&output).contains("just copied"),
+            "{}",
+            stderr(&output)
+        );
+    }
+    for to in ["put/x", "get/x"] {
+        assert_eq!(fs::read(ends.path(to)).unwrap(), b"first", "{to}");
     }
 }

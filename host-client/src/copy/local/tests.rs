@@ -4,6 +4,8 @@ use std::{
     path::PathBuf,
 };
 
+use nix::unistd::setfsuid;
+
 use super::*;
 
 /// Who owns nothing (`nobody`).
@@ -157,15 +159,6 @@ fn a_link_is_made_whatever_has_the_name_of_its_part() {
     link().unwrap();
     assert_eq!(fs::read_link(folder.0.join("a")).unwrap(), Path::new("to"));
     assert_eq!(fs::read(folder.part()).unwrap(), b"file");
-}
-
-#[test]
-fn a_part_that_another_copy_removed_before_it_was_locked_is_not_written() {
-    let folder = Folder::new("removed");
-    let file = File::create(folder.part()).unwrap();
-    assert!(has_one_name(&file));
-    fs::remove_file(folder.part()).unwrap();
-    assert!(is_lockable(&file) && !has_one_name(&file));
 }
 
 #[test]

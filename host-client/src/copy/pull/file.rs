@@ -37,7 +37,8 @@ pub(super) async fn pull(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
         return Ok(());
     }
     if run.options.resume && is_complete(run, &target, &work).await? {
-        remove_left(run, &target).await?;
+        let removed = remove_left(run, &target).await;
+        run.removed(source.as_bytes(), removed);
         run.skipped(source.as_bytes(), SkipReason::Complete);
         return Ok(());
     }
@@ -139,11 +140,11 @@ async fn small(
     let attributes = run.wanted(&now);
     let (target, finish) = (target.clone(), Finish::of(run));
     let write = move || target::save(&target, &data, &attributes, finish);
-    let in_place = match finish.fsync {
+    let completed = match finish.fsync {
         true => run.pool.run_long(write).await??,
         false => run.pool.run(write).await??,
     };
-    run.told_in_place(source, in_place);
+    run.completed(source, completed);
     claim.copied(bytes)?;
     Ok(Some(bytes))
 }
@@ -191,8 +192,8 @@ async fn large(run: &Run<'_>, work: &Work, target: &Target) -> Result<u64, CopyE
     let attributes = run.wanted(&attributes);
     let target = target.clone();
     let complete = move || part.complete(&target, &attributes, finish);
-    let in_place = run.pool.run_long(complete).await??;
-    run.told_in_place(source.as_bytes(), in_place);
+    let completed = run.pool.run_long(complete).await??;
+    run.completed(source.as_bytes(), completed);
     Ok(bytes)
 }
 

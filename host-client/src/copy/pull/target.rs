@@ -24,7 +24,7 @@ use tokio::{
 
 use super::super::{
     CopyError, InPlace,
-    local::{LocalDirectory, Part},
+    local::{Completed, LocalDirectory, Part},
     run::Run,
 };
 use crate::protocol::sftp::{Attributes, extension::Replacement};
@@ -348,17 +348,21 @@ pub(super) fn begin(
     }
 }
 
-/// Writes a small file. Says why it was written in place, if nobody asked for that. Blocking.
+/// Writes a small file. Blocking.
 pub(super) fn save(
     target: &Target,
     data: &[u8],
     attributes: &Attributes,
     finish: Finish,
-) -> Result<Option<InPlace>, CopyError> {
+) -> Result<Completed, CopyError> {
     let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
     let ((part, _), reason) = begin(target, bytes, finish, false)?;
     part.write(data)?;
-    Ok(reason.or(part.complete(target, attributes, finish)?))
+    let completed = part.complete(target, attributes, finish)?;
+    Ok(Completed {
+        in_place: reason.or(completed.in_place),
+        ..completed
+    })
 }
 
 #[cfg(test)]

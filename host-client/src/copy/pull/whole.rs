@@ -138,8 +138,8 @@ pub(super) async fn pull(
     for ((file, written), mut claim) in run.pool.run(write).await?.into_iter().zip(claims) {
         let bytes = length(&file.data);
         match written {
-            Ok(in_place) => {
-                run.told_in_place(file.source.as_bytes(), in_place);
+            Ok(completed) => {
+                run.completed(file.source.as_bytes(), completed);
                 claim.copied(bytes)?;
                 run.finished(file.source.as_bytes(), bytes, |summary| &mut summary.files);
             }

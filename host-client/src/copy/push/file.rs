@@ -54,7 +54,8 @@ pub(super) async fn push(
     if run.options.resume && is_complete(run, &target, &found).await? {
         let left = directory.path.join(part::part_name(name).as_bytes());
         if run.sftp.lstat(&left).await.is_ok() {
-            remove_left(run.sftp, &target.path).await?;
+            let removed = remove_left(run.sftp, &target.path).await;
+            run.removed(source, removed);
         }
         run.skipped(source, SkipReason::Complete);
         return Ok(());
@@ -117,8 +118,8 @@ async fn write(
         return Err(error);
     };
     if run.options.resume {
-        // What was kept takes room.
-        remove_left(run.sftp, &target.path).await?;
+        // What was kept takes room. If it cannot be removed there is none.
+        let _ = remove_left(run.sftp, &target.path).await;
     }
     run.sftp.removed().await;
     if !needs_room(run, target, again.metadata.size()).await {
@@ -211,10 +212,14 @@ async fn small(
     {
         written.done().await?;
     }
-    let set = match output.attributes(&attributes) {
-        Some(attributes) => Some(file.start_setstat(attributes).await?),
-        None => None,
-    };
+    let mut set = Vec::new();
+    let attributes_in_order = output.attributes(&attributes);
+    for attributes in attributes_in_order
+        .into_iter()
+        .flat_map(|all| run.sftp.in_order(all))
+    {
+        set.push(file.start_setstat(attributes).await?);
+    }
     let synced = match run.fsync {
         true => file.start_sync().await?,
         false => None,
@@ -222,14 +227,14 @@ async fn small(
     if let Some(written) = written {
         written.done().await?;
     }
-    let set = match set {
-        Some(set) => set.done().await,
-        None => Ok(()),
-    };
+    let mut is_set = Ok(());
+    for set in set {
+        is_set = is_set.and(set.done().await);
+    }
     if let Some(synced) = synced {
         synced.done().await?;
     }
-    output.publish(file, set, &attributes).await
+    output.publish(file, is_set, &attributes).await
 }
 
 /// A file that is read while it is sent.

@@ -27,6 +27,9 @@ pub struct Replacement {
     pub sets_owner: bool,
     /// A symbolic link is not replaced, but [`Replaced::NotRegular`].
     pub leaves_links: bool,
+    /// The directory must be on its disk before the answer, so that the name is that of the new file
+    /// also after a crash. One that cannot be opened for reading is not.
+    pub syncs_directory: bool,
 }
 
 /// Answer to [`REPLACE`](super::REPLACE).
@@ -48,22 +51,29 @@ pub enum Replaced {
 }
 
 impl Replacement {
-    const FLAGS: [u32; 3] = [1, 2, 4];
+    const FLAGS: [u32; 4] = [1, 2, 4, 8];
 
     /// As a number.
     pub(super) fn bits(self) -> u32 {
-        let set = [self.sets_mode, self.sets_owner, self.leaves_links];
+        let set = [
+            self.sets_mode,
+            self.sets_owner,
+            self.leaves_links,
+            self.syncs_directory,
+        ];
         let bits = Self::FLAGS.iter().zip(set);
         bits.map(|(flag, set)| if set { *flag } else { 0 }).sum()
     }
 
     /// From a number; bits that are not known mean nothing.
     pub(super) fn from_bits(bits: u32) -> Self {
-        let [sets_mode, sets_owner, leaves_links] = Self::FLAGS.map(|flag| bits & flag != 0);
+        let [sets_mode, sets_owner, leaves_links, syncs_directory] =
+            Self::FLAGS.map(|flag| bits & flag != 0);
         Self {
             sets_mode,
             sets_owner,
             leaves_links,
+            syncs_directory,
         }
     }
 }
@@ -135,7 +145,7 @@ mod tests {
 
     #[test]
     fn requests_and_replies_are_read_as_written_and_refused_when_cut() {
-        for bits in 0..8 {
+        for bits in 0..16 {
             let request = ReplaceFile {
                 from: bytes("/a.part"),
                 to: bytes("/a"),

@@ -4,6 +4,7 @@
 pub(super) mod report;
 
 use std::{
+    collections::HashSet,
     ffi::{OsStr, OsString},
     io,
     path::{Path, PathBuf},
@@ -123,6 +124,17 @@ pub(crate) async fn pull(settings: &Settings, args: PullArgs) -> anyhow::Result<
     }
     if sources.len() > 1 && !to_stdout && !Path::new(&destination).is_dir() {
         bail!("{}: there is no such directory", shown(&destination));
+    }
+    if places.len() > 1 && !to_stdout {
+        let mut names = HashSet::new();
+        let paths = places.iter().flat_map(|(_, paths)| paths);
+        if let Some(twice) = paths
+            .map(RemotePath::file_name)
+            .find(|name| !names.insert(*name))
+        {
+            let name = shown(twice.unwrap_or(OsStr::new(".")));
+            bail!("{name}: sources of several virtual machines have this name");
+        }
     }
     let (options, report) = (args.copy.options(), Report::new(&args.copy));
     let mut sessions = Vec::new();

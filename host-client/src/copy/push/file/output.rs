@@ -11,7 +11,7 @@ use tokio::{
 use super::{
     super::super::{CopyError, InPlace, run::Run},
     COPY_BYTES,
-    remote_part::{Opened, RemotePart, close},
+    remote_part::{Opened, RemotePart, close, remove_left},
     target::{Target, There},
 };
 use crate::{
@@ -279,7 +279,13 @@ impl<'r, 'a> Output<'r, 'a> {
             Err(error) => Err(error.into()),
         };
         let reason = match reason {
-            Ok(None) => return Ok(()),
+            Ok(None) => {
+                if part.is_second() {
+                    let removed = remove_left(sftp, &target.path).await;
+                    self.run.removed(self.source, removed);
+                }
+                return Ok(());
+            }
             Ok(Some(reason)) => reason,
             // A server that does not say why.
             Err(CopyError::Client(ClientError::File { .. }))

@@ -5,9 +5,11 @@ use std::{
     sync::Arc,
 };
 
+use vsock_agent_files::PART_MODE;
+
 use super::super::super::{
     CopyError, InPlace,
-    attributes::{self, Kind, PART_MODE},
+    attributes::{self, Kind},
     part::{self, BUSY_INTERVAL, BUSY_TRIES},
 };
 use crate::{
@@ -171,24 +173,25 @@ impl<'a> RemotePart<'a> {
         let Some(name) = &mut self.name else {
             return Err(CopyError::PartGone);
         };
-        let reason = match is_locked(self.sftp) {
+        match is_locked(self.sftp) {
             true => {
                 let published = name.publish(&self.target, replacement);
                 // The lock is given up when it has its name.
                 let (published, closed) = tokio::join!(published, close(file));
                 let published = published?;
                 closed?;
-                published
+                Ok(published)
             }
             false => {
                 close(file).await?;
-                name.publish(&self.target, replacement).await?
+                name.publish(&self.target, replacement).await
             }
-        };
-        if self.is_second {
-            remove_left(self.sftp, &self.target).await?;
         }
-        Ok(reason)
+    }
+
+    /// Whether the first name was not free: another copy wrote there, and may have left something.
+    pub(super) const fn is_second(&self) -> bool {
+        self.is_second
     }
 }
 

@@ -229,6 +229,18 @@ impl CopyObserver for Report {
                     );
                 }
             }
+            CopyEvent::LeftBehind { path, error } => {
+                let why = exit::words(anyhow::Chain::new(error));
+                self.print("left-behind", path, || json!({ "error": why }));
+                if !self.json && !self.is_quiet {
+                    let why = output::escape(why.as_bytes());
+                    let path = output::escape(path);
+                    self.tell(
+                        &self.notices,
+                        &format!("{path}: what an earlier copy left stays: {why}"),
+                    );
+                }
+            }
             CopyEvent::Failed { path, error } => {
                 let why = exit::words(anyhow::Chain::new(error));
                 self.print("failed", path, || json!({ "error": why }));
