@@ -82,8 +82,7 @@ pub struct CopyOptions {
     /// A symbolic link that has the name of a file is replaced; else what it leads to is.
     pub no_dereference: bool,
     /// Most directories above each other. The default is what a path has room for (`PATH_MAX`, 4096
-    /// bytes, `linux/limits.h`); each needs a
-    /// descriptor while it is copied, so that `RLIMIT_NOFILE` can be a limit too.
+    /// bytes, `linux/limits.h`).
     pub max_depth: usize,
     /// Most files, directories and links in all.
     pub max_entries: u64,
@@ -290,6 +289,9 @@ pub enum CopyError {
     /// Somebody removed or renamed the part, or the directory that it was in.
     #[error("the unfinished file or its directory was removed or renamed meanwhile")]
     PartGone,
+    /// A directory that was left for one below it was moved, or the one below was.
+    #[error("a directory was moved while it was copied")]
+    DirectoryMoved,
     /// What arrived is not what was sent.
     #[error("the copy differs from its source")]
     Differs,

@@ -6,8 +6,6 @@ use std::sync::Arc;
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::CopyError;
-
 /// Descriptors that are left for others: threads that look at a target, the process itself.
 const RESERVE: usize = 24;
 
@@ -18,8 +16,11 @@ const EACH_FILE: usize = 3;
 /// Most descriptors for one copy; more are not of use.
 const MAX: usize = 4096;
 
-/// What a copy may open. A file waits for others to be closed; so does a directory, as long as those
-/// that are open are not all above it.
+/// Fewest directories that may be open: two of a walk, the one in which it goes on, and one of files
+/// that are copied.
+const MIN_DIRECTORIES: usize = 4;
+
+/// What a copy may open. A file or a directory waits for others to be closed.
 #[derive(Debug)]
 pub(super) struct Descriptors {
     files: Arc<Semaphore>,
@@ -41,7 +42,8 @@ impl Descriptors {
 
     fn of(free: usize) -> Self {
         let files = (free / 3 / EACH_FILE).max(1);
-        let most_directories = free.saturating_sub(files * EACH_FILE).max(1);
+        let most_directories = free.saturating_sub(files * EACH_FILE);
+        let most_directories = most_directories.max(MIN_DIRECTORIES);
         Self {
             files: Arc::new(Semaphore::new(files)),
             directories: Arc::new(Semaphore::new(most_directories)),
@@ -62,19 +64,16 @@ impl Descriptors {
         permits
     }
 
-    /// Waits until a directory may be open below `depth` others.
-    ///
-    /// # Errors
-    ///
-    /// When those are as many as may be open.
-    pub(super) async fn directory(&self, depth: usize) -> Result<Option<Permit>, CopyError> {
-        if depth >= self.most_directories {
-            return Err(CopyError::Limit {
-                what: "the depth of directories that can be open at once (RLIMIT_NOFILE)",
-                limit: u64::try_from(self.most_directories).unwrap_or(u64::MAX),
-            });
-        }
-        Ok(Arc::clone(&self.directories).acquire_owned().await.ok())
+    /// Waits until one more directory may be open. A walk keeps only [`Self::most_levels`] open: else
+    /// it could wait for itself.
+    pub(super) async fn directory(&self) -> Option<Permit> {
+        Arc::clone(&self.directories).acquire_owned().await.ok()
+    }
+
+    /// Most directories above each other that a walk keeps open. The others are those of files that
+    /// are being copied, which the walk has left.
+    pub(super) const fn most_levels(&self) -> usize {
+        self.most_directories / 2
     }
 }
 
@@ -88,20 +87,9 @@ mod tests {
             let descriptors = Descriptors::of(free);
             let files = descriptors.files(usize::MAX).await.len();
             assert!(files > 0);
-            assert!(files * EACH_FILE + descriptors.most_directories <= free.max(4));
+            assert!(files * EACH_FILE + descriptors.most_directories <= free.max(7));
+            // One more is open while the walk goes back to the one above it.
+            assert!((2..descriptors.most_directories).contains(&descriptors.most_levels()));
         }
-    }
-
-    #[tokio::test]
-    async fn a_level_without_a_descriptor_is_an_error_and_does_not_wait() {
-        let descriptors = Descriptors::of(40);
-        let mut levels = Vec::new();
-        let error = loop {
-            match descriptors.directory(levels.len()).await {
-                Ok(level) => levels.push(level),
-                Err(error) => break error,
-            }
-        };
-        assert!(matches!(error, CopyError::Limit { .. }), "{error}");
     }
 }

@@ -31,6 +31,7 @@ use vsock_agent_files::{At, user};
 use super::{
     CopyError, InPlace,
     attributes::SETGID,
+    descriptors::Permit,
     part,
     pull::target::{Finish, Target},
 };
@@ -38,9 +39,46 @@ use crate::protocol::sftp::Attributes;
 
 /// A directory that is open.
 #[derive(Debug)]
-pub(super) struct LocalDirectory(File);
+pub(super) struct LocalDirectory {
+    file: File,
+    _permit: Option<Permit>,
+}
+
+/// Which directory it was that is not open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct DirectoryId(u64, u64);
+
+impl DirectoryId {
+    pub(super) fn of(metadata: &std::fs::Metadata) -> Self {
+        Self(metadata.dev(), metadata.ino())
+    }
+
+    /// Opens the directory again, above one that is in it. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// When one of both was moved, or cannot be opened.
+    pub(super) fn above(self, below: impl AsFd) -> Result<File, CopyError> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let above = openat(below, "..", flags, Mode::empty()).map(File::from);
+        let above = above.map_err(|errno| CopyError::local("open the directory", errno.into()))?;
+        let there = above.metadata();
+        let there = there.map_err(|source| CopyError::local("read the attributes", source))?;
+        match Self::of(&there) == self {
+            true => Ok(above),
+            false => Err(CopyError::DirectoryMoved),
+        }
+    }
+}
 
 impl LocalDirectory {
+    const fn new(file: File, permit: Option<Permit>) -> Self {
+        Self {
+            file,
+            _permit: permit,
+        }
+    }
+
     /// Opens the directory at a path of the caller's, links followed.
     pub(super) fn open(path: &Path) -> Result<Self, CopyError> {
         let path = match path.as_os_str().is_empty() {
@@ -49,7 +87,7 @@ impl LocalDirectory {
         };
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         nix::fcntl::open(path, flags, Mode::empty())
-            .map(|fd| Self(fd.into()))
+            .map(|fd| Self::new(fd.into(), None))
             .map_err(|errno| match errno {
                 Errno::ENOTDIR => CopyError::NotADirectory,
                 errno => CopyError::local("open the directory", errno.into()),
@@ -58,18 +96,36 @@ impl LocalDirectory {
 
     /// The directory `name` in this one, made with `permissions` if there is none; and whether it was
     /// made. A link is in the way.
-    pub(super) fn enter(&self, name: &OsStr, permissions: u32) -> Result<(Self, bool), CopyError> {
-        let made = match mkdirat(&self.0, name, mode(permissions)) {
+    pub(super) fn enter(
+        &self,
+        name: &OsStr,
+        permissions: u32,
+        permit: Option<Permit>,
+    ) -> Result<(Self, bool), CopyError> {
+        let made = match mkdirat(&self.file, name, mode(permissions)) {
             Ok(()) => true,
             Err(Errno::EEXIST) => false,
             Err(errno) => return Err(CopyError::local("create the directory", errno.into())),
         };
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = openat(&self.0, name, flags, Mode::empty()).map_err(|errno| match errno {
+        let fd = openat(&self.file, name, flags, Mode::empty()).map_err(|errno| match errno {
             Errno::ELOOP | Errno::ENOTDIR => CopyError::InTheWay,
             errno => CopyError::local("open the directory", errno.into()),
         })?;
-        Ok((Self(fd.into()), made))
+        Ok((Self::new(fd.into(), permit), made))
+    }
+
+    /// Which one it is.
+    pub(super) fn id(&self) -> Result<DirectoryId, CopyError> {
+        let there = self.file.metadata();
+        there
+            .map(|there| DirectoryId::of(&there))
+            .map_err(|source| CopyError::local("read the attributes", source))
+    }
+
+    /// Opens the directory above this one again.
+    pub(super) fn above(&self, id: DirectoryId, permit: Option<Permit>) -> Result<Self, CopyError> {
+        id.above(&self.file).map(|above| Self::new(above, permit))
     }
 
     /// A part for the target `name`, locked, and how many bytes are in it: with `keep` the longest that
@@ -81,7 +137,7 @@ impl LocalDirectory {
         keep: bool,
     ) -> Result<(Part, u64), CopyError> {
         let mut names = part::names(name);
-        let opened = vsock_agent_files::open_part(&self.0, &as_bytes(&names), keep)
+        let opened = vsock_agent_files::open_part(&self.file, &as_bytes(&names), keep)
             .map_err(|source| CopyError::local("create a file", source))?;
         let part = Part {
             directory: Arc::clone(self),
@@ -94,12 +150,12 @@ impl LocalDirectory {
 
     /// Removes what earlier copies to the target `name` left.
     pub(super) fn remove_parts(&self, name: &OsStr) -> Result<(), CopyError> {
-        vsock_agent_files::remove_abandoned(&self.0, &as_bytes(&part::names(name)))
+        vsock_agent_files::remove_abandoned(&self.file, &as_bytes(&part::names(name)))
             .map_err(|source| CopyError::local("remove what was left", source))
     }
 
     fn remove(&self, name: &OsStr) -> Result<(), CopyError> {
-        match unlinkat(&self.0, name, UnlinkatFlags::NoRemoveDir) {
+        match unlinkat(&self.file, name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
             Err(errno) => Err(CopyError::local("remove what was left", errno.into())),
         }
@@ -139,13 +195,13 @@ impl LocalDirectory {
         name: &OsStr,
         attributes: &Attributes,
     ) -> Result<(), CopyError> {
-        symlinkat(target, &self.0, part)
+        symlinkat(target, &self.file, part)
             .map_err(|errno| CopyError::local("create the symbolic link", errno.into()))?;
         let placed = self
             .set_link_attributes(part, attributes)
             .and_then(|()| self.publish(part, name));
         if placed.is_err() {
-            let _ = unlinkat(&self.0, part, UnlinkatFlags::NoRemoveDir);
+            let _ = unlinkat(&self.file, part, UnlinkatFlags::NoRemoveDir);
         }
         placed
     }
@@ -153,7 +209,7 @@ impl LocalDirectory {
     fn set_link_attributes(&self, name: &OsStr, attributes: &Attributes) -> Result<(), CopyError> {
         if let Some((user, group)) = owner(attributes)? {
             fchownat(
-                &self.0,
+                &self.file,
                 name,
                 Some(user),
                 Some(group),
@@ -164,14 +220,14 @@ impl LocalDirectory {
         if let Some((accessed, modified)) = attributes.times {
             let (accessed, modified) = (time(accessed), time(modified));
             let flags = UtimensatFlags::NoFollowSymlink;
-            utimensat(&self.0, name, &accessed, &modified, flags)
+            utimensat(&self.file, name, &accessed, &modified, flags)
                 .map_err(|errno| CopyError::local("set the times", errno.into()))?;
         }
         Ok(())
     }
 
     fn publish(&self, part: &OsStr, name: &OsStr) -> Result<(), CopyError> {
-        renameat(&self.0, part, &self.0, name).map_err(|errno| not_renamed(errno.into()))
+        renameat(&self.file, part, &self.file, name).map_err(|errno| not_renamed(errno.into()))
     }
 
     /// Sets attributes of this directory itself, which was made. With `inherits` it keeps the bit of
@@ -181,12 +237,12 @@ impl LocalDirectory {
         mut attributes: Attributes,
         inherits: bool,
     ) -> Result<(), CopyError> {
-        let made = self.0.metadata();
+        let made = self.file.metadata();
         let made = made.map_err(|source| CopyError::local("read the attributes", source))?;
         if let Some(permissions) = attributes.permissions.as_mut().filter(|_| inherits) {
             *permissions |= made.mode() & SETGID;
         }
-        set_attributes(&self.0, &attributes)
+        set_attributes(&self.file, &attributes)
     }
 
     /// What is at `name`, open as a mere path, and its attributes; nothing if there is nothing.
@@ -197,7 +253,7 @@ impl LocalDirectory {
     ) -> Result<Option<(File, std::fs::Metadata)>, CopyError> {
         let failed = |source| CopyError::local("look at the target", source);
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | follow;
-        let file: File = match openat(&self.0, name, flags, Mode::empty()) {
+        let file: File = match openat(&self.file, name, flags, Mode::empty()) {
             Ok(file) => file.into(),
             Err(Errno::ENOENT) => return Ok(None),
             Err(errno) => return Err(failed(errno.into())),
@@ -209,20 +265,20 @@ impl LocalDirectory {
     /// Opens the file at `name` for reading; no link is followed.
     pub(super) fn open_file(&self, name: &OsStr) -> io::Result<File> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        Ok(openat(&self.0, name, flags, Mode::empty())?.into())
+        Ok(openat(&self.file, name, flags, Mode::empty())?.into())
     }
 
     /// What is at `name`, of a link itself.
     pub(super) fn metadata(&self, name: &OsStr) -> Option<std::fs::Metadata> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file: File = openat(&self.0, name, flags, Mode::empty()).ok()?.into();
+        let file: File = openat(&self.file, name, flags, Mode::empty()).ok()?.into();
         file.metadata().ok()
     }
 }
 
 impl AsFd for LocalDirectory {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.file.as_fd()
     }
 }
 
@@ -318,7 +374,7 @@ impl Part {
         let is_second = self.is_second(&target.name);
         self.name = None;
         if finish.fsync {
-            sync(&target.directory.0)?;
+            sync(&target.directory.file)?;
         }
         // Another copy was at the first name when this began, and may have ended since.
         let removed = is_second.then(|| self.directory.remove_parts(&target.name));
@@ -348,7 +404,7 @@ impl Drop for Part {
             && !(self.keep && has_content())
         {
             // It may be gone.
-            let _ = unlinkat(&self.directory.0, &**name, UnlinkatFlags::NoRemoveDir);
+            let _ = unlinkat(&self.directory.file, &**name, UnlinkatFlags::NoRemoveDir);
         }
     }
 }

@@ -16,7 +16,7 @@ use std::{
     ffi::{OsStr, OsString},
     os::unix::ffi::OsStrExt,
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::mpsc;
@@ -26,8 +26,7 @@ pub(super) use self::stream::read_into;
 use super::{
     CopyError, CopyObserver, CopyOptions, CopySummary, SkipReason,
     attributes::{self, Kind},
-    descriptors::Permit,
-    local::{self, LocalDirectory},
+    local::{self, DirectoryId, LocalDirectory},
     run::{Run, own_name},
 };
 use crate::{
@@ -38,19 +37,27 @@ use crate::{
 /// A local directory that is being filled.
 #[derive(Debug)]
 struct Directory {
-    local: Arc<LocalDirectory>,
+    local: Mutex<Local>,
     /// The path it comes from; nothing for one that is not copied itself.
     source: Option<RemotePath>,
     /// What it gets when it is full; nothing for one that was there.
     attributes: Option<Attributes>,
     parent: Option<Arc<Directory>>,
-    _open: Option<Permit>,
+}
+
+/// A local directory. Those high above the one that is being walked are closed, so that a deep tree
+/// does not need a descriptor for each level.
+#[derive(Debug)]
+enum Local {
+    Open(Arc<LocalDirectory>),
+    Closed(DirectoryId),
 }
 
 /// Something to be put into a directory.
 #[derive(Debug)]
 struct Work {
     directory: Arc<Directory>,
+    local: Arc<LocalDirectory>,
     name: OsString,
     source: RemotePath,
     kind: Kind,
@@ -63,7 +70,7 @@ struct Work {
 #[derive(Debug)]
 enum Job {
     One(Work),
-    Files(Arc<Directory>, whole::Files),
+    Files(Arc<Directory>, Arc<LocalDirectory>, whole::Files),
 }
 
 /// Most bytes of entries that wait in the directories above another. A guest chooses how many come at
@@ -153,11 +160,10 @@ async fn walk_all(
         .run_long(move || LocalDirectory::open(&path))
         .await??;
     let root = Arc::new(Directory {
-        local: Arc::new(local),
+        local: Mutex::new(Local::Open(Arc::new(local))),
         source: None,
         attributes: None,
         parent: None,
-        _open: None,
     });
     for (source, top) in tops {
         if let Err(error) = walk_one(run, source, top, &root, target, &queue).await {
@@ -189,6 +195,7 @@ async fn walk_one(
     run.found(attributes.size.unwrap_or(0))?;
     let work = Work {
         directory: Arc::clone(root),
+        local: root.open()?,
         name: name.to_owned(),
         source: source.clone(),
         kind,
@@ -226,16 +233,19 @@ async fn walk_tree(
     if name.is_some() {
         run.is_first(|| below(source), true)?;
     }
-    let first = Level::enter(run, root, name, source.clone(), &attributes, 0);
+    let first = Level::enter(run, root, name, source.clone(), &attributes);
     let mut levels = vec![first.await?];
     while let (depth, Some(level)) = (levels.len(), levels.last_mut()) {
         let entry = match level.reader.next().await {
             Ok(Some(entry)) => entry,
             ended => {
                 if let Some(mut level) = levels.pop() {
-                    level.hand_on(run, queue).await;
+                    level.hand_on(run, queue).await?;
                     if let Err(error) = ended {
                         run.failed(level.source.as_bytes(), error.into())?;
+                    }
+                    if let Some(above) = levels.last() {
+                        above.directory.reopen(run, &level.directory).await?;
                     }
                     level.directory.leave(run).await?;
                 }
@@ -271,7 +281,13 @@ async fn walk_tree(
             let directory = Arc::clone(&level.directory);
             may_hold(&levels)?;
             let shown = source.clone();
-            let next = Level::enter(run, &directory, Some(name), source, &attributes, depth);
+            // The next one is open too.
+            if let Some(above) = depth.checked_sub(run.descriptors.most_levels())
+                && let Some(above) = levels.get(above)
+            {
+                above.directory.close()?;
+            }
+            let next = Level::enter(run, &directory, Some(name), source, &attributes);
             match next.await {
                 Ok(next) => levels.push(next),
                 Err(error) => run.failed(shown.as_bytes(), error)?,
@@ -280,7 +296,7 @@ async fn walk_tree(
         }
         if whole::Files::is_fit(kind, &attributes) && run.has_whole() {
             if level.files.is_full_for(&attributes) {
-                level.hand_on(run, queue).await;
+                level.hand_on(run, queue).await?;
             }
             let files = &mut level.files;
             files.add(&level.source, name.to_owned(), attributes);
@@ -288,6 +304,7 @@ async fn walk_tree(
         }
         let work = Work {
             directory: Arc::clone(&level.directory),
+            local: level.directory.open()?,
             name: name.to_owned(),
             source,
             kind,
@@ -321,33 +338,31 @@ fn may_hold(levels: &[Level]) -> Result<(), CopyError> {
 }
 
 impl Level {
-    /// Opens a directory of the guest, and makes the local one for it, below `depth` others.
+    /// Opens a directory of the guest, and makes the local one for it.
     async fn enter(
         run: &Run<'_>,
         parent: &Arc<Directory>,
         name: Option<&OsStr>,
         source: RemotePath,
         attributes: &Attributes,
-        depth: usize,
     ) -> Result<Self, CopyError> {
         let reader = run.sftp.read_dir(&source).await?;
         let directory = match name {
             None => Arc::clone(parent),
             Some(name) => {
-                let (local, name) = (Arc::clone(&parent.local), name.to_owned());
+                let (local, name) = (parent.open()?, name.to_owned());
                 let attributes = run.wanted(attributes);
                 let mode = attributes::filled_mode(&attributes);
-                let open = run.descriptors.directory(depth).await?;
+                let open = run.descriptors.directory().await;
                 let (local, made) = run
                     .pool
-                    .run_long(move || local.enter(&name, mode))
+                    .run_long(move || local.enter(&name, mode, open))
                     .await??;
                 Arc::new(Directory {
-                    local: Arc::new(local),
+                    local: Mutex::new(Local::Open(Arc::new(local))),
                     source: Some(source.clone()),
                     attributes: made.then_some(attributes),
                     parent: Some(Arc::clone(parent)),
-                    _open: open,
                 })
             }
         };
@@ -361,15 +376,17 @@ impl Level {
     }
 
     /// Hands the small files on.
-    async fn hand_on(&mut self, run: &Run<'_>, queue: &mpsc::Sender<Job>) {
+    async fn hand_on(&mut self, run: &Run<'_>, queue: &mpsc::Sender<Job>) -> Result<(), CopyError> {
         if self.files.is_empty() {
-            return;
+            return Ok(());
         }
+        let local = self.directory.open()?;
         let mut files = std::mem::take(&mut self.files);
         files.permit = run.whole().await;
-        let job = Job::Files(Arc::clone(&self.directory), files);
+        let job = Job::Files(Arc::clone(&self.directory), local, files);
         // Nobody takes it any more only if the copy ended.
         let _ = queue.send(job).await;
+        Ok(())
     }
 }
 
@@ -379,18 +396,54 @@ impl Directory {
         self.attributes.is_some()
     }
 
+    fn local(&self) -> MutexGuard<'_, Local> {
+        self.local.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The local directory. The one that is being walked is open, and so are those that the walk has
+    /// left for good.
+    fn open(&self) -> Result<Arc<LocalDirectory>, CopyError> {
+        match &*self.local() {
+            Local::Open(local) => Ok(Arc::clone(local)),
+            Local::Closed(_) => Err(CopyError::DirectoryMoved),
+        }
+    }
+
+    /// Closes it, as soon as no file is copied into it any more.
+    fn close(&self) -> Result<(), CopyError> {
+        let mut local = self.local();
+        if let Local::Open(open) = &*local {
+            *local = Local::Closed(open.id()?);
+        }
+        Ok(())
+    }
+
+    /// Opens it again, if it was closed, by one that is in it.
+    async fn reopen(&self, run: &Run<'_>, below: &Self) -> Result<(), CopyError> {
+        let id = match &*self.local() {
+            Local::Closed(id) => *id,
+            Local::Open(_) => return Ok(()),
+        };
+        let below = below.open()?;
+        let permit = run.descriptors.directory().await;
+        let above = run.pool.run_long(move || below.above(id, permit)).await??;
+        *self.local() = Local::Open(Arc::new(above));
+        Ok(())
+    }
+
     /// One user less. The last one gives the directory its attributes: nothing in it changes any
     /// more.
     async fn leave(self: Arc<Self>, run: &Run<'_>) -> Result<(), CopyError> {
         let mut next = Some(self);
         while let Some(directory) = next.take().and_then(Arc::into_inner) {
+            let local = directory.open();
             next = directory.parent;
             let Some(source) = directory.source else {
                 continue;
             };
             let set = match directory.attributes {
                 Some(attributes) => {
-                    let (local, inherits) = (directory.local, !run.options.special_bits);
+                    let (local, inherits) = (local?, !run.options.special_bits);
                     let set = move || local.set_attributes(attributes, inherits);
                     run.pool.run(set).await?
                 }
@@ -412,8 +465,8 @@ async fn put(run: &Run<'_>, job: Job) -> Result<(), CopyError> {
             put_one(run, work).await?;
             directory
         }
-        Job::Files(directory, files) => {
-            whole::pull(run, &directory, files).await?;
+        Job::Files(directory, local, files) => {
+            whole::pull(run, &directory, &local, files).await?;
             directory
         }
     };
@@ -445,7 +498,7 @@ async fn put_one(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
 async fn put_link(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
     let target = run.sftp.readlink(&work.source).await?;
     let attributes = run.wanted(&work.attributes);
-    let local = Arc::clone(&work.directory.local);
+    let local = Arc::clone(&work.local);
     let link = move || {
         let special = local.metadata(&work.name).map(|there| there.file_type());
         if special.is_some_and(|kind| !(kind.is_file() || kind.is_symlink() || kind.is_dir())) {

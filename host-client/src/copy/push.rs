@@ -9,7 +9,7 @@ use std::{
     ffi::{OsStr, OsString},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -73,7 +73,9 @@ struct Level {
     directory: Arc<Directory>,
     waiting: Vec<OsString>,
     ended: bool,
-    _open: Option<Permit>,
+    /// None while the local directory is closed, as those high above the one that is being walked are:
+    /// a deep tree does not need a descriptor for each level.
+    open: Option<Permit>,
 }
 
 /// Copies into the guest.
@@ -230,18 +232,28 @@ async fn walk_tree(
     source: Vec<u8>,
     queue: &mpsc::Sender<Work>,
 ) -> Result<(), CopyError> {
-    let open = run.descriptors.directory(0).await?;
+    let open = run.descriptors.directory().await;
     let mut levels = vec![Level::make(run, scanner, root, &name, source, open).await?];
     while let (depth, Some(level)) = (levels.len(), levels.last_mut()) {
         if let Some(name) = level.waiting.pop() {
             run.may_enter(depth)?;
             let source = shown(&level.directory.source, &name);
-            match enter(run, level, &name, &source, depth).await {
+            // The next one is open too.
+            if let Some(above) = depth.checked_sub(run.descriptors.most_levels())
+                && let Some(above) = levels.get_mut(above)
+            {
+                above.close(run).await?;
+            }
+            let Some(level) = levels.last() else { break };
+            match enter(run, level, &name, &source).await {
                 Ok(next) => levels.push(next),
                 Err(error) => run.failed(&source, error)?,
             }
         } else if level.ended {
             if let Some(level) = levels.pop() {
+                if let Some(above) = levels.last_mut() {
+                    above.reopen(run, &level).await?;
+                }
                 level.directory.leave(run).await?;
             }
         } else {
@@ -256,15 +268,11 @@ async fn enter(
     level: &Level,
     name: &OsString,
     source: &[u8],
-    depth: usize,
 ) -> Result<Level, CopyError> {
     run.found(0)?;
-    let permit = run.descriptors.directory(depth).await?;
+    let permit = run.descriptors.directory().await;
     let (scanner, below) = (Arc::clone(&level.scanner), name.clone());
-    let open = move || {
-        let scanner = scanner.lock().unwrap_or_else(PoisonError::into_inner);
-        scanner.enter(&below)
-    };
+    let open = move || lock(&scanner).enter(&below);
     match run.pool.run_long(open).await?? {
         Found::Directory(scanner) => {
             let source = source.to_vec();
@@ -316,8 +324,35 @@ impl Level {
             directory: Arc::new(directory),
             waiting: Vec::new(),
             ended: false,
-            _open: open,
+            open,
         })
+    }
+
+    /// Closes the local directory.
+    async fn close(&mut self, run: &Run<'_>) -> Result<(), CopyError> {
+        if self.open.is_none() {
+            return Ok(());
+        }
+        let scanner = Arc::clone(&self.scanner);
+        let close = move || lock(&scanner).close();
+        let closed = run.pool.run_long(close).await?;
+        self.open = None;
+        match closed {
+            Ok(directories) => self.waiting.extend(directories),
+            Err(error) => run.failed(&self.directory.source, error)?,
+        }
+        Ok(())
+    }
+
+    /// Opens the local directory again, if it was closed, by one that is in it.
+    async fn reopen(&mut self, run: &Run<'_>, below: &Self) -> Result<(), CopyError> {
+        if self.open.is_some() {
+            return Ok(());
+        }
+        self.open = run.descriptors.directory().await;
+        let (above, below) = (Arc::clone(&self.scanner), Arc::clone(&below.scanner));
+        let reopen = move || lock(&above).reopen(&lock(&below));
+        run.pool.run_long(reopen).await?
     }
 
     /// Reads some more of the directory.
@@ -329,10 +364,7 @@ impl Level {
         };
         let scanner = Arc::clone(&self.scanner);
         let open = run.descriptors.files(scan::BATCH).await;
-        let scan = move || {
-            let mut scanner = scanner.lock().unwrap_or_else(PoisonError::into_inner);
-            scanner.next(open)
-        };
+        let scan = move || lock(&scanner).next(open);
         let batch = match run.pool.run_long(scan).await? {
             Ok(batch) => batch,
             Err(error) => {
@@ -341,7 +373,7 @@ impl Level {
             }
         };
         self.ended = batch.ended;
-        self.waiting = batch.directories;
+        self.waiting.extend(batch.directories);
         let mut files = Vec::new();
         for (name, found) in batch.found {
             let path = || self.directory.path.join(name.as_bytes());
@@ -367,6 +399,10 @@ impl Level {
         }
         Ok(())
     }
+}
+
+fn lock(scanner: &Mutex<Scanner>) -> MutexGuard<'_, Scanner> {
+    scanner.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn has_setgid(attributes: &Attributes) -> bool {

@@ -29,7 +29,12 @@ use nix::{
     },
 };
 
-use super::{CopyError, descriptors::Permit, local, run::SMALL_BYTES};
+use super::{
+    CopyError,
+    descriptors::Permit,
+    local::{self, DirectoryId},
+    run::SMALL_BYTES,
+};
 
 /// Most entries in a batch.
 pub(super) const BATCH: usize = 64;
@@ -86,11 +91,20 @@ pub(super) struct FoundFile {
 /// A directory that is being read.
 #[derive(Debug)]
 pub(super) struct Scanner {
-    entries: OwningIter,
+    directory: Listed,
     /// Entries that were read and not looked at.
     names: VecDeque<(OsString, Option<Type>)>,
     ended: bool,
     pub(super) metadata: Metadata,
+}
+
+/// The directory of a [`Scanner`].
+#[derive(Debug)]
+enum Listed {
+    Now(OwningIter),
+    /// All of it was read.
+    Whole(File),
+    Closed,
 }
 
 /// Some entries of a directory.
@@ -143,7 +157,7 @@ fn open(at: impl AsFd, name: &OsStr, kind: Type, nofollow: bool) -> Result<Found
         let entries = Dir::from_fd(file.into())
             .map_err(|errno| CopyError::local("open the directory", errno.into()))?;
         let scanner = Scanner {
-            entries: entries.into_iter(),
+            directory: Listed::Now(entries.into_iter()),
             names: VecDeque::new(),
             ended: false,
             metadata,
@@ -216,16 +230,39 @@ impl FoundFile {
 }
 
 impl Scanner {
-    fn directory(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open as long as `entries`, which own it, and `self` is borrowed.
-        unsafe { BorrowedFd::borrow_raw(self.entries.as_raw_fd()) }
+    fn directory(&self) -> Result<BorrowedFd<'_>, CopyError> {
+        match &self.directory {
+            // SAFETY: the descriptor is open as long as the entries, which own it, and `self` is
+            // borrowed.
+            Listed::Now(entries) => Ok(unsafe { BorrowedFd::borrow_raw(entries.as_raw_fd()) }),
+            Listed::Whole(directory) => Ok(directory.as_fd()),
+            Listed::Closed => Err(CopyError::DirectoryMoved),
+        }
+    }
+
+    /// Closes the directory, when the rest of its names is read. Returns those of directories.
+    pub(super) fn close(&mut self) -> Result<Vec<OsString>, CopyError> {
+        let mut directories = Vec::new();
+        let read = self.read_names(&mut directories, usize::MAX);
+        self.ended = true;
+        self.directory = Listed::Closed;
+        read.map(|()| directories)
+    }
+
+    /// Opens the directory again, if it was closed, by one that is in it.
+    pub(super) fn reopen(&mut self, below: &Self) -> Result<(), CopyError> {
+        if let Listed::Closed = self.directory {
+            let above = DirectoryId::of(&self.metadata).above(below.directory()?)?;
+            self.directory = Listed::Whole(above);
+        }
+        Ok(())
     }
 
     /// The next entries, with as many open files as there are permits.
     pub(super) fn next(&mut self, mut permits: Vec<Permit>) -> Result<Batch, CopyError> {
         let mut batch = Batch::default();
         if self.names.is_empty() {
-            self.read_names(&mut batch.directories)?;
+            self.read_names(&mut batch.directories, BATCH)?;
         }
         let mut bytes = 0;
         while bytes < BATCH_BYTES
@@ -250,9 +287,16 @@ impl Scanner {
         Ok(batch)
     }
 
-    fn read_names(&mut self, directories: &mut Vec<OsString>) -> Result<(), CopyError> {
-        while self.names.len() + directories.len() < BATCH {
-            let Some(entry) = self.entries.next() else {
+    fn read_names(
+        &mut self,
+        directories: &mut Vec<OsString>,
+        most: usize,
+    ) -> Result<(), CopyError> {
+        let Listed::Now(entries) = &mut self.directory else {
+            return Ok(());
+        };
+        while self.names.len() + directories.len() < most {
+            let Some(entry) = entries.next() else {
                 self.ended = true;
                 break;
             };
@@ -271,9 +315,9 @@ impl Scanner {
     fn found(&self, name: &OsStr, kind: Type) -> Result<Option<Found>, CopyError> {
         Ok(Some(match kind {
             Type::Directory => return Ok(None),
-            Type::File => open(self.directory(), name, kind, true)?,
+            Type::File => open(self.directory()?, name, kind, true)?,
             Type::Symlink => Found::Link {
-                target: local::read_link(self.directory(), name)
+                target: local::read_link(self.directory()?, name)
                     .map_err(|source| CopyError::local("read the symbolic link", source))?,
                 metadata: self.link_metadata(name)?,
             },
@@ -283,7 +327,7 @@ impl Scanner {
 
     fn link_metadata(&self, name: &OsStr) -> Result<Metadata, CopyError> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        openat(self.directory(), name, flags, Mode::empty())
+        openat(self.directory()?, name, flags, Mode::empty())
             .map_err(std::io::Error::from)
             .and_then(|fd| File::from(fd).metadata())
             .map_err(|source| CopyError::local("read the attributes", source))
@@ -291,7 +335,7 @@ impl Scanner {
 
     /// For file systems that do not say it in their listings.
     fn kind(&self, name: &OsStr) -> Result<Type, CopyError> {
-        let stat = fstatat(self.directory(), name, AtFlags::AT_SYMLINK_NOFOLLOW)
+        let stat = fstatat(self.directory()?, name, AtFlags::AT_SYMLINK_NOFOLLOW)
             .map_err(|errno| CopyError::local("read the attributes", errno.into()))?;
         let format = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
         Ok(match format {
@@ -304,6 +348,6 @@ impl Scanner {
 
     /// The directory `name` in this one.
     pub(super) fn enter(&self, name: &OsStr) -> Result<Found, CopyError> {
-        open(self.directory(), name, Type::Directory, true)
+        open(self.directory()?, name, Type::Directory, true)
     }
 }

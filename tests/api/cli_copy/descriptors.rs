@@ -3,10 +3,11 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use super::{after, finish, spawn};
-use crate::cli_files::{Ends, failed, stderr};
+use crate::cli_files::{Ends, stderr, stdout};
 
 /// More than what goes together with other files, in bytes.
 const FILE_BYTES: usize = 70 * 1024;
@@ -95,29 +96,59 @@ async fn a_low_soft_limit_is_raised() {
 }
 
 #[tokio::test]
-async fn levels_without_descriptors_are_an_error_that_says_so() {
+async fn what_the_prompt_starts_has_the_limit_of_before() {
     let ends = Ends::start();
-    let (tree, copy) = (tree(&ends, 100), ends.path("copy"));
+    let batch = ends.write("batch", "!ulimit -S -n\n");
+    let endpoint = ends.agent.endpoint();
+    let mut prompt = ends.cli(["sftp", "-b", batch.to_str().unwrap(), &endpoint]);
+    prompt.env("SHELL", "/bin/sh");
+    let output = finish(spawn(after("ulimit -S -n 77", &prompt))).await;
+    assert!(
+        stdout(&output).lines().any(|line| line == "77"),
+        "{}",
+        stdout(&output)
+    );
+}
+
+/// Directories that have others, and files, beside the one that the deepest is in.
+#[tokio::test]
+async fn many_levels_need_few_descriptors() {
+    let ends = Ends::start();
+    let tree = ends.mkdir("tree");
+    let mut directory = tree.clone();
+    for _ in 0..300 {
+        for name in ["a", "d", "z"] {
+            fs::create_dir(directory.join(name)).unwrap();
+            fs::write(directory.join(name).join("file"), name).unwrap();
+        }
+        for number in 0..3 {
+            fs::write(directory.join(number.to_string()), [3; FILE_BYTES / 8]).unwrap();
+        }
+        directory.push("d");
+    }
     let words = |verb: &str| match verb {
         "push" => [
             verb.into(),
             "-r".into(),
             tree.clone().into(),
-            ends.place(&copy),
+            ends.place(ends.path(verb)),
         ],
         _ => [
             verb.into(),
             "-r".into(),
             ends.place(&tree),
-            copy.clone().into(),
+            ends.path(verb).into(),
         ],
     };
     for verb in ["push", "pull"] {
-        let output = finish(spawn(after("ulimit -n 64", &ends.cli(words(verb))))).await;
-        assert!(
-            failed(&output).contains("RLIMIT_NOFILE"),
-            "{}",
-            stderr(&output)
-        );
+        let limited = after("ulimit -n 64", &ends.cli(words(verb)));
+        let output = finish(spawn(limited)).await;
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let compared = Command::new("diff")
+            .arg("-r")
+            .args([&tree, &ends.path(verb)])
+            .output()
+            .unwrap();
+        assert!(compared.status.success(), "{verb}: {}", stderr(&compared));
     }
 }

@@ -7,6 +7,7 @@ mod args;
 mod config;
 mod exec;
 mod exit;
+mod file_limit;
 mod files;
 mod identity;
 mod info;
@@ -22,7 +23,6 @@ mod vms;
 use std::process::ExitCode;
 
 use clap::Parser;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::{
     args::{Args, Command},
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     let talkative = matches!(&args.command, Command::Serve(args) if !args.status);
     output::start_log(args.global.verbose.saturating_add(talkative.into()));
     terminal::restore_on_panic();
-    raise_file_limit();
+    file_limit::raise();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -54,13 +54,6 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => exit::failure(&error),
     }
-}
-
-/// Copies and a service for many guests need more descriptors than a login's soft limit. Where it
-/// cannot be raised, fewer files are open at once.
-fn raise_file_limit() {
-    let _ = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
 }
 
 async fn run(args: Args) -> anyhow::Result<u8> {

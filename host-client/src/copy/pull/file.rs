@@ -63,7 +63,7 @@ async fn remove_left(run: &Run<'_>, target: &Target) -> Result<(), CopyError> {
 
 /// Looks at what has the name of the target.
 async fn look(run: &Run<'_>, work: &Work) -> Result<Target, CopyError> {
-    let (directory, name) = (Arc::clone(&work.directory.local), work.name.clone());
+    let (directory, name) = (Arc::clone(&work.local), work.name.clone());
     if work.directory.is_new() {
         return Ok(Target::new(&directory, &name));
     }

@@ -9,6 +9,7 @@ use super::{
     super::{
         CopyError,
         attributes::Kind,
+        local::LocalDirectory,
         run::{Run, SMALL_BYTES},
     },
     Directory, Work, put_one,
@@ -80,6 +81,7 @@ fn wanted(attributes: &Attributes) -> u32 {
 pub(super) async fn pull(
     run: &Run<'_>,
     directory: &Arc<Directory>,
+    local: &Arc<LocalDirectory>,
     files: Files,
 ) -> Result<(), CopyError> {
     let Some(source) = files.source else {
@@ -114,11 +116,7 @@ pub(super) async fn pull(
             _ => rest.push((name, source, listed)),
         }
     }
-    let (local, is_new, finish) = (
-        Arc::clone(&directory.local),
-        directory.is_new(),
-        Finish::of(run),
-    );
+    let (into, is_new, finish) = (Arc::clone(local), directory.is_new(), Finish::of(run));
     let look = Look {
         is_named: false,
         no_dereference: run.options.no_dereference,
@@ -126,8 +124,8 @@ pub(super) async fn pull(
     let write = move || {
         let write = |file: Whole| {
             let target = match is_new {
-                true => Ok(Target::new(&local, &file.name)),
-                false => Target::look(&local, &file.name, look),
+                true => Ok(Target::new(&into, &file.name)),
+                false => Target::look(&into, &file.name, look),
             };
             let written = target
                 .and_then(|target| target::save(&target, &file.data, &file.attributes, finish));
@@ -149,6 +147,7 @@ pub(super) async fn pull(
     for (name, source, attributes) in rest {
         let work = Work {
             directory: Arc::clone(directory),
+            local: Arc::clone(local),
             name,
             source,
             kind: Kind::File,

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use crate::output;
+use crate::{file_limit, output};
 
 /// Mode of the copy: the file may hold what only its owner may read.
 const DRAFT_MODE: u32 = 0o600;
@@ -69,7 +69,7 @@ impl Draft {
     pub(super) async fn edit(&self) -> anyhow::Result<()> {
         let editor = editor();
         let mut command = command(&editor, &self.path);
-        let status = tokio::task::spawn_blocking(move || command.status()).await?;
+        let status = tokio::task::spawn_blocking(move || file_limit::status(&mut command)).await?;
         let status = status.with_context(|| format!("cannot run {}", editor.display()))?;
         match status.success() {
             true => Ok(()),

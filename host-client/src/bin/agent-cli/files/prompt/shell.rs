@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context;
 use nix::sys::stat::Mode;
 
-use crate::output;
+use crate::{file_limit, output};
 
 fn shown(path: &Path) -> String {
     output::escape(path.as_os_str().as_bytes())
@@ -60,7 +60,7 @@ pub(super) async fn run(line: &[u8]) -> anyhow::Result<()> {
     if !line.is_empty() {
         command.arg("-c").arg(OsStr::from_bytes(line));
     }
-    let status = tokio::task::spawn_blocking(move || command.status()).await?;
+    let status = tokio::task::spawn_blocking(move || file_limit::status(&mut command)).await?;
     let status = status.with_context(|| format!("cannot run {}", shown(Path::new(&shell))))?;
     if !status.success() {
         output::complain(&format!("the shell ended with {status}"));
