@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use vsock_agent_protocol::guest_api;
+use vsock_agent_transport::Limits;
 
 /// Longest queue of connections not yet accepted. The kernel caps it at `net.core.somaxconn`
 /// (4096 since Linux 5.4) and answers what does not fit with a reset, which a client cannot tell
@@ -13,31 +14,33 @@ pub(crate) const BACKLOG: i32 = 4096;
 /// (`VIRTIO_VSOCK_DEFAULT_BUF_SIZE`); accepted sockets inherit it from the listener.
 pub(crate) const VSOCK_BUFFER_BYTES: u64 = 1024 * 1024;
 
+/// Time for the host to accept a connection: the kernel's own limit (`VSOCK_DEFAULT_CONNECT_TIMEOUT`).
+pub(crate) const VSOCK_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Most connections at once that speak HTTP. One that became a websocket or SFTP counts with its
 /// command, its listener or its session.
 pub(crate) const MAX_CONNECTIONS: usize = 8192;
 
-/// Most connections at once whose TLS handshake has not begun. Any local user of the host can open
-/// them.
-pub(crate) const MAX_SILENT: usize = 256;
-
-/// Most connections at once in a TLS handshake.
-pub(crate) const MAX_HANDSHAKES: usize = 256;
-
-/// As many more of both for peers with a privileged port, which only root of the host has.
-pub(crate) const RESERVED: usize = 16;
+/// Connections that have not shown a certificate, some 40 kB each. Any local user of the host can open
+/// them; only its root has privileged ports.
+pub(crate) const UNKNOWN: Limits = Limits {
+    places: 512,
+    reserved: 16,
+    queue: 1024,
+};
 
 /// Time for a peer to say something before it must leave for another one, when no place is free. A
-/// client says its part as soon as it is connected. [`MAX_SILENT`] times this is how fast a crowd of
-/// silent ones is gone through: 2,560 a second.
+/// client says its part as soon as it is connected. A crowd of silent ones is gone through at 5,120 a
+/// second.
 pub(crate) const GRACE: Duration = Duration::from_millis(100);
 
 /// The same within the handshake, for a client on a busy host: one that is cut off here has sent a
-/// request, and may not know whether that counted.
+/// request, and may not know whether that counted. A crowd is gone through at 1,024 a second, if the
+/// guest's processor can.
 pub(crate) const HANDSHAKE_GRACE: Duration = Duration::from_millis(500);
 
 /// Time for a peer to begin the TLS handshake, and again to finish it. Under software emulation one
-/// costs some 50 ms, and [`MAX_HANDSHAKES`] of them share the cores.
+/// costs some 50 ms, and [`UNKNOWN`] says how many share the cores.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Time for a client whose handshake was refused to read why, and leave.
@@ -211,6 +214,17 @@ pub(crate) const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Most connections at once from programs in the guest.
 pub(crate) const MAX_GUEST_CONNECTIONS: usize = 128;
+
+/// Connections to a metadata service.
+pub(crate) const METADATA: Limits = Limits {
+    places: MAX_GUEST_CONNECTIONS,
+    reserved: 0,
+    queue: 1024,
+};
+
+/// Time for such a connection before it must leave for another one. Answers take milliseconds: one that
+/// is older does not ask, or does not read.
+pub(crate) const METADATA_GRACE: Duration = Duration::from_millis(50);
 
 /// Most listeners to events at once in the guest.
 pub(crate) const MAX_GUEST_LISTENERS: usize = 32;

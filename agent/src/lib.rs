@@ -22,7 +22,6 @@
 //! ```
 
 mod accounts;
-mod admission;
 mod agent;
 mod api;
 mod app;

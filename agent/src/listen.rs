@@ -7,9 +7,9 @@ use std::{fmt, future::poll_fn, io, path::PathBuf, str::FromStr};
 
 use nix::sys::socket::Backlog;
 use tokio::net::UnixListener;
-use tokio_vsock::{VsockAddr, VsockListener, VsockStream};
+use tokio_vsock::VsockListener;
 use vsock_agent_protocol::address::{Cid, ParseAddressError, VsockAddress};
-use vsock_agent_transport::SocketFile;
+use vsock_agent_transport::{SocketFile, connect_vsock, is_privileged};
 
 pub(crate) use self::stream::{Closer, Stream};
 use crate::defaults;
@@ -80,11 +80,11 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
-    /// Whether its kernel says that it was started by root: a port below 1024 (`LAST_RESERVED_PORT`
-    /// in Linux's `net/vmw_vsock/af_vsock.c`). A VMM that connects for others has none of these.
+    /// Whether its kernel says that it was started by root. A VMM that connects for others has no such
+    /// port.
     pub(crate) fn is_privileged(self) -> bool {
         match self {
-            Self::Vsock(address) => address.port < 1024,
+            Self::Vsock(address) => is_privileged(address.port),
             Self::Unix => false,
         }
     }
@@ -146,7 +146,7 @@ impl Listener {
     }
 }
 
-/// Connects to an address, without a limit on the time.
+/// Connects to an address. A Unix socket takes as long as its directory's file system does.
 ///
 /// # Errors
 ///
@@ -154,8 +154,12 @@ impl Listener {
 pub(crate) async fn connect(address: &ListenAddress) -> io::Result<Stream> {
     match address {
         ListenAddress::Vsock(address) => {
-            let address = VsockAddr::new(address.cid.0, address.port);
-            Stream::new(VsockStream::connect(address).await?.into())
+            let limit = defaults::VSOCK_CONNECT_TIMEOUT;
+            Stream::new(
+                connect_vsock(address.cid.0, address.port, limit)
+                    .await?
+                    .into(),
+            )
         }
         ListenAddress::Unix(path) => vsock_agent_transport::connect(path).await.map(Stream::from),
     }

@@ -13,7 +13,6 @@
 //! named in the configuration.
 
 mod answer;
-mod connections;
 mod file;
 mod network_data;
 mod peer;
@@ -27,12 +26,7 @@ mod template;
 mod token;
 mod user_data;
 
-use std::{
-    net::SocketAddr,
-    os::fd::AsRawFd,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{net::SocketAddr, os::fd::AsRawFd, path::PathBuf, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use http::Request;
@@ -53,10 +47,10 @@ use tokio_util::{
     either::Either,
     sync::{CancellationToken, DropGuard},
 };
+use vsock_agent_transport::Admission;
 
 use self::{
     answer::Answering,
-    connections::{Connection, Connections},
     peer::{Ends, Peers},
     place::{Listening, Place, PlaceError},
     token::Tokens,
@@ -112,7 +106,7 @@ struct Service {
     for_all_users: bool,
     data: InstanceData,
     root: PathBuf,
-    connections: Mutex<Connections>,
+    connections: Arc<Admission>,
     shutdown: Shutdown,
 }
 
@@ -188,7 +182,7 @@ impl Presets {
             for_all_users: self.config.for_all_users,
             data: self.data.clone(),
             root: self.root.clone(),
-            connections: Mutex::new(Connections::new(defaults::MAX_GUEST_CONNECTIONS)),
+            connections: Admission::new(defaults::METADATA),
             shutdown: self.shutdown.clone(),
         }))
     }
@@ -288,7 +282,9 @@ impl Service {
         let Ok(stream) = stream.and_then(|stream| Stream::new(stream.into())) else {
             return;
         };
-        let connection = self.admit();
+        let Some(place) = self.connections.enter(false).await else {
+            return;
+        };
         let answer = |request: Request<Incoming>| -> BoxFuture<'static, Reply> {
             let reply = self.answer(&request);
             let status = reply.status().as_u16();
@@ -298,20 +294,11 @@ impl Service {
         let stream = Either::Left(stream);
         let serving = http_connection::serve(stream, stop, &answer);
         let serving = timeout(defaults::GUEST_CONNECTION_TIMEOUT, serving);
-        select! {
-            served = serving => if let Ok(Err(error)) = served {
-                tracing::debug!(%error, "a guest's connection ended");
-            },
-            Err(_) = connection => tracing::debug!("a guest's connection made room for another"),
+        match place.wait_for(defaults::METADATA_GRACE, serving).await {
+            Some(Ok(Err(error))) => tracing::debug!(%error, "a guest's connection ended"),
+            None => tracing::debug!("a guest's connection made room for another"),
+            Some(_) => {}
         }
-    }
-
-    fn admit(&self) -> Connection {
-        let mut connections = self
-            .connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        connections.admit()
     }
 
     fn answer(&self, request: &Request<Incoming>) -> Reply {

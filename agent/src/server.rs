@@ -16,15 +16,15 @@ use std::{
 use rustls::{ServerConfig, pki_types::CertificateDer, server::Acceptor};
 use tokio::{
     sync::Semaphore,
-    time::{sleep, timeout},
+    time::{Duration, sleep, timeout},
 };
 use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 use tokio_util::either::Either;
 use tracing::Instrument as _;
 use vsock_agent_protocol::{address::Cid, by_insertion};
+use vsock_agent_transport::{Admission, Place};
 
 use crate::{
-    admission::{Admission, Place},
     app::App,
     client::{Client, Clients},
     config::{Config, Security},
@@ -90,10 +90,11 @@ pub(crate) struct Server {
     trust: RwLock<Arc<Trust>>,
     clients: Clients,
     connections: Arc<Semaphore>,
-    /// Those who have not begun the handshake.
-    silent: Arc<Admission>,
-    /// Those who have.
-    handshakes: Arc<Admission>,
+    /// Those who have not shown who they are.
+    unknown: Arc<Admission>,
+    /// Our own part of a handshake is computed for one at a time of those who may be anybody, so that
+    /// a crowd leaves the other worker to clients that are known.
+    computing: Semaphore,
 }
 
 impl Server {
@@ -104,12 +105,8 @@ impl Server {
             app,
             trust: RwLock::new(Arc::new(trust)),
             clients: Clients::default(),
-            silent: Admission::new(defaults::MAX_SILENT, defaults::RESERVED, defaults::GRACE),
-            handshakes: Admission::new(
-                defaults::MAX_HANDSHAKES,
-                defaults::RESERVED,
-                defaults::HANDSHAKE_GRACE,
-            ),
+            unknown: Admission::new(defaults::UNKNOWN),
+            computing: Semaphore::new(1),
         })
     }
 
@@ -135,14 +132,14 @@ impl Server {
         Arc::clone(&self.trust.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Accepts until the shutdown. Waits for nothing else but a place for the next peer, so that the
-    /// kernel's queue stays short.
+    /// Accepts until the shutdown. Waits for nothing else, so that the kernel's queue stays short and
+    /// privileged peers wait for no others.
     pub(crate) async fn accept_all(self: Arc<Self>, listener: Listener) {
         let stop = self.app.shutdown.child_token();
         stop.run_until_cancelled(async {
             loop {
                 match listener.accept().await {
-                    Ok((stream, peer)) => self.admit(stream, peer).await,
+                    Ok((stream, peer)) => self.admit(stream, peer),
                     Err(error) => {
                         // Out of descriptors or memory: the next try would fail as fast.
                         tracing::warn!(%error, "cannot accept a connection");
@@ -154,27 +151,19 @@ impl Server {
         .await;
     }
 
-    async fn admit(self: &Arc<Self>, stream: Stream, peer: Peer) {
+    fn admit(self: &Arc<Self>, stream: Stream, peer: Peer) {
         let trust = self.trusted();
         if !trust.allows(peer) {
             tracing::warn!(%peer, "connection from a machine that is not allowed");
             return;
         }
-        let place = match trust.is_tls() {
-            true => Some(self.silent.enter(peer.is_privileged()).await),
-            false => None,
-        };
-        let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
-            tracing::warn!(%peer, limit = defaults::MAX_CONNECTIONS, "too many connections");
-            return;
-        };
         let server = Arc::clone(self);
         let span = tracing::debug_span!("connection", %peer);
         let connection = async move {
-            let _permit = permit;
-            let served = match place {
-                None => server.speak_http(Either::Left(stream), peer).await,
-                Some(place) => server.speak_tls(stream, peer, place).await,
+            let served = match trust.is_tls() {
+                // Most of a crowd gets no further: what comes then is made when it comes.
+                true => Box::pin(server.speak_tls(stream, peer)).await,
+                false => server.speak_http(Either::Left(stream), peer).await,
             };
             if let Err(error) = served {
                 tracing::debug!(%error, "connection ended");
@@ -183,10 +172,10 @@ impl Server {
         self.app.shutdown.spawn(connection.instrument(span));
     }
 
-    async fn speak_tls(&self, stream: Stream, peer: Peer, place: Place) -> io::Result<()> {
+    async fn speak_tls(&self, stream: Stream, peer: Peer) -> io::Result<()> {
         let stop = self.app.shutdown.child_token();
         let shaken = stop
-            .run_until_cancelled(self.shake_hands(stream, peer, place))
+            .run_until_cancelled(self.shake_hands(stream, peer))
             .await;
         match shaken {
             Some(stream) => self.speak_http(Either::Right(stream?), peer).await,
@@ -194,43 +183,46 @@ impl Server {
         }
     }
 
-    async fn shake_hands(
-        &self,
-        stream: Stream,
-        peer: Peer,
-        place: Place,
-    ) -> io::Result<TlsStream<Stream>> {
+    async fn shake_hands(&self, stream: Stream, peer: Peer) -> io::Result<TlsStream<Stream>> {
+        let is_privileged = peer.is_privileged();
+        let place = self.unknown.enter(is_privileged).await;
+        let place = place.ok_or_else(crowded)?;
         let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream);
-        let greeted = in_time(&place, &mut acceptor).await?;
-        let refused = match greeted {
+        let (error, stream) = match in_time(&place, defaults::GRACE, &mut acceptor).await? {
             Ok(greeted) => {
-                let working = self.handshakes.enter(peer.is_privileged()).await;
-                drop(place);
                 // It is on as long as the agent runs.
                 let tls = self
                     .trusted()
                     .tls
                     .clone()
                     .ok_or(io::ErrorKind::NotConnected)?;
+                let turn = match is_privileged {
+                    true => None,
+                    false => self.computing.acquire().await.ok(),
+                };
                 let accept = greeted.into_stream(tls).into_fallible();
-                match in_time(&working, accept).await? {
+                drop(turn);
+                match in_time(&place, defaults::HANDSHAKE_GRACE, accept).await? {
                     Ok(stream) => return Ok(stream.into()),
-                    Err((error, stream)) => (error, Some(stream), working),
+                    Err((error, stream)) => (error, Some(stream)),
                 }
             }
-            Err(error) => (error, acceptor.take_io(), place),
+            Err(error) => (error, acceptor.take_io()),
         };
-        let (error, stream, place) = refused;
         tracing::warn!(%peer, %error, "TLS handshake refused");
         if let Some(stream) = stream {
             let watch = stream.watch();
             let told = timeout(defaults::REFUSAL_TIMEOUT, watch.drain());
-            let _ = place.wait_for(told).await;
+            let _ = place.wait_for(defaults::GRACE, told).await;
         }
         Err(error)
     }
 
     async fn speak_http(&self, stream: Transport, peer: Peer) -> io::Result<()> {
+        let Ok(_permit) = self.connections.try_acquire() else {
+            tracing::warn!(%peer, limit = defaults::MAX_CONNECTIONS, "too many connections");
+            return Ok(());
+        };
         let stop = self.app.shutdown.child_token();
         let certificate = match &stream {
             Either::Left(_) => None,
@@ -265,8 +257,15 @@ impl Server {
 /// # Errors
 ///
 /// When it takes too long, or somebody else needs the place.
-async fn in_time<T>(place: &Place, step: impl Future<Output = T>) -> io::Result<T> {
+async fn in_time<T>(
+    place: &Place,
+    grace: Duration,
+    step: impl Future<Output = T>,
+) -> io::Result<T> {
     let limited = timeout(defaults::HANDSHAKE_TIMEOUT, step);
-    let crowded = || io::Error::other("the place was needed for another connection");
-    Ok(place.wait_for(limited).await.ok_or_else(crowded)??)
+    Ok(place.wait_for(grace, limited).await.ok_or_else(crowded)??)
+}
+
+fn crowded() -> io::Error {
+    io::Error::other("the place was needed for another connection")
 }

@@ -8,7 +8,6 @@
 
 mod hybrid;
 mod stream;
-mod vsock;
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
@@ -19,6 +18,7 @@ use std::{
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
+use vsock_agent_transport::connect_vsock;
 
 use crate::{
     endpoint::Endpoint,
@@ -116,7 +116,7 @@ impl Connector {
     async fn attempt(&self) -> Result<Stream, ConnectError> {
         let raw = match &self.endpoint {
             Endpoint::Vsock(address) => RawStream::Vsock(
-                vsock::connect(*address, ATTEMPT_TIMEOUT)
+                connect_vsock(address.cid.0, address.port, ATTEMPT_TIMEOUT)
                     .await
                     .map_err(ConnectError::Io)?,
             ),

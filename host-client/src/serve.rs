@@ -21,7 +21,6 @@ mod progress;
 mod resident;
 mod status;
 mod tls;
-mod waiting;
 
 use std::{
     collections::HashMap,
@@ -30,7 +29,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
-use tokio::time::timeout;
+use futures_util::future::join_all;
+use tokio::{sync::oneshot, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
@@ -141,8 +141,8 @@ impl HostProcess {
 
     /// Serves exactly these guests from now on. Those that are the same as before notice nothing.
     ///
-    /// When this returns, each socket has been tried; one that cannot be listened on is tried again
-    /// every second.
+    /// When this returns, each socket has been tried, or a second has passed; one that cannot be
+    /// listened on is tried again every second.
     pub async fn set_guests(&mut self, guests: Vec<Guest>) {
         let mut residents = HashMap::new();
         for guest in guests {
@@ -232,18 +232,23 @@ impl HostProcess {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|door, _| wanted.contains(door));
+        let mut under_way = Vec::new();
         for door in wanted {
             if self.doors.contains_key(&door) {
                 continue;
             }
+            let (tried, is_tried) = oneshot::channel();
+            under_way.push(is_tried);
             let stop = self.house.stop.child_token();
-            let first = door.open(&self.house).await;
             let (house, own, token) = (Arc::clone(&self.house), door.clone(), stop.clone());
             self.house
                 .tasks
-                .spawn(async move { own.attend(&house, first, &token).await });
+                .spawn(async move { own.attend(&house, tried, &token).await });
             self.doors.insert(door, stop);
         }
+        // It is an error that tells that one was tried.
+        let tried = join_all(under_way);
+        let _ = timeout(limits::FIRST_TRY_TIMEOUT, tried).await;
     }
 
     /// Stops: sockets are removed, connections get a moment to end.

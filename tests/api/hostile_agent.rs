@@ -5,7 +5,7 @@
 #![expect(clippy::print_stdout, reason = "measurements, with --show-output")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
@@ -89,6 +89,9 @@ const RAW: &[&str] = &[
     "pull VM:/x -",
     "sftp --stdio VM",
 ];
+
+/// Those that speak to no agent; `serve` has a test of its own.
+const WITHOUT_AGENT: &[&str] = &["config", "help", "identity", "qemu-args", "serve", "vm"];
 
 const BATCH: &str = "\
 -ls -l
@@ -318,6 +321,24 @@ fn no_agent_harms_the_host_by_any_command() {
     runs.iter().for_each(|needed| all.add(needed));
     println!("each command: {all:?}");
     assert!(all.commands >= commands.len());
+}
+
+#[test]
+fn every_command_is_tried() {
+    let help = Command::new(cli()).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let (_, commands) = help.split_once("Commands:\n").unwrap();
+    // A command's first line is indented by two, and what is said of it by more.
+    let commands = commands.lines().take_while(|line| !line.is_empty());
+    let commands = commands.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let commands: BTreeSet<_> = commands
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    let lines = LISTING.iter().chain(RAW).chain(WITHOUT_AGENT);
+    let tried: BTreeSet<_> = lines
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert_eq!(commands, tried);
 }
 
 #[tokio::test]

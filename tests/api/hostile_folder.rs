@@ -29,7 +29,7 @@ use crate::cli_files::cli;
 const USER: u32 = 65_534;
 
 const GUESTS: usize = 10;
-const PORT: &str = "9000";
+pub(crate) const PORT: &str = "9000";
 
 /// Patience with what takes no time.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -150,7 +150,7 @@ fn start_attack(folder: &Path, outside: &Path, seed: u64) -> Process {
     Process(attacker.unwrap())
 }
 
-fn answers(socket: &Path) -> bool {
+pub(crate) fn answers(socket: &Path) -> bool {
     let ask = || {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(Duration::from_secs(1)))?;

@@ -29,6 +29,7 @@ mod host_and_guest;
 mod hostile_agent;
 mod hostile_folder;
 mod hostile_guest;
+mod hung_folder;
 mod metrics;
 mod operations;
 mod port_forward;

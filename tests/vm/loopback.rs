@@ -27,6 +27,26 @@ async fn exec_and_sftp_work_over_af_vsock() {
 }
 
 #[tokio::test]
+async fn the_agent_sees_that_a_client_is_roots_by_its_port() {
+    let vm = guest_with_a_client("ports").await;
+    let serve = "exec vsock-agent --listen vsock:any:9443 --allow-cid 1";
+    let mut agent = Running::start(&vm, serve);
+    agent.says("listening").await;
+    for (user, is_privileged) in [("0", true), ("65534", false)] {
+        in_guest(&vm, &format!("chown -R {user} {IDENTITY}")).await;
+        let script = format!("agent-cli --identity {IDENTITY} exec vsock:1:9443 -- true");
+        let mut cli = vm.cli(["exec", "--user", user, vm.name(), "--", "sh", "-c"]);
+        cli.arg(script);
+        succeed(cli).await;
+        let said = agent.says("a command ended").await;
+        let (_, peer) = said.split_once("vsock:1:").expect(&said);
+        let digits = peer.find(|character: char| !character.is_ascii_digit());
+        let port: u32 = peer[..digits.unwrap()].parse().unwrap();
+        assert_eq!(port < 1024, is_privileged, "user {user}, port {port}");
+    }
+}
+
+#[tokio::test]
 async fn nobody_in_the_guest_is_let_in() {
     let vm = guest_with_a_client("inside").await;
     for user in ["0", "65534"] {

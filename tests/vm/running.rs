@@ -25,8 +25,8 @@ impl Running {
         }
     }
 
-    /// Reads until it says `words`, and forgets all it said so far.
-    pub(crate) async fn says(&mut self, words: &str) {
+    /// Reads until it says `words`, gives all it said so far, and forgets it.
+    pub(crate) async fn says(&mut self, words: &str) -> String {
         let stdout = self.child.stdout.as_mut().unwrap();
         let said = &mut self.said;
         let reading = async {
@@ -37,7 +37,7 @@ impl Running {
         };
         let is_late = timeout(PATIENCE, reading).await.is_err();
         assert!(!is_late, "no {words:?} in time: {}", text(&self.said));
-        self.said.clear();
+        text(&std::mem::take(&mut self.said))
     }
 }
 

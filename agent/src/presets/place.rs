@@ -1,9 +1,11 @@
 //! The address of a preset: on the loopback as long as it is served, and only where no real cloud is.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
     path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -68,7 +70,10 @@ pub(super) enum PlaceError {
     Listen(SocketAddr, #[source] io::Error),
 }
 
-/// An address that is this machine's. `Drop` takes it off the loopback again.
+/// How many services have each address: two may have one, at different ports.
+static HELD: Mutex<BTreeMap<IpAddr, usize>> = Mutex::new(BTreeMap::new());
+
+/// An address that is this machine's. `Drop` of the last one takes it off the loopback again.
 #[derive(Debug)]
 pub(super) struct Place(IpAddr);
 
@@ -92,15 +97,20 @@ impl Place {
             return Err(PlaceError::RealCloud(cloud));
         }
         let ip = address.ip();
-        // One that is there is the loopback's own, or was left by an agent that was killed.
-        if is_own(ip) {
-            return Ok(Self(ip));
-        }
-        if answers(address, defaults::PROBE_TIMEOUT).await {
+        if !is_own(ip) && answers(address, defaults::PROBE_TIMEOUT).await {
             return Err(PlaceError::Taken(ip));
         }
-        let wrong = |error| PlaceError::Address(ip, error);
-        change(|kernel, index| kernel.add_address(index, ip)).map_err(wrong)?;
+        Self::hold(ip).map_err(|error| PlaceError::Address(ip, error))
+    }
+
+    fn hold(ip: IpAddr) -> io::Result<Self> {
+        let mut held = held();
+        // One that is there is the loopback's own or another service's, or was left by an agent that
+        // was killed.
+        if !is_own(ip) {
+            change(|kernel, index| kernel.add_address(index, ip))?;
+        }
+        *held.entry(ip).or_default() += 1;
         Ok(Self(ip))
     }
 
@@ -150,17 +160,26 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        let mut held = held();
+        let others = held.get_mut(&self.0).map_or(0, |count| {
+            *count -= 1;
+            *count
+        });
+        if others > 0 {
+            return;
+        }
+        held.remove(&self.0);
         if self.0.is_loopback() {
             return;
         }
-        let removed = change(|kernel, index| kernel.remove_address(index, self.0));
-        // Another preset may have had the same one.
-        if let Err(error) = removed
-            && error.raw_os_error() != Some(libc::EADDRNOTAVAIL)
-        {
+        if let Err(error) = change(|kernel, index| kernel.remove_address(index, self.0)) {
             tracing::warn!(address = %self.0, %error, "cannot take the address off the loopback");
         }
     }
+}
+
+fn held() -> MutexGuard<'static, BTreeMap<IpAddr, usize>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn change(change: impl FnOnce(&Rtnetlink, u32) -> io::Result<()>) -> io::Result<()> {
@@ -213,7 +232,9 @@ fn real_cloud(root: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, net::TcpListener};
+    use std::{fs, net::TcpListener, process::Command, thread};
+
+    use nix::sched::{CloneFlags, unshare};
 
     use super::*;
 
@@ -257,5 +278,26 @@ mod tests {
     fn the_loopback_is_the_machines_own() {
         assert!(is_own("127.0.0.9".parse().unwrap()));
         assert!(!is_own("192.0.2.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn an_address_stays_as_long_as_a_service_has_it() {
+        let alone = || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network of its own: only root has one");
+            let up = Command::new("ip")
+                .args(["link", "set", "lo", "up"])
+                .status();
+            assert!(up.expect("ip, of iproute2").success());
+            let ip = "192.0.2.1".parse().unwrap();
+            let first = Place::hold(ip).unwrap();
+            drop(Place::hold(ip).unwrap());
+            assert!(is_own(ip), "another service has it");
+            let second = Place::hold(ip).unwrap();
+            drop(first);
+            assert!(is_own(ip), "another service has it");
+            drop(second);
+            assert!(!is_own(ip));
+        };
+        thread::spawn(alone).join().unwrap();
     }
 }

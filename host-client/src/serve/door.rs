@@ -1,6 +1,7 @@
 //! Listeners: one on AF_VSOCK for all machines that have it, one Unix socket for each of the others.
 
 use std::{
+    convert::Infallible,
     ffi::OsStr,
     io,
     os::unix::ffi::OsStrExt,
@@ -14,12 +15,13 @@ use nix::{
 };
 use tokio::{
     net::UnixListener,
-    time::{MissedTickBehavior, interval, sleep},
+    sync::oneshot,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tokio_vsock::{VsockAddr, VsockListener};
 use tracing::{debug, info, warn};
-use vsock_agent_transport::{SocketFile, listen};
+use vsock_agent_transport::{SocketFile, apart, is_privileged, listen};
 
 use super::{House, limits, log_limit::LogLimit, place::Origin};
 use crate::protocol::address::Cid;
@@ -49,21 +51,26 @@ pub(super) enum OpenDoor {
 }
 
 /// A socket of mode 0600 beside a monitor's, for the monitor's user alone: it may have no
-/// privileges. It is removed with this.
-#[derive(Debug)]
-pub(super) struct OwnSocket(SocketFile);
+/// privileges. It is removed with this. What is done in its directory is done apart, because that may
+/// be the user's own file system.
+#[derive(Debug, Clone)]
+pub(super) struct OwnSocket(Arc<SocketFile>);
 
 impl Door {
     /// Tries to listen.
-    pub(super) async fn open(&self, house: &House) -> Option<OpenDoor> {
-        let opened = match self {
-            Self::Vsock => {
-                VsockListener::bind(VsockAddr::new(Cid::ANY.0, house.port)).map(OpenDoor::Vsock)
+    async fn open(&self, house: &House) -> Option<OpenDoor> {
+        let opening = async {
+            match self {
+                Self::Vsock => {
+                    VsockListener::bind(VsockAddr::new(Cid::ANY.0, house.port)).map(OpenDoor::Vsock)
+                }
+                Self::Unix(path) => OwnSocket::bind(path)
+                    .await
+                    .map(|(listener, own)| OpenDoor::Unix(listener, own)),
             }
-            Self::Unix(path) => OwnSocket::bind(path)
-                .await
-                .map(|(listener, own)| OpenDoor::Unix(listener, own)),
         };
+        let opened = timeout(limits::OPEN_TIMEOUT, opening);
+        let opened = opened.await.unwrap_or_else(|late| Err(late.into()));
         let text = opened
             .as_ref()
             .err()
@@ -93,29 +100,27 @@ impl Door {
         log.error = error;
     }
 
-    /// Lets guests in until the end. A socket that was taken away is made again.
+    /// Lets guests in until `stop`. A socket that was taken away is made again. `tried` is dropped when
+    /// the first try is over.
     pub(super) async fn attend(
         &self,
         house: &Arc<House>,
-        first: Option<OpenDoor>,
+        tried: oneshot::Sender<Infallible>,
         stop: &CancellationToken,
     ) {
-        let mut open = first;
+        let mut open = stop.run_until_cancelled(self.open(house)).await.flatten();
+        drop(tried);
         loop {
-            let Some(door) = open.take() else {
-                tokio::select! {
-                    () = sleep(limits::DOOR_INTERVAL) => {}
-                    () = stop.cancelled() => return,
-                }
-                open = self.open(house).await;
-                continue;
-            };
-            tokio::select! {
-                () = door.accept_all(house) => debug!(door = %self, "the socket is gone"),
-                () = stop.cancelled() => return,
+            if let Some(door) = open {
+                stop.run_until_cancelled(door.attend(house)).await;
+                door.close().await;
+            } else {
+                stop.run_until_cancelled(sleep(limits::DOOR_INTERVAL)).await;
             }
-            drop(door);
-            open = self.open(house).await;
+            if stop.is_cancelled() {
+                return;
+            }
+            open = stop.run_until_cancelled(self.open(house)).await.flatten();
         }
     }
 }
@@ -131,19 +136,31 @@ impl std::fmt::Display for Door {
 
 impl OpenDoor {
     /// Accepts until the socket's file is no longer ours.
+    async fn attend(&self, house: &Arc<House>) {
+        let gone = async {
+            match self {
+                Self::Vsock(_) => std::future::pending().await,
+                Self::Unix(_, own) => own.until_gone().await,
+            }
+        };
+        tokio::select! {
+            () = gone => {}
+            () = self.accept_all(house) => {}
+        }
+    }
+
+    /// Removes the socket.
+    async fn close(self) {
+        if let Self::Unix(listener, own) = self {
+            drop(listener);
+            own.remove().await;
+        }
+    }
+
     async fn accept_all(&self, house: &Arc<House>) {
-        let mut look = interval(limits::DOOR_INTERVAL);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let log = LogLimit::new();
         loop {
-            let accepted = tokio::select! {
-                accepted = self.accept(house) => accepted,
-                _ = look.tick() => match self {
-                    Self::Unix(_, own) if !matches!(own.is_kept(), Ok(true)) => return,
-                    _ => continue,
-                },
-            };
-            if let Err(error) = accepted {
+            if let Err(error) = self.accept(house).await {
                 // Out of descriptors or memory: the next try would fail as fast.
                 if let Some(left_out) = log.admit() {
                     warn!(%error, left_out, "cannot accept a connection");
@@ -157,15 +174,16 @@ impl OpenDoor {
         match self {
             Self::Vsock(listener) => {
                 let (stream, peer) = listener.accept().await?;
+                let is_privileged = is_privileged(peer.port());
                 match house.place(&Origin::Machine(Cid(peer.cid()))) {
-                    Some(place) => place.admit(house, stream),
+                    Some(place) => place.admit(house, stream, is_privileged),
                     None => debug!(cid = peer.cid(), "a machine that is not known"),
                 }
             }
             Self::Unix(listener, own) => {
                 let (stream, _) = listener.accept().await?;
                 if let Some(place) = house.place(&Origin::Socket(own.0.path().to_owned())) {
-                    place.admit(house, stream);
+                    place.admit(house, stream, false);
                 }
             }
         }
@@ -176,9 +194,30 @@ impl OpenDoor {
 impl OwnSocket {
     async fn bind(path: &Path) -> io::Result<(UnixListener, Self)> {
         let (listener, file) = listen(path, Backlog::new(limits::BACKLOG)?).await?;
-        let own = Self(file);
-        own.is_kept()?;
+        let own = Self(Arc::new(file));
+        own.look().await?;
         Ok((listener, own))
+    }
+
+    async fn until_gone(&self) {
+        while let Ok(true) = self.look().await {
+            sleep(limits::DOOR_INTERVAL).await;
+        }
+    }
+
+    async fn look(&self) -> io::Result<bool> {
+        let own = self.clone();
+        apart(self.0.path(), move || own.is_kept()).await
+    }
+
+    async fn remove(self) {
+        let path = self.0.path().to_owned();
+        let removed = apart(&path, move || {
+            drop(self);
+            Ok(())
+        });
+        // It is tried once: nobody is kept waiting by somebody else's file system.
+        let _ = timeout(limits::FIRST_TRY_TIMEOUT, removed).await;
     }
 
     /// Whether the socket is still where it was. If so, it belongs to whom the monitor's own socket

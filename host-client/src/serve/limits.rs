@@ -2,17 +2,27 @@
 
 use std::time::Duration;
 
-/// Most connections at once of a guest that has shown its certificate. An agent needs one or two; LXD's makes one for each
-/// question a program in the guest asks.
+use vsock_agent_transport::Limits;
+
+/// Most connections at once of a guest that has shown its certificate. An agent needs one or two; LXD's
+/// makes one for each question a program in the guest asks.
 pub(super) const MAX_CONNECTIONS: usize = 32;
 
-/// Most connections of one guest at once that have not shown a certificate; of a guest without one,
-/// most connections.
-pub(super) const MAX_WAITING: usize = 128;
+/// Connections of one guest that have not shown a certificate, some 40 kB each; of a guest without one,
+/// all its connections. Anybody in a guest can make them; only its root has privileged ports.
+pub(super) const WAITING: Limits = Limits {
+    places: 512,
+    reserved: 16,
+    queue: 1024,
+};
 
-/// After this long such a connection makes room for another, if there are too many. More than an
-/// agent needs to be known, even under software emulation.
-pub(super) const GRACE: Duration = Duration::from_millis(500);
+/// Time for such a connection to say something before it must leave for another one, when no place is
+/// free. A crowd of silent ones is gone through at 5,120 a second.
+pub(super) const GRACE: Duration = Duration::from_millis(100);
+
+/// The same for an agent's part of the handshake, also under software emulation, and for a request of a
+/// guest without a certificate. A crowd is gone through at 1,024 a second.
+pub(super) const LONG_GRACE: Duration = Duration::from_millis(500);
 
 /// Time for a guest to finish the TLS handshake. Under software emulation one costs some 50 ms.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -79,6 +89,11 @@ pub(super) const MAX_EVENT_BYTES: usize = 3 * 1024 * 1024;
 /// guest that is started has two, and whoever looks for what went wrong finds how often.
 pub(super) const LOG_BURST: u32 = 4;
 pub(super) const LOG_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Time for a socket to be made, and for each one to be tried before the others are served: the
+/// directory of a guest's monitor may be on a file system that does not answer.
+pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const FIRST_TRY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a stop waits for connections to end before it cuts them off.
 pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(3);

@@ -3,26 +3,20 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
-use rustls::ServerConfig;
+use rustls::{ServerConfig, server::Acceptor};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     sync::Semaphore,
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::{debug, warn};
+use vsock_agent_transport as transport;
 
-use super::{
-    House, api,
-    door::Door,
-    limits,
-    log_limit::LogLimit,
-    resident::Resident,
-    tls,
-    waiting::{Entry, Waiting},
-};
+use super::{House, api, door::Door, limits, log_limit::LogLimit, resident::Resident, tls};
 use crate::{
     Endpoint,
     protocol::{
@@ -60,14 +54,18 @@ impl Origin {
 pub(super) struct Admission {
     /// Of guests that have shown their certificate.
     known: Arc<Semaphore>,
-    waiting: Arc<Waiting>,
+    waiting: Arc<transport::Admission>,
+    /// Our own part of a TLS handshake is computed for one at a time, so that a crowd in one guest
+    /// leaves time to the others.
+    computing: Arc<Semaphore>,
 }
 
 impl Default for Admission {
     fn default() -> Self {
         Self {
             known: Arc::new(Semaphore::new(limits::MAX_CONNECTIONS)),
-            waiting: Arc::default(),
+            waiting: transport::Admission::new(limits::WAITING),
+            computing: Arc::new(Semaphore::new(1)),
         }
     }
 }
@@ -111,32 +109,32 @@ impl Place {
     }
 
     /// Lets a connection in and serves it, or closes it.
-    pub(super) fn admit<S>(self: Arc<Self>, house: &Arc<House>, stream: S)
+    pub(super) fn admit<S>(self: Arc<Self>, house: &Arc<House>, stream: S, is_privileged: bool)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let waiting = self.admission.waiting.enter();
         let own = Arc::clone(house);
         house.tasks.spawn(async move {
-            let served = self.receive(&own, stream, waiting);
+            let Some(waiting) = self.admission.waiting.enter(is_privileged).await else {
+                self.complain("too many connections at once");
+                return;
+            };
+            // Most of a crowd gets no further: what comes then is made when it comes.
+            let served = Box::pin(self.receive(&own, stream, waiting));
             if timeout(limits::CONNECTION_TIMEOUT, served).await.is_err() {
                 self.complain("a connection was too long");
             }
         });
     }
 
-    async fn receive<S>(&self, house: &Arc<House>, stream: S, mut waiting: Entry)
+    async fn receive<S>(&self, house: &Arc<House>, stream: S, waiting: transport::Place)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let known = tokio::select! {
-            known = self.identify(house, stream) => known,
-            () = waiting.is_told_to_leave() => {
-                self.complain("too many connections at once");
-                return;
-            }
+        let Some(tls) = &self.tls else {
+            return self.serve_plain(house, stream, waiting).await;
         };
-        let Some((resident, stream)) = known else {
+        let Some((resident, stream)) = self.identify(tls, stream, &waiting).await else {
             return;
         };
         let Ok(_permit) = Arc::clone(&self.admission.known).try_acquire_owned() else {
@@ -147,24 +145,32 @@ impl Place {
         api::serve(house, resident, stream).await;
     }
 
-    /// Whose connection it is, by its certificate. A guest without one is served here: it stays one
-    /// of those who make room.
+    /// Serves a guest without a certificate, which stays one of those who make room.
+    async fn serve_plain<S>(&self, house: &Arc<House>, stream: S, waiting: transport::Place)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let [resident] = &self.residents[..] else {
+            self.complain("two guests without certificates come from here");
+            return;
+        };
+        let served = waiting.wait_for(limits::LONG_GRACE, api::serve(house, resident, stream));
+        if served.await.is_none() {
+            self.complain("too many connections at once");
+        }
+    }
+
+    /// Whose connection it is, by its certificate.
     async fn identify<S>(
         &self,
-        house: &Arc<House>,
+        tls: &Arc<ServerConfig>,
         stream: S,
+        waiting: &transport::Place,
     ) -> Option<(&Arc<Resident>, TlsStream<S>)>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Some(tls) = &self.tls else {
-            match &self.residents[..] {
-                [resident] => api::serve(house, resident, stream).await,
-                _ => self.complain("two guests without certificates come from here"),
-            }
-            return None;
-        };
-        let stream = self.shake_hands(tls, stream).await?;
+        let stream = self.shake_hands(tls, stream, waiting).await?;
         let leaf = stream
             .get_ref()
             .1
@@ -186,26 +192,55 @@ impl Place {
         resident.map(|resident| (resident, stream))
     }
 
-    async fn shake_hands<S>(&self, tls: &Arc<ServerConfig>, stream: S) -> Option<TlsStream<S>>
+    async fn shake_hands<S>(
+        &self,
+        tls: &Arc<ServerConfig>,
+        stream: S,
+        waiting: &transport::Place,
+    ) -> Option<TlsStream<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let accept = TlsAcceptor::from(Arc::clone(tls))
-            .accept(stream)
-            .into_fallible();
-        match timeout(limits::HANDSHAKE_TIMEOUT, accept).await {
-            Ok(Ok(stream)) => return Some(stream),
-            Err(_) => self.complain("no TLS handshake in time"),
-            Ok(Err((error, mut stream))) => {
-                self.complain(&error.to_string());
-                // Closing with something unread would take back the alert that says why.
-                let rest = async {
-                    stream.shutdown().await?;
-                    tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
-                };
-                let _ = timeout(limits::REFUSAL_TIMEOUT, rest).await;
+        let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream);
+        let (error, stream) = match self.in_time(waiting, limits::GRACE, &mut acceptor).await? {
+            Ok(greeted) => {
+                let turn = self.admission.computing.acquire().await.ok();
+                let accept = greeted.into_stream(Arc::clone(tls)).into_fallible();
+                drop(turn);
+                match self.in_time(waiting, limits::LONG_GRACE, accept).await? {
+                    Ok(stream) => return Some(stream),
+                    Err((error, stream)) => (error, Some(stream)),
+                }
             }
-        }
+            Err(error) => (error, acceptor.take_io()),
+        };
+        self.complain(&error.to_string());
+        // Closing with something unread would take back the alert that says why.
+        let rest = async {
+            let mut stream = stream.ok_or(std::io::ErrorKind::NotConnected)?;
+            stream.shutdown().await?;
+            tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+        };
+        let _ = waiting
+            .wait_for(limits::GRACE, timeout(limits::REFUSAL_TIMEOUT, rest))
+            .await;
+        None
+    }
+
+    /// What a guest does in a handshake, unless it takes too long, or another needs the place.
+    async fn in_time<T>(
+        &self,
+        waiting: &transport::Place,
+        grace: Duration,
+        step: impl Future<Output = T>,
+    ) -> Option<T> {
+        let limited = timeout(limits::HANDSHAKE_TIMEOUT, step);
+        let why = match waiting.wait_for(grace, limited).await {
+            Some(Ok(done)) => return Some(done),
+            Some(Err(_)) => "no TLS handshake in time",
+            None => "too many connections at once",
+        };
+        self.complain(why);
         None
     }
 

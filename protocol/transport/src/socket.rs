@@ -4,7 +4,10 @@ use std::{
     ffi::{OsStr, OsString},
     hash::{BuildHasher, Hasher, RandomState},
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::net,
+    },
     path::{Path, PathBuf},
 };
 
@@ -13,8 +16,8 @@ use nix::{
     fcntl::{AtFlags, OFlag},
     sys::{
         socket::{
-            AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen as start_listening,
-            socket,
+            AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind,
+            connect as start_connecting, listen as start_listening, socket,
         },
         stat::{Mode, SFlag, fchmod, fstat, fstatat, mkdirat},
     },
@@ -22,7 +25,10 @@ use nix::{
 };
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::directory::{Missing, kind, open_directory, open_entry, open_name, system_root};
+use crate::{
+    apart,
+    directory::{Missing, kind, open_directory, open_entry, open_name, system_root},
+};
 
 /// Mode of a socket that [`listen`] makes: its owner's alone.
 pub const MODE: u32 = 0o600;
@@ -47,7 +53,7 @@ pub struct SocketFile {
 }
 
 /// Makes a Unix socket of mode [`MODE`] and listens on it, with at most `backlog` connections that
-/// wait. It blocks on the file system.
+/// wait. It takes as long as the file system does.
 ///
 /// The path's directory is opened by the rules of [`open_directory`](crate::open_directory). The
 /// socket is made in a directory in there that only this process's user can enter, and gets its name
@@ -60,11 +66,17 @@ pub struct SocketFile {
 /// socket that has too many connections waiting is alive. Else what the kernel says, and the errors
 /// of [`open_directory`](crate::open_directory).
 pub async fn listen(path: &Path, backlog: Backlog) -> io::Result<(UnixListener, SocketFile)> {
+    let own = path.to_owned();
+    let (listener, file) = apart(path, move || listen_now(&own, backlog)).await?;
+    Ok((UnixListener::from_std(listener)?, file))
+}
+
+fn listen_now(path: &Path, backlog: Backlog) -> io::Result<(net::UnixListener, SocketFile)> {
     // No client could connect to a path that is too long for `sockaddr_un`.
     UnixAddr::new(path)?;
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let directory = parent(path)?;
-    let dead = find_dead(&directory, name).await?;
+    let dead = find_dead(&directory, name)?;
     let unfinished = Unfinished::new(&directory)?;
     let listener = unfinished.listen(backlog)?;
     let file = open_name(&unfinished.own, UNFINISHED.as_ref(), OFlag::empty())?;
@@ -85,14 +97,26 @@ pub async fn listen(path: &Path, backlog: Backlog) -> io::Result<(UnixListener, 
 }
 
 /// Connects to a Unix socket. Its path is looked up by the rules of
-/// [`open_directory`](crate::open_directory), which blocks on the file system.
+/// [`open_directory`](crate::open_directory). It takes as long as the file system does.
 ///
 /// # Errors
 ///
 /// What `connect(2)` says, and the errors of [`open_entry`](crate::open_entry).
 pub async fn connect(path: &Path) -> io::Result<UnixStream> {
-    let entry = open_entry(system_root()?, &std::path::absolute(path)?)?;
-    UnixStream::connect(name_of(&entry)).await
+    let own = path.to_owned();
+    let connected = apart(path, move || {
+        connect_now(&open_entry(system_root()?, &std::path::absolute(own)?)?)
+    });
+    UnixStream::from_std(connected.await?)
+}
+
+/// Connects to a socket that is open. It does not wait for a place in the listener's queue: `EAGAIN`
+/// says that there is none.
+fn connect_now(entry: &OwnedFd) -> io::Result<net::UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    start_connecting(socket.as_raw_fd(), &UnixAddr::new(&name_of(entry))?)?;
+    Ok(socket.into())
 }
 
 impl SocketFile {
@@ -171,7 +195,7 @@ impl<'a> Unfinished<'a> {
         Err(io::ErrorKind::PermissionDenied.into())
     }
 
-    fn listen(&self, backlog: Backlog) -> io::Result<UnixListener> {
+    fn listen(&self, backlog: Backlog) -> io::Result<net::UnixListener> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
         // The file gets the socket's mode (`unix_bind_bsd` in Linux's `net/unix/af_unix.c`).
@@ -179,7 +203,7 @@ impl<'a> Unfinished<'a> {
         let address = UnixAddr::new(&name_of(&self.own).join(UNFINISHED))?;
         bind(socket.as_raw_fd(), &address)?;
         start_listening(&socket, backlog)?;
-        UnixListener::from_std(socket.into())
+        Ok(socket.into())
     }
 
     /// Gives the socket its name, unless somebody has it.
@@ -207,16 +231,14 @@ fn parent(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// The socket of that name, if nobody listens on it; `None` if nothing has the name.
-async fn find_dead(directory: &OwnedFd, name: &OsStr) -> io::Result<Option<Inode>> {
+fn find_dead(directory: &OwnedFd, name: &OsStr) -> io::Result<Option<Inode>> {
     let entry = match open_name(directory, name, OFlag::empty()) {
         Err(Errno::ENOENT) => return Ok(None),
         other => other?,
     };
     let is_socket = kind(&fstat(&entry)?) == SFlag::S_IFSOCK;
     let is_dead = is_socket
-        && UnixStream::connect(name_of(&entry))
-            .await
-            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+        && connect_now(&entry).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
     match is_dead {
         true => inode(&entry).map(Some),
         false => Err(io::ErrorKind::AddrInUse.into()),

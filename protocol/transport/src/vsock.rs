@@ -1,8 +1,8 @@
 //! One AF_VSOCK connection, with the options that must be set before it is made.
 //!
 //! `tokio_vsock::VsockStream::connect` makes its socket itself and gives no chance to set any, so
-//! the socket is made here and handed over once it is connected. This is the library's one file
-//! with unsafe code: setting an option nix has no name for, and registering a socket with tokio.
+//! the socket is made here and handed over once it is connected. Unsafe code sets an option that nix
+//! has no name for, and registers a socket with tokio.
 #![expect(
     unsafe_code,
     reason = "socket options without a safe wrapper; see the module doc"
@@ -24,18 +24,16 @@ use nix::{
     errno::Errno,
     setsockopt_impl, sockopt_impl,
     sys::socket::{
-        AddressFamily, SockFlag, SockType, VsockAddr, bind, connect as connect_socket, getsockopt,
-        setsockopt, socket, sockopt::SocketError,
+        AddressFamily, SockFlag, SockType, VsockAddr, bind, connect, getsockopt, setsockopt,
+        socket, sockopt::SocketError,
     },
 };
 use tokio::io::unix::AsyncFd;
 use tokio_vsock::VsockStream;
 
-use crate::protocol::address::VsockAddress;
-
-/// Bytes the guest may send before we have read them, per connection. The kernel's default, and
-/// its default maximum, is 256 KiB; more keeps a transfer going while a busy host reads late. It
-/// costs kernel memory only while that much is waiting.
+/// Bytes the other end may send before we have read them, per connection. The kernel's default, and
+/// its default maximum, is 256 KiB; more keeps a transfer going while a busy end reads late. It costs
+/// kernel memory only while that much is waiting.
 const WINDOW_BYTES: u64 = 1024 * 1024;
 
 /// The ports that `rresvport(3)` gives. Those below 1024 are root's (`LAST_RESERVED_PORT` in Linux's
@@ -77,13 +75,14 @@ sockopt_impl!(
     libc::timeval
 );
 
-/// Connects to `address`. The kernel gives up after `limit`.
+/// Connects to a machine, from a port that only root may have if this process can. The kernel gives up
+/// after `limit`.
 ///
 /// # Errors
 ///
 /// What `vsock(7)` and the transport give: `ENODEV` when there is no such machine, `ECONNRESET`
-/// when nobody listens, `ETIMEDOUT` when the guest does not answer.
-pub(super) async fn connect(address: VsockAddress, limit: Duration) -> io::Result<VsockStream> {
+/// when nobody listens, `ETIMEDOUT` when it does not answer.
+pub async fn connect_vsock(cid: u32, port: u32, limit: Duration) -> io::Result<VsockStream> {
     let fd = socket(
         AddressFamily::Vsock,
         SockType::Stream,
@@ -92,7 +91,7 @@ pub(super) async fn connect(address: VsockAddress, limit: Duration) -> io::Resul
     )?;
     prepare(&fd, limit)?;
     take_privileged_port(&fd);
-    match connect_socket(fd.as_raw_fd(), &VsockAddr::new(address.cid.0, address.port)) {
+    match connect(fd.as_raw_fd(), &VsockAddr::new(cid, port)) {
         Ok(()) => {}
         Err(Errno::EINPROGRESS) => return finish(fd).await,
         Err(errno) => return Err(errno.into()),
@@ -100,8 +99,14 @@ pub(super) async fn connect(address: VsockAddress, limit: Duration) -> io::Resul
     VsockStream::new(::vsock::VsockStream::from(fd))
 }
 
-/// Binds the socket to a port that only root may have, if this process may and one is free: an agent
-/// keeps places for such peers. The kernel chooses a port otherwise.
+/// Whether a peer on AF_VSOCK must have been root to have this port.
+#[must_use]
+pub const fn is_privileged(port: u32) -> bool {
+    port < PRIVILEGED_PORTS.end
+}
+
+/// Binds the socket to a port that only root may have, if this process may and one is free: listeners
+/// keep places for such peers. The kernel chooses a port otherwise.
 fn take_privileged_port(fd: &OwnedFd) {
     for port in iter::repeat_with(next_port).take(MAX_PORTS_TRIED) {
         match bind(fd.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, port)) {
