@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use harness::{TestAgent, TestFolder};
+use harness::{RawClient, TestAgent, TestFolder};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
@@ -486,4 +486,82 @@ async fn an_agent_that_stalls_while_a_command_runs_is_noticed_in_the_time_that_w
     }
     let error = listed.unwrap_err();
     assert!(matches!(error, ClientError::Silent { .. }), "{error:?}");
+}
+
+/// Leads to an agent, and lets no control socket be joined before its command has ended.
+fn holds_back_control(path: &Path, agent: PathBuf) -> JoinSet<()> {
+    let listener = UnixListener::bind(path).unwrap();
+    let (started, operation) = watch::channel(None::<(String, String)>);
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let (agent, started, operation) = (agent.clone(), started.clone(), operation.clone());
+            connections.spawn(async move {
+                let request = read_some(&mut near).await;
+                let known = operation.borrow().clone();
+                let is_asked_for = |secret: &str| text(&request).contains(secret);
+                if let Some((id, _)) = known.filter(|(_, secret)| is_asked_for(secret)) {
+                    let client = RawClient::new(&agent);
+                    client.get(&format!("/1.0/operations/{id}/wait")).await;
+                }
+                let mut far = UnixStream::connect(agent).await.unwrap();
+                far.write_all(&request).await.unwrap();
+                let answer = read_some(&mut far).await;
+                let field = |name| {
+                    Some(
+                        text(&answer)
+                            .split_once(name)?
+                            .1
+                            .split_once('"')?
+                            .0
+                            .to_owned(),
+                    )
+                };
+                if let Some(secret) = field(r#""control":""#) {
+                    started.send_replace(Some((field(r#""id":""#).unwrap(), secret)));
+                }
+                near.write_all(&answer).await.unwrap();
+                // It ends as either side does.
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    task
+}
+
+/// What is there to be read: of a short request or answer all of it.
+async fn read_some(stream: &mut UnixStream) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(16 * 1024);
+    stream.read_buf(&mut bytes).await.unwrap();
+    bytes
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[tokio::test]
+async fn a_command_that_ends_before_its_control_socket_is_joined_has_its_result() {
+    let agent = TestAgent::start();
+    let folder = TestFolder::new("client");
+    let path = folder.path().join("late.sock");
+    let _late = holds_back_control(&path, agent.socket());
+    let endpoint = format!("unix:{}", path.display()).parse().unwrap();
+    let client = Client::new(endpoint, Security::Plain);
+    client.server_info().await.unwrap();
+    let session = soon(client.exec("sh", ["-c", "echo out; exit 3"]).start()).await;
+    let mut session = session.unwrap();
+    let control = session.control();
+    let mut output = String::new();
+    let mut stdout = session.take_stdout().unwrap();
+    soon(stdout.read_to_string(&mut output)).await.unwrap();
+    assert_eq!(output, "out\n");
+    assert_eq!(soon(session.wait()).await.unwrap().code, 3);
+    let error = soon(control.signal(2)).await.unwrap_err();
+    assert!(
+        matches!(error, ClientError::ConnectionLost { .. }),
+        "{error:?}"
+    );
 }

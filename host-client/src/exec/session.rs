@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use futures_util::{StreamExt, future::try_join_all};
+use futures_util::{
+    StreamExt,
+    future::{try_join, try_join_all},
+};
 use http::Method;
 use serde::Deserialize;
 use tokio::{sync::oneshot, task::JoinSet, time::timeout};
@@ -106,28 +109,16 @@ async fn begin(
         }
     };
     let terminal = request.interactive;
-    let wanted: &[&str] = match terminal {
-        true => &[CONTROL, STDIN],
-        false => &[CONTROL, STDIN, STDOUT, STDERR],
-    };
-    let all = |names: &'static [&'static str]| {
-        try_join_all(names.iter().map(|name| join(&client, id, &secrets, name)))
-    };
-    let joining = async {
-        // At once: an agent waits only seconds for them. It starts a command without a terminal when
-        // it has all streams, which may end before the control socket is there, so one is kept back.
-        let (together, last) = wanted.split_at(wanted.len().min(3));
-        let mut sockets = all(together).await?;
-        sockets.append(&mut all(last).await?);
-        Ok(sockets)
-    };
     let joined = tokio::select! {
-        joined = joining => joined,
+        joined = join_all(&client, id, &secrets, terminal) => joined,
         () = give.closed() => Err(ClientError::ConnectionLost { during: STARTING, source: None }),
     };
     match joined {
         // A session that nobody takes ends the command.
-        Ok(sockets) => drop(give.send(Ok(assemble(client, id, watch, terminal, sockets)))),
+        Ok((control, streams)) => {
+            let session = assemble(client, id, watch, terminal, control, streams);
+            drop(give.send(Ok(session)));
+        }
         Err(error) => {
             // LXD's agents never cancel a command, and give it up by themselves after seconds.
             let _ = client.cancel_operation(id).await;
@@ -157,6 +148,31 @@ async fn create(
     Ok((operation.id, started.fds))
 }
 
+/// Joins the control socket and the streams, all at once: an agent waits only seconds for them.
+///
+/// Our agents start a command without a terminal when its streams are joined, so it may have ended
+/// before the control socket is: then that is refused, and nothing is left to control. LXD's agents
+/// start none without it, and the operation says so.
+async fn join_all(
+    client: &Client,
+    id: OperationId,
+    secrets: &BTreeMap<String, String>,
+    terminal: bool,
+) -> Result<(Option<Socket>, Vec<Socket>), ClientError> {
+    let streams: &[&str] = match terminal {
+        true => &[STDIN],
+        false => &[STDIN, STDOUT, STDERR],
+    };
+    let streams = try_join_all(streams.iter().map(|name| join(client, id, secrets, name)));
+    let control = async {
+        match join(client, id, secrets, CONTROL).await {
+            Err(ClientError::Agent { status: 400, .. }) if !terminal => Ok(None),
+            joined => joined.map(Some),
+        }
+    };
+    try_join(control, streams).await
+}
+
 async fn join(
     client: &Client,
     id: OperationId,
@@ -184,13 +200,14 @@ async fn join(
     .await
 }
 
-/// Starts the tasks of a session. `sockets` are in the order they were wanted in.
+/// Starts the tasks of a session. `streams` are in the order of their numbers.
 fn assemble(
     client: Client,
     id: OperationId,
     watch: Watch,
     terminal: bool,
-    sockets: Vec<Socket>,
+    control: Option<Socket>,
+    streams: Vec<Socket>,
 ) -> ExecSession {
     let course = Course::default();
     let mut tasks = JoinSet::new();
@@ -207,12 +224,12 @@ fn assemble(
             _taker: taking.taker,
         });
     };
-    let mut sockets = sockets.into_iter();
-    if let Some(socket) = sockets.next() {
+    if let Some(socket) = control {
         let silence = client.timeouts().silence_or(control::SILENCE_TIMEOUT);
         tasks.spawn(control::steer(socket, orders, silence, course.lost.clone()));
     }
-    if let Some(socket) = sockets.next() {
+    let mut streams = streams.into_iter();
+    if let Some(socket) = streams.next() {
         let (sink, stream) = socket.split();
         // The last words of a terminal are also the end of its input.
         let finished = CancellationToken::new();
@@ -240,7 +257,7 @@ fn assemble(
         tasks.spawn(input::feed(input, sink, terminal, finished));
     }
     for (socket, (number, name)) in
-        sockets.zip([(STDOUT, "standard output"), (STDERR, "standard error")])
+        streams.zip([(STDOUT, "standard output"), (STDERR, "standard error")])
     {
         collect(output::take(socket, number, &course), number, name);
     }
