@@ -91,6 +91,14 @@ pub(crate) const RETENTION: Duration = Duration::from_secs(600);
 /// Most ended operations kept. One is some 400 bytes of JSON, so this is about a megabyte.
 pub(crate) const MAX_ENDED_OPERATIONS: usize = 2_000;
 
+/// Largest JSON of one of them, in bytes. What is larger has no result, but a command that was never
+/// started, and loses that: all together take 16 MB at most.
+pub(crate) const MAX_ENDED_BYTES: usize = 8 * 1024;
+
+/// Longest command that an operation shows, in bytes. Of a longer one it shows the program alone:
+/// lists and events have it too, and each of them would be as large as the largest request.
+pub(crate) const MAX_SHOWN_COMMAND_BYTES: usize = 16 * 1024;
+
 /// Most commands at once.
 pub(crate) const MAX_SESSIONS: usize = 4096;
 
@@ -107,6 +115,11 @@ pub(crate) const DRAIN_QUIET: Duration = Duration::from_secs(1);
 
 /// Longest time an output stream goes on after the command's end.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a client may take nothing of the output of a command that was ended before the rest is
+/// dropped. Of a Unix socket three quarters of its buffer must be free before more can be sent
+/// (`unix_writable` in Linux's `net/unix/af_unix.c`): a client that reads 3 KB a second loses nothing.
+pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Time between the signals that end a command, unless its request says otherwise.
 pub(crate) const KILL_PAUSE: Duration = Duration::from_secs(5);
@@ -140,8 +153,10 @@ pub(crate) const MAX_EVENT_LOG_BYTES: usize = 16 * 1024 * 1024;
 /// Time between two pings on an events websocket.
 pub(crate) const EVENT_PING: Duration = Duration::from_secs(10);
 
-/// Time for one event to leave before its listener is dropped.
-pub(crate) const EVENT_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for one event to leave before its listener is dropped: as long as that of three pings. A client
+/// that starts hundreds of commands at once may read nothing until they run, and what waits for it
+/// costs no memory of its own ([`MAX_EVENT_LOG_BYTES`]).
+pub(crate) const EVENT_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Time that an event about a device is kept back for what it says to be done. Hosts wait 3 s for
 /// an answer.

@@ -3,7 +3,7 @@
 //! Called by `api/events.rs` for hosts, and by `guest_api/` for programs in the guest, each with a
 //! bus of its own.
 
-use std::{io, sync::Arc};
+use std::{io, pin::pin, sync::Arc, task::Poll};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
@@ -34,11 +34,21 @@ use crate::{
 /// Pings without an answer after which a listener is taken for gone.
 const MAX_MISSED_PINGS: u32 = 2;
 
+/// Longest list of kinds that a client may ask for, in bytes. All there are take 40.
+const MAX_KINDS_BYTES: usize = 256;
+
 /// The kinds asked for in a query (`?type=a,b`), or all of `default`.
-pub(crate) fn kinds(query: &str, default: &[&str]) -> Vec<String> {
+///
+/// # Errors
+///
+/// 400 for more than [`MAX_KINDS_BYTES`]: every listener keeps them, and compares each event.
+pub(crate) fn kinds(query: &str, default: &[&str]) -> Result<Vec<String>, ApiError> {
     match parameter(query, "type").as_deref() {
-        None | Some("") => default.iter().map(ToString::to_string).collect(),
-        Some(asked) => asked.split(',').map(str::to_owned).collect(),
+        None | Some("") => Ok(default.iter().map(ToString::to_string).collect()),
+        Some(asked) if asked.len() > MAX_KINDS_BYTES => Err(ApiError::bad_request(format!(
+            "the types of events are longer than {MAX_KINDS_BYTES} bytes"
+        ))),
+        Some(asked) => Ok(asked.split(',').map(str::to_owned).collect()),
     }
 }
 
@@ -98,7 +108,7 @@ impl Listener {
     }
 }
 
-/// Sends events as text messages until the client sends something, leaves, or is too slow.
+/// Sends events as text messages until the client sends something, leaves, or takes nothing any more.
 async fn send<S>(mut socket: WebSocketStream<S>, mut listener: Listener, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -130,10 +140,20 @@ where
             },
             () = stop.cancelled() => break,
         };
-        if !matches!(
-            timeout(defaults::EVENT_WRITE_TIMEOUT, socket.send(message)).await,
-            Ok(Ok(()))
-        ) {
+        let mut sending = pin!(socket.send(message));
+        let sent = match futures_util::poll!(&mut sending) {
+            Poll::Ready(sent) => sent.is_ok(),
+            Poll::Pending => {
+                // The buffers are full, so that this ends when the client has read something: as good as
+                // an answer to a ping, which comes after all that.
+                missed = 0;
+                matches!(
+                    timeout(defaults::EVENT_WRITE_TIMEOUT, sending).await,
+                    Ok(Ok(()))
+                )
+            }
+        };
+        if !sent {
             return;
         }
     }
@@ -165,49 +185,100 @@ fn stream(listener: Listener, stop: CancellationToken) -> Reply {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{future::Future, time::Duration};
 
+    use tokio::{io::DuplexStream, time::sleep};
     use tokio_tungstenite::tungstenite::protocol::Role;
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn an_agent_that_was_not_scheduled_for_a_while_keeps_its_listeners() {
-        let (near, far) = tokio::io::duplex(64 * 1024);
+    /// The agent's work for a listener to the kind `a`, and the socket of that.
+    async fn listening(
+        events: &Events,
+        stop: CancellationToken,
+    ) -> (impl Future<Output = ()>, WebSocketStream<DuplexStream>) {
+        let (near, far) = tokio::io::duplex(1024);
         let near = WebSocketStream::from_raw_socket(near, Role::Server, None).await;
-        let mut far = WebSocketStream::from_raw_socket(far, Role::Client, None).await;
-        let events = Events::new();
+        let far = WebSocketStream::from_raw_socket(far, Role::Client, None).await;
         let listener = Listener {
             events: events.listen(vec!["a".to_owned()]),
             _place: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
         };
-        let mut agent = Box::pin(send(near, listener, CancellationToken::new()));
+        (send(near, listener, stop), far)
+    }
+
+    /// The next event, after `pause`.
+    async fn hear(far: &mut WebSocketStream<DuplexStream>, pause: Duration) -> Utf8Bytes {
+        loop {
+            if let Message::Text(text) = far.next().await.unwrap().unwrap() {
+                sleep(pause).await;
+                return text;
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listener_that_reads_slowly_hears_everything() {
+        const EVENTS: usize = 100;
+        let events = Events::new();
+        let (agent, mut far) = listening(&events, CancellationToken::new()).await;
+        for number in 0..EVENTS {
+            events.publish(
+                "a",
+                serde_json::json!(format!("{number} {}", "x".repeat(500))),
+            );
+        }
+        // Nothing at first, as a client that starts many commands, and then an event at a time.
+        let slow = async {
+            sleep(defaults::EVENT_WRITE_TIMEOUT - Duration::from_secs(1)).await;
+            for number in 0..EVENTS {
+                let event = hear(&mut far, Duration::from_secs(9)).await;
+                assert!(event.contains(&format!("{number} xxx")), "{event}");
+            }
+        };
+        select! {
+            () = agent => panic!("the listener was dropped"),
+            () = slow => {}
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listener_that_takes_nothing_is_dropped() {
+        let events = Events::new();
+        let (agent, _far) = listening(&events, CancellationToken::new()).await;
+        events.publish("a", serde_json::json!("x".repeat(2000)));
+        let longest = defaults::EVENT_WRITE_TIMEOUT + defaults::LINGER_TIMEOUT;
+        timeout(longest, agent).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_was_not_scheduled_for_a_while_keeps_its_listeners() {
+        let events = Events::new();
+        let (agent, mut far) = listening(&events, CancellationToken::new()).await;
+        let mut agent = Box::pin(agent);
         assert!(futures_util::poll!(&mut agent).is_pending());
         tokio::time::advance(Duration::from_secs(45)).await;
         for _ in 0..10 {
             assert!(futures_util::poll!(&mut agent).is_pending());
         }
         events.publish("a", serde_json::json!("late"));
-        let hear = async {
-            loop {
-                match far.next().await.unwrap().unwrap() {
-                    Message::Text(text) => return text,
-                    _ => continue,
-                }
-            }
-        };
         select! {
             () = agent => panic!("the listener was dropped"),
-            text = hear => assert!(text.contains("late"), "{text}"),
+            text = hear(&mut far, Duration::ZERO) => assert!(text.contains("late"), "{text}"),
         }
     }
 
     #[test]
     fn kinds_are_split_at_commas() {
         assert_eq!(
-            kinds("a=b&type=operation%2Cconfig", &[]),
+            kinds("a=b&type=operation%2Cconfig", &[]).unwrap(),
             ["operation", "config"]
         );
-        assert_eq!(kinds("", &["config"]), ["config"]);
+        assert_eq!(kinds("", &["config"]).unwrap(), ["config"]);
+    }
+
+    #[test]
+    fn kinds_without_end_are_refused() {
+        kinds(&format!("type={}", "a,".repeat(MAX_KINDS_BYTES)), &[]).unwrap_err();
     }
 }

@@ -42,10 +42,6 @@ pub(crate) enum Carries {
     Bytes,
 }
 
-/// Largest data a websocket keeps that the peer has not taken: one message, its head, and a
-/// control frame beside it.
-const MAX_WRITE_BUFFER_BYTES: usize = 4 * defaults::MAX_OUTPUT_BYTES;
-
 /// A websocket whose handshake is answered and whose connection still speaks HTTP.
 #[derive(Debug)]
 pub(crate) struct Upgrading(OnUpgrade);
@@ -150,11 +146,12 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
         .any(|part| part.trim().eq_ignore_ascii_case(token))
 }
 
+/// Without a limit on what the peer has not taken: each message is sent before the next is made, and an
+/// event can be as large as a request.
 fn limits(read_buffer_bytes: usize) -> WebSocketConfig {
     WebSocketConfig::default()
         .read_buffer_size(read_buffer_bytes)
         .write_buffer_size(0)
-        .max_write_buffer_size(MAX_WRITE_BUFFER_BYTES)
         .max_message_size(Some(defaults::MAX_MESSAGE_BYTES))
         .max_frame_size(Some(defaults::MAX_MESSAGE_BYTES))
 }

@@ -108,6 +108,24 @@ pub(crate) async fn next_event(socket: &mut harness::raw::Socket) -> Value {
 }
 
 #[tokio::test]
+async fn a_listener_hears_an_event_as_large_as_a_request() {
+    let agent = TestAgent::start();
+    let client = RawClient::new(&agent.socket());
+    let mut events = client.websocket("/1.0/events").await.unwrap();
+    let large = json!({ "key": "user.a", "value": "x".repeat(2 * 1024 * 1024) });
+    for metadata in [&large, &json!("small")] {
+        let event = json!({ "type": "config", "metadata": metadata }).to_string();
+        // The answer and the event are on connections of their own.
+        let (reply, heard) = tokio::join!(
+            client.request("POST", "/1.0/events", &event),
+            next_event(&mut events)
+        );
+        assert_eq!(reply.status, 200, "{reply:?}");
+        assert!(heard["metadata"] == *metadata);
+    }
+}
+
+#[tokio::test]
 async fn an_event_that_is_posted_is_heard_by_those_who_asked_for_its_kind() {
     let agent = TestAgent::start();
     let client = RawClient::new(&agent.socket());

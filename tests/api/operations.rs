@@ -1,7 +1,12 @@
 //! Operations: what is listed, waited for, joined and cancelled.
 
+use std::time::Duration;
+
+use futures_util::SinkExt;
 use harness::{RawClient, TestAgent};
 use serde_json::json;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
 
 fn start() -> (TestAgent, RawClient) {
     let agent = TestAgent::start();
@@ -28,6 +33,18 @@ async fn a_running_command_is_listed_without_its_secrets() {
     assert_eq!(operation["metadata"]["command"], json!(["sleep", "1000"]));
     assert_eq!(operation["metadata"]["fds"], json!({}));
     assert!(!whole.to_string().contains("hidden"), "{whole}");
+}
+
+#[tokio::test]
+async fn a_very_long_command_is_shown_by_its_program() {
+    let (_agent, client) = start();
+    let long = "x".repeat(100_000);
+    let command = ["true", &long, &long];
+    let reply = client.post_exec(&command, json!({})).await.body;
+    assert!(reply["metadata"]["metadata"]["command"] == json!(command));
+    let path = reply["operation"].as_str().unwrap();
+    let shown = client.get(path).await.body["metadata"]["metadata"].clone();
+    assert!(shown["command"] == json!(["true"]));
 }
 
 #[tokio::test]
@@ -90,5 +107,39 @@ async fn a_secret_joins_one_socket_once() {
             .await
             .unwrap_err(),
         403
+    );
+}
+
+#[tokio::test]
+async fn a_command_that_is_ended_while_its_client_reads_nothing_is_final() {
+    let (_agent, client) = start();
+    // In this time it writes more than fits between the two.
+    let exec = client.exec(&["yes"], json!({ "timeout": 3 })).await;
+    // The agent waits a minute for the client to read something.
+    let end = timeout(Duration::from_secs(180), exec.wait()).await;
+    let end = end.expect("the operation never ends");
+    assert_eq!(end["metadata"]["timed_out"], json!(true), "{end}");
+    assert_eq!(end["metadata"]["output_complete"], json!(false), "{end}");
+}
+
+#[tokio::test]
+async fn a_command_whose_client_takes_no_close_of_the_input_is_final() {
+    let (_agent, client) = start();
+    let script = "exec <&-; echo up; exec sleep 2";
+    let mut exec = client.exec(&["sh", "-c", script], json!({})).await;
+    exec.read_until("1", "up").await;
+    // Nobody reads the answers, which fill the socket.
+    let input = exec.sockets.get_mut("0").unwrap();
+    for _ in 0..5000 {
+        input
+            .send(Message::Ping(vec![0; 125].into()))
+            .await
+            .unwrap();
+    }
+    exec.send(b"input that nobody reads").await;
+    let end = timeout(Duration::from_secs(60), exec.wait()).await;
+    assert_eq!(
+        end.expect("the operation never ends")["metadata"]["return"],
+        json!(0)
     );
 }

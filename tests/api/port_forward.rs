@@ -39,7 +39,7 @@ async fn read_head(stream: &mut Connection) -> String {
 }
 
 /// Both ends of a forwarded connection. `more` goes out with the request.
-async fn forward(
+pub(crate) async fn forward(
     client: &RawClient,
     listener: &TcpListener,
     body: Value,

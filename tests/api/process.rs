@@ -19,11 +19,11 @@ use nix::{
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixStream,
+    net::{TcpListener, UnixStream},
     time::timeout,
 };
 
-use crate::cli_files::build;
+use crate::{cli_files::build, port_forward::forward};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -119,6 +119,15 @@ async fn a_client_that_is_taken_off_the_list_is_out_at_once() {
     let pid = ending.read_until("1", "\n").await.trim().to_owned();
     staying.read_until("1", "\n").await;
     let mut files = first.upgrade("/1.0/sftp", "sftp").await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = json!({ "port": listener.local_addr().unwrap().port() });
+    let (_near, _far) = forward(&first, &listener, port, "").await;
+    let forwards = async |count: usize| {
+        let metrics = second_client.get("/metrics").await.body;
+        let line = format!("\nvsock_agent_port_forwards {count}\n");
+        metrics.as_str().unwrap().contains(&line)
+    };
+    assert!(forwards(1).await);
     assert!(is_running(&pid));
     // So many that the agent forgets those who have left, and must not forget who has a session.
     for _ in 0..70 {
@@ -136,6 +145,8 @@ async fn a_client_that_is_taken_off_the_list_is_out_at_once() {
     let output = ending.sockets.get_mut("1").unwrap();
     while let Some(Ok(_)) = timeout(PATIENCE, output.next()).await.unwrap() {}
     assert!(eventually(PATIENCE, async || !is_running(&pid)).await);
+    // Whoever it led to says nothing, and never closes.
+    assert!(eventually(PATIENCE, async || forwards(0).await).await);
     assert!(!is_let_in(&first).await);
 
     assert!(is_let_in(&second_client).await);

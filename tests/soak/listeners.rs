@@ -1,13 +1,16 @@
-//! Hosts of LXD 5.0 know the end of a command by its event only.
+//! Hosts of LXD 5.0 know the end of a command by its event only, and listen once for each command.
 
 use std::collections::BTreeSet;
 
 use futures_util::StreamExt;
 use harness::{AgentProcess, RawClient, raw::Socket};
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::{task::JoinSet, time::timeout};
 
 use crate::PATIENCE;
+
+/// Commands at once, each with a listener of its own.
+const COMMANDS: usize = 600;
 
 /// Operations that one listener hears the end of.
 const DELETES: usize = 1000;
@@ -29,6 +32,28 @@ async fn hear_the_ends(events: &mut Socket, mut ids: BTreeSet<String>) {
             ids.remove(operation["id"].as_str().unwrap());
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn six_hundred_commands_at_once_are_each_heard_to_end() {
+    let agent = AgentProcess::start("listeners").await;
+    let client = RawClient::new(&agent.socket());
+    let mut commands = JoinSet::new();
+    for _ in 0..COMMANDS {
+        let client = client.clone();
+        commands.spawn(async move {
+            let mut events = client
+                .websocket("/1.0/events?type=operation")
+                .await
+                .unwrap();
+            let exec = client.exec(&["true"], json!({})).await;
+            timeout(PATIENCE, hear_the_ends(&mut events, [exec.id].into())).await
+        });
+    }
+    let heard = commands.join_all().await;
+    let lost = heard.iter().filter(|heard| heard.is_err()).count();
+    println!("{COMMANDS} commands at once: {lost} ends were not heard");
+    assert_eq!(lost, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,7 +17,7 @@ mod many;
 mod memory;
 mod vanish;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use harness::{AgentProcess, eventually};
 use vsock_agent_client::{Client, Security};
@@ -47,7 +47,7 @@ async fn assert_nothing_left(agent: &AgentProcess, client: &Client, before: &Bas
 /// What must be the same before and after.
 #[derive(Debug, PartialEq, Eq)]
 struct Baseline {
-    descriptors: usize,
+    descriptors: BTreeMap<String, usize>,
     children: usize,
     cgroups: usize,
     running: usize,

@@ -2,6 +2,7 @@
 //! memory and descriptors, and for what a crash leaves.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -116,10 +117,20 @@ impl AgentProcess {
         self.status("VmHWM:")
     }
 
-    /// Open descriptors.
+    /// Open descriptors: how many there are of each kind, such as `socket`.
     #[must_use]
-    pub fn descriptors(&self) -> usize {
-        count(&self.proc("fd"))
+    pub fn descriptors(&self) -> BTreeMap<String, usize> {
+        let mut kinds = BTreeMap::new();
+        for entry in fs::read_dir(self.proc("fd")).unwrap().flatten() {
+            // It may have been closed since.
+            let Ok(target) = fs::read_link(entry.path()) else {
+                continue;
+            };
+            let target = target.to_string_lossy();
+            let kind = target.split_once(":[").map_or(&*target, |(kind, _)| kind);
+            *kinds.entry(kind.to_owned()).or_default() += 1;
+        }
+        kinds
     }
 
     /// Child processes, ended ones that nobody has reaped included.
@@ -182,8 +193,4 @@ async fn product() -> &'static Product {
     PRODUCT
         .get_or_init(async || Product::build().await.unwrap())
         .await
-}
-
-fn count(folder: &Path) -> usize {
-    fs::read_dir(folder).unwrap().count()
 }

@@ -17,9 +17,9 @@ use crate::{
 ///
 /// # Errors
 ///
-/// 400 for a bad websocket handshake, 503 when there are too many listeners.
+/// 400 for a bad websocket handshake or too many kinds, 503 when there are too many listeners.
 pub(crate) fn get(app: &App, mut request: Request<Incoming>) -> Result<Reply, ApiError> {
-    let kinds = kinds(request.uri().query().unwrap_or_default(), DEFAULT_KINDS);
+    let kinds = kinds(request.uri().query().unwrap_or_default(), DEFAULT_KINDS)?;
     let source = Source {
         events: &app.events,
         places: &app.listeners,

@@ -33,7 +33,7 @@ use crate::{
 /// Longest text of a failure, in characters: it names a program, and a name may be very long.
 const MAX_ERROR_CHARS: usize = 1000;
 
-/// Longest name of a program in the log, in characters.
+/// Longest name of a program in the log, and of one whose command is too long to be shown, in characters.
 const MAX_NAME_CHARS: usize = 200;
 
 /// Starts a command, once its sockets are joined.
@@ -64,7 +64,7 @@ pub(crate) async fn post(app: &Arc<App>, request: Request<Incoming>) -> Result<R
     let secrets = secrets(request.interactive)?;
     let mut started = ExecStarted {
         fds: BTreeMap::new(),
-        command: request.command,
+        command: shown(&request.command),
         environment: BTreeMap::new(),
         interactive: request.interactive,
     };
@@ -77,10 +77,21 @@ pub(crate) async fn post(app: &Arc<App>, request: Request<Incoming>) -> Result<R
     let work = |handle| run(Arc::clone(app), Arc::clone(&spec), who, handle);
     let mut operation = app.operations.start(new, work)?;
     let reveal = |(name, secret): (String, Secret)| (name, secret.reveal().to_owned());
+    started.command = request.command;
     started.fds = by_insertion(secrets.into_iter().map(reveal));
     started.environment = spec.environment();
     operation.metadata = json!(started);
     Ok(operation_created(path::operation(operation.id), operation))
+}
+
+/// As much of a command as its operation shows to others.
+fn shown(command: &[String]) -> Vec<String> {
+    // In JSON each argument has two quotation marks and a comma.
+    let bytes: usize = command.iter().map(|argument| argument.len() + 3).sum();
+    match bytes {
+        ..=defaults::MAX_SHOWN_COMMAND_BYTES => command.to_vec(),
+        _ => command.first().map(|name| cut(name)).into_iter().collect(),
+    }
 }
 
 async fn resolve(policy: &ExecPolicy, request: &ExecRequest) -> Result<Arc<ExecSpec>, ApiError> {
@@ -178,7 +189,7 @@ impl fmt::Display for Who {
     }
 }
 
-/// As much of a name as the log takes.
+/// As much of a name as is shown.
 fn cut(name: &str) -> String {
     name.chars().take(MAX_NAME_CHARS).collect()
 }

@@ -10,7 +10,7 @@ use vsock_agent_protocol::port_forward::{PROTOCOL, PortForward};
 
 use crate::{
     app::App,
-    defaults, port_forward,
+    client, defaults, port_forward,
     reply::{ApiError, Reply, read_json, switching_protocols},
 };
 
@@ -37,12 +37,17 @@ pub(crate) async fn post(
             let limit = defaults::MAX_PORT_FORWARDS;
             ApiError::busy(format!("too many forwarded connections: {limit} are open"))
         })?;
+    let client = client::of(&request);
     let upgrade = hyper::upgrade::on(&mut request);
     let to: PortForward = read_json(request.into_body()).await?;
     let guest = port_forward::dial(&to).await?;
-    let stop = app.shutdown.child_token();
+    let stop = match &client {
+        Some(client) => client.stop.clone(),
+        None => app.shutdown.child_token(),
+    };
     app.shutdown.spawn(async move {
-        let _permit = permit;
+        // Who is taken off the list is found by the client.
+        let _kept = (permit, client);
         let Ok(Ok(upgraded)) = timeout(defaults::UPGRADE_TIMEOUT, upgrade).await else {
             return;
         };

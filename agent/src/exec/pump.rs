@@ -8,7 +8,8 @@ use tokio::{
     io::AsyncWriteExt,
     net::unix::pipe,
     select,
-    time::{Instant, sleep_until},
+    sync::Notify,
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_tungstenite::tungstenite::{
     Error as WsError, Message, Utf8Bytes,
@@ -94,6 +95,20 @@ pub(super) enum StreamEnd {
     ClientLeft,
 }
 
+/// Whether output gets anywhere. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Progress(Arc<Notify>);
+
+impl Progress {
+    /// Resolves when nothing was sent for [`defaults::STALL_TIMEOUT`].
+    pub(super) async fn stalled(&self) {
+        while timeout(defaults::STALL_TIMEOUT, self.0.notified())
+            .await
+            .is_ok()
+        {}
+    }
+}
+
 /// Sends what the command writes, until the end of the stream. The caller tells the client of the
 /// end, with [`end_output`], and closes the stream or not.
 ///
@@ -105,6 +120,7 @@ pub(super) async fn pump_output<S, W>(
     socket: &mut W,
     exited: &CancellationToken,
     client_left: &CancellationToken,
+    progress: &Progress,
 ) -> Pumped
 where
     S: Source,
@@ -124,6 +140,7 @@ where
                     break StreamEnd::ClientLeft;
                 }
                 bytes += length as u64;
+                progress.0.notify_one();
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let waited = select! {
@@ -339,7 +356,10 @@ mod tests {
         convert::Infallible,
         pin::Pin,
         task::{Context, Poll},
+        time::Duration,
     };
+
+    use tokio::time::sleep;
 
     use super::*;
 
@@ -379,7 +399,7 @@ mod tests {
         drop(writer);
         let (exited, left) = no_tokens();
         let mut sent = Sent::default();
-        let pumped = pump_output(&reader, &mut sent, &exited, &left).await;
+        let pumped = pump_output(&reader, &mut sent, &exited, &left, &Progress::default()).await;
         assert_eq!(
             pumped,
             Pumped {
@@ -393,6 +413,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn output_that_moves_however_slowly_is_not_stalled() {
+        let progress = Progress::default();
+        let start = Instant::now();
+        let slow = async {
+            for _ in 0..10 {
+                sleep(defaults::STALL_TIMEOUT - Duration::from_secs(1)).await;
+                progress.0.notify_one();
+            }
+            start.elapsed()
+        };
+        let ((), moved) = tokio::join!(progress.stalled(), slow);
+        assert!(start.elapsed() >= moved + defaults::STALL_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_stream_that_something_else_holds_ends_when_it_is_quiet() {
         let (mut writer, reader) = pipe::pipe().unwrap();
         writer.write_all(b"hello").await.unwrap();
@@ -400,7 +435,7 @@ mod tests {
         exited.cancel();
         let start = Instant::now();
         let mut sent = Sent::default();
-        let pumped = pump_output(&reader, &mut sent, &exited, &left).await;
+        let pumped = pump_output(&reader, &mut sent, &exited, &left, &Progress::default()).await;
         assert_eq!(
             pumped,
             Pumped {
@@ -426,7 +461,9 @@ mod tests {
         };
         let start = Instant::now();
         let mut sent = Sent::default();
-        let pump = async move { pump_output(&reader, &mut sent, &exited, &left).await };
+        let pump = async move {
+            pump_output(&reader, &mut sent, &exited, &left, &Progress::default()).await
+        };
         let (pumped, ()) = tokio::join!(pump, chatter);
         assert_eq!(pumped.end, StreamEnd::Held);
         assert!(start.elapsed() <= defaults::DRAIN_TIMEOUT + defaults::DRAIN_QUIET);

@@ -16,6 +16,10 @@
 //! the agent stops, what is not to end then is Left. A request can say that the loss of its client hangs
 //! it up, or means nothing. Each stream is pumped by a task of its own, so
 //! that none waits for another.
+//!
+//! What a command wrote waits for its client, however slowly that reads. Of a command that was ended it
+//! waits as long as the client reads anything ([`defaults::STALL_TIMEOUT`]), or the operation would never
+//! be final.
 
 use std::{
     collections::BTreeMap,
@@ -47,7 +51,7 @@ use super::{
     family::{ENDING, Family},
     leftovers::Leftovers,
     pty::Pty,
-    pump::{self, Fed, InputEnd, Loss, Pumped, StreamEnd},
+    pump::{self, Fed, InputEnd, Loss, Progress, Pumped, StreamEnd},
 };
 use crate::{blocking::run_blocking, defaults, reaper, shutdown::Shutdown, ws::WebSocket};
 
@@ -319,6 +323,8 @@ struct Running {
     has_control: Arc<AtomicBool>,
     leftovers: Leftovers,
     on_disconnect: OnDisconnect,
+    /// Of all output streams.
+    progress: Progress,
     /// Cancelled when the command has ended.
     exited: CancellationToken,
     /// Cancelled when the control socket is lost, or without one standard output's.
@@ -347,6 +353,7 @@ impl Running {
             has_control: Arc::new(AtomicBool::new(sockets.control.is_some())),
             leftovers,
             on_disconnect,
+            progress: Progress::default(),
             exited: CancellationToken::new(),
             control_lost: CancellationToken::new(),
             stop: CancellationToken::new(),
@@ -424,8 +431,9 @@ impl Running {
             };
             drop(target);
             if matches!(fed.end, InputEnd::Command) {
-                // The client need not send what nobody will read.
-                let _ = socket.close(None).await;
+                // The client need not send what nobody will read. One that reads nothing itself may
+                // never take this.
+                let _ = stop.run_until_cancelled(socket.close(None)).await;
             }
             (fed, socket)
         });
@@ -435,6 +443,7 @@ impl Running {
         let (exited, leftovers) = (self.exited.clone(), self.leftovers.clone());
         let (lost, has_control) = (self.control_lost.clone(), Arc::clone(&self.has_control));
         let keeps = self.on_disconnect == OnDisconnect::Keep;
+        let progress = self.progress.clone();
         self.outputs.spawn(async move {
             let (mut sink, mut stream) = socket.split();
             let client_left = CancellationToken::new();
@@ -444,7 +453,8 @@ impl Running {
                 std::future::pending().await
             };
             let pump = async {
-                let pumped = pump::pump_output(&source, &mut sink, &exited, &client_left).await;
+                let pumped =
+                    pump::pump_output(&source, &mut sink, &exited, &client_left, &progress).await;
                 match pumped.end {
                     StreamEnd::Held => leftovers.keep(source),
                     StreamEnd::ClientLeft if keeps => leftovers.keep(source),
@@ -470,6 +480,7 @@ impl Running {
         let (exited, tell) = (self.exited.clone(), self.tell_input_lost.take());
         let leftovers = self.leftovers.clone();
         let keeps = self.on_disconnect == OnDisconnect::Keep;
+        let progress = self.progress.clone();
         self.outputs.spawn(async move {
             let (mut sink, mut stream) = socket.split();
             let client_left = CancellationToken::new();
@@ -485,7 +496,8 @@ impl Running {
                 std::future::pending().await
             };
             let pump = async {
-                let pumped = pump::pump_output(&pty, &mut sink, &exited, &client_left).await;
+                let pumped =
+                    pump::pump_output(&pty, &mut sink, &exited, &client_left, &progress).await;
                 if keeps && pumped.end == StreamEnd::ClientLeft {
                     leftovers.keep(pty);
                 } else {
@@ -557,6 +569,7 @@ impl Running {
             complete: true,
             ..Drained::default()
         };
+        let progress = self.progress.clone();
         while !self.outputs.is_empty() {
             select! {
                 biased;
@@ -567,6 +580,7 @@ impl Running {
                     drained.complete = false;
                 }
                 () = lost.cancelled(), if why.is_some() => self.cut_off(&mut drained).await,
+                () = progress.stalled(), if why.is_some() => self.cut_off(&mut drained).await,
                 ended = &mut to_end, if why.is_none() => {
                     why = Some(ended);
                     tracing::info!(pid = self.child.pid().as_raw(), ?ended, "ending what a command left");
@@ -648,7 +662,7 @@ impl Running {
         }
     }
 
-    /// The client is gone: so goes what still writes.
+    /// The client is gone, or takes nothing: so goes what still writes.
     async fn cut_off(&mut self, drained: &mut Drained) {
         self.family.end(&ENDING).await;
         self.outputs.shutdown().await;

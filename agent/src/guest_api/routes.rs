@@ -105,7 +105,7 @@ fn events(
     extend: &(dyn Fn(Duration) + Sync),
 ) -> Result<Reply, ApiError> {
     let query = request.uri().query().unwrap_or_default();
-    let kinds = kinds(query, &[event::CONFIG, event::DEVICE]);
+    let kinds = kinds(query, &[event::CONFIG, event::DEVICE])?;
     let source = Source {
         events: api.data.events(),
         places: &api.listeners,

@@ -270,7 +270,15 @@ impl Table {
     fn end(&mut self, operation: &Operation) {
         self.live.remove(&operation.id);
         // Only a map with keys that are no strings cannot be written, and JSON has none.
-        let text = serde_json::to_string(operation).unwrap_or_default();
+        let write = |operation| serde_json::to_string(operation).unwrap_or_default();
+        let mut text = write(operation);
+        if text.len() > defaults::MAX_ENDED_BYTES {
+            let metadata = serde_json::Value::Null;
+            text = write(&Operation {
+                metadata,
+                ..operation.clone()
+            });
+        }
         self.ended.insert(operation.id, text.into_boxed_str());
         self.order.push_back((Instant::now(), operation.id));
         self.forget_old();
@@ -409,6 +417,27 @@ mod tests {
         assert_eq!(end.status_code, 200);
         assert_eq!(end.metadata, serde_json::json!({ "return": 0 }));
         assert_eq!(registry.get(id).unwrap(), end);
+    }
+
+    #[tokio::test]
+    async fn what_ended_without_a_result_is_kept_without_what_is_large() {
+        let registry = registry();
+        let large = New {
+            metadata: serde_json::json!({ "command": ["x".repeat(defaults::MAX_ENDED_BYTES)] }),
+            ..new(vec![])
+        };
+        let without_result = Outcome {
+            metadata: serde_json::Value::Null,
+            ..success()
+        };
+        let id = registry
+            .start(large, |_| async { without_result })
+            .unwrap()
+            .id;
+        registry.wait(id, None).await.unwrap();
+        let kept = registry.get(id).unwrap();
+        assert_eq!(kept.metadata, serde_json::Value::Null);
+        assert_eq!(kept.status_code, 200);
     }
 
     #[tokio::test]
