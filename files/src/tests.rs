@@ -188,3 +188,47 @@ fn what_another_copy_removed_before_it_was_locked_is_not_written() {
     fs::remove_file(folder.0.join("part")).unwrap();
     assert!(!part::is_own(&file));
 }
+
+#[test]
+fn special_bits_do_not_go_to_another_owner() {
+    let folder = Folder::new("special-bits");
+    fs::write(folder.target(), "old").unwrap();
+    fs::set_permissions(folder.target(), fs::Permissions::from_mode(0o6755)).unwrap();
+    let sets_owner = Replacement {
+        sets_owner: true,
+        ..Replacement::default()
+    };
+    folder.replace(sets_owner, 0o600).unwrap().unwrap();
+    let now = fs::metadata(folder.target()).unwrap();
+    assert_eq!(now.mode() & 0o7777, 0o755);
+}
+
+#[test]
+fn the_acl_that_a_directory_gives_to_new_files_is_not_that_of_the_old_one() {
+    let folder = Folder::new("default-acl");
+    fs::write(folder.target(), "old").unwrap();
+    fs::set_permissions(folder.target(), fs::Permissions::from_mode(0o660)).unwrap();
+    xattr::set(&folder.0, "system.posix_acl_default", &acl()).unwrap();
+    folder
+        .replace(Replacement::default(), 0o660)
+        .unwrap()
+        .unwrap();
+    assert_eq!(xattr::get(folder.target(), ACL).unwrap(), None);
+    let now = fs::metadata(folder.target()).unwrap();
+    assert_eq!(now.mode() & 0o7777, 0o660);
+}
+
+#[test]
+fn capabilities_are_those_of_the_old_content() {
+    // `struct vfs_cap_data` (`linux/capability.h`): revision 2, effective, CAP_CHOWN permitted.
+    let capabilities = [0x0200_0001_u32, 1, 0, 0, 0].map(u32::to_le_bytes).concat();
+    let folder = Folder::new("capabilities");
+    fs::write(folder.target(), "old").unwrap();
+    xattr::set(folder.target(), OF_THE_CONTENT[0], &capabilities).expect("this test needs root");
+    folder
+        .replace(Replacement::default(), 0o755)
+        .unwrap()
+        .unwrap();
+    let now = xattr::get(folder.target(), OF_THE_CONTENT[0]).unwrap();
+    assert_eq!(now, None);
+}

@@ -346,9 +346,13 @@ impl Client {
                 source: io::Error::new(io::ErrorKind::InvalidInput, reason),
             });
         }
-        self.event_socket(kinds)
-            .await
-            .map(|socket| Events { socket: Ok(socket) })
+        self.any_events(kinds).await
+    }
+
+    /// As [`Client::events`], also of kinds that nobody tells.
+    pub(crate) async fn any_events(&self, kinds: &[&str]) -> Result<Events, ClientError> {
+        let socket = self.event_socket(kinds).await?;
+        Ok(Events { socket: Ok(socket) })
     }
 
     pub(crate) async fn event_socket(&self, kinds: &[&str]) -> Result<Socket, ClientError> {

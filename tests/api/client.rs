@@ -217,6 +217,14 @@ async fn a_command_has_less_than_a_second_and_the_time_between_its_signals() {
     assert!(took >= Duration::from_millis(1100), "{took:?}");
     assert!(took < Duration::from_secs(5), "{took:?}");
     assert_eq!(output.stdout, b"got it\ngot it\n");
+    // A whole second would be enough for it.
+    let short = client.exec("sh", ["-c", "sleep 0.8; echo late"]);
+    let short = short.timeout(Duration::from_millis(50));
+    let output = soon(short.output()).await.unwrap();
+    assert!(
+        output.status.timed_out && output.stdout.is_empty(),
+        "{output:?}"
+    );
     // No time to do anything about it.
     let output = soon(times(exec, 300, 0).output()).await.unwrap();
     assert_eq!(output.status.signal, Some(9), "{output:?}");
@@ -354,6 +362,26 @@ impl MappedSocket {
             .await
             .unwrap();
         self.lead.send_replace(Some(agent));
+    }
+}
+
+#[tokio::test]
+async fn events_say_again_that_they_were_lost() {
+    let agent = TestAgent::start();
+    let folder = TestFolder::new("client");
+    let path = folder.path().join("mapped.sock");
+    let mapped = MappedSocket::new(&path);
+    mapped.lead.send_replace(Some(agent.socket()));
+    let endpoint = format!("unix:{}", path.display()).parse().unwrap();
+    let client = Client::new(endpoint, Security::Plain);
+    let mut events = client.events(&[]).await.unwrap();
+    drop(mapped);
+    for _ in 0..2 {
+        let error = soon(events.next()).await.unwrap_err();
+        assert!(
+            matches!(error, ClientError::ConnectionLost { .. }),
+            "{error:?}"
+        );
     }
 }
 

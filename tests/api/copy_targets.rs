@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Read,
-    os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -290,6 +290,23 @@ async fn what_is_no_regular_file_is_written_to() {
             "{way:?}: {refused:?}"
         );
         fs::remove_file(&socket).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_link_of_a_tree_replaces_nothing_but_files_and_links() {
+    let both = Both::start().await;
+    fs::create_dir(both.at("from")).unwrap();
+    symlink("nowhere", both.at("from/link")).unwrap();
+    let recursive = options(|options| options.recursive = true);
+    for way in WAYS {
+        let pipe = both.at("to/from/link");
+        fs::create_dir_all(both.at("to/from")).unwrap();
+        mkfifo(&pipe, Mode::S_IRUSR).unwrap();
+        let (copied, _) = both.copy(way, "from", "to", &recursive).await.unwrap();
+        assert_eq!((copied.links, copied.failed), (0, 1), "{way:?}");
+        assert!(pipe.symlink_metadata().unwrap().file_type().is_fifo());
+        fs::remove_dir_all(both.at("to")).unwrap();
     }
 }
 

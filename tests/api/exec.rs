@@ -359,7 +359,7 @@ async fn a_command_that_is_kept_goes_on_without_its_client_and_ends_with_its_sta
     for interactive in [false, true] {
         // Writes more than a pipe holds, and would end with SIGPIPE, HUP or a full pipe.
         let script = format!(
-            "echo $$; until [ -e {} ]; do sleep 0.1; done; head -c 300000 /dev/zero; exit 7",
+            "echo $$; until [ -e {} ]; do sleep 0.1; done; head -c 300000 /dev/zero && exit 7",
             go.display()
         );
         let more = json!({ "vsock_agent_on_disconnect": "keep", "interactive": interactive });

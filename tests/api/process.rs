@@ -42,15 +42,11 @@ impl Agent {
         let socket = format!("unix:{}", folder.path().join("agent.sock").display());
         let mut words: Vec<&str> = launcher.to_vec();
         words.push(program.to_str().unwrap());
-        words.extend([
-            "--config",
-            "/dev/null",
-            "--cloud-init",
-            "off",
-            "--host",
-            "off",
-        ]);
+        words.extend(["--cloud-init", "off", "--host", "off"]);
         words.extend(["--guest-socket", "off", "--listen", &socket]);
+        if !flags.contains(&"--config") {
+            words.extend(["--config", "/dev/null"]);
+        }
         words.extend(flags);
         let child = Command::new(words[0])
             .args(&words[1..])
@@ -170,6 +166,26 @@ async fn a_client_that_is_taken_off_the_list_is_out_at_once() {
 }
 
 #[tokio::test]
+async fn features_and_rules_for_commands_are_read_again() {
+    let folder = TestFolder::new("features");
+    let config = folder.path().join("agent.toml");
+    fs::write(&config, "").unwrap();
+    let flags = ["--plain", "--config", config.to_str().unwrap()];
+    let agent = Agent::start(folder, &["env"], &flags).await;
+    let client = RawClient::new(&agent.socket());
+    let post = async |program| client.post_exec(&[program], json!({})).await.status;
+    assert_eq!(client.get("/1.0/state").await.status, 200);
+    assert_eq!(post("/bin/false").await, 202);
+
+    let text = "features = [\"exec\"]\nexec-commands = [\"/bin/true\"]\n";
+    fs::write(&config, text).unwrap();
+    agent.reload("are read again").await;
+    assert_eq!(client.get("/1.0/state").await.status, 403);
+    assert_eq!(post("/bin/true").await, 202);
+    assert_eq!(post("/bin/false").await, 403);
+}
+
+#[tokio::test]
 async fn without_a_thread_there_is_an_error_and_the_agent_goes_on() {
     let folder = TestFolder::new("threads");
     std::os::unix::fs::chown(folder.path(), Some(USER), None).expect("this test needs root");
@@ -274,11 +290,12 @@ async fn somebody_elses_folder_has_no_identity_for_the_agent() {
     own.write_agent(folder.path(), &[&host]);
     std::os::unix::fs::chown(folder.path(), Some(USER), None).expect("this test needs root");
     let socket = format!("unix:{}", folder.path().join("agent.sock").display());
-    let output = Command::new(build("vsock-agent", "vsock-agent"))
+    let ends = tokio::process::Command::new(build("vsock-agent", "vsock-agent"))
         .args(["--config", "/dev/null", "--listen", &socket])
         .current_dir(folder.path())
-        .output()
-        .unwrap();
+        .kill_on_drop(true)
+        .output();
+    let output = timeout(PATIENCE, ends).await.expect("it serves").unwrap();
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("no agent.crt in "), "{said}");

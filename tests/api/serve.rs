@@ -28,6 +28,9 @@ const PORT: u32 = 9000;
 /// Patience with what takes no time.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Less than the time until an agent is looked for again that nobody knows to be gone, 30 s.
+const AT_ONCE: Duration = Duration::from_secs(20);
+
 /// A host and the guests it serves.
 struct Host {
     process: HostProcess,
@@ -341,7 +344,8 @@ async fn ready_ends_when_the_agent_is_gone_and_holds_again_in_the_same_boot() {
     until(async || kept().await.contains("Ready")).await;
     agent.stop();
     drop(agent);
-    until(async || state().await == "Started").await;
+    let is_over = async || state().await == "Started";
+    assert!(eventually(AT_ONCE, is_over).await);
     until(async || !kept().await.contains("Ready")).await;
     let _agent = start_agent(&host, &one);
     until(async || state().await == "Ready").await;

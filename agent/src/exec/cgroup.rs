@@ -301,6 +301,25 @@ fn sweep(top: &Path) {
 mod tests {
     use super::*;
 
+    /// As one in which something is mounted.
+    #[test]
+    fn a_group_that_is_empty_and_cannot_be_removed_is_not_tried_again() {
+        let folder = std::env::temp_dir().join(format!("cgroup-stays-{}", std::process::id()));
+        let (gone, stays) = (folder.join("gone"), folder.join("stays"));
+        fs::create_dir_all(&gone).unwrap();
+        fs::create_dir_all(&stays).unwrap();
+        fs::write(stays.join("file"), "").unwrap();
+        let inner = Inner {
+            folder: folder.clone(),
+            _mount: None,
+            left: Mutex::new(vec![gone.clone(), stays.clone()]),
+            more: Notify::new(),
+        };
+        assert!(!inner.remove_left());
+        assert!(!gone.exists() && stays.exists());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
     #[test]
     fn the_hierarchy_is_found_among_other_mounts() {
         let text = "24 1 0:22 / /sys rw shared:2 - sysfs sysfs rw\n\

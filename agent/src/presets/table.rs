@@ -267,6 +267,12 @@ mod tests {
     }
 
     #[test]
+    fn alibabas_keys_are_folders() {
+        let keys = get("aliyun", "/2016-01-01/meta-data/public-keys/");
+        assert_eq!(keys.as_deref(), Some("0/\n1/"));
+    }
+
+    #[test]
     fn amazons_tree_is_as_amazons() {
         let get = |path| get("ec2", path);
         assert!(get("/").unwrap().starts_with("1.0\n2007-01-19\n"));
@@ -363,6 +369,22 @@ mod tests {
             json("/openstack/latest/vendor_data.json"),
             serde_json::json!({})
         );
+    }
+
+    #[test]
+    fn openstacks_network_is_the_configured_one() {
+        let config = "version: 2\nethernets: {eth0: {addresses: [192.0.2.7/24]}}\n";
+        let mut snapshot = snapshot();
+        let key = "cloud-init.network-config".to_owned();
+        snapshot.config.insert(key, config.to_owned());
+        let preset = Preset::find("openstack").unwrap();
+        let values = Values::new(&snapshot, nics(), &preset);
+        let path = "/openstack/latest/network_data.json";
+        let Found::Answer { text, .. } = preset.find_path(&values, &Method::GET, path) else {
+            panic!("{path} is there");
+        };
+        let network: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(network["networks"][0]["ip_address"], "192.0.2.7");
     }
 
     #[test]

@@ -128,7 +128,7 @@ impl Link<'_> {
     /// Stays with the agent, telling it what changes, until it is gone.
     async fn stay(&mut self, info: &ServerInfo) -> Result<(), ClientError> {
         // An agent without events is looked at now and then.
-        let mut presence = self.client.events(&[NO_EVENTS]).await.ok();
+        let mut presence = self.client.any_events(&[NO_EVENTS]).await.ok();
         let mut views = self.resident.watch();
         let mut look = interval(limits::PRESENCE_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);

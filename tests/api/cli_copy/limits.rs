@@ -54,6 +54,21 @@ async fn a_directory_needs_its_flag() {
 }
 
 #[tokio::test]
+async fn a_tree_that_is_tried_again_comes_to_the_same_place() {
+    let ends = Ends::start();
+    ends.mkdir("tree");
+    ends.write("tree/file", "text");
+    for _ in 0..2 {
+        let flags = ["-r", "-T"];
+        both(&ends, &flags, "tree", ["a", "b"], |output, there| {
+            succeeded(output);
+            assert_eq!(names(there), ["file"]);
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn a_copy_ends_at_its_limits() {
     let ends = Ends::start();
     ends.mkdir("tree");

@@ -6,7 +6,7 @@ use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde_json::{Value, json};
 
 use super::{events, finish, spawn};
-use crate::cli_files::{Ends, name, stderr, succeeded};
+use crate::cli_files::{Ends, name, stderr, stdout, succeeded};
 
 fn of_kind<'a>(events: &'a [Value], kind: &str) -> Vec<&'a Value> {
     events
@@ -20,7 +20,7 @@ async fn every_line_is_json_and_the_last_one_sums_up() {
     let ends = Ends::start();
     ends.mkdir("tree/below");
     ends.write("tree/below/file", [1; 100_000]);
-    ends.write(name(b"tree/\xff\n\x1b[31m"), [2; 5]);
+    ends.write(name(b"tree/\xff\n\x1b[31m\xc2\x9b"), [2; 5]);
     ends.write("tree/empty", "");
     symlink("below", ends.path("tree/link")).unwrap();
     mkfifo(&ends.path("tree/pipe"), Mode::S_IRUSR).unwrap();
@@ -31,6 +31,7 @@ async fn every_line_is_json_and_the_last_one_sums_up() {
     for command in [push, pull] {
         let output = finish(spawn(command)).await;
         assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
+        assert!(!stdout(&output).contains('\u{9b}'));
         let events = events(&output);
         assert_eq!(
             events.last().unwrap(),
@@ -46,7 +47,7 @@ async fn every_line_is_json_and_the_last_one_sums_up() {
             .find(|event| !event["name_bytes"].is_null())
             .unwrap();
         let bytes: Vec<u8> = serde_json::from_value(odd["name_bytes"].clone()).unwrap();
-        assert!(bytes.ends_with(b"tree/\xff\n\x1b[31m"), "{bytes:?}");
+        assert!(bytes.ends_with(b"tree/\xff\n\x1b[31m\xc2\x9b"), "{bytes:?}");
         assert_eq!(odd["bytes"], 5);
         let large = started
             .iter()

@@ -61,6 +61,8 @@ fn a_listing_goes_down_but_not_through_links() {
 fn a_listing_for_programs_has_every_byte() {
     let ends = Ends::start();
     ends.write(name(b"\xff\n"), "1234");
+    let obeyed = "\u{9b}31m\u{202e}";
+    ends.write(obeyed, "");
     symlink("to", ends.path("link")).unwrap();
     let output = ends.run([
         "ls".as_ref(),
@@ -68,7 +70,10 @@ fn a_listing_for_programs_has_every_byte() {
         &*ends.place(ends.folder.path()),
     ]);
     let list = json_of(&output);
-    let (link, file) = (&list[0], &list[1]);
+    let (link, odd, file) = (&list[0], &list[1], &list[2]);
+    assert_eq!(odd["name"], json!(obeyed));
+    let is_obeyed = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';
+    assert!(!stdout(&output).contains(is_obeyed));
     assert_eq!(
         (&link["name"], &link["type"], &link["target"]),
         (&json!("link"), &json!("symlink"), &json!("to"))
@@ -200,6 +205,9 @@ fn everything_that_is_known_of_a_file_is_shown() {
     );
     assert_eq!(facts[0]["size"], 5);
     assert_eq!(facts[0]["uid"], nix::unistd::getuid().as_raw());
+    let odd = ends.place(ends.write("\u{9b}31m\u{202e}", ""));
+    let output = ends.run(["stat".as_ref(), "--json".as_ref(), &*odd]);
+    assert!(!stdout(&output).contains(['\u{9b}', '\u{202e}']));
 }
 
 #[test]
