@@ -13,6 +13,7 @@
 )]
 
 use std::{
+    ffi::OsStr,
     fs::{self, DirEntry, OpenOptions},
     io::{self, Write as _},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
@@ -182,6 +183,15 @@ impl Cgroup {
         pids
     }
 
+    /// Whether a process is in it, or in a group below it. Its name is random, and no other group has it.
+    pub(super) fn has(&self, pid: Pid) -> bool {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        self.path
+            .file_name()
+            .and_then(OsStr::to_str)
+            .is_some_and(|name| is_within(&text, name))
+    }
+
     /// Kills everything in it at once (Linux 5.14), or one by one.
     pub(super) fn kill(&self) {
         let whole = OpenOptions::new()
@@ -204,6 +214,13 @@ impl Drop for Cgroup {
             self.owner.more.notify_one();
         }
     }
+}
+
+/// Whether a process with these groups (`/proc/PID/cgroup`, `cgroups(7)`) is in one of this name, or
+/// below it.
+fn is_within(text: &str, name: &str) -> bool {
+    let unified = text.lines().find_map(|line| line.strip_prefix("0::"));
+    unified.is_some_and(|path| path.split('/').any(|part| part == name))
 }
 
 /// Whether anything lives in a group, or in one below it.
@@ -318,6 +335,16 @@ mod tests {
         assert!(!inner.remove_left());
         assert!(!gone.exists() && stays.exists());
         fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_process_is_within_its_group_and_those_above() {
+        let text = "1:name=systemd:/\n0::/vsock-agent/12.0/a-b/inner\n";
+        assert!(is_within(text, "a-b"));
+        assert!(is_within(text, "inner"));
+        assert!(!is_within(text, "a"));
+        assert!(!is_within("1:cpu:/a-b\n0::/\n", "a-b"));
+        assert!(!is_within("", "a-b"));
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub(super) struct Child {
     report: pipe::Receiver,
     /// Whether the report has ended without a word.
     is_started: AtomicBool,
-    kill_on_drop: bool,
+    kill_on_drop: AtomicBool,
     spec: Arc<ExecSpec>,
 }
 
@@ -246,7 +246,7 @@ impl Child {
                 pidfd,
                 report,
                 is_started: AtomicBool::new(false),
-                kill_on_drop: true,
+                kill_on_drop: AtomicBool::new(true),
                 spec,
             }),
             Err(error) => {
@@ -328,15 +328,15 @@ impl Child {
 
 impl Child {
     /// Gives the process up, running or not. It is reaped when it has ended.
-    pub(super) fn leave(mut self) {
-        self.kill_on_drop = false;
+    pub(super) fn leave(&self) {
+        self.kill_on_drop.store(false, Ordering::Release);
     }
 }
 
 impl Drop for Child {
     /// Has the process reaped. One that has not ended is killed first, with its group.
     fn drop(&mut self) {
-        if self.kill_on_drop && matches!(exit_of(self.pid), Ok(None)) {
+        if *self.kill_on_drop.get_mut() && matches!(exit_of(self.pid), Ok(None)) {
             let _ = killpg(self.pid, Signal::SIGKILL);
             // It may not lead a group yet.
             let _ = kill(self.pid, Signal::SIGKILL);

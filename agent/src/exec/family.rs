@@ -5,14 +5,17 @@
 //! leader's group misses them; the session is what they have in common. What leaves the session
 //! too is still in the control group, where there is one.
 
-use std::{collections::BTreeSet, fs, time::Duration};
+use std::{collections::BTreeSet, fs, sync::Arc, time::Duration};
 
 use nix::{sys::signal::Signal, unistd::Pid};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use vsock_agent_protocol::by_insertion;
 
-use super::{cgroup::Cgroup, child::signal_process};
-use crate::defaults;
+use super::{
+    cgroup::Cgroup,
+    child::{Child, signal_process},
+};
+use crate::{blocking::run_blocking, defaults};
 
 /// Time between two looks at whether anything lives.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -20,23 +23,31 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// The signals that end a command, harder each time.
 pub(super) const ENDING: [Signal; 3] = [Signal::SIGHUP, Signal::SIGTERM, Signal::SIGKILL];
 
-/// What a command has started. Its leader must not be reaped before this is dropped, or the
-/// session's number could mean somebody else.
+/// Time for a thread to be had for a look at all processes.
+const THREAD_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a command has started.
 #[derive(Debug)]
 pub(super) struct Family {
-    session: Pid,
-    cgroup: Option<Cgroup>,
+    members: Arc<Members>,
     /// Time between the signals that end it.
     pause: Duration,
 }
 
+/// Where those are found that belong to a command.
+#[derive(Debug)]
+struct Members {
+    cgroup: Option<Cgroup>,
+    /// Leads the session, whose number means no other as long as it is not reaped.
+    leader: Arc<Child>,
+}
+
 impl Family {
-    /// The family of the process `session`, which leads a session, in `cgroup`. It has `pause` after
-    /// each signal that is to end it.
-    pub(super) fn new(session: Pid, cgroup: Option<Cgroup>, pause: Duration) -> Self {
+    /// The family of `leader`, which leads a session, in `cgroup`. It has `pause` after each signal that
+    /// is to end it.
+    pub(super) fn new(leader: Arc<Child>, cgroup: Option<Cgroup>, pause: Duration) -> Self {
         Self {
-            session,
-            cgroup,
+            members: Arc::new(Members { cgroup, leader }),
             pause,
         }
     }
@@ -44,57 +55,75 @@ impl Family {
     /// Sends everything these signals, one after the other, until nothing lives.
     pub(super) async fn end(&self, signals: &[Signal]) {
         for &signal in signals {
-            self.signal(signal);
+            self.look(move |members| members.signal(signal)).await;
             // Nothing has a say in SIGKILL, but it takes its time.
             let pause = match signal {
                 Signal::SIGKILL => defaults::KILL_PAUSE,
                 _ => self.pause,
             };
             let start = Instant::now();
-            while self.lives() {
+            loop {
+                if !self.look(Members::live).await {
+                    return;
+                }
                 if start.elapsed() >= pause {
                     break;
                 }
                 sleep(PAUSE).await;
             }
-            if !self.lives() {
-                return;
-            }
         }
-        tracing::warn!(session = self.session.as_raw(), "processes survive SIGKILL");
+        let session = self.members.session().as_raw();
+        tracing::warn!(session, "processes survive SIGKILL");
+    }
+
+    /// Does what reads `/proc`, which has as many files as the guest has processes, on a thread of its
+    /// own. Where there is none, an end must not wait for one.
+    async fn look<T: Send + 'static>(
+        &self,
+        look: impl Fn(&Members) -> T + Copy + Send + 'static,
+    ) -> T {
+        let members = Arc::clone(&self.members);
+        let work = run_blocking(move || look(&members));
+        match timeout(THREAD_PATIENCE, work).await {
+            Ok(Ok(seen)) => seen,
+            Ok(Err(_)) | Err(_) => look(&self.members),
+        }
+    }
+}
+
+impl Members {
+    fn session(&self) -> Pid {
+        self.leader.pid()
     }
 
     fn signal(&self, signal: Signal) {
         if let (Signal::SIGKILL, Some(cgroup)) = (signal, &self.cgroup) {
             cgroup.kill();
         }
-        for pid in self.members() {
+        for pid in self.all() {
             signal_process(pid, signal, |pid| self.has(pid));
         }
     }
 
     fn has(&self, pid: Pid) -> bool {
-        is_in_session(pid, self.session)
-            || self
-                .cgroup
-                .as_ref()
-                .is_some_and(|cgroup| cgroup.members().contains(&pid))
+        let in_cgroup = |cgroup: &Cgroup| cgroup.has(pid);
+        is_in_session(pid, self.session()) || self.cgroup.as_ref().is_some_and(in_cgroup)
     }
 
-    fn lives(&self) -> bool {
+    fn live(&self) -> bool {
         match &self.cgroup {
             Some(cgroup) if cgroup.is_populated() => true,
-            _ => !session_members(self.session).is_empty(),
+            _ => !session_members(self.session()).is_empty(),
         }
     }
 
-    fn members(&self) -> BTreeSet<Pid> {
+    fn all(&self) -> BTreeSet<Pid> {
         let in_cgroup = self.cgroup.iter().flat_map(Cgroup::members);
-        by_insertion(in_cgroup.chain(session_members(self.session)))
+        by_insertion(in_cgroup.chain(session_members(self.session())))
     }
 }
 
-/// What lives in a session. Reads `/proc`, a few hundred small files: not for a hot path.
+/// What lives in a session. Reads a file of each process.
 fn session_members(session: Pid) -> Vec<Pid> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());

@@ -233,7 +233,8 @@ impl Session {
         let child = run_blocking(move || Child::fork(spec, stdio, entrance))
             .await
             .map_err(failed("start"))??;
-        let family = Family::new(child.pid(), cgroup, pause);
+        let child = Arc::new(child);
+        let family = Family::new(Arc::clone(&child), cgroup, pause);
         Ok(Forked {
             child,
             family,
@@ -245,9 +246,8 @@ impl Session {
 
 /// The process of a command, not listened to yet.
 struct Forked {
-    /// Before the child: it must be gone when that is reaped.
     family: Family,
-    child: Child,
+    child: Arc<Child>,
     streams: Streams,
     permit: OwnedSemaphorePermit,
 }
@@ -305,9 +305,8 @@ fn new_pipe(uid: u32) -> io::Result<(OwnedFd, OwnedFd)> {
 
 /// A command at work.
 struct Running {
-    /// Before the child: it must be gone when that is reaped.
     family: Family,
-    child: Child,
+    child: Arc<Child>,
     /// Its place among those that start.
     permit: Option<OwnedSemaphorePermit>,
     /// The pumps of the output.
