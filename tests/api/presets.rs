@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use harness::{HostData, MockHost, Random, RawClient, TestAgent, free_port};
+use harness::{HostData, MockHost, Random, RawClient, TestAgent, eventually, free_port};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -414,6 +414,26 @@ async fn the_port_is_left_to_the_guest() {
         web_server((everywhere, port).into()).await;
         drop(idle);
     }
+}
+
+/// Without root's rights the port cannot be left to others.
+#[test]
+fn a_port_that_is_in_use_is_had_when_it_is_free() {
+    harness::as_nobody(|| {
+        let asked = async {
+            let port = free_port();
+            let server = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+            let service = Service::on_port(port, shipped("ec2").unwrap(), |_| {}).await;
+            drop(server);
+            let request = "GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: x\r\n\r\n";
+            let is_served = async || {
+                let answer = exchange(service.address, request.as_bytes()).await;
+                read(&answer).is_some_and(|answer| answer.body == "one")
+            };
+            assert!(eventually(PATIENCE, is_served).await);
+        };
+        tokio::runtime::Runtime::new().unwrap().block_on(asked);
+    });
 }
 
 /// Connects to the port in its argument and breaks the connection off, again and again, from two
