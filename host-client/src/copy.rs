@@ -16,7 +16,8 @@
 //!
 //! What is there is looked at first. A regular file leaves the new one its owner, mode, ACL, extended
 //! attributes and security label. What must not be replaced is written to ([`CopyEvent::InPlace`]),
-//! and what is no regular file always is. Links are followed: all that a caller names, and in a push
+//! and what is no regular file always is; a pipe that nobody reads is waited for until the copy is
+//! dropped. Links are followed: all that a caller names, and in a push
 //! also those in directories of the guest; a guest's names never lead through a link of ours.
 //!
 //! The guest is not trusted: nothing it says makes a pull write outside its destination, see

@@ -5,11 +5,14 @@ use std::{
     io::Read,
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
+    pin::pin,
     sync::Mutex,
+    time::Duration,
 };
 
 use harness::{TestAgent, TestFolder};
 use nix::{sys::stat::Mode, unistd::mkfifo};
+use tokio::time::timeout;
 use vsock_agent_client::{
     Client, RemotePath, Security, Sftp,
     copy::{self, CopyError, CopyEvent, CopyObserver, CopyOptions, CopySummary, InPlace},
@@ -307,6 +310,75 @@ async fn a_link_of_a_tree_replaces_nothing_but_files_and_links() {
         assert_eq!((copied.links, copied.failed), (0, 1), "{way:?}");
         assert!(pipe.symlink_metadata().unwrap().file_type().is_fifo());
         fs::remove_dir_all(both.at("to")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_pipe_that_nobody_reads_is_waited_for_as_long_as_it_is_one() {
+    let both = Both::start().await;
+    let fifo = both.at("fifo");
+    for way in WAYS {
+        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        let by_default = options(|_| {});
+        let mut copying = pin!(both.copy(way, "source", "fifo", &by_default));
+        // Nothing tells that it waits. That it does not end is seen; it may not have begun.
+        let waited = timeout(Duration::from_millis(300), copying.as_mut()).await;
+        assert!(waited.is_err(), "{way:?}: {waited:?}");
+        fs::remove_file(&fifo).unwrap();
+        fs::create_dir(&fifo).unwrap();
+        let ended = timeout(Duration::from_secs(60), copying).await;
+        ended.expect("an end").unwrap_err();
+        fs::remove_dir(&fifo).unwrap();
+    }
+}
+
+/// An ACL (`linux/posix_acl_xattr.h`) by which user 65534 may read and write.
+fn acl() -> Vec<u8> {
+    let entries: [(u16, u16, u32); 5] = [
+        (0x01, 6, u32::MAX),
+        (0x02, 6, 65534),
+        (0x04, 4, u32::MAX),
+        (0x10, 6, u32::MAX),
+        (0x20, 0, u32::MAX),
+    ];
+    let mut acl = 2_u32.to_le_bytes().to_vec();
+    for (tag, rights, id) in entries {
+        acl.extend([tag.to_le_bytes(), rights.to_le_bytes()].concat());
+        acl.extend(id.to_le_bytes());
+    }
+    acl
+}
+
+#[tokio::test]
+async fn what_is_overwritten_keeps_its_acl_its_attributes_and_its_label() {
+    let both = Both::start().await;
+    let target = both.at("target");
+    let attributes: [(&str, Vec<u8>); 3] = [
+        ("system.posix_acl_access", acl()),
+        ("user.note", b"kept".to_vec()),
+        // No security module looks at this one; it is copied as theirs are.
+        ("security.vsock-agent-test", b"label".to_vec()),
+    ];
+    for way in WAYS {
+        for by in [options(|_| {}), options(|options| options.in_place = true)] {
+            fs::write(&target, "old").unwrap();
+            for (name, value) in &attributes {
+                xattr::set(&target, name, value).unwrap_or_else(|error| {
+                    let folder = both.folder.path().display();
+                    panic!(
+                        "this test needs root, and {name} on the file system of {folder}: {error}"
+                    )
+                });
+            }
+            let (_, told) = both.copy(way, "source", "target", &by).await.unwrap();
+            assert_eq!(told, [], "{way:?}");
+            assert_eq!(fs::read(&target).unwrap(), b"new content");
+            for (name, value) in &attributes {
+                let there = xattr::get(&target, name).unwrap();
+                assert_eq!(there.as_ref(), Some(value), "{way:?} {name}");
+            }
+            fs::remove_file(&target).unwrap();
+        }
     }
 }
 

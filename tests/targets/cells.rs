@@ -39,6 +39,7 @@ pub(crate) const KINDS: &[&str] = &[
     "bind-mounted file",
     "file of /proc/sys",
     "file on a full disk",
+    "file with holes on a full disk",
 ];
 
 /// Owner and group of a file that is not the user's.
@@ -94,7 +95,7 @@ impl Cell {
             pipe: RefCell::default(),
             _socket: None,
         };
-        if kind == "file on a full disk" {
+        if kind.ends_with("on a full disk") {
             cell.new = vec![b'n'; BIG_NEW];
             mount(&cell.folder, DISK);
             cell.mounts.push(cell.folder.clone());
@@ -182,6 +183,14 @@ impl Cell {
             "file on a full disk" => {
                 file(&target, user, 0o640);
                 fs::write(&target, vec![b'o'; BIG_OLD]).unwrap();
+            }
+            // To empty it gives nothing back.
+            "file with holes on a full disk" => {
+                file(&target, user, 0o640);
+                let long = u64::try_from(BIG_OLD).unwrap();
+                let holes = OpenOptions::new().write(true).open(&target).unwrap();
+                holes.set_len(long).unwrap();
+                fs::write(self.folder.join("other"), vec![b'x'; BIG_OLD]).unwrap();
             }
             other => panic!("{other}"),
         }

@@ -42,6 +42,16 @@ fn find_data(file: &File, offset: u64, size: u64) -> Result<Option<(u64, u64)>, 
     Ok((start < end).then_some((start, end)))
 }
 
+/// How many bytes of a file in the guest are no holes.
+pub(super) async fn data_bytes(file: &RemoteFile) -> Result<u64, CopyError> {
+    let mut data = RemoteData::start(file, 0).await?;
+    let mut bytes: u64 = 0;
+    while let Some((from, to)) = data.next().await? {
+        bytes = bytes.saturating_add(to.saturating_sub(from));
+    }
+    Ok(bytes)
+}
+
 /// The data of a file in the guest, range by range.
 #[derive(Debug)]
 pub(super) struct RemoteData<'a> {

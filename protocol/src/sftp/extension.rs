@@ -5,6 +5,37 @@
 //! data of [`super::Reply::Extended`]. Extensions whose arguments are one handle or some paths have
 //! no type: [`put_strings`] and [`take_strings`] write and read counted strings.
 
+/// The data of a message: its fields, one after the other.
+macro_rules! in_order {
+    ($message:ident: $($field:ident),+ $(,)?) => {
+        impl $message {
+            /// The data of the message.
+            ///
+            /// # Panics
+            ///
+            /// When a string is longer than 4 GiB.
+            #[must_use]
+            pub fn encode(&self) -> bytes::Bytes {
+                let mut out = bytes::BytesMut::new();
+                $(super::Field::put(&self.$field, &mut out);)+
+                out.freeze()
+            }
+
+            /// Reads the data of a message; what follows it is ignored.
+            ///
+            /// # Errors
+            ///
+            /// [`MalformedExtension`](super::MalformedExtension).
+            pub fn decode(data: bytes::Bytes) -> Result<Self, super::MalformedExtension> {
+                let mut reader = super::Reader(data);
+                Ok(Self {
+                    $($field: super::Field::take(&mut reader)?),+
+                })
+            }
+        }
+    };
+}
+
 mod openssh;
 mod owners;
 mod part;
@@ -12,7 +43,7 @@ mod ranges;
 mod replace;
 mod whole;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
 pub use self::{
     openssh::{CopyData, FileSystem, Limits, SetLinkAttributes},
@@ -25,7 +56,10 @@ pub use self::{
         StoreFile, StoreFiles, StoredFiles,
     },
 };
-use super::codec::{Reader, Short, put_string};
+use super::{
+    Attributes,
+    codec::{Reader, Short, put_string},
+};
 
 /// Rename that replaces the target: `string from, string to`.
 pub const POSIX_RENAME: &str = "posix-rename@openssh.com";
@@ -76,6 +110,73 @@ pub struct MalformedExtension;
 impl From<Short> for MalformedExtension {
     fn from(Short: Short) -> Self {
         Self
+    }
+}
+
+/// What a message is made of.
+trait Field: Sized {
+    fn put(&self, out: &mut BytesMut);
+    fn take(reader: &mut Reader) -> Result<Self, MalformedExtension>;
+}
+
+/// A counted string.
+impl Field for Bytes {
+    fn put(&self, out: &mut BytesMut) {
+        put_string(out, self);
+    }
+
+    fn take(reader: &mut Reader) -> Result<Self, MalformedExtension> {
+        Ok(reader.string()?)
+    }
+}
+
+impl Field for u32 {
+    fn put(&self, out: &mut BytesMut) {
+        out.put_u32(*self);
+    }
+
+    fn take(reader: &mut Reader) -> Result<Self, MalformedExtension> {
+        Ok(reader.u32()?)
+    }
+}
+
+impl Field for u64 {
+    fn put(&self, out: &mut BytesMut) {
+        out.put_u64(*self);
+    }
+
+    fn take(reader: &mut Reader) -> Result<Self, MalformedExtension> {
+        Ok(reader.u64()?)
+    }
+}
+
+impl Field for bool {
+    fn put(&self, out: &mut BytesMut) {
+        u32::from(*self).put(out);
+    }
+
+    fn take(reader: &mut Reader) -> Result<Self, MalformedExtension> {
+        u32::take(reader).map(|number| number != 0)
+    }
+}
+
+impl Field for Attributes {
+    fn put(&self, out: &mut BytesMut) {
+        Self::put(self, out);
+    }
+
+    fn take(reader: &mut Reader) -> Result<Self, MalformedExtension> {
+        Ok(Self::take(reader)?)
+    }
+}
+
+impl Field for Replacement {
+    fn put(&self, out: &mut BytesMut) {
+        self.bits().put(out);
+    }
+
+    fn take(reader: &mut Reader) -> Result<Self, MalformedExtension> {
+        u32::take(reader).map(Self::from_bits)
     }
 }
 

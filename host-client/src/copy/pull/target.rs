@@ -15,7 +15,11 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2},
-    sys::{stat::Mode, statvfs::fstatvfs},
+    sys::{
+        stat::Mode,
+        statfs::{EXT4_SUPER_MAGIC, FsType, MSDOS_SUPER_MAGIC, TMPFS_MAGIC, fstatfs},
+        statvfs::fstatvfs,
+    },
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
@@ -29,11 +33,23 @@ use super::super::{
 };
 use crate::protocol::sftp::{Attributes, extension::Replacement};
 
-/// How often a pipe or a device is tried that is not ready.
+/// How often a pipe or a device is tried that takes no more.
 const INTERVAL: Duration = Duration::from_millis(20);
+
+/// First and longest pause before a pipe is opened again that nobody reads.
+const READER_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// Bytes that are written at once to what is no regular file.
 const STREAM_BYTES: usize = 64 * 1024;
+
+/// File systems that never share blocks between files (`linux/magic.h`): ext2 to ext4, tmpfs, F2FS,
+/// FAT.
+const OWN_BLOCKS: [FsType; 4] = [
+    EXT4_SUPER_MAGIC,
+    TMPFS_MAGIC,
+    FsType(0xf2f5_2010),
+    MSDOS_SUPER_MAGIC,
+];
 
 /// How targets are looked at.
 #[derive(Debug, Clone, Copy)]
@@ -197,7 +213,12 @@ impl Target {
         let free = system
             .blocks_available()
             .saturating_mul(system.fragment_size());
-        (system.blocks() > 0).then_some((free, old.blocks().saturating_mul(512)))
+        let old = match has_own_blocks(&file) {
+            true => old.blocks().saturating_mul(512),
+            // Nobody knows how much emptying it would give back.
+            false => 0,
+        };
+        (system.blocks() > 0).then_some((free, old))
     }
 }
 
@@ -236,6 +257,13 @@ fn named_by(
     is_same(&found, there).then_some((parent, name))
 }
 
+/// Whether the blocks of a file are its own: it is on a file system that never shares them between
+/// files (reflinks, snapshots, layers).
+fn has_own_blocks(file: &File) -> bool {
+    let system = fstatfs(file).map(|system| system.filesystem_type());
+    system.is_ok_and(|system| OWN_BLOCKS.contains(&system))
+}
+
 fn is_same(one: &Metadata, other: &Metadata) -> bool {
     (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
@@ -253,11 +281,14 @@ where
     let is_block =
         matches!(&target.there, There::Special(looked) if looked.file_type().is_block_device());
     let target = Arc::new(target);
+    let mut pause = READER_PAUSE.0;
     let file = loop {
         let target = Arc::clone(&target);
         match run.pool.run_long(move || target.open()).await? {
+            // To wait in the call of the kernel could not be ended.
             Err(error) if error.raw_os_error() == Some(Errno::ENXIO as i32) => {
-                sleep(INTERVAL).await;
+                sleep(pause).await;
+                pause = (pause * 2).min(READER_PAUSE.1);
             }
             opened => break Arc::new(opened.map_err(failed)?),
         }

@@ -136,8 +136,7 @@ pub(in super::super) async fn needs_room(run: &Run<'_>, target: &Target, bytes: 
         return false;
     };
     let free = system.blocks_available.saturating_mul(system.fragment_size);
-    let old = target.old().and_then(|old| old.size).unwrap_or(0);
-    free < bytes && bytes <= free.saturating_add(old)
+    free < bytes && bytes <= free.saturating_add(target.data_bytes(run).await)
 }
 
 async fn attempt(

@@ -1,11 +1,8 @@
 //! What OpenSSH's extensions say of limits, file systems, links and copies.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
-use super::{
-    super::{Attributes, codec::put_string},
-    MalformedExtension, Reader, Short,
-};
+use super::super::Attributes;
 
 /// Answer to [`LIMITS`](super::LIMITS). All in bytes but the last; 0 where there is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,28 +17,7 @@ pub struct Limits {
     pub handles: u64,
 }
 
-impl Limits {
-    /// The data of the reply.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        numbers([self.packet, self.read, self.write, self.handles])
-    }
-
-    /// Reads the data of a reply.
-    ///
-    /// # Errors
-    ///
-    /// [`MalformedExtension`].
-    pub fn decode(data: Bytes) -> Result<Self, MalformedExtension> {
-        let [packet, read, write, handles] = take_numbers(data)?;
-        Ok(Self {
-            packet,
-            read,
-            write,
-            handles,
-        })
-    }
-}
+in_order!(Limits: packet, read, write, handles);
 
 /// Answer to [`STATVFS`](super::STATVFS) and [`FSTATVFS`](super::FSTATVFS): the fields of `statvfs(3)`, in its order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -75,50 +51,9 @@ impl FileSystem {
     pub const READ_ONLY: u64 = 1;
     /// In [`Self::flags`]: setuid and setgid bits have no effect.
     pub const NO_SETUID: u64 = 2;
-
-    /// The data of the reply.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        numbers([
-            self.block_size,
-            self.fragment_size,
-            self.blocks,
-            self.blocks_free,
-            self.blocks_available,
-            self.files,
-            self.files_free,
-            self.files_available,
-            self.id,
-            self.flags,
-            self.name_max,
-        ])
-    }
-
-    /// Reads the data of a reply.
-    ///
-    /// # Errors
-    ///
-    /// [`MalformedExtension`].
-    pub fn decode(data: Bytes) -> Result<Self, MalformedExtension> {
-        let numbers: [u64; 11] = take_numbers(data)?;
-        let [block_size, fragment_size, blocks, blocks_free, ..] = numbers;
-        let [.., files_available, id, flags, name_max] = numbers;
-        let [_, _, _, _, blocks_available, files, files_free, ..] = numbers;
-        Ok(Self {
-            block_size,
-            fragment_size,
-            blocks,
-            blocks_free,
-            blocks_available,
-            files,
-            files_free,
-            files_available,
-            id,
-            flags,
-            name_max,
-        })
-    }
 }
+
+in_order!(FileSystem: block_size, fragment_size, blocks, blocks_free, blocks_available, files, files_free, files_available, id, flags, name_max);
 
 /// Request of [`LSETSTAT`](super::LSETSTAT).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,33 +64,7 @@ pub struct SetLinkAttributes {
     pub attributes: Attributes,
 }
 
-impl SetLinkAttributes {
-    /// The data of the request.
-    ///
-    /// # Panics
-    ///
-    /// When the path is longer than 4 GiB.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        let mut out = BytesMut::new();
-        put_string(&mut out, &self.path);
-        self.attributes.put(&mut out);
-        out.freeze()
-    }
-
-    /// Reads the data of a request.
-    ///
-    /// # Errors
-    ///
-    /// [`MalformedExtension`].
-    pub fn decode(data: Bytes) -> Result<Self, MalformedExtension> {
-        let mut reader = Reader(data);
-        Ok(Self {
-            path: reader.string()?,
-            attributes: Attributes::take(&mut reader)?,
-        })
-    }
-}
+in_order!(SetLinkAttributes: path, attributes);
 
 /// Request of [`COPY_DATA`](super::COPY_DATA). All in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -172,57 +81,7 @@ pub struct CopyData {
     pub to_offset: u64,
 }
 
-impl CopyData {
-    /// The data of the request.
-    ///
-    /// # Panics
-    ///
-    /// When a handle is longer than 4 GiB.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        let mut out = BytesMut::new();
-        put_string(&mut out, &self.from);
-        out.put_u64(self.from_offset);
-        out.put_u64(self.length);
-        put_string(&mut out, &self.to);
-        out.put_u64(self.to_offset);
-        out.freeze()
-    }
-
-    /// Reads the data of a request.
-    ///
-    /// # Errors
-    ///
-    /// [`MalformedExtension`].
-    pub fn decode(data: Bytes) -> Result<Self, MalformedExtension> {
-        let mut reader = Reader(data);
-        Ok(Self {
-            from: reader.string()?,
-            from_offset: reader.u64()?,
-            length: reader.u64()?,
-            to: reader.string()?,
-            to_offset: reader.u64()?,
-        })
-    }
-}
-
-fn numbers<const N: usize>(values: [u64; N]) -> Bytes {
-    let mut out = BytesMut::with_capacity(8 * N);
-    for value in values {
-        out.put_u64(value);
-    }
-    out.freeze()
-}
-
-/// Reads `N` numbers; what follows them is ignored.
-fn take_numbers<const N: usize>(data: Bytes) -> Result<[u64; N], Short> {
-    let mut reader = Reader(data);
-    let mut values = [0; N];
-    for value in &mut values {
-        *value = reader.u64()?;
-    }
-    Ok(values)
-}
+in_order!(CopyData: from, from_offset, length, to, to_offset);
 
 #[cfg(test)]
 mod tests {

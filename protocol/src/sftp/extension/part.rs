@@ -1,9 +1,9 @@
 //! Files under a temporary name until they are whole: what our own extension
 //! [`OPEN_PART`](super::OPEN_PART) says.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
-use super::{super::codec::put_string, MalformedExtension, Reader};
+use super::{Field, MalformedExtension, Reader};
 
 /// Most names in one request.
 pub const MAX_PART_NAMES: usize = 16;
@@ -25,46 +25,20 @@ pub struct OpenPart {
     pub keep: bool,
 }
 
-impl OpenPart {
-    /// The data of the request.
-    ///
-    /// # Panics
-    ///
-    /// When something is longer than 4 GiB.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        let mut out = BytesMut::new();
-        put_string(&mut out, &self.directory);
-        out.put_u32(u32::from(self.keep));
-        out.put_u32(u32::try_from(self.names.len()).unwrap_or(u32::MAX));
-        for name in &self.names {
-            put_string(&mut out, name);
-        }
-        out.freeze()
+in_order!(OpenPart: directory, keep, names);
+
+/// At most [`MAX_PART_NAMES`].
+impl Field for Vec<Bytes> {
+    fn put(&self, out: &mut BytesMut) {
+        u32::try_from(self.len()).unwrap_or(u32::MAX).put(out);
+        self.iter().for_each(|name| name.put(out));
     }
 
-    /// Reads the data of a request.
-    ///
-    /// # Errors
-    ///
-    /// [`MalformedExtension`], also when there are more than [`MAX_PART_NAMES`].
-    pub fn decode(data: Bytes) -> Result<Self, MalformedExtension> {
-        let mut reader = Reader(data);
-        let directory = reader.string()?;
-        let keep = reader.u32()? != 0;
-        let count = usize::try_from(reader.u32()?).map_err(|_| MalformedExtension)?;
-        if count > MAX_PART_NAMES {
-            return Err(MalformedExtension);
+    fn take(reader: &mut Reader) -> Result<Self, MalformedExtension> {
+        match usize::try_from(u32::take(reader)?) {
+            Ok(count @ ..=MAX_PART_NAMES) => (0..count).map(|_| Bytes::take(reader)).collect(),
+            _ => Err(MalformedExtension),
         }
-        let mut names = Vec::with_capacity(count);
-        for _ in 0..count {
-            names.push(reader.string()?);
-        }
-        Ok(Self {
-            directory,
-            names,
-            keep,
-        })
     }
 }
 
@@ -79,35 +53,7 @@ pub struct OpenedPart {
     pub length: u64,
 }
 
-impl OpenedPart {
-    /// The data of the reply.
-    ///
-    /// # Panics
-    ///
-    /// When the handle is longer than 4 GiB.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        let mut out = BytesMut::new();
-        put_string(&mut out, &self.handle);
-        out.put_u32(self.name);
-        out.put_u64(self.length);
-        out.freeze()
-    }
-
-    /// Reads the data of a reply.
-    ///
-    /// # Errors
-    ///
-    /// [`MalformedExtension`].
-    pub fn decode(data: Bytes) -> Result<Self, MalformedExtension> {
-        let mut reader = Reader(data);
-        Ok(Self {
-            handle: reader.string()?,
-            name: reader.u32()?,
-            length: reader.u64()?,
-        })
-    }
-}
+in_order!(OpenedPart: handle, name, length);
 
 #[cfg(test)]
 mod tests {

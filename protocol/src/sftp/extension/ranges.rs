@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{super::codec::put_string, MalformedExtension, Reader};
+use super::{MalformedExtension, Reader};
 
 /// Most holes in one [`Holes`].
 pub const MAX_HOLES: usize = 1000;
@@ -18,35 +18,7 @@ pub struct HashRange {
     pub length: u64,
 }
 
-impl HashRange {
-    /// The data of the request.
-    ///
-    /// # Panics
-    ///
-    /// When the handle is longer than 4 GiB.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        let mut out = BytesMut::new();
-        put_string(&mut out, &self.handle);
-        out.put_u64(self.offset);
-        out.put_u64(self.length);
-        out.freeze()
-    }
-
-    /// Reads the data of a request.
-    ///
-    /// # Errors
-    ///
-    /// [`MalformedExtension`].
-    pub fn decode(data: Bytes) -> Result<Self, MalformedExtension> {
-        let mut reader = Reader(data);
-        Ok(Self {
-            handle: reader.string()?,
-            offset: reader.u64()?,
-            length: reader.u64()?,
-        })
-    }
-}
+in_order!(HashRange: handle, offset, length);
 
 /// Answer to [`HASH`](super::HASH).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,33 +64,7 @@ pub struct HolesFrom {
     pub offset: u64,
 }
 
-impl HolesFrom {
-    /// The data of the request.
-    ///
-    /// # Panics
-    ///
-    /// When the handle is longer than 4 GiB.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        let mut out = BytesMut::new();
-        put_string(&mut out, &self.handle);
-        out.put_u64(self.offset);
-        out.freeze()
-    }
-
-    /// Reads the data of a request.
-    ///
-    /// # Errors
-    ///
-    /// [`MalformedExtension`].
-    pub fn decode(data: Bytes) -> Result<Self, MalformedExtension> {
-        let mut reader = Reader(data);
-        Ok(Self {
-            handle: reader.string()?,
-            offset: reader.u64()?,
-        })
-    }
-}
+in_order!(HolesFrom: handle, offset);
 
 /// Answer to [`HOLES`](super::HOLES): the holes between the offset of the request and [`Self::end`], in order.
 /// What is not a hole is data. All in bytes.

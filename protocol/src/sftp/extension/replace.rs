@@ -1,9 +1,9 @@
 //! A complete file takes the name and the attributes of another one: what our own extension
 //! [`REPLACE`](super::REPLACE) says.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
-use super::{super::codec::put_string, MalformedExtension, Reader};
+use super::{MalformedExtension, Reader};
 
 /// Request of [`REPLACE`](super::REPLACE). If the answer is not [`Replaced::Done`], what is at `to`
 /// is as it was.
@@ -78,35 +78,7 @@ impl Replacement {
     }
 }
 
-impl ReplaceFile {
-    /// The data of the request.
-    ///
-    /// # Panics
-    ///
-    /// When a path is longer than 4 GiB.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        let mut out = BytesMut::new();
-        put_string(&mut out, &self.from);
-        put_string(&mut out, &self.to);
-        out.put_u32(self.replacement.bits());
-        out.freeze()
-    }
-
-    /// Reads the data of a request.
-    ///
-    /// # Errors
-    ///
-    /// [`MalformedExtension`].
-    pub fn decode(data: Bytes) -> Result<Self, MalformedExtension> {
-        let mut reader = Reader(data);
-        Ok(Self {
-            from: reader.string()?,
-            to: reader.string()?,
-            replacement: Replacement::from_bits(reader.u32()?),
-        })
-    }
-}
+in_order!(ReplaceFile: from, to, replacement);
 
 impl Replaced {
     const CODES: [Self; 5] = [

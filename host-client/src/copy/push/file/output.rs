@@ -16,12 +16,12 @@ use super::{
 };
 use crate::{
     error::ClientError,
-    protocol::sftp::{Attributes, extension, status},
+    protocol::sftp::{Attributes, FileType, extension, status},
     sftp::{OpenFlags, RemoteFile},
 };
 
-/// How often it is tried to open a pipe that nobody reads from.
-const FIFO_INTERVAL: Duration = Duration::from_millis(100);
+/// First and longest pause before a pipe is opened again that nobody reads.
+const READER_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// Most bytes that are written at once to what has no offsets.
 const STREAM_BYTES: usize = 64 * 1024;
@@ -133,13 +133,20 @@ impl<'r, 'a> Output<'r, 'a> {
         let sftp = self.run.sftp;
         // Ours does not wait for a reader in one request.
         let waits = matches!(self.target.there, There::Fifo) && sftp.replaces();
+        let mut pause = READER_PAUSE.0;
         loop {
             let opened = sftp.open(&self.target.path, flags, Attributes::default());
             match opened.await {
                 Err(ClientError::File { status, .. })
                     if waits && status.code() == status::FAILURE =>
                 {
-                    sleep(FIFO_INTERVAL).await;
+                    // There is no code for "nobody reads".
+                    let there = sftp.stat(&self.target.path).await?;
+                    if there.file_type() != Some(FileType::Fifo) {
+                        return Err(CopyError::TargetChanged);
+                    }
+                    sleep(pause).await;
+                    pause = (pause * 2).min(READER_PAUSE.1);
                 }
                 opened => return Ok(opened?),
             }

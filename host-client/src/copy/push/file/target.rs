@@ -1,9 +1,9 @@
 //! What is at the name that a file of the guest is to have.
 
-use super::super::super::{CopyError, attributes, run::Run};
+use super::super::super::{CopyError, attributes, run::Run, sparse};
 use crate::{
-    protocol::sftp::{Attributes, FileType},
-    sftp::RemotePath,
+    protocol::sftp::{Attributes, FileType, extension},
+    sftp::{OpenFlags, RemotePath},
 };
 
 /// Where a file goes.
@@ -91,9 +91,27 @@ impl Target {
             return true;
         };
         let free = system.blocks_available.saturating_mul(system.fragment_size);
-        let old = self.old().and_then(|old| old.size).unwrap_or(0);
         // What the kernel makes up is on a file system without blocks.
-        system.blocks == 0 || bytes <= free.saturating_add(old)
+        system.blocks == 0
+            || bytes <= free
+            || bytes <= free.saturating_add(self.data_bytes(run).await)
+    }
+
+    /// How many bytes of the file that is there are no holes, as far as the server says: about what
+    /// emptying it gives back, unless it shares them with other files.
+    pub(super) async fn data_bytes(&self, run: &Run<'_>) -> u64 {
+        let size = self.old().and_then(|old| old.size).unwrap_or(0);
+        if size == 0 || !run.sftp.has_extension(extension::HOLES) {
+            return size;
+        }
+        let opened = run
+            .sftp
+            .open(&self.path, OpenFlags::READ, Attributes::default());
+        match opened.await {
+            Ok(file) => sparse::data_bytes(&file).await.unwrap_or(0),
+            // It can be written to and not read.
+            Err(_) => size,
+        }
     }
 
     /// Whether it is no regular file: then it is written to as it is.
