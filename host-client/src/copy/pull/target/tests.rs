@@ -41,3 +41,28 @@ fn a_part_gives_no_rights_that_the_file_does_not_give_whose_name_it_gets() {
     fs::remove_dir_all(&folder).unwrap();
     assert_eq!(left.mode() & 0o7777, 0o600);
 }
+
+#[test]
+fn a_file_that_another_copy_has_replaced_is_written_to_in_place() {
+    let folder = std::env::temp_dir().join(format!("replaced-{}", std::process::id()));
+    fs::create_dir(&folder).unwrap();
+    let (file, name) = (folder.join("a"), OsStr::new("a"));
+    fs::write(&file, "old").unwrap();
+    let directory = Arc::new(LocalDirectory::open(&folder).unwrap());
+    let how = Look {
+        is_named: true,
+        no_dereference: false,
+    };
+    let target = Target::look(&directory, name, how).unwrap();
+    fs::write(folder.join("b"), "of the other copy").unwrap();
+    fs::rename(folder.join("b"), &file).unwrap();
+    let written = Part::in_place(&target).and_then(|part| part.write(b"new"));
+    let content = fs::read(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    std::os::unix::fs::symlink("b", &file).unwrap();
+    let link = Part::in_place(&target);
+    fs::remove_dir_all(&folder).unwrap();
+    written.unwrap();
+    assert_eq!(content, b"new");
+    link.unwrap_err();
+}
