@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     cli_files::cli,
-    hostile_folder::{Process, agent_cli, peak_memory, start_serving},
+    hostile_folder::{Process, agent_cli, peak_memory, seconds, start_serving},
 };
 
 /// Time for each test, unless `HOSTILE_SECONDS` says another.
@@ -112,10 +112,6 @@ const BATCH: &str = "\
 -rm *
 -rmdir a
 ";
-
-fn seconds() -> u64 {
-    std::env::var("HOSTILE_SECONDS").map_or(SECONDS, |text| text.parse().unwrap())
-}
 
 /// Everything below a folder: what links lead to, what files have in them.
 fn tree(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -283,7 +279,7 @@ async fn attack(line: &str, seed: u64, manner: Manner) -> (ExitStatus, Needed) {
 /// Each command in its turn, until the time is over.
 #[test]
 fn no_agent_harms_the_host_by_any_command() {
-    let end = Instant::now() + Duration::from_secs(seconds());
+    let end = Instant::now() + Duration::from_secs(seconds(SECONDS));
     let commands: Vec<&str> = LISTING.iter().chain(RAW).copied().collect();
     let runs: Vec<Needed> = thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
@@ -343,7 +339,7 @@ fn every_command_is_tried() {
 
 #[tokio::test]
 async fn listings_without_end_are_given_up_in_little_memory() {
-    let entries = usize::try_from(seconds() * ENTRIES_PER_SECOND).unwrap();
+    let entries = usize::try_from(seconds(SECONDS) * ENTRIES_PER_SECOND).unwrap();
     let lines = [
         "ls -l VM:/x",
         "ls -R --json VM:/x",
@@ -387,7 +383,7 @@ async fn no_agent_harms_serve() {
         .collect();
     let log = own.path().join("log");
     let mut serving = start_serving(&configuration, &log);
-    let end = Instant::now() + Duration::from_secs(seconds());
+    let end = Instant::now() + Duration::from_secs(seconds(SECONDS));
     while Instant::now() < end {
         sleep(Duration::from_secs(1)).await;
         for format in [&["serve", "--status"][..], &["serve", "--status", "--json"]] {

@@ -41,6 +41,11 @@ const SECONDS: u64 = 8;
 const MAX_MEMORY: u64 = 64 * 1024;
 const MAX_LINES: usize = 100;
 
+/// How long to be hostile: `otherwise`, unless `HOSTILE_SECONDS` says another time.
+pub(crate) fn seconds(otherwise: u64) -> u64 {
+    std::env::var("HOSTILE_SECONDS").map_or(otherwise, |text| text.parse().unwrap())
+}
+
 /// Killed in `Drop`.
 pub(crate) struct Process(pub(crate) Child);
 
@@ -198,7 +203,7 @@ async fn the_owner_of_a_monitors_folder_gets_nothing_that_is_not_his() {
 
     let seed = Random::fresh_seed();
     let attacker = start_attack(&folder, &outside_path, seed);
-    let seconds = std::env::var("HOSTILE_SECONDS").map_or(SECONDS, |text| text.parse().unwrap());
+    let seconds = seconds(SECONDS);
     let end = Instant::now() + Duration::from_secs(seconds);
     let is_over = async || states(&outside_path) != before || Instant::now() > end;
     assert!(eventually(TIMEOUT + Duration::from_secs(seconds), is_over).await);

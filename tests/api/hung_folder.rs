@@ -1,6 +1,6 @@
 //! `agent-cli`, and its `serve`, with a monitor's folder on a file system that does not answer.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, sync::mpsc, thread, time::Duration};
 
 use harness::{HangingFolder, TestFolder, eventually, in_own_mounts};
 use nix::{
@@ -44,6 +44,12 @@ fn a_hung_folder_of_one_monitor_delays_no_other_guest() {
         };
         write(1);
         let hanging = HangingFolder::mount(&hung);
+        // A process that hangs in there cannot be killed: a failure would hang as well.
+        let (end, ended) = mpsc::channel::<()>();
+        let unmounting = thread::spawn(move || {
+            let _ = ended.recv_timeout(4 * PATIENCE);
+            drop(hanging);
+        });
         let log = own.path().join("log");
         let mut serving = start_serving(&configuration, &log);
         let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -77,7 +83,8 @@ fn a_hung_folder_of_one_monitor_delays_no_other_guest() {
         // Threads in such a system call end with it only.
         let said = async || fs::read_to_string(&log).unwrap().contains("stopping");
         assert!(runtime.block_on(eventually(PATIENCE, said)));
-        drop(hanging);
+        drop(end);
+        unmounting.join().unwrap();
         for process in [&mut serving, &mut cli] {
             let ends = async || process.0.try_wait().unwrap().is_some();
             assert!(runtime.block_on(eventually(PATIENCE, ends)));
