@@ -1,12 +1,4 @@
-//! Mutual TLS with pinned certificates.
-//!
-//! Both ends know the other's certificate beforehand, so there is no authority, no name and no
-//! date to check: the leaf's bytes are compared, and the handshake's signature is verified, which
-//! proves that the peer has the key. Dates are ignored because a guest's clock may be wrong, as
-//! after a restore. TLS 1.3 only. No session is resumed, because a resumed session would not be
-//! compared again.
-
-mod pinned;
+//! The files of the agent's identity: its certificate and key, and the certificates of its host.
 
 use std::{
     io,
@@ -16,17 +8,13 @@ use std::{
 
 use rustls::{
     ClientConfig, Error as TlsError, ServerConfig,
-    client::Resumption,
-    crypto::ring,
     pki_types::{
         CertificateDer, PrivateKeyDer,
         pem::{Error as PemError, PemObject},
     },
-    server::NoServerSessionStorage,
+    sign::SingleCertAndKey,
 };
-use vsock_agent_transport::read_secret;
-
-use self::pinned::Pinned;
+use vsock_agent_transport::{read_secret, tls};
 
 /// The agent's certificate.
 pub(crate) const CERTIFICATE_FILE: &str = "agent.crt";
@@ -80,22 +68,8 @@ pub(crate) fn server_config(
     folder: &Path,
     clients: Vec<CertificateDer<'static>>,
 ) -> Result<Arc<ServerConfig>, IdentityError> {
-    let (chain, key) = own(folder)?;
-    let provider = Arc::new(ring::default_provider());
-    let verifier = Arc::new(Pinned {
-        certificates: clients,
-        provider: Arc::clone(&provider),
-    });
     let mismatch = |error| IdentityError::Mismatch(folder.to_owned(), error);
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(mismatch)?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(mismatch)?;
-    config.send_tls13_tickets = 0;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    Ok(Arc::new(config))
+    tls::server_config(own(folder)?, clients).map_err(mismatch)
 }
 
 /// Makes the client side, for a host that presents one of `hosts`. The agent presents the identity
@@ -108,27 +82,9 @@ pub(crate) fn client_config(
     folder: Option<&Path>,
     hosts: Vec<CertificateDer<'static>>,
 ) -> Result<Arc<ClientConfig>, IdentityError> {
-    let provider = Arc::new(ring::default_provider());
-    let verifier = Arc::new(Pinned {
-        certificates: hosts,
-        provider: Arc::clone(&provider),
-    });
     let mismatch =
         |error| IdentityError::Mismatch(folder.unwrap_or(Path::new("")).to_owned(), error);
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(mismatch)?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier);
-    let mut config = match folder {
-        None => config.with_no_client_auth(),
-        Some(folder) => {
-            let (chain, key) = own(folder)?;
-            config.with_client_auth_cert(chain, key).map_err(mismatch)?
-        }
-    };
-    config.resumption = Resumption::disabled();
-    Ok(Arc::new(config))
+    tls::client_config(folder.map(own).transpose()?, hosts).map_err(mismatch)
 }
 
 /// The certificates of the host in `folder`.
@@ -146,16 +102,14 @@ pub(crate) fn hosts(folder: &Path) -> Result<Vec<CertificateDer<'static>>, Ident
 }
 
 /// The agent's certificate and key.
-fn own(
-    folder: &Path,
-) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), IdentityError> {
+fn own(folder: &Path) -> Result<Arc<SingleCertAndKey>, IdentityError> {
     let chain = certificates(&folder.join(CERTIFICATE_FILE))?;
     let path = folder.join(KEY_FILE);
     let key = read_secret(&path)
         .map_err(PemError::Io)
         .and_then(|pem| PrivateKeyDer::from_pem_slice(&pem))
         .map_err(|error| unreadable(&path, error))?;
-    Ok((chain, key))
+    tls::credentials(chain, key).map_err(|error| IdentityError::Mismatch(folder.to_owned(), error))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {

@@ -130,8 +130,8 @@ impl Client {
     }
 
     /// As [`Client::with_connect_timeout`], but nothing is logged of a guest that is waited for.
-    #[cfg(feature = "serve")]
-    pub(crate) fn quiet(endpoint: Endpoint, security: Security, timeout: Duration) -> Self {
+    #[must_use]
+    pub fn quiet(endpoint: Endpoint, security: Security, timeout: Duration) -> Self {
         let connector = Connector::new(endpoint, security, timeout).quiet();
         Self::over(connector, Timeouts::default().with_connect(timeout))
     }
@@ -166,8 +166,11 @@ impl Client {
     }
 
     /// Asks once what the agent is, without trying again.
-    #[cfg(feature = "serve")]
-    pub(crate) async fn probe(&self) -> Result<ServerInfo, ClientError> {
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn probe(&self) -> Result<ServerInfo, ClientError> {
         let call = Call::get(path::SERVER, "asking what the agent is");
         metadata(self.http().call_impatiently(call).await?, "the description")
     }

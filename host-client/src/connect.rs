@@ -66,7 +66,6 @@ impl Connector {
     }
 
     /// The same, which never says in the log what is being waited for.
-    #[cfg(feature = "serve")]
     pub(crate) fn quiet(self) -> Self {
         Self {
             is_quiet: true,

@@ -5,7 +5,7 @@ use std::{fmt, os::unix::ffi::OsStrExt, path::PathBuf, str::FromStr};
 use crate::protocol::address::{self, Cid, DEFAULT_PORT, ParseAddressError, VsockAddress};
 
 /// Longest path of a Unix socket, in bytes: `sun_path` less its NUL (`unix(7)`).
-pub const MAX_SOCKET_PATH_BYTES: usize = 107;
+const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// Where an agent is reached.
 ///

@@ -177,18 +177,6 @@ impl ClientError {
     }
 }
 
-/// An error with all its causes, for a log.
-#[cfg(feature = "serve")]
-pub(crate) fn with_causes(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
 /// Why one attempt to connect failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

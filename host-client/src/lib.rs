@@ -31,15 +31,9 @@ mod error;
 mod exec;
 mod http;
 mod identity;
-#[cfg(feature = "serve")]
-pub mod instance;
 mod operation;
-#[cfg(feature = "serve")]
-pub mod serve;
 mod sftp;
 mod tls;
-#[cfg(any(feature = "serve", feature = "identity"))]
-mod whole_file;
 mod ws;
 
 pub use vsock_agent_protocol as protocol;
@@ -47,7 +41,7 @@ pub use vsock_agent_protocol::sftp::SessionOptions;
 
 pub use self::{
     client::{Client, Events, Timeouts},
-    endpoint::{Endpoint, EndpointError, MAX_SOCKET_PATH_BYTES},
+    endpoint::{Endpoint, EndpointError},
     error::{ClientError, ConnectError},
     exec::{
         Account, Exec, ExecControl, ExecReader, ExecSession, ExecStdin, ExitStatus, OnDisconnect,
@@ -63,5 +57,3 @@ pub use self::{
 
 #[cfg(feature = "identity")]
 pub use self::identity::{GUEST_FILES, GeneratedIdentity, host_name};
-#[cfg(any(feature = "serve", feature = "identity"))]
-pub use self::whole_file::{private_directory, write_whole};

@@ -1,22 +1,12 @@
-//! Mutual TLS 1.3 with pinned certificates: who we are, and which agent we talk to.
-//!
-//! There is no authority, so there are no chains, names or dates to check: a certificate is right
-//! if it is byte for byte the pinned one. Its signature over the handshake is verified like any
-//! other; without that, everybody who ever saw the certificate could pose as the agent. Sessions
-//! are never resumed, because a resumed session checks no certificate.
+//! Who this client is, and which agent it talks to: the two certificates of a mutual TLS connection.
 
 use std::{fmt, fs, io, path::Path, path::PathBuf, sync::Arc};
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, SignatureScheme,
-    client::{
-        Resumption,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
-    crypto::{CryptoProvider, ring, verify_tls13_signature},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    ClientConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
-use vsock_agent_transport::read_secret;
+use vsock_agent_transport::{read_secret, tls};
 
 use crate::error::{Cause, ConnectError};
 
@@ -113,25 +103,16 @@ impl Identity {
             source: "it holds no certificate".into(),
         })?;
         let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(pem("the client's key"))?;
-        let provider = Arc::new(ring::default_provider());
-        let verifier = Pinned {
-            certificates: vec![agent_der.to_vec()],
-            provider: Arc::clone(&provider),
-        };
         let unusable = |source: rustls::Error| IdentityError::Unusable {
             source: source.into(),
         };
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(unusable)?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_auth_cert(chain, key)
-            .map_err(unusable)?;
-        config.resumption = Resumption::disabled();
+        let agent = CertificateDer::from(agent_der.to_vec());
+        let credentials = tls::credentials(chain, key).map_err(unusable)?;
+        let config =
+            tls::client_config(Some(credentials), vec![agent.clone()]).map_err(unusable)?;
         Ok(Self {
-            config: Arc::new(config),
-            certificates: Arc::new([own, agent_der.to_vec().into()]),
+            config,
+            certificates: Arc::new([own, agent]),
         })
     }
 
@@ -216,78 +197,6 @@ pub enum IdentityError {
         #[source]
         source: Cause,
     },
-}
-
-/// Accepts exactly these certificates, in DER.
-#[derive(Debug)]
-pub(crate) struct Pinned {
-    pub(crate) certificates: Vec<Vec<u8>>,
-    pub(crate) provider: Arc<CryptoProvider>,
-}
-
-impl Pinned {
-    /// Whether it is one of them.
-    ///
-    /// # Errors
-    ///
-    /// The error whose alert tells the other end that its certificate is not taken.
-    pub(crate) fn check(&self, leaf: &CertificateDer<'_>) -> Result<(), rustls::Error> {
-        match self
-            .certificates
-            .iter()
-            .any(|pinned| pinned == leaf.as_ref())
-        {
-            true => Ok(()),
-            false => Err(rustls::Error::InvalidCertificate(
-                rustls::CertificateError::ApplicationVerificationFailure,
-            )),
-        }
-    }
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        self.check(end_entity)?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::PeerIncompatible(
-            rustls::PeerIncompatible::Tls12NotOfferedOrEnabled,
-        ))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.provider.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
 }
 
 /// What a failed handshake means.

@@ -88,6 +88,13 @@ const fn is_deceptive(character: char) -> bool {
     )
 }
 
+/// An error and all its causes, separated by `: `.
+#[must_use]
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

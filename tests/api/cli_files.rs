@@ -118,7 +118,7 @@ pub(crate) fn feed(command: &mut Command, input: &[u8]) -> Output {
 /// `agent-cli`, built once, beside the program that runs this.
 pub(crate) fn cli() -> &'static Path {
     static CLI: OnceLock<PathBuf> = OnceLock::new();
-    CLI.get_or_init(|| build("vsock-agent-client", "agent-cli"))
+    CLI.get_or_init(|| build("vsock-agent-cli", "agent-cli"))
 }
 
 /// Builds a program of ours, and says where it is.

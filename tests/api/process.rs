@@ -273,7 +273,7 @@ async fn a_client_refuses_a_key_that_others_can_read() {
     fs::set_permissions(&key, fs::Permissions::from_mode(0o604)).unwrap();
     let config = "[vms.vm]\nendpoint = \"unix:/nonexistent\"\nidentity = \"identity\"\n";
     fs::write(folder.path().join("config.toml"), config).unwrap();
-    let output = Command::new(build("vsock-agent-client", "agent-cli"))
+    let output = Command::new(build("vsock-agent-cli", "agent-cli"))
         .args(["info", "vm"])
         .env("AGENT_CLI_CONFIG", folder.path().join("config.toml"))
         .env("XDG_CONFIG_HOME", folder.path())

@@ -54,7 +54,7 @@ impl Reader {
     fn types(&self, line: &str, endpoint: &str) -> String {
         let words = line.split_whitespace().skip(1);
         let words = words.map(|word| word.replace("vsock:3", endpoint));
-        let output = self.run(&build("vsock-agent-client", "agent-cli"), words);
+        let output = self.run(&build("vsock-agent-cli", "agent-cli"), words);
         succeeded(&output).to_owned()
     }
 }

@@ -17,11 +17,8 @@ use tokio::{
     process::Command,
 };
 use vsock_agent::{ListenAddress, Security};
-use vsock_agent_client::{
-    self as client, Identity,
-    instance::InstanceStore,
-    serve::{Guest, GuestTls, HostConfig, HostProcess},
-};
+use vsock_agent_client::{self as client, Identity};
+use vsock_agent_serve::{Guest, GuestTls, HostConfig, HostProcess, instance::InstanceStore};
 
 const PORT: u32 = 9000;
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use harness::Random;
-use vsock_agent_client::instance::Instance;
+use vsock_agent_serve::instance::Instance;
 
 /// Debian's Python, which has Debian's `PyYAML`.
 const PYTHON: &str = "/usr/bin/python3";

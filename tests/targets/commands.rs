@@ -170,7 +170,7 @@ fn agent_cli() -> PathBuf {
         "build",
         "--quiet",
         "-p",
-        "vsock-agent-client",
+        "vsock-agent-cli",
         "--bin",
         "agent-cli",
     ]);

@@ -15,6 +15,7 @@ use vsock_agent_protocol::{
     exec::{CONTROL, EXIT_SIGNAL_BASE, ExecEnded, ExecRequest, ExecStarted, STDERR, STDIN, STDOUT},
     operation::OperationStatus,
     path,
+    printable::with_causes,
 };
 
 use crate::{
@@ -282,15 +283,9 @@ fn outcome(ended: Ended, cancel: &CancellationToken) -> Outcome {
                 timed_out,
                 ..ExecEnded::default()
             }),
-            error: with_causes(&error),
+            error: with_causes(&error).chars().take(MAX_ERROR_CHARS).collect(),
         },
     }
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    let text = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
-    text.chars().take(MAX_ERROR_CHARS).collect()
 }
 
 /// Closes the sockets in the background: each waits for its client, as [`ws::linger`] says.

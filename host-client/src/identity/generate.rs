@@ -7,11 +7,10 @@ use rcgen::{
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, date_time_ymd,
 };
 
+use vsock_agent_files::{private_directory, write_whole};
+
 use super::guest_directory;
-use crate::{
-    tls::{AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, Identity, IdentityError},
-    whole_file::{private_directory, write_whole},
-};
+use crate::tls::{AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, Identity, IdentityError};
 
 /// What a guest is to have in `/etc/vsock-agent`: LXD's names for its agent's certificate, its key,
 /// and the certificate of the host.

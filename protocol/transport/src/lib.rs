@@ -12,6 +12,7 @@ mod directory;
 mod owned;
 mod secret;
 mod socket;
+pub mod tls;
 mod vsock;
 
 pub use self::{

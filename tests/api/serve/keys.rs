@@ -11,7 +11,8 @@ use tokio::{
     task::JoinSet,
 };
 use vsock_agent::ListenAddress;
-use vsock_agent_client::{self as client, serve::Guest};
+use vsock_agent_client as client;
+use vsock_agent_serve::Guest;
 
 use super::{Host, Machine, TIMEOUT};
 

@@ -30,7 +30,7 @@ impl Product {
     pub async fn build() -> Result<Self, VmError> {
         let triple = host_triple().await?;
         // One by one: built together, each gets what only the other needs of a dependency.
-        for package in ["vsock-agent", "vsock-agent-client"] {
+        for package in ["vsock-agent", "vsock-agent-cli"] {
             let mut cargo = command::cargo();
             cargo
                 .args(["build", "--release", "--target", &triple, "-p", package])

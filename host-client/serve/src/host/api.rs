@@ -20,14 +20,13 @@ use tokio::{
 use tracing::debug;
 
 use super::{House, limits, resident::Resident};
-use crate::{
-    instance::GuestView,
-    protocol::{
-        envelope::Envelope,
-        guest_api::{self, GuestInfo, HostFeature, HostRoute, StateReport, UbuntuPro},
-        path,
-    },
+use vsock_agent_protocol::{
+    envelope::Envelope,
+    guest_api::{self, GuestInfo, HostFeature, HostRoute, StateReport, UbuntuPro},
+    path,
 };
+
+use crate::instance::GuestView;
 
 type Reply = Response<Full<Bytes>>;
 

@@ -16,11 +16,9 @@ use super::{
     progress::{GuestReport, Progress},
     resident::now,
 };
-use crate::{
-    Endpoint,
-    protocol::printable::{LOG_CHARS, excerpt},
-    whole_file::write_whole,
-};
+use vsock_agent_client::Endpoint;
+use vsock_agent_files::write_whole;
+use vsock_agent_protocol::printable::{LOG_CHARS, excerpt};
 
 /// What a host process knows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,12 +17,10 @@ use tracing::{debug, warn};
 use vsock_agent_transport as transport;
 
 use super::{House, api, door::Door, limits, log_limit::LogLimit, resident::Resident, tls};
-use crate::{
-    Endpoint,
-    protocol::{
-        address::Cid,
-        printable::{LOG_CHARS, excerpt},
-    },
+use vsock_agent_client::Endpoint;
+use vsock_agent_protocol::{
+    address::Cid,
+    printable::{LOG_CHARS, excerpt},
 };
 
 /// Where a connection comes from, as the kernel vouches for it.
@@ -35,16 +33,18 @@ pub(super) enum Origin {
 }
 
 impl Origin {
-    /// Where the guest with its agent at `endpoint` comes from when it asks for `port`.
-    pub(super) fn of(endpoint: &Endpoint, port: u32) -> Self {
+    /// Where the guest with its agent at `endpoint` comes from when it asks for `port`. `None` for a
+    /// kind of endpoint that is not known here.
+    pub(super) fn of(endpoint: &Endpoint, port: u32) -> Option<Self> {
         let beside = |path: &Path| {
             let mut name = path.as_os_str().to_owned();
             name.push(format!("_{port}"));
             Self::Socket(name.into())
         };
         match endpoint {
-            Endpoint::Vsock(address) => Self::Machine(address.cid),
-            Endpoint::Unix(path) | Endpoint::Hybrid { path, .. } => beside(path),
+            Endpoint::Vsock(address) => Some(Self::Machine(address.cid)),
+            Endpoint::Unix(path) | Endpoint::Hybrid { path, .. } => Some(beside(path)),
+            _ => None,
         }
     }
 }

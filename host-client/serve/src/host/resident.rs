@@ -14,12 +14,10 @@ use super::{
     log_limit::LogLimit,
     progress::{GuestReport, Progress},
 };
-use crate::{
-    Endpoint, Security,
-    error::with_causes,
-    instance::{GuestView, Stamp, StoreError},
-    protocol::guest_api::GuestState,
-};
+use vsock_agent_client::{Endpoint, Security};
+use vsock_agent_protocol::{guest_api::GuestState, printable::with_causes};
+
+use crate::instance::{GuestView, Stamp, StoreError};
 
 /// A guest to serve. Two are equal if everything is: another identity makes it another guest.
 #[derive(Debug, Clone, PartialEq)]

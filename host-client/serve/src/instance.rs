@@ -25,7 +25,7 @@ pub use self::{
     view::{Change, GuestView},
     yaml::YamlError,
 };
-use crate::protocol::guest_api::{
+use vsock_agent_protocol::guest_api::{
     Devices, MAX_ANSWER_BYTES, MAX_DATA_BYTES, MAX_KEYS, MAX_VALUE_BYTES,
 };
 

@@ -16,18 +16,16 @@ use super::{
     House, limits,
     resident::{Resident, now},
 };
-use crate::{
-    Client, ClientError, ConnectError, Events,
-    error::with_causes,
-    instance::{Change, GuestView},
-    protocol::{
-        address::Cid,
-        event::NewEvent,
-        host::HostConnection,
-        printable::{LOG_CHARS, excerpt},
-        server_info::ServerInfo,
-    },
+use vsock_agent_client::{Client, ClientError, ConnectError, Events};
+use vsock_agent_protocol::{
+    address::Cid,
+    event::NewEvent,
+    host::HostConnection,
+    printable::{LOG_CHARS, excerpt, with_causes},
+    server_info::ServerInfo,
 };
+
+use crate::instance::{Change, GuestView};
 
 /// A kind of event that nobody tells.
 const NO_EVENTS: &str = "vsock-agent-host-presence";

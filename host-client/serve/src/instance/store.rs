@@ -11,10 +11,8 @@ use toml_edit::{DocumentMut, Item, Table, value};
 use uuid::Uuid;
 
 use super::{Assignment, Instance, InstanceError, Remark, draw};
-use crate::{
-    protocol::guest_api::Devices,
-    whole_file::{private_directory, write_whole},
-};
+use vsock_agent_files::{private_directory, write_whole};
+use vsock_agent_protocol::guest_api::Devices;
 
 /// Said at the beginning of each file.
 const HEADER: &str = "# Written by `agent-cli config`; comments are not kept.\n";

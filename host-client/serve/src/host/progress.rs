@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::guest_api::GuestState;
+use vsock_agent_protocol::guest_api::GuestState;
 
 /// What a guest said of itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Instance, key::SSH_KEYS, ssh_keys};
-use crate::protocol::{
+use vsock_agent_protocol::{
     envelope::Envelope,
     event,
     guest_api::{

@@ -6,6 +6,7 @@
 //! through an open descriptor or a name in an open directory. Blocking.
 
 mod part;
+mod whole_file;
 
 use std::{
     ffi::OsStr,
@@ -28,6 +29,7 @@ use vsock_agent_protocol::sftp::extension::Replacement;
 use xattr::FileExt;
 
 pub use self::part::{OpenPart, PART_MODE, create_part, open_part, remove_abandoned, user};
+pub use self::whole_file::{private_directory, write_whole};
 
 /// The ACL of a file (`linux/xattr.h`, `XATTR_NAME_POSIX_ACL_ACCESS`).
 const ACL: &str = "system.posix_acl_access";

@@ -4,7 +4,8 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, bail};
 use toml_edit::{DocumentMut, Item, Table, value};
-use vsock_agent_client::{Endpoint, write_whole};
+use vsock_agent_client::Endpoint;
+use vsock_agent_files::write_whole;
 
 use crate::{
     args::{AddArgs, VmCommand},

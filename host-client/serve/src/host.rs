@@ -190,7 +190,9 @@ impl HostProcess {
     fn assign_places(&self) {
         let mut residents: HashMap<Origin, Vec<Arc<Resident>>> = HashMap::new();
         for resident in self.residents.values() {
-            let origin = Origin::of(&resident.guest.endpoint, self.house.port);
+            let Some(origin) = Origin::of(&resident.guest.endpoint, self.house.port) else {
+                continue;
+            };
             residents
                 .entry(origin)
                 .or_default()

@@ -5,10 +5,8 @@ use std::io::Read;
 
 use anyhow::{Context, bail};
 use serde_json::json;
-use vsock_agent_client::{
-    instance::{Assignment, Instance, Remark},
-    protocol::guest_api::MAX_VALUE_BYTES,
-};
+use vsock_agent_client::protocol::guest_api::MAX_VALUE_BYTES;
+use vsock_agent_serve::instance::{Assignment, Instance, Remark};
 
 use crate::{
     args::{ConfigCommand, Format},

@@ -12,11 +12,10 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, se
 use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
-use vsock_agent_client::{
-    host_name,
-    instance::Stamp,
-    private_directory,
-    serve::{Guest, GuestTls, HostConfig, HostProcess, IsRegistered, StatusReport},
+use vsock_agent_client::host_name;
+use vsock_agent_files::private_directory;
+use vsock_agent_serve::{
+    Guest, GuestTls, HostConfig, HostProcess, IsRegistered, StatusReport, instance::Stamp,
 };
 use vsock_agent_transport::read_secret;
 

@@ -3,18 +3,11 @@
 use std::sync::Arc;
 
 use rustls::{
-    DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerifier},
-    crypto::ring,
-    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
-    server::{
-        NoServerSessionStorage,
-        danger::{ClientCertVerified, ClientCertVerifier},
-    },
-    sign::{CertifiedKey, SingleCertAndKey},
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    sign::SingleCertAndKey,
 };
-
-use crate::tls::Pinned;
+use vsock_agent_transport::tls;
 
 /// What a host and one guest know each other by: the pair that its agent already knows the host by as
 /// a client, and its agent's certificate. Cheap to clone.
@@ -53,10 +46,10 @@ impl GuestTls {
         let key = PrivateKeyDer::from_pem_slice(key).map_err(wrong("the host's key"))?;
         let agent =
             CertificateDer::from_pem_slice(agent).map_err(wrong("the agent's certificate"))?;
-        let own = CertifiedKey::from_der(chain, key, &ring::default_provider())
+        let own = tls::credentials(chain, key)
             .map_err(|error| GuestTlsError::Mismatch(error.to_string()))?;
         Ok(Self {
-            own: Arc::new(own.into()),
+            own,
             certificate: String::from_utf8_lossy(certificate).into(),
             agent: agent.as_ref().into(),
         })
@@ -79,58 +72,8 @@ pub(super) fn for_guests<'a>(
 ) -> Option<Arc<ServerConfig>> {
     let mut guests = guests.peekable();
     let own = Arc::clone(&guests.peek()?.own);
-    let provider = Arc::new(ring::default_provider());
-    let verifier = Arc::new(Pinned {
-        certificates: guests.map(|guest| guest.agent.to_vec()).collect(),
-        provider: Arc::clone(&provider),
-    });
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .ok()?
-        .with_client_cert_verifier(verifier)
-        .with_cert_resolver(own);
-    // A resumed session would not be compared again.
-    config.send_tls13_tickets = 0;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    Some(Arc::new(config))
-}
-
-impl ClientCertVerifier for Pinned {
-    /// Empty: a Go client with a list to choose from would send no certificate at all.
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        self.check(leaf).map(|()| ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        ServerCertVerifier::verify_tls12_signature(self, message, leaf, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        ServerCertVerifier::verify_tls13_signature(self, message, leaf, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        ServerCertVerifier::supported_verify_schemes(self)
-    }
+    let agents = guests.map(|guest| guest.agent.to_vec().into()).collect();
+    tls::server_config(own, agents).ok()
 }
 
 /// Certificates that cannot be used.

@@ -13,10 +13,8 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use serde::Deserialize;
 use serde_json::json;
-use vsock_agent_client::{
-    Client, Endpoint, Identity, Security, Timeouts, identity_files,
-    instance::{InstanceStore, Stamp},
-};
+use vsock_agent_client::{Client, Endpoint, Identity, Security, Timeouts, identity_files};
+use vsock_agent_serve::instance::{InstanceStore, Stamp};
 
 use crate::{
     args::{Format, Global},

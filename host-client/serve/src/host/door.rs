@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 use vsock_agent_transport::{SocketFile, apart, is_privileged, listen};
 
 use super::{House, limits, log_limit::LogLimit, place::Origin};
-use crate::protocol::address::Cid;
+use vsock_agent_protocol::address::Cid;
 
 /// Where guests come in.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,0 +1,174 @@
+//! Mutual TLS 1.3 with pinned certificates.
+//!
+//! Each end knows the other's certificate beforehand, so there is no authority, name or date to
+//! check: the leaf is compared byte for byte, and the signature over the handshake proves that the
+//! peer has the key. Dates are ignored because a guest's clock may be wrong, as after a restore.
+//! Sessions are never resumed, because a resumed session would not be compared again.
+
+use std::sync::Arc;
+
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error,
+    PeerIncompatible, ServerConfig, SignatureScheme,
+    client::{
+        Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{CryptoProvider, ring, verify_tls13_signature},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
+    server::{
+        NoServerSessionStorage,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+    sign::{CertifiedKey, SingleCertAndKey},
+};
+use subtle::ConstantTimeEq;
+
+/// A certificate with its key, for either side.
+///
+/// # Errors
+///
+/// The key is of a kind that TLS 1.3 does not know, or belongs to another certificate.
+pub fn credentials(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Arc<SingleCertAndKey>, Error> {
+    let certified = CertifiedKey::from_der(chain, key, &ring::default_provider())?;
+    Ok(Arc::new(certified.into()))
+}
+
+/// The server side, for clients that present one of `clients`.
+///
+/// # Errors
+///
+/// Those of rustls; none is known for these settings.
+pub fn server_config(
+    own: Arc<SingleCertAndKey>,
+    clients: Vec<CertificateDer<'static>>,
+) -> Result<Arc<ServerConfig>, Error> {
+    let (provider, verifier) = pinned(clients);
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(own);
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(Arc::new(config))
+}
+
+/// The client side, for a server that presents one of `servers`. `own` is presented if there is
+/// one.
+///
+/// # Errors
+///
+/// Those of rustls; none is known for these settings.
+pub fn client_config(
+    own: Option<Arc<SingleCertAndKey>>,
+    servers: Vec<CertificateDer<'static>>,
+) -> Result<Arc<ClientConfig>, Error> {
+    let (provider, verifier) = pinned(servers);
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = if let Some(own) = own {
+        config.with_client_cert_resolver(own)
+    } else {
+        config.with_no_client_auth()
+    };
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+fn pinned(certificates: Vec<CertificateDer<'static>>) -> (Arc<CryptoProvider>, Arc<Pinned>) {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Pinned {
+        certificates,
+        provider: Arc::clone(&provider),
+    };
+    (provider, Arc::new(verifier))
+}
+
+/// Accepts a peer that presents one of these certificates and has its key.
+#[derive(Debug)]
+struct Pinned {
+    certificates: Vec<CertificateDer<'static>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Pinned {
+    /// # Errors
+    ///
+    /// The error whose alert tells the peer that its certificate is not accepted.
+    fn check(&self, leaf: &CertificateDer<'_>) -> Result<(), Error> {
+        let mut certificates = self.certificates.iter();
+        // A certificate is public, but there is no reason to say how much of one was right.
+        if certificates.any(|pinned| pinned.as_ref().ct_eq(leaf.as_ref()).into()) {
+            Ok(())
+        } else {
+            Err(CertificateError::ApplicationVerificationFailure.into())
+        }
+    }
+}
+
+/// The two traits ask for the same three things.
+macro_rules! signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _message: &[u8],
+            _leaf: &CertificateDer<'_>,
+            _signed: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Err(PeerIncompatible::Tls12NotOfferedOrEnabled.into())
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            leaf: &CertificateDer<'_>,
+            signed: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            let algorithms = &self.provider.signature_verification_algorithms;
+            verify_tls13_signature(message, leaf, signed, algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            let algorithms = &self.provider.signature_verification_algorithms;
+            algorithms.supported_schemes()
+        }
+    };
+}
+
+impl ClientCertVerifier for Pinned {
+    /// Empty: a Go client with a list to choose from would send no certificate at all.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.check(leaf).map(|()| ClientCertVerified::assertion())
+    }
+
+    signatures!();
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.check(leaf).map(|()| ServerCertVerified::assertion())
+    }
+
+    signatures!();
+}
