@@ -244,6 +244,7 @@ mod tests {
     use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
     use rustls::{
         ServerConfig,
+        crypto::ring,
         server::{ClientHello, ResolvesServerCert},
         sign::CertifiedKey,
     };

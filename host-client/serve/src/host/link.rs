@@ -310,7 +310,10 @@ mod tests {
         };
         let pause = Duration::from_millis(200);
         assert_eq!(pause_after(&refused, pause), limits::REFUSED_PAUSE);
-        let lost = ClientError::protocol("x");
+        let lost = ClientError::ConnectionLost {
+            during: "x",
+            source: None,
+        };
         assert_eq!(pause_after(&lost, pause), pause);
     }
 }
