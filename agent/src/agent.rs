@@ -13,18 +13,24 @@ use tokio::select;
 use crate::{
     app::{App, Policy},
     config::{Config, Feature, Security},
-    config_share::{Applied, ConfigShare, Hotplug},
     defaults,
-    guest_api::GuestApi,
-    guest_side::{GuestSide, wait_until_ready},
-    instance_data::{Kept, Refresher},
-    listen::{ListenAddress, Listener},
-    memory,
-    presets::Presets,
-    server::{Server, Trust},
+    guest::{
+        guest_api::GuestApi,
+        instance_data::{Kept, Refresher},
+        presets::Presets,
+        provisioner::{GuestSide, wait_until_ready},
+    },
+    http::{
+        listen::{ListenAddress, Listener},
+        server::{Server, Trust},
+        tls::IdentityError,
+    },
+    lxd_host::{
+        config_share::{Applied, ConfigShare, Hotplug},
+        status_port::{StatusPorts, Word},
+    },
     shutdown::Shutdown,
-    status_port::{StatusPorts, Word},
-    tls::IdentityError,
+    system::memory,
 };
 
 /// An agent whose sockets are bound. Nobody is answered before [`Agent::run`].
@@ -262,7 +268,7 @@ mod tests {
     use crate::{
         config::{CloudInit, Features, GuestConfig},
         exec::ExecPolicy,
-        presets::PresetConfig,
+        guest::presets::PresetConfig,
     };
 
     async fn known(folder: &Path, connection: &str) -> Option<HostConnection> {

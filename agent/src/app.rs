@@ -13,17 +13,15 @@ use vsock_agent_protocol::{
 
 use crate::{
     config::Features,
-    config_share::Hotplug,
     defaults,
     events::Events,
     exec::{ExecPolicy, Session},
-    host::Host,
-    instance_data::InstanceData,
+    guest::instance_data::InstanceData,
+    lxd_host::{config_share::Hotplug, host::Host, status_port::StatusPorts},
     operation::Registry,
     sftp::Budget,
     shutdown::Shutdown,
-    state::{AgentNumbers, Guest},
-    status_port::StatusPorts,
+    system::state::{AgentNumbers, Guest},
 };
 
 /// What the host may do.

@@ -27,11 +27,13 @@ use vsock_agent_protocol::{
 
 use self::{folders::Folders, guest::Host, options::Options, program::Program};
 use crate::{
-    config_share::{self, ConfigShare},
     exec::ExecPolicy,
-    listen::ListenAddress,
-    presets::{Preset, PresetConfig, PresetError},
-    status_port,
+    guest::presets::{Preset, PresetConfig, PresetError},
+    http::listen::ListenAddress,
+    lxd_host::{
+        config_share::{self, ConfigShare},
+        status_port,
+    },
 };
 
 pub use self::command_line::{CommandLine, Flags};

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 use vsock_agent_protocol::event::Event;
 
-use crate::{clock, defaults};
+use crate::{defaults, system::clock};
 
 /// Where events are published and heard. Cheap to clone.
 #[derive(Debug, Clone)]

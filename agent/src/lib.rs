@@ -21,65 +21,36 @@
 //! yaml, toml_file, descriptors, reaper. Rooms do not know each other, nor the router, nor HTTP.
 //! ```
 
-mod accounts;
 mod agent;
 mod api;
 mod app;
-mod blocking;
-mod bounded;
-mod client;
-mod clock;
-mod cloud_init;
 mod config;
-mod config_share;
 mod defaults;
-mod descriptors;
-mod event_stream;
 mod events;
 mod exec;
-mod guest_api;
-mod guest_side;
+mod guest;
 mod hex;
-mod host;
-mod http_connection;
-mod instance_data;
-mod listen;
-mod log;
-mod memory;
-mod mount_table;
-mod names;
-mod netlink;
-mod notify;
+mod http;
+mod lxd_host;
 mod operation;
 mod port_forward;
-mod presets;
-mod query;
-mod reaper;
-mod reply;
-mod root;
-mod router;
-mod rtnetlink;
-mod server;
 mod sftp;
 mod shutdown;
-mod state;
-mod status_port;
-mod tls;
+mod system;
 mod toml_file;
-mod ws;
 mod yaml;
 
+pub use self::guest::presets::{Preset, PresetConfig, PresetError};
+pub use self::http::listen::{ListenAddress, ParseListenError};
+pub use self::http::tls::{IdentityError, PemFileError};
+pub use self::lxd_host::config_share::{ConfigShare, FetchError, fetch_config_share};
+pub use self::system::log::{LogLimit, log_to_stderr};
+pub use self::system::notify::notify;
 pub use agent::{Agent, BindError, Reloader};
 pub use config::{
     CloudInit, CommandLine, Config, ConfigError, Feature, Features, FeaturesError, Flags,
     GuestConfig, ParseCloudInitError, Security,
 };
-pub use config_share::{ConfigShare, FetchError, fetch_config_share};
 pub use exec::{CommandPattern, ExecPolicy, ParsePatternError};
-pub use listen::{ListenAddress, ParseListenError};
-pub use log::{LogLimit, log_to_stderr};
-pub use notify::notify;
-pub use presets::{Preset, PresetConfig, PresetError};
 pub use sftp::{SftpServerError, serve_sftp_on_stdio};
-pub use tls::{IdentityError, PemFileError};
 pub use yaml::YamlError;

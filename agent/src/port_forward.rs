@@ -14,7 +14,10 @@ use tokio::{
 };
 use vsock_agent_protocol::port_forward::PortForward;
 
-use crate::{blocking::run_blocking, defaults, names};
+use crate::{
+    defaults,
+    system::{blocking::run_blocking, names},
+};
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]

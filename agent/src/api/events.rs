@@ -9,8 +9,10 @@ use crate::{
     app::App,
     config::Feature,
     defaults,
-    event_stream::{Source, kinds, send_events},
-    reply::{ApiError, Reply, read_json, sync},
+    http::{
+        event_stream::{Source, kinds, send_events},
+        reply::{ApiError, Reply, read_json, sync},
+    },
 };
 
 /// Sends every event from now on whose kind is asked for (`?type=a,b`).

@@ -19,16 +19,17 @@ use vsock_agent_protocol::{
 };
 
 use crate::{
-    accounts::Accounts,
     app::App,
-    blocking::run_blocking,
-    client::{self, Client},
     defaults,
     exec::{AgentUser, Ended, ExecPolicy, ExecSpec, Sockets, SpecError, Stops},
+    http::{
+        client::{self, Client},
+        reply::{ApiError, Reply, operation_created, read_json},
+        ws::{self, WebSocket},
+    },
     operation::{Handle, New, Outcome, Secret},
-    reply::{ApiError, Reply, operation_created, read_json},
     shutdown::Shutdown,
-    ws::{self, WebSocket},
+    system::{accounts::Accounts, blocking::run_blocking},
 };
 
 /// Longest text of a failure, in characters: it names a program, and a name may be very long.

@@ -4,8 +4,8 @@ use vsock_agent_protocol::{metrics::LxdMetrics, version::Family};
 
 use crate::{
     app::App,
-    reply::{ApiError, Reply, sync, text},
-    state::CONTENT_TYPE,
+    http::reply::{ApiError, Reply, sync, text},
+    system::state::CONTENT_TYPE,
 };
 
 /// `GET /1.0/metrics`, in the family's shape.

@@ -13,9 +13,11 @@ use vsock_agent_protocol::{
 
 use crate::{
     app::App,
-    query::parameter,
-    reply::{ApiError, Reply, empty, sync},
-    ws::{self, Carries},
+    http::{
+        query::parameter,
+        reply::{ApiError, Reply, empty, sync},
+        ws::{self, Carries},
+    },
 };
 
 /// `GET /1.0/operations[?recursion=1]`: status to paths, or to whole operations.

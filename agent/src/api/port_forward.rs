@@ -10,8 +10,12 @@ use vsock_agent_protocol::port_forward::{PROTOCOL, PortForward};
 
 use crate::{
     app::App,
-    client, defaults, port_forward,
-    reply::{ApiError, Reply, read_json, switching_protocols},
+    defaults,
+    http::{
+        client,
+        reply::{ApiError, Reply, read_json, switching_protocols},
+    },
+    port_forward,
 };
 
 /// Connects to the port, and then switches the connection to it: what cannot be reached is said in

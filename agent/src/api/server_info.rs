@@ -14,8 +14,8 @@ use vsock_agent_protocol::{
 use crate::{
     app::App,
     hex::hex,
-    reply::{ApiError, Reply, empty, read_json, sync},
-    status_port::Word,
+    http::reply::{ApiError, Reply, empty, read_json, sync},
+    lxd_host::status_port::Word,
 };
 
 /// `GET /`: the versions of the API.

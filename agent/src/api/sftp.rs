@@ -18,13 +18,15 @@ use tokio_util::{either::Either, sync::CancellationToken};
 use vsock_agent_protocol::{sftp::SessionOptions, version::Family};
 
 use crate::{
-    accounts::Accounts,
     app::App,
-    bounded::within,
-    client, defaults,
-    http_connection::Transport,
-    reply::{ApiError, Reply, switching_protocols},
+    defaults,
+    http::{
+        client,
+        connection::Transport,
+        reply::{ApiError, Reply, switching_protocols},
+    },
     sftp::{Budget, Channel, Session, Setup, SftpServerError, UserSession, blocking, find_user},
+    system::{accounts::Accounts, bounded::within},
 };
 
 /// The protocol's name in `Upgrade`.

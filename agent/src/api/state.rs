@@ -4,7 +4,7 @@ use http::StatusCode;
 
 use crate::{
     app::App,
-    reply::{ApiError, Reply, sync},
+    http::reply::{ApiError, Reply, sync},
 };
 
 /// `GET /1.0/state`.

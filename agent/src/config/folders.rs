@@ -8,7 +8,7 @@ use std::{
 use vsock_agent_transport::is_our_own;
 
 use super::{ConfigError, program::Program};
-use crate::{config_share, tls};
+use crate::{http::tls, lxd_host::config_share};
 
 /// Where the identity is when it is part of the image.
 const INSTALLED: &str = "/etc/vsock-agent";

@@ -8,8 +8,8 @@ use vsock_agent_protocol::{
 };
 
 use crate::{
-    listen::{ListenAddress, ParseListenError},
-    presets::PresetConfig,
+    guest::presets::PresetConfig,
+    http::listen::{ListenAddress, ParseListenError},
 };
 
 /// The word for none at all.

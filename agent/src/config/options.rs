@@ -17,7 +17,7 @@ use tracing::Level;
 use vsock_agent_protocol::{address::Cid, version::Family};
 
 use super::{CloudInit, ConfigError, Feature, guest::Host};
-use crate::{exec::CommandPattern, listen::ListenAddress, toml_file};
+use crate::{exec::CommandPattern, http::listen::ListenAddress, toml_file};
 
 /// Options that the file cannot have: its own path, and what is meant for one start.
 pub(super) const NOT_IN_FILE: [&str; 4] = ["config", "debug", "fetch-share", "verbose"];

@@ -28,7 +28,7 @@ use std::{
 use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
 use tokio::{sync::Notify, time::sleep};
 
-use crate::blocking::run_blocking;
+use crate::system::blocking::run_blocking;
 
 /// Name of the directory of all agents' groups, at the top of the hierarchy.
 const TOP: &str = "vsock-agent";

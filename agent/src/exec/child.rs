@@ -42,7 +42,7 @@ use vsock_agent_protocol::exec::{
 };
 
 use super::spec::{Directory, ExecSpec};
-use crate::{descriptors::close_all_from, reaper};
+use crate::system::{descriptors::close_all_from, reaper};
 
 /// Soft limit on open files of a command: what login shells have. The agent raises its own.
 const CHILD_OPEN_FILES: libc::rlim_t = 1024;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use vsock_agent_protocol::{exec::ExecRequest, id};
 
 use super::spec::ExecSpec;
-use crate::accounts::Accounts;
+use crate::system::accounts::Accounts;
 
 /// The variables of a request that are kept where commands are restricted, besides `LC_*`: others,
 /// such as `PATH` and `LD_PRELOAD`, can make another program of the one that is allowed.

@@ -53,7 +53,12 @@ use super::{
     pty::Pty,
     pump::{self, Fed, InputEnd, Loss, Progress, Pumped, StreamEnd},
 };
-use crate::{blocking::run_blocking, defaults, reaper, shutdown::Shutdown, ws::WebSocket};
+use crate::{
+    defaults,
+    http::ws::WebSocket,
+    shutdown::Shutdown,
+    system::{blocking::run_blocking, reaper},
+};
 
 /// The sockets of a command.
 #[derive(Debug)]

@@ -15,8 +15,8 @@ use vsock_agent_protocol::{
 
 use super::pty::TermSize;
 use crate::{
-    accounts::{Accounts, User},
     defaults,
+    system::accounts::{Accounts, User},
 };
 
 /// Where programs are looked for unless the request says otherwise: LXD's default.

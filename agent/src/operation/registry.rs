@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use vsock_agent_protocol::operation::{Operation, OperationId, OperationStatus};
 
 use super::{OperationError, Secret, secret};
-use crate::{clock, defaults, shutdown::Shutdown, ws::WebSocket};
+use crate::{defaults, http::ws::WebSocket, shutdown::Shutdown, system::clock};
 
 /// The one owner of every operation. Cheap to clone.
 #[derive(Debug, Clone)]

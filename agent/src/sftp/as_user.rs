@@ -18,7 +18,7 @@ use std::{
 use nix::unistd::Pid;
 use vsock_agent_protocol::sftp::SessionOptions;
 
-use crate::{descriptors::close_on_exec_from, reaper};
+use crate::system::{descriptors::close_on_exec_from, reaper};
 
 /// The program that runs, whatever became of its file.
 const THIS_PROGRAM: &str = "/proc/self/exe";

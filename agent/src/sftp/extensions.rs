@@ -22,7 +22,7 @@ use super::{
     realpath::real_path,
     request::Bound,
 };
-use crate::{accounts::Accounts, defaults};
+use crate::{defaults, system::accounts::Accounts};
 
 impl Files {
     /// Does what an extension wants.

@@ -20,7 +20,7 @@ use nix::{
 use vsock_agent_protocol::sftp::SessionOptions;
 
 use super::{Channel, Session, SessionError, Setup};
-use crate::accounts::{Accounts, User};
+use crate::system::accounts::{Accounts, User};
 
 /// Creation mask of a session as a given user: the usual one of a login. Any other has that of the
 /// process.

@@ -1,0 +1,257 @@
+//! The last complete snapshot on disk, for a boot in which the host is away.
+//!
+//! One file that only root can read, below the guest's `/`. It counts only on the machine that wrote
+//! it: an image made of a guest's disk brings the file along, and must not bring that guest's keys
+//! and passwords to another.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use nix::{
+    errno::Errno,
+    unistd::{UnlinkatFlags, unlinkat},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{InstanceData, Snapshot};
+use crate::{
+    hex::hex,
+    system::{
+        mount_table,
+        root::{Attributes, Root},
+    },
+};
+
+/// Below the guest's `/`.
+const FOLDER: &str = "var/lib/vsock-agent";
+const FILE: &str = "instance-data.json";
+
+/// The firmware's number of this machine. Missing where there is no SMBIOS.
+const MACHINE: &str = "sys/class/dmi/id/product_uuid";
+
+/// Largest file that is read, in bytes: the largest snapshot, with escapes, and some more.
+const MAX_BYTES: usize = 64 * 1024 * 1024;
+
+/// Only root reads it: data may have passwords in them.
+const ATTRIBUTES: Attributes = Attributes {
+    mode: 0o600,
+    uid: None,
+    gid: None,
+    create_only: false,
+};
+
+/// Where the snapshot is kept, and for which machine.
+#[derive(Debug, Clone)]
+pub(crate) struct Kept {
+    root: PathBuf,
+    machine: String,
+    /// Whoever writes or removes the file.
+    lock: Arc<Mutex<()>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Content<S> {
+    /// Who may use it: see [`machine`].
+    machine: String,
+    snapshot: S,
+}
+
+impl Kept {
+    /// The place below `root`; `None` where it would not outlive a reboot. `identity` is the folder
+    /// of the agent's identity.
+    pub(crate) fn new(root: &Path, identity: Option<&Path>) -> Option<Self> {
+        if !mount_table::outlives_reboot(root, &Path::new("/").join(FOLDER)) {
+            return None;
+        }
+        Some(Self {
+            root: root.to_owned(),
+            machine: machine(root, identity),
+            lock: Arc::default(),
+        })
+    }
+
+    /// Whether there is a file.
+    pub(crate) fn is_there(&self) -> bool {
+        self.root.join(FOLDER).join(FILE).is_file()
+    }
+
+    /// The snapshot, if there is one of this machine. What is of another machine, or no snapshot, is
+    /// removed. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub(crate) fn load(&self) -> io::Result<Option<Snapshot>> {
+        let path = Path::new(FOLDER).join(FILE);
+        let text = match Root::open(&self.root)?.read(&path, MAX_BYTES) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            text => text?,
+        };
+        match serde_json::from_slice::<Content<Snapshot>>(&text) {
+            Ok(content) if content.machine == self.machine => Ok(Some(content.snapshot)),
+            _ => self.remove().map(|()| None),
+        }
+    }
+
+    /// Writes the snapshot, whole or not at all, unless it is no longer what `data` has: one that was
+    /// removed meanwhile does not come back. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub(crate) fn save_if_current(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        data: &InstanceData,
+    ) -> io::Result<()> {
+        let _writing = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = data.snapshot();
+        if current.is_some_and(|current| Arc::ptr_eq(&current, snapshot)) {
+            self.save(snapshot)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn save(&self, snapshot: &Snapshot) -> io::Result<()> {
+        let content = Content {
+            machine: self.machine.clone(),
+            snapshot,
+        };
+        let text = serde_json::to_vec(&content)?;
+        let folder = Root::open(&self.root)?.below(Path::new(FOLDER))?;
+        let same = folder.read(Path::new(FILE), text.len() + 1);
+        if same.is_ok_and(|same| same == text) {
+            return Ok(());
+        }
+        folder.write(Path::new(FILE), &text, ATTRIBUTES)?;
+        Ok(())
+    }
+
+    /// Removes the file, after whoever is writing it. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        let _writing = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = match Root::open(&self.root)?.folder(Path::new(FOLDER)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            folder => folder?,
+        };
+        match unlinkat(&folder, FILE, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// What tells this machine from others: the firmware's number, and the agent's certificate, which
+/// differs for each guest.
+fn machine(root: &Path, identity: Option<&Path>) -> String {
+    let number = fs::read_to_string(root.join(MACHINE)).unwrap_or_default();
+    let certificate = identity.and_then(|folder| fs::read(folder.join("agent.crt")).ok());
+    let digest = ring::digest::digest(&ring::digest::SHA256, &certificate.unwrap_or_default());
+    format!("{} {}", number.trim(), hex(digest.as_ref()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use serde_json::Map;
+    use vsock_agent_protocol::guest_api::{GuestInfo, GuestState};
+
+    use super::*;
+
+    /// An empty root on a disk, removed in `Drop`.
+    struct TestRoot(PathBuf);
+
+    impl TestRoot {
+        fn new(name: &str, kind: &str) -> Self {
+            let name = format!("agent-kept-{name}-{}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            fs::create_dir_all(path.join("proc/self")).unwrap();
+            fs::create_dir_all(path.join("sys/class/dmi/id")).unwrap();
+            fs::write(
+                path.join("proc/self/mounts"),
+                format!("x / {kind} rw 0 0\n"),
+            )
+            .unwrap();
+            fs::write(path.join(MACHINE), "one\n").unwrap();
+            Self(path)
+        }
+
+        fn kept(&self) -> Kept {
+            Kept::new(&self.0, None).unwrap()
+        }
+
+        fn file(&self) -> PathBuf {
+            self.0.join(FOLDER).join(FILE)
+        }
+    }
+
+    impl Drop for TestRoot {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+
+    fn snapshot() -> Snapshot {
+        Snapshot {
+            info: GuestInfo::new("none".to_owned(), GuestState::Started),
+            config: [("user.a".to_owned(), "é".to_owned())].into(),
+            meta_data: "instance-id: i\n".to_owned(),
+            devices: Map::new(),
+        }
+    }
+
+    #[test]
+    fn what_was_saved_is_loaded_on_the_same_machine_only() {
+        let root = TestRoot::new("same", "ext4");
+        assert_eq!(root.kept().load().unwrap(), None);
+        root.kept().save(&snapshot()).unwrap();
+        assert_eq!(root.kept().load().unwrap(), Some(snapshot()));
+        let mode = fs::metadata(root.file()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+
+        fs::write(root.0.join(MACHINE), "another\n").unwrap();
+        assert_eq!(root.kept().load().unwrap(), None);
+        assert!(!root.file().exists());
+    }
+
+    #[test]
+    fn what_is_no_longer_known_is_not_written() {
+        let root = TestRoot::new("gone", "ext4");
+        let data = InstanceData::new();
+        data.publish(snapshot());
+        let current = data.snapshot().unwrap();
+        data.forget(super::super::Availability::Off);
+        root.kept().remove().unwrap();
+        root.kept().save_if_current(&current, &data).unwrap();
+        assert!(!root.file().exists());
+        data.publish(snapshot());
+        let current = data.snapshot().unwrap();
+        root.kept().save_if_current(&current, &data).unwrap();
+        assert!(root.file().exists());
+    }
+
+    #[test]
+    fn what_is_no_snapshot_is_removed() {
+        let root = TestRoot::new("odd", "ext4");
+        root.kept().save(&snapshot()).unwrap();
+        fs::write(root.file(), "{").unwrap();
+        assert_eq!(root.kept().load().unwrap(), None);
+        assert!(!root.file().exists());
+        root.kept().remove().unwrap();
+    }
+
+    #[test]
+    fn nothing_is_kept_in_memory() {
+        let root = TestRoot::new("memory", "tmpfs");
+        assert!(Kept::new(&root.0, None).is_none());
+    }
+}

@@ -1,0 +1,303 @@
+//! The address of a preset: on the loopback as long as it is served, and only where no real cloud is.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    time::timeout,
+};
+use vsock_agent_protocol::preset::BOARD_MAKER;
+
+use super::sk_lookup::SkLookup;
+use crate::{defaults, system::rtnetlink::Rtnetlink};
+
+/// The loopback, which everything in the machine can reach, and nobody else.
+const LOOPBACK: &str = "lo";
+
+/// What the firmware of real clouds says (`/sys/class/dmi/id`), by the beginning of the text: what
+/// cloud-init knows them by (`ds-identify`), and the makers.
+const CLOUDS: [(&str, &str); 24] = [
+    ("sys_vendor", "Amazon EC2"),
+    ("bios_vendor", "Amazon EC2"),
+    ("bios_version", "4.2.amazon"),
+    ("bios_version", "4.11.amazon"),
+    ("product_uuid", "ec2"),
+    ("product_serial", "ec2"),
+    ("sys_vendor", "Alibaba Cloud"),
+    ("product_name", "Alibaba Cloud ECS"),
+    ("sys_vendor", "OpenStack Foundation"),
+    ("product_name", "OpenStack"),
+    ("chassis_asset_tag", "OpenTelekomCloud"),
+    ("chassis_asset_tag", "HUAWEICLOUD"),
+    ("sys_vendor", "Google"),
+    ("product_name", "Google Compute Engine"),
+    // Azure's.
+    ("chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77"),
+    ("chassis_asset_tag", "OracleCloud.com"),
+    ("sys_vendor", "Hetzner"),
+    ("sys_vendor", "DigitalOcean"),
+    ("sys_vendor", "Scaleway"),
+    ("sys_vendor", "UpCloud"),
+    ("sys_vendor", "Vultr"),
+    ("sys_vendor", "e24cloud"),
+    ("sys_vendor", "3DS Outscale"),
+    ("product_name", "CloudStack"),
+];
+
+/// The same by the end of the text.
+const CLOUDS_BY_END: [(&str, &str); 2] = [
+    ("product_serial", ".brightbox.com"),
+    ("chassis_asset_tag", ".zstack.io"),
+];
+
+/// Why a preset is not served.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PlaceError {
+    #[error("this is a real cloud, as its firmware says: {0}")]
+    RealCloud(String),
+    #[error("somebody answers at {0} already")]
+    Taken(IpAddr),
+    #[error("cannot put {0} on the loopback")]
+    Address(IpAddr, #[source] io::Error),
+    #[error("cannot listen on {0}")]
+    Listen(SocketAddr, #[source] io::Error),
+}
+
+/// How many services have each address: two may have one, at different ports.
+static HELD: Mutex<BTreeMap<IpAddr, usize>> = Mutex::new(BTreeMap::new());
+
+/// An address that is this machine's. `Drop` of the last one takes it off the loopback again.
+#[derive(Debug)]
+pub(super) struct Place(IpAddr);
+
+/// A service's socket, with all that leads to it.
+#[derive(Debug)]
+pub(super) struct Listening {
+    pub(super) socket: TcpListener,
+    _steering: Option<SkLookup>,
+    _place: Place,
+}
+
+impl Place {
+    /// Sees to it that the address is on the loopback, if nobody else has it. `root` is the
+    /// guest's `/`.
+    ///
+    /// # Errors
+    ///
+    /// [`PlaceError`].
+    pub(super) async fn take(root: &Path, address: SocketAddr) -> Result<Self, PlaceError> {
+        if let Some(cloud) = real_cloud(root) {
+            return Err(PlaceError::RealCloud(cloud));
+        }
+        let ip = address.ip();
+        if !is_own(ip) && answers(address, defaults::PROBE_TIMEOUT).await {
+            return Err(PlaceError::Taken(ip));
+        }
+        Self::hold(ip).map_err(|error| PlaceError::Address(ip, error))
+    }
+
+    fn hold(ip: IpAddr) -> io::Result<Self> {
+        let mut held = held();
+        // One that is there is the loopback's own or another service's, or was left by an agent that
+        // was killed.
+        if !is_own(ip) {
+            change(|kernel, index| kernel.add_address(index, ip))?;
+        }
+        *held.entry(ip).or_default() += 1;
+        Ok(Self(ip))
+    }
+
+    /// Listens there, for what comes by the loopback: a machine has its addresses on all of its
+    /// devices, so without this its neighbours could ask as well.
+    ///
+    /// The port is left to the guest if the kernel can do that, and is taken from it if not.
+    ///
+    /// # Errors
+    ///
+    /// [`PlaceError::Listen`].
+    pub(super) fn listen(self, port: u16) -> Result<Listening, PlaceError> {
+        let address = SocketAddr::new(self.0, port);
+        let beside = || {
+            let socket = listen(SocketAddr::new(self.0, 0))?;
+            let steering = SkLookup::attach(address, &socket)?;
+            io::Result::Ok((socket, Some(steering)))
+        };
+        let (socket, steering) = match beside() {
+            Ok(both) => both,
+            Err(error) => {
+                let wrong = |error| PlaceError::Listen(address, error);
+                let socket = listen(address).map_err(wrong)?;
+                tracing::warn!(%address, %error, "this kernel cannot leave the port to other programs");
+                (socket, None)
+            }
+        };
+        Ok(Listening {
+            socket,
+            _steering: steering,
+            _place: self,
+        })
+    }
+}
+
+/// A socket that listens on the loopback only.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind_device(Some(LOOPBACK.as_bytes()))?;
+    socket.bind(address)?;
+    socket.listen(defaults::GUEST_BACKLOG)
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut held = held();
+        let others = held.get_mut(&self.0).map_or(0, |count| {
+            *count -= 1;
+            *count
+        });
+        if others > 0 {
+            return;
+        }
+        held.remove(&self.0);
+        if self.0.is_loopback() {
+            return;
+        }
+        if let Err(error) = change(|kernel, index| kernel.remove_address(index, self.0)) {
+            tracing::warn!(address = %self.0, %error, "cannot take the address off the loopback");
+        }
+    }
+}
+
+fn held() -> MutexGuard<'static, BTreeMap<IpAddr, usize>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn change(change: impl FnOnce(&Rtnetlink, u32) -> io::Result<()>) -> io::Result<()> {
+    let kernel = Rtnetlink::open()?;
+    let links = kernel.links()?;
+    let loopback = links.iter().find(|link| link.name == LOOPBACK);
+    change(&kernel, loopback.ok_or(io::ErrorKind::NotFound)?.index)
+}
+
+/// Whether the machine has the address.
+fn is_own(ip: IpAddr) -> bool {
+    UdpSocket::bind((ip, 0)).is_ok()
+}
+
+/// Whether somebody is there: a refusal is an answer too.
+async fn answers(address: SocketAddr, limit: Duration) -> bool {
+    match timeout(limit, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(error)) => matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
+        ),
+        Err(_) => false,
+    }
+}
+
+/// What the firmware says, if that is a cloud and our own host did not make it say so.
+fn real_cloud(root: &Path) -> Option<String> {
+    let folder = root.join("sys/class/dmi/id");
+    let read = |name: &str| {
+        let bytes = std::fs::read(folder.join(name)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).trim().to_owned()
+    };
+    if read("board_vendor") == BOARD_MAKER {
+        return None;
+    }
+    let begins = |text: &str, with: &str| {
+        let start = text.get(..with.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(with))
+    };
+    let by_start = CLOUDS
+        .iter()
+        .find(|(name, start)| begins(&read(name), start));
+    let by_end = CLOUDS_BY_END
+        .iter()
+        .find(|(name, end)| read(name).ends_with(end));
+    let (name, _) = by_start.or(by_end)?;
+    Some(format!("{name} is {:?}", read(name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, net::TcpListener, process::Command, thread};
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    #[test]
+    fn a_real_cloud_is_known_by_its_firmware() {
+        let root = std::env::temp_dir().join(format!("agent-dmi-{}", std::process::id()));
+        let folder = root.join("sys/class/dmi/id");
+        for (own, name, text, expected) in [
+            (false, "sys_vendor", "QEMU", false),
+            (false, "sys_vendor", "Amazon EC2", true),
+            (false, "product_uuid", "EC2A1B2C-0000", true),
+            (true, "product_uuid", "ec2a1b2c-0000", false),
+            (false, "product_name", "OpenStack Nova", true),
+            (true, "product_name", "OpenStack Nova", false),
+            (false, "product_serial", "srv-1.gb1.brightbox.com", true),
+            (true, "sys_vendor", "3DS Outscale", false),
+        ] {
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join(name), format!("{text}\n")).unwrap();
+            if own {
+                fs::write(folder.join("board_vendor"), "vsock-agent\n").unwrap();
+            }
+            let found = real_cloud(&root);
+            assert_eq!(found.is_some(), expected, "{name} {text}: {found:?}");
+            fs::remove_dir_all(&root).unwrap();
+        }
+        assert_eq!(real_cloud(&root), None);
+    }
+
+    #[tokio::test]
+    async fn whoever_answers_is_noticed() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let limit = Duration::from_secs(10);
+        assert!(answers(address, limit).await);
+        drop(listener);
+        assert!(answers(address, limit).await, "a refusal");
+    }
+
+    #[test]
+    fn the_loopback_is_the_machines_own() {
+        assert!(is_own("127.0.0.9".parse().unwrap()));
+        assert!(!is_own("192.0.2.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn an_address_stays_as_long_as_a_service_has_it() {
+        let alone = || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network of its own: only root has one");
+            let up = Command::new("ip")
+                .args(["link", "set", "lo", "up"])
+                .status();
+            assert!(up.expect("ip, of iproute2").success());
+            let ip = "192.0.2.1".parse().unwrap();
+            let first = Place::hold(ip).unwrap();
+            drop(Place::hold(ip).unwrap());
+            assert!(is_own(ip), "another service has it");
+            let second = Place::hold(ip).unwrap();
+            drop(first);
+            assert!(is_own(ip), "another service has it");
+            drop(second);
+            assert!(!is_own(ip));
+        };
+        thread::spawn(alone).join().unwrap();
+    }
+}

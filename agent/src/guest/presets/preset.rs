@@ -1,0 +1,282 @@
+//! A preset, and where it comes from: the program itself, or a file.
+
+use std::{
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use http::{HeaderName, HeaderValue};
+use serde_json::Value;
+use vsock_agent_protocol::preset;
+
+use super::{
+    file, network_data,
+    scope::{COMBINED, NETWORK_DATA},
+    table::Route,
+    template::Template,
+    token::TokenRule,
+    user_data::says_something,
+};
+use crate::{guest::instance_data::Snapshot, toml_file};
+
+/// Largest file, in bytes. The largest that is shipped has five thousand.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
+
+/// A metadata service: where it is, and what it answers.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Preset {
+    pub(super) name: String,
+    pub(super) address: IpAddr,
+    pub(super) port: u16,
+    pub(super) versions: Vec<String>,
+    pub(super) document_versions: Vec<String>,
+    pub(super) listings: Vec<Template>,
+    pub(super) require: Vec<(HeaderName, HeaderValue)>,
+    pub(super) respond: Vec<(HeaderName, HeaderValue)>,
+    pub(super) token: Option<TokenRule>,
+    pub(super) routes: Vec<Route>,
+}
+
+/// Why there is no such preset.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PresetError {
+    /// It is neither shipped nor a path.
+    #[error("{0:?} is neither a preset ({known}) nor the path of one", known = known())]
+    Unknown(String),
+    /// Its file cannot be read.
+    #[error("cannot read the preset {path}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its file makes no sense.
+    #[error("{file}, line {line}: {reason}")]
+    Wrong {
+        /// Its path, or its name.
+        file: String,
+        /// Where.
+        line: usize,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The names of those that are shipped.
+pub(super) fn known() -> String {
+    preset::SHIPPED.map(|(name, _)| name).join(", ")
+}
+
+impl Preset {
+    /// The preset of this name, or in the file at this path if it has a slash.
+    ///
+    /// # Errors
+    ///
+    /// [`PresetError`].
+    pub fn find(word: &str) -> Result<Self, PresetError> {
+        if let Some(text) = preset::shipped(word) {
+            return Self::parse(word, text);
+        }
+        match word.contains('/') {
+            true => Self::read(Path::new(word)),
+            false => Err(PresetError::Unknown(word.to_owned())),
+        }
+    }
+
+    fn read(path: &Path) -> Result<Self, PresetError> {
+        let text = fs::metadata(path).and_then(|found| match found.len() > MAX_FILE_BYTES {
+            true => Err(io::ErrorKind::FileTooLarge.into()),
+            false => fs::read_to_string(path),
+        });
+        let text = text.map_err(|source| PresetError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&path.display().to_string(), &text)
+    }
+
+    /// Reads a preset from its text. `name` is for messages.
+    ///
+    /// # Errors
+    ///
+    /// [`PresetError::Wrong`], for the first thing that is.
+    pub fn parse(name: &str, text: &str) -> Result<Self, PresetError> {
+        file::parse(name, text).map_err(|(at, fault)| PresetError::Wrong {
+            file: name.to_owned(),
+            line: toml_file::line(text, at),
+            reason: fault.to_string(),
+        })
+    }
+
+    /// The keys of what the instance has for cloud-init and this cloud has no way for.
+    pub(super) fn losses(&self, snapshot: &Snapshot, nics: &[Value]) -> Vec<&'static str> {
+        let has = |name| snapshot.cloud_init(name).is_some_and(says_something);
+        let network = snapshot
+            .cloud_init("network-config")
+            .filter(|text| !text.is_empty());
+        let has_document = network.is_some_and(|text| network_data::of(text, nics).is_some());
+        let names = |name| self.routes.iter().any(|route| route.names(name));
+        let lost = [
+            (
+                "user-data",
+                has("user-data") && !names("user-data") && !names(COMBINED),
+            ),
+            (
+                "vendor-data",
+                has("vendor-data") && !names("vendor-data") && !names(COMBINED),
+            ),
+            (
+                "network-config",
+                network.is_some()
+                    && !names("network-config")
+                    && !(has_document && names(NETWORK_DATA)),
+            ),
+        ];
+        let lost = lost.into_iter().filter(|(_, is_lost)| *is_lost);
+        lost.map(|(key, _)| key).collect()
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn address(&self) -> (IpAddr, u16) {
+        (self.address, self.port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::scope::tests::{nics, snapshot},
+        *,
+    };
+
+    #[test]
+    fn what_a_cloud_has_no_way_for_is_known() {
+        let mut snapshot = snapshot();
+        let mut set = |key: &str, value: &str| {
+            snapshot
+                .config
+                .insert(format!("cloud-init.{key}"), value.to_owned());
+        };
+        set("vendor-data", "#!/bin/sh\n");
+        set(
+            "network-config",
+            "version: 2\nethernets: {eth0: {dhcp4: true}}\n",
+        );
+        let losses = |preset: &str, snapshot: &Snapshot| -> Vec<_> {
+            let preset = Preset::find(preset).unwrap();
+            preset.losses(snapshot, &nics())
+        };
+        for preset in ["ec2", "aliyun", "outscale"] {
+            assert_eq!(losses(preset, &snapshot), ["network-config"], "{preset}");
+        }
+        assert!(losses("openstack", &snapshot).is_empty());
+        let bond = "version: 2\nbonds: {bond0: {}}\n".to_owned();
+        snapshot
+            .config
+            .insert("cloud-init.network-config".to_owned(), bond);
+        assert_eq!(losses("openstack", &snapshot), ["network-config"]);
+    }
+
+    #[test]
+    fn every_preset_that_is_shipped_is_right() {
+        for (name, text) in preset::SHIPPED {
+            let preset = Preset::parse(name, text).unwrap();
+            assert!(!preset.routes.is_empty(), "{name}");
+            let has_token = ["ec2", "aliyun"].contains(&name);
+            assert_eq!(preset.token.is_some(), has_token, "{name}");
+        }
+        assert_eq!(
+            Preset::find("aliyun").unwrap().address().0.to_string(),
+            "100.100.100.200"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line() {
+        for (text, line, reason) in [
+            ("", 1, "no address"),
+            ("address = \"1.2.3\"\n", 1, "an IP address"),
+            (
+                "address = \"127.0.0.1\"\nport = 99999\n",
+                2,
+                "port is not a number",
+            ),
+            ("address = \"::1\"\n\nadress = 1\n", 3, "adress"),
+            (
+                "address = \"::1\"\nroutes = [\n  { path = \"a\", text = \"\" },\n]\n",
+                3,
+                "slash",
+            ),
+            (
+                "address = \"::1\"\nroutes = [\n\n  { path = \"/\" },\n]\n",
+                4,
+                "one of text",
+            ),
+            (
+                "address = \"::1\"\n[[routes]]\npath = \"/${x}\"\ntext = \"\"\n",
+                2,
+                "\"x\"",
+            ),
+            (
+                "extends = \"imds\"\nroutes = [{ path = \"/\", text = \"$\" }]\n",
+                2,
+                "dollar",
+            ),
+            (
+                "extends = \"imds\"\nroutes = [{ path = \"/\", text = \"\", each = \"a\" }]",
+                2,
+                "each",
+            ),
+            (
+                "extends = \"imds\"\nroutes = [{ path = \"/\", text = \"\", when = \"a\" }]",
+                2,
+                "\"a\"",
+            ),
+            (
+                "extends = \"imds\"\nroutes = [{ path = \"/\", text = \"\", status = 99 }]",
+                2,
+                "99",
+            ),
+            (
+                "extends = \"imds\"\nroutes = [{ path = \"/\", text = \"\", method = \"A\" }]",
+                2,
+                "GET",
+            ),
+            (
+                "extends = \"imds\"\n\nrequire = { \"a b\" = \"c\" }\n",
+                3,
+                "header",
+            ),
+            ("extends = \"imds\"\nlistings = [\"/${a}\"]\n", 2, "\"a\""),
+            ("\nextends = \"other\"\n", 2, "extended"),
+            (
+                "extends = \"imds\"\n[token]\npath = \"/\"\nheader = \"a\\n\"\nttl-header = \"b\"\nmax-ttl = 1\n",
+                4,
+                "header",
+            ),
+            ("extends = \n", 1, "value"),
+        ] {
+            let error = Preset::parse("file", text).unwrap_err().to_string();
+            let place = format!("file, line {line}: ");
+            assert!(
+                error.starts_with(&place) && error.contains(reason),
+                "{text}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_not_shipped_is_told_with_those_that_are() {
+        let error = Preset::find("ec3").unwrap_err().to_string();
+        assert!(
+            error.contains("ec3") && error.contains("outscale"),
+            "{error}"
+        );
+        let error = Preset::find("/nowhere/x.toml").unwrap_err();
+        assert!(matches!(error, PresetError::Read { .. }), "{error}");
+    }
+}

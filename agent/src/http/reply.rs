@@ -1,0 +1,324 @@
+//! Answers out, bodies in. The only place where an error becomes an HTTP status.
+
+use std::{io, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
+use hyper::body::{Body as HttpBody, Incoming};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use tokio::time::timeout;
+use vsock_agent_protocol::envelope::Envelope;
+
+use crate::{
+    defaults, lxd_host::host::HostError, operation::OperationError, port_forward::DialError,
+    system::state::StateError,
+};
+
+/// The body of every answer. After an error in it the connection is closed, so that the client does
+/// not take what it has for all.
+pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// Why a body cannot be read.
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// An answer.
+pub(crate) type Reply = Response<Body>;
+
+/// A refusal: a status, and why, for a person.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub(crate) struct ApiError {
+    status: StatusCode,
+    text: String,
+    /// The methods that would have been right, if this one was not.
+    allow: Option<&'static str>,
+}
+
+impl ApiError {
+    pub(crate) fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        Self {
+            status,
+            text: text.into(),
+            allow: None,
+        }
+    }
+
+    /// Not with this method, but with one of `allow`: words for the header of that name.
+    pub(crate) fn wrong_method(text: impl Into<String>, allow: &'static str) -> Self {
+        Self {
+            allow: Some(allow),
+            ..Self::new(StatusCode::METHOD_NOT_ALLOWED, text)
+        }
+    }
+
+    /// The agent's fault, or the guest's.
+    fn internal(error: &dyn std::error::Error) -> Self {
+        let causes = std::iter::successors(error.source(), |cause| cause.source());
+        let text = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+    }
+
+    pub(crate) fn bad_request(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, text)
+    }
+
+    pub(crate) fn not_found(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, text)
+    }
+
+    /// Turned away for now, because a limit is reached.
+    pub(crate) fn busy(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, text)
+    }
+
+    /// The answer that says it.
+    pub(crate) fn into_reply(self) -> Reply {
+        let envelope = Envelope::error(self.status.as_u16(), self.text);
+        refusal(json(self.status, &envelope), self.allow)
+    }
+
+    /// The answer that says it to a program in the guest: a line of text, as LXD writes it.
+    pub(crate) fn into_plain_reply(self) -> Reply {
+        let mut reply = text("text/plain; charset=utf-8", self.text + "\n");
+        *reply.status_mut() = self.status;
+        refusal(reply, self.allow)
+    }
+}
+
+fn refusal(mut reply: Reply, allow: Option<&'static str>) -> Reply {
+    let headers = reply.headers_mut();
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    if let Some(allow) = allow {
+        headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+    }
+    reply
+}
+
+impl From<HostError> for ApiError {
+    fn from(error: HostError) -> Self {
+        Self::bad_request(error.to_string())
+    }
+}
+
+impl From<StateError> for ApiError {
+    fn from(error: StateError) -> Self {
+        tracing::error!(%error, "cannot answer");
+        Self::internal(&error)
+    }
+}
+
+impl From<DialError> for ApiError {
+    fn from(error: DialError) -> Self {
+        match error {
+            DialError::Port | DialError::Name(_) => Self::bad_request(error.to_string()),
+            DialError::Timeout(_) | DialError::Connect(..) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<OperationError> for ApiError {
+    fn from(error: OperationError) -> Self {
+        let status = match error {
+            OperationError::Unknown(_) => StatusCode::NOT_FOUND,
+            OperationError::WrongSecret => StatusCode::FORBIDDEN,
+            OperationError::Ended => StatusCode::BAD_REQUEST,
+            OperationError::Full => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+/// A result, in the envelope.
+pub(crate) fn sync<T: Serialize>(metadata: T) -> Reply {
+    json(StatusCode::OK, &Envelope::sync(metadata))
+}
+
+/// A result that says nothing, in the envelope: LXD writes an empty object.
+pub(crate) fn empty() -> Reply {
+    sync(serde_json::Map::new())
+}
+
+/// "An operation was created", in the envelope.
+pub(crate) fn operation_created<T: Serialize>(path: String, metadata: T) -> Reply {
+    let location = HeaderValue::try_from(&path);
+    let mut reply = json(
+        StatusCode::ACCEPTED,
+        &Envelope::operation_created(path, metadata),
+    );
+    if let Ok(location) = location {
+        reply.headers_mut().insert(header::LOCATION, location);
+    }
+    reply
+}
+
+/// Text of some type, outside any envelope.
+pub(crate) fn text(content_type: &'static str, text: String) -> Reply {
+    let mut reply = Response::new(full(text));
+    let content_type = HeaderValue::from_static(content_type);
+    reply
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, content_type);
+    reply
+}
+
+/// "The connection speaks this protocol now."
+pub(crate) fn switching_protocols(protocol: &'static str) -> Reply {
+    let mut reply = Response::new(full(Bytes::new()));
+    *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = reply.headers_mut();
+    headers.insert(header::UPGRADE, HeaderValue::from_static(protocol));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    reply
+}
+
+/// A value as JSON, outside any envelope.
+pub(crate) fn json<T: Serialize>(status: StatusCode, value: &T) -> Reply {
+    let mut reply = match serde_json::to_vec(value) {
+        Ok(mut text) => {
+            text.push(b'\n');
+            Response::new(full(text))
+        }
+        // Only a map with keys that are no strings can fail, and the protocol has none.
+        Err(error) => {
+            tracing::error!(%error, "cannot write a reply");
+            let mut reply = Response::new(full(Bytes::new()));
+            *reply.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            return reply;
+        }
+    };
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    reply
+}
+
+/// A body that is there as a whole.
+pub(crate) fn full(data: impl Into<Bytes>) -> Body {
+    Full::new(data.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
+}
+
+/// Reads a body as JSON.
+///
+/// # Errors
+///
+/// 413 above [`defaults::MAX_BODY_BYTES`], 408 when it stops arriving or is not there in
+/// [`defaults::BODY_DEADLINE`], 400 when it is not what it should be.
+pub(crate) async fn read_json<T: DeserializeOwned>(body: Incoming) -> Result<T, ApiError> {
+    read_json_within(body, defaults::MAX_BODY_BYTES).await
+}
+
+/// Reads a body of at most `limit` bytes as JSON.
+///
+/// # Errors
+///
+/// As [`read_json`].
+pub(crate) async fn read_json_within<T: DeserializeOwned>(
+    body: Incoming,
+    limit: usize,
+) -> Result<T, ApiError> {
+    // A body that says it is too large is refused before it is read.
+    if body.size_hint().lower() > limit as u64 {
+        return Err(too_large(limit));
+    }
+    let text = read_body(body, limit, defaults::BODY_TIMEOUT).await?;
+    parse(&text).map_err(|error| {
+        ApiError::bad_request(format!("the body is not what it should be: {error}"))
+    })
+}
+
+/// Parses a request. A field that is `null` is not set, as Go's `encoding/json` has it.
+fn parse<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
+    let mut request: Value = serde_json::from_slice(text)?;
+    if let Value::Object(fields) = &mut request {
+        fields.retain(|_, value| !value.is_null());
+    }
+    T::deserialize(request)
+}
+
+/// Reads a body of at most `limit` bytes.
+///
+/// # Errors
+///
+/// As [`read_json`], with `pause` as the longest time between two pieces.
+pub(crate) async fn read_body(
+    body: impl HttpBody<Data = Bytes, Error: Into<Cause>> + Unpin,
+    limit: usize,
+    pause: Duration,
+) -> Result<BytesMut, ApiError> {
+    let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body arrives too slowly");
+    let pieces = read_pieces(body, limit, pause);
+    timeout(defaults::BODY_DEADLINE, pieces)
+        .await
+        .map_err(late)?
+}
+
+async fn read_pieces(
+    body: impl HttpBody<Data = Bytes, Error: Into<Cause>> + Unpin,
+    limit: usize,
+    pause: Duration,
+) -> Result<BytesMut, ApiError> {
+    let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body stopped arriving");
+    let mut body = Limited::new(body, limit);
+    let mut text = BytesMut::new();
+    loop {
+        let frame = timeout(pause, body.frame()).await.map_err(late)?;
+        match frame {
+            None => return Ok(text),
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    text.extend_from_slice(data);
+                }
+            }
+            Some(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+                return Err(too_large(limit));
+            }
+            Some(Err(error)) => {
+                return Err(ApiError::bad_request(format!(
+                    "the body is incomplete: {error}"
+                )));
+            }
+        }
+    }
+}
+
+fn too_large(limit: usize) -> ApiError {
+    ApiError::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        format!("the body is larger than {limit} bytes"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::stream;
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_drips_has_a_deadline() {
+        let drops = stream::unfold((), |()| async {
+            sleep(Duration::from_secs(1)).await;
+            let frame = Frame::data(Bytes::from_static(b" "));
+            Some((Ok::<_, Infallible>(frame), ()))
+        });
+        let body = StreamBody::new(Box::pin(drops));
+        let start = Instant::now();
+        let error = read_body(body, 1000, Duration::from_secs(10)).await;
+        assert_eq!(error.unwrap_err().status, StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(start.elapsed(), defaults::BODY_DEADLINE);
+    }
+}

@@ -1,0 +1,273 @@
+//! The accept loop, and a connection from its first byte to HTTP.
+//!
+//! ```text
+//! accept ─► allowed machine? ─► waits for a ClientHello ─► TLS ─► HTTP/1.1 ─► router
+//!             no: closed unread   └ silent: leaves for    └ refused: closed
+//!                                   others when all places are taken
+//! ```
+
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    io,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use rustls::{ServerConfig, pki_types::CertificateDer, server::Acceptor};
+use tokio::{
+    sync::Semaphore,
+    time::{Duration, sleep, timeout},
+};
+use tokio_rustls::{LazyConfigAcceptor, TlsStream};
+use tokio_util::either::Either;
+use tracing::Instrument as _;
+use vsock_agent_protocol::{address::Cid, by_insertion};
+use vsock_agent_transport::{Admission, Place};
+
+use crate::{
+    app::App,
+    config::{Config, Security},
+    defaults,
+    http::{
+        client::{Client, Clients},
+        connection::{self, Transport},
+        listen::{Listener, Peer, Stream},
+        router,
+        tls::{self, IdentityError},
+    },
+};
+
+/// Who is let in.
+#[derive(Debug)]
+pub(crate) struct Trust {
+    /// Without TLS every peer is trusted.
+    tls: Option<Arc<ServerConfig>>,
+    certificates: Vec<CertificateDer<'static>>,
+    allowed_cids: BTreeSet<Cid>,
+}
+
+impl Trust {
+    /// Reads whom `config` lets in.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError`].
+    pub(crate) fn new(config: &Config) -> Result<Self, IdentityError> {
+        let mut certificates = Vec::new();
+        let tls = match &config.security {
+            Security::Plain => None,
+            Security::Tls(folder) => {
+                certificates = tls::hosts(folder)?;
+                Some(tls::server_config(folder, certificates.clone())?)
+            }
+        };
+        Ok(Self {
+            tls,
+            certificates,
+            allowed_cids: by_insertion(config.allowed_cids.iter().copied()),
+        })
+    }
+
+    pub(crate) const fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    fn allows(&self, peer: Peer) -> bool {
+        match peer {
+            Peer::Vsock(address) => self.allowed_cids.contains(&address.cid),
+            Peer::Unix => true,
+        }
+    }
+
+    fn lets_in(&self, client: &Client) -> bool {
+        let is_known = |certificate| self.certificates.contains(certificate);
+        self.allows(client.peer) && client.certificate.as_ref().is_none_or(is_known)
+    }
+}
+
+/// What all listeners share.
+#[derive(Debug)]
+pub(crate) struct Server {
+    app: Arc<App>,
+    trust: RwLock<Arc<Trust>>,
+    clients: Clients,
+    connections: Arc<Semaphore>,
+    /// Those who have not shown who they are.
+    unknown: Arc<Admission>,
+    /// Our own part of a handshake is computed for one at a time of those who may be anybody, so that
+    /// a crowd leaves the other worker to clients that are known.
+    computing: Semaphore,
+}
+
+impl Server {
+    /// A server for `app`.
+    pub(crate) fn new(app: Arc<App>, trust: Trust) -> Arc<Self> {
+        Arc::new(Self {
+            connections: Arc::clone(&app.connections),
+            app,
+            trust: RwLock::new(Arc::new(trust)),
+            clients: Clients::default(),
+            unknown: Admission::new(defaults::UNKNOWN),
+            computing: Semaphore::new(1),
+        })
+    }
+
+    /// Lets in whom `trust` does, from now on. The connections of others are closed.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::Switched`]; nothing has changed then.
+    pub(crate) fn trust(&self, trust: Trust) -> Result<(), IdentityError> {
+        if trust.is_tls() != self.trusted().is_tls() {
+            return Err(IdentityError::Switched);
+        }
+        let trust = Arc::new(trust);
+        *self.trust.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&trust);
+        let closed = self.clients.keep(|client| trust.lets_in(client));
+        if closed > 0 {
+            tracing::info!(closed, "connections of clients that are no longer let in");
+        }
+        Ok(())
+    }
+
+    fn trusted(&self) -> Arc<Trust> {
+        Arc::clone(&self.trust.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Accepts until the shutdown. Waits for nothing else, so that the kernel's queue stays short and
+    /// privileged peers wait for no others.
+    pub(crate) async fn accept_all(self: Arc<Self>, listener: Listener) {
+        let stop = self.app.shutdown.child_token();
+        stop.run_until_cancelled(async {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, peer)) => self.admit(stream, peer),
+                    Err(error) => {
+                        // Out of descriptors or memory: the next try would fail as fast.
+                        tracing::warn!(%error, "cannot accept a connection");
+                        sleep(defaults::ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        })
+        .await;
+    }
+
+    fn admit(self: &Arc<Self>, stream: Stream, peer: Peer) {
+        let trust = self.trusted();
+        if !trust.allows(peer) {
+            tracing::warn!(%peer, "connection from a machine that is not allowed");
+            return;
+        }
+        let server = Arc::clone(self);
+        let span = tracing::debug_span!("connection", %peer);
+        let connection = async move {
+            let served = match trust.is_tls() {
+                // Most of a crowd gets no further: what comes then is made when it comes.
+                true => Box::pin(server.speak_tls(stream, peer)).await,
+                false => server.speak_http(Either::Left(stream), peer).await,
+            };
+            if let Err(error) = served {
+                tracing::debug!(%error, "connection ended");
+            }
+        };
+        self.app.shutdown.spawn(connection.instrument(span));
+    }
+
+    async fn speak_tls(&self, stream: Stream, peer: Peer) -> io::Result<()> {
+        let stop = self.app.shutdown.child_token();
+        let shaken = stop
+            .run_until_cancelled(self.shake_hands(stream, peer))
+            .await;
+        match shaken {
+            Some(stream) => self.speak_http(Either::Right(stream?), peer).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn shake_hands(&self, stream: Stream, peer: Peer) -> io::Result<TlsStream<Stream>> {
+        let is_privileged = peer.is_privileged();
+        let place = self.unknown.enter(is_privileged).await;
+        let place = place.ok_or_else(crowded)?;
+        let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream);
+        let (error, stream) = match in_time(&place, defaults::GRACE, &mut acceptor).await? {
+            Ok(greeted) => {
+                // It is on as long as the agent runs.
+                let tls = self
+                    .trusted()
+                    .tls
+                    .clone()
+                    .ok_or(io::ErrorKind::NotConnected)?;
+                let turn = match is_privileged {
+                    true => None,
+                    false => self.computing.acquire().await.ok(),
+                };
+                let accept = greeted.into_stream(tls).into_fallible();
+                drop(turn);
+                match in_time(&place, defaults::HANDSHAKE_GRACE, accept).await? {
+                    Ok(stream) => return Ok(stream.into()),
+                    Err((error, stream)) => (error, Some(stream)),
+                }
+            }
+            Err(error) => (error, acceptor.take_io()),
+        };
+        tracing::warn!(%peer, %error, "TLS handshake refused");
+        if let Some(stream) = stream {
+            let watch = stream.watch();
+            let told = timeout(defaults::REFUSAL_TIMEOUT, watch.drain());
+            let _ = place.wait_for(defaults::GRACE, told).await;
+        }
+        Err(error)
+    }
+
+    async fn speak_http(&self, stream: Transport, peer: Peer) -> io::Result<()> {
+        let Ok(_permit) = self.connections.try_acquire() else {
+            tracing::warn!(%peer, limit = defaults::MAX_CONNECTIONS, "too many connections");
+            return Ok(());
+        };
+        let stop = self.app.shutdown.child_token();
+        let certificate = match &stream {
+            Either::Left(_) => None,
+            Either::Right(stream) => stream
+                .get_ref()
+                .1
+                .peer_certificates()
+                .and_then(|chain| chain.first())
+                .map(|leaf| leaf.clone().into_owned()),
+        };
+        let client = Arc::new(Client {
+            peer,
+            certificate,
+            stop: stop.clone(),
+        });
+        let closer = connection::socket(&stream).closer();
+        self.clients.add(Arc::clone(&client), closer);
+        // It may have been taken off the list while it came in.
+        if !self.trusted().lets_in(&client) {
+            return Ok(());
+        }
+        connection::serve(stream, stop, &|mut request| {
+            request.extensions_mut().insert(Arc::clone(&client));
+            Box::pin(router::route(Arc::clone(&self.app), request))
+        })
+        .await
+    }
+}
+
+/// What a peer does in a handshake, as long as it may take.
+///
+/// # Errors
+///
+/// When it takes too long, or somebody else needs the place.
+async fn in_time<T>(
+    place: &Place,
+    grace: Duration,
+    step: impl Future<Output = T>,
+) -> io::Result<T> {
+    let limited = timeout(defaults::HANDSHAKE_TIMEOUT, step);
+    Ok(place.wait_for(grace, limited).await.ok_or_else(crowded)??)
+}
+
+fn crowded() -> io::Error {
+    io::Error::other("the place was needed for another connection")
+}

@@ -1,0 +1,327 @@
+//! Copying the config share out of where the host keeps it: a virtiofs or 9p device, or a CD-ROM.
+//!
+//! Run by the unit before the agent, as a process of its own, which takes what hangs with it when
+//! it ends. The copy is in memory, for root alone, and stays when the share has gone
+//! by the next start.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::statfs::{TMPFS_MAGIC, statfs},
+};
+
+use super::FETCHED;
+use crate::system::bounded;
+
+/// Where it is done: `mnt` is mounted for a moment, `new` becomes `share`.
+const FOLDER: &str = "/run/vsock-agent";
+
+/// Size of the copy at most: rendered files, mostly.
+const MEMORY: &str = "mode=0700,size=64m";
+
+/// What is copied. The agent of the share is not.
+const WANTED: [&str; 7] = [
+    "agent.crt",
+    "agent.key",
+    "server.crt",
+    "agent.conf",
+    "agent-mounts.json",
+    "files",
+    "nics",
+];
+
+/// Without it, a folder is nobody's config share.
+const CERTIFICATE: &str = "agent.crt";
+
+/// The tag of the share, LXD's and Incus's.
+const TAG: &str = "config";
+
+/// Kinds of device and the options they need (`Documentation/filesystems/9p.rst`).
+const SHARES: [(&str, &str); 2] = [
+    ("virtiofs", ""),
+    ("9p", "trans=virtio,version=9p2000.L,access=0,msize=1048576"),
+];
+
+/// Labels of a CD-ROM with the share. The first is Incus's.
+const LABELS: [&str; 2] = ["incus-agent", "vsock-agent"];
+
+/// Where the label of an ISO 9660 image is: `volume_id` of `struct iso_primary_descriptor`
+/// (`include/uapi/linux/iso_fs.h`), 40 bytes into the 17th sector.
+const LABEL_OFFSET: u64 = 16 * 2048 + 40;
+const LABEL_BYTES: usize = 32;
+
+/// Flags of everything that is mounted: nothing in it is a program or a device.
+const FLAGS: MsFlags = MsFlags::MS_NODEV
+    .union(MsFlags::MS_NOEXEC)
+    .union(MsFlags::MS_NOSUID);
+
+/// Time for all of it; a boot may be waiting.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why there is no copy.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// There is no place for it.
+    #[error("cannot prepare {FOLDER}")]
+    Prepare(#[source] io::Error),
+    /// It cannot be copied.
+    #[error("cannot copy the config share")]
+    Copy(#[source] io::Error),
+    /// A device does not answer.
+    #[error("the config share does not answer")]
+    Silent,
+}
+
+/// Copies the config share of this machine's host to `/run/vsock-agent/share`. False if the host
+/// offers none; a copy from before stays then.
+///
+/// # Errors
+///
+/// [`FetchError`]. A copy from before stays.
+pub async fn fetch_config_share() -> Result<bool, FetchError> {
+    let work = || {
+        let folder = Path::new(FOLDER);
+        prepare(folder).map_err(FetchError::Prepare)?;
+        fetch(folder, &sources()).map_err(FetchError::Copy)
+    };
+    let result = bounded::within(FETCH_TIMEOUT, "config share", work).await;
+    result.unwrap_or(Err(FetchError::Silent))
+}
+
+/// Something that may be the share.
+#[derive(Debug)]
+struct Source {
+    kind: &'static str,
+    device: PathBuf,
+    options: &'static str,
+}
+
+fn sources() -> Vec<Source> {
+    let shares = SHARES.iter().map(|(kind, options)| Source {
+        kind,
+        device: PathBuf::from(TAG),
+        options,
+    });
+    let discs = discs().into_iter().map(|device| Source {
+        kind: "iso9660",
+        device,
+        options: "",
+    });
+    shares.chain(discs).collect()
+}
+
+/// CD-ROMs with the right label. A drive that is empty cannot be opened.
+fn discs() -> Vec<PathBuf> {
+    let drives = fs::read_dir("/sys/class/block").into_iter().flatten();
+    let drives = drives.flatten().map(|drive| drive.file_name());
+    let mut drives: Vec<_> = drives
+        .filter(|name| name.as_encoded_bytes().starts_with(b"sr"))
+        .map(|name| Path::new("/dev").join(name))
+        .collect();
+    drives.sort();
+    drives.retain(|drive| label(drive).is_ok_and(|label| LABELS.contains(&label.as_str())));
+    drives
+}
+
+fn label(device: &Path) -> io::Result<String> {
+    let mut label = [0; LABEL_BYTES];
+    File::open(device)?.read_exact_at(&mut label, LABEL_OFFSET)?;
+    Ok(String::from_utf8_lossy(&label).trim_end().to_owned())
+}
+
+/// Makes a folder in memory that only root can look into.
+fn prepare(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)?;
+    let is_there = statfs(folder)?.filesystem_type() == TMPFS_MAGIC && is_mount(folder)?;
+    if !is_there {
+        mount(Some("tmpfs"), folder, Some("tmpfs"), FLAGS, Some(MEMORY))?;
+    }
+    Ok(())
+}
+
+/// Whether something is mounted there: its device is not its parent's.
+fn is_mount(folder: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let parent = folder.parent().unwrap_or(folder);
+    Ok(fs::metadata(folder)?.dev() != fs::metadata(parent)?.dev())
+}
+
+/// Copies the first source that is a config share.
+fn fetch(folder: &Path, sources: &[Source]) -> io::Result<bool> {
+    let mnt = folder.join("mnt");
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&mnt)?;
+    for source in sources {
+        let flags = FLAGS | MsFlags::MS_RDONLY;
+        let options = Some(source.options);
+        if let Err(error) = mount(
+            Some(&source.device),
+            &mnt,
+            Some(source.kind),
+            flags,
+            options,
+        ) {
+            tracing::debug!(?source, %error, "no config share here");
+            continue;
+        }
+        let _mounted = Mounted(&mnt);
+        if mnt.join(CERTIFICATE).exists() {
+            replace(&mnt, folder)?;
+            tracing::info!(kind = source.kind, device = ?source.device, "config share copied");
+            return Ok(true);
+        }
+        tracing::debug!(?source, "this is no config share");
+    }
+    Ok(false)
+}
+
+/// Unmounts in `Drop`.
+struct Mounted<'a>(&'a Path);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = umount2(self.0, MntFlags::MNT_DETACH) {
+            tracing::warn!(path = ?self.0, %error, "cannot unmount this");
+        }
+    }
+}
+
+/// Puts a new copy in the place of the old one.
+fn replace(from: &Path, folder: &Path) -> io::Result<()> {
+    let new = folder.join("new");
+    let share = folder.join(Path::new(FETCHED).file_name().unwrap_or_default());
+    remove(&new)?;
+    fs::DirBuilder::new().mode(0o700).create(&new)?;
+    for name in WANTED {
+        copy(&from.join(name), &new.join(name))?;
+    }
+    remove(&share)?;
+    fs::rename(&new, &share)
+}
+
+fn remove(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Copies files and folders; only the owner may read the copies, whatever the modes were: a disc may
+/// have none. What is neither is passed over, and so is what is missing.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let metadata = match fs::symlink_metadata(from) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    if metadata.is_file() {
+        let mut copy = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(to)?;
+        io::copy(&mut File::open(from)?, &mut copy)?;
+    } else if metadata.is_dir() {
+        fs::DirBuilder::new().mode(0o700).create(to)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            copy(&entry.path(), &to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+    use crate::lxd_host::config_share::alone::with_own_mounts;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap().flatten();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn share(folder: &Path, host: &str) {
+        fs::create_dir_all(folder.join("files")).unwrap();
+        fs::write(folder.join("agent.crt"), host).unwrap();
+        fs::write(folder.join("files/a.out"), host).unwrap();
+        let mode = fs::Permissions::from_mode(0o555);
+        fs::set_permissions(folder.join("agent.crt"), mode).unwrap();
+        fs::write(folder.join("lxd-agent"), "a program").unwrap();
+        let link = folder.join("agent.key");
+        let _ = fs::remove_file(&link);
+        symlink("/etc/shadow", link).unwrap();
+    }
+
+    #[test]
+    fn what_is_wanted_is_copied_and_replaces_what_was_there() {
+        let folder = std::env::temp_dir().join(format!("agent-fetch-{}", std::process::id()));
+        let from = folder.join("from");
+        for host in ["1", "2"] {
+            share(&from, host);
+            replace(&from, &folder).unwrap();
+            let copied = folder.join("share");
+            assert_eq!(names(&copied), ["agent.crt", "files"]);
+            let file = copied.join("files/a.out");
+            assert_eq!(fs::read_to_string(&file).unwrap(), host);
+            for file in [file, copied.join("agent.crt")] {
+                let mode = fs::metadata(file).unwrap().permissions().mode();
+                assert_eq!(mode & 0o7777, 0o600);
+            }
+        }
+        assert_eq!(names(&folder), ["from", "share"]);
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_host_without_a_share_leaves_the_old_copy_and_no_mount() {
+        with_own_mounts("fetch-none", |folder| {
+            let folder = folder.join("run");
+            prepare(&folder).unwrap();
+            prepare(&folder).unwrap();
+            fs::create_dir(folder.join("share")).unwrap();
+            let source = |kind| Source {
+                kind,
+                device: PathBuf::from("agent-test-tag"),
+                options: "",
+            };
+            let sources = ["virtiofs", "9p", "tmpfs"].map(source);
+            assert!(!fetch(&folder, &sources).unwrap());
+            assert!(!is_mount(&folder.join("mnt")).unwrap());
+            assert_eq!(names(&folder), ["mnt", "share"]);
+            umount2(&folder, MntFlags::empty()).expect("it was mounted once");
+            assert!(!is_mount(&folder).unwrap());
+        });
+    }
+
+    #[test]
+    fn a_disc_is_known_by_its_label() {
+        let path = std::env::temp_dir().join(format!("agent-disc-{}", std::process::id()));
+        let mut image = vec![0; 40 * 1024];
+        let text = format!("{:LABEL_BYTES$}", "incus-agent");
+        image[32808..32840].copy_from_slice(text.as_bytes());
+        fs::write(&path, &image).unwrap();
+        assert_eq!(label(&path).unwrap(), "incus-agent");
+        fs::write(&path, &image[..32820]).unwrap();
+        label(&path).unwrap_err();
+        fs::remove_file(&path).unwrap();
+    }
+}

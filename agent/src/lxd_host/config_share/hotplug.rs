@@ -1,0 +1,210 @@
+//! Shares that come and go while the guest runs, as the host's `device` events say.
+//!
+//! Called by `api/events.rs`. The events of one host are followed one after the other.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use serde::Deserialize;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
+use vsock_agent_protocol::{null_as_default, version::Family};
+
+use super::mounts::{self, Mount};
+use crate::system::bounded;
+
+/// How long a device that was announced may take to be there. LXD's agent gives 2.5 s, Incus's
+/// 10 s.
+const ADD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time between two looks.
+const ADD_PAUSE: Duration = Duration::from_millis(500);
+
+/// Time for the kernel to mount or unmount.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The places where shares come and go.
+#[derive(Debug, Clone)]
+pub(crate) struct Hotplug {
+    root: PathBuf,
+    /// The tag of a share is this and the name of its device.
+    prefix: &'static str,
+    turn: Arc<Mutex<()>>,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Mount it.
+    Add(Share),
+    /// Take it away.
+    Remove(Share),
+}
+
+/// A share of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Share(Mount);
+
+/// What is said of a device.
+#[derive(Debug, Deserialize)]
+struct Device {
+    action: String,
+    #[serde(default, deserialize_with = "null_as_default")]
+    name: String,
+    config: Option<Config>,
+    mount: Option<Tag>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Config {
+    #[serde(rename = "type", default, deserialize_with = "null_as_default")]
+    kind: String,
+    #[serde(default, deserialize_with = "null_as_default")]
+    path: PathBuf,
+}
+
+/// How the host offers it.
+#[derive(Debug, Default, Deserialize)]
+struct Tag {
+    #[serde(default, deserialize_with = "null_as_default")]
+    source: String,
+    #[serde(default)]
+    options: Option<Vec<String>>,
+}
+
+impl Hotplug {
+    /// For the machine whose file system has this root.
+    pub(crate) fn new(root: PathBuf, family: Family) -> Self {
+        Self {
+            root,
+            prefix: match family {
+                Family::Lxd => "lxd_",
+                Family::Incus => "incus_",
+            },
+            turn: Arc::default(),
+        }
+    }
+
+    /// What an event asks for. `None` if it is not about a share.
+    pub(crate) fn change(&self, metadata: &serde_json::Value) -> Option<Change> {
+        let device = Device::deserialize(metadata).ok()?;
+        let config = device.config.unwrap_or_default();
+        let has_place = config.path.file_name().is_some();
+        if config.kind != "disk" || !has_place {
+            return None;
+        }
+        let tag = device.mount.unwrap_or_default();
+        let source = match tag.source.is_empty() {
+            true => format!("{}{}", self.prefix, device.name),
+            false => tag.source,
+        };
+        let share = Share(Mount {
+            source,
+            target: config.path,
+            fstype: mounts::VIRTIOFS.to_owned(),
+            options: tag.options,
+        });
+        match device.action.as_str() {
+            "added" => Some(Change::Add(share)),
+            "removed" => Some(Change::Remove(share)),
+            _ => None,
+        }
+    }
+
+    /// Follows a change, after those that were there before it. What fails is logged.
+    pub(crate) async fn follow(&self, change: Change) {
+        let _turn = self.turn.lock().await;
+        match change {
+            Change::Add(Share(mount)) => self.add(mount).await,
+            Change::Remove(Share(mount)) => self.remove(mount).await,
+        }
+    }
+
+    async fn add(&self, mount: Mount) {
+        let deadline = Instant::now() + ADD_TIMEOUT;
+        loop {
+            let (root, wanted) = (self.root.clone(), mount.clone());
+            let work = move || mounts::mount(&root, &wanted);
+            let Some(result) = bounded::within(CALL_TIMEOUT, "mount", work).await else {
+                return;
+            };
+            let Mount { source, target, .. } = &mount;
+            match result {
+                Ok(how) => {
+                    tracing::info!(source, ?target, ?how, "a share of the host has come");
+                    return;
+                }
+                Err(error) if error.is_final() || Instant::now() >= deadline => {
+                    tracing::error!(source, ?target, %error, "a share is missing");
+                    return;
+                }
+                Err(_) => sleep(ADD_PAUSE).await,
+            }
+        }
+    }
+
+    async fn remove(&self, mount: Mount) {
+        let root = self.root.clone();
+        let work = move || {
+            let result = mounts::unmount(&root, &mount.source, &mount.target);
+            let Mount { source, target, .. } = mount;
+            match result {
+                Ok(count) => tracing::info!(source, ?target, count, "a share of the host has gone"),
+                Err(error) => tracing::error!(source, ?target, %error, "a share does not go"),
+            }
+        };
+        bounded::within(CALL_TIMEOUT, "unmount", work).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn change(family: Family, metadata: &Value) -> Option<Change> {
+        Hotplug::new("/".into(), family).change(metadata)
+    }
+
+    fn share(source: &str, options: Option<Vec<String>>) -> Share {
+        Share(Mount {
+            source: source.to_owned(),
+            target: "/mnt/data".into(),
+            fstype: "virtiofs".to_owned(),
+            options,
+        })
+    }
+
+    #[test]
+    fn a_disk_with_a_place_is_a_share() {
+        let config = json!({ "type": "disk", "path": "/mnt/data", "source": "/srv" });
+        let added = json!({ "action": "added", "name": "data", "config": config });
+        let removed = json!({ "action": "removed", "name": "data", "config": config });
+        let lxd = |metadata| change(Family::Lxd, metadata);
+        assert_eq!(lxd(&added), Some(Change::Add(share("lxd_data", None))));
+        assert_eq!(lxd(&removed), Some(Change::Remove(share("lxd_data", None))));
+        let incus = change(Family::Incus, &added);
+        assert_eq!(incus, Some(Change::Add(share("incus_data", None))));
+        let mount = json!({ "source": "tag", "target": "/x", "options": ["ro"] });
+        let tagged = json!({ "action": "added", "config": config, "mount": mount });
+        let options = Some(vec!["ro".to_owned()]);
+        assert_eq!(lxd(&tagged), Some(Change::Add(share("tag", options))));
+    }
+
+    #[test]
+    fn another_device_is_not() {
+        for (action, config) in [
+            ("updated", json!({ "type": "disk", "path": "/mnt/data" })),
+            ("added", json!({ "type": "nic", "path": "/mnt/data" })),
+            ("added", json!({ "type": "disk", "path": "/" })),
+            ("added", json!({ "type": "disk" })),
+            ("added", Value::Null),
+        ] {
+            let metadata = json!({ "action": action, "name": "data", "config": config });
+            assert_eq!(change(Family::Lxd, &metadata), None, "{metadata}");
+        }
+        assert_eq!(change(Family::Lxd, &Value::Null), None);
+    }
+}

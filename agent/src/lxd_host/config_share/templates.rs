@@ -1,0 +1,177 @@
+//! Files for the guest that the host has rendered: written where `metadata.yaml` says.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    metadata::{self, Template},
+    read_if_there,
+};
+use crate::system::root::{Attributes, Root};
+
+const FOLDER: &str = "files";
+const METADATA_FILE: &str = "metadata.yaml";
+
+/// Ending of a file that is rendered.
+const RENDERED: &str = ".out";
+
+/// Mode of a file for which none is said.
+const FILE_MODE: u32 = 0o644;
+
+/// The kernel's name of the machine, which anything started later goes by.
+const LIVE_HOSTNAME: &str = "proc/sys/kernel/hostname";
+const HOSTNAME: &str = "/etc/hostname";
+
+/// Where cloud-init's datasource `NoCloud` looks for its instance.
+const SEEDS: [&str; 2] = [
+    "/var/lib/cloud/seed/nocloud-net/meta-data",
+    "/var/lib/cloud/seed/nocloud/meta-data",
+];
+
+/// What became of the files.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Written {
+    files: Vec<PathBuf>,
+    is_seeded: bool,
+}
+
+impl Written {
+    /// Whether cloud-init has a new seed.
+    pub(super) fn has_seed(&self) -> bool {
+        self.files.iter().any(|file| is_seed(file))
+    }
+
+    /// Whether the image has templates for seeds, be they rendered this time or not.
+    pub(super) const fn is_seeded(&self) -> bool {
+        self.is_seeded
+    }
+
+    fn has(&self, path: &str) -> bool {
+        self.files.iter().any(|file| file == Path::new(path))
+    }
+}
+
+fn is_seed(path: &Path) -> bool {
+    SEEDS.iter().any(|seed| path == Path::new(seed))
+}
+
+/// Writes every file that the share has, below `root`, and renames the machine when its name is
+/// among them. A file that cannot be written is logged and passed over.
+pub(super) fn apply(share: &Path, root: &Path) -> Written {
+    let folder = share.join(FOLDER);
+    let Some(text) = read_if_there(&folder.join(METADATA_FILE)) else {
+        return Written::default();
+    };
+    let templates = match metadata::templates(&String::from_utf8_lossy(&text)) {
+        Ok(templates) => templates,
+        Err(error) => {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the image's metadata has no files for the guest"
+            );
+            return Written::default();
+        }
+    };
+    let mut written = Written::default();
+    for template in templates {
+        let target = template.target.clone();
+        written.is_seeded |= is_seed(&target);
+        match write(&folder, root, &template) {
+            Ok(true) => {
+                tracing::info!(?target, "written");
+                written.files.push(target);
+            }
+            Ok(false) => {}
+            Err(error) => tracing::error!(?target, %error, "cannot write this"),
+        }
+    }
+    if written.has(HOSTNAME)
+        && let Err(error) = rename_machine(root)
+    {
+        tracing::error!(%error, "the machine keeps its name");
+    }
+    written
+}
+
+/// False when there is nothing to write, or it must not be.
+fn write(folder: &Path, root: &Path, template: &Template) -> io::Result<bool> {
+    let rendered = folder.join(template.name.clone() + RENDERED);
+    let content = match fs::read(rendered) {
+        Ok(content) => content,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let attributes = Attributes {
+        mode: template.mode.unwrap_or(FILE_MODE),
+        uid: template.uid,
+        gid: template.gid,
+        create_only: template.create_only,
+    };
+    Root::open(root)?.write(&template.target, &content, attributes)
+}
+
+fn rename_machine(root: &Path) -> io::Result<()> {
+    let name = fs::read(root.join(HOSTNAME.trim_start_matches('/')))?;
+    let mut live = fs::OpenOptions::new()
+        .write(true)
+        .open(root.join(LIVE_HOSTNAME))?;
+    io::Write::write_all(&mut live, name.trim_ascii())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const METADATA: &str = "templates:\n\
+        \x20 /etc/hostname: {when: [create], template: hostname.tpl}\n\
+        \x20 /etc/hosts: {when: [create], template: hosts.tpl}\n\
+        \x20 /kept: {create_only: true, template: hostname.tpl}\n\
+        \x20 /new/er: {create_only: true, template: hostname.tpl, mode: '600'}\n\
+        \x20 /file/x: {template: hostname.tpl}\n\
+        \x20 /var/lib/cloud/seed/nocloud-net/meta-data: {template: meta.tpl}\n";
+
+    /// A share and a guest.
+    fn folders(name: &str) -> (PathBuf, [PathBuf; 2]) {
+        let parent = std::env::temp_dir().join(format!("agent-tpl-{name}-{}", std::process::id()));
+        let [share, guest] = ["share", "guest"].map(|name| parent.join(name));
+        fs::create_dir_all(share.join(FOLDER)).unwrap();
+        fs::write(share.join("files/metadata.yaml"), METADATA).unwrap();
+        fs::create_dir_all(guest.join("proc/sys/kernel")).unwrap();
+        fs::write(guest.join(LIVE_HOSTNAME), "").unwrap();
+        (parent, [share, guest])
+    }
+
+    fn read(folder: &Path, path: &str) -> String {
+        fs::read_to_string(folder.join(path)).unwrap()
+    }
+
+    #[test]
+    fn what_is_rendered_is_written() {
+        let (parent, [share, guest]) = folders("write");
+        fs::write(share.join("files/hostname.tpl.out"), "vm1\n").unwrap();
+        fs::write(guest.join("kept"), "old").unwrap();
+        fs::write(guest.join("file"), "in the way").unwrap();
+        let written = apply(&share, &guest);
+        let expected = ["/etc/hostname", "/new/er"].map(PathBuf::from);
+        assert_eq!(written.files, expected);
+        assert!(!written.has_seed());
+        assert!(written.is_seeded());
+        assert_eq!(read(&guest, "etc/hostname"), "vm1\n");
+        assert_eq!(read(&guest, "new/er"), "vm1\n");
+        assert_eq!(read(&guest, "kept"), "old");
+        assert_eq!(read(&guest, LIVE_HOSTNAME), "vm1");
+        assert!(!guest.join("etc/hosts").exists());
+        fs::remove_dir_all(&parent).unwrap();
+    }
+
+    #[test]
+    fn a_seed_of_cloud_init_is_noticed() {
+        let (parent, [share, guest]) = folders("seed");
+        fs::write(share.join("files/meta.tpl.out"), "instance-id: i\n").unwrap();
+        assert!(apply(&share, &guest).has_seed());
+        assert_eq!(read(&guest, LIVE_HOSTNAME), "");
+        fs::remove_dir_all(&parent).unwrap();
+    }
+}

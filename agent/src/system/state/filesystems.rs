@@ -1,0 +1,217 @@
+//! How full file systems are.
+//!
+//! A file system of another machine or process may never answer, and nothing can end the thread
+//! that asked. So each of those is asked by a thread of its own, is waited for a moment, and is
+//! not asked again while an answer is due. The runtime's threads are not used for it, because the
+//! agent could not stop before the last of them is back.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
+
+use nix::sys::statvfs::statvfs;
+use tokio::{
+    sync::{Mutex as AsyncMutex, oneshot},
+    time::{Instant, timeout_at},
+};
+
+use super::{mounts::Mount, sources::Sources};
+use crate::{defaults, system::blocking::run_blocking};
+
+/// Stack of a thread that makes one system call, in bytes.
+const STACK_BYTES: usize = 64 * 1024;
+
+/// A mounted file system, and how full it is if it said so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Filesystem {
+    pub(super) mount: Mount,
+    pub(super) usage: Option<Usage>,
+}
+
+/// How full it is, in bytes and files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Usage {
+    pub(super) size: u64,
+    /// Free for root.
+    pub(super) free: u64,
+    /// Free for everybody.
+    pub(super) available: u64,
+    pub(super) files: u64,
+    pub(super) files_free: u64,
+}
+
+/// Asks file systems how full they are, and knows which ones hang. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Prober {
+    /// One asks at a time, or a second one would take what is being asked for what hangs.
+    turn: Arc<AsyncMutex<()>>,
+    asked: Asked,
+}
+
+type Asked = Arc<Mutex<BTreeSet<PathBuf>>>;
+
+enum Answer {
+    Here(Option<Usage>),
+    Due(oneshot::Receiver<Option<Usage>>),
+}
+
+impl Prober {
+    /// Measures all that is mounted and of interest, in the order of mounting.
+    ///
+    /// # Errors
+    ///
+    /// If there is no thread to ask with, or asking failed.
+    pub(super) async fn measure(&self, sources: Sources) -> io::Result<Vec<Filesystem>> {
+        let _turn = self.turn.lock().await;
+        let asked = Arc::clone(&self.asked);
+        let deadline = Instant::now() + defaults::STATFS_TIMEOUT;
+        let answers = run_blocking(move || ask_all(sources.mounts(), &asked)).await?;
+        let mut filesystems = Vec::with_capacity(answers.len());
+        for (mount, answer) in answers {
+            let usage = match answer {
+                Answer::Here(usage) => usage,
+                Answer::Due(answer) => match timeout_at(deadline, answer).await {
+                    Ok(usage) => usage.ok().flatten(),
+                    Err(_) => {
+                        let path = mount.mountpoint.display();
+                        tracing::warn!(%path, "a file system does not answer and is passed over");
+                        None
+                    }
+                },
+            };
+            // A file system without a size is a view of something else.
+            if usage.is_none_or(|usage| usage.size > 0) {
+                filesystems.push(Filesystem { mount, usage });
+            }
+        }
+        Ok(filesystems)
+    }
+}
+
+fn ask_all(mounts: Vec<Mount>, asked: &Asked) -> Vec<(Mount, Answer)> {
+    let answers = mounts.into_iter().map(|mount| {
+        let answer = match mount.is_local() {
+            true => Answer::Here(usage(&mount.mountpoint)),
+            false => {
+                ask_in_a_thread(&mount.mountpoint, asked).map_or(Answer::Here(None), Answer::Due)
+            }
+        };
+        (mount, answer)
+    });
+    answers.collect()
+}
+
+/// `None` if it still owes an answer, or too many others do.
+fn ask_in_a_thread(path: &Path, asked: &Asked) -> Option<oneshot::Receiver<Option<Usage>>> {
+    let question = Question::new(path, asked)?;
+    let (answer, due) = oneshot::channel();
+    let work = move || {
+        let usage = usage(&question.path);
+        drop(question);
+        // Nobody may be waiting any more.
+        let _ = answer.send(usage);
+    };
+    let thread = thread::Builder::new().name("statvfs".to_owned());
+    thread.stack_size(STACK_BYTES).spawn(work).ok()?;
+    Some(due)
+}
+
+/// A file system that owes an answer, until this is dropped.
+struct Question {
+    path: PathBuf,
+    asked: Asked,
+}
+
+impl Question {
+    fn new(path: &Path, asked: &Asked) -> Option<Self> {
+        let mut all = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let may_ask = all.len() < defaults::MAX_STATFS && all.insert(path.to_owned());
+        may_ask.then(|| Self {
+            path: path.to_owned(),
+            asked: Arc::clone(asked),
+        })
+    }
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        let mut all = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        all.remove(&self.path);
+    }
+}
+
+fn usage(path: &Path) -> Option<Usage> {
+    match statvfs(path) {
+        Ok(stat) => {
+            let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
+            Some(Usage {
+                size: bytes(stat.blocks()),
+                free: bytes(stat.blocks_free()),
+                available: bytes(stat.blocks_available()),
+                files: stat.files(),
+                files_free: stat.files_free(),
+            })
+        }
+        Err(error) => {
+            tracing::debug!(%error, path = %path.display(), "cannot ask a file system");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(mountpoint: &str, kind: &str) -> Mount {
+        Mount {
+            source: "source".to_owned(),
+            mountpoint: mountpoint.into(),
+            kind: kind.to_owned(),
+            is_read_only: false,
+        }
+    }
+
+    #[test]
+    fn the_root_has_a_size_whichever_way_it_is_asked() {
+        let here = usage(Path::new("/")).unwrap();
+        assert!(here.size > 0 && here.free <= here.size && here.available <= here.size);
+        let asked = Asked::default();
+        let due = ask_in_a_thread(Path::new("/"), &asked).unwrap();
+        assert_eq!(due.blocking_recv().unwrap().unwrap().size, here.size);
+        assert!(asked.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn one_that_fails_does_not_hide_the_others() {
+        let mounts = vec![mount("/nonexistent", "ext4"), mount("/", "ext4")];
+        let answers = ask_all(mounts, &Asked::default());
+        assert!(matches!(answers[0].1, Answer::Here(None)));
+        assert!(matches!(answers[1].1, Answer::Here(Some(_))));
+    }
+
+    #[test]
+    fn what_owes_an_answer_is_not_asked_again() {
+        let asked = Asked::default();
+        let hanging = Question::new(Path::new("/mnt"), &asked).unwrap();
+        let answers = ask_all(vec![mount("/mnt", "nfs4"), mount("/", "nfs4")], &asked);
+        assert!(matches!(answers[0].1, Answer::Here(None)));
+        assert!(matches!(answers[1].1, Answer::Due(_)));
+        drop(hanging);
+        assert!(Question::new(Path::new("/mnt"), &asked).is_some());
+    }
+
+    #[test]
+    fn threads_that_hang_are_few() {
+        let asked = Asked::default();
+        let questions: Vec<_> = (0..=defaults::MAX_STATFS)
+            .map(|number| Question::new(Path::new(&format!("/{number}")), &asked))
+            .collect();
+        assert!(questions[defaults::MAX_STATFS].is_none());
+        assert!(questions[defaults::MAX_STATFS - 1].is_some());
+    }
+}
