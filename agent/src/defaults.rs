@@ -10,10 +10,6 @@ use vsock_agent_transport::Limits;
 /// from "nobody listens"; a thousand commands at once open five sockets each.
 pub(crate) const BACKLOG: i32 = 4096;
 
-/// Receive window of an AF_VSOCK socket, in bytes. The kernel's default and maximum are 256 KiB
-/// (`VIRTIO_VSOCK_DEFAULT_BUF_SIZE`); accepted sockets inherit it from the listener.
-pub(crate) const VSOCK_BUFFER_BYTES: u64 = 1024 * 1024;
-
 /// Time for the host to accept a connection: the kernel's own limit (`VSOCK_DEFAULT_CONNECT_TIMEOUT`).
 pub(crate) const VSOCK_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -54,12 +50,6 @@ pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time for the whole body: [`MAX_BODY_BYTES`] in it are 70 kB a second.
 pub(crate) const BODY_DEADLINE: Duration = Duration::from_secs(60);
-
-/// Largest head of a request, in bytes.
-pub(crate) const MAX_HEAD_BYTES: usize = 64 * 1024;
-
-/// Most header lines of a request.
-pub(crate) const MAX_HEADERS: usize = 64;
 
 /// Largest body of a request, in bytes: a command line of `ARG_MAX` written as JSON fits.
 pub(crate) const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;

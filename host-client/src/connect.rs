@@ -18,7 +18,7 @@ use std::{
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
-use vsock_agent_transport::connect_vsock;
+use vsock_agent_transport::vsock;
 
 use crate::{
     endpoint::Endpoint,
@@ -115,7 +115,7 @@ impl Connector {
     async fn attempt(&self) -> Result<Stream, ConnectError> {
         let raw = match &self.endpoint {
             Endpoint::Vsock(address) => RawStream::Vsock(
-                connect_vsock(address.cid.0, address.port, ATTEMPT_TIMEOUT)
+                vsock::connect(*address, ATTEMPT_TIMEOUT)
                     .await
                     .map_err(ConnectError::Io)?,
             ),

@@ -7,7 +7,6 @@
 use std::{
     error::Error,
     io,
-    pin::pin,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -18,17 +17,11 @@ use http::{
     header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE},
 };
 use http_body_util::{BodyExt, Full};
-use hyper::{
-    body::{Body, Incoming},
-    client::conn::http1::{self, SendRequest},
-};
+use hyper::body::{Body, Incoming};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::{
-    select,
-    task::JoinSet,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::time::{Instant, timeout, timeout_at};
+use vsock_agent_transport::http::Connection;
 
 use crate::{
     connect::{Connector, Stream, Upgraded},
@@ -52,10 +45,6 @@ const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 /// times its size when it is read.
 const MAX_JSON_VALUES: usize = 250_000;
 
-/// Largest head of an answer, in bytes, and most headers in it.
-const MAX_HEAD_BYTES: usize = 64 * 1024;
-const MAX_HEADERS: usize = 64;
-
 /// Longest text quoted from a body that is not an envelope, in characters.
 const MAX_QUOTED_CHARS: usize = 300;
 
@@ -65,66 +54,6 @@ pub(crate) struct Http {
     connector: Connector,
     answer_timeout: Duration,
     idle: Mutex<Option<Connection>>,
-}
-
-/// An HTTP connection and the task that drives it, which ends with it.
-#[derive(Debug)]
-pub(crate) struct Connection {
-    sender: SendRequest<Full<Bytes>>,
-    driver: JoinSet<Result<(), hyper::Error>>,
-}
-
-impl Connection {
-    async fn start(stream: Stream) -> Result<Self, hyper::Error> {
-        let (sender, connection) = http1::Builder::new()
-            .max_buf_size(MAX_HEAD_BYTES)
-            .max_headers(MAX_HEADERS)
-            .handshake(TokioIo::new(stream))
-            .await?;
-        let mut driver = JoinSet::new();
-        driver.spawn(connection.with_upgrades());
-        Ok(Self { sender, driver })
-    }
-
-    /// Waits for the head of the answer, as long as there is a connection. Gives back the connection,
-    /// if it did not end with that answer.
-    ///
-    /// # Errors
-    ///
-    /// What ended the connection.
-    async fn send(
-        self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<(Response<Incoming>, Option<Self>), hyper::Error> {
-        let Self {
-            mut sender,
-            mut driver,
-        } = self;
-        let mut answer = pin!(sender.send_request(request));
-        let (error, ended) = select! {
-            biased;
-            answer = answer.as_mut() => match answer {
-                Ok(answer) => return Ok((answer, Some(Self { sender, driver }))),
-                Err(error) if !error.is_canceled() => return Err(error),
-                Err(error) => (error, driver.join_next().await),
-            },
-            ended = driver.join_next() => {
-                // A request that comes just when the connection ends stays in hyper's queue, and
-                // nobody is told, until this end of the queue is gone too (hyperium/hyper#4122).
-                drop(sender);
-                match answer.await {
-                    Ok(answer) => return Ok((answer, None)),
-                    Err(error) => (error, ended),
-                }
-            }
-        };
-        // One that comes later is told that the connection has ended, and not why: the agent may have
-        // refused our certificate.
-        match ended {
-            Some(Ok(Err(reason))) => Err(reason),
-            _ => Err(error),
-        }
-    }
 }
 
 /// What is asked of an agent.
@@ -260,7 +189,7 @@ impl Http {
             outcome: take_envelope(status, &body),
         };
         if let Some(mut connection) = connection
-            && connection.sender.ready().await.is_ok()
+            && connection.ready().await.is_ok()
         {
             answer.connection = Some(connection);
         }
@@ -360,8 +289,7 @@ impl Http {
 
     fn take_idle(&self) -> Option<Connection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.take()
-            .filter(|connection| connection.sender.is_ready())
+        idle.take().filter(|connection| connection.is_ready())
     }
 
     /// What a failed exchange means.
@@ -543,15 +471,10 @@ pub(crate) fn metadata<T: serde::de::DeserializeOwned>(
 
 #[cfg(test)]
 mod tests {
-    use std::hint;
-
     use tokio::{io::AsyncWriteExt, net::UnixStream, task::yield_now};
 
     use super::*;
     use crate::{Endpoint, Security, connect::RawStream};
-
-    /// Connections that end while a request is on its way.
-    const RACES: usize = 20_000;
 
     #[test]
     fn an_error_envelope_is_the_agents_no() {
@@ -614,29 +537,13 @@ mod tests {
         assert!(matches!(read, Err(ClientError::Protocol { .. })));
     }
 
-    /// hyper by itself loses one in twenty thousand of these, on two processors.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_request_that_meets_the_end_of_its_connection_is_not_forgotten() {
-        for number in 0..RACES {
-            let (ours, theirs) = UnixStream::pair().unwrap();
-            drop(theirs);
-            let stream = Stream::Plain(RawStream::Unix(ours));
-            let connection = Connection::start(stream).await.unwrap();
-            // The connection ends in another thread, a bit later.
-            (0..256 + number % 256).for_each(|_| hint::spin_loop());
-            let sent = connection.send(request(&Call::get("/1.0", "asking")));
-            let sent = timeout(ANSWER_TIMEOUT, sent).await;
-            assert!(sent.expect("an answer in time").is_err());
-        }
-    }
-
     #[tokio::test]
     async fn what_has_ended_a_connection_is_said_to_who_asks_later() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let stream = Stream::Plain(RawStream::Unix(ours));
         let connection = Connection::start(stream).await.unwrap();
         theirs.write_all(b"an answer to nothing").await.unwrap();
-        while !connection.sender.is_closed() {
+        while !connection.is_closed() {
             yield_now().await;
         }
         let sent = connection.send(request(&Call::get("/1.0", "asking"))).await;

@@ -11,6 +11,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{select, sync::Mutex, time::timeout};
 use tokio_rustls::TlsStream;
 use tokio_util::{either::Either, sync::CancellationToken};
+use vsock_agent_transport::http::{MAX_HEAD_BYTES, MAX_HEADERS};
 
 use crate::{
     defaults,
@@ -44,7 +45,7 @@ pub(crate) async fn serve(
             false => Some(changing.lock().await),
         };
         Ok::<_, Infallible>(match head_bytes(&request) {
-            ..=defaults::MAX_HEAD_BYTES => answer(request).await,
+            ..=MAX_HEAD_BYTES => answer(request).await,
             _ => head_too_large(),
         })
     });
@@ -52,8 +53,8 @@ pub(crate) async fn serve(
         // Without a timer the head's deadline would not be kept.
         .timer(TokioTimer::new())
         .header_read_timeout(defaults::HEAD_TIMEOUT)
-        .max_buf_size(defaults::MAX_HEAD_BYTES)
-        .max_headers(defaults::MAX_HEADERS)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .max_headers(MAX_HEADERS)
         // A client that has said all it wants to say still wants the answer.
         .half_close(true)
         .serve_connection(TokioIo::new(stream), service)
@@ -103,7 +104,7 @@ fn head_bytes(request: &Request<Incoming>) -> usize {
 }
 
 fn head_too_large() -> Reply {
-    let text = format!("the head is larger than {} bytes", defaults::MAX_HEAD_BYTES);
+    let text = format!("the head is larger than {} bytes", MAX_HEAD_BYTES);
     let mut reply =
         ApiError::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, text).into_plain_reply();
     let close = HeaderValue::from_static("close");

@@ -1,7 +1,7 @@
 //! Where clients come in: AF_VSOCK and Unix sockets, as one [`Listener`] and one [`Stream`].
 
+mod module;
 mod stream;
-mod vsock_socket;
 
 use std::{fmt, future::poll_fn, io, path::PathBuf, str::FromStr};
 
@@ -9,7 +9,10 @@ use nix::sys::socket::Backlog;
 use tokio::net::UnixListener;
 use tokio_vsock::VsockListener;
 use vsock_agent_protocol::address::{Cid, ParseAddressError, VsockAddress};
-use vsock_agent_transport::{SocketFile, connect_vsock, is_privileged};
+use vsock_agent_transport::{
+    SocketFile,
+    vsock::{self, is_privileged},
+};
 
 pub(crate) use self::stream::{Closer, Stream};
 use crate::defaults;
@@ -108,12 +111,13 @@ impl Listener {
     /// `EADDRINUSE` when somebody has the port; for a Unix socket `AddrInUse` also when the path
     /// is taken by something that is not a dead socket.
     pub(crate) async fn bind(address: &ListenAddress) -> io::Result<Self> {
+        // nix limits a backlog to SOMAXCONN of the headers; the kernel has its own limit.
+        let backlog = Backlog::new(defaults::BACKLOG).unwrap_or(Backlog::MAXALLOWABLE);
         match address {
-            ListenAddress::Vsock(address) => vsock_socket::listen_when_there(*address)
-                .await
-                .map(Self::Vsock),
+            ListenAddress::Vsock(address) => {
+                module::listen(*address, backlog).await.map(Self::Vsock)
+            }
             ListenAddress::Unix(path) => {
-                let backlog = Backlog::new(defaults::BACKLOG).unwrap_or(Backlog::MAXALLOWABLE);
                 let (listener, file) = vsock_agent_transport::listen(path, backlog).await?;
                 Ok(Self::Unix {
                     listener,
@@ -154,12 +158,8 @@ impl Listener {
 pub(crate) async fn connect(address: &ListenAddress) -> io::Result<Stream> {
     match address {
         ListenAddress::Vsock(address) => {
-            let limit = defaults::VSOCK_CONNECT_TIMEOUT;
-            Stream::new(
-                connect_vsock(address.cid.0, address.port, limit)
-                    .await?
-                    .into(),
-            )
+            let stream = vsock::connect(*address, defaults::VSOCK_CONNECT_TIMEOUT).await?;
+            Stream::new(stream.into())
         }
         ListenAddress::Unix(path) => vsock_agent_transport::connect(path).await.map(Stream::from),
     }

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use tokio::{sync::oneshot, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
+use vsock_agent_transport::http::Connection;
 
 use super::{
     Exec, ExecControl, ExecReader, ExecStdin, ExitStatus, GRACE_TIMEOUT, control, input,
@@ -21,7 +22,7 @@ use super::{
 use crate::{
     client::Client,
     error::{ClientError, bounded},
-    http::{Call, Connection, metadata},
+    http::{Call, metadata},
     operation::{self, Watch},
     protocol::{
         event,

@@ -1,5 +1,6 @@
-//! Directories, Unix sockets and key files for processes that run as root, in places where others
-//! can write, and connections: over AF_VSOCK, and [`Admission`] for what anybody can connect to.
+//! The I/O that both ends share: [`tls`], [`vsock`] and [`http`]; [`Admission`] for connections that
+//! anybody can make; and directories, Unix sockets and key files for processes that run as root, where
+//! others can write.
 //!
 //! Whoever can write to a directory can replace any name in it between two system calls. So nothing
 //! here acts twice on a name: a directory is opened once ([`open_directory`]), what is done is done
@@ -9,11 +10,12 @@
 mod admission;
 mod apart;
 mod directory;
+pub mod http;
 mod owned;
 mod secret;
 mod socket;
 pub mod tls;
-mod vsock;
+pub mod vsock;
 
 pub use self::{
     admission::{Admission, Limits, Place},
@@ -22,5 +24,4 @@ pub use self::{
     owned::is_our_own,
     secret::read_secret,
     socket::{MODE, SocketFile, connect, listen},
-    vsock::{connect_vsock, is_privileged},
 };

@@ -1,11 +1,10 @@
-//! One AF_VSOCK connection, with the options that must be set before it is made.
+//! AF_VSOCK sockets with the options that must be set before they listen or connect.
 //!
-//! `tokio_vsock::VsockStream::connect` makes its socket itself and gives no chance to set any, so
-//! the socket is made here and handed over once it is connected. Unsafe code sets an option that nix
-//! has no name for, and registers a socket with tokio.
+//! `tokio-vsock` makes its sockets itself, with a backlog of 128 and no way to set a buffer size. So
+//! the sockets are made here and handed to it.
 #![expect(
     unsafe_code,
-    reason = "socket options without a safe wrapper; see the module doc"
+    reason = "socket options without a safe wrapper, and registering a socket that is connecting"
 )]
 
 use std::{
@@ -24,23 +23,24 @@ use nix::{
     errno::Errno,
     setsockopt_impl, sockopt_impl,
     sys::socket::{
-        AddressFamily, SockFlag, SockType, VsockAddr, bind, connect, getsockopt, setsockopt,
-        socket, sockopt::SocketError,
+        AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, connect as connect_socket,
+        getsockopt, listen as listen_socket, setsockopt, socket, sockopt::SocketError,
     },
 };
 use tokio::io::unix::AsyncFd;
-use tokio_vsock::VsockStream;
+use tokio_vsock::{VsockListener, VsockStream};
+use vsock_agent_protocol::address::VsockAddress;
 
-/// Bytes the other end may send before we have read them, per connection. The kernel's default, and
-/// its default maximum, is 256 KiB; more keeps a transfer going while a busy end reads late. It costs
+/// Bytes that the peer may send before they are read, per connection. The kernel's default, and its
+/// default maximum, is 256 KiB; more keeps a transfer going while a busy reader is late. It costs
 /// kernel memory only while that much is waiting.
-const WINDOW_BYTES: u64 = 1024 * 1024;
+const BUFFER_BYTES: u64 = 1024 * 1024;
 
 /// The ports that `rresvport(3)` gives. Those below 1024 are root's (`LAST_RESERVED_PORT` in Linux's
 /// `net/vmw_vsock/af_vsock.c`), and well-known services have the lower half.
 const PRIVILEGED_PORTS: Range<u32> = 512..1024;
 
-/// Ports that are tried before the kernel chooses one.
+/// Privileged ports that are tried before the kernel chooses a port.
 const MAX_PORTS_TRIED: usize = 4;
 
 // `include/uapi/linux/vm_sockets.h`
@@ -51,7 +51,7 @@ const SO_VM_SOCKETS_BUFFER_MAX_SIZE: libc::c_int = 2;
 const SO_VM_SOCKETS_CONNECT_TIMEOUT_OLD: libc::c_int = 6;
 
 sockopt_impl!(
-    /// Bytes the other end may have in flight. Above the maximum it is silently cut to that.
+    /// The receive buffer. Above [`BufferMaxSize`] it is silently reduced to that.
     BufferSize,
     SetOnly,
     libc::AF_VSOCK,
@@ -67,7 +67,7 @@ sockopt_impl!(
     u64
 );
 sockopt_impl!(
-    /// How long the kernel waits for the guest's answer to a connect.
+    /// How long the kernel waits for the reply to a connect.
     ConnectTimeout,
     SetOnly,
     libc::AF_VSOCK,
@@ -75,28 +75,42 @@ sockopt_impl!(
     libc::timeval
 );
 
-/// Connects to a machine, from a port that only root may have if this process can. The kernel gives up
-/// after `limit`.
+/// Binds and listens. It needs a tokio runtime.
 ///
 /// # Errors
 ///
-/// What `vsock(7)` and the transport give: `ENODEV` when there is no such machine, `ECONNRESET`
-/// when nobody listens, `ETIMEDOUT` when it does not answer.
-pub async fn connect_vsock(cid: u32, port: u32, limit: Duration) -> io::Result<VsockStream> {
-    let fd = socket(
-        AddressFamily::Vsock,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        None,
+/// Those of `vsock(7)`: `EAFNOSUPPORT` or `ENODEV` without the kernel's modules, `EADDRINUSE`.
+pub fn listen(address: VsockAddress, backlog: Backlog) -> io::Result<VsockListener> {
+    let socket = new_socket()?;
+    bind(
+        socket.as_raw_fd(),
+        &VsockAddr::new(address.cid.0, address.port),
     )?;
-    prepare(&fd, limit)?;
-    take_privileged_port(&fd);
-    match connect(fd.as_raw_fd(), &VsockAddr::new(cid, port)) {
-        Ok(()) => {}
-        Err(Errno::EINPROGRESS) => return finish(fd).await,
-        Err(errno) => return Err(errno.into()),
+    listen_socket(&socket, backlog)?;
+    // Panics outside a runtime, or when epoll has no memory.
+    Ok(VsockListener::from(socket))
+}
+
+/// Connects. The kernel gives up after `limit`.
+///
+/// # Errors
+///
+/// Those of `vsock(7)` and the transport: `ENODEV` when there is no such machine, `ECONNRESET` when
+/// nothing listens there, `ETIMEDOUT` when the machine does not reply.
+pub async fn connect(address: VsockAddress, limit: Duration) -> io::Result<VsockStream> {
+    let socket = new_socket()?;
+    let timeout = libc::timeval {
+        tv_sec: limit.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_usec: limit.subsec_micros().into(),
+    };
+    setsockopt(&socket, ConnectTimeout, &timeout)?;
+    bind_privileged_port(&socket);
+    let peer = VsockAddr::new(address.cid.0, address.port);
+    match connect_socket(socket.as_raw_fd(), &peer) {
+        Ok(()) => VsockStream::new(vsock::VsockStream::from(socket)),
+        Err(Errno::EINPROGRESS) => finish_connect(socket).await,
+        Err(errno) => Err(errno.into()),
     }
-    VsockStream::new(::vsock::VsockStream::from(fd))
 }
 
 /// Whether a peer on AF_VSOCK must have been root to have this port.
@@ -105,18 +119,29 @@ pub const fn is_privileged(port: u32) -> bool {
     port < PRIVILEGED_PORTS.end
 }
 
-/// Binds the socket to a port that only root may have, if this process may and one is free: listeners
-/// keep places for such peers. The kernel chooses a port otherwise.
-fn take_privileged_port(fd: &OwnedFd) {
+fn new_socket() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
+    setsockopt(&socket, BufferMaxSize, &BUFFER_BYTES)?;
+    setsockopt(&socket, BufferSize, &BUFFER_BYTES)?;
+    Ok(socket)
+}
+
+/// Binds the socket to a port that only root may use, if this process may and one is free: listeners
+/// reserve connections for such peers. Otherwise the kernel chooses a port.
+fn bind_privileged_port(socket: &OwnedFd) {
     for port in iter::repeat_with(next_port).take(MAX_PORTS_TRIED) {
-        match bind(fd.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, port)) {
+        match bind(
+            socket.as_raw_fd(),
+            &VsockAddr::new(libc::VMADDR_CID_ANY, port),
+        ) {
             Err(Errno::EADDRINUSE) => {}
             _ => return,
         }
     }
 }
 
-/// The ports in turn, from a random one on: the other end may still have a connection from the port
+/// The ports in turn, starting at a random one: the peer may still have a connection from the port
 /// that was used last, and would reset a new one.
 fn next_port() -> u32 {
     static FIRST: OnceLock<u32> = OnceLock::new();
@@ -129,28 +154,17 @@ fn next_port() -> u32 {
     PRIVILEGED_PORTS.start + offset % (PRIVILEGED_PORTS.end - PRIVILEGED_PORTS.start)
 }
 
-fn prepare(fd: &OwnedFd, limit: Duration) -> io::Result<()> {
-    setsockopt(fd, BufferMaxSize, &WINDOW_BYTES)?;
-    setsockopt(fd, BufferSize, &WINDOW_BYTES)?;
-    let timeout = libc::timeval {
-        tv_sec: limit.as_secs().try_into().unwrap_or(libc::time_t::MAX),
-        tv_usec: limit.subsec_micros().into(),
-    };
-    setsockopt(fd, ConnectTimeout, &timeout)?;
-    Ok(())
-}
-
-/// Waits for the outcome of a connect that is under way.
-async fn finish(fd: OwnedFd) -> io::Result<VsockStream> {
+/// Waits for the outcome of a connect that is in progress.
+async fn finish_connect(socket: OwnedFd) -> io::Result<VsockStream> {
     // SAFETY: the `AsyncFd` owns the descriptor and hands out no way to close or replace it; it
     // is deregistered by `into_inner` before anything else gets the descriptor.
-    let waiting = unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)?;
+    let waiting = unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)?;
     // Not cleared: a socket that is connecting becomes ready once, when the outcome is known.
     let ready = waiting.writable().await?;
     let outcome = getsockopt(waiting.get_ref(), SocketError)?;
     drop(ready);
     match outcome {
-        0 => VsockStream::new(::vsock::VsockStream::from(waiting.into_inner())),
+        0 => VsockStream::new(vsock::VsockStream::from(waiting.into_inner())),
         errno => Err(io::Error::from_raw_os_error(errno)),
     }
 }

@@ -1,25 +1,20 @@
 //! One question to the host, one answer: HTTP/1.1, over TLS or plain, envelopes taken off.
 
-use std::{io, pin::pin, sync::Arc};
+use std::{io, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
-use hyper::{
-    body::Incoming,
-    client::conn::http1::{self, SendRequest},
-};
-use hyper_util::rt::TokioIo;
+use hyper::body::Incoming;
 use rustls::{ClientConfig, pki_types::ServerName};
 use serde_json::Value;
-use tokio::{select, task::JoinSet, time::timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tokio_util::either::Either;
+use vsock_agent_transport::http::Connection;
 
 use crate::{
     defaults,
     http::{
-        connection::Transport,
         listen::{self, ListenAddress},
         reply::{ApiError, read_body},
     },
@@ -83,7 +78,7 @@ impl HostApi {
                 .await
                 .map_err(CallError::Connect)?;
             let Some(tls) = &self.tls else {
-                return Connection::start(Either::Left(stream)).await;
+                return Connection::start(stream).await.map_err(CallError::Lost);
             };
             let name = ServerName::try_from(HOST_NAME)
                 .map_err(|error| CallError::Tls(io::Error::other(error)))?;
@@ -91,7 +86,7 @@ impl HostApi {
                 .connect(name, stream)
                 .await
                 .map_err(CallError::Tls)?;
-            Connection::start(Either::Right(stream.into())).await
+            Connection::start(stream).await.map_err(CallError::Lost)
         };
         timeout(defaults::HOST_CONNECT_TIMEOUT, opening)
             .await
@@ -188,48 +183,6 @@ impl HostAnswer {
     }
 }
 
-/// A connection and the task that drives it, which ends with it.
-#[derive(Debug)]
-struct Connection {
-    sender: SendRequest<Full<Bytes>>,
-    driver: JoinSet<()>,
-}
-
-impl Connection {
-    async fn start(stream: Transport) -> Result<Self, CallError> {
-        let (sender, connection) = http1::Builder::new()
-            .max_buf_size(defaults::MAX_HEAD_BYTES)
-            .max_headers(defaults::MAX_HEADERS)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(CallError::Lost)?;
-        let mut driver = JoinSet::new();
-        driver.spawn(async move {
-            // Whoever waits for an answer hears of it too.
-            let _ = connection.await;
-        });
-        Ok(Self { sender, driver })
-    }
-
-    /// Waits for the head of the answer, as long as there is a connection. Gives back the connection,
-    /// if it did not end with that answer.
-    async fn send(
-        mut self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<(Response<Incoming>, Option<Self>), hyper::Error> {
-        let mut answer = pin!(self.sender.send_request(request));
-        select! {
-            biased;
-            answer = answer.as_mut() => return Ok((answer?, Some(self))),
-            _ = self.driver.join_next() => {}
-        }
-        // A request that comes just when the connection ends stays in hyper's queue, and nobody is
-        // told, until this end of the queue is gone too (hyperium/hyper#4122).
-        drop(self);
-        Ok((answer.await?, None))
-    }
-}
-
 /// Somebody with several questions, who keeps the connection as long as the host does.
 #[derive(Debug)]
 pub(super) struct Caller {
@@ -251,7 +204,7 @@ impl Caller {
     ) -> Result<Value, CallError> {
         // A host may close a connection at any time; one that was just opened it has not seen yet.
         if let Some(mut connection) = self.connection.take()
-            && connection.sender.ready().await.is_ok()
+            && connection.ready().await.is_ok()
         {
             match self.call_over(connection, &method, path, body).await {
                 Err(CallError::Lost(_)) if method == Method::GET => {}
@@ -297,34 +250,6 @@ impl Caller {
         match envelope["type"] == "sync" {
             true => Ok(envelope["metadata"].take()),
             false => Err(nonsense()),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::hint;
-
-    use tokio::net::UnixStream;
-
-    use super::*;
-
-    /// Connections that end while a request is on its way.
-    const RACES: usize = 20_000;
-
-    /// hyper by itself loses one in twenty thousand of these, on two processors.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_request_that_meets_the_end_of_its_connection_is_not_forgotten() {
-        for number in 0..RACES {
-            let (ours, theirs) = UnixStream::pair().unwrap();
-            drop(theirs);
-            let stream = Either::Left(ours.into());
-            let connection = Connection::start(stream).await.unwrap();
-            // The connection ends in another thread, a bit later.
-            (0..256 + number % 256).for_each(|_| hint::spin_loop());
-            let sent = connection.send(Request::new(Full::default()));
-            let sent = timeout(defaults::HOST_ANSWER_TIMEOUT, sent).await;
-            assert!(sent.expect("an answer in time").is_err());
         }
     }
 }

@@ -19,12 +19,15 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tokio_vsock::{VsockAddr, VsockListener};
+use tokio_vsock::VsockListener;
 use tracing::{debug, info, warn};
-use vsock_agent_transport::{SocketFile, apart, is_privileged, listen};
+use vsock_agent_transport::{
+    SocketFile, apart, listen,
+    vsock::{self, is_privileged},
+};
 
 use super::{House, limits, log_limit::LogLimit, place::Origin};
-use vsock_agent_protocol::address::Cid;
+use vsock_agent_protocol::address::{Cid, VsockAddress};
 
 /// Where guests come in.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,7 +65,12 @@ impl Door {
         let opening = async {
             match self {
                 Self::Vsock => {
-                    VsockListener::bind(VsockAddr::new(Cid::ANY.0, house.port)).map(OpenDoor::Vsock)
+                    let address = VsockAddress {
+                        cid: Cid::ANY,
+                        port: house.port,
+                    };
+                    let backlog = Backlog::new(limits::BACKLOG)?;
+                    vsock::listen(address, backlog).map(OpenDoor::Vsock)
                 }
                 Self::Unix(path) => OwnSocket::bind(path)
                     .await
