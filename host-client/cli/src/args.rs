@@ -1,4 +1,4 @@
-//! The command line, as clap reads it. Its help is the documentation.
+//! The command line. Its doc comments are the help texts.
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -13,10 +13,10 @@ VM is a name from the configuration (see `agent-cli vm`) or an endpoint:
   vsock:CID[:PORT]     a virtual machine, by its context id
   unix:PATH            a Unix socket of an agent
   hybrid:PATH[:PORT]   the vsock socket of Firecracker, Cloud Hypervisor or vhost-device-vsock
-The port is 8443 if it is left out.
+The default port is 8443.
 
-Exit status: that of the command in the guest for `exec` and `shell`, else 0; 125 if agent-cli
-itself failed, 1 if that was so for some of several files.
+Exit status: for `exec` and `shell` that of the command in the guest; otherwise 0, 1 if some of
+several files failed, 125 if agent-cli itself failed.
 
 Files: ~/.config/agent-cli/config.toml (or the file that AGENT_CLI_CONFIG names),
 ~/.config/agent-cli/identity (keys and certificates)";
@@ -24,31 +24,31 @@ Files: ~/.config/agent-cli/config.toml (or the file that AGENT_CLI_CONFIG names)
 const SFTP_HELP: &str = "\
 Commands and their options are those of OpenSSH's sftp(1); `help` lists them. So is the syntax of a
 line: 'a b', \"a b\" and a\\ b are one word, * ? [a-z] match names unless they are quoted, # starts a
-comment. $'a\\xff\\n' is a word with bytes that cannot be typed; this is also how such names are
-completed. Wildcards match bytes. A copy has its name only when it is whole, and always keeps mode
+comment. $'a\\xff\\n' is a word with bytes that cannot be typed; completion writes such names in this
+form. Wildcards match bytes. A copy appears under its name when it is complete, and always keeps mode
 and times. Times are shown in UTC.
 
-Without a terminal, commands come from stdin as from a batch. A batch shows each line, and ends with
-status 125 at the first one that fails unless it starts with -.
+Without a terminal, commands are read from stdin as a batch. A batch prints each line, and ends with
+status 125 at the first line that fails, unless that starts with -.
 
 Files: $XDG_STATE_HOME/vsock-agent/sftp-history, or ~/.local/state/vsock-agent/sftp-history; a line
-that starts with a blank is not kept";
+that starts with a space is not saved";
 
 const CONFIG_HELP: &str = "\
 Keys:
   cloud-init.user-data, cloud-init.vendor-data, cloud-init.network-config
-                          cloud-init's data; user.* of these names count where cloud-init.* is not set
-  user.meta-data          YAML that is added to the meta-data
+                          cloud-init's data; user.* of the same names are used where cloud-init.* is not set
+  user.meta-data          YAML, added to the meta-data
   user.*, cloud-init.*    anything, for programs in the guest
   cloud-init.ssh-keys.NAME
-                          USER:KEY, put into the user-data and vendor-data; the key may be gh:NAME
-  devices.NAME.KEY        a device; each needs a type, such as nic with hwaddr
-  hostname                instead of the name of the virtual machine
-  instance-id             instead of the one that is drawn anew when cloud-init is to start over: when
-                          one of its data, its SSH keys or a network interface's name changes
-  security.devlxd         false: the guest may not ask at all
+                          USER:KEY, added to the user-data and vendor-data; the key may be gh:NAME
+  devices.NAME.KEY        a device; a type is required, such as nic with hwaddr
+  hostname                the name of the virtual machine unless set
+  instance-id             generated unless set; a new one, with which cloud-init runs again, when
+                          cloud-init's data, SSH keys or the name of a network interface change
+  security.devlxd         false: the guest gets no instance data
 
-A value is checked first, and a wrong one changes nothing. `agent-cli serve` hands the data out.";
+Values are checked; an invalid one changes nothing. `agent-cli serve` gives the data to the guests.";
 
 /// Run commands and move files in virtual machines, from their host
 #[derive(Debug, Parser)]
@@ -66,17 +66,17 @@ pub(crate) struct Global {
     /// Directory with client.crt, client.key and the guest's agent.crt (there or in VM/)
     #[arg(long, global = true, value_name = "DIR", env = "AGENT_CLI_IDENTITY")]
     pub(crate) identity: Option<PathBuf>,
-    /// No TLS, and no identity: whoever can open the socket is in
+    /// Use no TLS and no identity: whoever can open the socket has access
     #[arg(long, global = true)]
     pub(crate) plain: bool,
-    /// How long to try to connect, while the virtual machine boots
+    /// How long to try to connect, for example while the virtual machine boots
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 30)]
     pub(crate) connect_timeout: u32,
-    /// How long an agent may be silent when it owes something, before it is given up: an answer, a
-    /// sign of life while a command runs, a reply about a file [default: 30, 45 and 300]
+    /// How long to wait for a reply, for a sign of life while a command runs, and for a reply about a
+    /// file, before the agent is considered lost [default: 30, 45 and 300]
     #[arg(long, global = true, value_name = "SECONDS", hide_short_help = true)]
     pub(crate) silence_timeout: Option<u32>,
-    /// Say what is going on, on stderr; twice or three times for more
+    /// Log to stderr; repeat for more detail
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 }
@@ -87,7 +87,7 @@ pub(crate) enum Command {
     Exec(ExecArgs),
     /// Open a login shell in a guest
     Shell(ShellArgs),
-    /// Work with files of a guest: a prompt, or raw SFTP for other programs
+    /// Manage files of a guest: a prompt like sftp's, or raw SFTP for other programs
     Sftp(SftpArgs),
     /// Copy files into a guest
     Push(PushArgs),
@@ -97,40 +97,40 @@ pub(crate) enum Command {
     Ls(LsArgs),
     /// Print files of a guest
     Cat(CatArgs),
-    /// Remove files of a guest; never what a symbolic link leads to
+    /// Remove files of a guest; symbolic links are not followed
     Rm(RmArgs),
     /// Create directories in a guest
     Mkdir(MkdirArgs),
-    /// Show what a guest knows of its files
+    /// Show the attributes of files of a guest
     Stat(StatArgs),
     /// Edit a file of a guest with $VISUAL, $EDITOR or vi
     Edit(EditArgs),
-    /// Show what an agent is and can do
+    /// Show an agent's version and abilities
     Info(InfoArgs),
-    /// Make keys and certificates
+    /// Create keys and certificates
     #[command(subcommand)]
     Identity(IdentityCommand),
-    /// Names for virtual machines, in the configuration
+    /// Manage the names of virtual machines
     #[command(subcommand)]
     Vm(VmCommand),
-    /// What guests are told of themselves: data for cloud-init and for their programs
+    /// Manage instance data: what cloud-init and other programs in a guest read
     #[command(subcommand, after_help = CONFIG_HELP)]
     Config(ConfigCommand),
-    /// Answer guests that ask for their data; one process for all of them
+    /// Give instance data to the guests of this host
     Serve(ServeArgs),
-    /// Print what QEMU has to be told so that cloud-init finds its data in a guest
+    /// Print the QEMU arguments by which cloud-init finds its data in a guest
     QemuArgs(QemuArgsArgs),
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ExecArgs {
-    /// Give the command a terminal even if this is none
+    /// Allocate a terminal even if stdin or stdout is not one
     #[arg(short = 't', long, overrides_with = "no_tty")]
     pub(crate) tty: bool,
-    /// Give the command pipes even if this is a terminal
+    /// Use pipes even if stdin and stdout are a terminal
     #[arg(short = 'T', long, overrides_with = "tty")]
     pub(crate) no_tty: bool,
-    /// Give the command no input, and no terminal unless -t asks for one
+    /// Give the command no input, and no terminal unless -t is given
     #[arg(short = 'n', long)]
     pub(crate) no_stdin: bool,
     /// Set a variable in the command's environment
@@ -139,20 +139,20 @@ pub(crate) struct ExecArgs {
     /// End the command after this time, with exit status 124; 0 is no limit
     #[arg(long, value_name = "SECONDS")]
     pub(crate) timeout: Option<u32>,
-    /// Wait for the end of the output as long as anything holds it, as LXD does
+    /// Wait until the output is closed by every process that has it open, as LXD does
     #[arg(long)]
     pub(crate) wait_for_eof: bool,
-    /// What becomes of the command when agent-cli is gone: it ends with all it started, it is hung up as
-    /// by ssh (what ignores SIGHUP goes on), or it is kept
+    /// When the connection is lost: end the command and all its processes, hang up as ssh does (what
+    /// ignores SIGHUP continues), or keep it running
     #[arg(long, value_name = "WHAT", value_enum, default_value = "end")]
     pub(crate) on_disconnect: OnDisconnect,
-    /// Directory to start in; the home directory if left out
+    /// Working directory [default: the user's home]
     #[arg(long, value_name = "DIR")]
     pub(crate) cwd: Option<String>,
-    /// User to run as, by name or number; root if left out
+    /// User to run as, by name or number [default: root]
     #[arg(short, long)]
     pub(crate) user: Option<String>,
-    /// Group to run as, by name or number; the user's own if left out
+    /// Group to run as, by name or number [default: the user's]
     #[arg(short, long)]
     pub(crate) group: Option<String>,
     /// Name or endpoint of the virtual machine
@@ -162,7 +162,7 @@ pub(crate) struct ExecArgs {
     pub(crate) command: Vec<OsString>,
 }
 
-/// What becomes of a command when its client is gone.
+/// What happens to a command when its client disconnects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OnDisconnect {
     End,
@@ -182,23 +182,23 @@ impl From<OnDisconnect> for exec::OnDisconnect {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ShellArgs {
-    /// What becomes of the shell when agent-cli is gone, as for exec
+    /// When the connection is lost, as for exec
     #[arg(long, value_name = "WHAT", value_enum, default_value = "end")]
     pub(crate) on_disconnect: OnDisconnect,
-    /// User to be; root if left out
+    /// User to log in as [default: root]
     #[arg(short, long)]
     pub(crate) user: Option<String>,
-    /// Use pipes in place of a terminal
+    /// Use pipes instead of a terminal
     #[arg(short = 'T', long)]
     pub(crate) no_tty: bool,
     /// Name or endpoint of the virtual machine
     pub(crate) vm: String,
 }
 
-/// Whose rights hold for files.
+/// The user who accesses files.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct SessionArgs {
-    /// Whose rights hold in the guest, by name or number; the agent's own if left out
+    /// Act as this user in the guest, by name or number [default: the agent's]
     #[arg(short, long)]
     pub(crate) user: Option<String>,
 }
@@ -218,16 +218,16 @@ pub(crate) struct SftpArgs {
     /// Speak raw SFTP on stdin and stdout: sftp -D "agent-cli sftp --stdio VM"
     #[arg(long, conflicts_with_all = ["batch", "user", "root", "read_only"])]
     pub(crate) stdio: bool,
-    /// Read commands from a file ("-" is stdin), and end at the first that fails; a command with
-    /// "-" before it may fail, one with "@" is not shown
+    /// Read commands from a file ("-" is stdin) and end at the first that fails; a command after "-"
+    /// may fail, one after "@" is not printed
     #[arg(short, long, value_name = "FILE")]
     pub(crate) batch: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) session: SessionArgs,
-    /// A directory of the guest that is "/" for this session: nothing outside can be reached
+    /// Use this directory of the guest as "/"; nothing outside can be reached
     #[arg(long, value_name = "DIR")]
     pub(crate) root: Option<String>,
-    /// Refuse everything that would change something in the guest
+    /// Refuse everything that changes the guest
     #[arg(long)]
     pub(crate) read_only: bool,
     /// Name or endpoint of the virtual machine
@@ -248,7 +248,7 @@ impl SftpArgs {
 pub(crate) struct PushArgs {
     #[command(flatten)]
     pub(crate) copy: CopyArgs,
-    /// What to copy ("-" alone is stdin), then where to
+    /// Sources ("-" alone is stdin), then the destination
     #[arg(required = true, num_args = 2.., value_names = ["SRC", "VM:/DST"])]
     pub(crate) paths: Vec<OsString>,
 }
@@ -257,30 +257,28 @@ pub(crate) struct PushArgs {
 pub(crate) struct PullArgs {
     #[command(flatten)]
     pub(crate) copy: CopyArgs,
-    /// What to copy, then where to ("-" is stdout)
+    /// Sources, then the destination ("-" is stdout)
     #[arg(required = true, num_args = 2.., value_names = ["VM:/SRC", "DST"])]
     pub(crate) paths: Vec<OsString>,
 }
 
-/// How files are copied. Modes and times always are, and a file has its name only when it is whole.
+/// How files are copied. Modes and times always are; a file appears under its name when it is complete.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct CopyArgs {
-    /// Directories too, with everything in them; symbolic links stay links
+    /// Copy directories recursively; symbolic links stay links
     #[arg(short, long)]
     pub(crate) recursive: bool,
-    /// Continue what broke off, after comparing it, and skip what is complete: the same size and time,
-    /// and the same content by its hash. When interrupted, keep what there is so far. A tree that is
-    /// copied again needs -T
+    /// Continue interrupted copies after comparing them, and skip files that are complete (same size,
+    /// time and hash). When interrupted, keep what was copied. To repeat a tree, add -T
     #[arg(long)]
     pub(crate) resume: bool,
-    /// The source becomes the destination, also if that is a directory, as with `cp -T`: a copy that is
-    /// tried again comes to the same place
+    /// Copy to exactly the destination, also if that is a directory, as `cp -T` does
     #[arg(short = 'T', long)]
     pub(crate) no_target_directory: bool,
-    /// Wait until each file is on its disk; the default for a single file
+    /// Flush each file to its disk [default for a single file]
     #[arg(long, overrides_with = "no_fsync")]
     pub(crate) fsync: bool,
-    /// Do not wait until files are on their disk; the default with -r
+    /// Do not flush files to their disk [default with -r]
     #[arg(long, overrides_with = "fsync")]
     pub(crate) no_fsync: bool,
     /// Copy owners and groups, as numbers
@@ -289,33 +287,31 @@ pub(crate) struct CopyArgs {
     /// Copy setuid, setgid and sticky bits
     #[arg(long)]
     pub(crate) preserve_special: bool,
-    /// Give files this mode, in octal, whatever their sources have
+    /// Give files this mode, in octal
     #[arg(long, value_name = "MODE", value_parser = parse_mode)]
     pub(crate) mode: Option<u32>,
-    /// Give files the modes of their sources also where they replace others, which else keep theirs,
-    /// and whatever the umask
+    /// Give files the modes of their sources, regardless of the umask and of files that they replace
     #[arg(short, long)]
     pub(crate) preserve: bool,
-    /// Write to the files that are there, instead of replacing them when the copy is complete: what
-    /// breaks off leaves them incomplete
+    /// Write to existing files instead of replacing them; an interrupted copy leaves them incomplete
     #[arg(long, conflicts_with = "resume")]
     pub(crate) in_place: bool,
-    /// Replace a symbolic link that has the name of a file, instead of the file that it leads to
+    /// Replace a symbolic link at the destination instead of following it
     #[arg(long)]
     pub(crate) no_dereference: bool,
-    /// Stop after so many files and directories
+    /// Stop after this many files and directories
     #[arg(long, value_name = "COUNT")]
     pub(crate) max_entries: Option<u64>,
-    /// Stop after so many bytes
+    /// Stop after this many bytes
     #[arg(long, value_name = "BYTES")]
     pub(crate) max_bytes: Option<u64>,
-    /// Whose rights hold in the guest, by name or number; the agent's own if left out
+    /// Act as this user in the guest, by name or number [default: the agent's]
     #[arg(short, long)]
     pub(crate) user: Option<String>,
-    /// Show neither progress nor what was skipped; what failed is told all the same
+    /// Show only errors
     #[arg(short, long)]
     pub(crate) quiet: bool,
-    /// Print what happens, one JSON object on each line
+    /// Print progress and results as one JSON object per line
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -323,31 +319,31 @@ pub(crate) struct CopyArgs {
 #[derive(Debug, ClapArgs)]
 #[command(disable_help_flag = true)]
 pub(crate) struct LsArgs {
-    /// Show modes, owners, sizes, times (in UTC) and where links point
+    /// Show modes, owners, sizes, times (in UTC) and link targets
     #[arg(short)]
     pub(crate) long: bool,
-    /// Show names that start with a dot too
+    /// Include names that start with a dot
     #[arg(short)]
     pub(crate) all: bool,
-    /// Show directories themselves
+    /// List directories themselves, not their content
     #[arg(short)]
     pub(crate) directory: bool,
     /// Show sizes in units of 1024
     #[arg(short = 'h')]
     pub(crate) human: bool,
-    /// As -l, with owners as numbers
+    /// Like -l, with numeric owners
     #[arg(short)]
     pub(crate) numeric: bool,
-    /// Go down into directories, but not into links to some
+    /// List directories recursively; symbolic links are not followed
     #[arg(short = 'R')]
     pub(crate) recursive: bool,
-    /// Backwards
+    /// Reverse the order
     #[arg(short)]
     pub(crate) reverse: bool,
-    /// The largest first
+    /// Sort by size, largest first
     #[arg(short = 'S')]
     pub(crate) by_size: bool,
-    /// The newest first
+    /// Sort by time, newest first
     #[arg(short = 't', overrides_with = "by_size")]
     pub(crate) by_time: bool,
     #[command(flatten)]
@@ -357,7 +353,7 @@ pub(crate) struct LsArgs {
     /// Print help
     #[arg(long, action = clap::ArgAction::Help)]
     pub(crate) help: Option<bool>,
-    /// What to list; nothing for the configured virtual machines
+    /// What to list [default: the configured virtual machines]
     #[arg(value_name = "VM:/PATH")]
     pub(crate) paths: Vec<OsString>,
 }
@@ -366,17 +362,17 @@ pub(crate) struct LsArgs {
 pub(crate) struct CatArgs {
     #[command(flatten)]
     pub(crate) session: SessionArgs,
-    /// Files to print, one after the other
+    /// Files to print
     #[arg(required = true, value_name = "VM:/PATH")]
     pub(crate) paths: Vec<OsString>,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct RmArgs {
-    /// Directories too, with everything in them
+    /// Remove directories and their content
     #[arg(short, long, short_alias = 'R')]
     pub(crate) recursive: bool,
-    /// It is no failure if there is nothing to remove
+    /// Ignore files that do not exist
     #[arg(short, long)]
     pub(crate) force: bool,
     #[command(flatten)]
@@ -388,10 +384,10 @@ pub(crate) struct RmArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct MkdirArgs {
-    /// What is above them too; it is no failure if they are there
+    /// Create parent directories; ignore directories that exist
     #[arg(short, long)]
     pub(crate) parents: bool,
-    /// Their mode, in octal, whatever the umask; not of what is above them
+    /// Mode of the directories (not of their parents), in octal
     #[arg(short, long, value_parser = parse_mode)]
     pub(crate) mode: Option<u32>,
     #[command(flatten)]
@@ -403,10 +399,10 @@ pub(crate) struct MkdirArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct StatArgs {
-    /// What links lead to, in place of the links
+    /// Follow symbolic links
     #[arg(short = 'L', long)]
     pub(crate) dereference: bool,
-    /// The file system with its free room, in place of the file
+    /// Show the file system and its free space instead of the file
     #[arg(short, long, conflicts_with = "dereference")]
     pub(crate) file_system: bool,
     #[command(flatten)]
@@ -422,57 +418,54 @@ pub(crate) struct StatArgs {
 pub(crate) struct EditArgs {
     #[command(flatten)]
     pub(crate) session: SessionArgs,
-    /// File to edit; it need not be there yet
+    /// File to edit; it is created if it does not exist
     #[arg(value_name = "VM:/PATH")]
     pub(crate) path: OsString,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct InfoArgs {
-    /// How to print it
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) format: FormatArgs,
     /// Name or endpoint of the virtual machine
     pub(crate) vm: String,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum IdentityCommand {
-    /// Make the host's key pair, if there is none yet, and a guest's certificate set
+    /// Create the certificates of a guest, and the host's key pair if there is none
     Init(InitArgs),
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct InitArgs {
-    /// Where to keep them [default: the directory of --identity]
+    /// Directory for the files [default: that of --identity]
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
-    /// Replace the guest's set if there is one; the host's key pair is always kept
+    /// Replace the guest's certificates; the host's key pair is kept
     #[arg(long)]
     pub(crate) force: bool,
-    /// How to print it
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) format: FormatArgs,
     /// Name or endpoint of the virtual machine
     pub(crate) vm: String,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VmCommand {
-    /// Give a virtual machine a name
+    /// Add a virtual machine
     Add(AddArgs),
-    /// Forget a name, and what its guest is told of itself
+    /// Remove a virtual machine and its instance data
     #[command(visible_alias = "rm")]
     Remove {
         /// The name
         name: String,
     },
-    /// List the names
+    /// List virtual machines
     #[command(visible_alias = "ls")]
     List {
-        /// How to print it
-        #[arg(long, value_enum, default_value_t)]
-        format: Format,
+        #[command(flatten)]
+        format: FormatArgs,
     },
 }
 
@@ -480,17 +473,17 @@ pub(crate) enum VmCommand {
 pub(crate) struct AddArgs {
     /// The name
     pub(crate) name: String,
-    /// Where its agent is; see the end of `agent-cli --help`
+    /// Endpoint of its agent; see `agent-cli --help`
     pub(crate) endpoint: String,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Set keys; an empty value unsets
+    /// Set keys; an empty value removes a key
     Set {
         /// Name of the virtual machine
         vm: String,
-        /// KEY VALUE, with - for a value from stdin, or KEY=VALUE once or more
+        /// KEY VALUE ("-" reads the value from stdin), or KEY=VALUE once or more
         #[arg(
             required = true,
             allow_hyphen_values = true,
@@ -505,13 +498,12 @@ pub(crate) enum ConfigCommand {
         /// The key
         key: String,
     },
-    /// Print all of it, and what is known of the guest
+    /// Print all keys, and the state of the guest
     Show {
         /// Name of the virtual machine
         vm: String,
-        /// How to print it
-        #[arg(long, value_enum, default_value_t)]
-        format: Format,
+        #[command(flatten)]
+        format: FormatArgs,
     },
     /// Remove keys; devices.NAME removes a whole device
     Unset {
@@ -527,56 +519,52 @@ pub(crate) enum ConfigCommand {
 pub(crate) struct QemuArgsArgs {
     /// Name of the virtual machine
     pub(crate) vm: String,
-    /// What cloud-init is to take for its source: lxd, nocloud, ec2, brightbox, e24cloud, outscale,
-    /// zstack, aliyun, openstack, or the file of a preset, with a slash in its path
+    /// Datasource of cloud-init: lxd, nocloud, ec2, brightbox, e24cloud, outscale, zstack, aliyun,
+    /// openstack, or the path of a preset's file, with a slash in it
     #[arg(long, value_name = "NAME")]
     pub(crate) datasource: String,
-    /// Print a list in JSON instead of one argument on each line
+    /// Print a JSON list instead of one argument per line
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ServeArgs {
-    /// Port to listen on: on AF_VSOCK if a virtual machine is reached by it, and as `SOCKET_PORT`
+    /// Port to listen on: on AF_VSOCK if a virtual machine has a vsock endpoint, and as `SOCKET_PORT`
     /// beside each Unix socket
     #[arg(long, default_value_t = DEFAULT_HOST_PORT)]
     pub(crate) port: u32,
-    /// Print what a running `serve` knows of the guests, and leave
+    /// Print the state of the guests, as a running `serve` knows it
     #[arg(long)]
     pub(crate) status: bool,
-    /// How to print it
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) format: FormatArgs,
 }
 
-/// How results are printed.
+/// The format of results.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// For people
+    /// Text for people
     #[default]
     Human,
-    /// For programs
+    /// JSON for programs
     Json,
 }
 
-/// How results are printed, with a short way to say it.
+/// The format of results.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct FormatArgs {
-    /// How to print it
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
-    /// The same as --format json
+    /// Same as --format json
     #[arg(long)]
     json: bool,
 }
 
 impl FormatArgs {
     pub(crate) const fn value(&self) -> Format {
-        match self.json {
-            true => Format::Json,
-            false => self.format,
-        }
+        if self.json { Format::Json } else { self.format }
     }
 }
 
@@ -586,13 +574,13 @@ fn parse_mode(text: &str) -> Result<u32, String> {
         .then(|| u32::from_str_radix(text, 8).ok())
         .flatten();
     mode.filter(|mode| *mode <= PERMISSION_BITS)
-        .ok_or_else(|| "write it in octal, such as 0755".to_owned())
+        .ok_or_else(|| "the mode must be octal, such as 0755".to_owned())
 }
 
 fn parse_variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("write it as NAME=VALUE".to_owned()),
+        _ => Err("it must have the form NAME=VALUE".to_owned()),
     }
 }
 

@@ -38,7 +38,7 @@ fn init(settings: &Settings, args: InitArgs) -> anyhow::Result<u8> {
         other => other.into(),
     })?;
     let [_, _, pinned] = identity_files(&directory, &args.vm)?;
-    match args.format {
+    match args.format.value() {
         Format::Json => output::json(&json!({
             "vm": args.vm,
             "directory": directory,

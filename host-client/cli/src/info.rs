@@ -13,7 +13,7 @@ use crate::{
 pub(crate) async fn run(settings: &Settings, args: InfoArgs) -> anyhow::Result<u8> {
     let client = settings.client(&args.vm)?;
     let info = client.server_info().await?;
-    match args.format {
+    match args.format.value() {
         Format::Json => output::json(&json!({
             "vm": args.vm,
             "endpoint": client.endpoint().to_string(),

@@ -33,7 +33,7 @@ pub(crate) fn run(settings: &Settings, command: ConfigCommand) -> anyhow::Result
         }
         ConfigCommand::Show { vm, format } => {
             let instance = store.load_or_create(settings.known(&vm)?)?;
-            show(settings, &instance, format)?;
+            show(settings, &instance, format.value())?;
         }
     }
     Ok(0)

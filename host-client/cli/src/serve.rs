@@ -42,7 +42,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// `agent-cli serve`.
 pub(crate) async fn run(settings: &Settings, args: ServeArgs) -> anyhow::Result<u8> {
     match args.status {
-        true => print_status(settings, args.format),
+        true => print_status(settings, args.format.value()),
         false => serve(settings, args.port).await,
     }
 }

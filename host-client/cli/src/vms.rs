@@ -15,7 +15,7 @@ use crate::{
 /// Runs it.
 pub(crate) fn run(settings: &Settings, command: VmCommand) -> anyhow::Result<u8> {
     match command {
-        VmCommand::List { format } => settings.list(format),
+        VmCommand::List { format } => settings.list(format.value()),
         VmCommand::Add(args) => {
             let plain = settings.global().plain;
             let identity = match &settings.global().identity {
