@@ -1,5 +1,6 @@
-//! One file per resource: parse the request, call a room, make the reply.
+//! One file per resource: parse the request, call the module behind it, make the reply.
 
+mod error;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod metrics;

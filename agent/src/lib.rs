@@ -1,25 +1,24 @@
-//! A guest agent: runs commands and moves files in a virtual machine for its host.
+//! The guest agent: runs commands and moves files in a virtual machine for its host.
 //!
-//! The door: [`CommandLine`] and [`Config`] (with the [`Flags`] it is read from), [`Agent::bind`], [`Agent::run`],
-//! [`serve_sftp_on_stdio`], and the errors on the way; beside it [`fetch_config_share`]. `main.rs`
-//! and the tests use the same ones.
+//! This crate has no stable API: it is the program `vsock-agent`, and what its tests need. [`Agent`]
+//! is made of a [`Config`].
 //!
 //! ```text
-//! main ─► agent ─► server ─► router ─► api ─┬─► exec          one command and its streams
-//!         │        listen     reply  ws     ├─► operation     what a client can wait for
-//!         │        tls                      ├─► events        what a client can hear
-//!         │                                 ├─► sftp          files
-//!         ├─► config_share                  ├─► port_forward  a TCP port of the guest
-//!         │   what LXD's hosts hand over    ├─► state         what the guest is and does
-//!         └─► status_port                   └─► host          what the host says of itself
-//!             what they read before they connect
-//! agent ─► guest_side ─┬─► instance_data      what the host says of this instance
-//!                      ├─► guest_api          programs in the guest ask for it here
-//!                      ├─► presets            or here, if they know other clouds only
-//!                      └─► cloud_init         and cloud-init finds it
-//! any ─► defaults, shutdown, admission, blocking, bounded, clock, mount_table, root, names, accounts, hex, netlink, rtnetlink,
-//! yaml, toml_file, descriptors, reaper. Rooms do not know each other, nor the router, nor HTTP.
+//! main ─► agent ─► http ─► api ─┬─► exec          one command and its streams
+//!           │                   ├─► operation     what a client can wait for
+//!           │                   ├─► events        what a client can listen to
+//!           │                   ├─► sftp          files
+//!           │                   ├─► port_forward  a TCP port of the guest
+//!           │                   └─► system::state metrics and state of the guest
+//!           ├─► guest      instance data from the host, for programs in the guest and cloud-init
+//!           └─► lxd_host   what LXD's and Incus's hosts do outside HTTP
 //! ```
+//!
+//! `http` accepts connections, routes requests and writes replies. `api` has a file for each resource:
+//! it parses the request, calls the module behind it, and makes the reply. The modules behind it do not
+//! know each other, except that `exec` and `operation` use the websockets of `http`. `guest` serves its
+//! sockets with the connections of `http`, and runs its requests to the host through them. `system`
+//! wraps the kernel's interfaces; anybody may use it, as `defaults`, `shutdown` and `yaml`.
 
 mod agent;
 mod api;

@@ -1,4 +1,4 @@
-//! Answers out, bodies in. The only place where an error becomes an HTTP status.
+//! Replies, and the bodies of requests.
 
 use std::{io, time::Duration};
 
@@ -9,12 +9,9 @@ use hyper::body::{Body as HttpBody, Incoming};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::time::timeout;
-use vsock_agent_protocol::envelope::Envelope;
+use vsock_agent_protocol::{envelope::Envelope, printable::with_causes};
 
-use crate::{
-    defaults, lxd_host::host::HostError, operation::OperationError, port_forward::DialError,
-    system::state::StateError,
-};
+use crate::defaults;
 
 /// The body of every answer. After an error in it the connection is closed, so that the client does
 /// not take what it has for all.
@@ -53,11 +50,9 @@ impl ApiError {
         }
     }
 
-    /// The agent's fault, or the guest's.
-    fn internal(error: &dyn std::error::Error) -> Self {
-        let causes = std::iter::successors(error.source(), |cause| cause.source());
-        let text = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+    /// 500, with the causes of the error.
+    pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, with_causes(error))
     }
 
     pub(crate) fn bad_request(text: impl Into<String>) -> Self {
@@ -97,40 +92,6 @@ fn refusal(mut reply: Reply, allow: Option<&'static str>) -> Reply {
         headers.insert(header::ALLOW, HeaderValue::from_static(allow));
     }
     reply
-}
-
-impl From<HostError> for ApiError {
-    fn from(error: HostError) -> Self {
-        Self::bad_request(error.to_string())
-    }
-}
-
-impl From<StateError> for ApiError {
-    fn from(error: StateError) -> Self {
-        tracing::error!(%error, "cannot answer");
-        Self::internal(&error)
-    }
-}
-
-impl From<DialError> for ApiError {
-    fn from(error: DialError) -> Self {
-        match error {
-            DialError::Port | DialError::Name(_) => Self::bad_request(error.to_string()),
-            DialError::Timeout(_) | DialError::Connect(..) => Self::internal(&error),
-        }
-    }
-}
-
-impl From<OperationError> for ApiError {
-    fn from(error: OperationError) -> Self {
-        let status = match error {
-            OperationError::Unknown(_) => StatusCode::NOT_FOUND,
-            OperationError::WrongSecret => StatusCode::FORBIDDEN,
-            OperationError::Ended => StatusCode::BAD_REQUEST,
-            OperationError::Full => StatusCode::SERVICE_UNAVAILABLE,
-        };
-        Self::new(status, error.to_string())
-    }
 }
 
 /// A result, in the envelope.
