@@ -352,8 +352,14 @@ impl Client {
         self.any_events(kinds).await
     }
 
-    /// As [`Client::events`], also of kinds that nobody tells.
-    pub(crate) async fn any_events(&self, kinds: &[&str]) -> Result<Events, ClientError> {
+    /// As [`Client::events`], also of kinds that do not exist. The stream of such events is a sign of
+    /// the agent's presence: it ends with the agent.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    #[doc(hidden)]
+    pub async fn any_events(&self, kinds: &[&str]) -> Result<Events, ClientError> {
         let socket = self.event_socket(kinds).await?;
         Ok(Events { socket: Ok(socket) })
     }
