@@ -185,9 +185,10 @@ fn merge(
     let listen = options.listen.filter(|list| !list.is_empty());
     let listen = listen.unwrap_or_else(|| vec![USUAL_ADDRESS]);
     let allowed_cids = options.allow_cid.filter(|list| !list.is_empty());
-    let security = match options.plain.unwrap_or_default() {
-        true => Security::Plain,
-        false => Security::Tls(folders.identity(options.identity)?),
+    let security = if options.plain.unwrap_or_default() {
+        Security::Plain
+    } else {
+        Security::Tls(folders.identity(options.identity)?)
     };
     let identity = match &security {
         Security::Tls(folder) => Some(folder.as_path()),
@@ -215,9 +216,10 @@ fn merge(
         None => (None, looks_for_host.then_some(guest::USUAL_HOST)),
     };
     // Cloud-init finds a metadata service by itself, and would take the socket first if it saw both.
-    let usual_cloud_init = match presets.is_empty() {
-        true => CloudInit::default(),
-        false => CloudInit::Off,
+    let usual_cloud_init = if presets.is_empty() {
+        CloudInit::default()
+    } else {
+        CloudInit::Off
     };
     let guest = GuestConfig {
         host,

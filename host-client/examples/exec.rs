@@ -22,8 +22,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     std::io::stdout().write_all(&output.stdout)?;
     std::io::stderr().write_all(&output.stderr)?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(format!("uname ended with {}", output.status.code).into()),
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(format!("uname ended with {}", output.status.code).into())
     }
 }

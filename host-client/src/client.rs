@@ -323,9 +323,10 @@ impl Client {
         &self,
         options: &SessionOptions,
     ) -> Result<crate::connect::Upgraded, ClientError> {
-        let path = match options.is_default() {
-            true => path::SFTP.to_owned(),
-            false => format!("{}?{}", path::SFTP, options.to_query()),
+        let path = if options.is_default() {
+            path::SFTP.to_owned()
+        } else {
+            format!("{}?{}", path::SFTP, options.to_query())
         };
         let (stream, _) = self
             .http()

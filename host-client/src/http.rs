@@ -450,12 +450,13 @@ fn take_envelope(status: StatusCode, body: &[u8]) -> Result<Envelope<Value>, Cli
 fn quote(status: StatusCode, body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
     let text: String = text.trim().chars().take(MAX_QUOTED_CHARS).collect();
-    match text.is_empty() {
-        false => text,
-        true => status
+    if !text.is_empty() {
+        text
+    } else {
+        status
             .canonical_reason()
             .unwrap_or("no reason given")
-            .to_owned(),
+            .to_owned()
     }
 }
 

@@ -149,11 +149,12 @@ impl Sftp {
             return Ok(self);
         }
         let said = self.engine.extension(extension::SESSION);
-        match said.is_some_and(|said| **said == *options.to_query().as_bytes()) {
-            true => Ok(self),
-            false => Err(ClientError::Unsupported {
+        if said.is_some_and(|said| **said == *options.to_query().as_bytes()) {
+            Ok(self)
+        } else {
+            Err(ClientError::Unsupported {
                 what: "run a file session as a user, below a root or read-only",
-            }),
+            })
         }
     }
 
@@ -448,9 +449,10 @@ impl Sftp {
         match self.ask(request).await? {
             Reply::Names { mut names } if names.len() == 1 => {
                 let name = names.remove(0).name;
-                match name.is_empty() || name.contains(&0) {
-                    true => Err(ClientError::protocol("a path that is none")),
-                    false => Ok(RemotePath::from(name)),
+                if name.is_empty() || name.contains(&0) {
+                    Err(ClientError::protocol("a path that is none"))
+                } else {
+                    Ok(RemotePath::from(name))
                 }
             }
             Reply::Names { .. } => Err(ClientError::protocol("not one path")),
@@ -459,9 +461,10 @@ impl Sftp {
     }
 
     fn needs(&self, extension: &str, what: &'static str) -> Result<(), ClientError> {
-        match self.has_extension(extension) {
-            true => Ok(()),
-            false => Err(ClientError::Unsupported { what }),
+        if self.has_extension(extension) {
+            Ok(())
+        } else {
+            Err(ClientError::Unsupported { what })
         }
     }
 }

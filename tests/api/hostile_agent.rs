@@ -248,9 +248,10 @@ async fn attack(line: &str, seed: u64, manner: Manner) -> (ExitStatus, Needed) {
     assert!(memory < MAX_MEMORY, "{memory} KiB; {said}");
     // What the command in the guest writes to its stderr is passed on as it is.
     let has_guests_stderr = line.starts_with("exec") || line.starts_with("shell");
-    let lines = match has_guests_stderr {
-        true => 0,
-        false => stderr.iter().filter(|byte| **byte == b'\n').count(),
+    let lines = if has_guests_stderr {
+        0
+    } else {
+        stderr.iter().filter(|byte| **byte == b'\n').count()
     };
     assert!(lines < MAX_LINES, "{lines} lines: {said}");
     if !has_guests_stderr {

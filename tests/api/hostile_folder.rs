@@ -69,9 +69,10 @@ fn states(folder: &Path) -> BTreeMap<PathBuf, State> {
             let entries = fs::read_dir(&path).unwrap();
             paths.extend(entries.map(|entry| entry.unwrap().path()));
         }
-        let content = match found.is_file() {
-            true => fs::read(&path).unwrap(),
-            false => Vec::new(),
+        let content = if found.is_file() {
+            fs::read(&path).unwrap()
+        } else {
+            Vec::new()
         };
         let state = (
             found.dev(),
@@ -177,9 +178,10 @@ pub(crate) fn peak_memory(process: &Child) -> Option<u64> {
 fn empty(folder: &Path) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        match path.is_symlink() || !path.is_dir() {
-            true => fs::remove_file(path).unwrap(),
-            false => fs::remove_dir_all(path).unwrap(),
+        if path.is_symlink() || !path.is_dir() {
+            fs::remove_file(path).unwrap()
+        } else {
+            fs::remove_dir_all(path).unwrap()
         }
     }
 }

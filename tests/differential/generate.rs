@@ -292,22 +292,22 @@ impl Maker<'_> {
                 (self.tree_path(), *self.random.pick(&ACCESS) | further)
             }
         };
-        let attributes = match self.random.percent(50) {
-            true => Argument::Attributes(Attributes::default()),
-            false => self.attributes(),
+        let attributes = if self.random.percent(50) {
+            Argument::Attributes(Attributes::default())
+        } else {
+            self.attributes()
         };
         let arguments = [Argument::Path(path), Argument::Number(flags), attributes];
         Op::new(Kind::Plain(kind::OPEN), arguments)
     }
 
     fn opendir(&mut self) -> Op {
-        let path = match self.random.percent(60) {
-            true => {
-                let folders: [&[u8]; 4] = [b"", b"d1", b"l2", b"d2"];
-                let folder = self.random.pick(&folders).to_vec();
-                Argument::Path(Path::Absolute(Text(folder)))
-            }
-            false => self.any_path(),
+        let path = if self.random.percent(60) {
+            let folders: [&[u8]; 4] = [b"", b"d1", b"l2", b"d2"];
+            let folder = self.random.pick(&folders).to_vec();
+            Argument::Path(Path::Absolute(Text(folder)))
+        } else {
+            self.any_path()
         };
         Op::new(Kind::Plain(kind::OPENDIR), [path])
     }
@@ -349,17 +349,19 @@ impl Maker<'_> {
 
     fn unknown(&mut self) -> Op {
         let arguments = vec![self.any_path()];
-        match self.random.percent(50) {
-            true => Op::new(Kind::Extended("no-such@example.com"), arguments),
-            false => Op::new(Kind::Plain(*self.random.pick(STRANGE_KINDS)), arguments),
+        if self.random.percent(50) {
+            Op::new(Kind::Extended("no-such@example.com"), arguments)
+        } else {
+            Op::new(Kind::Plain(*self.random.pick(STRANGE_KINDS)), arguments)
         }
     }
 
     /// A request with a NUL in its path, where it has one.
     fn nul(&mut self) -> Op {
-        let mut op = match self.random.percent(70) {
-            true => self.plain(),
-            false => self.extension(),
+        let mut op = if self.random.percent(70) {
+            self.plain()
+        } else {
+            self.extension()
         };
         let at_end = self.random.percent(50);
         for argument in &mut op.arguments {
@@ -378,12 +380,11 @@ impl Maker<'_> {
     }
 
     fn path_or(&mut self, elsewhere: &[&[u8]]) -> Argument {
-        match self.random.percent(15) {
-            true => {
-                let text = self.random.pick(elsewhere).to_vec();
-                Argument::Path(Path::Elsewhere(Text(text)))
-            }
-            false => self.path(),
+        if self.random.percent(15) {
+            let text = self.random.pick(elsewhere).to_vec();
+            Argument::Path(Path::Elsewhere(Text(text)))
+        } else {
+            self.path()
         }
     }
 
@@ -399,20 +400,20 @@ impl Maker<'_> {
             98 => vec![b'n'; 256],
             _ => b"d1/../".repeat(700),
         };
-        match self.random.percent(90) {
-            true => Path::Absolute(Text(name)),
-            false => Path::Relative(Text(name)),
+        if self.random.percent(90) {
+            Path::Absolute(Text(name))
+        } else {
+            Path::Relative(Text(name))
         }
     }
 
     /// What a link says: anything, and seldom something that leads out of the tree.
     fn target(&mut self) -> Argument {
-        match self.random.percent(50) {
-            true => self.path(),
-            false => {
-                let names: &[&[u8]] = &[b"f1", b"d1", b"n1", b"x", b"../f1", b"", b"no/such", b"."];
-                Argument::Text(Text(self.random.pick(names).to_vec()))
-            }
+        if self.random.percent(50) {
+            self.path()
+        } else {
+            let names: &[&[u8]] = &[b"f1", b"d1", b"n1", b"x", b"../f1", b"", b"no/such", b"."];
+            Argument::Text(Text(self.random.pick(names).to_vec()))
         }
     }
 
@@ -444,9 +445,10 @@ impl Maker<'_> {
     }
 
     fn offset(&mut self) -> Argument {
-        Argument::Long(match self.random.percent(95) {
-            true => *self.random.pick(OFFSETS),
-            false => *self.random.pick(HUGE),
+        Argument::Long(if self.random.percent(95) {
+            *self.random.pick(OFFSETS)
+        } else {
+            *self.random.pick(HUGE)
         })
     }
 

@@ -61,9 +61,10 @@ impl Time {
         const TEST_SECONDS: i64 = 3600;
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
         let now = i64::try_from(now).unwrap();
-        match (now - TEST_SECONDS..=now + 1).contains(&seconds) {
-            true => Self::Now,
-            false => Self::At(seconds),
+        if (now - TEST_SECONDS..=now + 1).contains(&seconds) {
+            Self::Now
+        } else {
+            Self::At(seconds)
         }
     }
 }

@@ -117,12 +117,13 @@ async fn odd_sizes_and_numbers_of_requests_change_nothing() {
         ["-B", "1000000", "-R", "2"],
     ] {
         let writes = options[1] != "1000000";
-        let commands = match writes {
-            true => format!(
+        let commands = if writes {
+            format!(
                 "put {0}/from {0}/there\nget {0}/there {0}/back\n",
                 folder.path().display()
-            ),
-            false => format!("get {0}/from {0}/back\n", folder.path().display()),
+            )
+        } else {
+            format!("get {0}/from {0}/back\n", folder.path().display())
         };
         batch(&agent, &options, &commands).await;
         assert!(

@@ -171,9 +171,10 @@ impl TestFolder {
     #[must_use]
     pub fn in_memory(what: &str) -> Self {
         let memory = Path::new("/dev/shm");
-        match memory.is_dir() {
-            true => Self::new_in(memory, what),
-            false => Self::new(what),
+        if memory.is_dir() {
+            Self::new_in(memory, what)
+        } else {
+            Self::new(what)
         }
     }
 

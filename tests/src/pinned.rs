@@ -108,9 +108,10 @@ impl Pinned {
     }
 
     fn compare(&self, shown: &CertificateDer<'_>) -> Result<(), Error> {
-        match *shown == self.certificate {
-            true => Ok(()),
-            false => Err(CertificateError::UnknownIssuer.into()),
+        if *shown == self.certificate {
+            Ok(())
+        } else {
+            Err(CertificateError::UnknownIssuer.into())
         }
     }
 }

@@ -224,10 +224,13 @@ impl Cell {
                 0 => "directory".to_owned(),
                 _ => "directory with the new file".to_owned(),
             },
-            kind if kind.is_fifo() => match self.came() {
-                true => "pipe through which the new content came".to_owned(),
-                false => "pipe".to_owned(),
-            },
+            kind if kind.is_fifo() => {
+                if self.came() {
+                    "pipe through which the new content came".to_owned()
+                } else {
+                    "pipe".to_owned()
+                }
+            }
             kind if kind.is_socket() => "socket".to_owned(),
             kind if kind.is_char_device() => "device".to_owned(),
             _ => self.describe_file(path, &there),

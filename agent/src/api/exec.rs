@@ -229,9 +229,12 @@ fn without_result(status: OperationStatus, why: &str) -> Outcome {
 }
 
 fn outcome(ended: Ended, cancel: &CancellationToken) -> Outcome {
-    let unless_cancelled = |status| match cancel.is_cancelled() {
-        true => OperationStatus::Cancelled,
-        false => status,
+    let unless_cancelled = |status| {
+        if cancel.is_cancelled() {
+            OperationStatus::Cancelled
+        } else {
+            status
+        }
     };
     match ended {
         Ended::Exited {

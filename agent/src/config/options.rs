@@ -246,9 +246,10 @@ trait Value: Sized {
 
     /// What a word of the arguments or the environment means.
     fn of_word(word: &OsStr) -> Result<Self, Fault> {
-        match word.is_empty() {
-            true => Err("a value is missing".into()),
-            false => Self::of_text(word),
+        if word.is_empty() {
+            Err("a value is missing".into())
+        } else {
+            Self::of_text(word)
         }
     }
 

@@ -15,7 +15,7 @@ use super::{
     cgroup::Cgroup,
     child::{Child, signal_process},
 };
-use crate::{blocking::run_blocking, defaults};
+use crate::{defaults, system::blocking::run_blocking};
 
 /// Time between two looks at whether anything lives.
 const PAUSE: Duration = Duration::from_millis(50);

@@ -245,9 +245,10 @@ impl Service {
                     self.shutdown.spawn(async move {
                         let may_ask = service.may_ask(&peers, &stream, peer).await;
                         drop(place);
-                        match may_ask {
-                            true => service.answer_all(stream, stop).await,
-                            false => refuse(&stream),
+                        if may_ask {
+                            service.answer_all(stream, stop).await
+                        } else {
+                            refuse(&stream)
                         }
                     });
                 }
@@ -358,10 +359,7 @@ fn nics(snapshot: &Snapshot) -> Vec<Value> {
         Some(nic)
     });
     let known: Vec<_> = known.collect();
-    match known.is_empty() {
-        false => known,
-        true => own_nics(),
-    }
+    if !known.is_empty() { known } else { own_nics() }
 }
 
 fn own_nics() -> Vec<Value> {

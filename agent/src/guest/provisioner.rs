@@ -72,9 +72,10 @@ impl GuestSide {
         applied: Applied,
         known: watch::Receiver<Availability>,
     ) -> Self {
-        let stage = match applied.has_seed {
-            true => Stage::Seeded,
-            false => Stage::Waiting,
+        let stage = if applied.has_seed {
+            Stage::Seeded
+        } else {
+            Stage::Waiting
         };
         Self {
             api,

@@ -40,9 +40,10 @@ pub(crate) async fn serve(
     // Locked while something is changed.
     let changing = Mutex::new(());
     let service = service_fn(|request| async {
-        let _guard = match request.method().is_safe() {
-            true => None,
-            false => Some(changing.lock().await),
+        let _guard = if request.method().is_safe() {
+            None
+        } else {
+            Some(changing.lock().await)
         };
         Ok::<_, Infallible>(match head_bytes(&request) {
             ..=MAX_HEAD_BYTES => answer(request).await,

@@ -198,9 +198,10 @@ impl Server {
                     .tls
                     .clone()
                     .ok_or(io::ErrorKind::NotConnected)?;
-                let turn = match is_privileged {
-                    true => None,
-                    false => self.computing.acquire().await.ok(),
+                let turn = if is_privileged {
+                    None
+                } else {
+                    self.computing.acquire().await.ok()
                 };
                 let accept = greeted.into_stream(tls).into_fallible();
                 drop(turn);

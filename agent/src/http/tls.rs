@@ -95,9 +95,10 @@ pub(crate) fn client_config(
 pub(crate) fn hosts(folder: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let path = folder.join(CLIENTS_FILE);
     let hosts = certificates(&path)?;
-    match hosts.is_empty() {
-        true => Err(IdentityError::NoClients(path)),
-        false => Ok(hosts),
+    if hosts.is_empty() {
+        Err(IdentityError::NoClients(path))
+    } else {
+        Ok(hosts)
     }
 }
 

@@ -87,9 +87,10 @@ impl Files {
                 desk.read(&open, offset, length).map(Done::Data)
             }
             (Wanted::Data(DataRequest::Write { offset, data, .. }), Bound::One(open)) => {
-                match open.appends() {
-                    true => append(open.file()?, data, &self.ended)?,
-                    false => write(&open, offset, data)?,
+                if open.appends() {
+                    append(open.file()?, data, &self.ended)?
+                } else {
+                    write(&open, offset, data)?
                 }
                 Ok(Done::Reply(ok()))
             }
@@ -141,9 +142,10 @@ impl Files {
             (Request::Lstat { path }, _) => {
                 let spot = self.tree.look_at(&path)?;
                 // What was followed is no link any more, but its descriptor's path is one.
-                let flags = match spot.is_followed() {
-                    true => AtFlags::empty(),
-                    false => AtFlags::AT_SYMLINK_NOFOLLOW,
+                let flags = if spot.is_followed() {
+                    AtFlags::empty()
+                } else {
+                    AtFlags::AT_SYMLINK_NOFOLLOW
                 };
                 stat(fstatat(spot.directory(), &*spot.name, flags))
             }

@@ -86,12 +86,11 @@ impl Handles {
     ///
     /// [`SftpError::TooManyHandles`].
     pub(super) fn keep_place(&mut self) -> Result<(), SftpError> {
-        match self.open.len() + self.kept < defaults::MAX_SFTP_HANDLES {
-            true => {
-                self.kept += 1;
-                Ok(())
-            }
-            false => Err(SftpError::TooManyHandles),
+        if self.open.len() + self.kept < defaults::MAX_SFTP_HANDLES {
+            self.kept += 1;
+            Ok(())
+        } else {
+            Err(SftpError::TooManyHandles)
         }
     }
 

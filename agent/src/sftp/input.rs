@@ -148,9 +148,10 @@ impl Input {
             self.source.read(&mut buffer[room], sink)?
         };
         if read == 0 {
-            return match self.filled.is_empty() {
-                true => Ok(false),
-                false => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            return if self.filled.is_empty() {
+                Ok(false)
+            } else {
+                Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())
             };
         }
         self.filled.end += read;
@@ -245,9 +246,10 @@ impl Input {
             Some(_) => {}
         }
         // A large frame is read as it is: what follows it would have to be moved.
-        let wanted = match std::mem::take(&mut self.after_landing) {
-            true => missing.max(BEHIND_LANDED_BYTES),
-            false => missing.max(READ_AHEAD_BYTES),
+        let wanted = if std::mem::take(&mut self.after_landing) {
+            missing.max(BEHIND_LANDED_BYTES)
+        } else {
+            missing.max(READ_AHEAD_BYTES)
         };
         let end = self.buffer.len().min(self.filled.end + wanted);
         self.filled.end..end
@@ -268,9 +270,10 @@ impl Input {
     ///
     /// What the connection says.
     pub(super) fn flush_if_many(&mut self, sink: &Mutex<Sink>) -> io::Result<()> {
-        match self.replies.len() < GATHER_BYTES {
-            true => Ok(()),
-            false => self.flush(sink),
+        if self.replies.len() < GATHER_BYTES {
+            Ok(())
+        } else {
+            self.flush(sink)
         }
     }
 

@@ -140,14 +140,15 @@ fn date(seconds: i64, now: i64) -> String {
         Month::December => "Dec",
     };
     let recent = (now - RECENT_SECONDS..=now).contains(&seconds);
-    match recent {
-        true => format!(
+    if recent {
+        format!(
             "{month} {:>2} {:02}:{:02}",
             time.day(),
             time.hour(),
             time.minute()
-        ),
-        false => format!("{month} {:>2} {:>5}", time.day(), time.year()),
+        )
+    } else {
+        format!("{month} {:>2} {:>5}", time.day(), time.year())
     }
 }
 

@@ -111,9 +111,12 @@ impl Claim {
         let mut changed = files.filter_map(|file| file.path.as_ref());
         changed.any(|mine| {
             let mut theirs = other.paths.iter().flatten();
-            theirs.any(|theirs| match other.inside {
-                true => is_affected(mine, theirs),
-                false => is_same(mine, theirs),
+            theirs.any(|theirs| {
+                if other.inside {
+                    is_affected(mine, theirs)
+                } else {
+                    is_same(mine, theirs)
+                }
             })
         })
     }

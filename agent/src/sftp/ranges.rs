@@ -49,9 +49,10 @@ pub(super) fn copy(
         return Err(SftpError::SameFile);
     }
     let mut at = offset(wanted.from_offset)?;
-    let mut into = match to.appends() {
-        true => None,
-        false => Some(offset(wanted.to_offset)?),
+    let mut into = if to.appends() {
+        None
+    } else {
+        Some(offset(wanted.to_offset)?)
     };
     let length = match wanted.length {
         0 => u64::MAX,
@@ -111,9 +112,10 @@ fn copy_step(
 /// The file ended before the range did. OpenSSH only notices when there are steps left.
 fn end_of_copy(wanted: u64, copied: u64) -> Result<(), SftpError> {
     let steps = copied.div_ceil(OPENSSH_STEP_BYTES) + 1;
-    match wanted > steps.saturating_mul(OPENSSH_STEP_BYTES) {
-        true => Err(SftpError::EndOfFile),
-        false => Ok(()),
+    if wanted > steps.saturating_mul(OPENSSH_STEP_BYTES) {
+        Err(SftpError::EndOfFile)
+    } else {
+        Ok(())
     }
 }
 
@@ -209,9 +211,10 @@ fn read_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
 }
 
 fn check(ended: &AtomicBool) -> Result<(), SftpError> {
-    match ended.load(Ordering::Relaxed) {
-        true => Err(io::Error::other("the session has ended").into()),
-        false => Ok(()),
+    if ended.load(Ordering::Relaxed) {
+        Err(io::Error::other("the session has ended").into())
+    } else {
+        Ok(())
     }
 }
 

@@ -28,9 +28,10 @@ pub(super) fn real_path(tree: &Tree, path: &[u8]) -> nix::Result<Vec<u8>> {
     if path.len() >= MAX_PATH_BYTES {
         return Err(Errno::ENAMETOOLONG);
     }
-    let mut real = match path.starts_with(b"/") {
-        true => b"/".to_vec(),
-        false => tree.home().as_os_str().as_bytes().to_vec(),
+    let mut real = if path.starts_with(b"/") {
+        b"/".to_vec()
+    } else {
+        tree.home().as_os_str().as_bytes().to_vec()
     };
     let mut left = path.to_vec();
     let mut links = 0;

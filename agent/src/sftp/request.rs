@@ -188,8 +188,9 @@ pub(super) fn writes(
         return claim;
     };
     let path = Some(open.path.clone());
-    match open.appends() {
-        true => claim.writes(number, 0, u64::MAX, path),
-        false => claim.writes(number, offset, length, path),
+    if open.appends() {
+        claim.writes(number, 0, u64::MAX, path)
+    } else {
+        claim.writes(number, offset, length, path)
     }
 }

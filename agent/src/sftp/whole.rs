@@ -119,9 +119,10 @@ impl Files {
     }
 
     fn unless_ended<T>(&self, work: impl FnOnce() -> Result<T, SftpError>) -> Result<T, Failure> {
-        let result = match self.ended.load(Ordering::Relaxed) {
-            true => Err(SftpError::BadMessage("the session has ended")),
-            false => work(),
+        let result = if self.ended.load(Ordering::Relaxed) {
+            Err(SftpError::BadMessage("the session has ended"))
+        } else {
+            work()
         };
         result.map_err(|error| Failure {
             code: error.code() as u32,

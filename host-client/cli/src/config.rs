@@ -144,9 +144,10 @@ impl Settings {
     /// What to say of a name that nobody has.
     pub(crate) fn unknown(&self, vm: &str) -> anyhow::Error {
         let names: Vec<&str> = self.config.vms.keys().map(String::as_str).collect();
-        let known = match names.is_empty() {
-            true => "no names".to_owned(),
-            false => names.join(", "),
+        let known = if names.is_empty() {
+            "no names".to_owned()
+        } else {
+            names.join(", ")
         };
         anyhow!(
             "no virtual machine is named {vm:?}: {} has {known}; add it with `agent-cli vm add \
@@ -170,9 +171,10 @@ impl Settings {
 
     /// The name, if a machine has it.
     pub(crate) fn known<'a>(&self, vm: &'a str) -> anyhow::Result<&'a str> {
-        match self.config.vms.contains_key(vm) && is_name(vm) {
-            true => Ok(vm),
-            false => Err(self.unknown(vm)),
+        if self.config.vms.contains_key(vm) && is_name(vm) {
+            Ok(vm)
+        } else {
+            Err(self.unknown(vm))
         }
     }
 
@@ -248,10 +250,7 @@ impl Settings {
         let rows: Vec<Vec<String>> = vms
             .iter()
             .map(|(name, vm)| {
-                let security = match vm.plain {
-                    true => "plain",
-                    false => "tls",
-                };
+                let security = if vm.plain { "plain" } else { "tls" };
                 vec![name.clone(), vm.endpoint.clone(), security.to_owned()]
             })
             .collect();
@@ -265,9 +264,10 @@ impl Settings {
 impl Target {
     /// How the agent is spoken to.
     pub(crate) fn security(&self, vm: &str) -> anyhow::Result<Security> {
-        Ok(match self.plain {
-            true => Security::Plain,
-            false => Security::Tls(self.load_identity(vm)?),
+        Ok(if self.plain {
+            Security::Plain
+        } else {
+            Security::Tls(self.load_identity(vm)?)
         })
     }
 
@@ -287,9 +287,10 @@ impl Target {
     fn load_identity(&self, vm: &str) -> anyhow::Result<Identity> {
         let [certificate, key, agent] = self.identity_files()?;
         if !agent.exists() || !certificate.exists() {
-            let missing = match certificate.exists() {
-                false => certificate.display(),
-                true => agent.display(),
+            let missing = if !certificate.exists() {
+                certificate.display()
+            } else {
+                agent.display()
             };
             bail!(
                 "no identity for {vm}: {missing} is not there; make one with `agent-cli identity \

@@ -134,9 +134,10 @@ async fn attach(exec: Exec, terminal: bool, input: bool) -> anyhow::Result<u8> {
     // Before the terminal is raw, so that no signal can end us while it is.
     let signals = Signals::of(&PASSED_ON)?;
     // Without input the keys mean what they always do here: Ctrl-C, Ctrl-Z.
-    let raw = match terminal && input {
-        true => RawMode::enter().context("cannot prepare the terminal")?,
-        false => None,
+    let raw = if terminal && input {
+        RawMode::enter().context("cannot prepare the terminal")?
+    } else {
+        None
     };
     let ending = converse(session, signals, terminal, input).await;
     drop(raw);

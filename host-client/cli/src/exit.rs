@@ -35,17 +35,19 @@ pub(crate) fn of_child(status: &ExitStatus) -> u8 {
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     // Nothing is left to do if not even this can be printed.
     let _ = error.print();
-    match error.use_stderr() {
-        true => ExitCode::from(OURS),
-        false => ExitCode::SUCCESS,
+    if error.use_stderr() {
+        ExitCode::from(OURS)
+    } else {
+        ExitCode::SUCCESS
     }
 }
 
 /// Says why we failed, and what to do about it.
 pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
-    match is_broken_pipe(error) {
-        true => ExitCode::from(BROKEN_PIPE),
-        false => ExitCode::from(tell(error)),
+    if is_broken_pipe(error) {
+        ExitCode::from(BROKEN_PIPE)
+    } else {
+        ExitCode::from(tell(error))
     }
 }
 

@@ -60,10 +60,7 @@ fn init(settings: &Settings, args: InitArgs) -> anyhow::Result<u8> {
 }
 
 fn tell(directory: &Path, guest: &Path, made_host: bool, vm: &str) -> anyhow::Result<()> {
-    let word = match made_host {
-        true => "made",
-        false => "kept",
-    };
+    let word = if made_host { "made" } else { "kept" };
     output::line(&format!(
         "{word} the host's key pair in {}",
         directory.display()

@@ -43,9 +43,10 @@ const CHASSIS: [&str; 5] = ["manufacturer", "version", "serial", "asset", "sku"]
 pub(crate) fn run(settings: &Settings, args: &QemuArgsArgs) -> anyhow::Result<u8> {
     let vm = settings.known(&args.vm)?;
     let arguments = arguments(vm, &host(), &args.datasource)?;
-    match args.json {
-        true => output::json(&json!(arguments))?,
-        false => output::lines(&arguments)?,
+    if args.json {
+        output::json(&json!(arguments))?
+    } else {
+        output::lines(&arguments)?
     }
     Ok(0)
 }

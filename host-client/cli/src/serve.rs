@@ -41,9 +41,10 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// `agent-cli serve`.
 pub(crate) async fn run(settings: &Settings, args: ServeArgs) -> anyhow::Result<u8> {
-    match args.status {
-        true => print_status(settings, args.format.value()),
-        false => serve(settings, args.port).await,
+    if args.status {
+        print_status(settings, args.format.value())
+    } else {
+        serve(settings, args.port).await
     }
 }
 
@@ -124,19 +125,18 @@ fn guests(settings: &Settings) -> Vec<Guest> {
 
 fn guest(settings: &Settings, name: &str) -> anyhow::Result<Guest> {
     let target = settings.target(settings.known(name)?)?;
-    let tls = match target.is_plain() {
-        true => None,
-        false => {
-            let [certificate, key, agent] = target.identity_files()?;
-            let unread = |path: &Path| format!("cannot read {}", path.display());
-            let secret = read_secret(&key).with_context(|| unread(&key))?;
-            let read = |path: &Path| fs::read(path).with_context(|| unread(path));
-            Some(GuestTls::from_pem(
-                &read(&certificate)?,
-                &secret,
-                &read(&agent)?,
-            )?)
-        }
+    let tls = if target.is_plain() {
+        None
+    } else {
+        let [certificate, key, agent] = target.identity_files()?;
+        let unread = |path: &Path| format!("cannot read {}", path.display());
+        let secret = read_secret(&key).with_context(|| unread(&key))?;
+        let read = |path: &Path| fs::read(path).with_context(|| unread(path));
+        Some(GuestTls::from_pem(
+            &read(&certificate)?,
+            &secret,
+            &read(&agent)?,
+        )?)
     };
     Ok(Guest {
         name: name.to_owned(),
@@ -204,9 +204,10 @@ fn print_status(settings: &Settings, format: Format) -> anyhow::Result<u8> {
         output::json(&json!({ "running": is_running, "last": report }))?;
         return Ok(0);
     }
-    output::line(&match is_running {
-        true => format!("running, process {}, port {}", report.pid, report.port),
-        false => "not running; what it knew last:".to_owned(),
+    output::line(&if is_running {
+        format!("running, process {}, port {}", report.pid, report.port)
+    } else {
+        "not running; what it knew last:".to_owned()
     })?;
     let rows: Vec<Vec<String>> = report
         .guests

@@ -76,9 +76,10 @@ fn add(
         }
         None => drop(vm.remove("identity")),
     }
-    match plain {
-        true => drop(vm.insert("plain", value(true))),
-        false => drop(vm.remove("plain")),
+    if plain {
+        drop(vm.insert("plain", value(true)))
+    } else {
+        drop(vm.remove("plain"))
     }
     Ok(())
 }

@@ -87,9 +87,10 @@ pub(super) fn wanted(attributes: &Attributes, options: &CopyOptions) -> Attribut
 
 /// Setuid, setgid and sticky bits give rights that belong to the owner.
 const fn mode_mask(options: &CopyOptions) -> u32 {
-    match options.special_bits {
-        true => PERMISSION_BITS,
-        false => 0o777,
+    if options.special_bits {
+        PERMISSION_BITS
+    } else {
+        0o777
     }
 }
 

@@ -64,9 +64,10 @@ impl DirectoryId {
         let above = above.map_err(|errno| CopyError::local("open the directory", errno.into()))?;
         let there = above.metadata();
         let there = there.map_err(|source| CopyError::local("read the attributes", source))?;
-        match Self::of(&there) == self {
-            true => Ok(above),
-            false => Err(CopyError::DirectoryMoved),
+        if Self::of(&there) == self {
+            Ok(above)
+        } else {
+            Err(CopyError::DirectoryMoved)
         }
     }
 }
@@ -81,9 +82,10 @@ impl LocalDirectory {
 
     /// Opens the directory at a path of the caller's, links followed.
     pub(super) fn open(path: &Path) -> Result<Self, CopyError> {
-        let path = match path.as_os_str().is_empty() {
-            true => Path::new("."),
-            false => path,
+        let path = if path.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            path
         };
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         nix::fcntl::open(path, flags, Mode::empty())

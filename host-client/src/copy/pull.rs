@@ -131,9 +131,10 @@ pub(super) type Top = (Kind, Attributes);
 
 /// What a source is. A link is one if `links`, else what it leads to.
 pub(super) async fn top(sftp: &Sftp, source: &RemotePath, links: bool) -> Result<Top, CopyError> {
-    let attributes = match links && !source.as_bytes().ends_with(b"/") {
-        true => sftp.lstat(source).await?,
-        false => sftp.stat(source).await?,
+    let attributes = if links && !source.as_bytes().ends_with(b"/") {
+        sftp.lstat(source).await?
+    } else {
+        sftp.stat(source).await?
     };
     // A server that does not say has nothing but files.
     let kind = attributes::kind(&attributes).unwrap_or(Kind::File);
@@ -147,12 +148,11 @@ async fn walk_all(
     is_directory: bool,
     queue: mpsc::Sender<Job>,
 ) -> Result<(), CopyError> {
-    let (path, target) = match is_directory {
-        true => (destination, None),
-        false => {
-            let name = destination.file_name().ok_or(CopyError::NotADirectory)?;
-            (destination.parent().unwrap_or(Path::new(".")), Some(name))
-        }
+    let (path, target) = if is_directory {
+        (destination, None)
+    } else {
+        let name = destination.file_name().ok_or(CopyError::NotADirectory)?;
+        (destination.parent().unwrap_or(Path::new(".")), Some(name))
     };
     let path = path.to_owned();
     let local = run
@@ -183,9 +183,10 @@ async fn walk_one(
 ) -> Result<(), CopyError> {
     let (kind, attributes) = top?;
     if kind == Kind::Directory {
-        return match run.options.recursive {
-            true => walk_tree(run, source, attributes, root, target, queue).await,
-            false => Err(CopyError::IsADirectory),
+        return if run.options.recursive {
+            walk_tree(run, source, attributes, root, target, queue).await
+        } else {
+            Err(CopyError::IsADirectory)
         };
     }
     let name = target
@@ -481,13 +482,14 @@ async fn put_one(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
         Kind::Link => put_link(run, work).await.map(|()| {
             run.finished(shown.as_bytes(), 0, |summary| &mut summary.links);
         }),
-        Kind::Directory | Kind::Special => match run.is_single() {
-            true => Err(CopyError::Special),
-            false => {
+        Kind::Directory | Kind::Special => {
+            if run.is_single() {
+                Err(CopyError::Special)
+            } else {
                 run.skipped(shown.as_bytes(), SkipReason::Special);
                 Ok(())
             }
-        },
+        }
     };
     if let Err(error) = result {
         run.failed(shown.as_bytes(), error)?;

@@ -131,9 +131,10 @@ async fn is_directory(
         Err(error) if error.is_not_found() => false,
         Err(error) => return Err(error.into()),
     };
-    match !is_directory && needed {
-        true => Err(CopyError::NotADirectory),
-        false => Ok(is_directory),
+    if !is_directory && needed {
+        Err(CopyError::NotADirectory)
+    } else {
+        Ok(is_directory)
     }
 }
 
@@ -144,16 +145,18 @@ async fn walk_all(
     is_directory: bool,
     queue: mpsc::Sender<Work>,
 ) -> Result<(), CopyError> {
-    let (path, target) = match is_directory {
-        true => (destination.clone(), None),
-        false => (
+    let (path, target) = if is_directory {
+        (destination.clone(), None)
+    } else {
+        (
             destination.parent().unwrap_or_else(|| ".".into()),
             Some(destination.file_name().ok_or(CopyError::NoName)?.to_owned()),
-        ),
+        )
     };
-    let has_setgid = match run.options.recursive {
-        true => has_setgid(&run.sftp.stat(&path).await.unwrap_or_default()),
-        false => false,
+    let has_setgid = if run.options.recursive {
+        has_setgid(&run.sftp.stat(&path).await.unwrap_or_default())
+    } else {
+        false
     };
     let root = Arc::new(Directory {
         path,
@@ -295,9 +298,10 @@ impl Level {
     ) -> Result<Self, CopyError> {
         // Into the destination itself, which keeps its own mode.
         let is_parent = name == ".";
-        let path = match is_parent {
-            true => parent.path.clone(),
-            false => parent.path.join(name.as_bytes()),
+        let path = if is_parent {
+            parent.path.clone()
+        } else {
+            parent.path.join(name.as_bytes())
         };
         if !is_parent {
             run.is_first(|| path.as_bytes().to_vec(), true)?;
@@ -358,9 +362,10 @@ impl Level {
     /// Reads some more of the directory.
     async fn next(&mut self, run: &Run<'_>, queue: &mpsc::Sender<Work>) -> Result<(), CopyError> {
         // A server that does not replace files as we want it is told each step.
-        let permit = match run.sftp.replaces() {
-            true => run.whole().await,
-            false => None,
+        let permit = if run.sftp.replaces() {
+            run.whole().await
+        } else {
+            None
         };
         let scanner = Arc::clone(&self.scanner);
         let open = run.descriptors.files(scan::BATCH).await;
@@ -497,13 +502,14 @@ async fn put_one(
             })
         }
         Found::Failed(error) => Err(error),
-        Found::Special | Found::Directory(_) => match run.is_single() {
-            true => Err(CopyError::Special),
-            false => {
+        Found::Special | Found::Directory(_) => {
+            if run.is_single() {
+                Err(CopyError::Special)
+            } else {
                 run.skipped(&source, SkipReason::Special);
                 Ok(())
             }
-        },
+        }
     };
     if let Err(error) = result {
         run.failed(&source, error)?;

@@ -44,9 +44,10 @@ pub(super) fn own_name(source: &OsStr) -> Option<&OsStr> {
     while let Some(shorter) = bytes.strip_suffix(b"/") {
         bytes = shorter;
     }
-    match bytes == b"." || bytes.ends_with(b"/.") {
-        true => None,
-        false => Path::new(source).file_name(),
+    if bytes == b"." || bytes.ends_with(b"/.") {
+        None
+    } else {
+        Path::new(source).file_name()
     }
 }
 
@@ -238,12 +239,13 @@ impl<'a> Run<'a> {
 
     /// Whether a directory may be entered below `depth` others.
     pub(super) fn may_enter(&self, depth: usize) -> Result<(), CopyError> {
-        match depth < self.options.max_depth {
-            true => Ok(()),
-            false => Err(CopyError::Limit {
+        if depth < self.options.max_depth {
+            Ok(())
+        } else {
+            Err(CopyError::Limit {
                 what: "the depth of directories",
                 limit: u64::try_from(self.options.max_depth).unwrap_or(u64::MAX),
-            }),
+            })
         }
     }
 

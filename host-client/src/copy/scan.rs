@@ -121,9 +121,10 @@ pub(super) fn top(path: &Path, links: bool, permit: Option<Permit>) -> Result<Fo
     let failed = |source| CopyError::local("read the attributes", source);
     // A slash at the end means what a link leads to.
     let links = links && !path.as_os_str().as_bytes().ends_with(b"/");
-    let metadata = match links {
-        true => path.symlink_metadata().map_err(failed)?,
-        false => path.metadata().map_err(failed)?,
+    let metadata = if links {
+        path.symlink_metadata().map_err(failed)?
+    } else {
+        path.metadata().map_err(failed)?
     };
     if metadata.is_symlink() {
         let target = std::fs::read_link(path)
@@ -164,9 +165,10 @@ fn open(at: impl AsFd, name: &OsStr, kind: Type, nofollow: bool) -> Result<Found
         };
         return Ok(Found::Directory(Box::new(scanner)));
     }
-    match metadata.is_file() {
-        true => FoundFile::read(file, metadata).map(Found::File),
-        false => Ok(Found::Special),
+    if metadata.is_file() {
+        FoundFile::read(file, metadata).map(Found::File)
+    } else {
+        Ok(Found::Special)
     }
 }
 

@@ -68,9 +68,10 @@ async fn attempt(
         are_different(&from, &to, found.size.unwrap_or(0)).await?;
         to.setstat(attributes::size(0)).await?;
     }
-    let bytes = match output.is_special() {
-        true => through(run, source, found, &output, &to).await?,
-        false => copy_data(&from, &to, found.size.unwrap_or(0)).await?,
+    let bytes = if output.is_special() {
+        through(run, source, found, &output, &to).await?
+    } else {
+        copy_data(&from, &to, found.size.unwrap_or(0)).await?
     };
     let wanted = Attributes {
         times: None,

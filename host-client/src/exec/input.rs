@@ -154,9 +154,10 @@ pub(super) async fn feed<S>(
                 }
             }
         }
-        let end = match terminal {
-            true => Message::binary(end_of_typing(line_is_open)),
-            false => ws::end_of_stream(),
+        let end = if terminal {
+            Message::binary(end_of_typing(line_is_open))
+        } else {
+            ws::end_of_stream()
         };
         if socket.send(end).await.is_ok() {
             input.sent.ended.store(true, Ordering::Release);

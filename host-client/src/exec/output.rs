@@ -193,9 +193,10 @@ where
     async fn receive(&mut self) -> StreamEnd {
         loop {
             let ended = self.ended.is_cancelled();
-            let limit = match ended {
-                true => MAX_LAST_BACKLOG_BYTES,
-                false => MAX_BACKLOG_BYTES,
+            let limit = if ended {
+                MAX_LAST_BACKLOG_BYTES
+            } else {
+                MAX_BACKLOG_BYTES
             };
             let step = tokio::select! {
                 biased;

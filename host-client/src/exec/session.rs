@@ -75,9 +75,10 @@ pub(super) async fn start(exec: Exec) -> Result<ExecSession, ClientError> {
     let info = client.known_info().await?;
     let request = exec.request(&info)?;
     // Before the command exists, or its end could be missed.
-    let watch = match info.has(OPERATION_WAIT) {
-        true => Watch::LongPoll,
-        false => Watch::Events(Box::new(client.event_socket(&[event::OPERATION]).await?)),
+    let watch = if info.has(OPERATION_WAIT) {
+        Watch::LongPoll
+    } else {
+        Watch::Events(Box::new(client.event_socket(&[event::OPERATION]).await?))
     };
     let connection = client.http().connect_for_change().await?;
     let (give, take) = oneshot::channel();
@@ -160,9 +161,10 @@ async fn join_all(
     secrets: &BTreeMap<String, String>,
     terminal: bool,
 ) -> Result<(Option<Socket>, Vec<Socket>), ClientError> {
-    let streams: &[&str] = match terminal {
-        true => &[STDIN],
-        false => &[STDIN, STDOUT, STDERR],
+    let streams: &[&str] = if terminal {
+        &[STDIN]
+    } else {
+        &[STDIN, STDOUT, STDERR]
     };
     let streams = try_join_all(streams.iter().map(|name| join(client, id, secrets, name)));
     let control = async {
@@ -235,25 +237,22 @@ fn assemble(
         // The last words of a terminal are also the end of its input.
         let finished = CancellationToken::new();
         let over = finished.clone().drop_guard();
-        match terminal {
-            true => {
-                let taking = output::take(
-                    Guarded {
-                        stream,
-                        _over: over,
-                    },
-                    STDIN,
-                    &course,
-                );
-                collect(taking, STDIN, "the terminal's output");
-            }
-            false => {
-                tasks.spawn(async move {
-                    let mut stream = stream;
-                    while let Some(Ok(_)) = stream.next().await {}
-                    drop(over);
-                });
-            }
+        if terminal {
+            let taking = output::take(
+                Guarded {
+                    stream,
+                    _over: over,
+                },
+                STDIN,
+                &course,
+            );
+            collect(taking, STDIN, "the terminal's output");
+        } else {
+            tasks.spawn(async move {
+                let mut stream = stream;
+                while let Some(Ok(_)) = stream.next().await {}
+                drop(over);
+            });
         }
         tasks.spawn(input::feed(input, sink, terminal, finished));
     }
@@ -451,9 +450,10 @@ fn judge(
     let ended: Option<ExecEnded> = serde_json::from_value(operation.metadata).ok();
     if operation.status_code != OperationStatus::Success.code() {
         // Never started, or ended by the agent: the streams end as they may.
-        let text = match operation.err.is_empty() {
-            true => bounded(&operation.status),
-            false => bounded(&operation.err),
+        let text = if operation.err.is_empty() {
+            bounded(&operation.status)
+        } else {
+            bounded(&operation.err)
         };
         return match ended {
             Some(ended) => Ok(ExitStatus {

@@ -158,13 +158,14 @@ impl DirectoryReader {
         if name.name.is_empty() || name.name.iter().any(|byte| matches!(byte, b'/' | 0)) {
             return Err(ClientError::protocol("a listing with a name that is none"));
         }
-        match self.seen.is_new(&name.name) {
-            true => Ok(DirectoryEntry {
+        if self.seen.is_new(&name.name) {
+            Ok(DirectoryEntry {
                 name: name.name,
                 long_name: name.long_name,
                 attributes: name.attributes,
-            }),
-            false => Err(ClientError::protocol("a listing with the same name twice")),
+            })
+        } else {
+            Err(ClientError::protocol("a listing with the same name twice"))
         }
     }
 }
@@ -180,9 +181,10 @@ struct Seen {
 impl Seen {
     fn is_new(&mut self, name: &[u8]) -> bool {
         let hash = self.key.hash_one(name);
-        match self.hashes.len() < MAX_REMEMBERED_NAMES {
-            true => self.hashes.insert(hash),
-            false => !self.hashes.contains(&hash),
+        if self.hashes.len() < MAX_REMEMBERED_NAMES {
+            self.hashes.insert(hash)
+        } else {
+            !self.hashes.contains(&hash)
         }
     }
 }

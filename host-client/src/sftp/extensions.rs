@@ -114,9 +114,10 @@ impl Sftp {
                 NameLists::decode,
             )
             .await?;
-        match (names.users.len(), names.groups.len()) == (users.len(), groups.len()) {
-            true => Ok(names),
-            false => Err(ClientError::protocol("not a name for each id")),
+        if (names.users.len(), names.groups.len()) == (users.len(), groups.len()) {
+            Ok(names)
+        } else {
+            Err(ClientError::protocol("not a name for each id"))
         }
     }
 
@@ -210,9 +211,10 @@ impl RemoteFile {
                 RangeHash::decode,
             )
             .await?;
-        match hash.length <= length {
-            true => Ok(hash),
-            false => Err(ClientError::protocol("the hash of more than was asked for")),
+        if hash.length <= length {
+            Ok(hash)
+        } else {
+            Err(ClientError::protocol("the hash of more than was asked for"))
         }
     }
 

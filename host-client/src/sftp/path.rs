@@ -46,9 +46,10 @@ impl RemotePath {
     #[must_use]
     pub fn parent(&self) -> Option<Self> {
         let parent = Path::new(self.as_os_str()).parent()?;
-        match parent.as_os_str().is_empty() {
-            true => None,
-            false => Some(Self::from(parent)),
+        if parent.as_os_str().is_empty() {
+            None
+        } else {
+            Some(Self::from(parent))
         }
     }
 

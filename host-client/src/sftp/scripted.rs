@@ -113,9 +113,10 @@ async fn serve_reads(server: &mut Server, content: &[u8], most: usize) {
                 let start = usize::try_from(offset).unwrap().min(content.len());
                 let length = usize::try_from(length).unwrap().min(most);
                 let end = (start + length).min(content.len());
-                match start == end {
-                    true => server.say(id, said(status::EOF)).await,
-                    false => server.say(id, data(&content[start..end])).await,
+                if start == end {
+                    server.say(id, said(status::EOF)).await
+                } else {
+                    server.say(id, data(&content[start..end])).await
                 }
             }
             (id, Request::Close { .. }) => return server.say(id, said(status::OK)).await,

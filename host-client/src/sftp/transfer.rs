@@ -276,12 +276,13 @@ impl Reads<'_> {
             }
             let left = u32::try_from(self.end - self.asked).unwrap_or(u32::MAX);
             let length = left.min(self.piece);
-            let credit = match self.queue.is_empty() {
-                true => engine.credit(length).await,
-                false => match engine.try_credit(length) {
+            let credit = if self.queue.is_empty() {
+                engine.credit(length).await
+            } else {
+                match engine.try_credit(length) {
                     Some(credit) => credit,
                     None => break,
-                },
+                }
             };
             let pending = self.submit(self.asked, length, Some(credit)).await?;
             self.queue.push_back(Read { length, pending });
@@ -305,9 +306,10 @@ impl Writes<'_> {
         let length = payload.len();
         let mut arrived = 0;
         let credit = loop {
-            let credit = match self.queue.len() < MAX_REQUESTS {
-                true => engine.try_credit(length),
-                false => None,
+            let credit = if self.queue.len() < MAX_REQUESTS {
+                engine.try_credit(length)
+            } else {
+                None
             };
             if let Some(credit) = credit {
                 break credit;

@@ -204,9 +204,10 @@ impl Request {
             REMOVE => reader.string().map(|path| Self::Remove { path }),
             // Some clients leave out the attributes of MKDIR; that costs nothing to accept.
             MKDIR => reader.string().and_then(|path| {
-                let attributes = match reader.is_empty() {
-                    true => Attributes::default(),
-                    false => Attributes::take(reader)?,
+                let attributes = if reader.is_empty() {
+                    Attributes::default()
+                } else {
+                    Attributes::take(reader)?
                 };
                 Ok(Self::Mkdir { path, attributes })
             }),

@@ -110,9 +110,10 @@ impl Walk {
             if name == ".." {
                 self.below.pop();
             } else if let Some(entry) = self.enter(&name, missing)? {
-                return match self.pending.is_empty() {
-                    true => Ok(Some(entry)),
-                    false => Err(Errno::ENOTDIR.into()),
+                return if self.pending.is_empty() {
+                    Ok(Some(entry))
+                } else {
+                    Err(Errno::ENOTDIR.into())
                 };
             }
         }

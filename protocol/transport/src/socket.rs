@@ -239,9 +239,10 @@ fn find_dead(directory: &OwnedFd, name: &OsStr) -> io::Result<Option<Inode>> {
     let is_socket = kind(&fstat(&entry)?) == SFlag::S_IFSOCK;
     let is_dead = is_socket
         && connect_now(&entry).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-    match is_dead {
-        true => inode(&entry).map(Some),
-        false => Err(io::ErrorKind::AddrInUse.into()),
+    if is_dead {
+        inode(&entry).map(Some)
+    } else {
+        Err(io::ErrorKind::AddrInUse.into())
     }
 }
 

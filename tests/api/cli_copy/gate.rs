@@ -118,9 +118,10 @@ impl Shared {
         while let Ok(count @ 1..) = from.read(&mut buffer) {
             let mut rest = &buffer[..count];
             while !rest.is_empty() {
-                let allowed = match counted {
-                    true => self.take(rest.len()),
-                    false => rest.len(),
+                let allowed = if counted {
+                    self.take(rest.len())
+                } else {
+                    rest.len()
                 };
                 if allowed == 0 || to.write_all(&rest[..allowed]).is_err() {
                     return;

@@ -236,17 +236,19 @@ async fn signalled(writer: Writer, signal: Signal, is_ignored: bool) {
         SIZE / 2,
     );
     let command = writer.command(&ends, &gate, &source, &target);
-    let client = match is_ignored {
-        true => spawn(after("trap '' HUP INT TERM", &command)),
-        false => spawn(command),
+    let client = if is_ignored {
+        spawn(after("trap '' HUP INT TERM", &command))
+    } else {
+        spawn(command)
     };
     part_of(&place, SIZE / 2 - MIB).await;
     kill(Pid::from_raw(i32::try_from(client.id()).unwrap()), signal).unwrap();
     gate.open();
     let output = finish(client).await;
-    let (code, written) = match is_ignored {
-        true => (0, fs::read(source).unwrap()),
-        false => (128 + signal as i32, b"old".to_vec()),
+    let (code, written) = if is_ignored {
+        (0, fs::read(source).unwrap())
+    } else {
+        (128 + signal as i32, b"old".to_vec())
     };
     assert_eq!(output.status.code(), Some(code), "{output:?}");
     assert_eq!(names(&place), ["target"]);

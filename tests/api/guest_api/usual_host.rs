@@ -81,15 +81,12 @@ async fn only_a_host_of_the_identity_counts() {
             config.security = Security::Tls(folder.to_owned());
             MockHost::start_tls(socket, HostData::default(), there, Some(&own))
         });
-        match is_known {
-            true => {
-                agent.ready().await;
-                assert!(answers(&agent.guest_socket()).await);
-            }
-            false => {
-                goes_on(&mut agent).await;
-                assert!(there.log().is_empty());
-            }
+        if is_known {
+            agent.ready().await;
+            assert!(answers(&agent.guest_socket()).await);
+        } else {
+            goes_on(&mut agent).await;
+            assert!(there.log().is_empty());
         }
     }
 }

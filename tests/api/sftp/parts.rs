@@ -43,9 +43,10 @@ async fn what_was_left_is_continued_or_removed() {
         let folder = TestFolder::new("sftp");
         let at = |name: &str| folder.path().join(name);
         let query = format!("?root={}", folder.path().display());
-        let mut session = match root {
-            true => Session::start_with(&agent, &query).await,
-            false => Session::start(&agent).await,
+        let mut session = if root {
+            Session::start_with(&agent, &query).await
+        } else {
+            Session::start(&agent).await
         };
         let seen = if root { Path::new("/") } else { folder.path() };
         fs::write(at("one"), "left").unwrap();

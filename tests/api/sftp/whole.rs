@@ -83,9 +83,10 @@ async fn files_are_stored_whole_over_what_was_there_and_each_fails_by_itself() {
         fs::write(at("outside"), "outside").unwrap();
         symlink("../outside", at("d/link")).unwrap();
         let query = format!("?root={}", folder.path().display());
-        let mut session = match root {
-            true => Session::start_with(&agent, &query).await,
-            false => Session::start(&agent).await,
+        let mut session = if root {
+            Session::start_with(&agent, &query).await
+        } else {
+            Session::start(&agent).await
         };
         let files = vec![
             file(".1.part", "old"),

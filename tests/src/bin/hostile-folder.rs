@@ -44,9 +44,10 @@ impl Attacker {
     fn disturb(mut self) {
         for round in 0.. {
             let names = names(&self.folder);
-            let name = match names.is_empty() {
-                true => "vm1_9000".into(),
-                false => self.random.pick(&names).clone(),
+            let name = if names.is_empty() {
+                "vm1_9000".into()
+            } else {
+                self.random.pick(&names).clone()
             };
             let _ = self.replace(&self.folder.join(name));
             if round % FOLDER_SWAPS == 0 {

@@ -52,10 +52,7 @@ impl Target for GuestApi {
         let streams = data
             .windows(EVENTS.len())
             .any(|part| part == EVENTS.as_bytes());
-        let patience = match streams {
-            true => STREAM_PATIENCE,
-            false => PATIENCE,
-        };
+        let patience = if streams { STREAM_PATIENCE } else { PATIENCE };
         let answer = exchange_within(&mut self.connect(), data, patience);
         if let Some((status, _)) = split(&answer) {
             assert!(matches!(status, 100..=499 | 503), "status {status}");

@@ -103,9 +103,10 @@ async fn use_all(sftp: &Sftp, choice: u8, cage: &Cage) {
         let local = [cage.outside()];
         let _ = copy::push(sftp, &local, &source, &options, &()).await;
     }
-    let destination = match choice & 64 != 0 {
-        true => inside.join("new"),
-        false => inside,
+    let destination = if choice & 64 != 0 {
+        inside.join("new")
+    } else {
+        inside
     };
     let _ = copy::pull(sftp, &[source], &destination, &options, &()).await;
     // A file that was there is there still, or what the server made of it.

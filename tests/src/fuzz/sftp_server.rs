@@ -39,9 +39,10 @@ impl Target for SftpServer {
         Request::Init { version: 3 }.encode(0, &mut said);
         said.extend_from_slice(frames);
         check_replies(exchange(&mut stream, &said).into());
-        match options.read_only {
-            true => cage.check_untouched(),
-            false => cage.check(),
+        if options.read_only {
+            cage.check_untouched()
+        } else {
+            cage.check()
         }
         self.0.check();
     }

@@ -74,9 +74,10 @@ async fn make(folder: &Path) -> Result<(), VmError> {
         .args(sources().await?);
     run(mmdebstrap.current_dir(&work)).await?;
     let unpack = ["sh", "-ec", UNPACK];
-    let mut shell = match Uid::effective().is_root() {
-        true => Command::new("env"),
-        false => Command::new("mmdebstrap"),
+    let mut shell = if Uid::effective().is_root() {
+        Command::new("env")
+    } else {
+        Command::new("mmdebstrap")
     };
     if !Uid::effective().is_root() {
         // A user namespace in which this user is root.
@@ -97,9 +98,10 @@ async fn sources() -> Result<Vec<String>, VmError> {
     let targets = ["indextargets", "--format", format, "Created-By: Packages"];
     let known = run(Command::new("apt-get").args(targets)).await?;
     let lines: Vec<_> = known.lines().filter_map(source).collect();
-    match lines.is_empty() {
-        true => Err(VmError::missing("an apt source of Debian 12")),
-        false => Ok(lines),
+    if lines.is_empty() {
+        Err(VmError::missing("an apt source of Debian 12"))
+    } else {
+        Ok(lines)
     }
 }
 

@@ -49,9 +49,10 @@ impl Root {
 
     pub(super) fn remove(&self, path: &str) {
         let path = self.0.join(path);
-        match path.is_dir() {
-            true => fs::remove_dir_all(path).unwrap(),
-            false => fs::remove_file(path).unwrap(),
+        if path.is_dir() {
+            fs::remove_dir_all(path).unwrap()
+        } else {
+            fs::remove_file(path).unwrap()
         }
     }
 

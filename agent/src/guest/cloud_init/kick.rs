@@ -154,9 +154,10 @@ async fn has_begun(root: &Path) -> Result<bool, KickError> {
 
 pub(super) fn systemctl(root: &Path) -> PathBuf {
     let path = root.join("usr/bin/systemctl");
-    match path.exists() {
-        true => path,
-        false => root.join("bin/systemctl"),
+    if path.exists() {
+        path
+    } else {
+        root.join("bin/systemctl")
     }
 }
 

@@ -70,9 +70,10 @@ pub(crate) async fn reboot(root: &Path, meta_data: &str) -> Result<bool, KickErr
     };
     append(root, &line).map_err(|error| KickError::File(root.join(LOG), error))?;
     tracing::warn!("rebooting: the data came too late for cloud-init in this boot");
-    match is_systemd {
-        true => run(&systemctl(root), &["--no-block", "reboot"]).await?,
-        false => run(&root.join("sbin/reboot"), &[]).await?,
+    if is_systemd {
+        run(&systemctl(root), &["--no-block", "reboot"]).await?
+    } else {
+        run(&root.join("sbin/reboot"), &[]).await?
     };
     Ok(true)
 }

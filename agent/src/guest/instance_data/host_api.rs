@@ -247,9 +247,10 @@ impl Caller {
                 text: text.to_owned(),
             });
         }
-        match envelope["type"] == "sync" {
-            true => Ok(envelope["metadata"].take()),
-            false => Err(nonsense()),
+        if envelope["type"] == "sync" {
+            Ok(envelope["metadata"].take())
+        } else {
+            Err(nonsense())
         }
     }
 }

@@ -117,12 +117,13 @@ impl Answering<'_> {
             None => !self.only_with_token,
             Some(token) => token.to_str().is_ok_and(|token| self.tokens.knows(token)),
         };
-        match is_known {
-            true => Ok(()),
-            false => Err(ApiError::new(
+        if is_known {
+            Ok(())
+        } else {
+            Err(ApiError::new(
                 StatusCode::UNAUTHORIZED,
                 "not without a token",
-            )),
+            ))
         }
     }
 }

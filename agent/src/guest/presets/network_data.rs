@@ -150,9 +150,10 @@ impl Document<'_> {
                 };
                 let mut routes = Vec::new();
                 if let Some(gateway) = subnet.get("gateway") {
-                    let all = match address.contains(':') {
-                        true => "::/0",
-                        false => "0.0.0.0/0",
+                    let all = if address.contains(':') {
+                        "::/0"
+                    } else {
+                        "0.0.0.0/0"
                     };
                     routes.push((all, gateway.text()?));
                 }

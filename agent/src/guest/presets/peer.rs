@@ -89,11 +89,10 @@ mod tests {
         let diag = SockDiag::open(listening).unwrap();
         for peers in [Peers::Diag(diag), Peers::Lists(Lists::open(&shutdown))] {
             for mapped in [false, true] {
-                let to = match mapped {
-                    true => {
-                        SocketAddr::from(([0, 0, 0, 0, 0, 0xffff, 0x7f00, 1], listening.port()))
-                    }
-                    false => listening,
+                let to = if mapped {
+                    SocketAddr::from(([0, 0, 0, 0, 0, 0xffff, 0x7f00, 1], listening.port()))
+                } else {
+                    listening
                 };
                 let client = TcpStream::connect(to).unwrap();
                 let (served, peer) = listener.accept().unwrap();

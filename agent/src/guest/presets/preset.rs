@@ -80,16 +80,20 @@ impl Preset {
         if let Some(text) = preset::shipped(word) {
             return Self::parse(word, text);
         }
-        match word.contains('/') {
-            true => Self::read(Path::new(word)),
-            false => Err(PresetError::Unknown(word.to_owned())),
+        if word.contains('/') {
+            Self::read(Path::new(word))
+        } else {
+            Err(PresetError::Unknown(word.to_owned()))
         }
     }
 
     fn read(path: &Path) -> Result<Self, PresetError> {
-        let text = fs::metadata(path).and_then(|found| match found.len() > MAX_FILE_BYTES {
-            true => Err(io::ErrorKind::FileTooLarge.into()),
-            false => fs::read_to_string(path),
+        let text = fs::metadata(path).and_then(|found| {
+            if found.len() > MAX_FILE_BYTES {
+                Err(io::ErrorKind::FileTooLarge.into())
+            } else {
+                fs::read_to_string(path)
+            }
         });
         let text = text.map_err(|source| PresetError::Read {
             path: path.to_owned(),

@@ -134,9 +134,10 @@ impl<'a> Scope<'a> {
 
     /// Whether there is something by this name. Empty text and empty lists are nothing.
     pub(super) fn has(&self, name: &str) -> bool {
-        match LISTS.contains(&name) {
-            true => !self.list(name).is_empty(),
-            false => self.text(name).is_some(),
+        if LISTS.contains(&name) {
+            !self.list(name).is_empty()
+        } else {
+            self.text(name).is_some()
         }
     }
 

@@ -125,14 +125,17 @@ fn each(mut map: Map<String, Value>) -> Result<Shape, ShapeError> {
         Some(_) => return Err(ShapeError::Each),
     };
     match list {
-        Some(Value::String(list)) if LISTS.contains(&list.as_str()) => match map.is_empty() {
-            true => Ok(Shape::Each {
-                list,
-                key,
-                value: Box::new(Shape::parse(value, true)?),
-            }),
-            false => Err(ShapeError::Each),
-        },
+        Some(Value::String(list)) if LISTS.contains(&list.as_str()) => {
+            if map.is_empty() {
+                Ok(Shape::Each {
+                    list,
+                    key,
+                    value: Box::new(Shape::parse(value, true)?),
+                })
+            } else {
+                Err(ShapeError::Each)
+            }
+        }
         _ => Err(ShapeError::List),
     }
 }

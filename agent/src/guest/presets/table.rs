@@ -107,9 +107,10 @@ impl Preset {
         scopes.filter_map(move |scope| {
             let is_there = route.when.as_ref().is_none_or(|name| scope.has(name))
                 && route.body.is_there(&scope);
-            match is_there {
-                true => Some((route.path.render(&scope)?, scope)),
-                false => None,
+            if is_there {
+                Some((route.path.render(&scope)?, scope))
+            } else {
+                None
             }
         })
     }
@@ -233,12 +234,11 @@ mod tests {
                 None => name.to_owned(),
             };
             let path = format!("{folder}{name}");
-            match name.ends_with('/') {
-                true => walk(preset, &path, leaves),
-                false => {
-                    let value = get(preset, &path).unwrap_or_else(|| panic!("{path} is there"));
-                    leaves.push(format!("{name}={value}"));
-                }
+            if name.ends_with('/') {
+                walk(preset, &path, leaves)
+            } else {
+                let value = get(preset, &path).unwrap_or_else(|| panic!("{path} is there"));
+                leaves.push(format!("{name}={value}"));
             }
         }
     }

@@ -127,13 +127,14 @@ fn value(inner: &str, has_item: bool) -> Result<Piece, TemplateError> {
         Some((name, filter)) => (name, Some(Filter::parse(filter)?)),
         None => (inner, None),
     };
-    match scope::is_known(name, has_item) {
-        true => Ok(Piece::Value {
+    if scope::is_known(name, has_item) {
+        Ok(Piece::Value {
             name: name.to_owned(),
             otherwise,
             filter,
-        }),
-        false => Err(TemplateError::Name(name.to_owned())),
+        })
+    } else {
+        Err(TemplateError::Name(name.to_owned()))
     }
 }
 

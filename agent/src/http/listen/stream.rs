@@ -87,9 +87,10 @@ impl AsyncRead for Stream {
                 let count = recv(self.0.as_raw_fd(), room, MsgFlags::empty())?;
                 taken = Some(count);
                 // Less than asked for is all there is (`epoll(7)`): the next read would say so.
-                match count > 0 && count < room.len() {
-                    true => Err(io::ErrorKind::WouldBlock.into()),
-                    false => Ok(()),
+                if count > 0 && count < room.len() {
+                    Err(io::ErrorKind::WouldBlock.into())
+                } else {
+                    Ok(())
                 }
             });
             match (taken, read) {

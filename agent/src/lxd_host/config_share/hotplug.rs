@@ -95,9 +95,10 @@ impl Hotplug {
             return None;
         }
         let tag = device.mount.unwrap_or_default();
-        let source = match tag.source.is_empty() {
-            true => format!("{}{}", self.prefix, device.name),
-            false => tag.source,
+        let source = if tag.source.is_empty() {
+            format!("{}{}", self.prefix, device.name)
+        } else {
+            tag.source
         };
         let share = Share(Mount {
             source,

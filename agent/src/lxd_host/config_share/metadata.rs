@@ -74,9 +74,10 @@ fn template(target: &str, keys: &Node) -> Result<Template, MetadataError> {
         }
     }
     // The name is one of a file in a folder, and leads nowhere else.
-    match template.name.is_empty() || template.name.contains('/') {
-        true => Err(wrong("template")),
-        false => Ok(template),
+    if template.name.is_empty() || template.name.contains('/') {
+        Err(wrong("template"))
+    } else {
+        Ok(template)
     }
 }
 

@@ -36,10 +36,7 @@ impl Desk {
     pub(super) fn new(lends: bool) -> Self {
         Self {
             data: Vec::new(),
-            pipe: match lends {
-                true => Lender::Wanted,
-                false => Lender::Never,
-            },
+            pipe: if lends { Lender::Wanted } else { Lender::Never },
         }
     }
 

@@ -203,10 +203,7 @@ impl Shared {
             return true;
         }
         let helped = self.call_help(&mut table);
-        table.landings.lander = match helped {
-            true => Lander::Called,
-            false => Lander::Here,
-        };
+        table.landings.lander = if helped { Lander::Called } else { Lander::Here };
         helped
     }
 
@@ -271,9 +268,10 @@ impl Shared {
         let left = |table: &Table| (table.order.waiting(), table.order.running());
         while !table.ended && (left(&table) != (0, 0) || table.landings.lander != Lander::None) {
             let before = left(&table);
-            let limit = match table.landings.begun == 0 && self.closer.is_hung_up() {
-                true => GONE_TIMEOUT,
-                false => REST_TIMEOUT,
+            let limit = if table.landings.begun == 0 && self.closer.is_hung_up() {
+                GONE_TIMEOUT
+            } else {
+                REST_TIMEOUT
             };
             let waited = self.room.wait_timeout(table, limit);
             let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);

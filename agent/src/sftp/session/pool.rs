@@ -188,15 +188,12 @@ impl Shared {
             }
             idle = if there.is_some() { 0 } else { idle + 1 };
             seen = there;
-            table = match idle < IDLE_TICKS {
-                true => {
-                    let ticked = self.watch.wait_timeout(table, WATCH_TICK);
-                    ticked.unwrap_or_else(PoisonError::into_inner).0
-                }
-                false => {
-                    idle = 0;
-                    self.sleep(table, None)
-                }
+            table = if idle < IDLE_TICKS {
+                let ticked = self.watch.wait_timeout(table, WATCH_TICK);
+                ticked.unwrap_or_else(PoisonError::into_inner).0
+            } else {
+                idle = 0;
+                self.sleep(table, None)
             };
         };
         table.watched = false;

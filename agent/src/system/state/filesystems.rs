@@ -94,11 +94,10 @@ impl Prober {
 
 fn ask_all(mounts: Vec<Mount>, asked: &Asked) -> Vec<(Mount, Answer)> {
     let answers = mounts.into_iter().map(|mount| {
-        let answer = match mount.is_local() {
-            true => Answer::Here(usage(&mount.mountpoint)),
-            false => {
-                ask_in_a_thread(&mount.mountpoint, asked).map_or(Answer::Here(None), Answer::Due)
-            }
+        let answer = if mount.is_local() {
+            Answer::Here(usage(&mount.mountpoint))
+        } else {
+            ask_in_a_thread(&mount.mountpoint, asked).map_or(Answer::Here(None), Answer::Due)
         };
         (mount, answer)
     });

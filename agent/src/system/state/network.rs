@@ -118,9 +118,10 @@ pub(super) fn hardware_address(text: &str) -> String {
     let bytes = text.split(':').count();
     let is_hardware = matches!(bytes, 6 | 8 | 20);
     let is_nothing = text.bytes().all(|byte| matches!(byte, b'0' | b':'));
-    match is_hardware && !is_nothing {
-        true => text.to_owned(),
-        false => String::new(),
+    if is_hardware && !is_nothing {
+        text.to_owned()
+    } else {
+        String::new()
     }
 }
 

@@ -56,9 +56,10 @@ pub(super) fn size_text(bytes: u64) -> String {
         tenths = tenths.div_ceil(1024);
         unit += 1;
     }
-    match unit > 0 && tenths < 100 {
-        true => format!("{}.{}{}", tenths / 10, tenths % 10, units[unit]),
-        false => format!("{}{}", tenths.div_ceil(10), units[unit]),
+    if unit > 0 && tenths < 100 {
+        format!("{}.{}{}", tenths / 10, tenths % 10, units[unit])
+    } else {
+        format!("{}{}", tenths.div_ceil(10), units[unit])
     }
 }
 

@@ -144,21 +144,20 @@ pub(crate) async fn pull(settings: &Settings, args: PullArgs) -> anyhow::Result<
     let copying = async {
         let mut total = CopySummary::default();
         for (sftp, paths) in &sessions {
-            let pulled = match to_stdout {
-                true => pull_to_stdout(sftp, paths, &options, &report).await?,
-                false => {
-                    let to = Path::new(&destination);
-                    let pulled = copy::pull(sftp, paths, to, &options, &report).await;
-                    match &pulled {
-                        // There it reads, here it writes.
-                        Err(
-                            CopyError::Local { .. }
-                            | CopyError::NotADirectory
-                            | CopyError::InTheWay
-                            | CopyError::PartGone,
-                        ) => named(pulled, &destination)?,
-                        _ => named(pulled, one_of(&sources, &destination))?,
-                    }
+            let pulled = if to_stdout {
+                pull_to_stdout(sftp, paths, &options, &report).await?
+            } else {
+                let to = Path::new(&destination);
+                let pulled = copy::pull(sftp, paths, to, &options, &report).await;
+                match &pulled {
+                    // There it reads, here it writes.
+                    Err(
+                        CopyError::Local { .. }
+                        | CopyError::NotADirectory
+                        | CopyError::InTheWay
+                        | CopyError::PartGone,
+                    ) => named(pulled, &destination)?,
+                    _ => named(pulled, one_of(&sources, &destination))?,
                 }
             };
             total += pulled;

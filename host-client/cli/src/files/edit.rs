@@ -112,9 +112,10 @@ async fn destination(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<RemotePat
     sftp.stat(path).await.context("the link leads nowhere")?;
     let real = sftp.realpath(path).await?;
     // Not every server resolves links.
-    match is_link(&sftp.lstat(&real).await?) {
-        true => bail!("it is a link, and this agent does not say where to"),
-        false => Ok(real),
+    if is_link(&sftp.lstat(&real).await?) {
+        bail!("it is a link, and this agent does not say where to")
+    } else {
+        Ok(real)
     }
 }
 

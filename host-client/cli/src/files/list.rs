@@ -95,9 +95,10 @@ struct Shown {
 
 impl Shown {
     async fn show(&mut self, sftp: &Sftp, path: &RemotePath) -> anyhow::Result<()> {
-        let content = match self.itself {
-            true => Content::File(listing::itself(sftp, path).await?),
-            false => listing::content(sftp, path).await?,
+        let content = if self.itself {
+            Content::File(listing::itself(sftp, path).await?)
+        } else {
+            listing::content(sftp, path).await?
         };
         if let Content::File(file) = content {
             return self.add(sftp, None, vec![file]).await;

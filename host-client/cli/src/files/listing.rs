@@ -220,9 +220,10 @@ impl View {
         directory: Option<&RemotePath>,
         entries: &mut [Listed],
     ) -> io::Result<()> {
-        let owners = match self.numeric {
-            true => Owners::default(),
-            false => Owners::of(sftp, entries.iter().map(|entry| &entry.attributes)).await,
+        let owners = if self.numeric {
+            Owners::default()
+        } else {
+            Owners::of(sftp, entries.iter().map(|entry| &entry.attributes)).await
         };
         // Where links point comes last in a line and has no column.
         let columns = Columns::of(entries.iter().map(|entry| self.row(entry, &owners)));

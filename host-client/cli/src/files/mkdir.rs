@@ -22,9 +22,10 @@ pub(crate) async fn mkdir(settings: &Settings, args: MkdirArgs) -> anyhow::Resul
                 make_or_find(&sftp, &above).await?;
             }
         }
-        let is_new = match args.parents {
-            true => make_or_find(&sftp, &place.path).await?,
-            false => make(&sftp, &place.path).await.map(|()| true)?,
+        let is_new = if args.parents {
+            make_or_find(&sftp, &place.path).await?
+        } else {
+            make(&sftp, &place.path).await.map(|()| true)?
         };
         match args.mode {
             Some(mode) if is_new => set_mode(&sftp, &place.path, mode).await,

@@ -55,9 +55,10 @@ pub(super) async fn each(
             }
         }
     }
-    Ok(match failed < operands.len() && failed > 0 {
-        true => exit::PARTLY,
-        false => code,
+    Ok(if failed < operands.len() && failed > 0 {
+        exit::PARTLY
+    } else {
+        code
     })
 }
 

@@ -237,9 +237,10 @@ impl<'a> Tree<'a> {
                 Some(_) => entry.attributes,
                 None => self.sftp.lstat(&path).await?,
             };
-            match is_directory(&attributes) {
-                true => directories.push(path),
-                false => files.push(path),
+            if is_directory(&attributes) {
+                directories.push(path)
+            } else {
+                files.push(path)
             }
         }
         Ok((files, directories))

@@ -63,17 +63,19 @@ pub(super) struct Facts {
 impl Facts {
     /// Asks for them; of what a link leads to, or of the link itself.
     pub(super) async fn of(sftp: &Sftp, path: &RemotePath, follow: bool) -> anyhow::Result<Self> {
-        let attributes = match follow {
-            true => sftp.stat(path).await,
-            false => sftp.lstat(path).await,
+        let attributes = if follow {
+            sftp.stat(path).await
+        } else {
+            sftp.lstat(path).await
         };
         let attributes = attributes.with_context(|| format!("cannot stat {}", shown(path)))?;
         Ok(Self {
             path: path.clone(),
             owners: Owners::of(sftp, [&attributes]).await,
-            target: match is_link(&attributes) {
-                true => sftp.readlink(path).await.ok(),
-                false => None,
+            target: if is_link(&attributes) {
+                sftp.readlink(path).await.ok()
+            } else {
+                None
             },
             attributes,
         })
@@ -196,14 +198,15 @@ fn system_json(path: &RemotePath, system: &FileSystem) -> Value {
 
 /// The table of `df`: room, or inodes.
 pub(super) fn df_lines(system: &FileSystem, inodes: bool, human: bool) -> Vec<String> {
-    let numbers = match inodes {
-        false => room(system),
-        true => [
+    let numbers = if !inodes {
+        room(system)
+    } else {
+        [
             system.files,
             system.files.saturating_sub(system.files_free),
             system.files_available,
             system.files_free,
-        ],
+        ]
     };
     let number = |value: u64| match (human, inodes) {
         (true, _) => size_text(value),
@@ -212,9 +215,10 @@ pub(super) fn df_lines(system: &FileSystem, inodes: bool, human: bool) -> Vec<St
     };
     let [all, used, ..] = numbers.map(u128::from);
     let percent = (used * 100).checked_div(all).unwrap_or(0);
-    let head = match inodes {
-        true => ["Inodes", "Used", "Avail", "(root)", "%Capacity"],
-        false => ["Size", "Used", "Avail", "(root)", "%Capacity"],
+    let head = if inodes {
+        ["Inodes", "Used", "Avail", "(root)", "%Capacity"]
+    } else {
+        ["Size", "Used", "Avail", "(root)", "%Capacity"]
     };
     let mut row = Vec::from(numbers.map(number));
     row.push(format!("{percent}%"));

@@ -47,12 +47,13 @@ impl Progress {
     /// What holds now.
     pub(super) fn report(&self) -> GuestReport {
         let is_over = self.presence == Presence::Lost && self.ready_in.is_some();
-        match is_over {
-            true => GuestReport {
+        if is_over {
+            GuestReport {
                 state: GuestState::Started,
                 ..self.said
-            },
-            false => self.said,
+            }
+        } else {
+            self.said
         }
     }
 

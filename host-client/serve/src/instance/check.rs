@@ -153,11 +153,12 @@ pub(super) fn ssh_key(text: &str) -> Result<(), CheckError> {
         let user_fits = !user.is_empty() && !user.contains(char::is_whitespace);
         user_fits && !key.trim().is_empty() && !key.trim_end().contains(char::is_control)
     });
-    match fits {
-        true => Ok(()),
-        false => Err(CheckError::Kind(
+    if fits {
+        Ok(())
+    } else {
+        Err(CheckError::Kind(
             "USER:KEY on one line, the key as in authorized_keys, or an import id such as gh:name",
-        )),
+        ))
     }
 }
 
@@ -175,11 +176,12 @@ pub(super) fn hostname(text: &str) -> Result<(), CheckError> {
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
-    match text.len() <= MAX_HOSTNAME_BYTES && text.split('.').all(label) {
-        true => Ok(()),
-        false => Err(CheckError::Kind(
+    if text.len() <= MAX_HOSTNAME_BYTES && text.split('.').all(label) {
+        Ok(())
+    } else {
+        Err(CheckError::Kind(
             "a host name: letters, digits and '-', in parts of at most 63 with '.' between them",
-        )),
+        ))
     }
 }
 
@@ -190,11 +192,12 @@ pub(super) fn hostname(text: &str) -> Result<(), CheckError> {
 /// [`CheckError`].
 pub(super) fn instance_id(text: &str) -> Result<(), CheckError> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.:".contains(&b);
-    match (1..=MAX_INSTANCE_ID_BYTES).contains(&text.len()) && text.bytes().all(fits) {
-        true => Ok(()),
-        false => Err(CheckError::Kind(
+    if (1..=MAX_INSTANCE_ID_BYTES).contains(&text.len()) && text.bytes().all(fits) {
+        Ok(())
+    } else {
+        Err(CheckError::Kind(
             "letters, digits, '-', '_', '.' and ':', at most 128",
-        )),
+        ))
     }
 }
 
@@ -204,9 +207,10 @@ pub(super) fn instance_id(text: &str) -> Result<(), CheckError> {
 ///
 /// [`CheckError`].
 pub(super) fn switch(text: &str) -> Result<(), CheckError> {
-    match matches!(text, "true" | "false") {
-        true => Ok(()),
-        false => Err(CheckError::Kind("true or false")),
+    if matches!(text, "true" | "false") {
+        Ok(())
+    } else {
+        Err(CheckError::Kind("true or false"))
     }
 }
 

@@ -150,9 +150,10 @@ fn add(users: &mut Vec<Node>, user: &str, key: &str) {
     let Content::Mapping(pairs) = &mut node.content else {
         return;
     };
-    let lists = match key.contains(' ') {
-        true => &KEY_LISTS[..],
-        false => &[IMPORT_LIST],
+    let lists = if key.contains(' ') {
+        &KEY_LISTS[..]
+    } else {
+        &[IMPORT_LIST]
     };
     let mut all: Vec<Node> = Vec::new();
     for name in lists {

@@ -128,11 +128,11 @@ impl InstanceStore {
             _ => {}
         }
         let _lock = self.lock()?;
-        match is_wanted() {
-            true => self
-                .change_locked(name, &[])
-                .map(|(instance, _)| Some(instance)),
-            false => Ok(None),
+        if is_wanted() {
+            self.change_locked(name, &[])
+                .map(|(instance, _)| Some(instance))
+        } else {
+            Ok(None)
         }
     }
 

@@ -159,9 +159,10 @@ fn scalar(name: &str) -> String {
         || (name.starts_with(|c: char| c.is_ascii_alphabetic())
             && name.contains(['-', '.', '_'])
             && !name.contains(':'));
-    match is_word || is_harmless(name) {
-        true => name.to_owned(),
-        false => format!("\"{name}\""),
+    if is_word || is_harmless(name) {
+        name.to_owned()
+    } else {
+        format!("\"{name}\"")
     }
 }
 

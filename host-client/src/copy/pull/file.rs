@@ -43,9 +43,10 @@ pub(super) async fn pull(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
         return Ok(());
     }
     let size = work.attributes.size.unwrap_or(0);
-    let small = match (1..=SMALL_BYTES).contains(&size) {
-        true => small(run, &work, &target, size).await?,
-        false => None,
+    let small = if (1..=SMALL_BYTES).contains(&size) {
+        small(run, &work, &target, size).await?
+    } else {
+        None
     };
     let bytes = match small {
         Some(bytes) => bytes,
@@ -140,9 +141,10 @@ async fn small(
     let attributes = run.wanted(&now);
     let (target, finish) = (target.clone(), Finish::of(run));
     let write = move || target::save(&target, &data, &attributes, finish);
-    let completed = match finish.fsync {
-        true => run.pool.run_long(write).await??,
-        false => run.pool.run(write).await??,
+    let completed = if finish.fsync {
+        run.pool.run_long(write).await??
+    } else {
+        run.pool.run(write).await??
     };
     run.completed(source, completed);
     claim.copied(bytes)?;

@@ -110,9 +110,10 @@ impl Target {
             target.there = There::of(there, how)?;
             return Ok(target);
         }
-        let end = match how.no_dereference {
-            true => None,
-            false => directory.at(name, OFlag::empty())?,
+        let end = if how.no_dereference {
+            None
+        } else {
+            directory.at(name, OFlag::empty())?
         };
         let (end, there) = match end {
             Some((_, there)) if there.is_dir() => return Err(CopyError::InTheWay),
@@ -319,13 +320,13 @@ where
             }
         }
     }
-    match run.fsync && is_block {
-        true => run
-            .pool
+    if run.fsync && is_block {
+        run.pool
             .run_long(move || file.sync_all())
             .await?
-            .map_err(failed),
-        false => Ok(()),
+            .map_err(failed)
+    } else {
+        Ok(())
     }
 }
 

@@ -123,9 +123,10 @@ pub(super) async fn pull(
     };
     let write = move || {
         let write = |file: Whole| {
-            let target = match is_new {
-                true => Ok(Target::new(&into, &file.name)),
-                false => Target::look(&into, &file.name, look),
+            let target = if is_new {
+                Ok(Target::new(&into, &file.name))
+            } else {
+                Target::look(&into, &file.name, look)
             };
             let written = target
                 .and_then(|target| target::save(&target, &file.data, &file.attributes, finish));

@@ -47,9 +47,10 @@ pub(super) async fn push(
     source: &[u8],
 ) -> Result<(), CopyError> {
     let target = directory.path.join(name.as_bytes());
-    let target = match directory.is_new() {
-        true => Target::new(target),
-        false => Target::look(run, target).await?,
+    let target = if directory.is_new() {
+        Target::new(target)
+    } else {
+        Target::look(run, target).await?
     };
     if run.options.resume && is_complete(run, &target, &found).await? {
         let left = directory.path.join(part::part_name(name).as_bytes());
@@ -202,9 +203,10 @@ async fn small(
         file.write_at(0, content).await?;
         return output.complete(file, &attributes, bytes).await;
     }
-    let mut written = match content.is_empty() {
-        true => None,
-        false => Some(file.write_small(content).await?),
+    let mut written = if content.is_empty() {
+        None
+    } else {
+        Some(file.write_small(content).await?)
     };
     if !run.sftp.keeps_order()
         && let Some(written) = written.take()
@@ -219,9 +221,10 @@ async fn small(
     {
         set.push(file.start_setstat(attributes).await?);
     }
-    let synced = match run.fsync {
-        true => file.start_sync().await?,
-        false => None,
+    let synced = if run.fsync {
+        file.start_sync().await?
+    } else {
+        None
     };
     if let Some(written) = written {
         written.done().await?;
@@ -251,9 +254,10 @@ async fn large(
     let file = opened.file;
     run.started(source, Some(size), start);
     let mut offset = start;
-    while let Some((from, to)) = match is_sparse {
-        true => sparse::next_data(run, &local.file, offset, size).await?,
-        false => (offset < size).then_some((offset, size)),
+    while let Some((from, to)) = if is_sparse {
+        sparse::next_data(run, &local.file, offset, size).await?
+    } else {
+        (offset < size).then_some((offset, size))
     } {
         let mut claim = run.claim(to - from)?;
         file.send(local, from, to, |bytes| {
@@ -364,9 +368,10 @@ async fn begin_with(
     let same = resume::same_prefix(run, &local.file, left, length.min(size)).await?;
     let mut offset = 0;
     while offset < same {
-        let data = match is_sparse {
-            true => sparse::next_data(run, &local.file, offset, same).await?,
-            false => Some((offset, same)),
+        let data = if is_sparse {
+            sparse::next_data(run, &local.file, offset, same).await?
+        } else {
+            Some((offset, same))
         };
         let Some((from, to)) = data else {
             break;

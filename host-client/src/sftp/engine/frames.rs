@@ -65,9 +65,10 @@ impl Frames {
                     self.end -= self.start;
                     self.start = 0;
                 }
-                let limit = match self.after_large && self.end < BEHIND_LARGE_BYTES {
-                    true => BEHIND_LARGE_BYTES,
-                    false => HEAD_BYTES,
+                let limit = if self.after_large && self.end < BEHIND_LARGE_BYTES {
+                    BEHIND_LARGE_BYTES
+                } else {
+                    HEAD_BYTES
                 };
                 &mut self.small[self.end..limit]
             }

@@ -113,9 +113,10 @@ impl Holes {
             after = next;
             holes.push((offset, length));
         }
-        match end <= size {
-            true => Ok(Self { end, size, holes }),
-            false => Err(MalformedExtension),
+        if end <= size {
+            Ok(Self { end, size, holes })
+        } else {
+            Err(MalformedExtension)
         }
     }
 }

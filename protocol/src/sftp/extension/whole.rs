@@ -91,9 +91,10 @@ impl StoreFiles {
                 data: reader.string()?,
             })
         })?;
-        let replacement = match reader.is_empty() {
-            true => Replacement::default(),
-            false => Replacement::from_bits(reader.u32()?),
+        let replacement = if reader.is_empty() {
+            Replacement::default()
+        } else {
+            Replacement::from_bits(reader.u32()?)
         };
         Ok(Self {
             directory,
@@ -250,9 +251,10 @@ fn list<T>(
     mut one: impl FnMut(&mut Reader) -> Result<T, MalformedExtension>,
 ) -> Result<Vec<T>, MalformedExtension> {
     let count = usize::try_from(reader.u32()?).unwrap_or(usize::MAX);
-    match count <= MAX_WHOLE_FILES {
-        true => (0..count).map(|_| one(reader)).collect(),
-        false => Err(MalformedExtension),
+    if count <= MAX_WHOLE_FILES {
+        (0..count).map(|_| one(reader)).collect()
+    } else {
+        Err(MalformedExtension)
     }
 }
 

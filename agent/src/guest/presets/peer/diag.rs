@@ -118,9 +118,10 @@ fn parse(answer: &[u8]) -> Option<Found> {
     let port = |at: usize| Some(u16::from_be_bytes(*answer.get(at..)?.first_chunk()?));
     let ip = |at: usize| -> Option<IpAddr> {
         let bytes = answer.get(at..)?;
-        Some(match is_v4 {
-            true => Ipv4Addr::from(*bytes.first_chunk()?).into(),
-            false => Ipv6Addr::from(*bytes.first_chunk()?).into(),
+        Some(if is_v4 {
+            Ipv4Addr::from(*bytes.first_chunk()?).into()
+        } else {
+            Ipv6Addr::from(*bytes.first_chunk()?).into()
         })
     };
     let local = SocketAddr::new(ip(ADDRESSES_AT)?, port(PORTS_AT)?);

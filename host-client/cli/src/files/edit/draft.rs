@@ -71,9 +71,10 @@ impl Draft {
         let mut command = command(&editor, &self.path);
         let status = tokio::task::spawn_blocking(move || file_limit::status(&mut command)).await?;
         let status = status.with_context(|| format!("cannot run {}", editor.display()))?;
-        match status.success() {
-            true => Ok(()),
-            false => bail!("the editor ended with {status}: nothing was written"),
+        if status.success() {
+            Ok(())
+        } else {
+            bail!("the editor ended with {status}: nothing was written")
         }
     }
 

@@ -234,9 +234,10 @@ fn some(words: &[Word]) -> anyhow::Result<Vec<Word>> {
 }
 
 fn named(word: &Word) -> anyhow::Result<Word> {
-    match word.0.is_empty() {
-        true => bail!("a path is empty"),
-        false => Ok(word.clone()),
+    if word.0.is_empty() {
+        bail!("a path is empty")
+    } else {
+        Ok(word.clone())
     }
 }
 
@@ -277,9 +278,10 @@ fn change(
 
 fn octal(word: &Word, most: u32) -> anyhow::Result<u32> {
     let text = word.to_string();
-    let value = match text.bytes().all(|byte| byte.is_ascii_digit()) {
-        true => u32::from_str_radix(&text, 8).ok(),
-        false => None,
+    let value = if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        u32::from_str_radix(&text, 8).ok()
+    } else {
+        None
     };
     value
         .filter(|value| *value <= most)

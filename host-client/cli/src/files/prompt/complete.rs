@@ -115,16 +115,18 @@ impl Question {
                 .iter()
                 .all(|found| line::quote(&whole(found), quote).is_some())
         };
-        let quote = match can(self.quote) {
-            true => self.quote,
-            false => Quote::Dollar,
+        let quote = if can(self.quote) {
+            self.quote
+        } else {
+            Quote::Dollar
         };
         let answers = found.iter().filter_map(|found| {
             let mut typed = line::quote(&whole(found), quote)?;
             let mut shown = output::escape(&found.name);
-            match found.may_be_directory {
-                true => shown.push('/'),
-                false => typed.push_str(end(quote)),
+            if found.may_be_directory {
+                shown.push('/')
+            } else {
+                typed.push_str(end(quote))
             }
             Some(Answer { shown, typed })
         });

@@ -48,9 +48,10 @@ pub(super) async fn expand(tree: &impl Tree, word: &Word) -> anyhow::Result<Vec<
     let Some(pattern) = PathPattern::new(word) else {
         return Ok(vec![word.bytes()]);
     };
-    let mut paths = match pattern.is_absolute {
-        true => vec![b"/".to_vec()],
-        false => vec![Vec::new()],
+    let mut paths = if pattern.is_absolute {
+        vec![b"/".to_vec()]
+    } else {
+        vec![Vec::new()]
     };
     let mut is_first = true;
     let count = pattern.components.len();
@@ -123,9 +124,10 @@ impl Guest<'_> {
 
 /// A path from a directory on.
 pub(super) fn below(directory: &RemotePath, path: &[u8]) -> RemotePath {
-    match path.starts_with(b"/") {
-        true => RemotePath::from(path),
-        false => directory.join(path),
+    if path.starts_with(b"/") {
+        RemotePath::from(path)
+    } else {
+        directory.join(path)
     }
 }
 

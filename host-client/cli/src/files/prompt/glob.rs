@@ -48,9 +48,10 @@ impl Component {
     fn new(name: &[Byte]) -> Self {
         let tokens = tokens(name);
         let is_name = tokens.iter().all(|token| matches!(token, Token::Byte(_)));
-        match is_name {
-            true => Self::Name(name.iter().map(|byte| byte.value).collect()),
-            false => Self::Pattern(Pattern(tokens)),
+        if is_name {
+            Self::Name(name.iter().map(|byte| byte.value).collect())
+        } else {
+            Self::Pattern(Pattern(tokens))
         }
     }
 }

@@ -199,9 +199,10 @@ impl OpenWord {
             self.word.push(mark, true);
             return 2;
         }
-        match byte == mark {
-            true => self.quote = Quote::None,
-            false => self.word.push(byte, true),
+        if byte == mark {
+            self.quote = Quote::None
+        } else {
+            self.word.push(byte, true)
         }
         1
     }
@@ -349,9 +350,12 @@ mod tests {
     fn meant(line: &str) -> String {
         let words = words(line.as_bytes()).unwrap();
         assert_eq!(words.len(), 1, "{line}");
-        let marked = words[0].0.iter().map(|byte| match byte.quoted {
-            true => char::from(byte.value).to_string(),
-            false => format!("<{}>", char::from(byte.value)),
+        let marked = words[0].0.iter().map(|byte| {
+            if byte.quoted {
+                char::from(byte.value).to_string()
+            } else {
+                format!("<{}>", char::from(byte.value))
+            }
         });
         marked.collect()
     }

@@ -203,9 +203,10 @@ impl Session {
         let path = self.path(path).await?;
         let what = || format!("cannot go to {}", shown(&path));
         let real = self.sftp.realpath(&path).await.with_context(what)?;
-        match is_directory(&self.sftp.stat(&real).await.with_context(what)?) {
-            true => self.directory = real,
-            false => bail!("{}: it is not a directory", what()),
+        if is_directory(&self.sftp.stat(&real).await.with_context(what)?) {
+            self.directory = real
+        } else {
+            bail!("{}: it is not a directory", what())
         }
         Ok(())
     }
@@ -250,9 +251,10 @@ impl Session {
     /// As OpenSSH does it: what is at the new name is replaced, if the agent can do that in one.
     async fn rename(&self, old: &Word, new: &Word) -> anyhow::Result<()> {
         let (old, new) = (self.path(old).await?, self.path(new).await?);
-        let renamed = match self.sftp.has_extension(extension::POSIX_RENAME) {
-            true => self.sftp.replace(&old, &new).await,
-            false => self.sftp.rename(&old, &new).await,
+        let renamed = if self.sftp.has_extension(extension::POSIX_RENAME) {
+            self.sftp.replace(&old, &new).await
+        } else {
+            self.sftp.rename(&old, &new).await
         };
         renamed.with_context(|| format!("cannot rename {} to {}", shown(&old), shown(&new)))
     }
@@ -268,9 +270,10 @@ impl Session {
     }
 
     async fn change(&self, what: Change, of_link: bool, path: &RemotePath) -> anyhow::Result<()> {
-        let old = match of_link {
-            true => self.sftp.lstat(path).await?,
-            false => self.sftp.stat(path).await?,
+        let old = if of_link {
+            self.sftp.lstat(path).await?
+        } else {
+            self.sftp.stat(path).await?
         };
         // Both are set at once, so the other one is needed too.
         let owner = || old.owner.context("the agent does not tell its owner");
@@ -280,9 +283,10 @@ impl Session {
             Change::Owner(user) => attributes.owner = Some((user, owner()?.1)),
             Change::Group(group) => attributes.owner = Some((owner()?.0, group)),
         }
-        match of_link {
-            true => self.sftp.lsetstat(path, attributes).await?,
-            false => self.sftp.setstat(path, attributes).await?,
+        if of_link {
+            self.sftp.lsetstat(path, attributes).await?
+        } else {
+            self.sftp.setstat(path, attributes).await?
         }
         Ok(())
     }

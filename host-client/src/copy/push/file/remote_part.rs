@@ -136,9 +136,10 @@ impl<'a> RemotePart<'a> {
         let (sftp, directory) = (self.sftp, directory(&self.target));
         let names = part::names(self.target.file_name().unwrap_or_default());
         let [one, other] = [0, 1].map(|at: usize| directory.join(names[at].as_bytes()));
-        let left = match resume && sftp.has_extension(extension::COPY_DATA) {
-            true => longest(sftp, &[&one, &other]).await?,
-            false => None,
+        let left = if resume && sftp.has_extension(extension::COPY_DATA) {
+            longest(sftp, &[&one, &other]).await?
+        } else {
+            None
         };
         let path = match &left {
             Some(left) if left.path == one => other,
@@ -173,19 +174,16 @@ impl<'a> RemotePart<'a> {
         let Some(name) = &mut self.name else {
             return Err(CopyError::PartGone);
         };
-        match is_locked(self.sftp) {
-            true => {
-                let published = name.publish(&self.target, replacement);
-                // The lock is given up when it has its name.
-                let (published, closed) = tokio::join!(published, close(file));
-                let published = published?;
-                closed?;
-                Ok(published)
-            }
-            false => {
-                close(file).await?;
-                name.publish(&self.target, replacement).await
-            }
+        if is_locked(self.sftp) {
+            let published = name.publish(&self.target, replacement);
+            // The lock is given up when it has its name.
+            let (published, closed) = tokio::join!(published, close(file));
+            let published = published?;
+            closed?;
+            Ok(published)
+        } else {
+            close(file).await?;
+            name.publish(&self.target, replacement).await
         }
     }
 
@@ -268,9 +266,10 @@ fn directory(path: &RemotePath) -> RemotePath {
 
 /// Why it could not be renamed.
 fn renamed(error: ClientError) -> CopyError {
-    match error.is_not_found() {
-        true => CopyError::PartGone,
-        false => error.into(),
+    if error.is_not_found() {
+        CopyError::PartGone
+    } else {
+        error.into()
     }
 }
 
