@@ -1,6 +1,6 @@
 # The few commands people type. README.md explains them, tests/README.md what `test` is made of.
 
-.PHONY: demo demo-stop static test soak test-cloud bench fuzz setup clean-lab
+.PHONY: demo demo-stop static test test-cloud bench fuzz setup clean-lab
 
 step := tests/lab/step
 lab := cargo run --quiet --bin lab --
@@ -27,10 +27,6 @@ test: setup
 	@$(step) "cloud-init" cargo test --workspace --features agent-tests/vm --test cloud_init
 	@$(step) "VM lab" $(lab) setup
 	@$(step) "tests in a VM" cargo test --workspace --features agent-tests/vm --test vm
-
-# Thousands of commands and gigabytes of files. Not part of `test` while three descriptors are left
-# after a thousand commands at once.
-soak: setup
 	@$(step) "soak" cargo test --workspace --features agent-tests/vm --test soak -- --test-threads 1 --show-output
 
 # Debian with systemd and cloud-init in VMs: two dozen boots of most of a minute each.

@@ -118,7 +118,7 @@ impl Listener {
                 module::listen(*address, backlog).await.map(Self::Vsock)
             }
             ListenAddress::Unix(path) => {
-                let (listener, file) = vsock_agent_transport::listen(path, backlog).await?;
+                let (listener, file) = vsock_agent_transport::listen_blocking(path, backlog)?;
                 Ok(Self::Unix {
                     listener,
                     _file: file,

@@ -23,5 +23,5 @@ pub use self::{
     directory::{Missing, open_directory, open_entry},
     owned::is_our_own,
     secret::read_secret,
-    socket::{MODE, SocketFile, connect, listen},
+    socket::{MODE, SocketFile, connect, listen, listen_blocking},
 };

@@ -71,6 +71,17 @@ pub async fn listen(path: &Path, backlog: Backlog) -> io::Result<(UnixListener, 
     Ok((UnixListener::from_std(listener)?, file))
 }
 
+/// The same on this thread, for a process that listens where the file system is its own, and before
+/// it does anything else.
+///
+/// # Errors
+///
+/// Those of [`listen`].
+pub fn listen_blocking(path: &Path, backlog: Backlog) -> io::Result<(UnixListener, SocketFile)> {
+    let (listener, file) = listen_now(path, backlog)?;
+    Ok((UnixListener::from_std(listener)?, file))
+}
+
 fn listen_now(path: &Path, backlog: Backlog) -> io::Result<(net::UnixListener, SocketFile)> {
     // No client could connect to a path that is too long for `sockaddr_un`.
     UnixAddr::new(path)?;
