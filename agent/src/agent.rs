@@ -16,9 +16,9 @@ use crate::{
     defaults,
     guest::{
         guest_api::GuestApi,
-        instance_data::{Kept, Refresher},
+        instance_data::{Refresher, SavedSnapshot},
         presets::Presets,
-        provisioner::{GuestSide, wait_until_ready},
+        provisioner::{Provisioner, wait_until_ready},
     },
     http::{
         listen::{ListenAddress, Listener},
@@ -41,7 +41,7 @@ pub struct Agent {
     server: Arc<Server>,
     refresher: Refresher,
     usual_host: Option<ListenAddress>,
-    guest: GuestSide,
+    guest: Provisioner,
     ready_timeout: Option<Duration>,
     shutdown: Shutdown,
 }
@@ -113,7 +113,7 @@ impl Agent {
             StatusPorts::new(config.status_ports),
         ));
         if let Some(connection) = config.share.as_ref().and_then(ConfigShare::connection)
-            && let Err(error) = app.host.tell(connection)
+            && let Err(error) = app.host.set_connection(connection)
         {
             tracing::warn!(%error, "the config share says something else of the host than where it is");
         }
@@ -124,14 +124,14 @@ impl Agent {
         };
         let data = app.instance_data.clone();
         let wants_data = config.guest.wants_data();
-        let kept = wants_data.then(|| Kept::new(&config.root, identity.as_deref()));
+        let saved = wants_data.then(|| SavedSnapshot::new(&config.root, identity.as_deref()));
         let refresher = Refresher::new(
             data.clone(),
             &app.host,
             &app.events,
             config.guest.host.clone(),
             identity,
-            kept.flatten(),
+            saved.flatten(),
         );
         let known = data.watch();
         let presets = Presets::new(
@@ -145,7 +145,7 @@ impl Agent {
         let looks_for_host = !is_told && wants_data;
         let usual_host = config.guest.usual_host.take().filter(|_| looks_for_host);
         let ready_timeout = config.guest.ready_timeout;
-        let guest = GuestSide::new(api, presets, config.guest, config.root, applied, known);
+        let guest = Provisioner::new(api, presets, config.guest, config.root, applied, known);
         let server = Server::new(Arc::clone(&app), trust);
         Ok(Self {
             listeners,
@@ -190,7 +190,7 @@ impl Agent {
             .await;
         });
         if let Some(address) = self.usual_host {
-            self.refresher.look_for(address).await;
+            self.refresher.probe(address).await;
         }
         let limit = match self.ready_timeout {
             Some(limit) => limit,
@@ -198,14 +198,14 @@ impl Agent {
             None => Duration::ZERO,
         };
         let readiness = wait_until_ready(self.guest.stage(), limit);
-        let has_gone_on = self.guest.has_gone_on();
+        let is_released = self.guest.is_released();
         let stop = || self.shutdown.child_token();
         self.shutdown.spawn(self.refresher.run(stop()));
         self.shutdown.spawn(self.guest.run(stop()));
         let stop = stop();
         self.shutdown.spawn(async move {
             if stop.run_until_cancelled(readiness).await.is_some() {
-                has_gone_on.store(true, Ordering::Release);
+                is_released.store(true, Ordering::Release);
                 ready();
             }
         });
@@ -310,8 +310,8 @@ mod tests {
             devlxd: true,
         };
         assert_eq!(known(&folder, text).await, Some(expected));
-        for nonsense in ["", "{", "{}", r#"{"port": 1, "certificate": "no PEM"}"#] {
-            assert_eq!(known(&folder, nonsense).await, None, "{nonsense}");
+        for malformed in ["", "{", "{}", r#"{"port": 1, "certificate": "no PEM"}"#] {
+            assert_eq!(known(&folder, malformed).await, None, "{malformed}");
         }
         fs::remove_dir_all(&folder).unwrap();
     }

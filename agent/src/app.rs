@@ -113,7 +113,8 @@ impl App {
 
     /// What the agent counts of itself.
     pub(crate) fn numbers(&self) -> AgentNumbers {
-        let taken = |places: &Semaphore, all: usize| all.saturating_sub(places.available_permits());
+        let taken =
+            |permits: &Semaphore, all: usize| all.saturating_sub(permits.available_permits());
         // The ended first: one that ends in between must not seem to have ended before it started.
         let commands_ended = self.counts.ended.load(Ordering::Acquire);
         AgentNumbers {

@@ -276,28 +276,28 @@ pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Time for a host to answer where it usually does, before the start of the guest goes on without one:
 /// it takes 0.7 s in an emulated guest on a busy computer, TLS included (November 2026). Where nobody
 /// listens, a connection fails at once.
-pub(crate) const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const HOST_PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Time for the host to tell the instance's data before those of an earlier boot are served in their
 /// place: half of what the guest waits, so that cloud-init finds them in time.
-pub(crate) const KEPT_AFTER: Duration = Duration::from_secs(5);
+pub(crate) const SAVED_DATA_DELAY: Duration = Duration::from_secs(5);
 
 /// How long the start of the guest waits for the host's data when they are expected.
 pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time for one command that makes cloud-init look again. Reloading systemd takes some 6 s under
 /// software emulation.
-pub(crate) const KICK_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const CLOUD_INIT_PROGRAM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Time for all of that, after which the guest goes on booting.
-pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(40);
+pub(crate) const PROVISION_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// Longest time since the machine's start in which the agent may reboot it for cloud-init's sake. A
 /// boot takes a minute under software emulation.
 pub(crate) const MAX_REBOOT_UPTIME: Duration = Duration::from_secs(300);
 
 /// Pause between two looks at such a command.
-pub(crate) const KICK_POLL: Duration = Duration::from_millis(20);
+pub(crate) const CLOUD_INIT_PROGRAM_POLL: Duration = Duration::from_millis(20);
 
 /// How long a shutdown waits for sessions to end before it cuts them off.
 pub(crate) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! What the host says of this instance, and how programs in the guest hear of it.
+//! Instance data from the host, and the services that give it to programs in the guest.
 
 pub(crate) mod cloud_init;
 pub(crate) mod guest_api;

@@ -28,7 +28,6 @@ mod defaults;
 mod events;
 mod exec;
 mod guest;
-mod hex;
 mod http;
 mod lxd_host;
 mod operation;

@@ -73,7 +73,7 @@ fn carries_vendor_data(preset: &str, network: Option<&str>) -> Vec<Guest> {
         let keys = guest.read("home/ann/.ssh/authorized_keys");
         assert!(keys.contains("AAAAvendor"), "{keys}");
         let log = booted.read("agent.log");
-        let is_lost = log.contains("has no way for network-config");
+        let is_lost = log.contains("does not support network-config");
         assert_eq!(is_lost, network.is_some() && preset != "openstack", "{log}");
         guest
     });

@@ -105,7 +105,7 @@ async fn a_host_that_nobody_named_is_found_and_waited_for() {
     )
     .await;
     assert!(
-        said.contains("the host answers where it usually does"),
+        said.contains("the host answers at its default address"),
         "{said}"
     );
     assert_sound(&vm, 1, "LXD, None").await;

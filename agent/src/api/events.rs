@@ -24,7 +24,7 @@ pub(crate) fn get(app: &App, mut request: Request<Incoming>) -> Result<Reply, Ap
     let kinds = kinds(request.uri().query().unwrap_or_default(), DEFAULT_KINDS)?;
     let source = Source {
         events: &app.events,
-        places: &app.listeners,
+        permits: &app.listeners,
         shutdown: &app.shutdown,
         stop: app.shutdown.child_token(),
     };

@@ -1,5 +1,6 @@
 //! `GET /` and `/1.0`: what this is, and what its host is.
 
+use data_encoding::HEXLOWER;
 use http::{HeaderValue, Request, header};
 use hyper::body::Incoming;
 use nix::{sys::utsname::uname, unistd::gethostname};
@@ -13,7 +14,6 @@ use vsock_agent_protocol::{
 
 use crate::{
     app::App,
-    hex::hex,
     http::reply::{ApiError, Reply, empty, read_json, sync},
     lxd_host::status_port::Word,
 };
@@ -26,7 +26,8 @@ pub(crate) fn versions() -> Reply {
 /// `GET /1.0`, with an `ETag` that changes when the answer does.
 pub(crate) fn get(app: &App) -> Reply {
     let info = info(app.family);
-    let tag = serde_json::to_vec(&info).map(|text| hex(digest(&SHA256, &text).as_ref()));
+    let tag =
+        serde_json::to_vec(&info).map(|text| HEXLOWER.encode(digest(&SHA256, &text).as_ref()));
     let mut reply = sync(info);
     if let Some(tag) = tag.ok().and_then(|tag| quoted(&tag)) {
         reply.headers_mut().insert(header::ETAG, tag);
@@ -45,7 +46,7 @@ fn quoted(tag: &str) -> Option<HeaderValue> {
 /// 400 for what makes no sense.
 pub(crate) async fn put(app: &App, request: Request<Incoming>) -> Result<Reply, ApiError> {
     let connection: HostConnection = read_json(request.into_body()).await?;
-    app.host.tell(connection)?;
+    app.host.set_connection(connection)?;
     app.status_ports.say(Word::Connected);
     Ok(empty())
 }

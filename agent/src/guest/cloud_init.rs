@@ -1,14 +1,14 @@
-//! Making cloud-init take its data from here: files for it, a second look, and a second boot.
+//! Makes cloud-init take its data from the agent: the seed, a second detection of the datasource, a reboot.
 //!
-//! Called by `guest_side.rs`. Knows what the data are, not where they come from.
+//! Called by `provisioner.rs`. Does not know where the data come from.
 
 mod boot;
 #[cfg(test)]
 mod fake;
-mod kick;
 mod reboot;
+mod redetect;
 mod seed;
 
-pub(crate) use kick::{Datasource, KickError, Outcome, is_boot_over, kick};
-pub(crate) use reboot::{in_time, reboot};
-pub(crate) use seed::{Seed, is_own_there, remove_own, seeded_meta_data, write};
+pub(crate) use reboot::{reboot, record_in_time};
+pub(crate) use redetect::{Datasource, Outcome, RedetectError, is_boot_over, redetect};
+pub(crate) use seed::{Seed, has_own_seed, remove_own_seed, seeded_meta_data, write};

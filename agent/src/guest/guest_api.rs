@@ -1,8 +1,7 @@
-//! The door for programs in the guest: what LXD calls `devlxd`, on Unix sockets of root's.
+//! The guest API, LXD's `devlxd`, on Unix sockets that root may connect to.
 //!
-//! It has the instance's data and nothing else of the agent, so nobody gets from here to commands,
-//! files or other instances. Answers come from the snapshot. A report of the guest's state waits for
-//! the host, and so do the routes that are passed to it.
+//! It has access to the instance data only, not to commands, files or other instances. Replies come from
+//! the snapshot. A report of the guest's state waits for the host, and so do the forwarded routes.
 
 mod forward;
 mod routes;
@@ -43,10 +42,10 @@ use crate::{
     system::root::Root,
 };
 
-/// Mode of a folder for a socket: everybody may look, which is how programs find it.
+/// Mode of a folder for a socket: programs of all users can see whether it exists.
 const FOLDER_MODE: u32 = 0o755;
 
-/// What all connections share.
+/// State that all connections share.
 #[derive(Debug)]
 pub(crate) struct GuestApi {
     data: InstanceData,
@@ -57,12 +56,12 @@ pub(crate) struct GuestApi {
     shutdown: Shutdown,
 }
 
-/// Sockets that are there as long as this is; connections end with it.
+/// Open sockets. `Drop` closes them and their connections.
 #[derive(Debug)]
 pub(crate) struct OpenSockets(#[expect(dead_code, reason = "held for its `Drop`")] DropGuard);
 
 impl GuestApi {
-    /// An API to `data` without a socket.
+    /// An API to `data` with no socket yet.
     pub(crate) fn new(data: InstanceData, shutdown: Shutdown) -> Arc<Self> {
         Arc::new(Self {
             data,
@@ -74,11 +73,11 @@ impl GuestApi {
         })
     }
 
-    /// Opens the sockets and answers on them.
+    /// Binds the sockets and serves them.
     ///
     /// # Errors
     ///
-    /// The path that cannot be had, and why; none is open then.
+    /// The path that cannot be bound, and the reason; then none is open.
     pub(crate) async fn open(
         self: &Arc<Self>,
         paths: &[PathBuf],
@@ -99,16 +98,16 @@ impl GuestApi {
 
     async fn accept_all(self: Arc<Self>, listener: Listener, stop: CancellationToken) {
         loop {
-            // Those who find no place wait in the kernel's queue.
+            // Without a permit, connections wait in the kernel's queue.
             let accepted = async {
-                let place = Arc::clone(&self.connections).acquire_owned().await;
-                (place, listener.accept().await)
+                let permit = Arc::clone(&self.connections).acquire_owned().await;
+                (permit, listener.accept().await)
             };
             let accepted = select! {
                 accepted = accepted => accepted,
                 () = stop.cancelled() => return,
             };
-            let (Ok(place), accepted) = accepted else {
+            let (Ok(permit), accepted) = accepted else {
                 return;
             };
             match accepted {
@@ -116,10 +115,10 @@ impl GuestApi {
                     let connection = Arc::clone(&self).serve(stream, stop.clone());
                     self.shutdown.spawn(async move {
                         connection.await;
-                        drop(place);
+                        drop(permit);
                     });
                 }
-                Ok(_) => tracing::warn!("a user who is not root asks for instance data"),
+                Ok(_) => tracing::warn!("refused a user who is not root"),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     sleep(defaults::ACCEPT_PAUSE).await;
@@ -129,7 +128,7 @@ impl GuestApi {
     }
 
     async fn serve(self: Arc<Self>, stream: Stream, stop: CancellationToken) {
-        let begun = Instant::now();
+        let started = Instant::now();
         let seconds = defaults::GUEST_CONNECTION_TIMEOUT.as_secs();
         let seconds = Arc::new(AtomicU64::new(seconds));
         let answer = |request| -> BoxFuture<'static, Reply> {
@@ -145,13 +144,13 @@ impl GuestApi {
         let mut serving = std::pin::pin!(serving);
         let ended = loop {
             let limit = Duration::from_secs(seconds.load(Ordering::Relaxed));
-            let left = limit.saturating_sub(begun.elapsed());
+            let left = limit.saturating_sub(started.elapsed());
             if left.is_zero() {
                 return;
             }
             select! {
                 ended = serving.as_mut() => break ended,
-                // The limit may have become another one.
+                // The limit may have been extended.
                 () = sleep(left) => {}
             }
         };
@@ -161,7 +160,7 @@ impl GuestApi {
     }
 }
 
-/// Whether the peer is root, or who the agent runs as. The socket's mode says so already.
+/// Whether the peer is root or the agent's own user. The socket's mode requires that already.
 fn is_root(stream: &Stream) -> bool {
     let peer = stream.peer_uid();
     peer.is_ok_and(|uid| uid == 0 || uid == geteuid().as_raw())
@@ -171,13 +170,13 @@ async fn open(path: &Path) -> io::Result<Listener> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     if !folder.is_dir() {
         let made = Root::open(Path::new("/"))?.make_folder(&std::path::absolute(folder)?)?;
-        // The mask of the agent may have taken something from it.
+        // The agent's umask may have removed bits.
         let made = format!("/proc/self/fd/{}", made.as_raw_fd());
         std::fs::set_permissions(made, Permissions::from_mode(FOLDER_MODE))?;
     }
     let listener = Listener::bind(&ListenAddress::Unix(path.to_owned())).await?;
     if folder.file_name().is_some_and(|name| name == "incus") {
-        // Where programs made for LXD look; something else may be there, and stays.
+        // Programs made for LXD look there. An existing file stays.
         let link = folder.with_file_name("lxd");
         if let Err(error) = std::os::unix::fs::symlink("incus", &link)
             && error.kind() != io::ErrorKind::AlreadyExists

@@ -1,18 +1,18 @@
-//! What this instance is told by its host: keys, meta-data, devices.
+//! The instance data of the host: configuration keys, meta-data, devices.
 //!
 //! ```text
 //! host ──PUT /1.0, events──► Refresher ──snapshot──► InstanceData ──► guest_api, cloud_init
 //!   ◄────────GET────────────┘                             └─PATCH /1.0─► host
 //! ```
 //!
-//! The whole of it is fetched before anybody sees any of it, and answers come from what was fetched,
-//! so nobody in the guest waits for the host. Knows neither sockets of the guest nor cloud-init.
+//! A snapshot is published when it is complete, and replies in the guest come from the snapshot, so no
+//! program waits for the host. This module knows neither the guest's sockets nor cloud-init.
 
 mod changes;
 mod fetch;
 mod host_api;
-mod kept;
 mod refresh;
+mod saved;
 mod snapshot;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,13 +29,13 @@ use crate::{defaults, events::Events};
 use self::host_api::HostApi;
 
 pub(crate) use self::{
-    host_api::{CallError, HostAnswer},
-    kept::Kept,
+    host_api::{CallError, HostResponse},
     refresh::Refresher,
+    saved::SavedSnapshot,
     snapshot::Snapshot,
 };
 
-/// What is known of the instance, and the way to its host. Cheap to clone.
+/// The current snapshot, and the connection to the host. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct InstanceData {
     state: watch::Sender<Availability>,
@@ -46,13 +46,13 @@ pub(crate) struct InstanceData {
 /// Whether there are data.
 #[derive(Debug, Clone, Default)]
 pub(crate) enum Availability {
-    /// Nobody has said where the host is, or it has not answered yet.
+    /// The host's address is not known, or it has not answered yet.
     #[default]
     Unknown,
-    /// The host does not want this guest to know anything.
-    Off,
-    /// This is known.
-    Here(Arc<Snapshot>),
+    /// The host has disabled the guest API for this instance.
+    Disabled,
+    /// The current data.
+    Available(Arc<Snapshot>),
 }
 
 impl InstanceData {
@@ -64,39 +64,39 @@ impl InstanceData {
         }
     }
 
-    /// What is known, now and whenever it changes.
+    /// The current data and their later changes.
     pub(crate) fn watch(&self) -> watch::Receiver<Availability> {
         self.state.subscribe()
     }
 
-    /// What is known now.
+    /// The current data.
     pub(crate) fn snapshot(&self) -> Option<Arc<Snapshot>> {
         match &*self.state.borrow() {
-            Availability::Here(snapshot) => Some(Arc::clone(snapshot)),
-            Availability::Unknown | Availability::Off => None,
+            Availability::Available(snapshot) => Some(Arc::clone(snapshot)),
+            Availability::Unknown | Availability::Disabled => None,
         }
     }
 
-    /// Changes of keys and devices, and nothing else; each is told when the snapshot has it.
+    /// Changes of keys and devices. Each is published after the snapshot that has it.
     pub(crate) const fn events(&self) -> &Events {
         &self.events
     }
 
-    /// Tells the host how far the instance is.
+    /// Reports the state of the instance to the host.
     ///
     /// # Errors
     ///
-    /// [`CallError`]; [`CallError::Silent`] after [`defaults::REPORT_TIMEOUT`].
+    /// [`CallError`]; [`CallError::TimedOut`] after [`defaults::REPORT_TIMEOUT`].
     pub(crate) async fn report(&self, state: GuestState) -> Result<(), CallError> {
         let host = self.host().ok_or(CallError::NoHost)?;
         let body = json!(StateReport { state });
-        let mut caller = host.caller();
-        let call = caller.call(Method::PATCH, guest_api::INFO, Some(&body));
+        let mut client = host.client();
+        let call = client.call(Method::PATCH, guest_api::INFO, Some(&body));
         timeout(defaults::REPORT_TIMEOUT, call)
             .await
-            .unwrap_or(Err(CallError::Silent))?;
+            .unwrap_or(Err(CallError::TimedOut))?;
         self.state.send_if_modified(|known| {
-            if let Availability::Here(snapshot) = known {
+            if let Availability::Available(snapshot) = known {
                 Arc::make_mut(snapshot).info.state = state.name().to_owned();
             }
             false
@@ -104,42 +104,42 @@ impl InstanceData {
         Ok(())
     }
 
-    /// Passes a request of a program in the guest to the host, and waits for the head of its
-    /// answer as long as there is a connection.
+    /// Forwards a request of a program in the guest to the host, and waits for the head of the
+    /// response as long as the connection is open.
     ///
     /// # Errors
     ///
-    /// [`CallError`]; [`CallError::NoHost`], [`CallError::Connect`] and [`CallError::Tls`] if the host
-    /// does not have the request.
+    /// [`CallError`]; with [`CallError::NoHost`], [`CallError::Connect`] and [`CallError::Tls`] the host
+    /// has not received the request.
     pub(crate) async fn forward(
         &self,
         request: Request<Full<Bytes>>,
-    ) -> Result<HostAnswer, CallError> {
+    ) -> Result<HostResponse, CallError> {
         let host = self.host().ok_or(CallError::NoHost)?;
-        host.ask(request).await
+        host.send(request).await
     }
 
     fn publish(&self, snapshot: Snapshot) {
         self.state
-            .send_replace(Availability::Here(Arc::new(snapshot)));
+            .send_replace(Availability::Available(Arc::new(snapshot)));
     }
 
-    /// Publishes it if nothing is known yet. False if something is.
+    /// Publishes the snapshot if the availability is unknown. False if it is known.
     fn publish_if_unknown(&self, snapshot: Snapshot) -> bool {
         self.state.send_if_modified(|state| {
             let is_unknown = matches!(state, Availability::Unknown);
             if is_unknown {
-                *state = Availability::Here(Arc::new(snapshot));
+                *state = Availability::Available(Arc::new(snapshot));
             }
             is_unknown
         })
     }
 
-    fn forget(&self, state: Availability) {
+    fn set_availability(&self, state: Availability) {
         self.state.send_replace(state);
     }
 
-    fn tell(&self, kind: &str, metadata: Value) {
+    fn publish_event(&self, kind: &str, metadata: Value) {
         self.events.publish(kind, metadata);
     }
 

@@ -1,22 +1,22 @@
-//! Metadata services of other clouds, for programs in the guest that know no other: each is a
-//! preset, a file that says where it listens and what it answers from the instance's data.
+//! Metadata services of other clouds, for programs in the guest that support no other. Each is a preset:
+//! a file with its address and the routes that it serves from the instance data.
 //!
 //! ```text
-//! file ─► Preset ─► place    an address on the loopback, where no real cloud is
-//!                   sk_lookup  connections to it, while the port is left to the guest
-//!                   peer     only root may ask
-//!                   connections  a new one is always let in
+//! file ─► Preset ─► loopback   assigns the address
+//!                   sk_lookup  redirects connections, so the port stays free for the guest
+//!                   peer       the user at the other end: root only
+//!                   connections   the oldest one leaves for a new one
 //!                   answer ─► token, table ─► template, shape ─► scope ─► the snapshot
 //! ```
 //!
-//! Has the instance's data and nothing else of the agent, as the guest API does. Off unless one is
-//! named in the configuration.
+//! Has access to the instance data only, as the guest API does. Off unless the configuration names a
+//! preset.
 
 mod answer;
 mod file;
+mod loopback;
 mod network_data;
 mod peer;
-mod place;
 mod preset;
 mod scope;
 mod shape;
@@ -51,8 +51,8 @@ use vsock_agent_transport::Admission;
 
 use self::{
     answer::Answering,
+    loopback::{AddressError, LoopbackAddress, PresetListener},
     peer::{Ends, Peers},
-    place::{Listening, Place, PlaceError},
     token::Tokens,
 };
 use crate::{
@@ -69,37 +69,37 @@ use crate::{
 
 pub use self::preset::{Preset, PresetError};
 
-/// What somebody who may not ask reads.
+/// The reply to a user who is not allowed.
 const REFUSAL: &[u8] = b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain; charset=utf-8\r\n\
     Content-Length: 18\r\nConnection: close\r\n\r\nonly root may ask\n";
 
-/// Which services there are, and for whom.
+/// The metadata services, and who may use them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PresetConfig {
     /// The services.
     pub presets: Vec<Arc<Preset>>,
-    /// Whether those that know tokens say nothing without one.
+    /// Whether services with tokens refuse requests without one.
     pub only_with_token: bool,
-    /// Whether every user of the guest may ask, and not root alone.
+    /// Whether every user of the guest is allowed, not root alone.
     pub for_all_users: bool,
 }
 
-/// The services, as yet without a socket.
+/// The services, with no socket yet.
 #[derive(Debug)]
 pub(crate) struct Presets {
     config: PresetConfig,
     data: InstanceData,
     root: PathBuf,
     shutdown: Shutdown,
-    /// What was said of data that do not reach a guest.
-    told: Vec<String>,
+    /// The warnings about unsupported keys that are in the log.
+    logged: Vec<String>,
 }
 
-/// Services that are there as long as this is.
+/// Open services. `Drop` closes them.
 #[derive(Debug)]
 pub(crate) struct OpenPresets(#[expect(dead_code, reason = "held for its `Drop`")] DropGuard);
 
-/// One service that is there.
+/// One open service.
 #[derive(Debug)]
 struct Service {
     preset: Arc<Preset>,
@@ -113,7 +113,7 @@ struct Service {
 }
 
 impl Presets {
-    /// Services that answer from `data`. `root` is the guest's `/`.
+    /// Services of `data`. `root` is the guest's `/`.
     pub(crate) const fn new(
         config: PresetConfig,
         data: InstanceData,
@@ -125,30 +125,33 @@ impl Presets {
             data,
             root,
             shutdown,
-            told: Vec::new(),
+            logged: Vec::new(),
         }
     }
 
-    /// Says in the log which data a service has no way for, once until that changes.
-    pub(crate) fn tell_losses(&mut self, snapshot: &Snapshot) {
-        let losses = self.config.presets.iter().flat_map(|preset| {
-            let lost = preset.losses(snapshot, &nics(snapshot));
-            lost.into_iter().map(|key| {
+    /// Logs which keys of the snapshot a service cannot serve, each once until that changes.
+    pub(crate) fn log_unsupported_keys(&mut self, snapshot: &Snapshot) {
+        let unsupported = self.config.presets.iter().flat_map(|preset| {
+            let keys = preset.unsupported(snapshot, &nics(snapshot));
+            keys.into_iter().map(|key| {
                 format!(
-                    "{} has no way for {key}, which no guest gets by it",
+                    "the metadata service {} does not support {key}",
                     preset.name
                 )
             })
         });
-        let losses: Vec<_> = losses.collect();
-        for loss in losses.iter().filter(|loss| !self.told.contains(loss)) {
-            tracing::warn!("{loss}");
+        let unsupported: Vec<_> = unsupported.collect();
+        for text in unsupported
+            .iter()
+            .filter(|text| !self.logged.contains(text))
+        {
+            tracing::warn!("{text}");
         }
-        self.told = losses;
+        self.logged = unsupported;
     }
 
-    /// Puts the addresses on the loopback and answers there. What cannot be had is logged; if it is
-    /// because something is in the way, it is tried again from time to time.
+    /// Assigns the addresses to the loopback device and serves them. Errors are logged; a service whose
+    /// address or port is in use tries again every [`defaults::LISTEN_RETRY`].
     pub(crate) async fn open(&self) -> OpenPresets {
         let stop = self.shutdown.child_token();
         let mut taken = Vec::new();
@@ -160,16 +163,16 @@ impl Presets {
             }
             taken.push(preset.address());
             let Some(service) = self.service(Arc::clone(preset)) else {
-                tracing::error!("there are no random numbers for tokens");
+                tracing::error!("no random numbers for tokens");
                 break;
             };
             let first = service.listen().await;
             if let Err(error) = &first {
                 let cause = std::error::Error::source(error).map(ToString::to_string);
                 let name = &preset.name;
-                tracing::error!(preset = name, %error, cause, "this is not served");
+                tracing::error!(preset = name, %error, cause, "cannot serve metadata");
             }
-            if !matches!(first, Err(PlaceError::RealCloud(_))) {
+            if !matches!(first, Err(AddressError::RealCloud(_))) {
                 self.shutdown.spawn(service.run(first.ok(), stop.clone()));
             }
         }
@@ -191,17 +194,17 @@ impl Presets {
 }
 
 impl Service {
-    async fn listen(&self) -> Result<Listening, PlaceError> {
+    async fn listen(&self) -> Result<PresetListener, AddressError> {
         let address = SocketAddr::from(self.preset.address());
-        let listening = Place::take(&self.root, address)
+        let listening = LoopbackAddress::acquire(&self.root, address)
             .await?
             .listen(address.port())?;
         tracing::info!(preset = self.preset.name, %address, "serving metadata");
         Ok(listening)
     }
 
-    /// Answers on a socket, as soon as there is one, until `stop` is cancelled.
-    async fn run(self: Arc<Self>, mut listening: Option<Listening>, stop: CancellationToken) {
+    /// Serves a socket, as soon as there is one, until `stop` is cancelled.
+    async fn run(self: Arc<Self>, mut listening: Option<PresetListener>, stop: CancellationToken) {
         let listening = loop {
             if let Some(listening) = listening {
                 break listening;
@@ -216,7 +219,7 @@ impl Service {
             return;
         };
         let shutdown = self.shutdown.clone();
-        let peers = run_blocking(move || Peers::find(own, &shutdown)).await;
+        let peers = run_blocking(move || Peers::open(own, &shutdown)).await;
         let Ok(peers) = peers else {
             return;
         };
@@ -234,19 +237,19 @@ impl Service {
     ) {
         let unknown = Arc::new(Semaphore::new(defaults::MAX_GUEST_CONNECTIONS));
         loop {
-            let Ok(place) = Arc::clone(&unknown).acquire_owned().await else {
+            let Ok(permit) = Arc::clone(&unknown).acquire_owned().await else {
                 return;
             };
             match listener.accept().await {
-                Ok((stream, _)) if is_gone(&stream) => {}
+                Ok((stream, _)) if is_closed(&stream) => {}
                 Ok((stream, peer)) => {
                     let (service, peers, stop) =
                         (Arc::clone(&self), Arc::clone(&peers), stop.clone());
                     self.shutdown.spawn(async move {
-                        let may_ask = service.may_ask(&peers, &stream, peer).await;
-                        drop(place);
-                        if may_ask {
-                            service.answer_all(stream, stop).await
+                        let is_allowed = service.is_allowed(&peers, &stream, peer).await;
+                        drop(permit);
+                        if is_allowed {
+                            service.serve_connection(stream, stop).await
                         } else {
                             refuse(&stream)
                         }
@@ -260,8 +263,8 @@ impl Service {
         }
     }
 
-    /// Whether the peer is a program of this machine, and of root's or of who the agent runs as.
-    async fn may_ask(&self, peers: &Peers, stream: &TcpStream, peer: SocketAddr) -> bool {
+    /// Whether the peer is a program of this machine, run by root or the agent's own user.
+    async fn is_allowed(&self, peers: &Peers, stream: &TcpStream, peer: SocketAddr) -> bool {
         let user = match stream.local_addr() {
             Ok(own) => peers.user(Ends::new(peer, own)).await,
             Err(error) => Err(error),
@@ -270,22 +273,22 @@ impl Service {
             Ok(Some(_)) if self.for_all_users => true,
             Ok(Some(user)) if user == 0 || user == geteuid().as_raw() => true,
             Ok(user) => {
-                tracing::debug!(user, "somebody who is not root asks for metadata");
+                tracing::debug!(user, "refused a user who is not root");
                 false
             }
             Err(error) => {
-                tracing::error!(%error, "cannot find out who asks for metadata");
+                tracing::error!(%error, "cannot find the user of a connection");
                 false
             }
         }
     }
 
-    async fn answer_all(self: Arc<Self>, stream: TcpStream, stop: CancellationToken) {
+    async fn serve_connection(self: Arc<Self>, stream: TcpStream, stop: CancellationToken) {
         let stream = stream.into_std();
         let Ok(stream) = stream.and_then(|stream| Stream::new(stream.into())) else {
             return;
         };
-        let Some(place) = self.connections.enter(false).await else {
+        let Some(permit) = self.connections.enter(false).await else {
             return;
         };
         let answer = |request: Request<Incoming>| -> BoxFuture<'static, Reply> {
@@ -297,9 +300,9 @@ impl Service {
         let stream = Either::Left(stream);
         let serving = connection::serve(stream, stop, &answer);
         let serving = timeout(defaults::GUEST_CONNECTION_TIMEOUT, serving);
-        match place.wait_for(defaults::METADATA_GRACE, serving).await {
+        match permit.wait_for(defaults::METADATA_GRACE, serving).await {
             Some(Ok(Err(error))) => tracing::debug!(%error, "a guest's connection ended"),
-            None => tracing::debug!("a guest's connection made room for another"),
+            None => tracing::debug!("a guest's connection was closed for a newer one"),
             Some(_) => {}
         }
     }
@@ -321,8 +324,8 @@ impl Service {
     }
 }
 
-/// Whether the client has closed its end without a word, or the connection is broken.
-fn is_gone(stream: &TcpStream) -> bool {
+/// Whether the client has closed its end and sent nothing, or the connection is broken.
+fn is_closed(stream: &TcpStream) -> bool {
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
     match recv(stream.as_raw_fd(), &mut [0], flags) {
         Ok(length) => length == 0,
@@ -330,16 +333,16 @@ fn is_gone(stream: &TcpStream) -> bool {
     }
 }
 
-/// Says no without taking a place, or waiting for anything: also not for the runtime to know that
-/// the socket can be read and written.
+/// Sends the refusal without blocking and without a permit. Does not wait for the socket's readiness
+/// either, so it uses the system calls directly.
 fn refuse(stream: &TcpStream) {
     let (socket, flags) = (stream.as_raw_fd(), MsgFlags::MSG_DONTWAIT);
-    // What is left unread would make the kernel take the refusal back.
+    // Closing a socket with unread data resets the connection, and the refusal is lost.
     let _ = recv(socket, &mut [0; 1024], flags);
     let _ = send(socket, REFUSAL, flags | MsgFlags::MSG_NOSIGNAL);
 }
 
-/// The network devices that the host knows the address of, or else those that are there.
+/// The NICs whose hardware address the host has; without any, the machine's own.
 fn nics(snapshot: &Snapshot) -> Vec<Value> {
     let known = snapshot.devices.iter().filter_map(|(key, device)| {
         let text = |name: &str| Some(device.get(name)?.as_str()?.to_owned());
@@ -389,7 +392,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_refusal_is_said_before_the_runtime_knows_that_the_connection_is_open() {
+    async fn a_refusal_is_sent_without_waiting_for_readiness() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         client.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();

@@ -1,5 +1,5 @@
-//! What happens in the guest when instance data come: seeds, sockets, services, a kick for cloud-init, and the
-//! word that the guest may go on. The one place that has all of those rooms.
+//! Provisions the guest when instance data arrive: writes the cloud-init seed, opens the guest API and the
+//! metadata services, has cloud-init detect its datasource again, and releases the boot.
 
 use std::{
     path::PathBuf,
@@ -21,7 +21,7 @@ use crate::{
     config::{CloudInit, GuestConfig},
     defaults,
     guest::{
-        cloud_init::{self, Datasource, KickError, Outcome, Seed},
+        cloud_init::{self, Datasource, Outcome, RedetectError, Seed},
         guest_api::{GuestApi, OpenSockets},
         instance_data::{Availability, Snapshot},
         presets::{OpenPresets, Presets},
@@ -30,12 +30,12 @@ use crate::{
     system::blocking::run_blocking,
 };
 
-/// User-data that say nothing: cloud-init wants some.
+/// Empty user-data: cloud-init requires the file.
 const NO_USER_DATA: &str = "#cloud-config\n{}\n";
 
-/// The guest's side of the instance data.
+/// Provisions the guest from the instance data.
 #[derive(Debug)]
-pub(crate) struct GuestSide {
+pub(crate) struct Provisioner {
     api: Arc<GuestApi>,
     presets: Presets,
     config: GuestConfig,
@@ -43,27 +43,27 @@ pub(crate) struct GuestSide {
     applied: Applied,
     known: watch::Receiver<Availability>,
     stage: watch::Sender<Stage>,
-    has_gone_on: Arc<AtomicBool>,
+    is_released: Arc<AtomicBool>,
     sockets: Option<OpenSockets>,
     open_presets: Option<OpenPresets>,
 }
 
-/// How far it is.
+/// Progress of the provisioning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// The config share had a seed; cloud-init is being told.
+    /// The config share had a seed; cloud-init's detection is running for it.
     Seeded,
     /// There are no data yet.
     Waiting,
-    /// There are data, or none will come; cloud-init is being told.
+    /// There are data, or none will come; cloud-init's detection is running.
     Known,
-    /// All is done.
+    /// Done.
     Settled,
 }
 
-impl GuestSide {
-    /// The side of a guest that reads from `known` through `api` and `presets`, with its `/` in `root`,
-    /// and with what the config share has brought already.
+impl Provisioner {
+    /// Takes data from `known` and serves them by `api` and `presets`. `root` is the guest's `/`, `applied`
+    /// what the config share has set up already.
     pub(crate) fn new(
         api: Arc<GuestApi>,
         presets: Presets,
@@ -85,29 +85,29 @@ impl GuestSide {
             applied,
             known,
             stage: watch::Sender::new(stage),
-            has_gone_on: Arc::default(),
+            is_released: Arc::default(),
             sockets: None,
             open_presets: None,
         }
     }
 
-    /// How far it is, now and later.
+    /// The progress, now and later.
     pub(crate) fn stage(&self) -> watch::Receiver<Stage> {
         self.stage.subscribe()
     }
 
-    /// To be set when the guest goes on: nothing may hold it up any more, nor take it down.
-    pub(crate) fn has_gone_on(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.has_gone_on)
+    /// Set this when the boot is released: the guest is not rebooted after that.
+    pub(crate) fn is_released(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_released)
     }
 
-    /// Goes on until `stop` is cancelled, and takes the sockets away then.
+    /// Runs until `stop` is cancelled, then closes the sockets.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         // The seed of an earlier configuration would hide the data from cloud-init for ever. While
-        // the guest boots, cloud-init may have read it already, and it goes when the agent stops.
+        // the guest boots, cloud-init may have read it already, so it is removed when the agent stops.
         let has_old_seed = self.config.cloud_init != CloudInit::NoCloud
             && !self.applied.is_seeded
-            && cloud_init::is_own_there(&self.root);
+            && cloud_init::has_own_seed(&self.root);
         if has_old_seed && cloud_init::is_boot_over(&self.root).await.unwrap_or(false) {
             self.remove_seed().await;
         }
@@ -119,7 +119,7 @@ impl GuestSide {
 
     async fn remove_seed(&self) {
         let root = self.root.clone();
-        let removed = run_blocking(move || cloud_init::remove_own(&root)).await;
+        let removed = run_blocking(move || cloud_init::remove_own_seed(&root)).await;
         match removed.flatten() {
             Ok(()) => tracing::info!("removed cloud-init's seed of an earlier configuration"),
             Err(error) => tracing::error!(%error, "cannot remove cloud-init's seed"),
@@ -129,7 +129,7 @@ impl GuestSide {
     async fn serve_until(&mut self, stop: CancellationToken) {
         if self.applied.has_seed {
             let meta_data = cloud_init::seeded_meta_data(&self.root);
-            if self.kick(Datasource::NoCloud, &meta_data).await {
+            if self.redetect(Datasource::NoCloud, &meta_data).await {
                 return stop.cancelled().await;
             }
             self.stage.send_replace(Stage::Waiting);
@@ -138,12 +138,12 @@ impl GuestSide {
             let known = self.known.borrow_and_update().clone();
             match known {
                 Availability::Unknown => {}
-                Availability::Off => {
+                Availability::Disabled => {
                     self.sockets = None;
                     self.open_presets = None;
                     self.stage.send_replace(Stage::Settled);
                 }
-                Availability::Here(snapshot) => {
+                Availability::Available(snapshot) => {
                     if self.serve(snapshot).await {
                         return stop.cancelled().await;
                     }
@@ -158,7 +158,7 @@ impl GuestSide {
         }
     }
 
-    /// Gives the guest its data. True if the machine reboots for them.
+    /// Makes the data available in the guest. True if the machine reboots for them.
     async fn serve(&mut self, snapshot: Arc<Snapshot>) -> bool {
         let is_ours = !self.applied.is_seeded;
         if self.config.cloud_init == CloudInit::NoCloud && is_ours {
@@ -173,17 +173,17 @@ impl GuestSide {
                 }
             }
         }
-        self.presets.tell_losses(&snapshot);
+        self.presets.log_unsupported_keys(&snapshot);
         if self.open_presets.is_none() {
             self.open_presets = Some(self.presets.open().await);
         }
         if *self.stage.borrow() == Stage::Waiting {
             self.stage.send_replace(Stage::Known);
-            let wanted = match self.config.cloud_init {
+            let datasource = match self.config.cloud_init {
                 CloudInit::NoCloud => Datasource::NoCloud,
                 CloudInit::Lxd | CloudInit::Off => Datasource::Lxd,
             };
-            if self.kick(wanted, &snapshot.meta_data).await {
+            if self.redetect(datasource, &snapshot.meta_data).await {
                 return true;
             }
             self.stage.send_replace(Stage::Settled);
@@ -201,32 +201,36 @@ impl GuestSide {
         }
     }
 
-    /// Has cloud-init look for its data. True if the machine reboots for that: nothing else is to
-    /// happen then, and the guest is not to go on.
-    async fn kick(&self, wanted: Datasource, meta_data: &str) -> bool {
+    /// Has cloud-init detect its datasource again. True if the machine reboots for that: nothing else
+    /// may happen then, and the boot is not released.
+    async fn redetect(&self, datasource: Datasource, meta_data: &str) -> bool {
         if self.config.cloud_init == CloudInit::Off {
             return false;
         }
-        self.look_or_reboot(wanted, meta_data)
+        self.redetect_or_reboot(datasource, meta_data)
             .await
             .unwrap_or_else(|error| {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::error!(%error, cause, "cloud-init does not look again");
+                tracing::error!(%error, cause, "cannot have cloud-init detect its datasource again");
                 false
             })
     }
 
-    async fn look_or_reboot(&self, wanted: Datasource, meta_data: &str) -> Result<bool, KickError> {
-        let outcome = cloud_init::kick(&self.root, wanted).await?;
+    async fn redetect_or_reboot(
+        &self,
+        datasource: Datasource,
+        meta_data: &str,
+    ) -> Result<bool, RedetectError> {
+        let outcome = cloud_init::redetect(&self.root, datasource).await?;
         if !self.config.cloud_init_reboot {
             return Ok(false);
         }
         match outcome {
-            Outcome::Looks => cloud_init::in_time(&self.root).map(|()| false),
-            Outcome::Late if !self.has_gone_on.load(Ordering::Acquire) => {
+            Outcome::Detecting => cloud_init::record_in_time(&self.root).map(|()| false),
+            Outcome::TooLate if !self.is_released.load(Ordering::Acquire) => {
                 cloud_init::reboot(&self.root, meta_data).await
             }
-            Outcome::Late | Outcome::Left => Ok(false),
+            Outcome::TooLate | Outcome::Unchanged => Ok(false),
         }
     }
 }
@@ -240,13 +244,13 @@ fn seed(snapshot: &Snapshot) -> Seed<'_> {
     }
 }
 
-/// Waits until the guest may go on: the data are there, or `limit` has passed. Whatever cloud-init is
-/// to be told, by a seed or by data that came in time, it is told first; all of that within
-/// [`defaults::SETTLE_TIMEOUT`] more.
+/// Waits until the boot may continue: the data are there, or `limit` has passed. Waits for cloud-init's
+/// detection first, if there is a seed or the data came in time, but not longer than
+/// [`defaults::PROVISION_TIMEOUT`] more.
 pub(crate) async fn wait_until_ready(mut stage: watch::Receiver<Stage>, limit: Duration) {
-    let end = Instant::now() + limit + defaults::SETTLE_TIMEOUT;
-    let told = stage.wait_for(|stage| *stage != Stage::Seeded);
-    let _ = timeout_at(end, told).await;
+    let end = Instant::now() + limit + defaults::PROVISION_TIMEOUT;
+    let detected = stage.wait_for(|stage| *stage != Stage::Seeded);
+    let _ = timeout_at(end, detected).await;
     let known = stage.wait_for(|stage| matches!(stage, Stage::Known | Stage::Settled));
     let is_in_time = timeout(limit, known).await.is_ok();
     if is_in_time {
@@ -255,7 +259,7 @@ pub(crate) async fn wait_until_ready(mut stage: watch::Receiver<Stage>, limit: D
     } else if !limit.is_zero() {
         tracing::warn!(
             ?limit,
-            "no instance data in time: the guest goes on without"
+            "no instance data in time: the boot continues without them"
         );
     }
 }

@@ -5,15 +5,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use data_encoding::HEXLOWER;
 use http::Request;
 use ring::digest::{SHA256, digest};
 use rustls::pki_types::CertificateDer;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    hex::hex,
-    http::listen::{Closer, Peer},
-};
+use crate::http::listen::{Closer, Peer};
 
 /// A client, by where it comes from and what it has shown.
 #[derive(Debug)]
@@ -30,7 +28,12 @@ impl fmt::Display for Client {
             None => write!(f, "{}", self.peer),
             Some(certificate) => {
                 let print = digest(&SHA256, certificate);
-                write!(f, "{} SHA256:{}", self.peer, hex(print.as_ref()))
+                write!(
+                    f,
+                    "{} SHA256:{}",
+                    self.peer,
+                    HEXLOWER.encode(print.as_ref())
+                )
             }
         }
     }

@@ -59,7 +59,7 @@ pub(crate) fn kinds(query: &str, default: &[&str]) -> Result<Vec<String>, ApiErr
 pub(crate) struct Source<'a> {
     pub(crate) events: &'a Events,
     /// Places for listeners.
-    pub(crate) places: &'a Arc<Semaphore>,
+    pub(crate) permits: &'a Arc<Semaphore>,
     pub(crate) shutdown: &'a Shutdown,
     /// Ends what was begun here.
     pub(crate) stop: CancellationToken,
@@ -77,7 +77,7 @@ pub(crate) fn send_events(
 ) -> Result<Reply, ApiError> {
     let listener = Listener {
         events: source.events.listen(kinds),
-        _place: Arc::clone(source.places)
+        _permit: Arc::clone(source.permits)
             .try_acquire_owned()
             .map_err(|_| ApiError::busy("too many listeners to events are there"))?,
     };
@@ -94,10 +94,10 @@ pub(crate) fn send_events(
     Ok(reply)
 }
 
-/// Somebody who hears events, and the place that this takes.
+/// Somebody who hears events, and the permit that this takes.
 struct Listener {
     events: events::Listener,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Listener {
@@ -204,7 +204,7 @@ mod tests {
         let far = WebSocketStream::from_raw_socket(far, Role::Client, None).await;
         let listener = Listener {
             events: events.listen(vec!["a".to_owned()]),
-            _place: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
+            _permit: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
         };
         (send(near, listener, stop), far)
     }

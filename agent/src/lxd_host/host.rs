@@ -2,12 +2,11 @@
 //!
 //! Called by `api/server_info.rs`. Keeps the last word only, and connects to nobody.
 
+use data_encoding::HEXLOWER;
 use ring::digest::{SHA256, digest};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio::sync::watch;
 use vsock_agent_protocol::host::HostConnection;
-
-use crate::hex::hex;
 
 /// `VMADDR_PORT_ANY` (`include/uapi/linux/vm_sockets.h`): nobody can listen there.
 const PORT_ANY: u32 = u32::MAX;
@@ -38,7 +37,7 @@ impl Host {
     /// # Errors
     ///
     /// [`HostError`]. What was known before stays.
-    pub(crate) fn tell(&self, connection: HostConnection) -> Result<(), HostError> {
+    pub(crate) fn set_connection(&self, connection: HostConnection) -> Result<(), HostError> {
         if matches!(connection.port, 0 | PORT_ANY) {
             return Err(HostError::Port(connection.port));
         }
@@ -75,7 +74,7 @@ fn fingerprint(pem: &str) -> Result<String, HostError> {
         .collect::<Result<_, _>>()
         .map_err(|_| HostError::Certificate)?;
     let first = certificates.first().ok_or(HostError::Certificate)?;
-    Ok(hex(digest(&SHA256, first).as_ref()))
+    Ok(HEXLOWER.encode(digest(&SHA256, first).as_ref()))
 }
 
 #[cfg(test)]
@@ -97,8 +96,8 @@ mod tests {
     #[test]
     fn the_last_word_is_kept() {
         let host = Host::default();
-        host.tell(connection(1024, "")).unwrap();
-        host.tell(connection(1025, PEM)).unwrap();
+        host.set_connection(connection(1024, "")).unwrap();
+        host.set_connection(connection(1025, PEM)).unwrap();
         assert_eq!(host.known(), Some(connection(1025, PEM)));
     }
 
@@ -106,12 +105,12 @@ mod tests {
     fn a_word_that_makes_no_sense_changes_nothing() {
         let host = Host::default();
         for port in [0, u32::MAX] {
-            let refused = host.tell(connection(port, PEM));
+            let refused = host.set_connection(connection(port, PEM));
             assert_eq!(refused, Err(HostError::Port(port)));
         }
         let broken = "-----BEGIN CERTIFICATE-----\nM!A=\n-----END CERTIFICATE-----\n";
         for certificate in ["x", KEY, broken, " "] {
-            let refused = host.tell(connection(1024, certificate));
+            let refused = host.set_connection(connection(1024, certificate));
             assert_eq!(refused, Err(HostError::Certificate), "{certificate}");
         }
         assert_eq!(host.known(), None);

@@ -1,43 +1,42 @@
-//! What cloud-init has decided in this boot, and what can still be done about it.
+//! Reads what cloud-init has decided in this boot, and chooses how to run its detection again.
 //!
-//! Its generator runs before any unit, so before the agent. It leaves `/run/cloud-init/enabled` or
-//! `disabled`, and the datasources that it found in `/run/cloud-init/cloud.cfg`.
+//! Its generator runs before any unit, so before the agent. It writes `/run/cloud-init/enabled` or
+//! `disabled`, and the detected datasources to `/run/cloud-init/cloud.cfg`.
 
 use std::{fs, path::Path};
 
 use super::Datasource;
 
-/// Where cloud-init keeps what it decided.
+/// cloud-init's runtime directory.
 pub(super) const RUN: &str = "run/cloud-init";
-/// The program that finds datasources.
+/// The program that detects datasources.
 pub(super) const DS_IDENTIFY: &str = "usr/lib/cloud-init/ds-identify";
-/// Made before anything is done, so that it is done once a boot.
+/// Created before the detection runs again, so that it does so once a boot.
 pub(super) const MARKER: &str = "run/vsock-agent-cloud-init";
 
-/// Where the generator may be (`systemd.generator(7)`).
+/// Possible paths of the generator (`systemd.generator(7)`).
 const GENERATORS: [&str; 2] = [
     "usr/lib/systemd/system-generators/cloud-init-generator",
     "lib/systemd/system-generators/cloud-init-generator",
 ];
 
-/// What is to be done.
+/// How to run the detection again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Nothing, because.
+    /// Do not run it, for this reason.
     None(&'static str),
-    /// Nothing in this boot, because.
-    Late(&'static str),
-    /// Nothing more: cloud-init looks there already.
-    Found,
-    /// Cloud-init will run, but must look for datasources again.
-    Identify,
-    /// Cloud-init will not run: its generator must decide again.
-    Generate,
+    /// It is too late in this boot, for this reason.
+    TooLate(&'static str),
+    /// Do not run it: the datasource is detected already.
+    AlreadyListed,
+    /// cloud-init will run: run ds-identify.
+    RunDsIdentify,
+    /// cloud-init will not run: run its generator.
+    RunGenerator,
 }
 
-/// What the files below `root` say. systemd has to be asked too before
-/// anything is done.
-pub(super) fn decide(root: &Path, wanted: Datasource) -> Action {
+/// Chooses by the files below `root`. The caller must also check systemd's state before it acts.
+pub(super) fn decide(root: &Path, datasource: Datasource) -> Action {
     let has = |path: &str| root.join(path).exists();
     let is_systemd = is_systemd(root);
     let can_decide = || has(DS_IDENTIFY) && GENERATORS.into_iter().any(has);
@@ -45,30 +44,30 @@ pub(super) fn decide(root: &Path, wanted: Datasource) -> Action {
         return Action::None("there is no cloud-init");
     }
     if has("etc/cloud/cloud-init.disabled") || is_disabled_by_kernel(root) {
-        return Action::None("cloud-init is switched off");
+        return Action::None("cloud-init is disabled");
     }
-    if !wanted.places().iter().copied().any(has) {
-        return Action::None("the data are not where cloud-init looks");
+    if !datasource.paths().iter().copied().any(has) {
+        return Action::None("the datasource's files are missing");
     }
     let run = root.join(RUN);
-    // Linked there at the start of its first stage, even before there is anything to link to.
+    // The first stage links it at its start, before the target exists.
     if fs::symlink_metadata(run.join("status.json")).is_ok() {
-        return Action::Late("cloud-init has begun");
+        return Action::TooLate("cloud-init has begun");
     }
     if has(MARKER) {
-        return Action::None("it was done in this boot already");
+        return Action::None("it has run in this boot already");
     }
-    let has_found = lists(&run.join("cloud.cfg"), wanted);
+    let has_found = lists(&run.join("cloud.cfg"), datasource);
     match is_systemd {
-        true if !run.join("enabled").exists() => Action::Generate,
-        _ if has_found => Action::Found,
-        true => Action::Identify,
-        false if !run.exists() => Action::None("cloud-init has yet to look"),
-        false => Action::Late("this system is not systemd's"),
+        true if !run.join("enabled").exists() => Action::RunGenerator,
+        _ if has_found => Action::AlreadyListed,
+        true => Action::RunDsIdentify,
+        false if !run.exists() => Action::None("cloud-init has yet to detect its datasource"),
+        false => Action::TooLate("systemd is not running"),
     }
 }
 
-/// As `sd_booted(3)` finds out.
+/// Whether systemd is the init system, as `sd_booted(3)` checks it.
 pub(super) fn is_systemd(root: &Path) -> bool {
     root.join("run/systemd/system").exists()
 }
@@ -79,15 +78,15 @@ fn is_disabled_by_kernel(root: &Path) -> bool {
         .any(|word| word == "cloud-init=disabled")
 }
 
-/// Whether a datasource is among those found: `datasource_list: [ NoCloud, LXD, None ]`.
-fn lists(config: &Path, wanted: Datasource) -> bool {
+/// Whether a datasource is among those detected: `datasource_list: [ NoCloud, LXD, None ]`.
+fn lists(config: &Path, datasource: Datasource) -> bool {
     let text = fs::read_to_string(config).unwrap_or_default();
     let lists = text
         .lines()
         .filter_map(|line| line.trim().strip_prefix("datasource_list:"));
     lists
         .flat_map(|list| list.split(['[', ']', ',']))
-        .any(|name| name.trim() == wanted.name())
+        .any(|name| name.trim() == datasource.name())
 }
 
 #[cfg(test)]
@@ -96,7 +95,7 @@ mod tests {
 
     use super::{super::fake::Root, *};
 
-    /// What is decided in a root in which cloud-init found these, after `change`.
+    /// What is decided in a root of a booting system, after `change`.
     fn decide_after(change: impl FnOnce(&Root)) -> Action {
         let root = Root::booting();
         change(&root);
@@ -108,14 +107,14 @@ mod tests {
     }
 
     #[test]
-    fn a_generator_that_found_nothing_decides_again() {
-        assert_eq!(decide_after(|_| {}), Action::Generate);
-        // As after a kick that was cut off.
-        assert_eq!(decide_after(|root| root.remove(RUN)), Action::Generate);
+    fn the_generator_runs_again_if_it_detected_nothing() {
+        assert_eq!(decide_after(|_| {}), Action::RunGenerator);
+        // As after an interrupted redetection.
+        assert_eq!(decide_after(|root| root.remove(RUN)), Action::RunGenerator);
     }
 
     #[test]
-    fn datasources_that_were_found_are_looked_for_again() {
+    fn ds_identify_runs_unless_the_datasource_is_listed() {
         let found = |list: &str| {
             decide_after(|root| {
                 root.write("run/cloud-init/enabled", "");
@@ -124,73 +123,82 @@ mod tests {
         };
         assert_eq!(
             found("datasource_list: [ NoCloud, None ]\n"),
-            Action::Identify
+            Action::RunDsIdentify
         );
-        assert_eq!(found("# datasource_list: [ LXD ]\n"), Action::Identify);
-        assert_eq!(found(""), Action::Identify);
+        assert_eq!(found("# datasource_list: [ LXD ]\n"), Action::RunDsIdentify);
+        assert_eq!(found(""), Action::RunDsIdentify);
         for list in ["[ LXD, None ]", "[ NoCloud, LXD, None ]", "[LXD]"] {
             let found = found(&format!("datasource_list: {list}\n"));
-            assert_eq!(found, Action::Found, "{list}");
+            assert_eq!(found, Action::AlreadyListed, "{list}");
         }
     }
 
     #[test]
-    fn the_seed_is_looked_for_by_its_own_name() {
+    fn ds_identify_runs_for_nocloud_if_only_lxd_is_listed() {
         let root = Root::booting();
         root.write("run/cloud-init/enabled", "");
         root.write(
             "run/cloud-init/cloud.cfg",
             "datasource_list: [ LXD, None ]\n",
         );
-        assert_eq!(decide(root.path(), Datasource::NoCloud), Action::Identify);
+        assert_eq!(
+            decide(root.path(), Datasource::NoCloud),
+            Action::RunDsIdentify
+        );
     }
 
     #[test]
-    fn nothing_is_done_without_cloud_init() {
+    fn no_redetection_without_cloud_init() {
         for missing in ["etc/cloud", DS_IDENTIFY, GENERATORS[0]] {
             assert!(is_left_alone(|root| root.remove(missing)), "{missing}");
         }
     }
 
     #[test]
-    fn without_systemd_a_look_that_is_over_is_not_done_again() {
+    fn no_redetection_without_systemd() {
         let decided = |change: fn(&Root)| {
             decide_after(|root| {
                 root.remove("run/systemd/system");
                 change(root);
             })
         };
-        assert!(matches!(decided(|_| {}), Action::Late(_)));
+        assert!(matches!(decided(|_| {}), Action::TooLate(_)));
         assert!(matches!(decided(|root| root.remove(RUN)), Action::None(_)));
         let list = |root: &Root| root.write("run/cloud-init/cloud.cfg", "datasource_list: [LXD]\n");
-        assert_eq!(decided(list), Action::Found);
+        assert_eq!(decided(list), Action::AlreadyListed);
         let off = |root: &Root| root.write("etc/cloud/cloud-init.disabled", "");
         assert!(matches!(decided(off), Action::None(_)));
     }
 
     #[test]
-    fn nothing_is_done_for_data_that_would_not_be_found() {
-        for wanted in [Datasource::Lxd, Datasource::NoCloud] {
+    fn no_redetection_if_the_files_of_the_datasource_are_missing() {
+        for datasource in [Datasource::Lxd, Datasource::NoCloud] {
             let root = Root::booting();
-            root.remove(wanted.places()[0]);
-            let action = decide(root.path(), wanted);
-            assert!(matches!(action, Action::None(_)), "{wanted:?}: {action:?}");
+            root.remove(datasource.paths()[0]);
+            let action = decide(root.path(), datasource);
+            assert!(
+                matches!(action, Action::None(_)),
+                "{datasource:?}: {action:?}"
+            );
         }
     }
 
     #[test]
-    fn a_seed_has_two_places() {
+    fn either_path_of_the_seed_is_detected() {
         let root = Root::booting();
-        let [place, other] = Datasource::NoCloud.places() else {
-            panic!("two places");
+        let [path, other] = Datasource::NoCloud.paths() else {
+            panic!("two paths");
         };
-        root.remove(place);
+        root.remove(path);
         root.write(other, "");
-        assert_eq!(decide(root.path(), Datasource::NoCloud), Action::Generate);
+        assert_eq!(
+            decide(root.path(), Datasource::NoCloud),
+            Action::RunGenerator
+        );
     }
 
     #[test]
-    fn nothing_is_done_when_it_is_switched_off() {
+    fn no_redetection_if_cloud_init_is_disabled() {
         assert!(is_left_alone(
             |root| root.write("etc/cloud/cloud-init.disabled", "")
         ));
@@ -201,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_done_twice_or_too_late() {
+    fn no_second_redetection_and_none_too_late() {
         assert!(is_left_alone(|root| root.write(MARKER, "")));
         let status = "run/cloud-init/status.json";
         let written = decide_after(|root| root.write(status, ""));
@@ -210,7 +218,7 @@ mod tests {
         });
         assert!(matches!(
             (written, linked),
-            (Action::Late(_), Action::Late(_))
+            (Action::TooLate(_), Action::TooLate(_))
         ));
     }
 }

@@ -1,4 +1,4 @@
-//! A root with cloud-init in it that can be looked at and kicked, for tests.
+//! A root directory with a fake cloud-init and systemd, for tests.
 
 use std::{
     fs,
@@ -14,18 +14,18 @@ use super::Datasource;
 pub(super) struct Root(PathBuf);
 
 impl Root {
-    /// A system in its boot, in which cloud-init found no datasource.
+    /// A booting system in which cloud-init detected no datasource.
     pub(super) fn booting() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("agent-kick-{}-{number}", std::process::id());
+        let name = format!("agent-redetect-{}-{number}", std::process::id());
         let root = Self(std::env::temp_dir().join(name));
         root.write("proc/cmdline", "quiet\n");
         root.write("proc/uptime", "12.34 5.67\n");
         root.write("proc/self/mounts", "/dev/vda1 / ext4 rw 0 0\n");
         root.write("run/cloud-init/disabled", "");
-        for wanted in [Datasource::Lxd, Datasource::NoCloud] {
-            root.write(wanted.places()[0], "");
+        for datasource in [Datasource::Lxd, Datasource::NoCloud] {
+            root.write(datasource.paths()[0], "");
         }
         for folder in ["run/systemd/system", "etc/cloud"] {
             fs::create_dir_all(root.0.join(folder)).unwrap();
@@ -56,8 +56,8 @@ impl Root {
         }
     }
 
-    /// A shell script. Another process writes it: a child that some other test starts meanwhile
-    /// would hold it open for writing, and it could not be run (`ETXTBSY`).
+    /// Creates a shell script. Another process writes it: a child that another test starts meanwhile
+    /// would inherit the open descriptor, and the script could not be run (`ETXTBSY`).
     pub(super) fn program(&self, path: &str, script: &str) {
         self.write(path, "");
         let status = Command::new("sh")
@@ -71,7 +71,7 @@ impl Root {
         assert!(status.unwrap().success());
     }
 
-    /// A `systemctl` that shows this, and keeps a log of all else.
+    /// Creates a `systemctl` that shows these properties, and logs its other calls.
     pub(super) fn systemctl(&self, state: &str, begun: &str) {
         let script = format!(
             "case \"$*\" in\n*SystemState) echo {state};;\n*Inactive*) printf '{begun}\\n';;\n\
@@ -81,7 +81,7 @@ impl Root {
         self.program("usr/bin/systemctl", &script);
     }
 
-    /// What was run.
+    /// The logged calls.
     pub(super) fn log(&self) -> Vec<String> {
         let log = fs::read_to_string(self.log_file()).unwrap_or_default();
         log.lines().map(str::to_owned).collect()

@@ -1,6 +1,6 @@
-//! The last resort, as LXD's agent does it: a reboot, for data that came too late for this boot.
+//! Reboots the machine for data that came too late for this boot, as LXD's agent does.
 //!
-//! It cannot loop. [`LOG`] outlives reboots, and says:
+//! It cannot loop. [`LOG`] outlives reboots, and has these lines:
 //!
 //! ```text
 //! reboot "INSTANCE-ID"   on the disk before the machine goes down; never twice for the same one
@@ -15,7 +15,7 @@ use std::{
 
 use super::{
     boot::is_systemd,
-    kick::{KickError, is_boot_over, run, systemctl},
+    redetect::{RedetectError, is_boot_over, run, systemctl},
 };
 use crate::{defaults, system::mount_table, yaml};
 
@@ -23,38 +23,38 @@ const FOLDER: &str = "var/lib/vsock-agent";
 const LOG: &str = "var/lib/vsock-agent/cloud-init-reboots";
 const DONE: &str = "done";
 
-/// Made when cloud-init has its data in time: no reboot follows in this boot.
+/// Created when cloud-init has its data in time: no reboot follows in this boot.
 const IN_TIME: &str = "run/vsock-agent-cloud-init-in-time";
 
-/// Where cloud-init keeps whose data it has.
+/// Where cloud-init stores the instance-id of its data.
 const KNOWN_INSTANCE: &str = "var/lib/cloud/data/instance-id";
 
-/// Remembers that cloud-init looks for its data in this boot.
+/// Records that cloud-init has its data in this boot.
 ///
 /// # Errors
 ///
-/// [`KickError::File`]. Nothing is lost but a later reboot.
-pub(crate) fn in_time(root: &Path) -> Result<(), KickError> {
+/// [`RedetectError::File`]. The agent may then not reboot in a later boot.
+pub(crate) fn record_in_time(root: &Path) -> Result<(), RedetectError> {
     let marker = root.join(IN_TIME);
-    File::create(&marker).map_err(|error| KickError::File(marker, error))?;
-    let failed = |error| KickError::File(root.join(LOG), error);
+    File::create(&marker).map_err(|error| RedetectError::File(marker, error))?;
+    let failed = |error| RedetectError::File(root.join(LOG), error);
     match read_log(root).map_err(failed)?.lines().last() {
         None | Some(DONE) => Ok(()),
         Some(_) => append(root, DONE).map_err(failed),
     }
 }
 
-/// Reboots the machine for the data that this meta-data belong to, unless something speaks against
-/// it. True if the machine is on its way down.
+/// Reboots the machine for the instance of this meta-data, if [`allow`] and systemd's state permit it.
+/// True if the machine is going down.
 ///
 /// # Errors
 ///
-/// [`KickError`].
-pub(crate) async fn reboot(root: &Path, meta_data: &str) -> Result<bool, KickError> {
+/// [`RedetectError`].
+pub(crate) async fn reboot(root: &Path, meta_data: &str) -> Result<bool, RedetectError> {
     let id = instance_id(meta_data).unwrap_or_default();
     let known = fs::read_to_string(root.join(KNOWN_INSTANCE)).unwrap_or_default();
     if !id.is_empty() && known.trim() == id {
-        return in_time(root).map(|()| false);
+        return record_in_time(root).map(|()| false);
     }
     let mut line = allow(root, &id);
     let is_systemd = is_systemd(root);
@@ -68,7 +68,7 @@ pub(crate) async fn reboot(root: &Path, meta_data: &str) -> Result<bool, KickErr
             return Ok(false);
         }
     };
-    append(root, &line).map_err(|error| KickError::File(root.join(LOG), error))?;
+    append(root, &line).map_err(|error| RedetectError::File(root.join(LOG), error))?;
     tracing::warn!("rebooting: the data came too late for cloud-init in this boot");
     if is_systemd {
         run(&systemctl(root), &["--no-block", "reboot"]).await?
@@ -83,12 +83,12 @@ fn instance_id(meta_data: &str) -> Option<String> {
     root.get("instance-id")?.text().map(str::to_owned)
 }
 
-/// The line for the log, or what speaks against a reboot for this instance.
+/// The line for the log, or the reason not to reboot for this instance.
 fn allow(root: &Path, id: &str) -> Result<String, &'static str> {
     let uptime = fs::read_to_string(root.join("proc/uptime")).unwrap_or_default();
     let seconds = uptime.split('.').next().and_then(|text| text.parse().ok());
     if seconds.is_none_or(|seconds: u64| seconds > defaults::MAX_REBOOT_UPTIME.as_secs()) {
-        return Err("the machine has been up for long");
+        return Err("the machine has been up too long");
     }
     if root.join(IN_TIME).exists() {
         return Err("cloud-init had its data in this boot");
@@ -97,20 +97,20 @@ fn allow(root: &Path, id: &str) -> Result<String, &'static str> {
         return Err("the data have no instance-id");
     }
     if !mount_table::outlives_reboot(root, &Path::new("/").join(LOG)) {
-        return Err("nothing here outlives a reboot");
+        return Err("the log would not outlive a reboot");
     }
     let line = format!("reboot {id:?}");
-    let log = read_log(root).map_err(|_| "the reboots before are not known")?;
+    let log = read_log(root).map_err(|_| "the log of earlier reboots cannot be read")?;
     if log.lines().any(|before| before == line) {
-        return Err("it was done for these data already");
+        return Err("the machine was rebooted for this instance already");
     }
     match log.lines().last() {
         None | Some(DONE) => Ok(line),
-        Some(_) => Err("the last one did not help"),
+        Some(_) => Err("the last reboot did not help"),
     }
 }
 
-/// Whether the log may not outlive a reboot.
+/// The log; empty if there is none.
 fn read_log(root: &Path) -> io::Result<String> {
     match fs::read_to_string(root.join(LOG)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
@@ -118,7 +118,7 @@ fn read_log(root: &Path) -> io::Result<String> {
     }
 }
 
-/// Adds a line, and returns when it is on the disk.
+/// Appends a line and syncs it to the disk.
 fn append(root: &Path, line: &str) -> io::Result<()> {
     let folder = root.join(FOLDER);
     fs::create_dir_all(&folder)?;
@@ -128,7 +128,7 @@ fn append(root: &Path, line: &str) -> io::Result<()> {
         .open(root.join(LOG))?;
     log.write_all(format!("{line}\n").as_bytes())?;
     log.sync_all()?;
-    // The names of the file and of its folder, too.
+    // Sync the names of the file and of its folder, too.
     for folder in folder.ancestors().take(2) {
         File::open(folder)?.sync_all()?;
     }
@@ -178,7 +178,7 @@ mod tests {
         let log = fs::read_to_string(root.path().join(LOG)).unwrap();
         assert_eq!(log, "reboot \"one\"\n");
         boot_again(&root);
-        in_time(root.path()).unwrap();
+        record_in_time(root.path()).unwrap();
         boot_again(&root);
         assert!(!reboots(&root, META_DATA).await);
         assert!(!reboots(&root, "instance-id: 'one'\nmore: yes\n").await);
@@ -194,10 +194,10 @@ mod tests {
             boot_again(&root);
         }
         // It did, after all: the next one is for a boot after this.
-        in_time(root.path()).unwrap();
+        record_in_time(root.path()).unwrap();
         assert!(!reboots(&root, "instance-id: four\n").await);
         boot_again(&root);
-        in_time(root.path()).unwrap();
+        record_in_time(root.path()).unwrap();
         boot_again(&root);
         assert!(reboots(&root, "instance-id: four\n").await);
         let log = fs::read_to_string(root.path().join(LOG)).unwrap();
@@ -217,7 +217,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_boot_that_has_its_data_is_not_interrupted() {
-        assert!(is_refused_after(|root| in_time(root.path()).unwrap()).await);
+        assert!(is_refused_after(|root| record_in_time(root.path()).unwrap()).await);
         let cloud_init_knows = |id: &'static str| move |root: &Root| root.write(KNOWN_INSTANCE, id);
         assert!(is_refused_after(cloud_init_knows("one\n")).await);
         assert!(!is_refused_after(cloud_init_knows("other\n")).await);

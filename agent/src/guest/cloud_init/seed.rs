@@ -1,6 +1,6 @@
 //! A seed for cloud-init's datasource `NoCloud`: four files in a folder.
 //!
-//! The folder is made beside its place and renamed, so nobody sees half of it, and no link in the
+//! It is written to a temporary folder and renamed, so cloud-init never reads half of it. No link in the
 //! guest's file system leads outside of `root`.
 
 use std::{
@@ -21,11 +21,11 @@ use crate::system::root::{Attributes, Root};
 /// Where cloud-init looks first.
 const PARENT: &str = "var/lib/cloud/seed";
 const FOLDER: &str = "nocloud";
-/// The folder while it is written, and the one before it while it goes.
+/// Names of the new folder while it is written, and of the old one while it is removed.
 const NEW: &str = ".nocloud.new";
 const OLD: &str = ".nocloud.old";
 
-/// In the folder: says that the agent wrote it. Cloud-init reads only the names that it knows.
+/// A file that marks the folder as the agent's. cloud-init ignores it.
 const MARK: &str = ".vsock-agent";
 
 /// User-data may have passwords in them.
@@ -36,7 +36,7 @@ const FILE: Attributes = Attributes {
     create_only: true,
 };
 
-/// What is in the files. Cloud-init wants the first two, even if they are empty.
+/// Contents of the files. cloud-init requires the first two, even if they are empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seed<'a> {
     pub(crate) meta_data: &'a str,
@@ -57,11 +57,11 @@ impl Seed<'_> {
     }
 }
 
-/// Writes the seed below `root`, unless it is there already.
+/// Writes the seed below `root`, unless the same is there already.
 ///
 /// # Errors
 ///
-/// What the kernel says.
+/// The error of the system call that failed; `ELOOP` or `EXDEV` of a link that leads outside.
 pub(crate) fn write(root: &Path, seed: &Seed<'_>) -> io::Result<()> {
     let parent = Root::open(root)?.below(Path::new(PARENT))?;
     if is_there(&parent, seed) {
@@ -85,18 +85,18 @@ pub(crate) fn write(root: &Path, seed: &Seed<'_>) -> io::Result<()> {
 }
 
 /// Whether there is a seed below `root` that [`write`] made.
-pub(crate) fn is_own_there(root: &Path) -> bool {
+pub(crate) fn has_own_seed(root: &Path) -> bool {
     let mark = Path::new(PARENT).join(FOLDER).join(MARK);
     Root::open(root).is_ok_and(|root| root.read(&mark, 1).is_ok())
 }
 
-/// Removes the seed that [`write`] made below `root`, if there is one; others stay.
+/// Removes the seed that [`write`] made below `root`, if there is one. Seeds of others stay.
 ///
 /// # Errors
 ///
-/// What the kernel says.
-pub(crate) fn remove_own(root: &Path) -> io::Result<()> {
-    if !is_own_there(root) {
+/// The error of the system call that failed.
+pub(crate) fn remove_own_seed(root: &Path) -> io::Result<()> {
+    if !has_own_seed(root) {
         return Ok(());
     }
     let parent = Root::open(root)?.below(Path::new(PARENT))?;
@@ -105,14 +105,14 @@ pub(crate) fn remove_own(root: &Path) -> io::Result<()> {
     remove(&parent, OLD)
 }
 
-/// The meta-data of a seed that somebody has written below `root`, empty if there are none.
+/// The meta-data of any seed below `root`; empty if there are none.
 pub(crate) fn seeded_meta_data(root: &Path) -> String {
-    let places = Datasource::NoCloud.places().iter();
-    let mut texts = places.map(|place| std::fs::read_to_string(root.join(place)));
+    let paths = Datasource::NoCloud.paths().iter();
+    let mut texts = paths.map(|path| std::fs::read_to_string(root.join(path)));
     texts.find_map(Result::ok).unwrap_or_default()
 }
 
-/// Whether exactly this is there.
+/// Whether the folder has exactly these files.
 fn is_there(parent: &Root, seed: &Seed<'_>) -> bool {
     seed.files().iter().all(|(name, text)| {
         let limit = text.map_or(0, str::len) + 1;
@@ -124,7 +124,7 @@ fn is_there(parent: &Root, seed: &Seed<'_>) -> bool {
     })
 }
 
-/// Removes a folder or a link, if it is there; nothing is followed.
+/// Removes a folder or a link, if it is there. Follows no links.
 fn remove(parent: &Root, name: &str) -> io::Result<()> {
     let path = format!("/proc/self/fd/{}/{name}", parent.as_fd().as_raw_fd());
     match std::fs::remove_dir_all(path) {
@@ -170,7 +170,7 @@ mod tests {
     };
 
     #[test]
-    fn the_files_are_there_and_no_others() {
+    fn a_seed_has_its_files_and_no_others() {
         let root = Root::new("all");
         write(&root.0, &SEED).unwrap();
         assert_eq!(root.read("meta-data").unwrap(), SEED.meta_data);
@@ -211,20 +211,20 @@ mod tests {
     #[test]
     fn only_our_own_seed_is_removed() {
         let root = Root::new("own");
-        remove_own(&root.0).unwrap();
+        remove_own_seed(&root.0).unwrap();
         write(&root.0, &SEED).unwrap();
-        assert!(is_own_there(&root.0));
-        remove_own(&root.0).unwrap();
+        assert!(has_own_seed(&root.0));
+        remove_own_seed(&root.0).unwrap();
         assert_eq!(root.read("meta-data"), None);
         let folder = root.0.join(PARENT).join(FOLDER);
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("meta-data"), "instance-id: image\n").unwrap();
-        remove_own(&root.0).unwrap();
+        remove_own_seed(&root.0).unwrap();
         assert!(root.read("meta-data").is_some());
     }
 
     #[test]
-    fn what_a_crash_left_is_no_hindrance() {
+    fn a_seed_is_written_over_the_remains_of_a_crash() {
         let root = Root::new("crash");
         for name in [NEW, OLD] {
             let folder = root.0.join(PARENT).join(name).join("folder");
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn no_link_leads_outside() {
+    fn a_seed_is_not_written_through_a_link_to_outside() {
         let root = Root::new("inside");
         let outside = Root::new("outside");
         fs::create_dir_all(root.0.join("var/lib")).unwrap();
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_within_the_root_is_followed() {
+    fn a_seed_is_written_through_a_link_within_the_root() {
         let root = Root::new("within");
         fs::create_dir_all(root.0.join("data/var")).unwrap();
         symlink("/data/var", root.0.join("var")).unwrap();

@@ -1,9 +1,9 @@
-//! Requests that only the host can answer. They are passed to it, and its answers back, out of their
-//! envelopes, as LXD's agent does it.
+//! Forwards requests that only the host can answer, and returns its replies without their envelopes, as
+//! LXD's agent does.
 //!
 //! Of a request the method, the route, the query, the body and the headers `Authorization` (a bearer
-//! token) and `If-Match` go to the host; of an answer the status, the body and the headers
-//! [`FILE_HEADERS`], or `ETag` alone if the answer is no file.
+//! token) and `If-Match` go to the host; of a reply the status, the body and the headers
+//! [`FILE_HEADERS`], or `ETag` alone if the reply is no file.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -27,11 +27,11 @@ use vsock_agent_protocol::guest_api::{HostFeature, HostRoute, INFO, UbuntuPro};
 use super::{GuestApi, routes::VALUE};
 use crate::{
     defaults,
-    guest::instance_data::{CallError, HostAnswer},
+    guest::instance_data::{CallError, HostResponse},
     http::reply::{self, ApiError, Reply, read_body, text},
 };
 
-/// What a program in the guest hears of a file.
+/// Headers of a file that are passed on to the guest.
 const FILE_HEADERS: [HeaderName; 5] = [
     header::CONTENT_TYPE,
     header::CONTENT_LENGTH,
@@ -40,7 +40,7 @@ const FILE_HEADERS: [HeaderName; 5] = [
     header::LAST_MODIFIED,
 ];
 
-/// Whether somebody says who they are.
+/// Whether the request has a bearer token.
 pub(super) fn has_token(request: &Request<Incoming>) -> bool {
     token(request.headers()).is_some()
 }
@@ -54,8 +54,8 @@ fn token(headers: &HeaderMap) -> Option<&HeaderValue> {
     is_token.then_some(value)
 }
 
-/// `GET /1.0` with a token: the host says whether it trusts that. `None` if the host is away, and for
-/// other methods.
+/// `GET /1.0` with a token, which the host checks. `None` if the host does not answer, and for other
+/// methods.
 pub(super) async fn info(
     api: &GuestApi,
     request: Request<Incoming>,
@@ -65,15 +65,15 @@ pub(super) async fn info(
     }
     let request = for_host(&request, INFO, Bytes::new()).ok()?;
     let answering = async { Parsed::read(api.data.forward(request).await?).await };
-    let _place = api.forwards.try_acquire().ok()?;
+    let _permit = api.forwards.try_acquire().ok()?;
     let answered = timeout(defaults::HOST_ANSWER_TIMEOUT, answering)
         .await
         .ok()?;
     answered.ok().map(|answer| answer.into_reply(INFO))
 }
 
-/// Passes a request to the host, and its answer back. A host that does not have the route is one
-/// where its feature is off. All ends with `stop`.
+/// Forwards a request to the host, and returns its reply. If the host does not have the route, its
+/// feature counts as off. Ends when `stop` is cancelled.
 pub(super) async fn forward(
     api: &GuestApi,
     route: &HostRoute,
@@ -85,9 +85,9 @@ pub(super) async fn forward(
         let text = format!("{} is not for here", request.method());
         return Err(ApiError::wrong_method(text, route.allow));
     }
-    let place = Arc::clone(&api.forwards).try_acquire_owned();
-    let place = place.map_err(|_| ApiError::busy("too many requests are at the host"))?;
-    let patience = match route.feature {
+    let permit = Arc::clone(&api.forwards).try_acquire_owned();
+    let permit = permit.map_err(|_| ApiError::busy("too many requests are at the host"))?;
+    let limit = match route.feature {
         HostFeature::VolumesWait | HostFeature::ImageExport => {
             extend(defaults::LONG_FORWARD_TIMEOUT);
             defaults::LONG_FORWARD_TIMEOUT
@@ -95,9 +95,9 @@ pub(super) async fn forward(
         _ => defaults::FORWARD_TIMEOUT,
     };
     let limits = Limits {
-        deadline: Instant::now() + patience,
+        deadline: Instant::now() + limit,
         stop,
-        _place: place,
+        _permit: permit,
     };
     let ended = limits.ended();
     select! {
@@ -109,27 +109,27 @@ pub(super) async fn forward(
     }
 }
 
-/// How long a request may be at the host, and its place among those that are.
+/// The time limit of a forwarded request, and its permit.
 struct Limits {
     deadline: Instant,
     stop: CancellationToken,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Limits {
-    /// Waits until there is no more time, and says why.
+    /// Waits until the request must end, and returns the reason.
     async fn ended(&self) -> ApiError {
         select! {
-            () = sleep_until(self.deadline) => failed(&CallError::Silent),
+            () = sleep_until(self.deadline) => failed(&CallError::TimedOut),
             () = self.stop.cancelled() => ApiError::busy("no more requests are passed to the host"),
         }
     }
 }
 
-/// What the host says.
+/// The host's reply.
 enum Answer {
     Whole(Reply),
-    File(HostAnswer),
+    File(HostResponse),
 }
 
 async fn exchange(
@@ -145,7 +145,7 @@ async fn exchange(
     let answer = match api.data.forward(for_host).await {
         Ok(answer) => answer,
         Err(CallError::NoHost) => return off(route.feature).map(Answer::Whole),
-        // It is on for nobody as long as there is no host.
+        // Without a host this feature is off.
         Err(CallError::Connect(_) | CallError::Tls(_))
             if route.feature == HostFeature::UbuntuPro =>
         {
@@ -166,8 +166,8 @@ async fn exchange(
     }
 }
 
-/// The request as the host gets it. LXD's hosts do not know `HEAD`; for a server it is `GET`, with the
-/// body of the answer left out (RFC 9110, section 9.3.2).
+/// The request to the host. LXD's hosts do not support `HEAD`, so it becomes `GET`; the body of the reply
+/// is left out later (RFC 9110, section 9.3.2).
 fn for_host<B>(
     head: &Request<B>,
     path: &str,
@@ -198,7 +198,7 @@ fn for_host<B>(
     Ok(request)
 }
 
-/// What LXD answers when a feature is off.
+/// LXD's reply when a feature is off.
 fn off(feature: HostFeature) -> Result<Reply, ApiError> {
     let refusal = ApiError::new(StatusCode::FORBIDDEN, feature.refusal());
     match feature {
@@ -212,8 +212,8 @@ fn failed(error: &CallError) -> ApiError {
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
 }
 
-/// The file that the host sends, as it comes. No more than one piece of it is kept.
-fn file(answer: HostAnswer, limits: Limits) -> Reply {
+/// Streams a file from the host. One piece of it is in memory.
+fn file(answer: HostResponse, limits: Limits) -> Reply {
     let status = answer.status();
     let headers: HeaderMap = FILE_HEADERS
         .into_iter()
@@ -232,16 +232,16 @@ fn file(answer: HostAnswer, limits: Limits) -> Reply {
     reply
 }
 
-/// An answer of the host that is all there.
+/// A complete reply of the host.
 struct Parsed {
     status: StatusCode,
     etag: Option<HeaderValue>,
-    /// `Null` if the body is no JSON.
+    /// `Null` if the body is not JSON.
     envelope: Value,
 }
 
 impl Parsed {
-    async fn read(answer: HostAnswer) -> Result<Self, CallError> {
+    async fn read(answer: HostResponse) -> Result<Self, CallError> {
         let status = answer.status();
         let etag = answer.headers().get(header::ETAG).cloned();
         let body = answer.read(defaults::MAX_FORWARD_ANSWER_BYTES).await?;
@@ -252,9 +252,9 @@ impl Parsed {
         })
     }
 
-    /// Whether the host does not have what it was asked for. Its HTTP library says so in plain text or
-    /// LXD in general words; that a thing is not there LXD says in an envelope. Some versions answer
-    /// all unknown paths as `/`.
+    /// Whether the host does not have the route. For an unknown route, its HTTP library replies in plain
+    /// text, LXD with a general error, and some versions as to `/`. For an object that does not exist,
+    /// LXD replies with an envelope.
     fn is_without_route(&self) -> bool {
         match self.status {
             StatusCode::NOT_FOUND => self.envelope["type"] != "error",
@@ -264,20 +264,20 @@ impl Parsed {
         }
     }
 
-    /// The words of a refusal.
+    /// The text of an error.
     fn error(&self) -> &str {
         let general = self.status.canonical_reason().unwrap_or("refused");
         self.envelope["error"].as_str().unwrap_or(general)
     }
 
-    /// What it says, for a program in the guest. `path` is what was asked for.
+    /// The reply for a program in the guest. `path` is the requested one.
     fn into_reply(mut self, path: &str) -> Result<Reply, ApiError> {
         if self.status.is_client_error() || self.status.is_server_error() {
             return Err(ApiError::new(self.status, self.error()));
         }
         let is_result = self.envelope["type"] == "sync" || self.envelope["type"] == "async";
         if !is_result {
-            return Err(failed(&CallError::Nonsense(path.to_owned())));
+            return Err(failed(&CallError::Malformed(path.to_owned())));
         }
         let mut reply = match self.envelope["metadata"].take() {
             Value::String(value) => text(VALUE, value),

@@ -1,4 +1,4 @@
-//! Method and path to an answer from the snapshot, in LXD's shapes.
+//! Routes of the guest API, with replies in LXD's format.
 
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ use crate::{
     },
 };
 
-/// LXD's word for values, and the character set, which cloud-init would guess otherwise, and guess
-/// wrong: `charset_normalizer` takes short texts for Windows-1252.
+/// LXD's content type of values, and the character set: without it cloud-init guesses, and
+/// `charset_normalizer` takes short texts for Windows-1252.
 pub(super) const VALUE: &str = "application/octet-stream; charset=utf-8";
 
 /// Answers one request. `extend` is called with the longest time that the connection may be open if
@@ -36,7 +36,7 @@ pub(super) async fn route(
     extend: &(dyn Fn(Duration) + Sync),
 ) -> Reply {
     let method = request.method().clone();
-    // A client with a proxy in its environment writes the whole URL; this is its path.
+    // A client with a proxy in its environment sends the whole URL; this is its path.
     let path = request.uri().path().to_owned();
     let answer = match path.as_str() {
         INFO if method == Method::PATCH => report(api, request).await,
@@ -110,7 +110,7 @@ fn events(
     let kinds = kinds(query, &[event::CONFIG, event::DEVICE])?;
     let source = Source {
         events: api.data.events(),
-        places: &api.listeners,
+        permits: &api.listeners,
         shutdown: &api.shutdown,
         stop,
     };
@@ -119,11 +119,11 @@ fn events(
     Ok(reply)
 }
 
-/// `PATCH /1.0`: tells the host how far the instance is.
+/// `PATCH /1.0`: reports the state of the instance to the host.
 async fn report(api: &GuestApi, request: Request<Incoming>) -> Result<Reply, ApiError> {
     let limit = defaults::MAX_GUEST_BODY_BYTES;
     let report: StateReport = read_json_within(request.into_body(), limit).await?;
-    let _place = api
+    let _permit = api
         .reports
         .try_acquire()
         .map_err(|_| ApiError::busy("too many reports are on their way"))?;

@@ -1,8 +1,8 @@
-//! What programs in the guest hear of a change: each once, whether the host tells it or a new
-//! snapshot shows it.
+//! Events about changes for programs in the guest: each change once, whether the host sends an event or
+//! two snapshots differ.
 //!
-//! A host tells changes to the agents that it reaches. What changed while it did not reach this one
-//! shows when everything is fetched again, and may be told after all.
+//! A host sends events to the agents that it reaches. A change that it could not send is found by
+//! comparing snapshots, and the host may still send its event later.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,51 +14,54 @@ use vsock_agent_protocol::{
 
 use super::Snapshot;
 
-/// A change, as hosts tell it.
+/// A change, in the form of the host's events.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Change {
     pub(super) kind: String,
     pub(super) metadata: Value,
 }
 
-/// The kind of a change, and the key or device that it is of.
+/// The kind of a change, and its key or device.
 type Subject = (String, String);
 
-/// What was told already.
+/// The changes that programs have been notified of.
 #[derive(Debug, Default)]
-pub(super) struct Told {
-    /// By the host, since the last snapshot.
-    heard: BTreeSet<Subject>,
-    /// By a snapshot, and not by the host: the outcomes.
-    shown: BTreeMap<Subject, Value>,
+pub(super) struct ReportedChanges {
+    /// By an event of the host, since the last snapshot.
+    events: BTreeSet<Subject>,
+    /// By a difference of snapshots without an event of the host, with the new value or action.
+    inferred: BTreeMap<Subject, Value>,
 }
 
-impl Told {
-    /// Whether programs are to hear of something that the host tells.
-    pub(super) fn hear(&mut self, kind: &str, metadata: &Value) -> bool {
+impl ReportedChanges {
+    /// Records an event of the host. True if programs are to be notified of it.
+    pub(super) fn host_event(&mut self, kind: &str, metadata: &Value) -> bool {
         let Some((subject, outcome)) = parse(kind, metadata) else {
             return true;
         };
-        let was_shown = self.shown.remove(&subject).as_ref() == Some(outcome);
-        self.heard.insert(subject);
-        !was_shown
+        let was_inferred = self.inferred.remove(&subject).as_ref() == Some(outcome);
+        self.events.insert(subject);
+        !was_inferred
     }
 
-    /// What programs are to hear of because `new` has it and `old` had not. Of the first snapshot
-    /// there is nothing to tell.
-    pub(super) fn show(&mut self, old: Option<&Snapshot>, new: &Snapshot) -> Vec<Change> {
+    /// The differences of two snapshots that programs are to be notified of; none for the first snapshot.
+    pub(super) fn snapshot_changes(
+        &mut self,
+        old: Option<&Snapshot>,
+        new: &Snapshot,
+    ) -> Vec<Change> {
         let mut changes = old.map_or_else(Vec::new, |old| changes(old, new));
         changes.retain(|change| {
             let Some((subject, outcome)) = parse(&change.kind, &change.metadata) else {
                 return false;
             };
-            let is_unheard = !self.heard.contains(&subject);
-            if is_unheard {
-                self.shown.insert(subject, outcome.clone());
+            let is_new = !self.events.contains(&subject);
+            if is_new {
+                self.inferred.insert(subject, outcome.clone());
             }
-            is_unheard
+            is_new
         });
-        self.heard.clear();
+        self.events.clear();
         changes
     }
 }
@@ -135,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_snapshot_tells_what_the_host_did_not() {
+    fn a_snapshot_reports_changes_without_a_host_event() {
         let old = snapshot(
             &[("user.a", "1"), ("user.b", "1"), ("user.gone", "1")],
             json!({ "eth0": { "type": "nic" }, "same": {} }),
@@ -144,16 +147,16 @@ mod tests {
             &[("user.a", "2"), ("user.b", "2")],
             json!({ "eth0": { "type": "none" }, "same": {}, "eth1": {} }),
         );
-        let mut told = Told::default();
-        let heard = key("user.a", "1", "2");
-        assert!(told.hear(&heard.kind, &heard.metadata));
-        let shown = told.show(Some(&old), &new);
+        let mut reported = ReportedChanges::default();
+        let event = key("user.a", "1", "2");
+        assert!(reported.host_event(&event.kind, &event.metadata));
+        let inferred = reported.snapshot_changes(Some(&old), &new);
         let device = |action: &str, name: &str, config: Value| Change {
             kind: DEVICE.to_owned(),
             metadata: json!({ "action": action, "name": name, "config": config }),
         };
         assert_eq!(
-            shown,
+            inferred,
             [
                 key("user.b", "1", "2"),
                 key("user.gone", "1", ""),
@@ -161,29 +164,45 @@ mod tests {
                 device("added", "eth1", json!({})),
             ]
         );
-        assert!(told.show(Some(&new), &new).is_empty());
+        assert!(reported.snapshot_changes(Some(&new), &new).is_empty());
     }
 
     #[test]
-    fn what_a_snapshot_has_shown_the_host_tells_to_nobody_again() {
+    fn a_host_event_is_dropped_if_a_snapshot_has_reported_the_change() {
         let [one, two] = ["1", "2"].map(|value| snapshot(&[("user.a", value)], json!({})));
-        let mut told = Told::default();
-        assert_eq!(told.show(Some(&one), &two), [key("user.a", "1", "2")]);
+        let mut reported = ReportedChanges::default();
+        assert_eq!(
+            reported.snapshot_changes(Some(&one), &two),
+            [key("user.a", "1", "2")]
+        );
         let late = key("user.a", "1", "2");
-        assert!(!told.hear(&late.kind, &late.metadata));
-        assert!(told.hear(&late.kind, &late.metadata), "another change");
-        assert_eq!(told.show(Some(&two), &one), [], "the host has told of it");
-        assert_eq!(told.show(Some(&one), &two), [key("user.a", "1", "2")]);
+        assert!(!reported.host_event(&late.kind, &late.metadata));
+        assert!(
+            reported.host_event(&late.kind, &late.metadata),
+            "another change"
+        );
+        assert_eq!(
+            reported.snapshot_changes(Some(&two), &one),
+            [],
+            "the host has sent an event"
+        );
+        assert_eq!(
+            reported.snapshot_changes(Some(&one), &two),
+            [key("user.a", "1", "2")]
+        );
         let other = key("user.a", "2", "3");
-        assert!(told.hear(&other.kind, &other.metadata));
-        assert!(told.hear(&late.kind, &late.metadata), "back again");
+        assert!(reported.host_event(&other.kind, &other.metadata));
+        assert!(
+            reported.host_event(&late.kind, &late.metadata),
+            "back again"
+        );
     }
 
     #[test]
-    fn what_is_not_understood_is_passed_on() {
-        let mut told = Told::default();
+    fn unknown_host_events_are_passed_on() {
+        let mut reported = ReportedChanges::default();
         for metadata in [json!(null), json!({ "key": 1 }), json!({ "key": "user.a" })] {
-            assert!(told.hear(CONFIG, &metadata));
+            assert!(reported.host_event(CONFIG, &metadata));
         }
     }
 }

@@ -1,5 +1,5 @@
-//! A complete snapshot, question by question: five of them if the host tells all keys at once, and
-//! else one for each key more.
+//! Fetches a complete snapshot: by five requests if the host sends all keys at once, by one more for each
+//! key otherwise.
 
 use std::collections::BTreeMap;
 
@@ -12,24 +12,24 @@ use vsock_agent_protocol::guest_api::{
 };
 
 use super::{
-    host_api::{CallError, Caller, HostApi},
+    host_api::{CallError, HostApi, HostClient},
     snapshot::Snapshot,
 };
 
-/// Asks the host for everything.
+/// Fetches a snapshot.
 ///
 /// # Errors
 ///
-/// [`CallError`] for the first thing that does not come: half a snapshot is none.
+/// The [`CallError`] of the first request that fails.
 pub(super) async fn fetch(host: &HostApi) -> Result<Snapshot, CallError> {
-    let mut host = host.clone().caller();
+    let mut host = host.clone().client();
     let info = get(&mut host, INFO).await?;
     let meta_data: String = get(&mut host, META_DATA).await?;
     let config = fetch_config(&mut host).await?;
     let devices = get(&mut host, DEVICES).await?;
-    // The instance-id is in the meta-data: keys of one and meta-data of another would not do.
+    // The meta-data contain the instance-id: the keys must belong to the same instance.
     if get::<String>(&mut host, META_DATA).await? != meta_data {
-        return Err(nonsense(META_DATA));
+        return Err(malformed(META_DATA));
     }
     Ok(Snapshot {
         info,
@@ -39,7 +39,7 @@ pub(super) async fn fetch(host: &HostApi) -> Result<Snapshot, CallError> {
     })
 }
 
-async fn fetch_config(host: &mut Caller) -> Result<BTreeMap<String, String>, CallError> {
+async fn fetch_config(host: &mut HostClient) -> Result<BTreeMap<String, String>, CallError> {
     let listed = match host.call(Method::GET, CONFIG_WITH_VALUES, None).await {
         Err(CallError::Refused { status, .. }) if status.is_client_error() => {
             host.call(Method::GET, CONFIG, None).await
@@ -51,7 +51,7 @@ async fn fetch_config(host: &mut Caller) -> Result<BTreeMap<String, String>, Cal
         Value::Object(values) => {
             for (key, value) in values {
                 let Value::String(value) = value else {
-                    return Err(nonsense(CONFIG));
+                    return Err(malformed(CONFIG));
                 };
                 if is_shown(&key) {
                     config.add(key, value)?;
@@ -59,7 +59,7 @@ async fn fetch_config(host: &mut Caller) -> Result<BTreeMap<String, String>, Cal
             }
             return Ok(config.values);
         }
-        // A host that does not know the query.
+        // The host ignored the query.
         paths => parse::<Option<Vec<String>>>(CONFIG, paths)?.unwrap_or_default(),
     };
     for key in paths.iter().filter_map(|path| shown_key(path)) {
@@ -85,7 +85,7 @@ impl Config {
     fn add(&mut self, key: String, value: String) -> Result<(), CallError> {
         self.bytes += key.len() + value.len();
         if self.values.len() == MAX_KEYS || self.bytes > MAX_DATA_BYTES {
-            return Err(nonsense(CONFIG));
+            return Err(malformed(CONFIG));
         }
         if !value.is_empty() {
             self.values.insert(key, value);
@@ -104,17 +104,17 @@ fn is_shown(key: &str) -> bool {
     is_guest_key(key) && !is_hidden_key(key)
 }
 
-async fn get<T: DeserializeOwned>(host: &mut Caller, path: &str) -> Result<T, CallError> {
+async fn get<T: DeserializeOwned>(host: &mut HostClient, path: &str) -> Result<T, CallError> {
     let value = host.call(Method::GET, path, None).await?;
     parse(path, value)
 }
 
 fn parse<T: DeserializeOwned>(path: &str, value: Value) -> Result<T, CallError> {
-    serde_json::from_value(value).map_err(|_| nonsense(path))
+    serde_json::from_value(value).map_err(|_| malformed(path))
 }
 
-fn nonsense(path: &str) -> CallError {
-    CallError::Nonsense(path.to_owned())
+fn malformed(path: &str) -> CallError {
+    CallError::Malformed(path.to_owned())
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! One question to the host, one answer: HTTP/1.1, over TLS or plain, envelopes taken off.
+//! HTTP/1.1 client of the host's API, over TLS or plain.
 
 use std::{io, sync::Arc};
 
@@ -20,53 +20,53 @@ use crate::{
     },
 };
 
-/// The name LXD's agents ask for. Hosts have one certificate, whatever it says.
+/// The server name that LXD's agent uses. The certificate is pinned, so its name does not matter.
 const HOST_NAME: &str = "custom.socket";
 
-/// Where the host is, and how it is known. Cheap to clone.
+/// The host's address and TLS configuration. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct HostApi {
     address: ListenAddress,
     tls: Option<Arc<ClientConfig>>,
 }
 
-/// Why the host did not answer as it should.
+/// Why a request to the host failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CallError {
-    /// Nobody has said where it is.
+    /// The host's address is not known.
     #[error("no host is known")]
     NoHost,
-    /// Nobody listens there, or not in time.
+    /// The connection was refused, or not accepted in time.
     #[error("cannot connect to the host")]
     Connect(#[source] io::Error),
-    /// It is not the one that is expected, or does not know this agent.
+    /// The host's certificate is not the pinned one, or it rejects the agent's.
     #[error("no TLS with the host")]
     Tls(#[source] io::Error),
-    /// It takes too long.
+    /// No response in time.
     #[error("the host does not answer in time")]
-    Silent,
-    /// It left.
+    TimedOut,
+    /// The host closed the connection.
     #[error("the connection to the host is lost")]
     Lost(#[source] hyper::Error),
-    /// The body of its answer is cut off, or too large.
+    /// The body of the response is cut off, or too large.
     #[error("the host's answer is unreadable")]
     Body(#[source] ApiError),
-    /// It says no.
+    /// The host replied with an error.
     #[error("the host refuses: {text} ({status})")]
     Refused { status: StatusCode, text: String },
-    /// It says something that makes no sense.
-    #[error("the host's answer to {0} is not what it should be")]
-    Nonsense(String),
+    /// The response to this path has no valid content.
+    #[error("the host's answer to {0} is malformed")]
+    Malformed(String),
 }
 
 impl HostApi {
-    /// Without `tls`, whoever listens there is trusted.
+    /// Without `tls`, the listener at `address` is trusted.
     pub(super) const fn new(address: ListenAddress, tls: Option<Arc<ClientConfig>>) -> Self {
         Self { address, tls }
     }
 
-    pub(super) const fn caller(self) -> Caller {
-        Caller {
+    pub(super) const fn client(self) -> HostClient {
+        HostClient {
             host: self,
             connection: None,
         }
@@ -93,37 +93,37 @@ impl HostApi {
             .unwrap_or_else(|_| Err(CallError::Connect(io::ErrorKind::TimedOut.into())))
     }
 
-    /// Asks over a connection of its own, and waits for the head of the answer as long as there is one.
+    /// Sends over a new connection, and waits for the head of the response as long as that is open.
     ///
     /// # Errors
     ///
     /// [`CallError`]; [`CallError::Connect`] and [`CallError::Tls`] before the host has the request.
-    pub(super) async fn ask(
+    pub(super) async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
-    ) -> Result<HostAnswer, CallError> {
+    ) -> Result<HostResponse, CallError> {
         add_headers(request.headers_mut());
         if !request.method().is_safe() {
-            return self.ask_once(request).await;
+            return self.send_once(request).await;
         }
-        match self.ask_once(request.clone()).await {
-            // A host that is about to end still takes connections.
-            Err(CallError::Lost(_)) => self.ask_once(request).await,
+        match self.send_once(request.clone()).await {
+            // A host that is shutting down still accepts connections.
+            Err(CallError::Lost(_)) => self.send_once(request).await,
             answer => answer,
         }
     }
 
-    async fn ask_once(&self, request: Request<Full<Bytes>>) -> Result<HostAnswer, CallError> {
+    async fn send_once(&self, request: Request<Full<Bytes>>) -> Result<HostResponse, CallError> {
         let connection = self.open().await?;
         let (response, connection) = connection.send(request).await.map_err(CallError::Lost)?;
-        Ok(HostAnswer {
+        Ok(HostResponse {
             response,
             connection,
         })
     }
 }
 
-/// What every request to the host has.
+/// Headers of every request to the host.
 fn add_headers(headers: &mut HeaderMap) {
     headers.insert(header::HOST, HeaderValue::from_static(HOST_NAME));
     headers.insert(
@@ -132,15 +132,15 @@ fn add_headers(headers: &mut HeaderMap) {
     );
 }
 
-/// An answer of the host, with its body still to be read. The connection ends with it.
+/// A response of the host whose body is not read yet. Closes the connection in `Drop`.
 #[derive(Debug)]
-pub(crate) struct HostAnswer {
+pub(crate) struct HostResponse {
     response: Response<Incoming>,
-    /// Drives the body. `None` if all of that has come.
+    /// Drives the body. `None` if all of it has arrived.
     connection: Option<Connection>,
 }
 
-impl HostAnswer {
+impl HostResponse {
     pub(crate) fn status(&self) -> StatusCode {
         self.response.status()
     }
@@ -165,7 +165,7 @@ impl HostAnswer {
     ///
     /// # Errors
     ///
-    /// The host has left, or no piece has come for [`defaults::HOST_ANSWER_TIMEOUT`].
+    /// The host closed the connection, or `TimedOut` after [`defaults::HOST_ANSWER_TIMEOUT`].
     pub(crate) async fn next_piece(&mut self) -> Option<io::Result<Bytes>> {
         loop {
             let frame = self.response.body_mut().frame();
@@ -183,15 +183,15 @@ impl HostAnswer {
     }
 }
 
-/// Somebody with several questions, who keeps the connection as long as the host does.
+/// Sends several requests over one connection, as long as the host keeps it open.
 #[derive(Debug)]
-pub(super) struct Caller {
+pub(super) struct HostClient {
     host: HostApi,
     connection: Option<Connection>,
 }
 
-impl Caller {
-    /// Asks, and gives what is in the envelope.
+impl HostClient {
+    /// Sends a request, and returns the metadata of the response.
     ///
     /// # Errors
     ///
@@ -202,36 +202,36 @@ impl Caller {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Value, CallError> {
-        // A host may close a connection at any time; one that was just opened it has not seen yet.
+        // A host may close an idle connection at any time, so a lost one is retried on a new one.
         if let Some(mut connection) = self.connection.take()
             && connection.ready().await.is_ok()
         {
-            match self.call_over(connection, &method, path, body).await {
+            match self.call_on(connection, &method, path, body).await {
                 Err(CallError::Lost(_)) if method == Method::GET => {}
                 answer => return answer,
             }
         }
         let connection = self.host.open().await?;
-        self.call_over(connection, &method, path, body).await
+        self.call_on(connection, &method, path, body).await
     }
 
-    async fn call_over(
+    async fn call_on(
         &mut self,
         connection: Connection,
         method: &Method,
         path: &str,
         body: Option<&Value>,
     ) -> Result<Value, CallError> {
-        let nonsense = || CallError::Nonsense(path.to_owned());
+        let malformed = || CallError::Malformed(path.to_owned());
         let body = body.map(Value::to_string).unwrap_or_default();
         let mut request = Request::new(Full::from(body));
         *request.method_mut() = method.clone();
-        *request.uri_mut() = path.parse().map_err(|_| nonsense())?;
+        *request.uri_mut() = path.parse().map_err(|_| malformed())?;
         add_headers(request.headers_mut());
         let sending = connection.send(request);
         let (reply, connection) = timeout(defaults::HOST_ANSWER_TIMEOUT, sending)
             .await
-            .map_err(|_| CallError::Silent)?
+            .map_err(|_| CallError::TimedOut)?
             .map_err(CallError::Lost)?;
         let status = reply.status();
         let limit = defaults::MAX_HOST_ANSWER_BYTES;
@@ -250,7 +250,7 @@ impl Caller {
         if envelope["type"] == "sync" {
             Ok(envelope["metadata"].take())
         } else {
-            Err(nonsense())
+            Err(malformed())
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Keeps the snapshot what the host has.
+//! Keeps the snapshot up to date with the host.
 //!
 //! ```text
-//! nobody says where the host is ──PUT /1.0──► fetching ──complete──► here ─┐
-//!              ▲                                ▲  └─failed: pause─┘       │
-//!              └──PUT /1.0, devlxd off──────────┴──event, PUT /1.0────────┘
+//! no address of the host ──PUT /1.0──► fetching ──complete──► available ─┐
+//!           ▲                            ▲  └─failed: pause─┘            │
+//!           └──PUT /1.0, devlxd off──────┴──event, PUT /1.0──────────────┘
 //! ```
 
 use std::{future::pending, io, path::PathBuf, sync::Arc, time::Duration};
@@ -38,26 +38,29 @@ use crate::{
     system::blocking::run_blocking,
 };
 
-use super::{Availability, CallError, HostApi, InstanceData, Kept, changes::Told, fetch::fetch};
+use super::{
+    Availability, CallError, HostApi, InstanceData, SavedSnapshot, changes::ReportedChanges,
+    fetch::fetch,
+};
 
-/// The task that does it.
+/// The task that fetches snapshots.
 #[derive(Debug)]
 pub(crate) struct Refresher {
     data: InstanceData,
-    said: watch::Receiver<Option<HostConnection>>,
-    heard: Listener,
+    announced: watch::Receiver<Option<HostConnection>>,
+    events: Listener,
     address: Option<ListenAddress>,
     identity: Option<PathBuf>,
-    /// Where the last snapshot is kept, for boots in which the host is away.
-    kept: Option<Kept>,
-    told: Told,
+    /// The last snapshot on disk, for boots in which the host does not answer.
+    saved: Option<SavedSnapshot>,
+    reported: ReportedChanges,
 }
 
-/// What is to be done after the host's last word.
+/// What to do after the host's last `PUT /1.0`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Goal {
     Wait,
-    Off,
+    Disable,
     Fetch {
         address: ListenAddress,
         /// PEM, or empty.
@@ -66,65 +69,65 @@ enum Goal {
 }
 
 impl Refresher {
-    /// Fetches for `data` what `host` says is there, again with every change that `events` tell.
-    /// With an `address`, the host is there, whatever it says. `identity` is the folder of the
-    /// agent's identity; without one the host need not have one either. What was fetched is kept in
-    /// `kept`, and served from there while the host is away.
+    /// Fetches the data for `data` from the address that `host` has, and again after each of `events`.
+    /// An `address` overrides the host's own. `identity` is the folder of the agent's identity; without
+    /// one the connection may be plain. Snapshots are saved in `saved`, and served from there while the
+    /// host does not answer.
     pub(crate) fn new(
         data: InstanceData,
         host: &Host,
         events: &Events,
         address: Option<ListenAddress>,
         identity: Option<PathBuf>,
-        kept: Option<Kept>,
+        saved: Option<SavedSnapshot>,
     ) -> Self {
         Self {
             data,
-            said: host.watch(),
-            heard: events.listen(vec![CONFIG.to_owned(), DEVICE.to_owned()]),
+            announced: host.watch(),
+            events: events.listen(vec![CONFIG.to_owned(), DEVICE.to_owned()]),
             address,
             identity,
-            kept,
-            told: Told::default(),
+            saved,
+            reported: ReportedChanges::default(),
         }
     }
 
-    /// Whether the guest's data are expected to come, if only from an earlier boot.
+    /// Whether data are expected, be it those of an earlier boot.
     pub(crate) fn expects_data(&self) -> bool {
-        if self.kept.as_ref().is_some_and(Kept::is_there) {
+        if self.saved.as_ref().is_some_and(SavedSnapshot::exists) {
             return true;
         }
-        let goal = goal(self.said.borrow().as_ref(), self.address.as_ref());
+        let goal = goal(self.announced.borrow().as_ref(), self.address.as_ref());
         matches!(goal, Goal::Fetch { .. })
     }
 
-    /// Asks once whether the host is at `address`. One that answers within
-    /// [`defaults::LOOK_TIMEOUT`] is there from now on, whatever it says.
-    pub(crate) async fn look_for(&mut self, address: ListenAddress) {
+    /// Sends one request to `address`. If the host answers within [`defaults::HOST_PROBE_TIMEOUT`], this
+    /// address overrides the host's own.
+    pub(crate) async fn probe(&mut self, address: ListenAddress) {
         let Ok(tls) = self.tls("") else {
             return;
         };
-        let mut caller = HostApi::new(address.clone(), tls).caller();
-        let asked = caller.call(Method::GET, INFO, None);
-        let answer = timeout(defaults::LOOK_TIMEOUT, asked).await;
-        match answer.unwrap_or(Err(CallError::Silent)) {
+        let mut client = HostApi::new(address.clone(), tls).client();
+        let asked = client.call(Method::GET, INFO, None);
+        let answer = timeout(defaults::HOST_PROBE_TIMEOUT, asked).await;
+        match answer.unwrap_or(Err(CallError::TimedOut)) {
             Ok(_) => {
-                tracing::info!(%address, "the host answers where it usually does");
+                tracing::info!(%address, "the host answers at its default address");
                 self.address = Some(address);
             }
-            Err(error) => tracing::debug!(%address, %error, "the host may yet say where it is"),
+            Err(error) => tracing::debug!(%address, %error, "no host at the default address"),
         }
     }
 
-    /// Goes on until `stop` is cancelled. Where the host has not told the data within
-    /// [`defaults::KEPT_AFTER`], those that are kept are served until it does.
+    /// Runs until `stop` is cancelled. If the data have not been fetched within
+    /// [`defaults::SAVED_DATA_DELAY`], the saved ones are served until they are.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        let (data, kept) = (self.data.clone(), self.kept.clone());
+        let (data, saved) = (self.data.clone(), self.saved.clone());
         let fetching = self.fetch_until(stop.clone());
         let fall_back = async {
-            sleep(defaults::KEPT_AFTER).await;
-            if let Some(kept) = kept {
-                serve_kept(&data, kept).await;
+            sleep(defaults::SAVED_DATA_DELAY).await;
+            if let Some(saved) = saved {
+                serve_saved(&data, saved).await;
             }
             pending::<()>().await;
         };
@@ -135,11 +138,12 @@ impl Refresher {
     }
 
     async fn fetch_until(self, stop: CancellationToken) {
-        let (mut said, address) = (self.said.clone(), self.address.clone());
+        let (mut announced, address) = (self.announced.clone(), self.address.clone());
         let mut follower = self;
         loop {
-            let last = goal(said.borrow_and_update().as_ref(), address.as_ref());
-            let another = said.wait_for(|said| goal(said.as_ref(), address.as_ref()) != last);
+            let last = goal(announced.borrow_and_update().as_ref(), address.as_ref());
+            let another =
+                announced.wait_for(|announced| goal(announced.as_ref(), address.as_ref()) != last);
             select! {
                 () = follower.follow(&last) => {}
                 changed = another => if changed.is_err() {
@@ -150,13 +154,13 @@ impl Refresher {
         }
     }
 
-    /// Does what the goal says, without an end.
+    /// Pursues the goal. Never returns.
     async fn follow(&mut self, goal: &Goal) {
         match goal {
             Goal::Wait => {}
-            Goal::Off => {
+            Goal::Disable => {
                 self.data.set_host(None);
-                self.switch_off().await;
+                self.disable().await;
             }
             Goal::Fetch {
                 address,
@@ -165,25 +169,25 @@ impl Refresher {
                 Ok(tls) => {
                     let host = HostApi::new(address.clone(), tls);
                     self.data.set_host(Some(host.clone()));
-                    self.fetch_again_and_again(&host).await;
+                    self.fetch_repeatedly(&host).await;
                 }
-                Err(error) => tracing::error!(%error, "cannot speak TLS to the host"),
+                Err(error) => tracing::error!(%error, "no usable identity for TLS with the host"),
             },
         }
-        // Nobody is asked, so what has changed means nothing. It is taken all the same, because
-        // the log of events keeps what a listener does not take.
+        // Nothing is fetched, so events have no effect. They are received all the same, because the
+        // event log keeps what a listener has not received.
         loop {
-            let _ = self.heard.next().await;
+            let _ = self.events.next().await;
         }
     }
 
-    /// TLS with the host: pinned to the certificate it gave, or to those in the identity.
+    /// TLS pinned to the host's own `certificate`, or to those in the identity if that is empty.
     fn tls(&self, certificate: &str) -> Result<Option<Arc<ClientConfig>>, IdentityError> {
         let folder = self.identity.as_deref();
         let hosts = match (certificate, folder) {
             ("", None) => return Ok(None),
             ("", Some(folder)) => tls::hosts(folder)?,
-            // It was read once already when the host gave it.
+            // `Host::set_connection` has checked it.
             (pem, _) => CertificateDer::pem_slice_iter(pem.as_bytes())
                 .filter_map(Result::ok)
                 .collect(),
@@ -191,17 +195,17 @@ impl Refresher {
         tls::client_config(folder, hosts).map(Some)
     }
 
-    async fn fetch_again_and_again(&mut self, host: &HostApi) {
+    async fn fetch_repeatedly(&mut self, host: &HostApi) {
         let mut pause = defaults::FETCH_PAUSE;
-        let mut news: Vec<Event> = Vec::new();
+        let mut changes: Vec<Event> = Vec::new();
         loop {
             let fetched = timeout(defaults::FETCH_TIMEOUT, fetch(host))
                 .await
-                .unwrap_or(Err(CallError::Silent));
+                .unwrap_or(Err(CallError::TimedOut));
             let old = self.data.snapshot();
             let fresh = match fetched {
                 Ok(snapshot) => {
-                    tracing::debug!(?snapshot, "the host has told what this instance is");
+                    tracing::debug!(?snapshot, "fetched the instance data");
                     self.data.publish(snapshot);
                     self.keep().await;
                     pause = defaults::FETCH_PAUSE;
@@ -212,37 +216,37 @@ impl Refresher {
                     None
                 }
             };
-            // Nobody who hears of a change finds the old value afterwards, if the host answers.
-            for event in news.drain(..) {
-                if self.told.hear(&event.kind, &event.metadata) {
-                    self.data.tell(&event.kind, event.metadata);
+            // Events go out after the snapshot, so a program that gets one reads the new value.
+            for event in changes.drain(..) {
+                if self.reported.host_event(&event.kind, &event.metadata) {
+                    self.data.publish_event(&event.kind, event.metadata);
                 }
             }
             if let Some(new) = fresh {
-                for change in self.told.show(old.as_deref(), &new) {
-                    self.data.tell(&change.kind, change.metadata);
+                for change in self.reported.snapshot_changes(old.as_deref(), &new) {
+                    self.data.publish_event(&change.kind, change.metadata);
                 }
-                news = self.next_news().await;
+                changes = self.next_changes().await;
             } else {
                 sleep(pause).await;
                 pause = (pause * 2).min(defaults::MAX_FETCH_PAUSE);
-                news = self.news_until_now();
+                changes = self.pending_changes();
             }
         }
     }
 
-    /// The host wants this guest to know nothing: what is kept of earlier boots goes, too.
-    async fn switch_off(&self) {
-        self.data.forget(Availability::Off);
-        if let Some(kept) = self.kept.clone() {
-            log_failure(run_blocking(move || kept.remove()).await);
+    /// Withdraws the data, and removes those of earlier boots.
+    async fn disable(&self) {
+        self.data.set_availability(Availability::Disabled);
+        if let Some(saved) = self.saved.clone() {
+            log_failure(run_blocking(move || saved.remove()).await);
         }
     }
 
     async fn keep(&self) {
-        if let (Some(kept), Some(snapshot)) = (self.kept.clone(), self.data.snapshot()) {
+        if let (Some(saved), Some(snapshot)) = (self.saved.clone(), self.data.snapshot()) {
             let data = self.data.clone();
-            log_failure(run_blocking(move || kept.save_if_current(&snapshot, &data)).await);
+            log_failure(run_blocking(move || saved.save_if_current(&snapshot, &data)).await);
         }
     }
 
@@ -256,51 +260,53 @@ impl Refresher {
         if let CallError::Refused { status, .. } = error
             && *status == StatusCode::FORBIDDEN
         {
-            self.switch_off().await;
+            self.disable().await;
         }
     }
 
-    /// Waits for a change, and collects what comes soon after it.
-    async fn next_news(&mut self) -> Vec<Event> {
+    /// Waits for a change, and collects those that follow within [`defaults::FETCH_PAUSE`].
+    async fn next_changes(&mut self) -> Vec<Event> {
         let first = select! {
-            // Of events that are lost it is only known that something has changed.
-            event = self.heard.next() => event.ok().and_then(|text| parse(&text)),
-            said = self.said.changed() => match said {
+            // If events were lost, something has changed, but not what.
+            event = self.events.next() => event.ok().and_then(|text| parse(&text)),
+            announced = self.announced.changed() => match announced {
                 Ok(()) => None,
                 Err(_) => return pending().await,
             },
         };
         sleep(defaults::FETCH_PAUSE).await;
-        let mut news: Vec<Event> = first.into_iter().collect();
-        news.append(&mut self.news_until_now());
-        news
+        let mut changes: Vec<Event> = first.into_iter().collect();
+        changes.append(&mut self.pending_changes());
+        changes
     }
 
-    fn news_until_now(&mut self) -> Vec<Event> {
-        let mut news = Vec::new();
-        while let Some(heard) = self.heard.next().now_or_never() {
-            news.extend(heard.ok().and_then(|text| parse(&text)));
+    fn pending_changes(&mut self) -> Vec<Event> {
+        let mut changes = Vec::new();
+        while let Some(events) = self.events.next().now_or_never() {
+            changes.extend(events.ok().and_then(|text| parse(&text)));
         }
-        news
+        changes
     }
 }
 
 fn log_failure(done: io::Result<io::Result<()>>) {
     if let Err(error) = done.flatten() {
-        tracing::warn!(%error, "cannot keep the instance data for a boot without the host");
+        tracing::warn!(%error, "cannot save the instance data for a boot without the host");
     }
 }
 
-/// Serves what is kept, unless the host has told the data meanwhile.
-async fn serve_kept(data: &InstanceData, kept: Kept) {
+/// Serves the saved data, unless the host's own are known.
+async fn serve_saved(data: &InstanceData, saved: SavedSnapshot) {
     if !matches!(*data.watch().borrow(), Availability::Unknown) {
         return;
     }
-    let loaded = run_blocking(move || kept.load()).await;
+    let loaded = run_blocking(move || saved.load()).await;
     match loaded.flatten() {
         Ok(Some(snapshot)) => {
-            if data.publish_if_unknown(snapshot.marked_as_kept()) {
-                tracing::warn!("the host is away: the instance data are those of an earlier boot");
+            if data.publish_if_unknown(snapshot.marked_as_saved()) {
+                tracing::warn!(
+                    "the host does not answer: using the instance data of an earlier boot"
+                );
             }
         }
         Ok(None) => {}
@@ -312,30 +318,30 @@ fn parse(event: &str) -> Option<Event> {
     serde_json::from_str(event).ok()
 }
 
-fn goal(said: Option<&HostConnection>, address: Option<&ListenAddress>) -> Goal {
-    match (said, address) {
+fn goal(announced: Option<&HostConnection>, address: Option<&ListenAddress>) -> Goal {
+    match (announced, address) {
         (None, None) => Goal::Wait,
         (None, Some(address)) => Goal::Fetch {
             address: address.clone(),
             certificate: String::new(),
         },
-        (Some(said), _) if !said.devlxd => Goal::Off,
-        (Some(said), address) => Goal::Fetch {
-            address: address.cloned().unwrap_or_else(|| vsock_address(said)),
-            certificate: said.certificate.clone(),
+        (Some(announced), _) if !announced.devlxd => Goal::Disable,
+        (Some(announced), address) => Goal::Fetch {
+            address: address.cloned().unwrap_or_else(|| vsock_address(announced)),
+            certificate: announced.certificate.clone(),
         },
     }
 }
 
-fn vsock_address(said: &HostConnection) -> ListenAddress {
-    // A host that does not know its own id means itself.
-    let cid = match Cid(said.cid) {
+fn vsock_address(announced: &HostConnection) -> ListenAddress {
+    // A host that does not know its own context id sends 0 or `VMADDR_CID_ANY`.
+    let cid = match Cid(announced.cid) {
         Cid::ANY | Cid(0) => Cid::HOST,
         cid => cid,
     };
     ListenAddress::Vsock(VsockAddress {
         cid,
-        port: said.port,
+        port: announced.port,
     })
 }
 
@@ -343,7 +349,7 @@ fn vsock_address(said: &HostConnection) -> ListenAddress {
 mod tests {
     use super::*;
 
-    fn said(cid: u32, devlxd: bool) -> HostConnection {
+    fn announced(cid: u32, devlxd: bool) -> HostConnection {
         HostConnection {
             cid,
             port: 1024,
@@ -360,8 +366,8 @@ mod tests {
     }
 
     #[test]
-    fn the_host_is_where_it_says() {
-        let goal = |cid| goal(Some(&said(cid, true)), None);
+    fn the_host_is_fetched_from_at_its_announced_address() {
+        let goal = |cid| goal(Some(&announced(cid, true)), None);
         assert_eq!(goal(7), fetch_from("vsock:7:1024", "pem"));
         for unknown in [0, u32::MAX] {
             assert_eq!(goal(unknown), fetch_from("vsock:2:1024", "pem"));
@@ -369,17 +375,20 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_knows_better_where_it_is_but_not_whether() {
+    fn a_configured_address_overrides_the_announced_one_but_not_devlxd() {
         let address = "unix:/x".parse().unwrap();
-        let goal = |said: Option<&HostConnection>| goal(said, Some(&address));
+        let goal = |announced: Option<&HostConnection>| goal(announced, Some(&address));
         assert_eq!(goal(None), fetch_from("unix:/x", ""));
-        assert_eq!(goal(Some(&said(2, true))), fetch_from("unix:/x", "pem"));
-        assert_eq!(goal(Some(&said(2, false))), Goal::Off);
+        assert_eq!(
+            goal(Some(&announced(2, true))),
+            fetch_from("unix:/x", "pem")
+        );
+        assert_eq!(goal(Some(&announced(2, false))), Goal::Disable);
     }
 
     #[test]
-    fn nobody_is_asked_before_anybody_has_said_anything() {
+    fn nothing_is_fetched_before_an_address_is_known() {
         assert_eq!(goal(None, None), Goal::Wait);
-        assert_eq!(goal(Some(&said(2, false)), None), Goal::Off);
+        assert_eq!(goal(Some(&announced(2, false)), None), Goal::Disable);
     }
 }

@@ -1,4 +1,4 @@
-//! All that is known of the instance at one time.
+//! The instance data at one time.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -17,18 +17,18 @@ pub(crate) struct Snapshot {
     pub(crate) devices: Map<String, Value>,
 }
 
-/// The field of the answer to `GET /1.0` that says that the host was away and the data are those of
-/// an earlier boot.
-const KEPT: &str = "vsock_agent_kept";
+/// A field of the reply to `GET /1.0`: the host does not answer, and the data are those of an earlier
+/// boot.
+const SAVED: &str = "vsock_agent_kept";
 
 impl Snapshot {
-    /// The same, marked as one of an earlier boot.
-    pub(crate) fn marked_as_kept(mut self) -> Self {
-        self.info.other.insert(KEPT.to_owned(), true.into());
+    /// The snapshot, marked as one of an earlier boot.
+    pub(crate) fn marked_as_saved(mut self) -> Self {
+        self.info.other.insert(SAVED.to_owned(), true.into());
         self
     }
 
-    /// A value for cloud-init: of the key in `cloud-init.`, or else of the older one in `user.`.
+    /// A value for cloud-init: of the key `cloud-init.NAME`, or else of the older `user.NAME`.
     pub(crate) fn cloud_init(&self, name: &str) -> Option<&str> {
         let value = |prefix| self.config.get(&format!("{prefix}.{name}"));
         value("cloud-init")
@@ -37,7 +37,7 @@ impl Snapshot {
     }
 }
 
-/// Values may be secrets, so none is shown.
+/// Values may be secrets, so none is printed.
 impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Snapshot")

@@ -1,4 +1,4 @@
-//! A request to an answer: the preset's rules of headers and tokens, then its table.
+//! Answers a request: checks the preset's rules for headers and tokens, then looks up the route.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -17,12 +17,12 @@ use crate::{
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// What a request is answered from.
+/// What is needed to answer a request.
 #[derive(Debug)]
 pub(super) struct Answering<'a> {
     pub(super) preset: &'a Preset,
     pub(super) tokens: &'a Tokens,
-    /// Whether nothing is said without a token, where there are some.
+    /// Whether a service with tokens refuses requests without one.
     pub(super) only_with_token: bool,
     pub(super) snapshot: &'a Snapshot,
     /// The machine's network devices.
@@ -51,13 +51,13 @@ impl Answering<'_> {
             return Err(ApiError::new(StatusCode::FORBIDDEN, text));
         }
         let unknown = || ApiError::not_found("not found");
-        // A client with a proxy in its environment writes the whole URL; this is its path.
+        // A client with a proxy in its environment sends the whole URL; this is its path.
         let path = percent_decode_str(request.uri().path()).decode_utf8();
         let path = path.map_err(|_| unknown())?;
         if let Some(rule) = &self.preset.token {
-            let is_sent_on = |name| headers.contains_key(name);
-            if rule.refuse.as_ref().is_some_and(is_sent_on) {
-                let text = "a request that was sent on is not answered";
+            let is_present = |name| headers.contains_key(name);
+            if rule.refuse.as_ref().is_some_and(is_present) {
+                let text = "a forwarded request is refused";
                 return Err(ApiError::new(StatusCode::FORBIDDEN, text));
             }
             if plain(&path) == plain(&rule.path) {
@@ -75,14 +75,14 @@ impl Answering<'_> {
                 Ok(reply)
             }
             Found::Listing(names) => Ok(text(TEXT, names)),
-            Found::For(methods) => {
+            Found::WrongMethod(methods) => {
                 let allow = match methods.first() {
                     Some(&Method::PUT) => "PUT",
                     Some(&Method::POST) => "POST",
                     Some(&Method::DELETE) => "DELETE",
                     _ => "GET, HEAD",
                 };
-                let text = format!("{} is not for here", request.method());
+                let text = format!("the method {} is not allowed here", request.method());
                 Err(ApiError::wrong_method(text, allow))
             }
             Found::Nothing => Err(unknown()),
@@ -96,7 +96,7 @@ impl Answering<'_> {
         headers: &HeaderMap,
     ) -> Result<Reply, ApiError> {
         if method != Method::PUT {
-            return Err(ApiError::wrong_method("tokens are had by PUT", "PUT"));
+            return Err(ApiError::wrong_method("tokens are issued by PUT", "PUT"));
         }
         let ttl = headers
             .get(&rule.ttl_header)
@@ -113,16 +113,16 @@ impl Answering<'_> {
     }
 
     fn check(&self, rule: &TokenRule, headers: &HeaderMap) -> Result<(), ApiError> {
-        let is_known = match headers.get(&rule.header) {
+        let is_valid = match headers.get(&rule.header) {
             None => !self.only_with_token,
-            Some(token) => token.to_str().is_ok_and(|token| self.tokens.knows(token)),
+            Some(token) => token.to_str().is_ok_and(|token| self.tokens.verify(token)),
         };
-        if is_known {
+        if is_valid {
             Ok(())
         } else {
             Err(ApiError::new(
                 StatusCode::UNAUTHORIZED,
-                "not without a token",
+                "a valid token is required",
             ))
         }
     }

@@ -1,23 +1,4 @@
-//! A preset as it is written: TOML, read and checked as a whole.
-//!
-//! ```text
-//! extends = "imds"            everything of a preset that is shipped, behind what is said here; not
-//!                             its tokens
-//! address = "169.254.169.254"
-//! port = 80
-//! versions = ["latest"]       what ${version} in a path can be
-//! document-versions = ["latest"]   what ${document-version} can be
-//! listings = ["/${version}/meta-data"]   where every folder lists what is in it
-//! require = { Metadata-Flavor = "Google" }   headers without which there is no answer: 403
-//! respond = { Metadata-Flavor = "Google" }   headers of every answer
-//! routes = [                  the first that fits and has its values; no other is there
-//!     { path = "/${version}/user-data", text = "${user-data}" },
-//!     { path = "/keys/${index}", each = "public-keys", text = "${item.key}" },
-//! ]                           also: lines, json, method, status, type, when, hidden
-//! [token]                     path, header, ttl-header, max-ttl, refuse: a request with this header
-//!                             gets nothing
-//! [smbios.system]             for the host
-//! ```
+//! Parses a preset's TOML. The format is described in `docs/metadata.md`.
 
 use std::net::IpAddr;
 

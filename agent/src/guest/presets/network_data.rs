@@ -1,8 +1,8 @@
-//! A network configuration as `OpenStack`'s `network_data.json` has it, in its words: `links`,
-//! `networks` and `services`.
+//! Converts a network configuration to `OpenStack`'s `network_data.json`: `links`, `networks` and
+//! `services`.
 //!
-//! Read are cloud-init's two versions of a configuration, as far as they are about Ethernet devices,
-//! addresses, routes and name servers; the format has no way for more that this could use.
+//! Supports both versions of cloud-init's configuration, limited to Ethernet devices, addresses, routes
+//! and name servers.
 //! <https://docs.openstack.org/nova/latest/user/metadata.html>
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,9 +11,8 @@ use serde_json::{Value, json};
 
 use crate::yaml::{self, Node};
 
-/// The document. `None` if there is something in the configuration that it has no way for, or a
-/// device whose address nobody knows. `nics` are the machine's devices, of which some are
-/// configured by name.
+/// The document. `None` if the configuration has something that it cannot express, or a device whose
+/// hardware address is not known. `nics` are the machine's devices, for those configured by name.
 pub(super) fn of(config: &str, nics: &[Value]) -> Option<Value> {
     let root = yaml::parse(config).ok()??;
     let root = root.get("network").unwrap_or(&root);

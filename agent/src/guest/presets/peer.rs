@@ -1,14 +1,14 @@
-//! Who is at the other end of a TCP connection within this machine: the user of the socket there.
+//! The user at the other end of a TCP connection within this machine.
 //!
-//! The kernel knows it by the addresses of both ends, and says it at once if it is asked by
-//! `sock_diag(7)`. Without that (`CONFIG_INET_DIAG`, a module in many kernels) it is in
-//! `/proc/net/tcp` and `tcp6` (`proc(5)`), which are as long as the machine has sockets: one thread
-//! reads them, once for all who wait. The user is the one who made the socket (`sock_i_uid`), whoever
-//! has it by now: a root program that hands a connected socket on has handed its answers on.
+//! `sock_diag(7)` returns the user of the socket with these two addresses at once. Without that
+//! (`CONFIG_INET_DIAG`, a module in many kernels) it is in `/proc/net/tcp` and `tcp6` (`proc(5)`), which
+//! have a line for every socket of the machine: one thread reads them, once for all pending lookups. The
+//! user is the one that created the socket (`sock_i_uid`): a root program that passes a connected socket
+//! to another gives it access.
 //!
-//! A socket that its owner has closed is shown as root's, with inode 0, and is nobody's here. Nobody
-//! else can have the same two ends meanwhile, because our own end of the connection is still there:
-//! between the look and the answer the peer can go, but not become someone else.
+//! The kernel lists a closed socket as root's, with inode 0; such a socket has no user here. No other
+//! socket can have the same two addresses while our own end of the connection is open, so the user
+//! cannot change between the lookup and the reply.
 
 mod diag;
 mod lists;
@@ -18,14 +18,14 @@ use std::{io, net::SocketAddr};
 use self::{diag::SockDiag, lists::Lists};
 use crate::shutdown::Shutdown;
 
-/// Both ends of a connection.
+/// The addresses of both ends of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Ends {
     peer: SocketAddr,
     own: SocketAddr,
 }
 
-/// Knows the users of peers.
+/// Looks up the users of peers.
 #[derive(Debug)]
 pub(super) enum Peers {
     Diag(SockDiag),
@@ -33,8 +33,7 @@ pub(super) enum Peers {
 }
 
 impl Ends {
-    /// The ends of a connection whose peer is at `peer`. An IPv4 address in IPv6's form is one of
-    /// IPv4.
+    /// The ends of a connection. An IPv4-mapped IPv6 address becomes IPv4.
     pub(super) fn new(peer: SocketAddr, own: SocketAddr) -> Self {
         let plain =
             |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
@@ -46,24 +45,24 @@ impl Ends {
 }
 
 impl Peers {
-    /// By the better of the two ways that there is. `listening` is the address of a listening socket
-    /// of this machine, to try it on. May block while the kernel loads a module.
-    pub(super) fn find(listening: SocketAddr, shutdown: &Shutdown) -> Self {
+    /// Uses `sock_diag`, or `/proc` without it. `listening` is the address of a listening socket of this
+    /// machine, for a test lookup. May block while the kernel loads a module.
+    pub(super) fn open(listening: SocketAddr, shutdown: &Shutdown) -> Self {
         match SockDiag::open(listening) {
             Ok(diag) => Self::Diag(diag),
             Err(error) => {
-                tracing::info!(%error, "sock_diag is not to be had: peers are looked for in /proc");
+                tracing::info!(%error, "sock_diag is not available: reading /proc/net/tcp instead");
                 Self::Lists(Lists::open(shutdown))
             }
         }
     }
 
-    /// The user of the socket at the peer's end. `None` if there is none in this machine, or in
-    /// another network namespace of it. Safe to drop.
+    /// The user of the socket at the peer's end. `None` if it is not in this machine or in another
+    /// network namespace. Cancel safe.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// Those of netlink, or of reading the lists.
     pub(super) async fn user(&self, ends: Ends) -> io::Result<Option<u32>> {
         match self {
             Self::Diag(diag) => diag.user(ends),
@@ -106,8 +105,8 @@ mod tests {
                     "{peers:?}: it has gone"
                 );
             }
-            let nobody = Ends::new(([192, 0, 2, 1], 1).into(), listening);
-            assert_eq!(peers.user(nobody).await.unwrap(), None, "{peers:?}");
+            let absent = Ends::new(([192, 0, 2, 1], 1).into(), listening);
+            assert_eq!(peers.user(absent).await.unwrap(), None, "{peers:?}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! A preset, and where it comes from: the program itself, or a file.
+//! A preset, built-in or from a file.
 
 use std::{
     fs, io,
@@ -16,14 +16,14 @@ use super::{
     table::Route,
     template::Template,
     token::TokenRule,
-    user_data::says_something,
+    user_data::has_content,
 };
 use crate::{guest::instance_data::Snapshot, toml_file};
 
-/// Largest file, in bytes. The largest that is shipped has five thousand.
+/// Largest file, in bytes. The largest built-in one has five thousand.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
-/// A metadata service: where it is, and what it answers.
+/// A metadata service: its address and its routes.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Preset {
     pub(super) name: String,
@@ -38,40 +38,40 @@ pub struct Preset {
     pub(super) routes: Vec<Route>,
 }
 
-/// Why there is no such preset.
+/// Why a preset cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PresetError {
-    /// It is neither shipped nor a path.
+    /// The name is neither a built-in preset nor a path.
     #[error("{0:?} is neither a preset ({known}) nor the path of one", known = known())]
     Unknown(String),
-    /// Its file cannot be read.
+    /// The file cannot be read.
     #[error("cannot read the preset {path}")]
     Read {
-        /// Which.
+        /// The path of the file.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// Its file makes no sense.
+    /// The file has an error.
     #[error("{file}, line {line}: {reason}")]
     Wrong {
-        /// Its path, or its name.
+        /// The path, or the name of a built-in preset.
         file: String,
-        /// Where.
+        /// The line of the error, from 1.
         line: usize,
         /// Why.
         reason: String,
     },
 }
 
-/// The names of those that are shipped.
+/// The names of the built-in presets.
 pub(super) fn known() -> String {
     preset::SHIPPED.map(|(name, _)| name).join(", ")
 }
 
 impl Preset {
-    /// The preset of this name, or in the file at this path if it has a slash.
+    /// The built-in preset of this name, or that in the file at this path if it contains a slash.
     ///
     /// # Errors
     ///
@@ -106,7 +106,7 @@ impl Preset {
     ///
     /// # Errors
     ///
-    /// [`PresetError::Wrong`], for the first thing that is.
+    /// [`PresetError::Wrong`], for the first error.
     pub fn parse(name: &str, text: &str) -> Result<Self, PresetError> {
         file::parse(name, text).map_err(|(at, fault)| PresetError::Wrong {
             file: name.to_owned(),
@@ -115,35 +115,37 @@ impl Preset {
         })
     }
 
-    /// The keys of what the instance has for cloud-init and this cloud has no way for.
-    pub(super) fn losses(&self, snapshot: &Snapshot, nics: &[Value]) -> Vec<&'static str> {
-        let has = |name| snapshot.cloud_init(name).is_some_and(says_something);
+    /// The cloud-init keys of the snapshot that this service does not serve.
+    pub(super) fn unsupported(&self, snapshot: &Snapshot, nics: &[Value]) -> Vec<&'static str> {
+        let has = |name| snapshot.cloud_init(name).is_some_and(has_content);
         let network = snapshot
             .cloud_init("network-config")
             .filter(|text| !text.is_empty());
         let has_document = network.is_some_and(|text| network_data::of(text, nics).is_some());
-        let names = |name| self.routes.iter().any(|route| route.names(name));
-        let lost = [
+        let uses = |name| self.routes.iter().any(|route| route.uses(name));
+        let unsupported = [
             (
                 "user-data",
-                has("user-data") && !names("user-data") && !names(COMBINED),
+                has("user-data") && !uses("user-data") && !uses(COMBINED),
             ),
             (
                 "vendor-data",
-                has("vendor-data") && !names("vendor-data") && !names(COMBINED),
+                has("vendor-data") && !uses("vendor-data") && !uses(COMBINED),
             ),
             (
                 "network-config",
                 network.is_some()
-                    && !names("network-config")
-                    && !(has_document && names(NETWORK_DATA)),
+                    && !uses("network-config")
+                    && !(has_document && uses(NETWORK_DATA)),
             ),
         ];
-        let lost = lost.into_iter().filter(|(_, is_lost)| *is_lost);
-        lost.map(|(key, _)| key).collect()
+        let unsupported = unsupported
+            .into_iter()
+            .filter(|(_, is_unsupported)| *is_unsupported);
+        unsupported.map(|(key, _)| key).collect()
     }
 
-    /// Where it listens.
+    /// The address and port.
     #[must_use]
     pub const fn address(&self) -> (IpAddr, u16) {
         (self.address, self.port)
@@ -170,19 +172,23 @@ mod tests {
             "network-config",
             "version: 2\nethernets: {eth0: {dhcp4: true}}\n",
         );
-        let losses = |preset: &str, snapshot: &Snapshot| -> Vec<_> {
+        let unsupported = |preset: &str, snapshot: &Snapshot| -> Vec<_> {
             let preset = Preset::find(preset).unwrap();
-            preset.losses(snapshot, &nics())
+            preset.unsupported(snapshot, &nics())
         };
         for preset in ["ec2", "aliyun", "outscale"] {
-            assert_eq!(losses(preset, &snapshot), ["network-config"], "{preset}");
+            assert_eq!(
+                unsupported(preset, &snapshot),
+                ["network-config"],
+                "{preset}"
+            );
         }
-        assert!(losses("openstack", &snapshot).is_empty());
+        assert!(unsupported("openstack", &snapshot).is_empty());
         let bond = "version: 2\nbonds: {bond0: {}}\n".to_owned();
         snapshot
             .config
             .insert("cloud-init.network-config".to_owned(), bond);
-        assert_eq!(losses("openstack", &snapshot), ["network-config"]);
+        assert_eq!(unsupported("openstack", &snapshot), ["network-config"]);
     }
 
     #[test]

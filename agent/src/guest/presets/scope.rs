@@ -1,16 +1,16 @@
-//! The values that templates speak of, by name.
+//! The values of templates, by name.
 //!
 //! ```text
 //! instance-id  hostname  user-data  vendor-data  network-config
 //! combined-user-data   both user-data and vendor-data, a MIME message if there are both
-//! network-data     the network-config as OpenStack's JSON, if that has a way for it
+//! network-data     the network-config in OpenStack's JSON, if it can be expressed
 //! meta.KEY         of the meta-data, such as meta.region
 //! config.KEY       any key of the instance, such as config.user.role
-//! nics             list: name, mac, and ipv4, ipv6, mtu if the host says so; nics.0.mac
+//! nics             list: name, mac, and ipv4, ipv6, mtu if the host gives them; nics.0.mac
 //! public-keys      list: name, key
 //! versions         list: the preset's; version: the one of this request
 //! document-versions, document-version   the same of a second tree with versions of its own
-//! item.FIELD  index   in a loop: what it is at
+//! item.FIELD  index   in a loop: the current item and its number
 //! ```
 
 use std::{borrow::Cow, cell::OnceCell};
@@ -47,7 +47,7 @@ pub(super) const LISTS: [&str; 4] = ["nics", "public-keys", "versions", "documen
 pub(super) const VERSION: &str = "version";
 pub(super) const DOCUMENT_VERSION: &str = "document-version";
 
-/// What is the same for all of one request.
+/// The values of one request.
 #[derive(Debug)]
 pub(super) struct Values<'a> {
     snapshot: &'a Snapshot,
@@ -95,7 +95,7 @@ impl<'a> Values<'a> {
         document.as_deref()
     }
 
-    /// The names of the values for outside any loop.
+    /// The scope outside of any loop.
     pub(super) const fn scope(&self) -> Scope<'_> {
         Scope {
             values: self,
@@ -105,17 +105,17 @@ impl<'a> Values<'a> {
     }
 }
 
-/// What can be spoken of at one place.
+/// The values that a template can use.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scope<'a> {
     values: &'a Values<'a>,
-    /// Which it is of, and its value.
+    /// The name of the version, and its value.
     version: Option<(&'static str, &'a str)>,
     item: Option<(usize, &'a Value)>,
 }
 
 impl<'a> Scope<'a> {
-    /// The same with a version.
+    /// This scope with a version.
     pub(super) const fn at_version(self, name: &'static str, version: &'a str) -> Self {
         Self {
             version: Some((name, version)),
@@ -123,7 +123,7 @@ impl<'a> Scope<'a> {
         }
     }
 
-    /// The same with each item of a list, in turn.
+    /// This scope with each item of a list, in turn.
     pub(super) fn each(self, list: &str) -> impl Iterator<Item = Self> {
         let items = self.list(list).iter().enumerate();
         items.map(move |item| Self {
@@ -132,7 +132,7 @@ impl<'a> Scope<'a> {
         })
     }
 
-    /// Whether there is something by this name. Empty text and empty lists are nothing.
+    /// Whether this value exists and is not empty.
     pub(super) fn has(&self, name: &str) -> bool {
         if LISTS.contains(&name) {
             !self.list(name).is_empty()
@@ -194,7 +194,7 @@ impl<'a> Scope<'a> {
     }
 }
 
-/// Whether templates can speak of something by this name.
+/// Whether this is the name of a value.
 pub(super) fn is_known(name: &str, has_item: bool) -> bool {
     let after = |prefix| {
         name.strip_prefix(prefix)

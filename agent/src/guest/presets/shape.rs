@@ -1,7 +1,7 @@
-//! A JSON document with templates in it: its shape, filled in for each request.
+//! A JSON document whose strings are templates, rendered for each request.
 //!
-//! A text is a template, and what it belongs to goes without it if a value is not there. A table
-//! with `each = LIST` becomes a list of its `value` for each item, or an object if it has a `key`.
+//! A string with a missing value is left out. A table with `each = LIST` becomes a list of its `value`
+//! for each item, or an object if it has a `key`.
 
 use serde_json::{Map, Value};
 
@@ -10,7 +10,7 @@ use super::{
     template::{Template, TemplateError},
 };
 
-/// The shape of a document, or of a part of one.
+/// A template of a document, or of a part of one.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Shape {
     Text(Template),
@@ -21,11 +21,11 @@ pub(super) enum Shape {
         key: Option<Template>,
         value: Box<Shape>,
     },
-    /// A number or a truth value.
+    /// A number or a boolean.
     Other(Value),
 }
 
-/// A value of which no shape can be made.
+/// An error in a document.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ShapeError {
     #[error(transparent)]
@@ -37,11 +37,11 @@ pub(super) enum ShapeError {
 }
 
 impl Shape {
-    /// Reads a shape. `has_item` is as in [`Template::parse`].
+    /// Parses a shape. `has_item` is that of [`Template::parse`].
     ///
     /// # Errors
     ///
-    /// [`ShapeError`], for the first thing that is wrong.
+    /// The first [`ShapeError`].
     pub(super) fn parse(value: Value, has_item: bool) -> Result<Self, ShapeError> {
         Ok(match value {
             Value::String(text) => Self::Text(Template::parse(&text, has_item)?),
@@ -60,7 +60,7 @@ impl Shape {
         })
     }
 
-    /// The document. `None` if it is a text without its value.
+    /// The document. `None` if it is a string with a missing value.
     pub(super) fn render(&self, scope: &Scope<'_>) -> Option<Value> {
         Some(match self {
             Self::Text(template) => template.render(scope)?.into(),
@@ -103,13 +103,13 @@ impl Shape {
 }
 
 impl Shape {
-    /// Whether it speaks of this value.
-    pub(super) fn names(&self, wanted: &str) -> bool {
+    /// Whether it uses this value.
+    pub(super) fn uses(&self, name: &str) -> bool {
         match self {
-            Self::Text(template) => template.names(wanted),
-            Self::List(items) => items.iter().any(|item| item.names(wanted)),
-            Self::Object(members) => members.iter().any(|(_, value)| value.names(wanted)),
-            Self::Each { value, .. } => value.names(wanted),
+            Self::Text(template) => template.uses(name),
+            Self::List(items) => items.iter().any(|item| item.uses(name)),
+            Self::Object(members) => members.iter().any(|(_, value)| value.uses(name)),
+            Self::Each { value, .. } => value.uses(name),
             Self::Other(_) => false,
         }
     }

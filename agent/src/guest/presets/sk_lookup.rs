@@ -1,11 +1,11 @@
-//! Connections to an address and port, taken before the kernel looks for who listens there: a BPF
-//! program of type `sk_lookup` (`Documentation/bpf/prog_sk_lookup.rst`, Linux 5.9) hands them to a
-//! socket that listens elsewhere. So the port itself is free for programs of the guest, those that
+//! Redirects connections to an address and port before the kernel looks up the listening socket: a BPF
+//! program of type `sk_lookup` (`Documentation/bpf/prog_sk_lookup.rst`, Linux 5.9) assigns them to a
+//! socket that listens elsewhere. So the port itself stays free for programs of the guest, those that
 //! listen on all addresses included.
 //!
-//! The kernel gives an accepted connection the address and port that its client asked for. That is the
-//! only trace that is left on the port: a server that binds to it without `SO_REUSEADDR`, which next
-//! to none does, is refused while such a connection is open, and for the minute of its `TIME_WAIT`.
+//! An accepted connection has the address and port that its client connected to. So a server that binds
+//! to the port without `SO_REUSEADDR`, which is rare, gets `EADDRINUSE` while such a connection is open,
+//! and for the minute of its `TIME_WAIT`.
 
 #![allow(unsafe_code, reason = "bpf(2) takes addresses")]
 
@@ -17,8 +17,8 @@ use std::{
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
 };
 
-/// What a program sees of a connection (`struct bpf_sk_lookup` in `linux/bpf.h`): offsets in bytes.
-/// All fields are words, the addresses in network order.
+/// The program's context (`struct bpf_sk_lookup` in `linux/bpf.h`): offsets in bytes. All fields are
+/// words, the addresses in network order.
 const FAMILY: i16 = 8;
 const PROTOCOL: i16 = 12;
 const LOCAL_IP4: i16 = 40;
@@ -46,15 +46,15 @@ const CALL_SK_ASSIGN: i32 = 124;
 /// What the program returns: let the connection in, to the socket that was assigned if one was.
 const SK_PASS: i32 = 1;
 
-/// The license of the program: nothing that it calls asks for the GPL.
+/// The license of the program: no helper that it calls requires the GPL.
 const LICENSE: &std::ffi::CStr = c"Apache-2.0";
 
 /// The network namespace that a program is attached to.
 const NAMESPACE: &str = "/proc/thread-self/ns/net";
 
-/// A program at work, until this is dropped.
+/// An attached program. `Drop` detaches it.
 #[derive(Debug)]
-pub(super) struct SkLookup(#[expect(dead_code, reason = "open as long as it is to work")] OwnedFd);
+pub(super) struct SkLookup(#[expect(dead_code, reason = "held for its `Drop`")] OwnedFd);
 
 impl SkLookup {
     /// Hands TCP connections that come by the loopback to `address` over to `listener`, a listening
@@ -63,18 +63,18 @@ impl SkLookup {
     ///
     /// # Errors
     ///
-    /// What `bpf(2)` says: `ENOSYS` or `EINVAL` of a kernel without it, `EPERM` without the right or
-    /// where the kernel is locked down.
+    /// The errno of `bpf(2)`: `ENOSYS` or `EINVAL` if the kernel does not support it, `EPERM` without the
+    /// capability or if the kernel is locked down.
     pub(super) fn attach(address: SocketAddr, listener: &impl AsFd) -> io::Result<Self> {
         let listener = listener.as_fd().as_raw_fd();
         let map = create_map()?;
         let (key, value) = (0_u32, u64::try_from(listener).unwrap_or_default());
         update_map(&map, &key, &value)?;
         let map = map.as_raw_fd();
-        let by_loopback = [wanted(address), vec![(INGRESS_INDEX, LOOPBACK_INDEX)]].concat();
+        let by_loopback = [matches(address), vec![(INGRESS_INDEX, LOOPBACK_INDEX)]].concat();
         let program = match load(&program(&by_loopback, map)) {
             Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
-                load(&program(&wanted(address), map))
+                load(&program(&matches(address), map))
             }
             loaded => loaded,
         }?;
@@ -88,7 +88,7 @@ impl SkLookup {
     }
 }
 
-/// A map with a place for one socket.
+/// A map of one socket.
 fn create_map() -> io::Result<OwnedFd> {
     let (key_bytes, value_bytes, entries) = (4, 8, 1);
     let attributes = Attributes::default()
@@ -122,8 +122,7 @@ fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
     attributes.descriptor(PROG_LOAD)
 }
 
-/// What a command of `bpf(2)` is given (`union bpf_attr` in `linux/bpf.h`). The kernel takes what is
-/// not said for zero.
+/// The attributes of a command of `bpf(2)` (`union bpf_attr` in `linux/bpf.h`). Missing ones are zero.
 #[derive(Debug, Default)]
 struct Attributes(Vec<u32>);
 
@@ -149,7 +148,7 @@ impl Attributes {
         self.word(fd.as_raw_fd().cast_unsigned())
     }
 
-    /// Where something is. It must be there until the call is over.
+    /// A pointer to `target`, which must live until the call returns.
     fn address<T: ?Sized>(self, target: &T) -> Self {
         let address = std::ptr::from_ref(target).addr();
         self.long(u64::try_from(address).unwrap_or_default())
@@ -157,9 +156,9 @@ impl Attributes {
 
     fn call(&self, command: c_long) -> io::Result<c_long> {
         let (start, bytes) = (self.0.as_ptr(), size_of_val(self.0.as_slice()));
-        // SAFETY: the kernel reads as many bytes as are there, and what their addresses lead to: a key
-        // and a value of the sizes that their map has, or a program and a license of the lengths that
-        // are told with them, all borrowed by the callers until this returns.
+        // SAFETY: the kernel reads `bytes` bytes, and what the pointers in them lead to: a key and a
+        // value of the sizes that their map has, or a program and a license of the lengths that are
+        // passed with them, all borrowed by the callers until this returns.
         let result = unsafe { libc::syscall(libc::SYS_bpf, command, start, bytes) };
         match result {
             0.. => Ok(result),
@@ -169,8 +168,7 @@ impl Attributes {
 
     fn descriptor(&self, command: c_long) -> io::Result<OwnedFd> {
         let fd = RawFd::try_from(self.call(command)?).map_err(io::Error::other)?;
-        // SAFETY: the kernel has just made this descriptor for us, close-on-exec, and nobody else
-        // knows it.
+        // SAFETY: the kernel has just created this descriptor, close-on-exec, and nothing else owns it.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 }
@@ -185,7 +183,7 @@ struct Instruction {
     immediate: i32,
 }
 
-/// What instructions are made of (`linux/bpf.h` and `linux/bpf_common.h`).
+/// Codes of instructions (`linux/bpf.h` and `linux/bpf_common.h`).
 mod code {
     pub(super) const MOVE: u8 = 0xbf;
     pub(super) const MOVE_IMMEDIATE: u8 = 0xb7;
@@ -215,19 +213,19 @@ const fn instruction(code: u8, target: u8, source: u8, offset: i16, immediate: i
     }
 }
 
-/// The program: a connection whose fields have the wanted values goes to the socket in the map, all
+/// The program: a connection whose fields have these values goes to the socket in the map, all
 /// others their own way.
-fn program(wanted: &[(i16, i32)], map: RawFd) -> Vec<Instruction> {
+fn program(matches: &[(i16, i32)], map: RawFd) -> Vec<Instruction> {
     let end = [
         instruction(code::MOVE_IMMEDIATE, 0, 0, 0, SK_PASS),
         instruction(code::EXIT, 0, 0, 0, 0),
     ];
     let mut program = vec![instruction(code::MOVE, 6, 1, 0, 0)];
     let assign = assign(map);
-    for (at, (field, value)) in wanted.iter().enumerate() {
+    for (at, (field, value)) in matches.iter().enumerate() {
         program.push(instruction(code::LOAD_WORD, 2, 6, *field, 0));
         // Behind the other comparisons, of two instructions each, and what is done if all hold.
-        let distance = 2 * (wanted.len() - at - 1) + assign.len();
+        let distance = 2 * (matches.len() - at - 1) + assign.len();
         let distance = i16::try_from(distance).unwrap_or_default();
         program.push(instruction(code::JUMP_IF_WORD_NOT, 2, 0, distance, *value));
     }
@@ -237,23 +235,23 @@ fn program(wanted: &[(i16, i32)], map: RawFd) -> Vec<Instruction> {
 }
 
 /// The fields that a connection to the address has, and their values.
-fn wanted(address: SocketAddr) -> Vec<(i16, i32)> {
+fn matches(address: SocketAddr) -> Vec<(i16, i32)> {
     let port = i32::from(address.port());
-    let mut wanted = vec![(PROTOCOL, libc::IPPROTO_TCP), (LOCAL_PORT, port)];
+    let mut matches = vec![(PROTOCOL, libc::IPPROTO_TCP), (LOCAL_PORT, port)];
     match address.ip() {
         IpAddr::V4(ip) => {
-            wanted.push((FAMILY, libc::AF_INET));
-            wanted.push((LOCAL_IP4, i32::from_ne_bytes(ip.octets())));
+            matches.push((FAMILY, libc::AF_INET));
+            matches.push((LOCAL_IP4, i32::from_ne_bytes(ip.octets())));
         }
         IpAddr::V6(ip) => {
-            wanted.push((FAMILY, libc::AF_INET6));
+            matches.push((FAMILY, libc::AF_INET6));
             let octets = ip.octets();
             let (words, _) = octets.as_chunks();
             let fields = (LOCAL_IP6..).step_by(4);
-            wanted.extend(fields.zip(words.iter().map(|word| i32::from_ne_bytes(*word))));
+            matches.extend(fields.zip(words.iter().map(|word| i32::from_ne_bytes(*word))));
         }
     }
-    wanted
+    matches
 }
 
 /// Looks up the socket in the map, hands the connection to it and lets go of it. Register 6 has the
@@ -287,7 +285,7 @@ mod tests {
     #[test]
     fn every_jump_of_a_program_leads_to_its_end() {
         for address in ["169.254.169.254:80", "[fd00:ec2::254]:80"] {
-            let program = program(&wanted(address.parse().unwrap()), 3);
+            let program = program(&matches(address.parse().unwrap()), 3);
             let end = program.len() - 2;
             let jumps = program.iter().enumerate().filter(|(_, instruction)| {
                 [code::JUMP_IF, code::JUMP_IF_WORD_NOT].contains(&instruction.code)
@@ -305,10 +303,10 @@ mod tests {
         let word = i32::from_ne_bytes([169, 254, 169, 254]);
         let expected = [(LOCAL_IP4, word), (LOCAL_PORT, 80)];
         for field in expected {
-            assert!(wanted(address).contains(&field), "{field:?}");
+            assert!(matches(address).contains(&field), "{field:?}");
         }
         let address: SocketAddr = "[fd00:ec2::254]:80".parse().unwrap();
         let word = i32::from_ne_bytes([0, 0, 2, 0x54]);
-        assert_eq!(wanted(address).last(), Some(&(LOCAL_IP6 + 12, word)));
+        assert_eq!(matches(address).last(), Some(&(LOCAL_IP6 + 12, word)));
     }
 }

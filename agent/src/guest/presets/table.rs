@@ -1,4 +1,4 @@
-//! Path to answer: the routes of a preset, and the folders that they make.
+//! Finds the route of a path, and lists the folders that the routes form.
 
 use http::{HeaderValue, Method, StatusCode};
 use serde_json::Value;
@@ -10,56 +10,56 @@ use super::{
     template::Template,
 };
 
-/// What is answered at one path, or at one for each item of a list.
+/// The reply at one path, or at one for each item of a list.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Route {
     pub(super) method: Method,
-    /// With a slash at its end it is a folder, which can be asked for without.
+    /// With a slash at its end it is a folder, which is also found without.
     pub(super) path: Template,
     pub(super) each: Option<String>,
-    /// It is there only if this value is.
+    /// The route exists only if this value does.
     pub(super) when: Option<String>,
-    /// It is in no listing.
+    /// Not in listings.
     pub(super) hidden: bool,
     pub(super) status: StatusCode,
     pub(super) kind: HeaderValue,
     pub(super) body: Body,
 }
 
-/// What is answered.
+/// The body of a reply.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Body {
     Text(Template),
-    /// A list of texts.
+    /// A list, one item a line.
     Lines(Shape),
     Json(Shape),
 }
 
-/// What there is at a path.
+/// The result of a lookup.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// An answer.
+    /// A reply.
     Answer {
         status: StatusCode,
         kind: HeaderValue,
         text: String,
     },
-    /// A folder, with what is in it.
+    /// The entries of a folder, one a line.
     Listing(String),
-    /// Something, for these methods.
-    For(Vec<Method>),
+    /// The path has routes for these methods only.
+    WrongMethod(Vec<Method>),
     Nothing,
 }
 
 impl Preset {
-    /// Looks a path up, its escapes decoded. Several slashes are one, and one at the end changes
-    /// nothing: clients write both, and the services take both.
+    /// Looks up a decoded path. Repeated slashes count as one, and one at the end is ignored: clients
+    /// send both, and the services accept both.
     pub(super) fn find_path(&self, values: &Values<'_>, method: &Method, path: &str) -> Found {
         if !path.starts_with('/') {
             return Found::Nothing;
         }
         let path = &plain(path);
-        // HEAD is GET without a body, which is taken away later.
+        // HEAD is GET without a body, which is removed later.
         let method = match *method {
             Method::HEAD => &Method::GET,
             _ => method,
@@ -67,7 +67,7 @@ impl Preset {
         let scope = values.scope();
         let mut others = Vec::new();
         for route in &self.routes {
-            for (own, scope) in self.places(route, scope, path) {
+            for (own, scope) in self.candidates(route, scope, path) {
                 if plain(&own) != *path {
                     continue;
                 }
@@ -84,14 +84,14 @@ impl Preset {
         }
         match self.list(scope, path) {
             Some(listing) if *method == Method::GET => Found::Listing(listing),
-            Some(_) => Found::For(vec![Method::GET]),
+            Some(_) => Found::WrongMethod(vec![Method::GET]),
             None if others.is_empty() => Found::Nothing,
-            None => Found::For(others),
+            None => Found::WrongMethod(others),
         }
     }
 
-    /// The paths of a route that could have to do with `path`, and what can be spoken of there.
-    fn places<'a>(
+    /// The paths of a route that may match `path`, and the scope of each.
+    fn candidates<'a>(
         &'a self,
         route: &'a Route,
         scope: Scope<'a>,
@@ -105,9 +105,9 @@ impl Preset {
             }
         });
         scopes.filter_map(move |scope| {
-            let is_there = route.when.as_ref().is_none_or(|name| scope.has(name))
-                && route.body.is_there(&scope);
-            if is_there {
+            let has_values = route.when.as_ref().is_none_or(|name| scope.has(name))
+                && route.body.has_values(&scope);
+            if has_values {
                 Some((route.path.render(&scope)?, scope))
             } else {
                 None
@@ -115,7 +115,7 @@ impl Preset {
         })
     }
 
-    /// One scope for each version that the path names, or one without.
+    /// One scope for each version in the path, or one without.
     fn versions<'a>(
         &'a self,
         template: &Template,
@@ -126,8 +126,7 @@ impl Preset {
             (VERSION, &self.versions),
             (DOCUMENT_VERSION, &self.document_versions),
         ];
-        let Some((name, versions)) = lists.into_iter().find(|(name, _)| template.names(name))
-        else {
+        let Some((name, versions)) = lists.into_iter().find(|(name, _)| template.uses(name)) else {
             return Box::new(std::iter::once(scope));
         };
         let named = versions.iter().filter(|version| {
@@ -137,7 +136,7 @@ impl Preset {
         Box::new(named.map(move |version| scope.at_version(name, version)))
     }
 
-    /// What is in the folder at a path. `None` if it is none, or not to be listed.
+    /// The entries of the folder at a path. `None` if it is no folder, or has no listing.
     fn list(&self, scope: Scope<'_>, path: &str) -> Option<String> {
         let folder = format!("{path}/");
         let is_listed = self.listings.iter().any(|listing| {
@@ -154,7 +153,7 @@ impl Preset {
             .routes
             .iter()
             .filter(|route| !route.hidden && route.method == Method::GET);
-        let paths = shown.flat_map(|route| self.places(route, scope, path));
+        let paths = shown.flat_map(|route| self.candidates(route, scope, path));
         let mut names: Vec<String> = Vec::new();
         for (own, _) in paths {
             let rest = own.strip_prefix(&folder).unwrap_or_default();
@@ -169,26 +168,26 @@ impl Preset {
     }
 }
 
-/// A path without slashes that say nothing: `/a/b` of `//a/b/`, and nothing at all of `/`.
+/// A path without redundant slashes: `/a/b` for `//a/b/`, and an empty string for `/`.
 pub(super) fn plain(path: &str) -> String {
     let words = path.split('/').filter(|word| !word.is_empty());
     words.flat_map(|word| ["/", word]).collect()
 }
 
 impl Route {
-    /// Whether its answer speaks of this value.
-    pub(super) fn names(&self, wanted: &str) -> bool {
+    /// Whether its body uses this value.
+    pub(super) fn uses(&self, name: &str) -> bool {
         match &self.body {
-            Body::Text(template) => template.names(wanted),
-            Body::Lines(shape) | Body::Json(shape) => shape.names(wanted),
+            Body::Text(template) => template.uses(name),
+            Body::Lines(shape) | Body::Json(shape) => shape.uses(name),
         }
     }
 }
 
 impl Body {
-    fn is_there(&self, scope: &Scope<'_>) -> bool {
+    fn has_values(&self, scope: &Scope<'_>) -> bool {
         match self {
-            Self::Text(template) => template.is_there(scope),
+            Self::Text(template) => template.has_values(scope),
             Self::Lines(_) | Self::Json(_) => true,
         }
     }
@@ -221,7 +220,7 @@ mod tests {
         let values = Values::new(&snapshot, nics(), &preset);
         match preset.find_path(&values, &Method::GET, path) {
             Found::Answer { text, .. } | Found::Listing(text) => Some(text),
-            Found::For(_) | Found::Nothing => None,
+            Found::WrongMethod(_) | Found::Nothing => None,
         }
     }
 
@@ -411,7 +410,10 @@ mod tests {
         );
         assert_eq!(text(find(Method::POST, "/done")), (204, String::new()));
         assert_eq!(text(find(Method::GET, "/role")), (200, "c".to_owned()));
-        assert_eq!(find(Method::GET, "/done"), Found::For(vec![Method::POST]));
+        assert_eq!(
+            find(Method::GET, "/done"),
+            Found::WrongMethod(vec![Method::POST])
+        );
         assert_eq!(find(Method::GET, "/"), Found::Nothing);
     }
 }

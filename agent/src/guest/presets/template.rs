@@ -1,15 +1,17 @@
 //! Text with `${name}` in it.
 //!
 //! ```text
-//! ${name}              the value; what holds the template is not there if the value is not
-//! ${name:-otherwise}   the value, or these words
+//! ${name}              the value; without one, what contains the template is left out
+//! ${name:-default}     the value, or the default
 //! ${name|filter}       the value as base64, json (in quotes) or indent (by two spaces a line)
 //! $$                   a dollar sign
 //! ```
 
+use data_encoding::BASE64;
+
 use super::scope::{self, Scope};
 
-/// Text with places for values.
+/// Text with placeholders for values.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Template(Vec<Piece>);
 
@@ -18,12 +20,12 @@ enum Piece {
     Literal(String),
     Value {
         name: String,
-        otherwise: Option<String>,
+        default: Option<String>,
         filter: Option<Filter>,
     },
 }
 
-/// What becomes of a value on its way into the text.
+/// A conversion of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Filter {
     Base64,
@@ -31,7 +33,7 @@ enum Filter {
     Indent,
 }
 
-/// Text that is no template.
+/// An error in a template.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum TemplateError {
     #[error("a dollar sign is neither $$ nor the beginning of ${{name}}")]
@@ -45,11 +47,11 @@ pub(super) enum TemplateError {
 }
 
 impl Template {
-    /// Reads a template. `has_item` says whether it may speak of the item of a loop.
+    /// Parses a template. `has_item` allows the values of a loop: `item.FIELD` and `index`.
     ///
     /// # Errors
     ///
-    /// [`TemplateError`], for the first thing that is wrong.
+    /// The first [`TemplateError`].
     pub(super) fn parse(text: &str, has_item: bool) -> Result<Self, TemplateError> {
         let mut pieces = Vec::new();
         let mut literal = String::new();
@@ -76,7 +78,7 @@ impl Template {
         Ok(Self(pieces))
     }
 
-    /// The text. `None` if a value that it needs is not there.
+    /// The text. `None` if a value without a default is missing.
     pub(super) fn render(&self, scope: &Scope<'_>) -> Option<String> {
         let mut text = String::new();
         for piece in &self.0 {
@@ -84,11 +86,11 @@ impl Template {
                 Piece::Literal(literal) => text.push_str(literal),
                 Piece::Value {
                     name,
-                    otherwise,
+                    default,
                     filter,
                 } => {
                     let value = scope.text(name);
-                    let value = value.as_deref().or(otherwise.as_deref())?;
+                    let value = value.as_deref().or(default.as_deref())?;
                     match filter {
                         None => text.push_str(value),
                         Some(filter) => text.push_str(&filter.apply(value)),
@@ -99,28 +101,26 @@ impl Template {
         Some(text)
     }
 
-    /// Whether all that it needs is there.
-    pub(super) fn is_there(&self, scope: &Scope<'_>) -> bool {
+    /// Whether all values without a default exist.
+    pub(super) fn has_values(&self, scope: &Scope<'_>) -> bool {
         self.0.iter().all(|piece| match piece {
             Piece::Literal(_) => true,
-            Piece::Value {
-                name, otherwise, ..
-            } => otherwise.is_some() || scope.has(name),
+            Piece::Value { name, default, .. } => default.is_some() || scope.has(name),
         })
     }
 
-    /// Whether it speaks of this value.
-    pub(super) fn names(&self, wanted: &str) -> bool {
+    /// Whether it uses this value.
+    pub(super) fn uses(&self, value: &str) -> bool {
         self.0.iter().any(|piece| match piece {
             Piece::Literal(_) => false,
-            Piece::Value { name, .. } => name == wanted,
+            Piece::Value { name, .. } => name == value,
         })
     }
 }
 
 fn value(inner: &str, has_item: bool) -> Result<Piece, TemplateError> {
-    let (inner, otherwise) = match inner.split_once(":-") {
-        Some((inner, otherwise)) => (inner, Some(otherwise.to_owned())),
+    let (inner, default) = match inner.split_once(":-") {
+        Some((inner, default)) => (inner, Some(default.to_owned())),
         None => (inner, None),
     };
     let (name, filter) = match inner.split_once('|') {
@@ -130,7 +130,7 @@ fn value(inner: &str, has_item: bool) -> Result<Piece, TemplateError> {
     if scope::is_known(name, has_item) {
         Ok(Piece::Value {
             name: name.to_owned(),
-            otherwise,
+            default,
             filter,
         })
     } else {
@@ -150,7 +150,7 @@ impl Filter {
 
     fn apply(self, text: &str) -> String {
         match self {
-            Self::Base64 => base64(text.as_bytes()),
+            Self::Base64 => BASE64.encode(text.as_bytes()),
             Self::Json => serde_json::Value::from(text).to_string(),
             Self::Indent => {
                 let lines: Vec<_> = text.lines().map(|line| format!("  {line}")).collect();
@@ -158,25 +158,6 @@ impl Filter {
             }
         }
     }
-}
-
-/// RFC 4648, section 4.
-pub(super) fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let byte = |at| u32::from(chunk.get(at).copied().unwrap_or_default());
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for at in 0..4 {
-            let index = (bits >> (18 - 6 * at)) & 63;
-            let letter = usize::try_from(index).ok().and_then(|i| ALPHABET.get(i));
-            match letter.filter(|_| at <= chunk.len()) {
-                Some(letter) => text.push(char::from(*letter)),
-                None => text.push('='),
-            }
-        }
-    }
-    text
 }
 
 #[cfg(test)]
@@ -187,7 +168,7 @@ mod tests {
         let template = Template::parse(text, false).unwrap();
         with_scope(|scope| {
             let rendered = template.render(scope);
-            assert_eq!(template.is_there(scope), rendered.is_some(), "{text}");
+            assert_eq!(template.has_values(scope), rendered.is_some(), "{text}");
             rendered
         })
     }
@@ -232,19 +213,5 @@ mod tests {
             assert_eq!(Template::parse(text, false), Err(expected), "{text}");
         }
         Template::parse("${item.mac} ${index}", true).unwrap();
-    }
-
-    #[test]
-    fn base64_is_as_the_rfc_has_it() {
-        for (bytes, expected) in [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foobar", "Zm9vYmFy"),
-            ("\u{3ff}\u{7ff}", "z7/fvw=="),
-        ] {
-            assert_eq!(base64(bytes.as_bytes()), expected);
-        }
     }
 }

@@ -1,32 +1,31 @@
-//! Tokens: whoever can `PUT` with a header of one's own is no browser, and no proxy that was talked
-//! into a request. Version 2 of Amazon's service has them, and others since.
+//! Session tokens, as in version 2 of Amazon's service: a browser or a proxy that was tricked into a
+//! request cannot send a `PUT` with a custom header.
 
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use http::HeaderName;
 use ring::{hmac, rand::SystemRandom};
 use subtle::ConstantTimeEq;
 use tokio::time::Instant;
 
-use crate::hex::hex;
-
-/// What a preset says of tokens.
+/// The token rules of a preset.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TokenRule {
-    /// Where they are had, by `PUT`.
+    /// The path that issues them, by `PUT`.
     pub(super) path: String,
-    /// The header that shows one.
+    /// The header with the token of a request.
     pub(super) header: HeaderName,
-    /// The header that says for how many seconds it is to be.
+    /// The header with the requested lifetime, in seconds.
     pub(super) ttl_header: HeaderName,
-    /// Most of them.
+    /// The longest lifetime, in seconds.
     pub(super) max_ttl: u32,
-    /// A request with this header gets neither a token nor anything else.
+    /// A request with this header is refused.
     pub(super) refuse: Option<HeaderName>,
 }
 
-/// Makes tokens and knows them again, until it is dropped. None is kept: a token is its last second,
-/// signed.
+/// Issues and verifies tokens. None is stored: a token is its expiry time, signed with a key of this
+/// value.
 #[derive(Debug)]
 pub(super) struct Tokens {
     key: hmac::Key,
@@ -43,25 +42,25 @@ impl Tokens {
         })
     }
 
-    /// A token for so many seconds.
+    /// A token for `ttl` seconds.
     pub(super) fn issue(&self, ttl: u32) -> String {
-        self.until(self.since.elapsed() + Duration::from_secs(ttl.into()))
+        self.expiring_at(self.since.elapsed() + Duration::from_secs(ttl.into()))
     }
 
-    /// Whether this is one, and not too old.
-    pub(super) fn knows(&self, token: &str) -> bool {
+    /// Whether this token is valid and has not expired.
+    pub(super) fn verify(&self, token: &str) -> bool {
         let end = token.split_once('-').and_then(|(end, _)| end.parse().ok());
         let Some(end) = end.map(Duration::from_millis) else {
             return false;
         };
-        let own = self.until(end);
+        let own = self.expiring_at(end);
         self.since.elapsed() < end && bool::from(own.as_bytes().ct_eq(token.as_bytes()))
     }
 
-    fn until(&self, end: Duration) -> String {
+    fn expiring_at(&self, end: Duration) -> String {
         let end = end.as_millis().to_string();
         let signature = hmac::sign(&self.key, end.as_bytes());
-        format!("{end}-{}", hex(signature.as_ref()))
+        format!("{end}-{}", HEXLOWER.encode(signature.as_ref()))
     }
 }
 
@@ -72,23 +71,23 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_token_is_known_until_its_time_is_over() {
+    async fn a_token_is_valid_until_it_expires() {
         let tokens = Tokens::new().unwrap();
         let token = tokens.issue(2);
         advance(Duration::from_millis(1999)).await;
-        assert!(tokens.knows(&token));
+        assert!(tokens.verify(&token));
         advance(Duration::from_millis(1)).await;
-        assert!(!tokens.knows(&token));
+        assert!(!tokens.verify(&token));
     }
 
     #[test]
-    fn nobody_else_makes_tokens() {
+    fn forged_tokens_are_rejected() {
         let (tokens, others) = (Tokens::new().unwrap(), Tokens::new().unwrap());
         let token = others.issue(60);
-        assert!(others.knows(&token) && !tokens.knows(&token));
+        assert!(others.verify(&token) && !tokens.verify(&token));
         let later = format!("9{}", tokens.issue(60));
         for token in ["", "-", "1-", &later, "99999-00", "\u{fc}-1", "+1-"] {
-            assert!(!tokens.knows(token), "{token}");
+            assert!(!tokens.verify(token), "{token}");
         }
     }
 }

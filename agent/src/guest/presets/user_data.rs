@@ -1,13 +1,13 @@
-//! User-data and vendor-data as one text, for clouds that have a way for the first alone.
+//! User-data and vendor-data as one text, for clouds that have user-data only.
 //!
-//! cloud-init takes a MIME message with several parts for user-data, and goes through them in order:
-//! what the second says wins, as user-data win over vendor-data. Each part is as good as a text by
-//! itself: of `text/plain` it finds the format by the beginning (`user_data.py`).
+//! cloud-init accepts a MIME message with several parts as user-data, and processes them in order: the
+//! second part overrides the first, as user-data override vendor-data. It detects the format of each
+//! `text/plain` part by its beginning (`user_data.py`).
 
 use std::borrow::Cow;
 
-use super::template::base64;
 use crate::yaml::{self, Node};
+use data_encoding::BASE64;
 
 /// Text in which cloud-init looks for the mark of a MIME message, in bytes (`convert_string` of its
 /// `user_data.py`).
@@ -16,12 +16,12 @@ const MARK_BYTES: usize = 4096;
 /// The mark, in lower case.
 const MARK: &[u8] = b"mime-version:";
 
-/// Both texts as one. What is empty, or an empty `#cloud-config`, is not there.
+/// Both texts as one. An empty text or an empty `#cloud-config` is left out.
 pub(super) fn combine<'a>(user: Option<&'a str>, vendor: Option<&'a str>) -> Option<Cow<'a, str>> {
     let user = user.filter(|text| !text.is_empty());
-    match vendor.filter(|text| says_something(text)) {
+    match vendor.filter(|text| has_content(text)) {
         None => user.map(Cow::Borrowed),
-        Some(vendor) => match user.filter(|user| *user != vendor && says_something(user)) {
+        Some(vendor) => match user.filter(|user| *user != vendor && has_content(user)) {
             None => Some(vendor.into()),
             Some(user) => Some(message([vendor, user]).into()),
         },
@@ -29,7 +29,7 @@ pub(super) fn combine<'a>(user: Option<&'a str>, vendor: Option<&'a str>) -> Opt
 }
 
 /// Whether it is more than an empty `#cloud-config`.
-pub(super) fn says_something(text: &str) -> bool {
+pub(super) fn has_content(text: &str) -> bool {
     let rest = text.trim_start().strip_prefix("#cloud-config");
     let is_empty = |rest: &str| match yaml::parse(rest) {
         Ok(None) => true,
@@ -60,7 +60,7 @@ fn message(parts: [&str; 2]) -> String {
                     "Content-Type: text/plain; charset=\"utf-8\"\nMIME-Version: 1.0\n\
                      Content-Transfer-Encoding: base64\n\n",
                 );
-                message.push_str(&base64(part.as_bytes()));
+                message.push_str(&BASE64.encode(part.as_bytes()));
             }
         }
     }
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn two_texts_are_parts_and_the_users_is_the_last() {
         let both = combine(Some(SCRIPT), Some(CONFIG)).unwrap();
-        let at = |text: &str| both.find(&base64(text.as_bytes())).unwrap();
+        let at = |text: &str| both.find(&BASE64.encode(text.as_bytes())).unwrap();
         assert!(at(CONFIG) < at(SCRIPT));
         assert!(both.starts_with("Content-Type: multipart/mixed; "));
         assert_eq!(both.matches("--part-of-user-data-0").count(), 3, "{both}");

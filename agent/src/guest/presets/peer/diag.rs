@@ -10,7 +10,7 @@ use nix::sys::socket::SockProtocol;
 use super::Ends;
 use crate::system::netlink::{Netlink, message, read_u32};
 
-/// The kind of question (`SOCK_DIAG_BY_FAMILY` in `linux/sock_diag.h`).
+/// The type of the request (`SOCK_DIAG_BY_FAMILY` in `linux/sock_diag.h`).
 const BY_FAMILY: u16 = 20;
 
 /// Largest answer, in bytes. An `inet_diag_msg` has 72, and few attributes follow.
@@ -19,10 +19,10 @@ const ANSWER_BYTES: usize = 4096;
 /// The state of a listening socket (`TCP_LISTEN` in `net/tcp_states.h`).
 const LISTENING: u8 = 10;
 
-/// The loopback's index, the same in every network namespace: a peer may have bound itself to it.
+/// The index of the loopback device, the same in every network namespace: a peer may be bound to it.
 const LOOPBACK_INDEX: u32 = 1;
 
-/// What stands for a cookie that is not known (`INET_DIAG_NOCOOKIE`).
+/// No cookie (`INET_DIAG_NOCOOKIE`).
 const NO_COOKIE: [u8; 8] = [0xff; 8];
 
 /// Offsets in `struct inet_diag_msg`, in bytes.
@@ -31,11 +31,12 @@ const ADDRESSES_AT: usize = 8;
 const USER_AT: usize = 64;
 const INODE_AT: usize = 68;
 
-/// That the kernel answers. Each question has a socket of its own: several threads ask at once.
+/// Proof that the kernel supports `sock_diag`. Each request uses a socket of its own, so several threads
+/// may send requests at once.
 #[derive(Debug)]
 pub(in crate::guest::presets) struct SockDiag(());
 
-/// A socket, as the kernel describes it.
+/// A socket in the kernel's reply.
 #[derive(Debug)]
 struct Found {
     state: u8,
@@ -45,33 +46,32 @@ struct Found {
 }
 
 impl SockDiag {
-    /// Looks up a listening socket to see that it works.
+    /// Looks up a listening socket, to find out whether `sock_diag` works.
     ///
     /// # Errors
     ///
-    /// `ENOENT` and what else the kernel says if it does not.
+    /// `ENOENT` or another errno of netlink if it does not.
     pub(super) fn open(listening: SocketAddr) -> io::Result<Self> {
-        let nobody: IpAddr = match listening {
+        let unspecified: IpAddr = match listening {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let found = look_up(Ends::new(listening, (nobody, 0).into()))?;
+        let found = look_up(Ends::new(listening, (unspecified, 0).into()))?;
         found.ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self(()))
     }
 
-    /// The user of the socket at the peer's end, as [`super::Peers::user`]. The kernel answers within
-    /// the call, and looks in one row of a hash table.
+    /// As [`super::Peers::user`]. The kernel replies within the call, by a lookup in a hash table.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The errno of netlink.
     pub(super) fn user(&self, ends: Ends) -> io::Result<Option<u32>> {
         let found = match look_up(ends) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
             found => found?,
         };
-        // Where there is no connection, the kernel finds who listens.
+        // Without a connection, the kernel returns the listening socket.
         let peer = found
             .filter(|found| found.ends == ends && found.state != LISTENING && found.inode != 0);
         Ok(peer.map(|peer| peer.user))

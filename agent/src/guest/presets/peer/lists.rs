@@ -1,4 +1,4 @@
-//! All sockets of the machine (`proc(5)`, Linux `net/ipv4/tcp_ipv4.c`), where there is no better way.
+//! Looks up a user in the list of all sockets (`proc(5)`, Linux `net/ipv4/tcp_ipv4.c`), without `sock_diag`.
 
 use std::{
     collections::HashMap,
@@ -12,22 +12,20 @@ use tokio::sync::{mpsc, oneshot};
 use super::Ends;
 use crate::{defaults, shutdown::Shutdown, system::blocking::run_blocking};
 
-/// The kernel's lists. Programs reach an IPv4 address from sockets of both kinds.
+/// The lists. Programs connect to an IPv4 address from sockets of both families.
 const LISTS: [&str; 2] = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
 
-/// How often they are read for one answer: a row can be missed while the kernel's table changes below
-/// the reader.
+/// How often they are read for one lookup: a row can be missed if the kernel's table changes meanwhile.
 const LOOKS: u32 = 3;
 
-/// Somebody who waits for a user.
+/// A pending lookup.
 #[derive(Debug)]
 struct Question {
     ends: Ends,
     answer: oneshot::Sender<io::Result<Option<u32>>>,
 }
 
-/// A task that reads the lists, one reading for all who have asked by then. It ends when this is
-/// dropped.
+/// A task that reads the lists, once for all pending lookups. It ends in `Drop`.
 #[derive(Debug)]
 pub(in crate::guest::presets) struct Lists(mpsc::Sender<Question>);
 
@@ -43,7 +41,7 @@ impl Lists {
     ///
     /// # Errors
     ///
-    /// What reading the lists says.
+    /// Those of reading the lists.
     pub(super) async fn user(&self, ends: Ends) -> io::Result<Option<u32>> {
         let (answer, answered) = oneshot::channel();
         let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
@@ -61,7 +59,7 @@ async fn answer_all(mut asked: mpsc::Receiver<Question>) {
         > 0
     {
         let batch = std::mem::take(&mut questions);
-        // Without a thread the questions are dropped, and those who asked are told.
+        // If no thread can be started, the senders are dropped, and the lookups fail.
         let _ = run_blocking(move || answer(batch)).await;
     }
 }
@@ -75,12 +73,12 @@ fn answer(questions: Vec<Question>) {
             Ok(()) => Ok(users.get(&ends).copied().flatten()),
             Err(error) => Err(error.kind().into()),
         };
-        // Who asked may have gone.
+        // The receiver may have been dropped.
         let _ = answer.send(user);
     }
 }
 
-/// Finds as many users as there are.
+/// Fills in the users that are found.
 fn read(users: &mut HashMap<Ends, Option<u32>>) -> io::Result<()> {
     let mut missing = users.len();
     for list in (0..LOOKS).flat_map(|_| LISTS) {
@@ -104,8 +102,8 @@ fn read(users: &mut HashMap<Ends, Option<u32>>) -> io::Result<()> {
     Ok(())
 }
 
-/// A row of a list: the ends as the other side sees them, and the user. `None` for the heading, and
-/// for a socket that nobody has any more.
+/// A row of a list: the ends as the other side sees them, and the user. `None` for the heading, and for
+/// a closed socket.
 fn parse(line: &str) -> Option<(Ends, u32)> {
     let mut words = line.split_ascii_whitespace();
     let local = address(words.nth(1)?)?;

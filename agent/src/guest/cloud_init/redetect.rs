@@ -1,4 +1,4 @@
-//! The kick: cloud-init decides again, now that its data are there, without a reboot.
+//! Has cloud-init detect its datasource again within the same boot.
 
 use std::{
     ffi::OsStr,
@@ -13,15 +13,15 @@ use tokio::time::{Instant, sleep};
 use super::boot::{self, Action, decide};
 use crate::defaults;
 
-/// Units of which the first to run is cloud-init's beginning.
+/// cloud-init has started when either of these units has.
 const FIRST_UNITS: [&str; 2] = ["cloud-init-local.service", "cloud-init-main.service"];
 
-/// How cloud-init calls what it takes its data from.
+/// A datasource of cloud-init.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Datasource {
-    /// The socket.
+    /// The socket of the guest API.
     Lxd,
-    /// The seed.
+    /// The seed directory.
     NoCloud,
 }
 
@@ -33,8 +33,8 @@ impl Datasource {
         }
     }
 
-    /// The files of which ds-identify looks for one, wherever else the agent may have put the data.
-    pub(super) const fn places(self) -> &'static [&'static str] {
+    /// The files by which ds-identify detects it; one of them is enough. Relative to the guest's `/`.
+    pub(super) const fn paths(self) -> &'static [&'static str] {
         match self {
             Self::Lxd => &["dev/lxd/sock"],
             Self::NoCloud => &[
@@ -45,95 +45,98 @@ impl Datasource {
     }
 }
 
-/// Why cloud-init was not made to look again.
+/// Why the detection was not run.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum KickError {
+pub(crate) enum RedetectError {
     /// A file cannot be made or removed.
     #[error("cannot change {0}")]
     File(PathBuf, #[source] io::Error),
     /// A program cannot be started.
     #[error("cannot run {0}")]
     Run(PathBuf, #[source] io::Error),
-    /// It fails.
+    /// A program failed.
     #[error("{0} failed: {1}")]
     Failed(PathBuf, String),
-    /// It does not end in time, and was ended.
+    /// A program did not end in time, and was killed.
     #[error("{0} takes too long")]
-    Slow(PathBuf),
+    TimedOut(PathBuf),
 }
 
-/// What came of it.
+/// The effect of [`redetect`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// Cloud-init looks for the data in this boot.
-    Looks,
-    /// It could in another boot only.
-    Late,
-    /// It is not to, or it is not known.
-    Left,
+    /// cloud-init uses the datasource in this boot.
+    Detecting,
+    /// cloud-init could use it only after a reboot.
+    TooLate,
+    /// cloud-init is not to use it, or is not there.
+    Unchanged,
 }
 
-/// Has cloud-init look for `wanted` in this boot, if it has not done so and still can. `root` is the
+/// Has cloud-init detect `datasource` in this boot, if it has not done so and still can. `root` is the
 /// guest's `/`.
 ///
 /// # Errors
 ///
-/// [`KickError`]. Cloud-init does what it decided itself then, or nothing.
-pub(crate) async fn kick(root: &Path, wanted: Datasource) -> Result<Outcome, KickError> {
-    let mut action = decide(root, wanted);
-    if matches!(action, Action::Identify | Action::Generate) {
+/// [`RedetectError`]. cloud-init then does what it decided itself, or nothing.
+pub(crate) async fn redetect(
+    root: &Path,
+    datasource: Datasource,
+) -> Result<Outcome, RedetectError> {
+    let mut action = decide(root, datasource);
+    if matches!(action, Action::RunDsIdentify | Action::RunGenerator) {
         if is_boot_over(root).await? {
             action = Action::None("the boot is over");
-        } else if has_begun(root).await? {
-            action = Action::Late("cloud-init has begun");
+        } else if has_started(root).await? {
+            action = Action::TooLate("cloud-init has begun");
         }
     }
     let (reason, outcome) = match action {
-        Action::None(reason) => (reason, Outcome::Left),
-        Action::Late(reason) => (reason, Outcome::Late),
-        Action::Found => ("cloud-init looks here already", Outcome::Looks),
-        Action::Identify | Action::Generate => {
+        Action::None(reason) => (reason, Outcome::Unchanged),
+        Action::TooLate(reason) => (reason, Outcome::TooLate),
+        Action::AlreadyListed => ("the datasource is detected already", Outcome::Detecting),
+        Action::RunDsIdentify | Action::RunGenerator => {
             tracing::info!(
-                datasource = wanted.name(),
+                datasource = datasource.name(),
                 ?action,
-                "cloud-init looks again"
+                "cloud-init detects its datasource again"
             );
-            look_again(root, action).await?;
-            return Ok(Outcome::Looks);
+            run_detection(root, action).await?;
+            return Ok(Outcome::Detecting);
         }
     };
-    tracing::info!(reason, "cloud-init is left alone");
+    tracing::info!(reason, "no new detection of cloud-init's datasource");
     Ok(outcome)
 }
 
-async fn look_again(root: &Path, action: Action) -> Result<(), KickError> {
+async fn run_detection(root: &Path, action: Action) -> Result<(), RedetectError> {
     let marker = root.join(boot::MARKER);
     OpenOptions::new()
         .write(true)
         .create_new(true)
         .open(&marker)
-        .map_err(|error| KickError::File(marker, error))?;
-    if action == Action::Identify {
+        .map_err(|error| RedetectError::File(marker, error))?;
+    if action == Action::RunDsIdentify {
         run(&root.join(boot::DS_IDENTIFY), &["--force"]).await?;
         return Ok(());
     }
     let decided = root.join(boot::RUN);
     match fs::remove_dir_all(&decided) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(KickError::File(decided, error));
+            return Err(RedetectError::File(decided, error));
         }
         _ => {}
     }
     let systemctl = systemctl(root);
-    // The generators run with it.
+    // This runs the generators.
     run(&systemctl, &["daemon-reload"]).await?;
-    // Its units come after the agent's, which is not ready yet: waiting for them would be for ever.
+    // Its units are ordered after the agent's, which is not ready yet: waiting for them would never end.
     run(&systemctl, &["--no-block", "start", "cloud-init.target"]).await?;
     Ok(())
 }
 
-/// Whether systemd has started all there is to be started.
-pub(crate) async fn is_boot_over(root: &Path) -> Result<bool, KickError> {
+/// Whether systemd has finished the boot.
+pub(crate) async fn is_boot_over(root: &Path) -> Result<bool, RedetectError> {
     let state = run(&systemctl(root), &["show", "--property=SystemState"]).await?;
     Ok(!matches!(
         state.trim(),
@@ -142,11 +145,11 @@ pub(crate) async fn is_boot_over(root: &Path) -> Result<bool, KickError> {
 }
 
 /// Whether systemd has started cloud-init.
-async fn has_begun(root: &Path) -> Result<bool, KickError> {
+async fn has_started(root: &Path) -> Result<bool, RedetectError> {
     let [local, main] = FIRST_UNITS;
-    let begun = "--property=InactiveExitTimestampMonotonic";
-    let begun = run(&systemctl(root), &["show", begun, local, main]).await?;
-    let mut times = begun
+    let property = "--property=InactiveExitTimestampMonotonic";
+    let shown = run(&systemctl(root), &["show", property, local, main]).await?;
+    let mut times = shown
         .lines()
         .filter_map(|line| Some(line.split_once('=')?.1));
     Ok(times.any(|time| time != "0"))
@@ -161,17 +164,22 @@ pub(super) fn systemctl(root: &Path) -> PathBuf {
     }
 }
 
-/// Runs a program to its end, and gives its output.
-pub(super) async fn run(program: &Path, arguments: &[&str]) -> Result<String, KickError> {
-    run_until(program, arguments, Instant::now() + defaults::KICK_TIMEOUT).await
+/// Runs a program to its end, and returns its standard output.
+pub(super) async fn run(program: &Path, arguments: &[&str]) -> Result<String, RedetectError> {
+    run_until(
+        program,
+        arguments,
+        Instant::now() + defaults::CLOUD_INIT_PROGRAM_TIMEOUT,
+    )
+    .await
 }
 
 async fn run_until(
     program: &Path,
     arguments: &[&str],
     deadline: Instant,
-) -> Result<String, KickError> {
-    let failed = |error| KickError::Run(program.to_owned(), error);
+) -> Result<String, RedetectError> {
+    let failed = |error| RedetectError::Run(program.to_owned(), error);
     let mut child = Command::new(program)
         .args(arguments.iter().map(OsStr::new))
         .stdin(Stdio::null())
@@ -182,19 +190,22 @@ async fn run_until(
     let status = loop {
         match child.try_wait().map_err(failed)? {
             Some(status) => break status,
-            None if Instant::now() < deadline => sleep(defaults::KICK_POLL).await,
+            None if Instant::now() < deadline => sleep(defaults::CLOUD_INIT_PROGRAM_POLL).await,
             None => {
-                // It may have ended meanwhile, which is as well.
+                // Fails if it has ended meanwhile.
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(KickError::Slow(program.to_owned()));
+                return Err(RedetectError::TimedOut(program.to_owned()));
             }
         }
     };
     if !status.success() {
-        return Err(KickError::Failed(program.to_owned(), status.to_string()));
+        return Err(RedetectError::Failed(
+            program.to_owned(),
+            status.to_string(),
+        ));
     }
-    // It fits into the pipe, or the program would not have ended.
+    // The output fits into the pipe, or the program would not have ended.
     let mut output = String::new();
     if let Some(mut stdout) = child.stdout.take() {
         stdout.read_to_string(&mut output).map_err(failed)?;
@@ -209,12 +220,16 @@ mod tests {
     const BOOTING: &str = "SystemState=starting";
     const NEVER: &str = "InactiveExitTimestampMonotonic=0";
 
-    /// What was run by a kick in a root whose systemd says this, after `change`.
-    async fn kicked(state: &str, begun: &str, change: impl FnOnce(&Root)) -> (Root, Vec<String>) {
+    /// The programs that ran in a root whose systemd has this state, after `change`.
+    async fn redetected(
+        state: &str,
+        begun: &str,
+        change: impl FnOnce(&Root),
+    ) -> (Root, Vec<String>) {
         let root = Root::booting();
         root.systemctl(state, begun);
         change(&root);
-        kick(root.path(), Datasource::Lxd).await.unwrap();
+        redetect(root.path(), Datasource::Lxd).await.unwrap();
         let done = root.log();
         (root, done)
     }
@@ -228,59 +243,59 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_generator_runs_again_and_then_cloud_init() {
-        let (root, done) = kicked(BOOTING, NEVER, |_| {}).await;
+    async fn redetection_runs_the_generator_and_then_cloud_init() {
+        let (root, done) = redetected(BOOTING, NEVER, |_| {}).await;
         let expected = ["daemon-reload", "--no-block start cloud-init.target"];
         assert_eq!(done, expected);
         assert!(!root.path().join(boot::RUN).exists());
-        kick(root.path(), Datasource::Lxd).await.unwrap();
+        redetect(root.path(), Datasource::Lxd).await.unwrap();
         assert_eq!(root.log(), expected, "once a boot");
     }
 
     #[tokio::test]
-    async fn where_cloud_init_runs_anyway_only_the_search_is_done_again() {
-        let (root, done) = kicked(BOOTING, NEVER, found).await;
+    async fn redetection_runs_only_ds_identify_where_cloud_init_is_enabled() {
+        let (root, done) = redetected(BOOTING, NEVER, found).await;
         assert_eq!(done, ["ds-identify --force"]);
         assert!(root.path().join(boot::RUN).exists());
     }
 
     #[tokio::test]
-    async fn a_boot_that_is_over_is_left_alone() {
+    async fn no_redetection_after_the_boot_is_over() {
         for state in ["running", "degraded", "maintenance", "stopping"] {
             let state = format!("SystemState={state}");
-            let (_, done) = kicked(&state, NEVER, |_| {}).await;
+            let (_, done) = redetected(&state, NEVER, |_| {}).await;
             assert!(done.is_empty(), "{state}: {done:?}");
         }
     }
 
     #[tokio::test]
-    async fn a_cloud_init_that_has_begun_is_left_alone() {
+    async fn no_redetection_after_cloud_init_has_started() {
         let begun = format!("{NEVER}\\n\\nInactiveExitTimestampMonotonic=7654321");
         for change in [found, |_: &Root| {}] {
-            let (_, done) = kicked(BOOTING, &begun, change).await;
+            let (_, done) = redetected(BOOTING, &begun, change).await;
             assert!(done.is_empty(), "{done:?}");
         }
     }
 
     #[tokio::test]
-    async fn a_program_that_fails_is_named() {
+    async fn a_redetection_error_names_the_program() {
         let root = Root::booting();
         root.program("usr/bin/systemctl", "exit 3");
-        let error = kick(root.path(), Datasource::Lxd).await.unwrap_err();
+        let error = redetect(root.path(), Datasource::Lxd).await.unwrap_err();
         assert!(error.to_string().contains("systemctl failed"), "{error}");
         root.remove("usr/bin/systemctl");
-        let error = kick(root.path(), Datasource::Lxd).await.unwrap_err();
-        assert!(matches!(error, KickError::Run(..)), "{error}");
+        let error = redetect(root.path(), Datasource::Lxd).await.unwrap_err();
+        assert!(matches!(error, RedetectError::Run(..)), "{error}");
         assert!(!root.path().join(boot::MARKER).exists());
     }
 
     #[tokio::test]
-    async fn a_program_that_does_not_end_is_ended() {
+    async fn a_redetection_program_that_hangs_is_killed() {
         let root = Root::booting();
         root.program("usr/bin/systemctl", "exec sleep 3600");
-        let end = Instant::now() + defaults::KICK_TIMEOUT / 100;
+        let end = Instant::now() + defaults::CLOUD_INIT_PROGRAM_TIMEOUT / 100;
         let systemctl = systemctl(root.path());
         let error = run_until(&systemctl, &[], end).await.unwrap_err();
-        assert!(matches!(error, KickError::Slow(_)), "{error}");
+        assert!(matches!(error, RedetectError::TimedOut(_)), "{error}");
     }
 }

@@ -1,8 +1,8 @@
-//! The last complete snapshot on disk, for a boot in which the host is away.
+//! The last complete snapshot on disk, for a boot in which the host does not answer.
 //!
-//! One file that only root can read, below the guest's `/`. It counts only on the machine that wrote
-//! it: an image made of a guest's disk brings the file along, and must not bring that guest's keys
-//! and passwords to another.
+//! One file below the guest's `/`, readable by root. It is valid only on the machine that wrote it: an
+//! image made of a guest's disk contains the file, and must not carry that guest's keys and passwords
+//! to another.
 
 use std::{
     fs, io,
@@ -10,6 +10,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use data_encoding::HEXLOWER;
 use nix::{
     errno::Errno,
     unistd::{UnlinkatFlags, unlinkat},
@@ -17,25 +18,22 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use super::{InstanceData, Snapshot};
-use crate::{
-    hex::hex,
-    system::{
-        mount_table,
-        root::{Attributes, Root},
-    },
+use crate::system::{
+    mount_table,
+    root::{Attributes, Root},
 };
 
 /// Below the guest's `/`.
 const FOLDER: &str = "var/lib/vsock-agent";
 const FILE: &str = "instance-data.json";
 
-/// The firmware's number of this machine. Missing where there is no SMBIOS.
+/// The machine's UUID from the firmware. Missing without SMBIOS.
 const MACHINE: &str = "sys/class/dmi/id/product_uuid";
 
 /// Largest file that is read, in bytes: the largest snapshot, with escapes, and some more.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 
-/// Only root reads it: data may have passwords in them.
+/// Readable by root only: the data may contain passwords.
 const ATTRIBUTES: Attributes = Attributes {
     mode: 0o600,
     uid: None,
@@ -43,24 +41,24 @@ const ATTRIBUTES: Attributes = Attributes {
     create_only: false,
 };
 
-/// Where the snapshot is kept, and for which machine.
+/// The file of the snapshot, and the machine that it is valid on. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Kept {
+pub(crate) struct SavedSnapshot {
     root: PathBuf,
     machine: String,
-    /// Whoever writes or removes the file.
+    /// Held while the file is written or removed.
     lock: Arc<Mutex<()>>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Content<S> {
-    /// Who may use it: see [`machine`].
+    /// See [`machine`].
     machine: String,
     snapshot: S,
 }
 
-impl Kept {
-    /// The place below `root`; `None` where it would not outlive a reboot. `identity` is the folder
+impl SavedSnapshot {
+    /// The file below `root`; `None` where it would not outlive a reboot. `identity` is the folder
     /// of the agent's identity.
     pub(crate) fn new(root: &Path, identity: Option<&Path>) -> Option<Self> {
         if !mount_table::outlives_reboot(root, &Path::new("/").join(FOLDER)) {
@@ -74,16 +72,16 @@ impl Kept {
     }
 
     /// Whether there is a file.
-    pub(crate) fn is_there(&self) -> bool {
+    pub(crate) fn exists(&self) -> bool {
         self.root.join(FOLDER).join(FILE).is_file()
     }
 
-    /// The snapshot, if there is one of this machine. What is of another machine, or no snapshot, is
+    /// The snapshot, if there is one of this machine. A file that is invalid or of another machine is
     /// removed. Blocks.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the system call that failed.
     pub(crate) fn load(&self) -> io::Result<Option<Snapshot>> {
         let path = Path::new(FOLDER).join(FILE);
         let text = match Root::open(&self.root)?.read(&path, MAX_BYTES) {
@@ -96,18 +94,18 @@ impl Kept {
         }
     }
 
-    /// Writes the snapshot, whole or not at all, unless it is no longer what `data` has: one that was
-    /// removed meanwhile does not come back. Blocks.
+    /// Replaces the file atomically if `snapshot` is still the current one of `data`, so that data which
+    /// were disabled meanwhile are not saved. Blocks.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the system call that failed.
     pub(crate) fn save_if_current(
         &self,
         snapshot: &Arc<Snapshot>,
         data: &InstanceData,
     ) -> io::Result<()> {
-        let _writing = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         let current = data.snapshot();
         if current.is_some_and(|current| Arc::ptr_eq(&current, snapshot)) {
             self.save(snapshot)
@@ -131,13 +129,13 @@ impl Kept {
         Ok(())
     }
 
-    /// Removes the file, after whoever is writing it. Blocks.
+    /// Removes the file. Waits for a write in progress. Blocks.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the system call that failed.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        let _writing = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = match Root::open(&self.root)?.folder(Path::new(FOLDER)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             folder => folder?,
@@ -149,13 +147,13 @@ impl Kept {
     }
 }
 
-/// What tells this machine from others: the firmware's number, and the agent's certificate, which
+/// Identifies this machine: by the firmware's UUID, and the digest of the agent's certificate, which
 /// differs for each guest.
 fn machine(root: &Path, identity: Option<&Path>) -> String {
     let number = fs::read_to_string(root.join(MACHINE)).unwrap_or_default();
     let certificate = identity.and_then(|folder| fs::read(folder.join("agent.crt")).ok());
     let digest = ring::digest::digest(&ring::digest::SHA256, &certificate.unwrap_or_default());
-    format!("{} {}", number.trim(), hex(digest.as_ref()))
+    format!("{} {}", number.trim(), HEXLOWER.encode(digest.as_ref()))
 }
 
 #[cfg(test)]
@@ -172,7 +170,7 @@ mod tests {
 
     impl TestRoot {
         fn new(name: &str, kind: &str) -> Self {
-            let name = format!("agent-kept-{name}-{}", std::process::id());
+            let name = format!("agent-saved-{name}-{}", std::process::id());
             let path = std::env::temp_dir().join(name);
             fs::create_dir_all(path.join("proc/self")).unwrap();
             fs::create_dir_all(path.join("sys/class/dmi/id")).unwrap();
@@ -185,8 +183,8 @@ mod tests {
             Self(path)
         }
 
-        fn kept(&self) -> Kept {
-            Kept::new(&self.0, None).unwrap()
+        fn saved(&self) -> SavedSnapshot {
+            SavedSnapshot::new(&self.0, None).unwrap()
         }
 
         fn file(&self) -> PathBuf {
@@ -212,14 +210,14 @@ mod tests {
     #[test]
     fn what_was_saved_is_loaded_on_the_same_machine_only() {
         let root = TestRoot::new("same", "ext4");
-        assert_eq!(root.kept().load().unwrap(), None);
-        root.kept().save(&snapshot()).unwrap();
-        assert_eq!(root.kept().load().unwrap(), Some(snapshot()));
+        assert_eq!(root.saved().load().unwrap(), None);
+        root.saved().save(&snapshot()).unwrap();
+        assert_eq!(root.saved().load().unwrap(), Some(snapshot()));
         let mode = fs::metadata(root.file()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
 
         fs::write(root.0.join(MACHINE), "another\n").unwrap();
-        assert_eq!(root.kept().load().unwrap(), None);
+        assert_eq!(root.saved().load().unwrap(), None);
         assert!(!root.file().exists());
     }
 
@@ -229,29 +227,29 @@ mod tests {
         let data = InstanceData::new();
         data.publish(snapshot());
         let current = data.snapshot().unwrap();
-        data.forget(super::super::Availability::Off);
-        root.kept().remove().unwrap();
-        root.kept().save_if_current(&current, &data).unwrap();
+        data.set_availability(super::super::Availability::Disabled);
+        root.saved().remove().unwrap();
+        root.saved().save_if_current(&current, &data).unwrap();
         assert!(!root.file().exists());
         data.publish(snapshot());
         let current = data.snapshot().unwrap();
-        root.kept().save_if_current(&current, &data).unwrap();
+        root.saved().save_if_current(&current, &data).unwrap();
         assert!(root.file().exists());
     }
 
     #[test]
     fn what_is_no_snapshot_is_removed() {
         let root = TestRoot::new("odd", "ext4");
-        root.kept().save(&snapshot()).unwrap();
+        root.saved().save(&snapshot()).unwrap();
         fs::write(root.file(), "{").unwrap();
-        assert_eq!(root.kept().load().unwrap(), None);
+        assert_eq!(root.saved().load().unwrap(), None);
         assert!(!root.file().exists());
-        root.kept().remove().unwrap();
+        root.saved().remove().unwrap();
     }
 
     #[test]
     fn nothing_is_kept_in_memory() {
         let root = TestRoot::new("memory", "tmpfs");
-        assert!(Kept::new(&root.0, None).is_none());
+        assert!(SavedSnapshot::new(&root.0, None).is_none());
     }
 }

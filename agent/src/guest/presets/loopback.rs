@@ -1,4 +1,5 @@
-//! The address of a preset: on the loopback as long as it is served, and only where no real cloud is.
+//! The address of a preset: assigned to the loopback device while it is served, unless the machine is in
+//! a real cloud.
 
 use std::{
     collections::BTreeMap,
@@ -18,11 +19,11 @@ use vsock_agent_protocol::preset::BOARD_MAKER;
 use super::sk_lookup::SkLookup;
 use crate::{defaults, system::rtnetlink::Rtnetlink};
 
-/// The loopback, which everything in the machine can reach, and nobody else.
+/// The loopback device, which only this machine can reach.
 const LOOPBACK: &str = "lo";
 
-/// What the firmware of real clouds says (`/sys/class/dmi/id`), by the beginning of the text: what
-/// cloud-init knows them by (`ds-identify`), and the makers.
+/// DMI fields of real clouds (`/sys/class/dmi/id`), and how their values begin: those of cloud-init's
+/// `ds-identify`, and the vendors.
 const CLOUDS: [(&str, &str); 24] = [
     ("sys_vendor", "Amazon EC2"),
     ("bios_vendor", "Amazon EC2"),
@@ -51,7 +52,7 @@ const CLOUDS: [(&str, &str); 24] = [
     ("product_name", "CloudStack"),
 ];
 
-/// The same by the end of the text.
+/// The same, with how the values end.
 const CLOUDS_BY_END: [(&str, &str); 2] = [
     ("product_serial", ".brightbox.com"),
     ("chassis_asset_tag", ".zstack.io"),
@@ -59,94 +60,94 @@ const CLOUDS_BY_END: [(&str, &str); 2] = [
 
 /// Why a preset is not served.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum PlaceError {
-    #[error("this is a real cloud, as its firmware says: {0}")]
+pub(super) enum AddressError {
+    #[error("this is a real cloud by its firmware: {0}")]
     RealCloud(String),
-    #[error("somebody answers at {0} already")]
-    Taken(IpAddr),
-    #[error("cannot put {0} on the loopback")]
+    #[error("{0} is in use by another machine")]
+    InUse(IpAddr),
+    #[error("cannot assign {0} to the loopback device")]
     Address(IpAddr, #[source] io::Error),
     #[error("cannot listen on {0}")]
     Listen(SocketAddr, #[source] io::Error),
 }
 
-/// How many services have each address: two may have one, at different ports.
-static HELD: Mutex<BTreeMap<IpAddr, usize>> = Mutex::new(BTreeMap::new());
+/// The number of services of each address: several may use one, at different ports.
+static USERS: Mutex<BTreeMap<IpAddr, usize>> = Mutex::new(BTreeMap::new());
 
-/// An address that is this machine's. `Drop` of the last one takes it off the loopback again.
+/// An address that is assigned to this machine. `Drop` of the last one removes it from the loopback.
 #[derive(Debug)]
-pub(super) struct Place(IpAddr);
+pub(super) struct LoopbackAddress(IpAddr);
 
-/// A service's socket, with all that leads to it.
+/// A service's socket, with its address and the redirection to it.
 #[derive(Debug)]
-pub(super) struct Listening {
+pub(super) struct PresetListener {
     pub(super) socket: TcpListener,
-    _steering: Option<SkLookup>,
-    _place: Place,
+    _sk_lookup: Option<SkLookup>,
+    _address: LoopbackAddress,
 }
 
-impl Place {
-    /// Sees to it that the address is on the loopback, if nobody else has it. `root` is the
-    /// guest's `/`.
+impl LoopbackAddress {
+    /// Assigns the address to the loopback device, unless another machine has it. `root` is the guest's
+    /// `/`.
     ///
     /// # Errors
     ///
-    /// [`PlaceError`].
-    pub(super) async fn take(root: &Path, address: SocketAddr) -> Result<Self, PlaceError> {
+    /// [`AddressError`].
+    pub(super) async fn acquire(root: &Path, address: SocketAddr) -> Result<Self, AddressError> {
         if let Some(cloud) = real_cloud(root) {
-            return Err(PlaceError::RealCloud(cloud));
+            return Err(AddressError::RealCloud(cloud));
         }
         let ip = address.ip();
-        if !is_own(ip) && answers(address, defaults::PROBE_TIMEOUT).await {
-            return Err(PlaceError::Taken(ip));
+        if !is_assigned(ip) && responds(address, defaults::PROBE_TIMEOUT).await {
+            return Err(AddressError::InUse(ip));
         }
-        Self::hold(ip).map_err(|error| PlaceError::Address(ip, error))
+        Self::add(ip).map_err(|error| AddressError::Address(ip, error))
     }
 
-    fn hold(ip: IpAddr) -> io::Result<Self> {
-        let mut held = held();
-        // One that is there is the loopback's own or another service's, or was left by an agent that
-        // was killed.
-        if !is_own(ip) {
+    fn add(ip: IpAddr) -> io::Result<Self> {
+        let mut users = users();
+        // One that is assigned is the loopback's own or another service's, or is left from an agent
+        // that was killed.
+        if !is_assigned(ip) {
             change(|kernel, index| kernel.add_address(index, ip))?;
         }
-        *held.entry(ip).or_default() += 1;
+        *users.entry(ip).or_default() += 1;
         Ok(Self(ip))
     }
 
-    /// Listens there, for what comes by the loopback: a machine has its addresses on all of its
-    /// devices, so without this its neighbours could ask as well.
+    /// Listens on the address, bound to the loopback device: Linux accepts packets for any of its
+    /// addresses on every device, so other machines could connect otherwise.
     ///
-    /// The port is left to the guest if the kernel can do that, and is taken from it if not.
+    /// The port stays free for the guest's programs if the kernel supports `sk_lookup`.
     ///
     /// # Errors
     ///
-    /// [`PlaceError::Listen`].
-    pub(super) fn listen(self, port: u16) -> Result<Listening, PlaceError> {
+    /// [`AddressError::Listen`].
+    pub(super) fn listen(self, port: u16) -> Result<PresetListener, AddressError> {
         let address = SocketAddr::new(self.0, port);
-        let beside = || {
+        let through_sk_lookup = || {
             let socket = listen(SocketAddr::new(self.0, 0))?;
-            let steering = SkLookup::attach(address, &socket)?;
-            io::Result::Ok((socket, Some(steering)))
+            let sk_lookup = SkLookup::attach(address, &socket)?;
+            io::Result::Ok((socket, Some(sk_lookup)))
         };
-        let (socket, steering) = match beside() {
+        let (socket, sk_lookup) = match through_sk_lookup() {
             Ok(both) => both,
             Err(error) => {
-                let wrong = |error| PlaceError::Listen(address, error);
+                let wrong = |error| AddressError::Listen(address, error);
                 let socket = listen(address).map_err(wrong)?;
                 tracing::warn!(%address, %error, "this kernel cannot leave the port to other programs");
                 (socket, None)
             }
         };
-        Ok(Listening {
+        Ok(PresetListener {
             socket,
-            _steering: steering,
-            _place: self,
+            _sk_lookup: sk_lookup,
+            _address: self,
         })
     }
 }
 
-/// A socket that listens on the loopback only.
+/// A socket that listens on the loopback device only.
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
@@ -158,28 +159,28 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(defaults::GUEST_BACKLOG)
 }
 
-impl Drop for Place {
+impl Drop for LoopbackAddress {
     fn drop(&mut self) {
-        let mut held = held();
-        let others = held.get_mut(&self.0).map_or(0, |count| {
+        let mut users = users();
+        let others = users.get_mut(&self.0).map_or(0, |count| {
             *count -= 1;
             *count
         });
         if others > 0 {
             return;
         }
-        held.remove(&self.0);
+        users.remove(&self.0);
         if self.0.is_loopback() {
             return;
         }
         if let Err(error) = change(|kernel, index| kernel.remove_address(index, self.0)) {
-            tracing::warn!(address = %self.0, %error, "cannot take the address off the loopback");
+            tracing::warn!(address = %self.0, %error, "cannot remove the address from the loopback");
         }
     }
 }
 
-fn held() -> MutexGuard<'static, BTreeMap<IpAddr, usize>> {
-    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+fn users() -> MutexGuard<'static, BTreeMap<IpAddr, usize>> {
+    USERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn change(change: impl FnOnce(&Rtnetlink, u32) -> io::Result<()>) -> io::Result<()> {
@@ -189,13 +190,13 @@ fn change(change: impl FnOnce(&Rtnetlink, u32) -> io::Result<()>) -> io::Result<
     change(&kernel, loopback.ok_or(io::ErrorKind::NotFound)?.index)
 }
 
-/// Whether the machine has the address.
-fn is_own(ip: IpAddr) -> bool {
+/// Whether the address is assigned to this machine.
+fn is_assigned(ip: IpAddr) -> bool {
     UdpSocket::bind((ip, 0)).is_ok()
 }
 
-/// Whether somebody is there: a refusal is an answer too.
-async fn answers(address: SocketAddr, limit: Duration) -> bool {
+/// Whether the address responds; a refused connection is a response.
+async fn responds(address: SocketAddr, limit: Duration) -> bool {
     match timeout(limit, TcpStream::connect(address)).await {
         Ok(Ok(_)) => true,
         Ok(Err(error)) => matches!(
@@ -206,7 +207,7 @@ async fn answers(address: SocketAddr, limit: Duration) -> bool {
     }
 }
 
-/// What the firmware says, if that is a cloud and our own host did not make it say so.
+/// The DMI field by which this is a cloud, unless our own host has set it.
 fn real_cloud(root: &Path) -> Option<String> {
     let folder = root.join("sys/class/dmi/id");
     let read = |name: &str| {
@@ -269,15 +270,15 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let limit = Duration::from_secs(10);
-        assert!(answers(address, limit).await);
+        assert!(responds(address, limit).await);
         drop(listener);
-        assert!(answers(address, limit).await, "a refusal");
+        assert!(responds(address, limit).await, "a refusal");
     }
 
     #[test]
     fn the_loopback_is_the_machines_own() {
-        assert!(is_own("127.0.0.9".parse().unwrap()));
-        assert!(!is_own("192.0.2.1".parse().unwrap()));
+        assert!(is_assigned("127.0.0.9".parse().unwrap()));
+        assert!(!is_assigned("192.0.2.1".parse().unwrap()));
     }
 
     #[test]
@@ -289,14 +290,14 @@ mod tests {
                 .status();
             assert!(up.expect("ip, of iproute2").success());
             let ip = "192.0.2.1".parse().unwrap();
-            let first = Place::hold(ip).unwrap();
-            drop(Place::hold(ip).unwrap());
-            assert!(is_own(ip), "another service has it");
-            let second = Place::hold(ip).unwrap();
+            let first = LoopbackAddress::add(ip).unwrap();
+            drop(LoopbackAddress::add(ip).unwrap());
+            assert!(is_assigned(ip), "another service has it");
+            let second = LoopbackAddress::add(ip).unwrap();
             drop(first);
-            assert!(is_own(ip), "another service has it");
+            assert!(is_assigned(ip), "another service has it");
             drop(second);
-            assert!(!is_own(ip));
+            assert!(!is_assigned(ip));
         };
         thread::spawn(alone).join().unwrap();
     }
