@@ -20,7 +20,7 @@ pub(crate) const MAX_CONNECTIONS: usize = 8192;
 /// Connections that have not shown a certificate, some 40 kB each. Any local user of the host can open
 /// them; only its root has privileged ports.
 pub(crate) const UNKNOWN: Limits = Limits {
-    places: 512,
+    slots: 512,
     reserved: 16,
     queue: 1024,
 };
@@ -222,7 +222,7 @@ pub(crate) const MAX_GUEST_CONNECTIONS: usize = 128;
 
 /// Connections to a metadata service.
 pub(crate) const METADATA: Limits = Limits {
-    places: MAX_GUEST_CONNECTIONS,
+    slots: MAX_GUEST_CONNECTIONS,
     reserved: 0,
     queue: 1024,
 };

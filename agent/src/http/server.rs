@@ -22,7 +22,7 @@ use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 use tokio_util::either::Either;
 use tracing::Instrument as _;
 use vsock_agent_protocol::{address::Cid, by_insertion};
-use vsock_agent_transport::{Admission, Place};
+use vsock_agent_transport::{Admission, Slot};
 
 use crate::{
     app::App,
@@ -260,11 +260,7 @@ impl Server {
 /// # Errors
 ///
 /// When it takes too long, or somebody else needs the place.
-async fn in_time<T>(
-    place: &Place,
-    grace: Duration,
-    step: impl Future<Output = T>,
-) -> io::Result<T> {
+async fn in_time<T>(place: &Slot, grace: Duration, step: impl Future<Output = T>) -> io::Result<T> {
     let limited = timeout(defaults::HANDSHAKE_TIMEOUT, step);
     Ok(place.wait_for(grace, limited).await.ok_or_else(crowded)??)
 }

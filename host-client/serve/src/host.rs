@@ -1,24 +1,25 @@
-//! The host process: answers guests that ask about their instance, and tells their agents where to
-//! ask.
+//! The host process: answers guests that ask about their instance, and sends their agents the
+//! address to ask at.
 //!
 //! ```text
-//! guest's agent ──vsock or <socket>_<port>──► door ─► place (who may come from there?) ─► TLS
-//!                                                        ─► api: that guest's data, nothing else
-//! guest's agent ◄── PUT /1.0, POST /1.0/events ── link ◄── the instance's file changed
+//! guest's agent ──vsock or <socket>_<port>──► listener ─► peer: limits, TLS, which guest
+//!                                                            ─► api: that guest's data, nothing else
+//! guest's agent ◄── PUT /1.0, POST /1.0/events ── monitor ◄── the instance's file changed
 //! ```
 //!
 //! One process serves all guests of a host. Guests are hostile: each has its own limits, and a
-//! guest is known by where it comes from *and* by the certificate of its agent. [`HostProcess`] owns
-//! every task; it writes no instance data but an instance-id for a guest that has none.
+//! guest is identified by its address *and* by the certificate of its agent. [`HostProcess`] owns
+//! every task. The only instance data that it writes is an instance-id for a guest without one.
 
 mod api;
-mod door;
+mod guest;
 mod limits;
-mod link;
+mod listener;
 mod log_limit;
-mod place;
+mod monitor;
+mod origin;
+mod peer;
 mod progress;
-mod resident;
 mod status;
 mod tls;
 
@@ -34,35 +35,35 @@ use tokio::{sync::oneshot, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use self::{
-    door::{Door, DoorLog},
-    place::{Origin, Place},
-    resident::Resident,
-    status::StatusFile,
-};
 pub use self::{
+    guest::Guest,
     progress::GuestReport,
-    resident::Guest,
     status::{AgentReport, StatusReport},
     tls::{GuestTls, GuestTlsError},
 };
+use self::{
+    guest::ServedGuest,
+    listener::ListenLog,
+    origin::{ListenAddress, Origin},
+    peer::Peer,
+    status::StatusFile,
+};
 use crate::instance::InstanceStore;
 
-/// Tells of a machine's name whether it is one of the configuration's now, not when it was read last.
-/// It may block.
+/// Whether the configuration has a machine of this name at the time of the call. It may block.
 pub type IsRegistered = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
-/// What a host process needs to begin.
+/// What a host process needs to start.
 pub struct HostConfig {
-    /// The port guests ask at: on AF_VSOCK, and in the name of the Unix socket `<socket>_<port>`.
+    /// The port to listen on: of AF_VSOCK, and in the name of the Unix socket `<socket>_<port>`.
     pub port: u32,
     /// The instances.
     pub store: InstanceStore,
-    /// What guests are told of where they are: the host's name.
+    /// The host's name, sent to guests as `location`.
     pub location: String,
-    /// Where to keep what is known of the guests, for others to read.
+    /// File with the state of the guests, for other programs to read.
     pub status: PathBuf,
-    /// Asked before an instance is made for a guest that has none, so that one that was just
+    /// Called before an instance is created for a guest that has none, so that one that was just
     /// removed stays removed.
     pub is_registered: IsRegistered,
 }
@@ -76,188 +77,184 @@ impl fmt::Debug for HostConfig {
     }
 }
 
-/// The host process. It needs a tokio runtime; dropping it cuts everything off.
+/// The host process. It needs a tokio runtime; dropping it closes all connections.
 #[derive(Debug)]
 pub struct HostProcess {
-    house: Arc<House>,
-    residents: HashMap<String, Arc<Resident>>,
-    doors: HashMap<Door, CancellationToken>,
+    host: Arc<HostState>,
+    guests: HashMap<String, Arc<ServedGuest>>,
+    listeners: HashMap<ListenAddress, CancellationToken>,
 }
 
-/// What all tasks share.
-struct House {
+/// State that all tasks share.
+struct HostState {
     port: u32,
     location: String,
     store: InstanceStore,
     status: StatusFile,
     is_registered: IsRegistered,
-    places: RwLock<HashMap<Origin, Arc<Place>>>,
-    /// What was said of listeners.
-    door_logs: Mutex<HashMap<Door, DoorLog>>,
+    peers: RwLock<HashMap<Origin, Arc<Peer>>>,
+    /// The last result of each listener.
+    listen_logs: Mutex<HashMap<ListenAddress, ListenLog>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
-impl fmt::Debug for House {
+impl fmt::Debug for HostState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("House")
+        f.debug_struct("HostState")
             .field("port", &self.port)
             .finish_non_exhaustive()
     }
 }
 
-impl House {
-    fn place(&self, origin: &Origin) -> Option<Arc<Place>> {
-        let places = self.places.read().unwrap_or_else(PoisonError::into_inner);
-        places.get(origin).cloned()
+impl HostState {
+    fn peer(&self, origin: &Origin) -> Option<Arc<Peer>> {
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        peers.get(origin).cloned()
     }
 }
 
 impl HostProcess {
-    /// Makes one that serves nobody yet.
+    /// Creates one without guests.
     #[must_use]
     pub fn new(config: HostConfig) -> Self {
-        let house = Arc::new(House {
+        let host = Arc::new(HostState {
             port: config.port,
             location: config.location,
             store: config.store,
             status: StatusFile::new(config.status, config.port),
             is_registered: config.is_registered,
-            places: RwLock::default(),
-            door_logs: Mutex::default(),
+            peers: RwLock::default(),
+            listen_logs: Mutex::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
-        let keeper = Arc::clone(&house);
-        house
-            .tasks
-            .spawn(async move { keeper.status.keep(&keeper.stop).await });
+        let own = Arc::clone(&host);
+        host.tasks
+            .spawn(async move { own.status.write_changes(&own.stop).await });
         Self {
-            house,
-            residents: HashMap::new(),
-            doors: HashMap::new(),
+            host,
+            guests: HashMap::new(),
+            listeners: HashMap::new(),
         }
     }
 
-    /// Serves exactly these guests from now on. Those that are the same as before notice nothing.
+    /// Serves exactly these guests from now on. Connections of unchanged guests stay open.
     ///
-    /// When this returns, each socket has been tried, or a second has passed; one that cannot be
-    /// listened on is tried again every second.
+    /// Returns when each socket has been tried, or after a second. A socket that cannot be listened
+    /// on is tried again every second.
     pub async fn set_guests(&mut self, guests: Vec<Guest>) {
-        let mut residents = HashMap::new();
+        let mut served = HashMap::new();
         for guest in guests {
             let name = guest.name.clone();
-            let resident = match self.residents.remove(&name) {
-                Some(known) if known.guest == guest => known,
+            let guest = match self.guests.remove(&name) {
+                Some(known) if known.spec == guest => known,
                 known => {
                     if let Some(old) = known {
                         old.stop.cancel();
                     }
-                    self.welcome(guest).await
+                    self.start_guest(guest).await
                 }
             };
-            residents.insert(name, resident);
+            served.insert(name, guest);
         }
-        for (name, gone) in std::mem::replace(&mut self.residents, residents) {
+        for (name, gone) in std::mem::replace(&mut self.guests, served) {
             gone.stop.cancel();
-            if !self.residents.contains_key(&name) {
+            if !self.guests.contains_key(&name) {
                 info!(guest = name, "no longer served");
             }
         }
-        let is_served = |name: &str| self.residents.contains_key(name);
-        self.house.status.retain(is_served);
-        self.assign_places();
-        self.open_doors().await;
+        let is_served = |name: &str| self.guests.contains_key(name);
+        self.host.status.retain(is_served);
+        self.assign_peers();
+        self.open_listeners().await;
     }
 
-    async fn welcome(&self, guest: Guest) -> Arc<Resident> {
+    async fn start_guest(&self, guest: Guest) -> Arc<ServedGuest> {
         info!(guest = guest.name, endpoint = %guest.endpoint, "served");
-        let state = self.house.status.begin(&guest.name, &guest.endpoint);
-        let resident = Arc::new(Resident::new(guest, state, self.house.stop.child_token()));
-        let (house, own) = (Arc::clone(&self.house), Arc::clone(&resident));
-        let seen = resident.look(&house, None).await;
-        self.house
+        let progress = self.host.status.start_guest(&guest.name, &guest.endpoint);
+        let stop = self.host.stop.child_token();
+        let guest = Arc::new(ServedGuest::new(guest, progress, stop));
+        let (host, own) = (Arc::clone(&self.host), Arc::clone(&guest));
+        let seen = guest.reload(&host, None).await;
+        self.host
             .tasks
-            .spawn(async move { own.read_data(house, seen).await });
-        let (house, own) = (Arc::clone(&self.house), Arc::clone(&resident));
-        self.house
+            .spawn(async move { own.watch_file(host, seen).await });
+        let (host, own) = (Arc::clone(&self.host), Arc::clone(&guest));
+        self.host
             .tasks
-            .spawn(async move { link::keep(&house, &own).await });
-        resident
+            .spawn(async move { monitor::run(&host, &own).await });
+        guest
     }
 
-    /// Says who may come from where. A place keeps its limits as long as somebody lives there.
-    fn assign_places(&self) {
-        let mut residents: HashMap<Origin, Vec<Arc<Resident>>> = HashMap::new();
-        for resident in self.residents.values() {
-            let Some(origin) = Origin::of(&resident.guest.endpoint, self.house.port) else {
+    /// Assigns the guests to their origins. The counters of an origin live as long as it has a guest.
+    fn assign_peers(&self) {
+        let mut guests: HashMap<Origin, Vec<Arc<ServedGuest>>> = HashMap::new();
+        for guest in self.guests.values() {
+            let Some(origin) = Origin::of(&guest.spec.endpoint, self.host.port) else {
                 continue;
             };
-            residents
-                .entry(origin)
-                .or_default()
-                .push(Arc::clone(resident));
+            guests.entry(origin).or_default().push(Arc::clone(guest));
         }
-        let mut places = self
-            .house
-            .places
+        let mut peers = self
+            .host
+            .peers
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        let old = std::mem::take(&mut *places);
-        for (origin, residents) in residents {
-            let admission = old.get(&origin).map(|place| place.admission());
-            let place = Place::new(origin.clone(), residents, admission.unwrap_or_default());
-            places.insert(origin, Arc::new(place));
+        let old = std::mem::take(&mut *peers);
+        for (origin, guests) in guests {
+            let admission = old.get(&origin).map(|peer| peer.admission());
+            let peer = Peer::new(guests, admission.unwrap_or_default());
+            peers.insert(origin, Arc::new(peer));
         }
     }
 
-    async fn open_doors(&mut self) {
-        let mut wanted: Vec<Door> = {
-            let places = self
-                .house
-                .places
+    async fn open_listeners(&mut self) {
+        let mut wanted: Vec<ListenAddress> = {
+            let peers = self
+                .host
+                .peers
                 .read()
                 .unwrap_or_else(PoisonError::into_inner);
-            places.values().map(|place| place.door()).collect()
+            peers.keys().map(Origin::listen_address).collect()
         };
         wanted.sort();
         wanted.dedup();
-        self.doors.retain(|door, stop| {
-            let stays = wanted.contains(door);
-            if !stays {
+        self.listeners.retain(|address, stop| {
+            let is_kept = wanted.contains(address);
+            if !is_kept {
                 stop.cancel();
             }
-            stays
+            is_kept
         });
-        self.house
-            .door_logs
+        self.host
+            .listen_logs
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .retain(|door, _| wanted.contains(door));
-        let mut under_way = Vec::new();
-        for door in wanted {
-            if self.doors.contains_key(&door) {
+            .retain(|address, _| wanted.contains(address));
+        let mut first_tries = Vec::new();
+        for address in wanted {
+            if self.listeners.contains_key(&address) {
                 continue;
             }
             let (tried, is_tried) = oneshot::channel();
-            under_way.push(is_tried);
-            let stop = self.house.stop.child_token();
-            let (house, own, token) = (Arc::clone(&self.house), door.clone(), stop.clone());
-            self.house
+            first_tries.push(is_tried);
+            let stop = self.host.stop.child_token();
+            let (host, own, token) = (Arc::clone(&self.host), address.clone(), stop.clone());
+            self.host
                 .tasks
-                .spawn(async move { own.attend(&house, tried, &token).await });
-            self.doors.insert(door, stop);
+                .spawn(async move { listener::run(&own, &host, tried, &token).await });
+            self.listeners.insert(address, stop);
         }
-        // It is an error that tells that one was tried.
-        let tried = join_all(under_way);
-        let _ = timeout(limits::FIRST_TRY_TIMEOUT, tried).await;
+        // The sender is dropped without a value, so each receiver ends with an error.
+        let _ = timeout(limits::FIRST_TRY_TIMEOUT, join_all(first_tries)).await;
     }
 
-    /// Stops: sockets are removed, connections get a moment to end.
+    /// Stops: removes the sockets and waits up to [`limits::STOP_TIMEOUT`] for connections to end.
     pub async fn stop(self) {
-        self.house.stop.cancel();
-        self.house.tasks.close();
-        if timeout(limits::STOP_TIMEOUT, self.house.tasks.wait())
+        self.host.stop.cancel();
+        self.host.tasks.close();
+        if timeout(limits::STOP_TIMEOUT, self.host.tasks.wait())
             .await
             .is_err()
         {
@@ -268,6 +265,6 @@ impl HostProcess {
 
 impl Drop for HostProcess {
     fn drop(&mut self) {
-        self.house.stop.cancel();
+        self.host.stop.cancel();
     }
 }

@@ -1,9 +1,8 @@
-//! Places for peers that have not yet shown who they are.
+//! Limits the connections of peers that are not authenticated yet.
 //!
-//! Anybody can connect and say nothing, so such a peer must not keep others out. A peer that has
-//! been waited for long enough gives its place to the next one, if there is no other; which of them
-//! goes is chosen at random, so that a client that is slow has a chance whatever the others do (as
-//! with OpenSSH's `MaxStartups`).
+//! Every peer can connect and send nothing, and must not keep others out that way. When no slot is
+//! free, a peer that has used up its grace period loses its slot to the next one. Which one is chosen
+//! at random, so that a slow client has a chance under any load (as with OpenSSH's `MaxStartups`).
 
 use std::{
     future::{Future, poll_fn},
@@ -19,34 +18,34 @@ use tokio::{
     time::{Duration, Instant, sleep_until},
 };
 
-/// How many may come in.
+/// Numbers of connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Places that anybody may have.
-    pub places: usize,
-    /// As many more for privileged peers alone.
+    /// Slots for all peers.
+    pub slots: usize,
+    /// Additional slots for privileged peers.
     pub reserved: usize,
-    /// Most peers that wait for a place. When there are more, one of them is sent away, at random.
+    /// Most peers that wait for a slot. If there are more, one of them is refused, at random.
     pub queue: usize,
 }
 
-/// Time between two looks whether a peer was waited for long enough, when none was.
+/// Time until the next check if no peer is within its grace period.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Some places for all, and some more for privileged peers alone.
+/// The slots, and the peers that hold one or wait for one.
 #[derive(Debug)]
 pub struct Admission {
     limits: Limits,
     for_all: Arc<Semaphore>,
     reserved: Arc<Semaphore>,
-    /// Held by the peer that is the next to get a place: of the others, and of the privileged ones.
+    /// Held by the peer that is next to get a slot: without and with privileges.
     first: [Mutex<()>; 2],
     queued: Peers,
-    /// The peers that are waited for and may be told to leave.
+    /// Peers in [`Slot::wait_for`], which may be evicted.
     waited_for: Peers,
 }
 
-/// Peers that can be told to leave. Never locked across an `.await`.
+/// Peers that can be evicted. Never locked across an `.await`.
 #[derive(Debug, Default)]
 struct Peers(BlockingMutex<List>);
 
@@ -59,19 +58,19 @@ struct List {
 #[derive(Debug)]
 struct Peer {
     id: u64,
-    /// Until when it may stay in any case.
+    /// End of its grace period.
     until: Instant,
-    /// `None` for one that was told already.
-    leave: Option<oneshot::Sender<()>>,
+    /// `None` after it was used.
+    evict: Option<oneshot::Sender<()>>,
 }
 
 impl Admission {
-    /// Places, none of which is taken.
+    /// Creates one with all slots free.
     #[must_use]
     pub fn new(limits: Limits) -> Arc<Self> {
         Arc::new(Self {
             limits,
-            for_all: Arc::new(Semaphore::new(limits.places)),
+            for_all: Arc::new(Semaphore::new(limits.slots)),
             reserved: Arc::new(Semaphore::new(limits.reserved)),
             first: Default::default(),
             queued: Peers::default(),
@@ -79,19 +78,18 @@ impl Admission {
         })
     }
 
-    /// Takes a place, as soon as there is one: those who ask are served in turn. `None` if too many
-    /// ask.
-    pub async fn enter(self: &Arc<Self>, is_privileged: bool) -> Option<Place> {
+    /// Waits for a slot, in the order of the calls. `None` if too many peers wait.
+    pub async fn enter(self: &Arc<Self>, is_privileged: bool) -> Option<Slot> {
         let mut permit = poll_once(pin!(self.take(is_privileged))).await.flatten();
         if permit.is_none() {
-            let (mut must_leave, _entry) = self.queued.add(Instant::now());
+            let (mut evicted, _entry) = self.queued.add(Instant::now());
             self.shorten_queue();
             permit = select! {
                 permit = self.take_in_turn(is_privileged) => permit,
-                _ = &mut must_leave, if !is_privileged => None,
+                _ = &mut evicted, if !is_privileged => None,
             };
         }
-        Some(Place {
+        Some(Slot {
             admission: Arc::clone(self),
             is_privileged,
             _permit: permit?,
@@ -102,15 +100,15 @@ impl Admission {
         let _first = self.first[usize::from(is_privileged)].lock().await;
         let mut taking = pin!(self.take(is_privileged));
         loop {
-            let next_look = self.make_room();
+            let next_check = self.free_slots();
             select! {
                 permit = taking.as_mut() => return permit,
-                () = sleep_until(next_look) => {}
+                () = sleep_until(next_check) => {}
             }
         }
     }
 
-    /// `None` only if the places were closed, which they are not.
+    /// `None` only if the semaphores are closed, which never happens.
     async fn take(&self, is_privileged: bool) -> Option<OwnedSemaphorePermit> {
         let for_all = Arc::clone(&self.for_all).acquire_owned();
         if !is_privileged {
@@ -125,20 +123,20 @@ impl Admission {
 
     fn shorten_queue(&self) {
         let mut queued = self.queued.list();
-        let too_many = queued.staying().count().saturating_sub(self.limits.queue);
-        queued.send_away(too_many);
+        let too_many = queued.remaining().count().saturating_sub(self.limits.queue);
+        queued.evict(too_many);
     }
 
-    /// Tells as many peers to leave as others wait for their places, of those that were waited for
-    /// long enough, and returns when to look again.
-    fn make_room(&self) -> Instant {
-        let wanted = self.queued.list().staying().count();
+    /// Evicts one peer for each that waits for a slot, of those whose grace period is over. Returns the
+    /// time of the next check.
+    fn free_slots(&self) -> Instant {
+        let waiting = self.queued.list().remaining().count();
         let mut list = self.waited_for.list();
-        let leaving = list.peers.len() - list.staying().count();
-        let coming = self.for_all.available_permits() + leaving;
-        list.send_away(wanted.saturating_sub(coming));
+        let evicted = list.peers.len() - list.remaining().count();
+        let soon_free = self.for_all.available_permits() + evicted;
+        list.evict(waiting.saturating_sub(soon_free));
         let now = Instant::now();
-        let times = list.staying().map(|peer| peer.until);
+        let times = list.remaining().map(|peer| peer.until);
         times
             .filter(|until| *until > now)
             .min()
@@ -151,55 +149,55 @@ impl Peers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One more, which is told when it has to leave.
+    /// Adds a peer. The receiver ends when it is evicted.
     fn add(&self, until: Instant) -> (oneshot::Receiver<()>, Entry<'_>) {
-        let (leave, must_leave) = oneshot::channel();
+        let (evict, evicted) = oneshot::channel();
         let mut list = self.list();
         let id = list.next_id;
         list.next_id += 1;
         list.peers.push(Peer {
             id,
             until,
-            leave: Some(leave),
+            evict: Some(evict),
         });
-        (must_leave, Entry { peers: self, id })
+        (evicted, Entry { peers: self, id })
     }
 }
 
 impl List {
-    /// Those that were not told to leave.
-    fn staying(&self) -> impl Iterator<Item = &Peer> {
-        self.peers.iter().filter(|peer| peer.leave.is_some())
+    /// Peers that are not evicted.
+    fn remaining(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.iter().filter(|peer| peer.evict.is_some())
     }
 
-    /// Tells so many to leave, of those that were waited for long enough, at random.
-    fn send_away(&mut self, count: usize) {
+    /// Evicts up to `count` peers whose grace period is over, at random.
+    fn evict(&mut self, count: usize) {
         let now = Instant::now();
-        let is_old = |peer: &&mut Peer| peer.leave.is_some() && peer.until <= now;
+        let is_old = |peer: &&mut Peer| peer.evict.is_some() && peer.until <= now;
         let mut old: Vec<_> = self.peers.iter_mut().filter(is_old).collect();
         for _ in 0..count {
             let Some(index) = random_index(old.len()) else {
                 return;
             };
-            // One that is gone by itself hears nothing.
+            // Fails if the peer is gone already.
             let _ = old
                 .swap_remove(index)
-                .leave
+                .evict
                 .take()
-                .map(|leave| leave.send(()));
+                .map(|evict| evict.send(()));
         }
     }
 }
 
-/// One of so many, at random. `None` if there are none.
+/// A random number below `count`. `None` if that is 0.
 fn random_index(count: usize) -> Option<usize> {
-    // A fresh RandomState has random keys: enough to be unforeseen, and no dependency.
+    // A new RandomState has random keys: unpredictable enough, and no dependency.
     let random = RandomState::new().build_hasher().finish();
     let chosen = random.checked_rem(u64::try_from(count).ok()?)?;
     usize::try_from(chosen).ok()
 }
 
-/// What is ready now, if it is.
+/// Polls once. `None` if it is pending.
 async fn poll_once<T>(mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     poll_fn(|cx| match work.as_mut().poll(cx) {
         Poll::Ready(value) => Poll::Ready(Some(value)),
@@ -208,18 +206,18 @@ async fn poll_once<T>(mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> 
     .await
 }
 
-/// A place. `Drop` gives it back.
+/// A slot for one connection. `Drop` frees it.
 #[derive(Debug)]
-pub struct Place {
+pub struct Slot {
     admission: Arc<Admission>,
     is_privileged: bool,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Place {
-    /// Waits for something that the peer has to do. `None` if it must leave for another one before
-    /// that, which it never must within `grace`, nor if it is privileged. What can be done without the
-    /// peer is done first, and is not counted as waiting.
+impl Slot {
+    /// Waits for something that the peer has to do. `None` if the peer is evicted, which never happens
+    /// within `grace` or to a privileged peer. `work` is polled once first: if it is ready, the peer was
+    /// not waited for.
     pub async fn wait_for<T>(&self, grace: Duration, work: impl Future<Output = T>) -> Option<T> {
         let mut work = pin!(work);
         if let Some(value) = poll_once(work.as_mut()).await {
@@ -228,17 +226,17 @@ impl Place {
         if self.is_privileged {
             return Some(work.await);
         }
-        let (mut must_leave, _entry) = self.admission.waited_for.add(Instant::now() + grace);
+        let (mut evicted, _entry) = self.admission.waited_for.add(Instant::now() + grace);
         select! {
-            // What the peer has sent in time counts, however late it is looked at.
+            // Data that came in time count even if they are read late.
             biased;
             value = work => Some(value),
-            _ = &mut must_leave => None,
+            _ = &mut evicted => None,
         }
     }
 }
 
-/// A peer in a list. `Drop` takes it off.
+/// A peer in a list. `Drop` removes it.
 struct Entry<'a> {
     peers: &'a Peers,
     id: u64,
@@ -262,39 +260,39 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    fn admission(places: usize, reserved: usize) -> Arc<Admission> {
+    fn admission(slots: usize, reserved: usize) -> Arc<Admission> {
         Admission::new(Limits {
-            places,
+            slots,
             reserved,
             queue: 100,
         })
     }
 
-    /// Peers that say nothing, in all places of `admission` that are for all.
+    /// Silent peers in `count` slots.
     async fn crowd(admission: &Arc<Admission>, count: usize) -> JoinSet<Option<()>> {
         let mut crowd = JoinSet::new();
         for _ in 0..count {
-            let place = admission.enter(false).await.unwrap();
-            crowd.spawn(async move { place.wait_for(GRACE, pending()).await });
+            let slot = admission.enter(false).await.unwrap();
+            crowd.spawn(async move { slot.wait_for(GRACE, pending()).await });
         }
         crowd
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_silent_peer_leaves_only_for_another_and_not_at_once() {
+    async fn a_silent_peer_is_evicted_only_for_another_one() {
         let admission = admission(2, 0);
         let mut crowd = crowd(&admission, 2).await;
         timeout(LONG, crowd.join_next()).await.unwrap_err();
         let start = Instant::now();
-        let place = admission.enter(false).await.unwrap();
+        let slot = admission.enter(false).await.unwrap();
         assert_eq!(start.elapsed(), Duration::ZERO, "both are old");
         assert_eq!(crowd.join_next().await.unwrap().unwrap(), None);
         assert_eq!(crowd.len(), 1);
-        drop(place);
+        drop(slot);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn young_ones_are_given_time() {
+    async fn no_peer_is_evicted_within_its_grace_period() {
         let admission = admission(4, 0);
         let _crowd = crowd(&admission, 4).await;
         let start = Instant::now();
@@ -304,7 +302,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn in_each_time_of_grace_all_places_can_have_others() {
+    async fn all_slots_can_change_hands_in_one_grace_period() {
         let admission = admission(10, 0);
         let crowd = crowd(&admission, 10).await;
         let start = Instant::now();
@@ -312,32 +310,32 @@ mod tests {
         for _ in 0..100 {
             let admission = Arc::clone(&admission);
             more.spawn(async move {
-                let place = admission.enter(false).await.unwrap();
-                place.wait_for(GRACE, pending::<()>()).await
+                let slot = admission.enter(false).await.unwrap();
+                slot.wait_for(GRACE, pending::<()>()).await
             });
         }
-        let place = admission.enter(false).await;
-        assert!(place.is_some());
+        let slot = admission.enter(false).await;
+        assert!(slot.is_some());
         assert!(start.elapsed() < 12 * GRACE, "{:?}", start.elapsed());
         drop((crowd, more));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_a_peer_has_done_counts_although_it_should_leave() {
+    async fn work_done_in_time_counts_even_if_the_peer_is_evicted() {
         let admission = admission(1, 0);
-        let place = admission.enter(false).await.unwrap();
+        let slot = admission.enter(false).await.unwrap();
         let (done, is_done) = oneshot::channel();
-        let waiting = place.wait_for(GRACE, is_done);
+        let waiting = slot.wait_for(GRACE, is_done);
         let mut waiting = pin!(waiting);
         assert!(poll_once(waiting.as_mut()).await.is_none());
         tokio::time::advance(GRACE).await;
-        admission.waited_for.list().send_away(1);
+        admission.waited_for.list().evict(1);
         done.send(7).unwrap();
         assert_eq!(waiting.await, Some(Ok(7)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn privileged_peers_have_places_of_their_own_and_keep_them() {
+    async fn privileged_peers_have_reserved_slots_and_are_not_evicted() {
         let admission = admission(1, 1);
         let _crowd = crowd(&admission, 1).await;
         let start = Instant::now();
@@ -354,9 +352,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_too_many_that_wait_some_are_sent_away() {
+    async fn waiting_peers_beyond_the_queue_are_refused() {
         let admission = admission(1, 0);
-        let _place = admission.enter(false).await.unwrap();
+        let _slot = admission.enter(false).await.unwrap();
         let mut waiting = JoinSet::new();
         for _ in 0..110 {
             let admission = Arc::clone(&admission);
@@ -369,11 +367,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_place_comes_back_with_its_owner() {
+    async fn a_dropped_slot_is_free_again() {
         let admission = admission(1, 0);
         for _ in 0..3 {
-            let place = admission.enter(false).await.unwrap();
-            assert_eq!(place.wait_for(GRACE, async { 7 }).await, Some(7));
+            let slot = admission.enter(false).await.unwrap();
+            assert_eq!(slot.wait_for(GRACE, async { 7 }).await, Some(7));
         }
         assert!(admission.waited_for.list().peers.is_empty());
         assert!(admission.queued.list().peers.is_empty());

@@ -18,7 +18,7 @@ pub mod tls;
 pub mod vsock;
 
 pub use self::{
-    admission::{Admission, Limits, Place},
+    admission::{Admission, Limits, Slot},
     apart::apart,
     directory::{Missing, open_directory, open_entry},
     owned::is_our_own,

@@ -1,4 +1,5 @@
-//! What a guest can ask: its own data, and saying how far it is. LXD's `devlxd`, in envelopes.
+//! The HTTP API for a guest: reads its own instance data and reports its state. It is LXD's `devlxd`
+//! API, with replies in the envelope of LXD's main API.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -19,7 +20,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{House, limits, resident::Resident};
+use super::{HostState, guest::ServedGuest, limits};
 use vsock_agent_protocol::{
     envelope::Envelope,
     guest_api::{self, GuestInfo, HostFeature, HostRoute, StateReport, UbuntuPro},
@@ -30,20 +31,20 @@ use crate::instance::GuestView;
 
 type Reply = Response<Full<Bytes>>;
 
-/// A no: a status, and why, for a person.
+/// An error reply: status and message.
 type Refusal = (StatusCode, String);
 
 /// Serves one connection of a guest.
-pub(super) async fn serve<S>(house: &Arc<House>, resident: &Arc<Resident>, stream: S)
+pub(super) async fn serve<S>(host: &Arc<HostState>, guest: &Arc<ServedGuest>, stream: S)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = service_fn(|request| {
-        let (house, resident) = (Arc::clone(house), Arc::clone(resident));
-        async move { Ok::<_, Infallible>(answer(&house, &resident, request).await) }
+        let (host, guest) = (Arc::clone(host), Arc::clone(guest));
+        async move { Ok::<_, Infallible>(answer(&host, &guest, request).await) }
     });
     let connection = http1::Builder::new()
-        // Without a timer the head's deadline would not be kept.
+        // `header_read_timeout` needs a timer.
         .timer(TokioTimer::new())
         .header_read_timeout(limits::HEAD_TIMEOUT)
         .max_buf_size(limits::MAX_HEAD_BYTES)
@@ -53,34 +54,34 @@ where
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = resident.stop.cancelled() => {
+        () = guest.stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
     };
     if let Err(error) = ended {
-        debug!(guest = resident.name(), %error, "a connection ended");
+        debug!(guest = guest.name(), %error, "a connection ended");
     }
 }
 
-async fn answer(house: &House, resident: &Resident, request: Request<Incoming>) -> Reply {
+async fn answer(host: &HostState, guest: &ServedGuest, request: Request<Incoming>) -> Reply {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    let reply = match route(house, resident, request).await {
+    let reply = match route(host, guest, request).await {
         Ok(reply) => reply,
         Err((status, text)) => json(status, &Envelope::error(status.as_u16(), text)),
     };
     let status = reply.status().as_u16();
-    debug!(guest = resident.name(), %method, path, status, "asked");
+    debug!(guest = guest.name(), %method, path, status, "request");
     reply
 }
 
 async fn route(
-    house: &House,
-    resident: &Resident,
+    host: &HostState,
+    guest: &ServedGuest,
     request: Request<Incoming>,
 ) -> Result<Reply, Refusal> {
-    let view = resident.view().ok_or_else(|| {
+    let view = guest.view().ok_or_else(|| {
         let text = "the host cannot read this instance's data; its log says why";
         (StatusCode::INTERNAL_SERVER_ERROR, text.to_owned())
     })?;
@@ -91,16 +92,16 @@ async fn route(
     if let Some(route) = HostRoute::of(path)
         && route.allows(request.method().as_str())
     {
-        return off(route.feature);
+        return disabled(route.feature);
     }
     match (path, request.method()) {
         (guest_api::INFO, &Method::PATCH) => {
             let report = read_report(request.into_body()).await?;
-            resident.says(house, report.state);
+            guest.set_state(host, report.state);
             Ok(sync(Map::new()))
         }
         (guest_api::CONFIG, &Method::GET) if asks_for_values(query) => Ok(values(&view)),
-        (_, &Method::GET) => get(house, resident, &view, path),
+        (_, &Method::GET) => get(host, guest, &view, path),
         _ => Err((
             StatusCode::METHOD_NOT_ALLOWED,
             format!("{path} does not know {}", request.method()),
@@ -108,10 +109,15 @@ async fn route(
     }
 }
 
-fn get(house: &House, resident: &Resident, view: &GuestView, path: &str) -> Result<Reply, Refusal> {
+fn get(
+    host: &HostState,
+    guest: &ServedGuest,
+    view: &GuestView,
+    path: &str,
+) -> Result<Reply, Refusal> {
     Ok(match path {
         path::ROOT => sync([guest_api::INFO]),
-        guest_api::INFO => sync(GuestInfo::new(house.location.clone(), resident.state())),
+        guest_api::INFO => sync(GuestInfo::new(host.location.clone(), guest.state())),
         guest_api::CONFIG => paths(view),
         guest_api::META_DATA => sync(&view.meta_data),
         guest_api::DEVICES => sync(&view.devices),
@@ -122,8 +128,8 @@ fn get(house: &House, resident: &Resident, view: &GuestView, path: &str) -> Resu
     })
 }
 
-/// What LXD answers where a feature is off: this host has none of them.
-fn off(feature: HostFeature) -> Result<Reply, Refusal> {
+/// LXD's reply when a feature is disabled. This host has none of these features.
+fn disabled(feature: HostFeature) -> Result<Reply, Refusal> {
     match feature {
         HostFeature::UbuntuPro => Ok(sync(UbuntuPro::off())),
         _ => Err((StatusCode::FORBIDDEN, feature.refusal().to_owned())),
@@ -134,7 +140,7 @@ fn asks_for_values(query: Option<&str>) -> bool {
     query.is_some_and(|query| query.split('&').any(|word| word == "recursion=1"))
 }
 
-/// All keys with their values, or without them if that is more than an agent reads in one answer.
+/// All keys with their values, or without them if the reply would be too large for an agent.
 fn values(view: &GuestView) -> Reply {
     let reply = sync(&view.config);
     match reply.body().size_hint().exact() {
@@ -181,7 +187,7 @@ fn sync<T: Serialize>(metadata: T) -> Reply {
 fn json<T: Serialize>(status: StatusCode, value: &T) -> Reply {
     let (status, text) = match serde_json::to_vec(value) {
         Ok(text) => (status, text),
-        // Only a map with keys that are no strings can fail, and there is none.
+        // Only a map whose keys are not strings can fail, and there is none.
         Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, Vec::new()),
     };
     let mut reply = Response::new(Full::new(Bytes::from(text)));

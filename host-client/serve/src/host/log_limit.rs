@@ -1,4 +1,4 @@
-//! How often a guest can have something said in the log.
+//! Limits the log lines that a guest can cause.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -6,15 +6,15 @@ use tokio::time::Instant;
 
 use super::limits;
 
-/// The lines that one guest, or whoever can be taken for it, has caused. At most
-/// [`limits::LOG_BURST`] at once, and one more after each [`limits::LOG_INTERVAL`].
+/// A token bucket of log lines for one guest: at most [`limits::LOG_BURST`] at once, and one more
+/// after each [`limits::LOG_INTERVAL`].
 #[derive(Debug)]
 pub(super) struct LogLimit(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
     lines: u32,
-    /// Since when the next line is waited for.
+    /// Start of the interval after which there is one more line.
     since: Instant,
     left_out: u64,
 }
@@ -28,8 +28,8 @@ impl LogLimit {
         }))
     }
 
-    /// How many lines were left out since the last one, if one can be written now. `None` counts
-    /// as one that is left out.
+    /// The number of lines left out since the last one, if a line may be written now. `None` if not,
+    /// and the line counts as left out.
     pub(super) fn admit(&self) -> Option<u64> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         while state.lines < limits::LOG_BURST && state.since.elapsed() >= limits::LOG_INTERVAL {
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn lines_are_few_and_what_is_left_out_is_counted() {
+    async fn log_lines_are_limited_and_the_rest_counted() {
         let limit = LogLimit::new();
         for _ in 0..limits::LOG_BURST {
             assert_eq!(limit.admit(), Some(0));

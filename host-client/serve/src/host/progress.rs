@@ -1,84 +1,83 @@
-//! How far a guest is: what it said of itself, as long as that is true.
+//! The boot state of a guest, as it reported it, as long as that holds.
 
 use serde::{Deserialize, Serialize};
 
 use vsock_agent_protocol::guest_api::GuestState;
 
-/// What a guest said of itself.
+/// The state that a guest reported.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestReport {
-    /// How far it is. `Ready` ends when its agent is gone, and holds again if the agent comes back
-    /// in the same run of the guest.
+    /// The state. `Ready` ends when the connection to its agent is lost, and holds again if the agent
+    /// is reached again in the same boot of the guest.
     pub state: GuestState,
-    /// When it said so, in seconds since 1970, if it ever did.
+    /// Time of the report, in seconds since 1970. `None` if there was none.
     pub said_at: Option<u64>,
 }
 
-/// What a guest said, and when its agent was there.
+/// The last report of a guest, and whether its agent can be reached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Progress {
-    said: GuestReport,
-    /// The run of the guest in which it said that it is ready; `None` if its agent was not reached
-    /// in it.
+    reported: GuestReport,
+    /// The boot in which it reported that it is ready; `None` if its agent was not reached in it.
     pub(super) ready_in: Option<String>,
     presence: Presence,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 enum Presence {
-    /// The agent was not reached yet. It may be out of our reach for ever.
+    /// The agent was not reached yet, and perhaps never can be.
     #[default]
     Unknown,
-    /// It is here, in this run of the guest.
-    Here(String),
+    /// Reached in this boot.
+    Connected(String),
     Lost,
 }
 
 impl Progress {
-    /// Goes on with what was known.
-    pub(super) fn new(said: GuestReport, ready_in: Option<String>) -> Self {
+    /// Continues with what an earlier process stored.
+    pub(super) fn new(reported: GuestReport, ready_in: Option<String>) -> Self {
         Self {
-            said,
+            reported,
             ready_in,
             presence: Presence::Unknown,
         }
     }
 
-    /// What holds now.
+    /// The current state.
     pub(super) fn report(&self) -> GuestReport {
         let is_over = self.presence == Presence::Lost && self.ready_in.is_some();
         if is_over {
             GuestReport {
                 state: GuestState::Started,
-                ..self.said
+                ..self.reported
             }
         } else {
-            self.said
+            self.reported
         }
     }
 
-    pub(super) fn says(&mut self, said: GuestReport) {
-        self.said = said;
-        self.ready_in = match (&self.presence, said.state) {
-            (Presence::Here(boot), GuestState::Ready) => Some(boot.clone()),
+    pub(super) fn set_report(&mut self, report: GuestReport) {
+        self.reported = report;
+        self.ready_in = match (&self.presence, report.state) {
+            (Presence::Connected(boot), GuestState::Ready) => Some(boot.clone()),
             _ => None,
         };
     }
 
-    pub(super) fn is_reached(&mut self, boot: String) {
-        if self.said.state == GuestState::Ready {
+    pub(super) fn agent_connected(&mut self, boot: String) {
+        if self.reported.state == GuestState::Ready {
             match &self.ready_in {
                 Some(before) if *before != boot => {
-                    self.said = GuestReport::default();
+                    self.reported = GuestReport::default();
                     self.ready_in = None;
                 }
                 _ => self.ready_in = Some(boot.clone()),
             }
         }
-        self.presence = Presence::Here(boot);
+        self.presence = Presence::Connected(boot);
     }
 
-    pub(super) fn is_lost(&mut self) {
+    pub(super) fn agent_lost(&mut self) {
         self.presence = Presence::Lost;
     }
 }
@@ -97,40 +96,40 @@ mod tests {
     }
 
     #[test]
-    fn ready_ends_with_the_guest_and_not_with_the_agents_process() {
+    fn ready_ends_with_the_boot_and_not_with_the_agent_process() {
         let mut progress = Progress::default();
-        progress.is_reached("a".to_owned());
-        progress.says(READY);
+        progress.agent_connected("a".to_owned());
+        progress.set_report(READY);
         assert_eq!(progress.report(), READY);
-        progress.is_lost();
+        progress.agent_lost();
         assert!(!is_ready(&progress));
-        progress.is_reached("a".to_owned());
+        progress.agent_connected("a".to_owned());
         assert_eq!(progress.report(), READY);
-        progress.is_lost();
-        progress.is_reached("b".to_owned());
+        progress.agent_lost();
+        progress.agent_connected("b".to_owned());
         assert_eq!(progress.report(), GuestReport::default());
     }
 
     #[test]
-    fn what_was_said_before_the_agent_was_reached_holds() {
+    fn a_report_made_before_the_agent_was_reached_holds() {
         let mut progress = Progress::default();
-        progress.says(READY);
+        progress.set_report(READY);
         assert!(is_ready(&progress));
-        progress.is_reached("a".to_owned());
+        progress.agent_connected("a".to_owned());
         assert!(is_ready(&progress));
-        progress.is_lost();
-        // The guest says it again before its agent is reached again.
-        progress.says(READY);
+        progress.agent_lost();
+        // The guest reports again before its agent is reached again.
+        progress.set_report(READY);
         assert!(is_ready(&progress));
-        progress.is_reached("b".to_owned());
+        progress.agent_connected("b".to_owned());
         assert!(is_ready(&progress));
     }
 
     #[test]
-    fn an_earlier_process_of_the_hosts_hands_on_what_it_knew() {
+    fn a_stored_report_holds_only_in_the_same_boot() {
         for (boot, holds) in [("a", true), ("b", false)] {
             let mut progress = Progress::new(READY, Some("a".to_owned()));
-            progress.is_reached(boot.to_owned());
+            progress.agent_connected(boot.to_owned());
             assert_eq!(is_ready(&progress), holds);
         }
     }

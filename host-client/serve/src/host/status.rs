@@ -1,4 +1,4 @@
-//! What is known of the guests, in a file that others can read.
+//! The status file: the state of all guests, for other programs to read.
 
 use std::{
     collections::BTreeMap,
@@ -12,45 +12,45 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
+    guest::now,
     limits,
     progress::{GuestReport, Progress},
-    resident::now,
 };
 use vsock_agent_client::Endpoint;
 use vsock_agent_files::write_whole;
 use vsock_agent_protocol::printable::{LOG_CHARS, excerpt};
 
-/// What a host process knows.
+/// The status of a host process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusReport {
     /// Its process id.
     pub pid: u32,
-    /// The port guests ask at.
+    /// The port that it listens on.
     pub port: u32,
     /// Its guests, by name.
     pub guests: BTreeMap<String, AgentReport>,
 }
 
-/// What it knows of one guest.
+/// The status of one guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentReport {
-    /// Where the agent is.
+    /// The address of its agent.
     pub endpoint: String,
-    /// What the guest said of itself.
+    /// The state that the guest reported.
     pub guest: GuestReport,
-    /// The run of the guest in which it said that it is ready, if its agent was reached in it.
+    /// The boot in which the guest reported that it is ready, if its agent was reached in it.
     #[serde(default)]
     pub ready_in: Option<String>,
-    /// Name and version of the agent, once it was told where its host is; `None` while it is not
+    /// Name and version of the agent, once it has the address of its host; `None` while it is not
     /// reachable.
     pub agent: Option<String>,
-    /// Since when that is so, in seconds since 1970.
+    /// Time of the last change of `agent` between some and none, in seconds since 1970.
     pub since: u64,
-    /// Why the agent could not be told.
+    /// Why the agent could not be reached.
     pub error: Option<String>,
 }
 
-/// The file. Written a moment after a change, by [`StatusFile::keep`].
+/// The file. [`StatusFile::write_changes`] writes it soon after a change.
 #[derive(Debug)]
 pub(super) struct StatusFile {
     path: PathBuf,
@@ -59,7 +59,7 @@ pub(super) struct StatusFile {
 }
 
 impl StatusFile {
-    /// Goes on with what an earlier process knew.
+    /// Starts from the file of an earlier process, if there is one.
     pub(super) fn new(path: PathBuf, port: u32) -> Self {
         let old = StatusReport::read(&path).unwrap_or_default();
         Self {
@@ -73,24 +73,24 @@ impl StatusFile {
         }
     }
 
-    /// A guest is served from now on. Says how far it was.
-    pub(super) fn begin(&self, name: &str, endpoint: &Endpoint) -> Progress {
+    /// Adds a guest. Returns its state as an earlier process stored it.
+    pub(super) fn start_guest(&self, name: &str, endpoint: &Endpoint) -> Progress {
         let endpoint = endpoint.to_string();
         let mut report = self.report();
         let guest = report.guests.entry(name.to_owned()).or_default();
-        let (said, ready_in) = (guest.guest, guest.ready_in.take());
+        let (reported, ready_in) = (guest.guest, guest.ready_in.take());
         *guest = AgentReport {
             endpoint,
-            guest: said,
+            guest: reported,
             ready_in: ready_in.clone(),
             since: now(),
             ..AgentReport::default()
         };
         self.changed.notify_one();
-        Progress::new(said, ready_in)
+        Progress::new(reported, ready_in)
     }
 
-    /// Forgets every guest but these.
+    /// Removes every guest that is not served.
     pub(super) fn retain(&self, is_served: impl Fn(&str) -> bool) {
         self.report().guests.retain(|name, _| is_served(name));
         self.changed.notify_one();
@@ -111,24 +111,24 @@ impl StatusFile {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes the file after each change, until the end.
-    pub(super) async fn keep(&self, stop: &CancellationToken) {
+    /// Writes the file after each change, until `stop`.
+    pub(super) async fn write_changes(&self, stop: &CancellationToken) {
         loop {
             let is_over = tokio::select! {
                 () = self.changed.notified() => false,
                 () = stop.cancelled() => true,
             };
             let text = serde_json::to_vec_pretty(&*self.report()).unwrap_or_default();
-            // Small, and rare: not worth a thread.
+            // A small file, seldom written: not worth a thread.
             if let Err(error) = write_whole(&self.path, &text, 0o600) {
                 warn!(path = %self.path.display(), %error, "cannot write the status");
             }
             if is_over {
                 return;
             }
-            // A guest must not keep the disk busy.
+            // Limits the rate of writes, whatever the guests report.
             tokio::select! {
-                () = sleep(limits::LOOK_INTERVAL) => {}
+                () = sleep(limits::POLL_INTERVAL) => {}
                 () = stop.cancelled() => {}
             }
         }
@@ -136,8 +136,8 @@ impl StatusFile {
 }
 
 impl StatusReport {
-    /// Reads what a host process wrote last; `None` if there is nothing to be read. What guests have a
-    /// say in is short and fit to be shown, whoever wrote the file.
+    /// Reads a status file; `None` if there is none, or it cannot be parsed. Text that guests control
+    /// is shortened and made printable.
     #[must_use]
     pub fn read(path: &std::path::Path) -> Option<Self> {
         let text = std::fs::read(path).ok()?;

@@ -1,4 +1,5 @@
-//! The server's side of mutual TLS: our certificate to every guest, from each guest its agent's own.
+//! The server side of mutual TLS. The host shows each guest the same certificate; a guest shows the
+//! certificate of its agent.
 
 use std::sync::Arc;
 
@@ -9,8 +10,8 @@ use rustls::{
 };
 use vsock_agent_transport::tls;
 
-/// What a host and one guest know each other by: the pair that its agent already knows the host by as
-/// a client, and its agent's certificate. Cheap to clone.
+/// The certificates of a host and one guest. The host's pair is the one that it uses as a client of
+/// the guest's agent. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct GuestTls {
     own: Arc<SingleCertAndKey>,
@@ -27,12 +28,13 @@ impl PartialEq for GuestTls {
 }
 
 impl GuestTls {
-    /// Makes it of the host's certificate and key and the agent's certificate, all PEM. Stock agents
-    /// want a DNS name in the host's.
+    /// Reads the host's certificate and key and the agent's certificate, all PEM. LXD's agent requires
+    /// a DNS name in the host's certificate.
     ///
     /// # Errors
     ///
-    /// [`GuestTlsError`].
+    /// [`GuestTlsError::Pem`] for text that is not PEM of the right kind,
+    /// [`GuestTlsError::Mismatch`] if the key does not belong to the certificate.
     pub fn from_pem(certificate: &[u8], key: &[u8], agent: &[u8]) -> Result<Self, GuestTlsError> {
         let wrong = |what| {
             move |error: rustls::pki_types::pem::Error| GuestTlsError::Pem {
@@ -55,18 +57,18 @@ impl GuestTls {
         })
     }
 
-    /// What the host shows, PEM.
+    /// The host's certificate, PEM.
     pub(super) fn certificate(&self) -> &str {
         &self.certificate
     }
 
-    /// What the guest shows, DER.
+    /// The guest's certificate, DER.
     pub(super) fn agent(&self) -> &[u8] {
         &self.agent
     }
 }
 
-/// TLS 1.3 for these guests, with the first one's pair of ours. `None` if there are none.
+/// TLS 1.3 for these guests, with the host's pair of the first one. `None` if there are none.
 pub(super) fn for_guests<'a>(
     guests: impl Iterator<Item = &'a GuestTls>,
 ) -> Option<Arc<ServerConfig>> {
@@ -83,7 +85,7 @@ pub enum GuestTlsError {
     /// It is not PEM, or not of the right kind.
     #[error("{what} is not usable PEM: {why}")]
     Pem {
-        /// Which.
+        /// Which of the three.
         what: &'static str,
         /// What is wrong with it.
         why: String,

@@ -1,10 +1,10 @@
-//! Our side's way to one agent: tells it where we listen, as soon as it can be reached and again
-//! whenever it starts, and what changes.
+//! Monitors one agent: sends it the address of this host whenever the agent starts, and the changes
+//! of its instance data.
 //!
 //! ```text
-//! try to reach it ─► PUT /1.0 ─► listen for events that never come: when that ends, so has the agent
-//!        ▲                                │ its data changed: PUT /1.0, POST /1.0/events
-//!        └──────────── lost ──────────────┘
+//! connect ─► PUT /1.0 ─► GET /1.0/events, which stays open as long as the agent runs
+//!    ▲                        │ its data changed: PUT /1.0, POST /1.0/events
+//!    └──────── lost ──────────┘
 //! ```
 
 use std::{sync::Arc, time::Duration};
@@ -13,8 +13,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::{debug, info, warn};
 
 use super::{
-    House, limits,
-    resident::{Resident, now},
+    HostState,
+    guest::{ServedGuest, now},
+    limits,
 };
 use vsock_agent_client::{Client, ClientError, ConnectError, Events};
 use vsock_agent_protocol::{
@@ -27,122 +28,121 @@ use vsock_agent_protocol::{
 
 use crate::instance::{Change, GuestView};
 
-/// A kind of event that nobody tells.
+/// An event type that no agent sends: the stream of events only shows that the agent is running.
 const NO_EVENTS: &str = "vsock-agent-host-presence";
 
-/// One agent, and what it has been told.
-struct Link<'a> {
-    house: &'a House,
-    resident: &'a Resident,
+/// The connection to one agent, and the data that was sent to it.
+struct AgentMonitor<'a> {
+    host: &'a HostState,
+    guest: &'a ServedGuest,
     client: Client,
-    /// The agent's process, and what its guest could see when it was told last.
-    told: Option<(i64, Arc<GuestView>)>,
+    /// The agent's process id, and the instance data that was sent to it last.
+    sent: Option<(i64, Arc<GuestView>)>,
 }
 
-/// Looks after the agent of `resident` until that is no longer served.
-pub(super) async fn keep(house: &House, resident: &Resident) {
-    let guest = &resident.guest;
+/// Monitors the agent of `guest` until that is no longer served.
+pub(super) async fn run(host: &HostState, guest: &ServedGuest) {
     let client = Client::quiet(
-        guest.endpoint.clone(),
-        guest.security.clone(),
+        guest.spec.endpoint.clone(),
+        guest.spec.security.clone(),
         limits::CONNECT_TIMEOUT,
     );
-    let mut link = Link {
-        house,
-        resident,
+    let mut monitor = AgentMonitor {
+        host,
+        guest,
         client,
-        told: None,
+        sent: None,
     };
     tokio::select! {
-        () = link.run() => {}
-        () = resident.stop.cancelled() => {}
+        () = monitor.run() => {}
+        () = guest.stop.cancelled() => {}
     }
-    // Some monitors do not stand it when a handshake with them is abandoned.
-    link.client.settle().await;
+    // Some monitors fail when a handshake with them is abandoned.
+    monitor.client.settle().await;
 }
 
-impl Link<'_> {
+impl AgentMonitor<'_> {
     async fn run(&mut self) {
-        let mut pause = limits::VISIT_PAUSE.0;
+        let mut pause = limits::RETRY_PAUSE.0;
         loop {
             let start = Instant::now();
-            let visited = self.visit().await;
-            if start.elapsed() >= limits::LONG_VISIT {
-                pause = limits::VISIT_PAUSE.0;
+            let result = self.connect_and_watch().await;
+            if start.elapsed() >= limits::LONG_CONNECTION {
+                pause = limits::RETRY_PAUSE.0;
             }
-            let now = match &visited {
+            let delay = match &result {
                 Ok(()) => pause,
                 Err(error) => pause_after(error, pause),
             };
-            if let Err(error) = visited {
-                self.tell_of(&error);
+            if let Err(error) = result {
+                self.log_error(&error);
             }
-            sleep(now).await;
-            pause = (pause * 2).min(limits::VISIT_PAUSE.1);
+            sleep(delay).await;
+            pause = (pause * 2).min(limits::RETRY_PAUSE.1);
         }
     }
 
-    /// Meets the agent and stays until it is gone.
-    async fn visit(&mut self) -> Result<(), ClientError> {
-        let info = self.meet().await?;
-        let stayed = self.stay(&info).await;
-        self.resident.is_lost(self.house);
-        stayed
+    /// Connects to the agent and watches it until it is gone.
+    async fn connect_and_watch(&mut self) -> Result<(), ClientError> {
+        let info = self.connect().await?;
+        let result = self.watch(&info).await;
+        self.guest.agent_lost(self.host);
+        result
     }
 
-    /// Reaches the agent and tells it where we are.
-    async fn meet(&mut self) -> Result<ServerInfo, ClientError> {
+    /// Connects to the agent and sends it this host's address.
+    async fn connect(&mut self) -> Result<ServerInfo, ClientError> {
         let view = self.current().await;
         let info = self.client.probe().await?;
-        self.tell_host(&view).await?;
+        self.send_host(&view).await?;
         let agent = format!(
             "{} {}",
             info.environment.server, info.environment.server_version
         );
         let agent = excerpt(agent.as_bytes(), LOG_CHARS);
-        self.resident.is_reached(self.house, boot_of(&info));
-        if let Some(left_out) = self.resident.log.admit() {
+        self.guest.agent_connected(self.host, boot_of(&info));
+        if let Some(left_out) = self.guest.log.admit() {
             info!(
-                guest = self.resident.name(),
+                guest = self.guest.name(),
                 agent, left_out, "the agent knows where its host is"
             );
         }
-        self.house.status.change(self.resident.name(), |status| {
+        self.host.status.change(self.guest.name(), |status| {
             status.agent = Some(agent);
             status.since = now();
             status.error = None;
         });
         let pid = info.environment.server_pid;
-        if let Some((told_pid, told)) = self.told.take()
-            && told_pid == pid
+        if let Some((sent_pid, sent)) = self.sent.take()
+            && sent_pid == pid
         {
-            // The same process, which has missed something; another one has asked for all of it.
-            self.tell_changes(&told, &view).await?;
+            // The same process has missed changes; a new one has just read everything.
+            self.send_changes(&sent, &view).await?;
         }
-        self.told = Some((pid, view));
+        self.sent = Some((pid, view));
         Ok(info)
     }
 
-    /// Stays with the agent, telling it what changes, until it is gone.
-    async fn stay(&mut self, info: &ServerInfo) -> Result<(), ClientError> {
-        // An agent without events is looked at now and then.
+    /// Sends the agent all changes, until it is gone.
+    async fn watch(&mut self, info: &ServerInfo) -> Result<(), ClientError> {
+        // An agent without events is polled instead.
         let mut presence = self.client.any_events(&[NO_EVENTS]).await.ok();
-        let mut views = self.resident.watch();
-        let mut look = interval(limits::PRESENCE_INTERVAL);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        look.reset();
+        let mut views = self.guest.subscribe();
+        let mut poll = interval(limits::PRESENCE_INTERVAL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        poll.reset();
         loop {
             let current = views.borrow_and_update().clone();
             if let Some(view) = current {
-                self.catch_up(view).await?;
+                self.send_view(view).await?;
             }
             tokio::select! {
                 _ = views.changed() => {}
                 ended = wait_for_end(presence.as_mut()) => {
-                    debug!(guest = self.resident.name(), "the agent is gone");
+                    debug!(guest = self.guest.name(), "the agent is gone");
                     return ended;
                 }
-                _ = look.tick() => {
+                _ = poll.tick() => {
                     let now = self.client.probe().await?;
                     if now.environment.server_pid != info.environment.server_pid {
                         return Ok(());
@@ -152,47 +152,48 @@ impl Link<'_> {
         }
     }
 
-    /// Tells the agent what has changed since it was told last.
-    async fn catch_up(&mut self, view: Arc<GuestView>) -> Result<(), ClientError> {
-        let Some((pid, told)) = self.told.clone() else {
+    /// Sends the agent the difference to the data that was sent last.
+    async fn send_view(&mut self, view: Arc<GuestView>) -> Result<(), ClientError> {
+        let Some((pid, sent)) = self.sent.clone() else {
             return Ok(());
         };
-        if told == view {
+        if sent == view {
             return Ok(());
         }
-        if told.meta_data != view.meta_data || told.is_allowed != view.is_allowed {
-            // There is no event for these.
-            self.tell_host(&view).await?;
+        if sent.meta_data != view.meta_data || sent.is_allowed != view.is_allowed {
+            // There is no event for these: `PUT /1.0` makes the agent read them again.
+            self.send_host(&view).await?;
         }
-        self.tell_changes(&told, &view).await?;
-        self.told = Some((pid, view));
+        self.send_changes(&sent, &view).await?;
+        self.sent = Some((pid, view));
         Ok(())
     }
 
-    async fn tell_host(&self, view: &GuestView) -> Result<(), ClientError> {
-        let tls = self.resident.guest.tls.as_ref();
+    /// `PUT /1.0`: the address of this host.
+    async fn send_host(&self, view: &GuestView) -> Result<(), ClientError> {
+        let tls = self.guest.spec.tls.as_ref();
         self.client
             .tell_host(&HostConnection {
                 cid: Cid::HOST.0,
-                port: self.house.port,
+                port: self.host.port,
                 certificate: tls.map_or_else(String::new, |tls| tls.certificate().to_owned()),
                 devlxd: view.is_allowed,
             })
             .await
     }
 
-    async fn tell_changes(&self, old: &GuestView, new: &GuestView) -> Result<(), ClientError> {
+    async fn send_changes(&self, old: &GuestView, new: &GuestView) -> Result<(), ClientError> {
         let changes = new.changes_since(old);
         if changes.is_empty() || !new.is_allowed {
             return Ok(());
         }
         info!(
-            guest = self.resident.name(),
+            guest = self.guest.name(),
             changes = changes.len(),
-            "telling what changed"
+            "sending changes"
         );
         if changes.len() > limits::MAX_EVENTS {
-            return self.tell_host(new).await;
+            return self.send_host(new).await;
         }
         for change in changes {
             self.client.send_event(&event(change)).await?;
@@ -200,42 +201,42 @@ impl Link<'_> {
         Ok(())
     }
 
-    /// What the guest may see, as soon as its data can be read.
+    /// The guest's instance data, as soon as it can be read.
     async fn current(&self) -> Arc<GuestView> {
-        let mut views = self.resident.watch();
+        let mut views = self.guest.subscribe();
         loop {
             if let Some(view) = views.borrow_and_update().clone() {
                 return view;
             }
             if views.changed().await.is_err() {
-                // The sender lives as long as the resident, which we hold.
+                // The sender is part of `self.guest`.
                 std::future::pending::<()>().await;
             }
         }
     }
 
-    fn tell_of(&self, error: &ClientError) {
+    fn log_error(&self, error: &ClientError) {
         let text = excerpt(with_causes(error).as_bytes(), LOG_CHARS);
         let mut is_new = false;
-        self.house.status.change(self.resident.name(), |status| {
+        self.host.status.change(self.guest.name(), |status| {
             is_new = status.error.as_deref() != Some(&text);
             if status.agent.take().is_some() {
                 status.since = now();
             }
             status.error = Some(text.clone());
         });
-        let guest = self.resident.name();
-        // A machine that is not running is nothing to be told about.
-        let is_told = is_new && !matches!(error, ClientError::Connect { .. });
-        match is_told.then(|| self.resident.log.admit()).flatten() {
-            Some(left_out) => warn!(guest, error = text, left_out, "cannot tell the agent"),
-            None => debug!(guest, error = text, "cannot tell the agent"),
+        let guest = self.guest.name();
+        // A machine that is not running is not worth a warning.
+        let is_logged = is_new && !matches!(error, ClientError::Connect { .. });
+        match is_logged.then(|| self.guest.log.admit()).flatten() {
+            Some(left_out) => warn!(guest, error = text, left_out, "cannot reach the agent"),
+            None => debug!(guest, error = text, "cannot reach the agent"),
         }
     }
 }
 
-/// What tells this run of a guest from another: its kernel's number where the agent knows it, else
-/// the agent's process.
+/// Identifies a boot of a guest: the kernel's boot id if the agent sends it, else the agent's process
+/// id.
 fn boot_of(info: &ServerInfo) -> String {
     match &info.boot_id {
         Some(id) => excerpt(id.as_bytes(), LOG_CHARS),
@@ -243,7 +244,7 @@ fn boot_of(info: &ServerInfo) -> String {
     }
 }
 
-/// The event of a change. One too large for an agent goes without the values.
+/// The event of a change. One that is too large for an agent has empty values.
 fn event(change: Change) -> NewEvent {
     let mut metadata = change.metadata;
     if metadata.to_string().len() > limits::MAX_EVENT_BYTES
@@ -259,7 +260,7 @@ fn event(change: Change) -> NewEvent {
     }
 }
 
-/// Waits until the agent ends what it was asked for, which is when it ends itself.
+/// Waits until the agent closes the stream of events, which it does when it ends.
 async fn wait_for_end(presence: Option<&mut Events>) -> Result<(), ClientError> {
     let Some(presence) = presence else {
         return std::future::pending().await;
@@ -268,7 +269,7 @@ async fn wait_for_end(presence: Option<&mut Events>) -> Result<(), ClientError> 
     Ok(())
 }
 
-/// An agent that refuses us will still do so in a second.
+/// The pause after `error`: longer if another try soon would fail the same way.
 fn pause_after(error: &ClientError, pause: Duration) -> Duration {
     match error {
         ClientError::IdentityRefused { .. }
@@ -288,7 +289,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_too_large_goes_without_its_values() {
+    fn too_large_an_event_is_sent_without_its_values() {
         let change = |value: String| Change {
             kind: "config",
             metadata: json!({ "key": "user.a", "old_value": "", "value": value }),
@@ -303,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_refuses_is_not_asked_every_second() {
+    fn the_pause_is_longer_after_a_refusal() {
         let refused = ClientError::Agent {
             status: 400,
             text: String::new(),

@@ -1,4 +1,4 @@
-//! A guest that is served: who it is, what it may see, and what it said of itself.
+//! A served guest: its identity, its instance data, and the state that it reported.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{
-    GuestTls, House, limits,
+    GuestTls, HostState, limits,
     log_limit::LogLimit,
     progress::{GuestReport, Progress},
 };
@@ -19,39 +19,38 @@ use vsock_agent_protocol::{guest_api::GuestState, printable::with_causes};
 
 use crate::instance::{GuestView, Stamp, StoreError};
 
-/// A guest to serve. Two are equal if everything is: another identity makes it another guest.
+/// A guest to serve. One with another identity is another guest, so equality compares all fields.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Guest {
-    /// Its name, which its data is found by.
+    /// Its name, which is also the name of its instance data.
     pub name: String,
-    /// Where its agent is; the guest comes to us from the same place.
+    /// The address of its agent. The guest's own connections come from the same machine.
     pub endpoint: Endpoint,
-    /// How its agent is spoken to.
+    /// TLS or not, on connections to its agent.
     pub security: Security,
-    /// What both ends know each other by when it asks. `None` is for guests that are known by where
-    /// they come from alone.
+    /// Certificates for its connections to the host. `None`: it is identified by its address alone.
     pub tls: Option<GuestTls>,
-    /// The files all this is from. Others make it another guest.
+    /// Versions of the files that all this was read from.
     pub revision: Vec<Option<Stamp>>,
 }
 
 /// A guest that is served.
 #[derive(Debug)]
-pub(super) struct Resident {
-    pub(super) guest: Guest,
-    /// What it may see; `None` as long as its data cannot be read.
+pub(super) struct ServedGuest {
+    pub(super) spec: Guest,
+    /// Its instance data; `None` as long as that cannot be read.
     view: watch::Sender<Option<Arc<GuestView>>>,
     progress: Mutex<Progress>,
-    /// What it has said in the log.
+    /// Limit of the log lines that it causes.
     pub(super) log: LogLimit,
-    /// Cancelled when it is no longer served, or is another one.
+    /// Cancelled when it is no longer served, or is replaced by another one.
     pub(super) stop: CancellationToken,
 }
 
-impl Resident {
-    pub(super) fn new(guest: Guest, progress: Progress, stop: CancellationToken) -> Self {
+impl ServedGuest {
+    pub(super) fn new(spec: Guest, progress: Progress, stop: CancellationToken) -> Self {
         Self {
-            guest,
+            spec,
             view: watch::Sender::new(None),
             progress: Mutex::new(progress),
             log: LogLimit::new(),
@@ -60,16 +59,15 @@ impl Resident {
     }
 
     pub(super) fn name(&self) -> &str {
-        &self.guest.name
+        &self.spec.name
     }
 
-    /// What the guest may see now.
+    /// The guest's current data.
     pub(super) fn view(&self) -> Option<Arc<GuestView>> {
         self.view.borrow().clone()
     }
 
-    /// To hear of changes.
-    pub(super) fn watch(&self) -> watch::Receiver<Option<Arc<GuestView>>> {
+    pub(super) fn subscribe(&self) -> watch::Receiver<Option<Arc<GuestView>>> {
         self.view.subscribe()
     }
 
@@ -81,26 +79,26 @@ impl Resident {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The guest says how far it is.
-    pub(super) fn says(&self, house: &House, state: GuestState) {
+    /// The guest reported its state.
+    pub(super) fn set_state(&self, host: &HostState, state: GuestState) {
         let report = GuestReport {
             state,
             said_at: Some(now()),
         };
-        self.change(house, |progress| progress.says(report));
+        self.change(host, |progress| progress.set_report(report));
     }
 
-    /// Its agent was reached in this run of the guest.
-    pub(super) fn is_reached(&self, house: &House, boot: String) {
-        self.change(house, |progress| progress.is_reached(boot));
+    /// Its agent was reached in this boot of the guest.
+    pub(super) fn agent_connected(&self, host: &HostState, boot: String) {
+        self.change(host, |progress| progress.agent_connected(boot));
     }
 
-    /// Its agent was reached, and is not any more.
-    pub(super) fn is_lost(&self, house: &House) {
-        self.change(house, Progress::is_lost);
+    /// The connection to its agent was lost.
+    pub(super) fn agent_lost(&self, host: &HostState) {
+        self.change(host, Progress::agent_lost);
     }
 
-    fn change(&self, house: &House, change: impl FnOnce(&mut Progress)) {
+    fn change(&self, host: &HostState, change: impl FnOnce(&mut Progress)) {
         let (before, after) = {
             let mut progress = self.progress();
             let before = progress.report().state;
@@ -112,10 +110,10 @@ impl Resident {
             && let Some(left_out) = self.log.admit()
         {
             let (guest, state) = (self.name(), report.state.name());
-            info!(guest, state, left_out, "how far the guest is");
+            info!(guest, state, left_out, "guest state");
         }
-        house.status.change(self.name(), |status| {
-            // A guest that repeats itself does not keep the disk busy.
+        host.status.change(self.name(), |status| {
+            // Repeating the same state does not rewrite the status file.
             if status.guest.state != report.state || status.ready_in != after.ready_in {
                 status.guest = report;
                 status.ready_in = after.ready_in;
@@ -125,48 +123,53 @@ impl Resident {
 
     /// Reads the instance's file whenever it changes, until this guest is no longer served.
     /// `seen` is the version that was read last.
-    pub(super) async fn read_data(&self, house: Arc<House>, mut seen: Option<Stamp>) {
-        let mut look = interval(limits::LOOK_INTERVAL);
+    pub(super) async fn watch_file(&self, host: Arc<HostState>, mut seen: Option<Stamp>) {
+        let mut poll = interval(limits::POLL_INTERVAL);
         loop {
             tokio::select! {
-                _ = look.tick() => seen = self.look(&house, seen).await,
+                _ = poll.tick() => seen = self.reload(&host, seen).await,
                 () = self.stop.cancelled() => return,
             }
         }
     }
 
-    /// Reads the instance's file if it is not the version that was `seen`; tells the one it is.
-    pub(super) async fn look(&self, house: &Arc<House>, seen: Option<Stamp>) -> Option<Stamp> {
-        // Before the file is read: a change in between is seen at the next look.
-        let stamp = Stamp::of(&house.store.path(self.name()));
-        // A file that is not there will be made.
+    /// Reads the instance's file unless its version is `seen`. Returns its version.
+    pub(super) async fn reload(&self, host: &Arc<HostState>, seen: Option<Stamp>) -> Option<Stamp> {
+        // Before the file is read: a change in between is noticed at the next poll.
+        let stamp = Stamp::of(&host.store.path(self.name()));
+        // A missing file is created.
         if stamp.is_some() && stamp == seen {
             return seen;
         }
-        let (own, name) = (Arc::clone(house), self.name().to_owned());
+        let (own, name) = (Arc::clone(host), self.name().to_owned());
         let loaded = spawn_blocking(move || {
-            let is_wanted = || (own.is_registered)(&name);
-            let instance = own.store.load_or_create_if(&name, is_wanted)?;
+            let is_registered = || (own.is_registered)(&name);
+            let instance = own.store.load_or_create_if(&name, is_registered)?;
             Ok::<_, StoreError>(instance.map(|instance| GuestView::of(&instance)))
         });
         match loaded.await {
-            Ok(Ok(Some(view))) => self.show(view),
-            // It was removed, and is not served for long.
+            Ok(Ok(Some(view))) => self.publish(view),
+            // The machine was just removed, so it will soon be no longer served.
             Ok(Ok(None)) => {}
             Ok(Err(error)) => {
                 let error = with_causes(&error);
-                error!(guest = self.name(), error, "its data cannot be used");
+                error!(guest = self.name(), error, "cannot use its instance data");
             }
-            Err(error) => warn!(guest = self.name(), %error, "reading its data broke off"),
+            Err(error) => warn!(guest = self.name(), %error, "reading its instance data failed"),
         }
         stamp
     }
 
-    fn show(&self, view: GuestView) {
+    /// Passes the data on if they differ from those before.
+    fn publish(&self, view: GuestView) {
         self.view.send_if_modified(|known| {
             let is_new = known.as_deref() != Some(&view);
             if is_new {
-                info!(guest = self.name(), keys = view.config.len(), "its data");
+                info!(
+                    guest = self.name(),
+                    keys = view.config.len(),
+                    "instance data loaded"
+                );
                 *known = Some(Arc::new(view));
             }
             is_new
