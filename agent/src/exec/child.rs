@@ -58,8 +58,6 @@ pub(super) struct Child {
     pidfd: AsyncFd<OwnedFd>,
     /// Brings what the child says when it cannot run its program, and ends when it can.
     report: pipe::Receiver,
-    /// Whether the report has ended without a word.
-    is_started: AtomicBool,
     kill_on_drop: AtomicBool,
     spec: Arc<ExecSpec>,
 }
@@ -245,7 +243,6 @@ impl Child {
                 pid,
                 pidfd,
                 report,
-                is_started: AtomicBool::new(false),
                 kill_on_drop: AtomicBool::new(true),
                 spec,
             }),
@@ -262,9 +259,10 @@ impl Child {
         self.pid
     }
 
-    /// Whether [`Self::wait`] has learned that it does not wait in front of its program any more.
+    /// Whether it does not wait in front of its program any more. The end of the report may come later:
+    /// a child that was forked meanwhile has a copy until it runs.
     pub(super) fn is_started(&self) -> bool {
-        self.is_started.load(Ordering::Acquire)
+        !never_executed(self.pid)
     }
 
     /// Waits until its program runs, or its process has ended.
@@ -294,7 +292,6 @@ impl Child {
             let errno = Errno::from_raw(i32::from_ne_bytes(errno));
             return Err(self.spec.explain(step, errno));
         }
-        self.is_started.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -741,4 +738,35 @@ fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
     let raw = RawFd::try_from(Errno::result(raw)?).map_err(|_| Errno::EBADF)?;
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+#[cfg(test)]
+mod tests {
+    use vsock_agent_protocol::exec::ExecRequest;
+
+    use super::*;
+    use crate::{exec::AgentUser, system::accounts::Accounts};
+
+    #[tokio::test]
+    async fn what_runs_has_started_before_that_is_waited_for() {
+        let script = "echo up; exec sleep 1000";
+        let request = ExecRequest {
+            command: ["sh", "-c", script].map(str::to_owned).into(),
+            ..ExecRequest::default()
+        };
+        let accounts = Accounts::read().unwrap();
+        let agent = AgentUser::unless_root();
+        let spec = ExecSpec::resolve(&request, &accounts, agent.as_ref()).unwrap();
+        let (stdin, _input) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        let (output, stdout) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        let stderr = stdout.try_clone().unwrap();
+        let stdio = Stdio {
+            stdin,
+            stdout,
+            stderr,
+        };
+        let child = Child::fork(Arc::new(spec), stdio, None).unwrap();
+        assert_eq!(unistd::read(&output, &mut [0; 16]).unwrap(), 3);
+        assert!(child.is_started());
+    }
 }

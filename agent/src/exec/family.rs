@@ -100,7 +100,10 @@ impl Members {
         if let (Signal::SIGKILL, Some(cgroup)) = (signal, &self.cgroup) {
             cgroup.kill();
         }
-        for pid in self.all() {
+        // The leader first: a shell whose command was ended would go on with its next.
+        let mut all = self.all();
+        let leader = all.take(&self.session());
+        for pid in leader.into_iter().chain(all) {
             signal_process(pid, signal, |pid| self.has(pid));
         }
     }

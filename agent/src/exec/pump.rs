@@ -280,6 +280,9 @@ pub(crate) enum Loss {
     /// The client closed the websocket, with a code that says that something went wrong.
     #[error("{0} {1}")]
     Closed(CloseCode, Utf8Bytes),
+    /// What the command wrote cannot be sent on the same connection.
+    #[error("its connection takes no output")]
+    Unsendable,
 }
 
 /// Whether a websocket is closed as it should be: 1000, 1001 or without a code (RFC 6455, section

@@ -25,18 +25,22 @@ use std::{
     collections::BTreeMap,
     io,
     os::fd::OwnedFd,
+    pin::pin,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use futures_util::{StreamExt, future::OptionFuture};
+use futures_util::{
+    StreamExt,
+    future::{self, Either, OptionFuture},
+};
 use nix::{fcntl::OFlag, sys::signal::Signal, unistd::pipe2};
 use tokio::{
     net::unix::pipe,
     select,
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::{JoinError, JoinSet},
     time::{Instant, sleep_until, timeout},
 };
@@ -318,9 +322,9 @@ struct Running {
     outputs: JoinSet<OutputEnd>,
     /// The pump of the input.
     input: JoinSet<(Fed, WebSocket)>,
-    tell_input_lost: Option<oneshot::Sender<InputLost>>,
-    /// Told when the input is lost.
-    input_lost: Option<oneshot::Receiver<InputLost>>,
+    tell_input_lost: Option<mpsc::Sender<InputLost>>,
+    /// Told when the input is lost, if the command is to end then. Closed when it has ended.
+    input_lost: Option<mpsc::Receiver<InputLost>>,
     /// The reader of the control socket.
     control: JoinSet<Option<WebSocket>>,
     /// Whether there is a control socket, or was.
@@ -344,14 +348,14 @@ impl Running {
         leftovers: Leftovers,
         on_disconnect: OnDisconnect,
     ) -> Self {
-        let (tell_input_lost, input_lost) = oneshot::channel();
+        let (tell_input_lost, input_lost) = mpsc::channel(1);
         let mut running = Self {
             family: forked.family,
             child: forked.child,
             permit: Some(forked.permit),
             outputs: JoinSet::new(),
             input: JoinSet::new(),
-            input_lost: Some(input_lost),
+            input_lost: (on_disconnect == OnDisconnect::End).then_some(input_lost),
             tell_input_lost: Some(tell_input_lost),
             control: JoinSet::new(),
             has_control: Arc::new(AtomicBool::new(sockets.control.is_some())),
@@ -364,7 +368,8 @@ impl Running {
         };
         match (forked.streams, sockets.outputs) {
             (Streams::Terminal(pty), _) => {
-                let pty_for_control = Some(Arc::clone(&pty));
+                // It must not keep the terminal from hanging up.
+                let pty_for_control = Arc::downgrade(&pty);
                 running.read_control(sockets.control, sockets.later, pty_for_control);
                 running.pump_terminal(pty, sockets.stdin);
             }
@@ -376,7 +381,7 @@ impl Running {
                 },
                 outputs,
             ) => {
-                running.read_control(sockets.control, sockets.later, None);
+                running.read_control(sockets.control, sockets.later, Weak::new());
                 running.pump_stdin(stdin, sockets.stdin);
                 if let Some((stdout_socket, stderr_socket)) = outputs {
                     running.pump_output(exec::STDOUT, stdout, stdout_socket);
@@ -391,7 +396,7 @@ impl Running {
         &mut self,
         socket: Option<WebSocket>,
         mut later: mpsc::Receiver<(String, WebSocket)>,
-        pty: Option<Arc<Pty>>,
+        pty: Weak<Pty>,
     ) {
         let (pid, lost, stop) = (
             self.child.pid(),
@@ -409,7 +414,7 @@ impl Running {
                 }
             };
             select! {
-                () = control::obey(&mut socket, pid, pty.as_ref()) => lost.cancel(),
+                () = control::obey(&mut socket, pid, &pty) => lost.cancel(),
                 () = stop.cancelled() => {}
             }
             Some(socket)
@@ -424,7 +429,7 @@ impl Running {
                 Ok(fed) => fed,
                 Err(lost) => {
                     let after = lost.after;
-                    tell.map(|tell| tell.send(lost));
+                    tell.map(|tell| tell.try_send(lost));
                     // The command is ended, and must not take this for the end of its input.
                     stop.cancelled().await;
                     Fed {
@@ -488,18 +493,22 @@ impl Running {
         self.outputs.spawn(async move {
             let (mut sink, mut stream) = socket.split();
             let client_left = CancellationToken::new();
-            let stop = CancellationToken::new();
             let mut target = Arc::clone(&pty);
             let input = async {
-                let fed = pump::pump_input(&mut stream, &mut target, &stop).await;
+                let mut fed = pump::pump_input(&mut stream, &mut target, &client_left).await;
+                if matches!(fed.end, InputEnd::Stopped) {
+                    fed.end = InputEnd::Lost(Loss::Unsendable);
+                }
                 // An end the client says is the end of what it types, not of what it sees.
                 tracing::debug!(?fed, "terminal input ended");
-                if let Err(lost) = fed.lost() {
-                    tell.map(|tell| tell.send(lost));
+                if let (Err(lost), Some(tell)) = (fed.lost(), tell) {
+                    // A command that is ended must not take the end of its terminal for that of its input.
+                    if tell.try_send(lost).is_ok() {
+                        tell.closed().await;
+                    }
                 }
-                std::future::pending().await
             };
-            let pump = async {
+            let output = async {
                 let pumped =
                     pump::pump_output(&pty, &mut sink, &exited, &client_left, &progress).await;
                 if keeps && pumped.end == StreamEnd::ClientLeft {
@@ -510,9 +519,16 @@ impl Running {
                 pump::end_output(&mut sink, pumped.end).await;
                 pumped
             };
-            let pumped = select! {
-                pumped = pump => pumped,
-                never = input => never,
+            let pumped = match future::select(pin!(output), pin!(input)).await {
+                Either::Left((pumped, input)) => {
+                    // What cannot be written is lost, whether or not that is seen yet where it is read.
+                    if pumped.end == StreamEnd::ClientLeft {
+                        client_left.cancel();
+                        input.await;
+                    }
+                    pumped
+                }
+                Either::Right(((), output)) => output.await,
             };
             drop(target);
             (exec::STDIN, pumped, sink.reunite(stream).ok())
@@ -539,10 +555,7 @@ impl Running {
         tokio::pin!(to_end);
         let mut why = None;
         let mut input_lost = None;
-        let input_loss = self
-            .input_lost
-            .take()
-            .filter(|_| self.on_disconnect == OnDisconnect::End);
+        let mut input_loss = self.input_lost.take();
         let permit = self.permit.take();
         let status = select! {
             // What has ended by itself was ended by nothing else that is known at the same time.
@@ -560,12 +573,13 @@ impl Running {
                     self.end(ended).await
                 }
             }
-            Some(Ok(lost)) = OptionFuture::from(input_loss) => {
+            Some(Some(lost)) = OptionFuture::from(input_loss.as_mut().map(mpsc::Receiver::recv)) => {
                 input_lost = Some(lost);
                 why = Some(Why::InputLost);
                 self.end(Why::InputLost).await
             }
         };
+        drop(input_loss);
         if !waits_for_eof || why.is_some() {
             self.exited.cancel();
         }
