@@ -1,8 +1,8 @@
-//! Instance data: what a virtual machine is told about itself, by its host.
+//! Instance data: the configuration of a virtual machine that its host provides.
 //!
-//! [`Instance`] is the data of one machine, changed by keys as `agent-cli config` writes them and
-//! never to something cloud-init would choke on. [`InstanceStore`] keeps it in a file for each
-//! machine. [`GuestView`] is what the guest itself gets to see. Nothing here knows a network.
+//! [`Instance`] is the data of one machine, changed by the keys of `agent-cli config`. Values that
+//! make cloud-init fail are refused. [`InstanceStore`] stores each instance in a file. [`GuestView`] is
+//! the part that the guest can read. There is no network code here.
 
 mod check;
 mod key;
@@ -29,7 +29,7 @@ use vsock_agent_protocol::guest_api::{
     Devices, MAX_ANSWER_BYTES, MAX_DATA_BYTES, MAX_KEYS, MAX_VALUE_BYTES,
 };
 
-/// Data of cloud-init's: when one of these changes, an instance is a new one to it.
+/// Keys with data for cloud-init. A change of one gives the instance a new instance-id.
 const CLOUD_INIT_DATA: [&str; 6] = [
     "cloud-init.network-config",
     "cloud-init.user-data",
@@ -42,13 +42,13 @@ const CLOUD_INIT_DATA: [&str; 6] = [
 /// The data of one virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
-    /// Name of the machine. One that is renamed is a new instance.
+    /// Name of the machine. A renamed machine is a new instance.
     name: String,
-    /// The instance-id, drawn anew when cloud-init has to start over.
+    /// The generated instance-id, replaced when cloud-init must run again.
     uuid: Uuid,
-    /// In place of the drawn one, until it is unset.
+    /// Used instead of the generated one if it is set.
     instance_id: Option<String>,
-    /// In place of the machine's name.
+    /// Used instead of the machine's name if it is set.
     hostname: Option<String>,
     config: BTreeMap<String, String>,
     devices: Devices,
@@ -57,17 +57,17 @@ pub struct Instance {
 /// A key to set, or without a value to unset.
 pub type Assignment = (String, Option<String>);
 
-/// Something odd about a value that was taken all the same.
+/// A warning about a value that was accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remark {
-    /// Which key.
+    /// The key.
     pub key: String,
-    /// What is odd, for a person.
+    /// The warning.
     pub text: &'static str,
 }
 
 impl Instance {
-    /// A machine nothing is known of yet, with an instance-id of its own.
+    /// An instance without keys, with a new instance-id.
     ///
     /// # Errors
     ///
@@ -75,7 +75,7 @@ impl Instance {
     pub fn new(name: &str) -> Result<Self, InstanceError> {
         Ok(Self {
             name: name.to_owned(),
-            uuid: draw()?,
+            uuid: random_uuid()?,
             instance_id: None,
             hostname: None,
             config: BTreeMap::new(),
@@ -89,7 +89,7 @@ impl Instance {
         &self.name
     }
 
-    /// What cloud-init knows this instance by.
+    /// The instance-id of cloud-init.
     #[must_use]
     pub fn instance_id(&self) -> String {
         self.instance_id
@@ -97,7 +97,7 @@ impl Instance {
             .unwrap_or_else(|| self.uuid.to_string())
     }
 
-    /// The guest's host name: the one that was set, or the machine's name as far as it can be one.
+    /// The guest's host name: the one that was set, or the machine's name as a valid host name.
     #[must_use]
     pub fn hostname(&self) -> String {
         self.hostname.clone().unwrap_or_else(|| {
@@ -106,7 +106,7 @@ impl Instance {
         })
     }
 
-    /// Whether the guest may ask for any of this.
+    /// Whether the guest may read its data (`security.devlxd`).
     #[must_use]
     pub fn is_guest_api_on(&self) -> bool {
         self.config
@@ -114,7 +114,7 @@ impl Instance {
             .is_none_or(|value| value == "true")
     }
 
-    /// Every key with its value, as they are set.
+    /// All keys that are set, with their values.
     #[must_use]
     pub const fn config(&self) -> &BTreeMap<String, String> {
         &self.config
@@ -126,11 +126,11 @@ impl Instance {
         &self.devices
     }
 
-    /// The value of a key; `None` if it has none. Of `devices.NAME` it is a line for each key.
+    /// The value of a key; `None` if it has none. The value of `devices.NAME` has a line for each key.
     ///
     /// # Errors
     ///
-    /// [`InstanceError::Key`].
+    /// [`InstanceError::Key`] for an invalid key.
     pub fn get(&self, key: &str) -> Result<Option<String>, InstanceError> {
         Ok(match Key::parse(key)? {
             Key::Config(key) => self.config.get(&key).cloned(),
@@ -147,7 +147,7 @@ impl Instance {
         })
     }
 
-    /// All of it, for a person, as YAML.
+    /// The whole instance as YAML.
     #[must_use]
     pub fn to_yaml(&self) -> String {
         let text = |text: &str| yaml::Node::text(text);
@@ -170,11 +170,11 @@ impl Instance {
         .to_yaml()
     }
 
-    /// Makes all of these changes, or none. An empty value unsets.
+    /// Makes all of these changes, or none. An empty value unsets the key.
     ///
     /// # Errors
     ///
-    /// [`InstanceError`], naming the key.
+    /// [`InstanceError`] with the key of the first change that is not possible.
     pub fn apply(&mut self, changes: &[Assignment]) -> Result<Vec<Remark>, InstanceError> {
         let mut next = self.clone();
         let mut remarks = Vec::new();
@@ -184,7 +184,7 @@ impl Instance {
         }
         next.check_whole()?;
         if next.cloud_init_data() != self.cloud_init_data() {
-            next.uuid = draw()?;
+            next.uuid = random_uuid()?;
         }
         *self = next;
         Ok(remarks)
@@ -198,11 +198,11 @@ impl Instance {
     ) -> Result<(), InstanceError> {
         let key = Key::parse(text)?;
         if let Some(value) = value
-            && let Some(odd) = check_value(&key, text, value)?
+            && let Some(warning) = check_value(&key, text, value)?
         {
             remarks.push(Remark {
                 key: text.to_owned(),
-                text: odd,
+                text: warning,
             });
         }
         match (key, value.map(str::to_owned)) {
@@ -225,14 +225,14 @@ impl Instance {
             (Key::WholeDevice(_), Some(_)) => {
                 return Err(InstanceError::Value {
                     key: text.to_owned(),
-                    source: CheckError::Kind("given by key, as devices.NAME.type=nic"),
+                    source: CheckError::Kind("set by key, such as devices.NAME.type=nic"),
                 });
             }
         }
         Ok(())
     }
 
-    /// What holds of all keys together.
+    /// Checks the limits of all keys together.
     fn check_whole(&self) -> Result<(), InstanceError> {
         if let Some((name, _)) = self
             .devices
@@ -265,8 +265,8 @@ impl Instance {
         }
     }
 
-    /// What an instance-id stands for: cloud-init's data, its SSH keys, and the names of network
-    /// interfaces, by which the network is configured.
+    /// The data whose change needs a new instance-id: that for cloud-init, the SSH keys, and the names
+    /// of network interfaces, which the network configuration refers to.
     fn cloud_init_data(&self) -> Vec<(&str, &str)> {
         let of_cloud_init = |key: &str| CLOUD_INIT_DATA.contains(&key) || key.starts_with(SSH_KEYS);
         let config = self
@@ -285,12 +285,12 @@ impl Instance {
     }
 }
 
-/// Checks a value by itself. Says what is odd about one that is taken.
-/// What is said of a network configuration.
-const NO_NETWORK: &str = "a guest that finds its data by one of the agent's metadata services \
-    (`metadata` in its configuration) does not get this: of those clouds only openstack has a way for \
-    a network configuration, of Ethernet devices, addresses, routes and name servers";
+/// The warning about a network configuration.
+const NO_NETWORK: &str = "a guest that uses one of the agent's metadata services \
+    (`metadata` in its configuration) does not receive this: of those clouds only openstack has a \
+    network configuration, with Ethernet devices, addresses, routes and name servers";
 
+/// Checks a single value. Returns a warning about one that is accepted.
 fn check_value(key: &Key, text: &str, value: &str) -> Result<Option<&'static str>, InstanceError> {
     if value.len() > MAX_VALUE_BYTES {
         return Err(InstanceError::ValueTooLarge {
@@ -301,7 +301,7 @@ fn check_value(key: &Key, text: &str, value: &str) -> Result<Option<&'static str
         (_, _) if value.contains('\0') => Err(CheckError::Kind("text without a zero byte")),
         (Key::InstanceId, _) => check::instance_id(value).map(|()| None),
         (Key::Hostname, _) => check::hostname(value).map(|()| None),
-        (_, GUEST_API) => check::switch(value).map(|()| None),
+        (_, GUEST_API) => check::boolean(value).map(|()| None),
         (_, "user.meta-data") => check::meta_data(value).map(|()| None),
         (_, key) if key.starts_with(SSH_KEYS) => check::ssh_key(value).map(|()| None),
         (_, key) if !CLOUD_INIT_DATA.contains(&key) => Ok(None),
@@ -316,7 +316,8 @@ fn check_value(key: &Key, text: &str, value: &str) -> Result<Option<&'static str
     })
 }
 
-fn draw() -> Result<Uuid, InstanceError> {
+/// A random UUID.
+fn random_uuid() -> Result<Uuid, InstanceError> {
     let mut bytes = [0; 16];
     SystemRandom::new()
         .fill(&mut bytes)
@@ -324,17 +325,17 @@ fn draw() -> Result<Uuid, InstanceError> {
     Ok(uuid::Builder::from_random_bytes(bytes).into_uuid())
 }
 
-/// A change to an instance that is not made.
+/// Why an instance cannot be changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InstanceError {
-    /// There is no such key.
+    /// The key is invalid.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// Cloud-init could not use the value.
     #[error("the value of {key} is wrong")]
     Value {
-        /// Which key.
+        /// The key.
         key: String,
         /// What is wrong with it.
         #[source]
@@ -343,13 +344,13 @@ pub enum InstanceError {
     /// The value is larger than [`MAX_VALUE_BYTES`].
     #[error("the value of {key} is larger than {MAX_VALUE_BYTES} bytes")]
     ValueTooLarge {
-        /// Which key.
+        /// The key.
         key: String,
     },
-    /// A device says not what it is, without which cloud-init 22.4 takes none of the data.
+    /// A device has no `type`. Cloud-init 22.4 then uses none of the data.
     #[error("device {name} needs a type: set devices.{name}.type with it, such as nic or disk")]
     DeviceType {
-        /// Which device.
+        /// The device.
         name: String,
     },
     /// More than [`MAX_KEYS`].
@@ -358,14 +359,14 @@ pub enum InstanceError {
     /// More than [`MAX_DATA_BYTES`].
     #[error("the data of an instance has at most {MAX_DATA_BYTES} bytes")]
     TooLarge,
-    /// What the guest gets is larger than an agent reads ([`MAX_ANSWER_BYTES`]): with the SSH keys
-    /// in it, and as JSON, in which a control character takes six bytes.
+    /// The reply to the guest is larger than [`MAX_ANSWER_BYTES`], the most that an agent reads. It
+    /// includes the SSH keys, and is JSON, in which a control character takes six bytes.
     #[error("{key} as JSON is larger than the {MAX_ANSWER_BYTES} bytes that an agent reads")]
     AnswerTooLarge {
-        /// Which key, or `devices`.
+        /// The key, or `devices`.
         key: String,
     },
-    /// The system has no random numbers to draw an instance-id from.
+    /// The system has no random numbers for an instance-id.
     #[error("the system has no random numbers")]
     Random,
 }
@@ -383,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn data_of_cloud_init_makes_a_new_instance_and_other_data_does_not() {
+    fn only_data_for_cloud_init_changes_the_instance_id() {
         let mut instance = demo();
         let mut ids = vec![instance.instance_id()];
         for (key, value) in [
@@ -396,10 +397,10 @@ mod tests {
             set(&mut instance, key, value).unwrap();
             ids.push(instance.instance_id());
         }
-        let drawn = ids.len();
+        let count = ids.len();
         ids.sort();
         ids.dedup();
-        assert_eq!(ids.len(), drawn);
+        assert_eq!(ids.len(), count);
         let id = instance.instance_id();
         for (key, value) in [
             ("user.x", "y"),
@@ -417,12 +418,12 @@ mod tests {
     #[test]
     fn an_instance_id_that_was_set_stays_until_it_is_unset() {
         let mut instance = demo();
-        let drawn = instance.instance_id();
+        let generated = instance.instance_id();
         set(&mut instance, "instance-id", "i-1").unwrap();
         set(&mut instance, "user.user-data", "#!/bin/sh\n").unwrap();
         assert_eq!(instance.instance_id(), "i-1");
         set(&mut instance, "instance-id", "").unwrap();
-        assert_ne!(instance.instance_id(), drawn);
+        assert_ne!(instance.instance_id(), generated);
         assert_eq!(instance.instance_id().len(), 36);
     }
 

@@ -1,7 +1,7 @@
-//! Instance data of virtual machines, and the process that gives it to the agents in them.
+//! Instance data of virtual machines, and the process that serves it to their agents.
 //!
-//! [`instance`] is the data: files of the host, changed by key, checked before they are written.
-//! [`HostProcess`] answers guests that ask for theirs, and monitors their agents.
+//! [`instance`] is the data: files on the host, changed by key and checked before they are written.
+//! [`HostProcess`] serves each guest its own data, and monitors the agents.
 
 mod host;
 pub mod instance;

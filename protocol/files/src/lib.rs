@@ -1,9 +1,8 @@
-//! What the agent and its client both do with files of their own system: a file has a temporary name
-//! until it is complete, and takes then the name of another one, and all that the other one had but
-//! its content.
+//! Atomic replacement of local files: a file has a temporary name until it is complete, and is then
+//! renamed over another one, whose owner, mode and extended attributes it takes over.
 //!
-//! Called by the agent's SFTP server and by the client's `pull`. Every look and every change goes
-//! through an open descriptor or a name in an open directory. Blocking.
+//! Used by the agent's SFTP server and by the client's `pull`. Every access goes through an open
+//! descriptor or a name in an open directory. Everything here blocks.
 
 mod part;
 mod whole_file;
@@ -34,16 +33,16 @@ pub use self::whole_file::{private_directory, write_whole};
 /// The ACL of a file (`linux/xattr.h`, `XATTR_NAME_POSIX_ACL_ACCESS`).
 const ACL: &str = "system.posix_acl_access";
 
-/// Extended attributes that are about the content (`linux/xattr.h`): a new content has none. The
-/// kernel takes a file's capabilities away when it is written to; the others are signatures.
-const OF_THE_CONTENT: &[&str] = &["security.capability", "security.evm", "security.ima"];
+/// Extended attributes that belong to the content (`linux/xattr.h`) and are not copied to new content.
+/// The kernel removes a file's capabilities when it is written to; the others are signatures.
+const CONTENT_XATTRS: &[&str] = &["security.capability", "security.evm", "security.ima"];
 
 /// Setuid, setgid and sticky bits.
 const SPECIAL_BITS: u32 = 0o7000;
 
-/// How often a target is looked at that is another file when it is opened: each time another copy to
-/// it has ended. Only who replaces it in a loop gets there.
-const MAX_LOOKS: u32 = 100;
+/// Most tries to open the file that `fstatat(2)` found at the target. A try fails each time another
+/// copy replaces the target in between, so this many fail only if a process replaces it in a loop.
+const MAX_TRIES: u32 = 100;
 
 /// A name in an open directory, or a path from there.
 #[derive(Debug)]
@@ -54,7 +53,7 @@ pub struct At<'a, P: NixPath + ?Sized> {
     pub name: &'a P,
 }
 
-/// What has a name.
+/// The type of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A regular file.
@@ -65,9 +64,9 @@ pub enum Kind {
     Link,
     /// A socket, which cannot be opened.
     Socket,
-    /// A block device, which has offsets.
+    /// A block device, which is written at offsets.
     BlockDevice,
-    /// A character device or a pipe with a name: what is written has no offset.
+    /// A character device or a FIFO, which is written without offsets.
     Stream,
 }
 
@@ -76,16 +75,16 @@ pub enum Kind {
 pub enum InPlace {
     /// Its owner, ACL, extended attributes or security label cannot be given to another file.
     Attributes,
-    /// It has other names, which would keep the old content.
+    /// It has other hard links, which would keep the old content.
     HardLinks,
-    /// Something is mounted there.
+    /// It is a mount point.
     Busy,
-    /// It is no regular file.
+    /// It is not a regular file.
     NotRegular,
 }
 
 impl Kind {
-    /// What a mode says.
+    /// The type in a mode.
     #[must_use]
     pub fn of(stat: &FileStat) -> Self {
         match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
@@ -99,24 +98,24 @@ impl Kind {
     }
 }
 
-/// Renames the complete file `part`, which is at `from`, over what is at `to`. A regular file there
-/// leaves it its owner, mode, ACL, extended attributes and security label, unless `wanted` says
-/// otherwise. Times are not touched.
+/// Renames the complete file `part`, which is at `from`, to `to`. It takes over the owner, mode, ACL,
+/// extended attributes and security label of a regular file there, except those that `options` keeps.
+/// Times are not changed.
 ///
-/// If this says that the file must be written to instead, what is at `to` is as it was, and `part`
-/// still has its name, but perhaps other attributes.
+/// The inner result says why the file at `to` must be written to instead. That file is unchanged then,
+/// and `part` keeps its name, but may have other attributes.
 ///
 /// # Errors
 ///
-/// What the kernel says, such as `EISDIR` for a directory at `to`. `to` is as it was.
+/// Those of `fstatat(2)`, `fchmod(2)` and `renameat(2)`, such as `EISDIR` for a directory at `to`,
+/// which is unchanged then.
 pub fn replace<P: NixPath + ?Sized>(
     part: &File,
     from: &At<'_, P>,
     to: &At<'_, P>,
-    wanted: Replacement,
+    options: Replacement,
 ) -> io::Result<Result<(), InPlace>> {
-    let refused = refusal(part, to, wanted)?;
-    if let Some(reason) = refused {
+    if let Some(reason) = prepare(part, to, options)? {
         return Ok(Err(reason));
     }
     match renameat(from.directory, from.name, to.directory, to.name) {
@@ -126,13 +125,13 @@ pub fn replace<P: NixPath + ?Sized>(
     }
 }
 
-/// Gives `part` what the file at `to` has. Says why that must be written to instead.
-fn refusal<P: NixPath + ?Sized>(
+/// Copies the attributes of the file at `to` to `part`. `Some` if that file must be written to instead.
+fn prepare<P: NixPath + ?Sized>(
     part: &File,
     to: &At<'_, P>,
-    wanted: Replacement,
+    options: Replacement,
 ) -> io::Result<Option<InPlace>> {
-    for _ in 0..MAX_LOOKS {
+    for _ in 0..MAX_TRIES {
         let there = match fstatat(to.directory, to.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Err(Errno::ENOENT) => return Ok(None),
             there => there?,
@@ -140,23 +139,21 @@ fn refusal<P: NixPath + ?Sized>(
         match Kind::of(&there) {
             Kind::File if there.st_nlink > 1 => return Ok(Some(InPlace::HardLinks)),
             Kind::File => {}
-            Kind::Link if !wanted.leaves_links => return Ok(None),
+            Kind::Link if !options.leaves_links => return Ok(None),
             Kind::Directory => return Err(Errno::EISDIR.into()),
             _ => return Ok(Some(InPlace::NotRegular)),
         }
-        // Only now: to open a device can do something.
+        // Opened only if it is a regular file: opening a device can have side effects.
         match open_old(to) {
             Ok(old) if is_same(&fstat(&old)?, &there) => {
-                return keep_attributes(part, &old, wanted);
+                return keep_attributes(part, &old, options);
             }
-            // Another copy to this target has ended meanwhile.
+            // Another copy replaced the target meanwhile.
             Ok(_) | Err(Errno::ENOENT | Errno::ELOOP) => {}
             Err(_) => return Ok(Some(InPlace::Attributes)),
         }
     }
-    Err(io::Error::other(
-        "the target was replaced again and again meanwhile",
-    ))
+    Err(io::Error::other("the target was replaced repeatedly"))
 }
 
 fn open_old<P: NixPath + ?Sized>(to: &At<'_, P>) -> nix::Result<File> {
@@ -172,22 +169,22 @@ const fn is_same(one: &FileStat, other: &FileStat) -> bool {
     one.st_dev == other.st_dev && one.st_ino == other.st_ino
 }
 
-/// Gives `part` what `old` has. Says why not if that cannot be.
-fn keep_attributes(part: &File, old: &File, wanted: Replacement) -> io::Result<Option<InPlace>> {
+/// Copies the attributes of `old` to `part`. `Some` if that is not possible.
+fn keep_attributes(part: &File, old: &File, options: Replacement) -> io::Result<Option<InPlace>> {
     let now = fstat(old)?;
     let own = fstat(part)?.st_mode;
-    let kept = keep_owner(part, &now, wanted).and_then(|()| keep_extended(part, old));
+    let kept = keep_owner(part, &now, options).and_then(|()| keep_extended(part, old));
     if kept.is_err() {
         return Ok(Some(InPlace::Attributes));
     }
-    // Special bits are rights of the old owner.
-    let mode = match (wanted.sets_mode, wanted.sets_owner) {
+    // Setuid and setgid give the rights of the old owner, so they are not copied to a new one.
+    let mode = match (options.sets_mode, options.sets_owner) {
         (true, _) => own,
         (false, true) => now.st_mode & 0o777,
         (false, false) => now.st_mode,
     };
-    // Behind the owner, whose change takes special bits away, and behind the ACL, which has rights of
-    // the group too.
+    // After the owner, because changing it clears special bits, and after the ACL, because setting it
+    // changes the group bits.
     fchmod(
         part,
         Mode::from_bits_truncate(mode & (0o777 | SPECIAL_BITS)),
@@ -195,9 +192,9 @@ fn keep_attributes(part: &File, old: &File, wanted: Replacement) -> io::Result<O
     Ok(None)
 }
 
-fn keep_owner(part: &File, old: &FileStat, wanted: Replacement) -> io::Result<()> {
+fn keep_owner(part: &File, old: &FileStat, options: Replacement) -> io::Result<()> {
     let new = part.metadata()?;
-    if wanted.sets_owner || (new.uid(), new.gid()) == (old.st_uid, old.st_gid) {
+    if options.sets_owner || (new.uid(), new.gid()) == (old.st_uid, old.st_gid) {
         return Ok(());
     }
     let (user, group) = (Uid::from_raw(old.st_uid), Gid::from_raw(old.st_gid));
@@ -207,12 +204,12 @@ fn keep_owner(part: &File, old: &FileStat, wanted: Replacement) -> io::Result<()
 fn keep_extended(part: &File, old: &File) -> io::Result<()> {
     let names = match old.list_xattr() {
         Ok(names) => names,
-        // A file system without any.
+        // A file system without extended attributes.
         Err(error) if is_unsupported(&error) => return Ok(()),
         Err(error) => return Err(error),
     };
     let mut has_acl = false;
-    for name in names.filter(|name| !OF_THE_CONTENT.iter().any(|other| name == *other)) {
+    for name in names.filter(|name| !CONTENT_XATTRS.iter().any(|other| name == *other)) {
         has_acl |= name == ACL;
         let value = old.get_xattr(&name)?;
         if let Some(value) = value
@@ -221,7 +218,7 @@ fn keep_extended(part: &File, old: &File) -> io::Result<()> {
             part.set_xattr(&name, &value)?;
         }
     }
-    // One that the directory gives to what is new.
+    // An ACL from the default ACL of the directory.
     if !has_acl && part.list_xattr()?.any(|name| name == OsStr::new(ACL)) {
         part.remove_xattr(ACL)?;
     }

@@ -1,7 +1,7 @@
-//! Files under a temporary name until they are complete.
+//! Partial files, which have a temporary name until they are complete.
 //!
-//! Who writes to such a file holds a lock on it (`flock(2)`). One that is not locked is *abandoned*, if
-//! it is a regular file of one's own without another name: the copy that made it has ended.
+//! The process that writes a partial file holds a lock on it (`flock(2)`). An unlocked one is
+//! *abandoned* if it is a regular file of the same user with one hard link: its copy has ended.
 
 use std::{
     fs::{File, TryLockError},
@@ -16,52 +16,52 @@ use nix::{
     unistd::{Uid, UnlinkatFlags, setfsuid, unlinkat},
 };
 
-/// Mode of a file that is not complete.
+/// Mode of a partial file.
 pub const PART_MODE: u32 = 0o600;
 
-/// Rights that nobody but the owner has to a file that is continued: who could write to it while it
-/// is compared could change it afterwards.
+/// Permissions that a file to be resumed must not have: another user who can write to it could change
+/// it after it was compared.
 const FOREIGN_WRITE: u32 = 0o022;
 
-/// A file under a temporary name, open and locked.
+/// A partial file, open and locked.
 #[derive(Debug)]
 pub struct OpenPart {
-    /// For reading and writing.
+    /// Open for reading and writing.
     pub file: File,
-    /// Which of the names it has.
+    /// Index of its name in the given names.
     pub name: usize,
-    /// Bytes that are in it.
+    /// Its length in bytes.
     pub length: u64,
 }
 
-/// What a copy left that has ended, locked.
+/// An abandoned partial file, locked.
 struct Abandoned {
     file: File,
-    /// Whether it may be continued: it is open for writing, and nobody else could write to it.
+    /// Whether it may be resumed: it is open for writing, and no other user can write to it.
     is_private: bool,
     length: u64,
 }
 
-/// Opens a file under one of the names: with `keep` the longest that is abandoned and private, else a
-/// new one under the first that is free. What else is abandoned is removed, if that can be.
+/// Opens a partial file with one of the names: with `keep` the longest abandoned one that may be
+/// resumed, else a new one with the first free name. Other abandoned ones are removed, if possible.
 ///
 /// # Errors
 ///
-/// What the kernel says; `EEXIST` when no name is free.
+/// Those of `openat(2)` and `fstatat(2)`; `EEXIST` if no name is free.
 pub fn open_part(directory: impl AsFd, names: &[&[u8]], keep: bool) -> io::Result<OpenPart> {
     let directory = directory.as_fd();
     let mut longest: Option<OpenPart> = None;
     for (at, name) in names.iter().enumerate() {
-        let Some(left) = abandoned(directory, name)? else {
+        let Some(found) = abandoned(directory, name)? else {
             continue;
         };
         let most = longest.as_ref().map_or(0, |part| part.length);
-        // What is removed is locked as long. One that cannot be removed is a name that is not free.
-        if keep && left.is_private && left.length > most {
+        // Each is locked until it is removed. If removing fails, its name is not free.
+        if keep && found.is_private && found.length > most {
             let shorter = longest.replace(OpenPart {
-                file: left.file,
+                file: found.file,
                 name: at,
-                length: left.length,
+                length: found.length,
             });
             if let Some(shorter) = &shorter {
                 let _ = remove(directory, names[shorter.name]);
@@ -76,11 +76,11 @@ pub fn open_part(directory: impl AsFd, names: &[&[u8]], keep: bool) -> io::Resul
     }
 }
 
-/// Removes what is abandoned.
+/// Removes the abandoned files among the names.
 ///
 /// # Errors
 ///
-/// What the kernel says first; the others are removed all the same.
+/// The first error of `openat(2)`, `fstatat(2)` or `unlinkat(2)`; the other names are still processed.
 pub fn remove_abandoned(directory: impl AsFd, names: &[&[u8]]) -> io::Result<()> {
     let directory = directory.as_fd();
     names
@@ -116,12 +116,11 @@ fn create(directory: impl AsFd, names: &[&[u8]]) -> io::Result<OpenPart> {
     Err(Errno::EEXIST.into())
 }
 
-/// Creates a file, locked. `None` when another copy found it before it was locked, and has it now or
-/// has removed it.
+/// Creates a file and locks it. `None` if another copy locked or removed it before that.
 ///
 /// # Errors
 ///
-/// What the kernel says; `EEXIST` when the name is not free.
+/// Those of `openat(2)`; `EEXIST` if the name exists.
 pub fn create_part(directory: impl AsFd, name: &[u8]) -> nix::Result<Option<File>> {
     let flags =
         OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -130,38 +129,37 @@ pub fn create_part(directory: impl AsFd, name: &[u8]) -> nix::Result<Option<File
     Ok(is_own(&file).then_some(file))
 }
 
-/// Whether a file that was created is locked now and has its name still: what is locked is removed by
-/// nobody else.
+/// Whether a new file is locked now and still has its name. No other copy removes a locked file.
 pub(super) fn is_own(file: &File) -> bool {
     is_lockable(file) && file.metadata().is_ok_and(|there| there.nlink() == 1)
 }
 
-/// Whether nobody else has the lock, which is ours then. A file system without locks has nobody who
-/// asks for them either.
+/// Takes the lock; false if another process has it. True on a file system without locks, where no
+/// other process can have one either.
 fn is_lockable(file: &File) -> bool {
     !matches!(file.try_lock(), Err(TryLockError::WouldBlock))
 }
 
-/// Who owns what this thread creates. An id that is none changes nothing (`setfsuid(2)`).
+/// The owner of files that this thread creates. An invalid id changes nothing (`setfsuid(2)`).
 #[must_use]
 pub fn user() -> Uid {
     setfsuid(Uid::from_raw(u32::MAX))
 }
 
-/// Opens what a copy left that has ended, and locks it.
+/// Opens and locks an abandoned file; `None` if the name is not one.
 fn abandoned(directory: impl AsFd, name: &[u8]) -> io::Result<Option<Abandoned>> {
     let open = |access| {
         let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         openat(&directory, name, access | flags, Mode::empty()).map(File::from)
     };
     let (opened, is_writable) = match open(OFlag::O_RDWR) {
-        // One that has its mode already may be for reading only.
+        // It may already have its final mode, without the permission to write.
         Err(Errno::EACCES) => (open(OFlag::O_RDONLY), false),
         opened => (opened, true),
     };
     let file = match opened {
         Ok(file) => file,
-        // Not there, or nothing that a copy left.
+        // Missing, or not a partial file.
         Err(
             Errno::ENOENT
             | Errno::ELOOP
@@ -170,16 +168,16 @@ fn abandoned(directory: impl AsFd, name: &[u8]) -> io::Result<Option<Abandoned>>
             | Errno::EACCES
             | Errno::EPERM
             | Errno::ETXTBSY
-            // Somebody has a lease on it (`F_SETLEASE`, `fcntl(2)`).
+            // Another process has a lease on it (`F_SETLEASE`, `fcntl(2)`).
             | Errno::EAGAIN,
         ) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
     let there = file.metadata()?;
     let is_ours = there.is_file() && there.uid() == user().as_raw() && there.nlink() == 1;
-    // Who had the lock may have renamed it before giving it up.
-    let is_left = is_ours && is_lockable(&file) && has_name(&there, &directory, name)?;
-    Ok(is_left.then_some(Abandoned {
+    // The process that held the lock may have renamed it before unlocking.
+    let is_abandoned = is_ours && is_lockable(&file) && has_name(&there, &directory, name)?;
+    Ok(is_abandoned.then_some(Abandoned {
         length: there.len(),
         is_private: is_writable && there.mode() & FOREIGN_WRITE == 0,
         file,

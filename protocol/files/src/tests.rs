@@ -18,14 +18,14 @@ impl Folder {
     }
 
     /// Replaces `target` by a new file of this mode.
-    fn replace(&self, wanted: Replacement, mode: u32) -> io::Result<Result<(), InPlace>> {
-        self.replace_by("part", wanted, mode)
+    fn replace(&self, options: Replacement, mode: u32) -> io::Result<Result<(), InPlace>> {
+        self.replace_by("part", options, mode)
     }
 
     fn replace_by(
         &self,
         part: &str,
-        wanted: Replacement,
+        options: Replacement,
         mode: u32,
     ) -> io::Result<Result<(), InPlace>> {
         let path = self.0.join(part);
@@ -36,7 +36,12 @@ impl Folder {
             directory: directory.as_fd(),
             name,
         };
-        replace(&File::open(path).unwrap(), &at(part), &at("target"), wanted)
+        replace(
+            &File::open(path).unwrap(),
+            &at(part),
+            &at("target"),
+            options,
+        )
     }
 
     fn target(&self) -> PathBuf {
@@ -51,7 +56,7 @@ impl Drop for Folder {
 }
 
 #[test]
-fn what_replaces_a_file_has_its_mode_and_its_attributes_but_not_those_of_its_content() {
+fn a_replacement_takes_over_the_mode_and_attributes_but_not_those_of_the_content() {
     let folder = Folder::new("attributes");
     fs::write(folder.target(), "old").unwrap();
     fs::set_permissions(folder.target(), fs::Permissions::from_mode(0o2640)).unwrap();
@@ -80,7 +85,7 @@ fn what_replaces_a_file_has_its_mode_and_its_attributes_but_not_those_of_its_con
 }
 
 #[test]
-fn copies_that_end_at_the_same_time_all_succeed() {
+fn concurrent_replacements_all_succeed() {
     let folder = Folder::new("rivals");
     fs::write(folder.target(), "old").unwrap();
     let replace = |part| {
@@ -97,7 +102,7 @@ fn copies_that_end_at_the_same_time_all_succeed() {
 }
 
 #[test]
-fn the_owner_is_kept_by_who_may_give_files_away() {
+fn the_owner_is_kept_with_the_right_to_change_it() {
     let folder = Folder::new("owner");
     fs::write(folder.target(), "old").unwrap();
     let (user, group) = (Uid::from_raw(65534), Gid::from_raw(65533));
@@ -112,7 +117,7 @@ fn the_owner_is_kept_by_who_may_give_files_away() {
 }
 
 #[test]
-fn what_cannot_be_replaced_is_as_it_was() {
+fn a_target_that_cannot_be_replaced_is_unchanged() {
     let folder = Folder::new("in-place");
     fs::write(folder.target(), "old").unwrap();
     fs::hard_link(folder.target(), folder.0.join("other")).unwrap();
@@ -161,9 +166,9 @@ fn acl() -> Vec<u8> {
 }
 
 #[test]
-fn a_mode_that_is_wanted_is_there_whatever_owner_and_acl_are_kept() {
-    let folder = Folder::new("wanted-mode");
-    let wanted = Replacement {
+fn a_mode_that_was_set_is_kept() {
+    let folder = Folder::new("options-mode");
+    let options = Replacement {
         sets_mode: true,
         ..Replacement::default()
     };
@@ -171,17 +176,17 @@ fn a_mode_that_is_wanted_is_there_whatever_owner_and_acl_are_kept() {
     fs::write(folder.target(), "old").unwrap();
     xattr::set(folder.target(), ACL, &acl()).unwrap();
     assert_eq!(mode(), 0o664);
-    folder.replace(wanted, 0o640).unwrap().unwrap();
+    folder.replace(options, 0o640).unwrap().unwrap();
     assert_eq!(mode(), 0o640);
 
     let (user, group) = (Uid::from_raw(65534), Gid::from_raw(65533));
     chown(&folder.target(), Some(user), Some(group)).expect("this test needs root");
-    folder.replace(wanted, 0o4755).unwrap().unwrap();
+    folder.replace(options, 0o4755).unwrap().unwrap();
     assert_eq!(mode(), 0o4755);
 }
 
 #[test]
-fn what_another_copy_removed_before_it_was_locked_is_not_written() {
+fn a_part_removed_before_it_was_locked_is_not_used() {
     let folder = Folder::new("removed");
     let file = File::create(folder.0.join("part")).unwrap();
     assert!(part::is_own(&file));
@@ -190,7 +195,7 @@ fn what_another_copy_removed_before_it_was_locked_is_not_written() {
 }
 
 #[test]
-fn special_bits_do_not_go_to_another_owner() {
+fn special_bits_are_not_copied_to_another_owner() {
     let folder = Folder::new("special-bits");
     fs::write(folder.target(), "old").unwrap();
     fs::set_permissions(folder.target(), fs::Permissions::from_mode(0o6755)).unwrap();
@@ -204,7 +209,7 @@ fn special_bits_do_not_go_to_another_owner() {
 }
 
 #[test]
-fn the_acl_that_a_directory_gives_to_new_files_is_not_that_of_the_old_one() {
+fn a_default_acl_of_the_directory_does_not_replace_the_old_files() {
     let folder = Folder::new("default-acl");
     fs::write(folder.target(), "old").unwrap();
     fs::set_permissions(folder.target(), fs::Permissions::from_mode(0o660)).unwrap();
@@ -219,16 +224,16 @@ fn the_acl_that_a_directory_gives_to_new_files_is_not_that_of_the_old_one() {
 }
 
 #[test]
-fn capabilities_are_those_of_the_old_content() {
+fn capabilities_are_not_copied_to_new_content() {
     // `struct vfs_cap_data` (`linux/capability.h`): revision 2, effective, CAP_CHOWN permitted.
     let capabilities = [0x0200_0001_u32, 1, 0, 0, 0].map(u32::to_le_bytes).concat();
     let folder = Folder::new("capabilities");
     fs::write(folder.target(), "old").unwrap();
-    xattr::set(folder.target(), OF_THE_CONTENT[0], &capabilities).expect("this test needs root");
+    xattr::set(folder.target(), CONTENT_XATTRS[0], &capabilities).expect("this test needs root");
     folder
         .replace(Replacement::default(), 0o755)
         .unwrap()
         .unwrap();
-    let now = xattr::get(folder.target(), OF_THE_CONTENT[0]).unwrap();
+    let now = xattr::get(folder.target(), CONTENT_XATTRS[0]).unwrap();
     assert_eq!(now, None);
 }

@@ -1,4 +1,4 @@
-//! Files that are there as a whole or not at all.
+//! Atomic writes of small files.
 
 use std::{
     fs, io,
@@ -7,12 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Writes a file under a temporary name and renames it: whoever reads it sees the old one or the
-/// new one. Its directory is created if need be.
+/// Writes a file under a temporary name and renames it: a reader sees the old content or the new one.
+/// A missing directory is created.
 ///
 /// # Errors
 ///
-/// What the file system says. The old file is as it was.
+/// Those of `mkdir(2)`, `open(2)`, `write(2)`, `fsync(2)` and `rename(2)`. The old file is unchanged.
 pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     if let Some(directory) = path.parent().filter(|path| !path.as_os_str().is_empty()) {
         private_directory(directory)?;
@@ -20,7 +20,7 @@ pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));
     let temporary = PathBuf::from(temporary);
-    // One that an earlier process with our number left behind.
+    // Left behind by an earlier process with the same id.
     let _ = fs::remove_file(&temporary);
     let written = (|| {
         let mut file = fs::OpenOptions::new()
@@ -38,11 +38,11 @@ pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     written
 }
 
-/// Creates a directory that only its owner may enter, if it is not there.
+/// Creates a missing directory, with its parents, for its owner alone (mode 0700).
 ///
 /// # Errors
 ///
-/// What the file system says.
+/// Those of `mkdir(2)`.
 pub fn private_directory(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)

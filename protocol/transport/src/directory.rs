@@ -1,4 +1,4 @@
-//! From a path to a descriptor, one name after the other.
+//! Path lookup that resolves one name after the other with `openat(2)`.
 
 use std::{
     collections::VecDeque,
@@ -15,32 +15,33 @@ use nix::{
     unistd::geteuid,
 };
 
-/// Most symbolic links on the way (`MAXSYMLINKS`, Linux `include/linux/namei.h`).
+/// Most symbolic links in one lookup (`MAXSYMLINKS`, Linux `include/linux/namei.h`).
 const MAX_LINKS: usize = 40;
 
-/// Mode of a directory that is made on the way, less the process's creation mask.
+/// Mode of a missing directory that is created, less the process's creation mask.
 const DIRECTORY_MODE: Mode = Mode::from_bits_truncate(0o755);
 
-/// What becomes of a directory that is not there.
+/// What to do about a missing directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Missing {
-    /// It is made, with mode 0755 less the process's creation mask; not so where a link leads nowhere.
+    /// Create it, with mode 0755 less the process's creation mask. The target of a dangling link is not
+    /// created.
     Create,
-    /// `ENOENT`.
+    /// Fail with `ENOENT`.
     Refuse,
 }
 
-/// Opens a directory below `root`, for its place only (`O_PATH`). `root` is what `/` and the `..` of
-/// `root` itself lead to. It blocks on the file system.
+/// Opens a directory below `root` with `O_PATH`. As after `chroot(2)`, `/` and the `..` of `root` lead
+/// to `root`. Blocks on the file system.
 ///
 /// A symbolic link is followed if it and the directory it is in both belong to root or to the
 /// process's effective user.
 ///
 /// # Errors
 ///
-/// What the kernel says: `ENOTDIR` when something else is in the way, `ELOOP` after 40 links. Of a
-/// link that belongs to somebody else, or is in somebody else's directory, an error of the kind
-/// [`PermissionDenied`](io::ErrorKind::PermissionDenied) that names the link and the user.
+/// Those of `openat(2)` and `mkdirat(2)`: `ENOTDIR` if a part of the path is no directory, `ELOOP`
+/// after 40 links. For a link that belongs to another user, or is in another user's directory, an error
+/// of the kind [`PermissionDenied`](io::ErrorKind::PermissionDenied) with the link and the user.
 pub fn open_directory(root: impl AsFd, path: &Path, missing: Missing) -> io::Result<OwnedFd> {
     let mut walk = Walk::new(root.as_fd().try_clone_to_owned()?, path, missing);
     match walk.run()? {
@@ -49,12 +50,12 @@ pub fn open_directory(root: impl AsFd, path: &Path, missing: Missing) -> io::Res
     }
 }
 
-/// Opens whatever is at a path below `root`, for its place only (`O_PATH`), by the rules of
-/// [`open_directory`]. It blocks on the file system.
+/// Opens a file of any kind below `root` with `O_PATH`, by the rules of [`open_directory`]. Blocks on
+/// the file system.
 ///
 /// # Errors
 ///
-/// As [`open_directory`]'s.
+/// Those of [`open_directory`].
 pub fn open_entry(root: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
     let mut walk = Walk::new(root.as_fd().try_clone_to_owned()?, path, Missing::Refuse);
     let entry = walk.run()?;
@@ -67,7 +68,7 @@ pub(crate) fn system_root() -> io::Result<OwnedFd> {
     Ok(nix::fcntl::open("/", flags, Mode::empty())?)
 }
 
-/// Opens a name in a directory, for its place only; a link is not followed.
+/// Opens a name in a directory with `O_PATH`, without following a link.
 pub(crate) fn open_name(directory: impl AsFd, name: &OsStr, more: OFlag) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | more;
     openat(directory, name, flags, Mode::empty())
@@ -79,9 +80,9 @@ pub(crate) fn kind(stat: &FileStat) -> SFlag {
 
 struct Walk {
     root: OwnedFd,
-    /// The directories below `root` down to where it is.
+    /// The directories from below `root` to the current one.
     below: Vec<OwnedFd>,
-    /// The names that are still to be looked up, and what becomes of each if it is missing.
+    /// The names still to be looked up, and what to do if one is missing.
     pending: VecDeque<(OsString, Missing)>,
     links: usize,
 }
@@ -104,7 +105,7 @@ impl Walk {
         self.below.pop().unwrap_or(self.root)
     }
 
-    /// Goes to the end of the path. What is there, if it is no directory.
+    /// Resolves the whole path. Returns its last entry if that is not a directory.
     fn run(&mut self) -> io::Result<Option<OwnedFd>> {
         while let Some((name, missing)) = self.pending.pop_front() {
             if name == ".." {
@@ -120,16 +121,16 @@ impl Walk {
         Ok(None)
     }
 
-    /// Goes one name further. What it is, if it is neither a directory nor a link.
+    /// Resolves one name. Returns the entry if it is neither a directory nor a link.
     fn enter(&mut self, name: &OsStr, missing: Missing) -> io::Result<Option<OwnedFd>> {
-        // Without `O_DIRECTORY` nothing would be mounted by autofs.
+        // `O_PATH` alone does not trigger autofs; with `O_DIRECTORY` it does.
         match open_name(self.directory(), name, OFlag::O_DIRECTORY) {
             Ok(directory) => {
                 self.below.push(directory);
                 return Ok(None);
             }
             Err(Errno::ENOTDIR) => {}
-            Err(Errno::ENOENT) if missing == Missing::Create => return self.make(name),
+            Err(Errno::ENOENT) if missing == Missing::Create => return self.create(name),
             Err(error) => return Err(error.into()),
         }
         let entry = open_name(self.directory(), name, OFlag::empty())?;
@@ -141,13 +142,13 @@ impl Walk {
         Ok(None)
     }
 
-    fn make(&mut self, name: &OsStr) -> io::Result<Option<OwnedFd>> {
+    fn create(&mut self, name: &OsStr) -> io::Result<Option<OwnedFd>> {
         match mkdirat(self.directory(), name, DIRECTORY_MODE) {
             Ok(()) | Err(Errno::EEXIST) => {}
             Err(error) => return Err(error.into()),
         }
-        let made = open_name(self.directory(), name, OFlag::O_DIRECTORY)?;
-        self.below.push(made);
+        let created = open_name(self.directory(), name, OFlag::O_DIRECTORY)?;
+        self.below.push(created);
         Ok(None)
     }
 
@@ -223,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_ends_where_the_kernel_would_end_it_and_never_above_the_root() {
+    fn a_path_is_resolved_as_by_the_kernel_and_never_above_the_root() {
         let folder = Folder::new("ends");
         fs::write(folder.0.join("a/file"), "").unwrap();
         for (target, link) in [
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn links_in_a_circle_end() {
+    fn a_loop_of_links_is_an_error() {
         let folder = Folder::new("circle");
         symlink("circle", folder.0.join("circle")).unwrap();
         let error = folder.open("circle").unwrap_err();
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_made_if_that_is_asked_for() {
+    fn missing_directories_are_created_on_request() {
         let folder = Folder::new("made");
         let path = Path::new("a/new/er");
         open_directory(&folder.1, path, Missing::Refuse).unwrap_err();
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_of_another_user_is_not_followed_and_neither_is_one_in_his_directory() {
+    fn a_link_of_another_user_or_in_their_directory_is_not_followed() {
         assert!(geteuid().is_root(), "only root can give files away");
         let folder = Folder::new("foreign");
         let (theirs, users) = (folder.0.join("theirs"), folder.0.join("users"));

@@ -33,7 +33,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// None is known: nothing is sent yet.
+    /// None in practice: nothing is sent yet.
     pub async fn start<S>(stream: S) -> Result<Self, hyper::Error>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -52,7 +52,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// The connection has ended.
+    /// The error that ended the connection.
     pub async fn ready(&mut self) -> Result<(), hyper::Error> {
         self.sender.ready().await
     }
@@ -74,7 +74,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// What ended the connection.
+    /// The error that ended the connection.
     pub async fn send(
         self,
         request: Request<Full<Bytes>>,

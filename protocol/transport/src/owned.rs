@@ -1,11 +1,11 @@
-//! Directories that nobody else can put anything into.
+//! Directories that only root and this process's user can write to.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use nix::unistd::geteuid;
 
-/// Whether nobody but root and this process's own user can put something into the directory, or
-/// another directory in its place.
+/// Whether only root and this process's effective user can create entries in the directory, or
+/// replace it by another one.
 #[must_use]
 pub fn is_our_own(directory: &Path) -> bool {
     let Ok(directory) = directory.canonicalize() else {
@@ -15,7 +15,7 @@ pub fn is_our_own(directory: &Path) -> bool {
     let is_safe = |(index, part): (usize, &Path)| {
         fs::symlink_metadata(part).is_ok_and(|metadata| {
             let is_closed = metadata.mode() & 0o022 == 0;
-            // Of a sticky directory above it, nobody else can rename what is in it.
+            // In a sticky parent directory other users cannot rename this entry.
             let is_sticky = index > 0 && metadata.mode() & 0o1000 != 0;
             [0, own].contains(&metadata.uid()) && (is_closed || is_sticky)
         })
@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_our_own_if_all_above_it_are() {
+    fn a_directory_is_our_own_if_all_its_parents_are() {
         let folder = folder("own");
         let below = folder.join("below");
         fs::create_dir_all(&below).unwrap();

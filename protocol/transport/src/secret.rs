@@ -1,4 +1,4 @@
-//! Files of private keys, which nobody else may read.
+//! Private key files, which other users must not be able to read.
 
 use std::{
     env, fmt,
@@ -10,7 +10,7 @@ use std::{
 
 use nix::{libc, unistd::geteuid};
 
-/// Where systemd has the credentials of a service (`systemd.exec(5)`, Credentials).
+/// Directory with the credentials of a systemd service (`systemd.exec(5)`, Credentials).
 const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
 
 /// Permissions of the group and of all others (`S_IRWXG | S_IRWXO`).
@@ -19,18 +19,18 @@ const OTHERS: u32 = 0o077;
 /// Permission of the group to read (`S_IRGRP`).
 const GROUP_READ: u32 = 0o040;
 
-/// Reads the file of a private key, if it is a regular file that belongs to root or to the effective
-/// user of this process and that nobody else has any permission for (as `StrictModes` of OpenSSH
-/// wants it). It blocks on the file, and on nothing else that may have its name.
+/// Reads a private key file. It must be a regular file that belongs to root or to this process's
+/// effective user, without permissions for anyone else (as OpenSSH requires of its keys). Blocks on a
+/// regular file only: a FIFO is refused without waiting for its other end.
 ///
-/// A service of another user than root gets its systemd credentials as root's files, by an access
-/// control list whose mask is in the group's bits (`acl(5)`): mode 0440. So the group may read files in
-/// `$CREDENTIALS_DIRECTORY` that are root's.
+/// The credentials of a service of another user than root are root's files, readable through an access
+/// control list whose mask shows in the group bits (`acl(5)`): mode 0440. So the group may read root's
+/// files in `$CREDENTIALS_DIRECTORY`.
 ///
 /// # Errors
 ///
-/// What `open(2)` and `read(2)` say; `PermissionDenied` if it belongs to somebody else or others have
-/// permissions, with the command that mends it; `InvalidInput` if it is no regular file.
+/// Those of `open(2)` and `read(2)`; `PermissionDenied` with the command that fixes it if the owner or
+/// the mode is wrong; `InvalidInput` if it is not a regular file.
 pub fn read_secret(path: &Path) -> io::Result<Vec<u8>> {
     let credentials = env::var_os(CREDENTIALS_VARIABLE);
     read(path, credentials.as_deref().map(Path::new))
@@ -45,7 +45,7 @@ fn read(path: &Path, credentials: Option<&Path>) -> io::Result<Vec<u8>> {
     Ok(secret)
 }
 
-/// Opens it, without waiting for the other end of a pipe.
+/// Opens it, without waiting for the other end of a FIFO.
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -124,7 +124,7 @@ mod tests {
             chown(&self.path, Some(owner), None).expect("the tests of owners need root");
         }
 
-        fn said(&self) -> String {
+        fn error(&self) -> String {
             read(&self.path, None).unwrap_err().to_string()
         }
     }
@@ -136,14 +136,14 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_others_have_permissions_for_is_refused_with_what_mends_it() {
+    fn a_key_with_permissions_for_others_is_refused_with_the_fix() {
         let key = Key::new("mode");
-        // What is around it makes no difference.
+        // The mode of the directory does not matter.
         fs::set_permissions(&key.folder, Permissions::from_mode(0o700)).unwrap();
         for mode in [0o640, 0o620, 0o610, 0o604, 0o602, 0o601, 0o777, 0o440] {
             key.set_mode(mode);
             let command = format!("chmod 600 {}", key.path.display());
-            assert!(key.said().ends_with(&command), "{mode:o}: {}", key.said());
+            assert!(key.error().ends_with(&command), "{mode:o}: {}", key.error());
         }
         for mode in [0o600, 0o400, 0o700] {
             key.set_mode(mode);
@@ -152,15 +152,15 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_somebody_else_is_refused_with_what_mends_it() {
+    fn a_key_of_another_user_is_refused_with_the_fix() {
         let key = Key::new("owner");
         key.set_owner(61234);
         let command = format!("chown 0 {}", key.path.display());
-        assert!(key.said().ends_with(&command), "{}", key.said());
+        assert!(key.error().ends_with(&command), "{}", key.error());
     }
 
     #[test]
-    fn what_counts_is_the_file_and_not_a_link_to_it() {
+    fn a_link_to_a_key_is_followed_and_the_key_checked() {
         let key = Key::new("link");
         let link = key.folder.join("link");
         symlink("key", &link).unwrap();
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_regular_file_is_refused_without_waiting_for_it() {
+    fn a_fifo_or_directory_is_refused_without_blocking() {
         let key = Key::new("pipe");
         let pipe = key.folder.join("pipe");
         mkfifo(&pipe, Mode::S_IRUSR).unwrap();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn the_group_may_read_a_credential_of_roots() {
+    fn the_group_may_read_a_systemd_credential_of_root() {
         let key = Key::new("credential");
         let as_credential = || read(&key.path, Some(&key.folder));
         key.set_mode(0o440);

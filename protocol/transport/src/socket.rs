@@ -1,4 +1,4 @@
-//! Unix sockets that listen, and those that are listened on.
+//! Unix sockets: listening, and connecting to one.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -26,23 +26,23 @@ use nix::{
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::{
-    apart,
     directory::{Missing, kind, open_directory, open_entry, open_name, system_root},
+    run_blocking,
 };
 
-/// Mode of a socket that [`listen`] makes: its owner's alone.
+/// Mode of a socket that [`listen`] creates: for its owner alone.
 pub const MODE: u32 = 0o600;
 
-/// The socket's name while it is not finished, in a directory that only we can enter.
+/// The socket's name until it listens, in a directory that only this process's user can enter.
 const UNFINISHED: &str = "socket";
 
-/// Names that are tried for that directory.
+/// Most names that are tried for that directory.
 const MAX_TRIES: usize = 8;
 
-/// Where an inode is, and which it is. As long as it is open no other has the same.
+/// Device and inode number. They are unique as long as the file is open.
 type Inode = (u64, u64);
 
-/// The file of a socket that listens. Dropping it removes the file, if it is still this one.
+/// The file of a listening socket. Dropping it removes the file, if that is still this one.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -52,22 +52,22 @@ pub struct SocketFile {
     inode: Inode,
 }
 
-/// Makes a Unix socket of mode [`MODE`] and listens on it, with at most `backlog` connections that
-/// wait. It takes as long as the file system does.
+/// Creates a Unix socket of mode [`MODE`] and listens on it, with a queue of `backlog` connections. It
+/// has no time limit of its own.
 ///
 /// The path's directory is opened by the rules of [`open_directory`](crate::open_directory). The
-/// socket is made in a directory in there that only this process's user can enter, and gets its name
-/// when it listens, so nobody sees it half made. A socket that nobody listens on any more gives way
-/// to it.
+/// socket is created in a subdirectory that only this process's user can enter, and linked to its name
+/// when it listens, so no other process sees it before. A stale socket, which no process listens on,
+/// is replaced.
 ///
 /// # Errors
 ///
-/// [`AddrInUse`](io::ErrorKind::AddrInUse) when something has the name that is not a dead socket; a
-/// socket that has too many connections waiting is alive. Else what the kernel says, and the errors
-/// of [`open_directory`](crate::open_directory).
+/// [`AddrInUse`](io::ErrorKind::AddrInUse) if the name exists and is not a stale socket; a socket with
+/// a full queue is not stale. Otherwise those of `bind(2)`, `listen(2)`, `mkdir(2)` and `link(2)`, and
+/// those of [`open_directory`](crate::open_directory).
 pub async fn listen(path: &Path, backlog: Backlog) -> io::Result<(UnixListener, SocketFile)> {
     let own = path.to_owned();
-    let (listener, file) = apart(path, move || listen_now(&own, backlog)).await?;
+    let (listener, file) = run_blocking(path, move || listen_now(&own, backlog)).await?;
     Ok((UnixListener::from_std(listener)?, file))
 }
 
@@ -83,19 +83,19 @@ pub fn listen_blocking(path: &Path, backlog: Backlog) -> io::Result<(UnixListene
 }
 
 fn listen_now(path: &Path, backlog: Backlog) -> io::Result<(net::UnixListener, SocketFile)> {
-    // No client could connect to a path that is too long for `sockaddr_un`.
+    // Fails for a path that is too long for a client's `sockaddr_un`.
     UnixAddr::new(path)?;
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let directory = parent(path)?;
-    let dead = find_dead(&directory, name)?;
+    let stale = find_stale(&directory, name)?;
     let unfinished = Unfinished::new(&directory)?;
     let listener = unfinished.listen(backlog)?;
     let file = open_name(&unfinished.own, UNFINISHED.as_ref(), OFlag::empty())?;
     let inode = inode(&file)?;
-    if let Some(dead) = dead {
-        remove(&directory, name, dead)?;
+    if let Some(stale) = stale {
+        remove(&directory, name, stale)?;
     }
-    unfinished.place(name)?;
+    unfinished.link(name)?;
     drop(unfinished);
     let file = SocketFile {
         path: path.to_owned(),
@@ -108,21 +108,21 @@ fn listen_now(path: &Path, backlog: Backlog) -> io::Result<(net::UnixListener, S
 }
 
 /// Connects to a Unix socket. Its path is looked up by the rules of
-/// [`open_directory`](crate::open_directory). It takes as long as the file system does.
+/// [`open_directory`](crate::open_directory). It has no time limit of its own.
 ///
 /// # Errors
 ///
-/// What `connect(2)` says, and the errors of [`open_entry`](crate::open_entry).
+/// Those of `connect(2)` (`EAGAIN` if the listener's queue is full), and those of [`open_entry`](crate::open_entry).
 pub async fn connect(path: &Path) -> io::Result<UnixStream> {
     let own = path.to_owned();
-    let connected = apart(path, move || {
+    let connected = run_blocking(path, move || {
         connect_now(&open_entry(system_root()?, &std::path::absolute(own)?)?)
     });
     UnixStream::from_std(connected.await?)
 }
 
-/// Connects to a socket that is open. It does not wait for a place in the listener's queue: `EAGAIN`
-/// says that there is none.
+/// Connects to the socket whose file is `entry`. It does not wait while the listener's queue is full:
+/// it fails with `EAGAIN`.
 fn connect_now(entry: &OwnedFd) -> io::Result<net::UnixStream> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -131,31 +131,31 @@ fn connect_now(entry: &OwnedFd) -> io::Result<net::UnixStream> {
 }
 
 impl SocketFile {
-    /// Where the socket is.
+    /// The path of the socket.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The directory that it is in.
+    /// The directory of the socket.
     #[must_use]
     pub fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
 
-    /// Whether the socket is what its path leads to.
+    /// Whether its path still leads to this socket.
     #[must_use]
     pub fn is_there(&self) -> bool {
         let directory = parent(&self.path);
         directory.is_ok_and(|directory| inode_of(&directory, &self.name) == Some(self.inode))
     }
 
-    /// Gives the socket to a user and a group, if it is not theirs.
+    /// Changes the owner and group of the file, if they differ.
     ///
     /// # Errors
     ///
-    /// What `fchownat(2)` says.
-    pub fn give_to(&self, uid: u32, gid: u32) -> io::Result<()> {
+    /// Those of `fstat(2)` and `fchownat(2)`.
+    pub fn set_owner(&self, uid: u32, gid: u32) -> io::Result<()> {
         let stat = fstat(&self.file)?;
         if (stat.st_uid, stat.st_gid) == (uid, gid) {
             return Ok(());
@@ -168,23 +168,23 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // A failure cannot be told to anybody, and the next start removes a dead socket itself.
+        // A failure cannot be reported here, and the next start replaces a stale socket.
         let _ = remove(&self.directory, &self.name, self.inode);
     }
 }
 
-/// The directory of a socket while it is made.
+/// The directory of a socket until it listens.
 struct Unfinished<'a> {
     directory: &'a OwnedFd,
     name: OsString,
-    /// The directory in `directory`, which only we can enter.
+    /// The subdirectory of `directory` that only this process's user can enter.
     own: OwnedFd,
 }
 
 impl<'a> Unfinished<'a> {
     fn new(directory: &'a OwnedFd) -> io::Result<Self> {
         for _ in 0..MAX_TRIES {
-            // A fresh `RandomState` is seeded at random.
+            // A new `RandomState` has random keys.
             let number = RandomState::new().build_hasher().finish();
             let name = OsString::from(format!(".vsock-agent-{number:016x}"));
             match mkdirat(directory, name.as_os_str(), Mode::S_IRWXU) {
@@ -217,8 +217,8 @@ impl<'a> Unfinished<'a> {
         Ok(socket.into())
     }
 
-    /// Gives the socket its name, unless somebody has it.
-    fn place(&self, name: &OsStr) -> io::Result<()> {
+    /// Links the socket to its name, unless that exists.
+    fn link(&self, name: &OsStr) -> io::Result<()> {
         let flags = AtFlags::empty();
         match linkat(&self.own, UNFINISHED, self.directory, name, flags) {
             Err(Errno::EEXIST) => Err(io::ErrorKind::AddrInUse.into()),
@@ -241,16 +241,20 @@ fn parent(path: &Path) -> io::Result<OwnedFd> {
     open_directory(system_root()?, directory, Missing::Refuse)
 }
 
-/// The socket of that name, if nobody listens on it; `None` if nothing has the name.
-fn find_dead(directory: &OwnedFd, name: &OsStr) -> io::Result<Option<Inode>> {
+/// The stale socket of that name; `None` if the name does not exist.
+///
+/// # Errors
+///
+/// [`AddrInUse`](io::ErrorKind::AddrInUse) if the name is anything else.
+fn find_stale(directory: &OwnedFd, name: &OsStr) -> io::Result<Option<Inode>> {
     let entry = match open_name(directory, name, OFlag::empty()) {
         Err(Errno::ENOENT) => return Ok(None),
         other => other?,
     };
     let is_socket = kind(&fstat(&entry)?) == SFlag::S_IFSOCK;
-    let is_dead = is_socket
+    let is_stale = is_socket
         && connect_now(&entry).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-    if is_dead {
+    if is_stale {
         inode(&entry).map(Some)
     } else {
         Err(io::ErrorKind::AddrInUse.into())
@@ -265,7 +269,7 @@ fn remove(directory: &OwnedFd, name: &OsStr, expected: Inode) -> io::Result<()> 
     Ok(())
 }
 
-/// A name that leads to the open file, whatever has become of its own (`proc_pid_fd(5)`).
+/// A path that leads to the open file, even if its name was changed (`proc_pid_fd(5)`).
 fn name_of(file: &OwnedFd) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
@@ -319,7 +323,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_is_its_owners_alone_and_goes_with_its_listener() {
+    async fn a_socket_has_mode_0600_and_is_removed_on_drop() {
         let folder = Folder::new("goes");
         let path = folder.0.join("s");
         let (listener, file) = listen(&path, BACKLOG).await.unwrap();
@@ -336,7 +340,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dead_socket_gives_way_and_nothing_else_does() {
+    async fn only_a_stale_socket_is_replaced() {
         let folder = Folder::new("dead");
         let path = folder.0.join("s");
         drop(BlockingListener::bind(&path).unwrap());
@@ -353,7 +357,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_with_too_many_connections_waiting_is_alive() {
+    async fn a_socket_with_a_full_queue_is_not_stale() {
         let folder = Folder::new("full");
         let path = folder.0.join("s");
         let (listener, _file) = listen(&path, Backlog::new(0).unwrap()).await.unwrap();
@@ -371,7 +375,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_another_has_replaced_is_left_to_him() {
+    async fn a_socket_file_that_was_replaced_is_not_removed() {
         let folder = Folder::new("replaced");
         let path = folder.0.join("s");
         let (_listener, file) = listen(&path, BACKLOG).await.unwrap();
@@ -383,7 +387,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_directory_that_was_replaced_has_the_socket_no_more() {
+    async fn a_socket_is_not_there_after_its_directory_was_replaced() {
         let folder = Folder::new("moved");
         let (inner, aside) = (folder.0.join("inner"), folder.0.join("aside"));
         fs::create_dir(&inner).unwrap();
@@ -396,7 +400,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_is_given_to_somebody_else_by_its_descriptor() {
+    async fn the_owner_is_set_through_the_descriptor() {
         assert!(geteuid().is_root(), "only root can give files away");
         let folder = Folder::new("given");
         let path = folder.0.join("s");
@@ -404,7 +408,7 @@ mod tests {
         let aside = folder.0.join("aside");
         fs::rename(&path, &aside).unwrap();
         fs::write(&path, "of somebody else").unwrap();
-        file.give_to(65_534, 65_533).unwrap();
+        file.set_owner(65_534, 65_533).unwrap();
         let owner = |path| {
             let found = fs::metadata(path).unwrap();
             (found.uid(), found.gid())

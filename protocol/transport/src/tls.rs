@@ -28,7 +28,7 @@ use subtle::ConstantTimeEq;
 ///
 /// # Errors
 ///
-/// The key is of a kind that TLS 1.3 does not know, or belongs to another certificate.
+/// The key is of a kind that TLS 1.3 does not support, or belongs to another certificate.
 pub fn credentials(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -41,7 +41,7 @@ pub fn credentials(
 ///
 /// # Errors
 ///
-/// Those of rustls; none is known for these settings.
+/// Those of rustls; none occur with these settings.
 pub fn server_config(
     own: Arc<SingleCertAndKey>,
     clients: Vec<CertificateDer<'static>>,
@@ -61,7 +61,7 @@ pub fn server_config(
 ///
 /// # Errors
 ///
-/// Those of rustls; none is known for these settings.
+/// Those of rustls; none occur with these settings.
 pub fn client_config(
     own: Option<Arc<SingleCertAndKey>>,
     servers: Vec<CertificateDer<'static>>,
@@ -102,7 +102,7 @@ impl Pinned {
     /// The error whose alert tells the peer that its certificate is not accepted.
     fn check(&self, leaf: &CertificateDer<'_>) -> Result<(), Error> {
         let mut certificates = self.certificates.iter();
-        // A certificate is public, but there is no reason to say how much of one was right.
+        // A certificate is public, but a comparison in constant time costs nothing.
         if certificates.any(|pinned| pinned.as_ref().ct_eq(leaf.as_ref()).into()) {
             Ok(())
         } else {

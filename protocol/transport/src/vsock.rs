@@ -1,7 +1,7 @@
 //! AF_VSOCK sockets with the options that must be set before they listen or connect.
 //!
-//! `tokio-vsock` makes its sockets itself, with a backlog of 128 and no way to set a buffer size. So
-//! the sockets are made here and handed to it.
+//! `tokio-vsock` creates its sockets with a backlog of 128 and no way to set a buffer size. So the
+//! sockets are created here and passed to it.
 #![expect(
     unsafe_code,
     reason = "socket options without a safe wrapper, and registering a socket that is connecting"
@@ -36,8 +36,8 @@ use vsock_agent_protocol::address::VsockAddress;
 /// kernel memory only while that much is waiting.
 const BUFFER_BYTES: u64 = 1024 * 1024;
 
-/// The ports that `rresvport(3)` gives. Those below 1024 are root's (`LAST_RESERVED_PORT` in Linux's
-/// `net/vmw_vsock/af_vsock.c`), and well-known services have the lower half.
+/// The ports that `rresvport(3)` returns. Those below 1024 are root's (`LAST_RESERVED_PORT` in Linux's
+/// `net/vmw_vsock/af_vsock.c`), and the lower half is for well-known services.
 const PRIVILEGED_PORTS: Range<u32> = 512..1024;
 
 /// Privileged ports that are tried before the kernel chooses a port.
@@ -75,7 +75,7 @@ sockopt_impl!(
     libc::timeval
 );
 
-/// Binds and listens. It needs a tokio runtime.
+/// Binds and listens. Needs a tokio runtime.
 ///
 /// # Errors
 ///
@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_privileged_port_has_its_turn() {
+    fn every_privileged_port_is_used_in_turn() {
         let ports: BTreeSet<u32> = iter::repeat_with(next_port).take(512).collect();
         assert_eq!(ports, PRIVILEGED_PORTS.collect());
     }

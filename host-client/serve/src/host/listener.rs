@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_vsock::VsockListener;
 use tracing::{debug, info, warn};
 use vsock_agent_transport::{
-    SocketFile, apart, listen,
+    SocketFile, listen, run_blocking,
     vsock::{self, is_privileged},
 };
 
@@ -204,12 +204,12 @@ impl HybridSocket {
     /// [`Self::is_kept`], on a thread of its own.
     async fn check(&self) -> io::Result<bool> {
         let own = self.clone();
-        apart(self.0.path(), move || own.is_kept()).await
+        run_blocking(self.0.path(), move || own.is_kept()).await
     }
 
     async fn remove(self) {
         let path = self.0.path().to_owned();
-        let removed = apart(&path, move || {
+        let removed = run_blocking(&path, move || {
             drop(self);
             Ok(())
         });
@@ -223,7 +223,7 @@ impl HybridSocket {
             return Ok(false);
         }
         if let Some((uid, gid)) = self.monitors_owner() {
-            self.0.give_to(uid, gid)?;
+            self.0.set_owner(uid, gid)?;
         }
         Ok(true)
     }

@@ -1,11 +1,11 @@
-//! Whether a value is what cloud-init can use.
+//! Checks whether cloud-init can use a value.
 
 use super::{
     network,
     yaml::{self, Node, YamlError},
 };
 
-/// Beginnings of user-data and vendor-data that cloud-init knows (`INCLUSION_TYPES_MAP` in its
+/// Prefixes of user-data and vendor-data that cloud-init recognizes (`INCLUSION_TYPES_MAP` in its
 /// `handlers/__init__.py`), besides [`CLOUD_CONFIG`].
 const OTHER_FORMATS: [&str; 9] = [
     "#!",
@@ -19,7 +19,7 @@ const OTHER_FORMATS: [&str; 9] = [
     "mime-version:",
 ];
 
-/// The usual beginning.
+/// The prefix of cloud-config data.
 const CLOUD_CONFIG: &str = "#cloud-config";
 
 /// Longest host name and longest part of one, in bytes (RFC 1123, section 2.1).
@@ -29,14 +29,14 @@ const MAX_LABEL_BYTES: usize = 63;
 /// Longest instance-id, in bytes.
 const MAX_INSTANCE_ID_BYTES: usize = 128;
 
-/// Why a value is not taken.
+/// Why a value is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckError {
     /// It is not YAML.
     #[error("it is not YAML")]
     Yaml(#[source] YamlError),
-    /// It is YAML of the wrong kind.
+    /// It has the wrong form.
     #[error("it must be {0}")]
     Kind(&'static str),
 }
@@ -47,20 +47,20 @@ impl From<YamlError> for CheckError {
     }
 }
 
-/// What the text of a `user-data` or `vendor-data` is.
+/// The format of user-data or vendor-data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     CloudConfig,
     Other,
-    /// Cloud-init will pass it over.
+    /// Cloud-init will ignore it.
     Unknown,
 }
 
-/// The beginning in which cloud-init looks for MIME's mark, in bytes (`convert_string` in its
+/// Bytes at the start in which cloud-init looks for `MIME-Version:` (`convert_string` in its
 /// `user_data.py`).
 const MIME_BYTES: usize = 4096;
 
-/// Tells the format by the beginning, as cloud-init does: any case, space before it passed over.
+/// Detects the format as cloud-init does: by a prefix in any case, after white space.
 pub(super) fn format(text: &str) -> Format {
     let head = text.as_bytes().get(..MIME_BYTES).unwrap_or(text.as_bytes());
     let head = String::from_utf8_lossy(head).to_lowercase();
@@ -73,18 +73,20 @@ pub(super) fn format(text: &str) -> Format {
         .take(32)
         .map(|c| c.to_ascii_lowercase())
         .collect();
-    match OTHER_FORMATS.iter().any(|prefix| start.starts_with(prefix)) {
-        true => Format::Other,
-        false if start.starts_with(CLOUD_CONFIG) => Format::CloudConfig,
-        false => Format::Unknown,
+    if OTHER_FORMATS.iter().any(|prefix| start.starts_with(prefix)) {
+        Format::Other
+    } else if start.starts_with(CLOUD_CONFIG) {
+        Format::CloudConfig
+    } else {
+        Format::Unknown
     }
 }
 
-/// Checks user-data or vendor-data. Says what cloud-init will make nothing of though it is taken.
+/// Checks user-data or vendor-data. Returns a warning about accepted data that cloud-init will ignore.
 ///
 /// # Errors
 ///
-/// [`CheckError`] for `#cloud-config` that is no mapping.
+/// [`CheckError`] for `#cloud-config` that is not a mapping.
 pub(super) fn cloud_data(text: &str) -> Result<Option<&'static str>, CheckError> {
     match format(text) {
         Format::CloudConfig => match yaml::parse(text)? {
@@ -98,8 +100,8 @@ pub(super) fn cloud_data(text: &str) -> Result<Option<&'static str>, CheckError>
         }
         Format::Other => Ok(None),
         Format::Unknown => Ok(Some(
-            "cloud-init passes over what begins with none of #cloud-config, #!, #include, \
-             Content-Type: and its other marks",
+            "cloud-init ignores data that begins with none of #cloud-config, #!, #include, \
+             Content-Type: and its other prefixes",
         )),
     }
 }
@@ -108,23 +110,23 @@ pub(super) fn cloud_data(text: &str) -> Result<Option<&'static str>, CheckError>
 ///
 /// # Errors
 ///
-/// [`CheckError`] for what leaves the guest without its data, or without a network.
+/// [`CheckError`] for one that makes cloud-init fail, so that the guest has no data or no network.
 pub(super) fn network_config(text: &str) -> Result<(), CheckError> {
     match yaml::parse(text)? {
         Some(root) => network::check(&root),
-        None => Err(CheckError::Kind("a YAML mapping with something in it")),
+        None => Err(CheckError::Kind("a YAML mapping that is not empty")),
     }
 }
 
-/// Checks what is appended to the meta-data: by itself, as cloud-init's LXD datasource reads it, and
-/// together with what it is appended to, as others do.
+/// Checks text that is appended to the meta-data: alone, as cloud-init's LXD datasource reads it, and
+/// together with the text before it, as other datasources do.
 ///
 /// # Errors
 ///
-/// [`CheckError`].
+/// [`CheckError::Yaml`], or [`CheckError::Kind`] if it is not a mapping that can be appended.
 pub(super) fn meta_data(text: &str) -> Result<(), CheckError> {
     const BEFORE: &str = "instance-id: i\nlocal-hostname: h\n";
-    let root = yaml::parse(text)?.ok_or(CheckError::Kind("a YAML mapping with something in it"))?;
+    let root = yaml::parse(text)?.ok_or(CheckError::Kind("a YAML mapping that is not empty"))?;
     mapping(&root)?;
     for key in ["instance-id", "local-hostname"] {
         if root.get(key).is_some_and(|value| !value.is_string()) {
@@ -137,7 +139,7 @@ pub(super) fn meta_data(text: &str) -> Result<(), CheckError> {
         Ok(_) => Ok(()),
         Err(_) => Err(CheckError::Kind(
             "a YAML mapping whose keys begin in the first column, without braces around it and \
-             without '---', for it is appended to other keys",
+             without '---', because it is appended to other keys",
         )),
     }
 }
@@ -146,7 +148,7 @@ pub(super) fn meta_data(text: &str) -> Result<(), CheckError> {
 ///
 /// # Errors
 ///
-/// [`CheckError`].
+/// [`CheckError::Kind`].
 pub(super) fn ssh_key(text: &str) -> Result<(), CheckError> {
     let parts = text.split_once(':');
     let fits = parts.is_some_and(|(user, key)| {
@@ -166,7 +168,7 @@ pub(super) fn ssh_key(text: &str) -> Result<(), CheckError> {
 ///
 /// # Errors
 ///
-/// [`CheckError`].
+/// [`CheckError::Kind`].
 pub(super) fn hostname(text: &str) -> Result<(), CheckError> {
     let label = |label: &str| {
         (1..=MAX_LABEL_BYTES).contains(&label.len())
@@ -189,7 +191,7 @@ pub(super) fn hostname(text: &str) -> Result<(), CheckError> {
 ///
 /// # Errors
 ///
-/// [`CheckError`].
+/// [`CheckError::Kind`].
 pub(super) fn instance_id(text: &str) -> Result<(), CheckError> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.:".contains(&b);
     if (1..=MAX_INSTANCE_ID_BYTES).contains(&text.len()) && text.bytes().all(fits) {
@@ -201,12 +203,12 @@ pub(super) fn instance_id(text: &str) -> Result<(), CheckError> {
     }
 }
 
-/// Checks a switch.
+/// Checks a boolean.
 ///
 /// # Errors
 ///
-/// [`CheckError`].
-pub(super) fn switch(text: &str) -> Result<(), CheckError> {
+/// [`CheckError::Kind`].
+pub(super) fn boolean(text: &str) -> Result<(), CheckError> {
     if matches!(text, "true" | "false") {
         Ok(())
     } else {
@@ -227,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cloud_config_is_a_mapping_and_other_formats_are_as_they_are() {
+    fn a_cloud_config_must_be_a_mapping_and_other_formats_are_accepted() {
         assert_eq!(cloud_data("#cloud-config\na: b\n"), Ok(None));
         assert_eq!(cloud_data("#cloud-config\n"), Ok(None));
         for text in [
@@ -243,7 +245,7 @@ mod tests {
             cloud_data("echo hello")
                 .unwrap()
                 .unwrap()
-                .contains("passes over")
+                .contains("ignores")
         );
         assert!(
             cloud_data("\n#!/bin/sh\n")
@@ -255,13 +257,13 @@ mod tests {
         cloud_data("#cloud-config\n- a\n").unwrap_err();
         assert_eq!(cloud_data("#cloud-config\n{}\n"), Ok(None));
         let Err(CheckError::Yaml(error)) = cloud_data("#cloud-config\na: b: c\n") else {
-            panic!("taken")
+            panic!("accepted")
         };
         assert_eq!((error.line, error.column), (2, 5));
     }
 
     #[test]
-    fn a_network_config_has_something_in_it() {
+    fn a_network_config_must_not_be_empty() {
         network_config("version: 2\n").unwrap();
         for text in ["", "# nothing", "[]", "{}", "text", "a: [", "~"] {
             network_config(text).unwrap_err();
@@ -269,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn more_meta_data_must_fit_behind_what_is_there() {
+    fn meta_data_must_be_a_mapping_that_can_be_appended() {
         meta_data("public-keys: [a]\ninstance-id: mine\n").unwrap();
         meta_data("local-hostname: '123'\nregion: 1\n").unwrap();
         for text in [
@@ -298,13 +300,13 @@ mod tests {
             meta_data(text).unwrap();
         }
         let Err(CheckError::Yaml(error)) = meta_data("a: b\nc: d: e") else {
-            panic!("taken")
+            panic!("accepted")
         };
         assert_eq!((error.line, error.column), (2, 5));
     }
 
     #[test]
-    fn names_and_keys_have_their_form() {
+    fn names_ids_and_ssh_keys_have_their_form() {
         ssh_key("ann:ssh-ed25519 AAAA ann@x\n").unwrap();
         ssh_key("ann:gh:ann").unwrap();
         for text in ["", "ann", ":ssh-rsa A", "ann:", "a b:ssh-rsa A", "ann:a\nb"] {

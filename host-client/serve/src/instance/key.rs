@@ -1,37 +1,37 @@
-//! Which keys an instance can have.
+//! The keys of an instance.
 
 use std::fmt;
 
-/// Longest key, in bytes. It travels in the path of a request.
+/// Longest key, in bytes. It is part of the path of a request.
 const MAX_KEY_BYTES: usize = 255;
 
-/// Whether an instance's guest may ask its host at all: `true` unless said otherwise. LXD's name.
+/// LXD's key for whether a guest may read its data. The default is `true`.
 pub(super) const GUEST_API: &str = "security.devlxd";
 
-/// Prefix of SSH keys: `USER:KEY` each. LXD's name.
+/// LXD's prefix of keys with an SSH key, `USER:KEY`.
 pub(super) const SSH_KEYS: &str = "cloud-init.ssh-keys.";
 
-/// What a key on the command line means.
+/// A parsed key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Key {
-    /// `user.*`, `cloud-init.*`, or the guest API's switch.
+    /// `user.*`, `cloud-init.*` or `security.devlxd`.
     Config(String),
-    /// `instance-id`: in place of the drawn one.
+    /// `instance-id`, instead of the generated one.
     InstanceId,
-    /// `hostname`: in place of the machine's name.
+    /// `hostname`, instead of the machine's name.
     Hostname,
     /// `devices.NAME.KEY`.
     Device { name: String, key: String },
-    /// `devices.NAME`, which can only be asked for or removed.
+    /// `devices.NAME`, which can only be read or removed.
     WholeDevice(String),
 }
 
 impl Key {
-    /// Reads a key.
+    /// Parses a key.
     ///
     /// # Errors
     ///
-    /// [`KeyError`].
+    /// [`KeyError`] if it is too long, has a character that is not allowed, or an unknown prefix.
     pub(super) fn parse(text: &str) -> Result<Self, KeyError> {
         let wrong = |reason| KeyError {
             key: text.to_owned(),
@@ -69,7 +69,7 @@ impl Key {
     }
 }
 
-/// A key that no instance can have.
+/// An invalid key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key:?} is no key: {reason}")]
 pub struct KeyError {
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_of_all_kinds_are_read() {
+    fn keys_of_all_kinds_are_parsed() {
         for key in [
             "user.a",
             "user.ä.b-c",
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused() {
+    fn invalid_keys_are_refused() {
         let long = format!("user.{}", "x".repeat(300));
         for key in [
             "",

@@ -1,16 +1,16 @@
-//! Whether cloud-init can use a network configuration: the shapes at which it was seen to fail,
+//! Checks whether cloud-init can use a network configuration. Refuses the forms that make it fail,
 //! which leaves a guest without any network.
 //!
-//! What cloud-init 22.4.2 does with each was tried (`network_state.parse_net_config_data`). Keys of
-//! an interface that only netplan knows are passed on as they are.
+//! Each was tried with cloud-init 22.4.2 (`network_state.parse_net_config_data`). Keys of an interface
+//! that only netplan knows are not checked.
 
 use super::{
     check::CheckError,
     yaml::{Content, Node},
 };
 
-/// The keys of version 2 that name interfaces: netplan's, of which cloud-init's own renderers know
-/// the first four.
+/// The keys of version 2 with interfaces. They are netplan's; cloud-init's own renderers support the
+/// first four.
 const INTERFACES: [&str; 11] = [
     "ethernets",
     "bonds",
@@ -41,7 +41,7 @@ const TYPES: [&str; 8] = [
 ///
 /// # Errors
 ///
-/// [`CheckError::Kind`], saying what is wanted.
+/// [`CheckError::Kind`] with the required form.
 pub(super) fn check(root: &Node) -> Result<(), CheckError> {
     if !root.is_mapping() {
         return Err(CheckError::Kind("a YAML mapping"));
@@ -64,7 +64,7 @@ pub(super) fn check(root: &Node) -> Result<(), CheckError> {
     }
 }
 
-/// Whether the value is this word without quotes.
+/// Whether the value is this word, without quotes.
 fn is_word(value: Option<&Node>, word: &str) -> bool {
     value.is_some_and(
         |value| matches!(&value.content, Content::Scalar { text, plain: true } if text == word),
@@ -142,7 +142,7 @@ mod tests {
     use super::super::yaml;
 
     #[test]
-    fn what_cloud_init_uses_is_taken() {
+    fn network_configurations_for_cloud_init_are_accepted() {
         for text in [
             "version: 2",
             "version: 2\nethernets: {}",
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leaves_a_guest_without_network_is_refused() {
+    fn network_configurations_that_make_cloud_init_fail_are_refused() {
         for text in [
             "{}",
             "foo: bar",

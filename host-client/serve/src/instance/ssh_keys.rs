@@ -1,30 +1,30 @@
-//! SSH keys of an instance, put into the `users` of its user-data and vendor-data as LXD does it.
+//! Merges the SSH keys of an instance into the `users` of its user-data and vendor-data, as LXD does.
 
 use super::{
     check::{Format, format},
     yaml::{self, Content, Node},
 };
 
-/// Both spellings, because cloud-init before 18.3 knows the second one only.
+/// Both spellings: cloud-init before 18.3 supports the second one only.
 const KEY_LISTS: [&str; 2] = ["ssh_authorized_keys", "ssh-authorized-keys"];
 
-/// Where a key comes from that is only named, such as `gh:name`.
+/// The key for names of keys to import, such as `gh:name`.
 const IMPORT_LIST: &str = "ssh_import_id";
 
-/// The users of an image, which go away as soon as a list of users does not name them.
+/// The default users of an image, which a list of users must name to keep them.
 const IMAGE_USERS: &str = "default";
 
-/// The texts with the keys in them. `None` stays `None` where nothing is to be said.
+/// The texts with the keys. `None` if there was no text and none is needed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Merged {
     pub(super) user_data: Option<String>,
     pub(super) vendor_data: Option<String>,
 }
 
-/// Puts `keys` (`USER:KEY` each) into both texts.
+/// Adds `keys` (`USER:KEY` each) to both texts.
 ///
-/// A text that is no `#cloud-config` stays as it is. So does user-data without `users` when the
-/// vendor-data has some, because cloud-init takes the list of the user-data alone.
+/// A text that is not `#cloud-config` is unchanged. So is user-data without `users` if the vendor-data
+/// has some, because cloud-init would then use the list of the user-data alone.
 pub(super) fn merge(user_data: Option<&str>, vendor_data: Option<&str>, keys: &[&str]) -> Merged {
     let keep = |text: Option<&str>| text.map(str::to_owned);
     if keys.is_empty() {
@@ -48,7 +48,7 @@ pub(super) fn merge(user_data: Option<&str>, vendor_data: Option<&str>, keys: &[
 
 type Pairs = Vec<(Node, Node)>;
 
-/// The pairs of a `#cloud-config`; of none at all, no pairs. `None` for every other text.
+/// The pairs of a `#cloud-config`; none for a missing text. `None` for every other text.
 fn read(text: Option<&str>) -> Option<Pairs> {
     let Some(text) = text else {
         return Some(Vec::new());
@@ -69,7 +69,7 @@ fn has_users(pairs: Option<&Pairs>) -> bool {
 
 fn find<'a>(pairs: &'a Pairs, key: &str) -> Option<&'a Node> {
     let of_key = |(name, value): &'a (Node, Node)| (name.as_text() == Some(key)).then_some(value);
-    // Of two with the same key cloud-init takes the last.
+    // Of duplicate keys cloud-init uses the last.
     pairs.iter().rev().find_map(of_key)
 }
 
@@ -83,7 +83,7 @@ fn put(pairs: &mut Pairs, key: &str, value: Node) {
     }
 }
 
-/// The text with the keys. `None` when its `users` are written in a way that has no room for them.
+/// The text with the keys. `None` if the form of its `users` does not allow adding them.
 fn with_keys(mut pairs: Pairs, keys: &[&str]) -> Option<String> {
     let mut users = match find(&pairs, "users") {
         None => vec![Node::text(IMAGE_USERS)],
@@ -96,7 +96,7 @@ fn with_keys(mut pairs: Pairs, keys: &[&str]) -> Option<String> {
     put(&mut pairs, "users", Node::new(Content::Sequence(users)));
     let root = Node::new(Content::Mapping(pairs));
     let text = root.to_yaml();
-    // What cannot be read again must not reach a guest.
+    // A text that cannot be parsed again must not reach a guest.
     yaml::parse(&text).ok()?;
     Some(format!("#cloud-config\n{text}"))
 }
@@ -111,7 +111,7 @@ fn list(users: &Node) -> Option<Vec<Node>> {
                 .map(Node::text)
                 .collect(),
         ),
-        // Names to what they are: each name moves inside.
+        // A mapping of names to users: each name becomes a key of its user.
         Content::Mapping(pairs) => pairs
             .iter()
             .map(|(name, user)| match &user.content {
@@ -128,7 +128,7 @@ fn list(users: &Node) -> Option<Vec<Node>> {
     }
 }
 
-/// Gives a user one more key; makes the user if there is none of that name.
+/// Adds a key to a user, and the user if there is none of that name.
 fn add(users: &mut Vec<Node>, user: &str, key: &str) {
     let is_named = |node: &Node| match &node.content {
         Content::Mapping(pairs) => find(pairs, "name").and_then(Node::as_text) == Some(user),
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn without_any_text_there_is_one_with_the_user_and_those_of_the_image() {
+    fn a_missing_text_is_created_with_the_user_and_the_default_users() {
         let (user, vendor) = merged(None, None);
         assert_eq!(
             user,
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_that_is_there_gets_the_key_besides_its_own() {
+    fn the_key_is_added_to_those_of_an_existing_user() {
         let text = "#cloud-config\nusers:\n- name: ann\n  ssh-authorized-keys: [old key]\n  \
                     sudo: no\nruncmd: [a]\n";
         let (user, _) = merged(Some(text), None);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn the_three_forms_of_users_are_understood() {
+    fn all_three_forms_of_users_are_supported() {
         for users in [
             "[default, bob]",
             "default, bob",
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn user_data_is_left_alone_when_only_the_vendor_names_users() {
+    fn user_data_is_unchanged_if_only_the_vendor_data_has_users() {
         let vendor = "#cloud-config\nusers: [default]\n";
         let (user, merged_vendor) = merged(None, Some(vendor));
         assert_eq!(user, "");
@@ -236,14 +236,14 @@ mod tests {
     }
 
     #[test]
-    fn a_script_stays_a_script() {
+    fn a_script_is_unchanged() {
         let (user, vendor) = merged(Some("#!/bin/sh\n"), None);
         assert_eq!(user, "#!/bin/sh\n");
         assert!(vendor.contains("AAAA"));
     }
 
     #[test]
-    fn a_key_without_a_space_is_one_to_import() {
+    fn a_key_without_a_space_is_the_name_of_a_key_to_import() {
         let merged = merge(None, None, &["ann:gh:ann"]);
         let text = merged.user_data.unwrap();
         assert!(

@@ -1,4 +1,4 @@
-//! A file for each instance, changed by one process at a time.
+//! Stores each instance in a file. A lock file serializes the processes that write.
 
 use std::{
     fs, io,
@@ -10,31 +10,31 @@ use serde::Deserialize;
 use toml_edit::{DocumentMut, Item, Table, value};
 use uuid::Uuid;
 
-use super::{Assignment, Instance, InstanceError, Remark, draw};
+use super::{Assignment, Instance, InstanceError, Remark, random_uuid};
 use vsock_agent_files::{private_directory, write_whole};
 use vsock_agent_protocol::guest_api::Devices;
 
-/// Said at the beginning of each file.
+/// The first line of each file.
 const HEADER: &str = "# Written by `agent-cli config`; comments are not kept.\n";
 
-/// The data of all instances, in a directory with a file for each.
+/// A directory with a file for each instance.
 #[derive(Debug, Clone)]
 pub struct InstanceStore {
     directory: PathBuf,
 }
 
-/// What tells one version of a file from another.
+/// Identifies a version of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
     inode: u64,
     bytes: u64,
-    /// `st_ctim`: what is written changes it, and so do `chmod(2)` and `chown(2)`, on which it depends
-    /// whether a key counts.
+    /// `st_ctim`, which `write(2)` changes, and also `chmod(2)` and `chown(2)`: whether a private key
+    /// is accepted depends on mode and owner.
     changed: (i64, i64),
 }
 
 impl Stamp {
-    /// The stamp of a file; `None` if it is not there.
+    /// The stamp of a file; `None` if it does not exist.
     #[must_use]
     pub fn of(path: &Path) -> Option<Self> {
         let metadata = fs::metadata(path).ok()?;
@@ -46,7 +46,7 @@ impl Stamp {
     }
 }
 
-/// The file.
+/// The content of a file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Stored {
@@ -61,23 +61,23 @@ struct Stored {
 }
 
 impl InstanceStore {
-    /// The store in `directory`, which need not be there yet.
+    /// The store in `directory`, which is created when it is first written to.
     #[must_use]
     pub const fn new(directory: PathBuf) -> Self {
         Self { directory }
     }
 
-    /// The file of an instance.
+    /// The path of an instance's file.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.join(format!("{name}.toml"))
     }
 
-    /// What there is of an instance; `None` if nothing was ever said of it. It blocks on the file.
+    /// Reads an instance; `None` if it has no file. Blocks on the file.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError::Read`], [`StoreError::Format`] or [`StoreError::Content`].
     pub fn load(&self, name: &str) -> Result<Option<Instance>, StoreError> {
         let path = self.path(name);
         let text = match fs::read_to_string(&path) {
@@ -99,12 +99,12 @@ impl InstanceStore {
             .map_err(|source| StoreError::Content { path, source })
     }
 
-    /// What there is of an instance, which is made if nothing was ever said of it, or if its file
-    /// was another machine's: it is a new instance then. It blocks on the file.
+    /// Reads an instance, or creates it if it has no file. If the file was another machine's, the
+    /// instance gets a new instance-id. Blocks on the file.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// As [`InstanceStore::load`], and [`StoreError::Write`].
     pub fn load_or_create(&self, name: &str) -> Result<Instance, StoreError> {
         match self.load(name)? {
             Some(instance) if instance.name == name => Ok(instance),
@@ -112,23 +112,24 @@ impl InstanceStore {
         }
     }
 
-    /// As [`InstanceStore::load_or_create`], but an instance is made only if `is_wanted`, which is
-    /// asked while nobody can [remove](InstanceStore::remove) it. `None` if it is not.
+    /// As [`InstanceStore::load_or_create`], but creates an instance only if `may_create` returns true;
+    /// else returns `None`. `may_create` is called with the store's lock held, so that the instance is
+    /// not [removed](InstanceStore::remove) meanwhile.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// As [`InstanceStore::load_or_create`].
     pub fn load_or_create_if(
         &self,
         name: &str,
-        is_wanted: impl FnOnce() -> bool,
+        may_create: impl FnOnce() -> bool,
     ) -> Result<Option<Instance>, StoreError> {
         match self.load(name)? {
             Some(instance) if instance.name == name => return Ok(Some(instance)),
             _ => {}
         }
         let _lock = self.lock()?;
-        if is_wanted() {
+        if may_create() {
             self.change_locked(name, &[])
                 .map(|(instance, _)| Some(instance))
         } else {
@@ -136,12 +137,13 @@ impl InstanceStore {
         }
     }
 
-    /// Makes changes to an instance, all or none of them. It blocks on the file, and on other
-    /// processes that do the same.
+    /// Makes all of these changes to an instance, or none. Blocks on the file, and on other processes
+    /// that write to the store.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]. Nothing has changed then.
+    /// As [`InstanceStore::load_or_create`], and [`StoreError::Refused`] for an invalid change. Nothing
+    /// has changed then.
     pub fn change(
         &self,
         name: &str,
@@ -164,7 +166,7 @@ impl InstanceStore {
         };
         if instance.name != name {
             name.clone_into(&mut instance.name);
-            instance.uuid = draw().map_err(refused)?;
+            instance.uuid = random_uuid().map_err(refused)?;
         }
         let remarks = instance.apply(changes).map_err(refused)?;
         if old.as_ref() != Some(&instance) {
@@ -175,12 +177,12 @@ impl InstanceStore {
         Ok((instance, remarks))
     }
 
-    /// Forgets an instance. True if there was anything to forget. It blocks on the file, and on
-    /// other processes that change it.
+    /// Removes an instance. False if it has no file. Blocks on the file, and on other processes that
+    /// write to the store.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Write`].
+    /// [`StoreError::Write`] with the error of `unlink(2)` or of locking.
     pub fn remove(&self, name: &str) -> Result<bool, StoreError> {
         let _lock = self.lock()?;
         let path = self.path(name);
@@ -191,7 +193,7 @@ impl InstanceStore {
         }
     }
 
-    /// Waits for its turn to write. The lock is given back by closing the file.
+    /// Waits for the lock of the store. Closing the file releases it.
     fn lock(&self) -> Result<fs::File, StoreError> {
         let path = self.directory.join(".lock");
         let lock = || {
@@ -208,7 +210,7 @@ impl InstanceStore {
 }
 
 impl Stored {
-    /// Whoever wrote the file by hand is held to the same rules.
+    /// Applies the rules for keys and values to the file, which may have been written by hand.
     fn check(self) -> Result<Instance, InstanceError> {
         let mut instance = Instance {
             name: self.name,
@@ -233,7 +235,7 @@ impl Stored {
             ])
             .collect();
         instance.apply(&changes)?;
-        // Reading is no change.
+        // Reading does not change the instance-id.
         instance.uuid = self.uuid;
         Ok(instance)
     }
@@ -266,48 +268,48 @@ fn to_text(instance: &Instance) -> String {
     format!("{HEADER}{document}")
 }
 
-/// An instance that cannot be read or written.
+/// Why an instance cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// Its file cannot be read.
     #[error("cannot read {}", .path.display())]
     Read {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of the file system.
         #[source]
         source: io::Error,
     },
     /// Its file, or the lock beside it, cannot be written.
     #[error("cannot write {}", .path.display())]
     Write {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of the file system.
         #[source]
         source: io::Error,
     },
-    /// Its file is not what it should be.
+    /// Its file is not TOML with the expected keys.
     #[error("{}: line {line}: {what}", .path.display())]
     Format {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// Counted from 1.
         line: usize,
         /// What is wrong there.
         what: String,
     },
-    /// Its file has something no instance can have.
+    /// Its file has a key or value that is refused.
     #[error("{} is wrong", .path.display())]
     Content {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The reason.
         #[source]
         source: InstanceError,
     },
-    /// The change is none an instance can have.
+    /// The change is refused.
     #[error(transparent)]
     Refused(InstanceError),
 }
@@ -340,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again_whatever_it_is() {
+    fn an_instance_is_read_as_it_was_written() {
         let Folder(store) = &Folder::new("again");
         assert_eq!(store.load("demo").unwrap(), None);
         let changes = [
@@ -361,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_that_is_asked_for_first_is_made_and_stays() {
+    fn load_or_create_creates_an_instance_once() {
         let Folder(store) = &Folder::new("made");
         let made = store.load_or_create("demo").unwrap();
         assert_eq!(store.load_or_create("demo").unwrap(), made);
@@ -370,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_that_is_not_wanted_any_more_is_not_made() {
+    fn load_or_create_if_does_not_create_an_unregistered_instance() {
         let Folder(store) = &Folder::new("unwanted");
         assert_eq!(store.load_or_create_if("demo", || false).unwrap(), None);
         assert!(!store.path("demo").exists());
@@ -392,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_change_leaves_the_file_as_it_was() {
+    fn a_refused_change_leaves_the_file_unchanged() {
         let Folder(store) = &Folder::new("wrong");
         store.change("demo", &[set("user.a", "b")]).unwrap();
         let before = (
@@ -411,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_written_by_hand_is_held_to_the_rules() {
+    fn a_file_written_by_hand_is_checked() {
         let Folder(store) = &Folder::new("hand");
         let (_, _) = store.change("demo", &[set("user.a", "b")]).unwrap();
         let good = fs::read_to_string(store.path("demo")).unwrap();
@@ -427,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn writers_take_turns_and_none_is_lost() {
+    fn concurrent_changes_are_all_kept() {
         let Folder(store) = &Folder::new("turns");
         std::thread::scope(|scope| {
             for writer in 0..4 {

@@ -1,4 +1,4 @@
-//! What a guest gets to see of its instance, and what has changed of it.
+//! The part of an instance that its guest can read, and its changes.
 
 use std::collections::BTreeMap;
 
@@ -14,25 +14,25 @@ use vsock_agent_protocol::{
     },
 };
 
-/// What a guest gets to see.
+/// The data that a guest can read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestView {
-    /// Values by key, with the SSH keys in them.
+    /// Values by key. The SSH keys are merged into the user-data and vendor-data.
     pub config: BTreeMap<String, String>,
-    /// Text for cloud-init: a YAML mapping.
+    /// Meta-data for cloud-init: a YAML mapping.
     pub meta_data: String,
     /// The devices.
     pub devices: Devices,
-    /// Whether it may ask at all.
+    /// Whether the guest may read any of this.
     pub is_allowed: bool,
 }
 
-/// Something a guest should hear of.
+/// An event for a guest.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change {
-    /// Kind of the event: `config` or `device`.
+    /// Type of the event: `config` or `device`.
     pub kind: &'static str,
-    /// Its matter.
+    /// Its metadata.
     pub metadata: Value,
 }
 
@@ -64,8 +64,8 @@ impl GuestView {
         }
     }
 
-    /// The key, `user.meta-data` or `devices` whose answer would be larger than an agent reads: it
-    /// would get none of the data.
+    /// The key, `user.meta-data` or `devices` whose reply would be larger than an agent reads. The agent
+    /// would then get none of the data.
     pub(super) fn too_large(&self) -> Option<&str> {
         let texts = self.config.iter().map(|(key, value)| (&key[..], value));
         let texts = texts.chain([("user.meta-data", &self.meta_data)]);
@@ -73,7 +73,7 @@ impl GuestView {
         large.or_else(|| is_too_large(&self.devices).then_some("devices"))
     }
 
-    /// What has changed since `old`, as LXD's hosts tell it.
+    /// The changes since `old`, as LXD's events.
     #[must_use]
     pub fn changes_since(&self, old: &Self) -> Vec<Change> {
         let text = |value: Option<&String>| value.cloned().unwrap_or_default();
@@ -105,13 +105,13 @@ impl GuestView {
     }
 }
 
-/// Whether the answer, as it is sent, has more than [`MAX_ANSWER_BYTES`].
+/// Whether the reply has more than [`MAX_ANSWER_BYTES`].
 fn is_too_large(metadata: impl Serialize) -> bool {
-    let answer = serde_json::to_vec(&Envelope::sync(metadata));
-    answer.is_ok_and(|answer| answer.len() > MAX_ANSWER_BYTES)
+    let reply = serde_json::to_vec(&Envelope::sync(metadata));
+    reply.is_ok_and(|reply| reply.len() > MAX_ANSWER_BYTES)
 }
 
-/// Keys whose value is another, or that only one of the two has, in order.
+/// Keys with different values, or that only one of the two has: first those of `old` alone.
 fn changed_keys<'a, V: PartialEq>(
     old: &'a BTreeMap<String, V>,
     new: &'a BTreeMap<String, V>,
@@ -124,8 +124,8 @@ fn changed_keys<'a, V: PartialEq>(
     gone.chain(other)
 }
 
-/// Puts the SSH keys into the user-data and vendor-data that cloud-init will take: of `cloud-init.*`
-/// and `user.*` it is the first.
+/// Merges the SSH keys into the user-data and vendor-data that cloud-init will use: `cloud-init.*` if
+/// it is set, else `user.*`.
 fn merge_ssh_keys(instance: &Instance, config: &mut BTreeMap<String, String>) {
     let keys: Vec<&str> = instance
         .config
@@ -153,21 +153,21 @@ fn merge_ssh_keys(instance: &Instance, config: &mut BTreeMap<String, String>) {
     }
 }
 
-/// A name in YAML. Quotes are for what could be taken for a number or a truth value.
+/// A name as a YAML scalar, with quotes if it could be read as a number or a boolean.
 fn scalar(name: &str) -> String {
     let is_word = (uuid::Uuid::parse_str(name).is_ok() && name.contains('-'))
         || (name.starts_with(|c: char| c.is_ascii_alphabetic())
             && name.contains(['-', '.', '_'])
             && !name.contains(':'));
-    if is_word || is_harmless(name) {
+    if is_word || is_plain_word(name) {
         name.to_owned()
     } else {
         format!("\"{name}\"")
     }
 }
 
-/// Whether it is letters and digits that mean nothing else (YAML 1.1, `bool` and `null`).
-fn is_harmless(name: &str) -> bool {
+/// Whether it is letters and digits, and not a `bool` or `null` of YAML 1.1.
+fn is_plain_word(name: &str) -> bool {
     const WORDS: [&str; 9] = ["y", "n", "yes", "no", "on", "off", "true", "false", "null"];
     let lower = name.to_ascii_lowercase();
     name.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_sees_its_own_kinds_of_keys_only() {
+    fn a_guest_sees_only_user_and_cloud_init_keys() {
         let view = GuestView::of(&instance(&[
             ("user.a", "b"),
             ("cloud-init.x", "y"),
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn meta_data_is_the_id_the_name_and_what_was_added() {
+    fn meta_data_is_the_id_the_host_name_and_the_appended_text() {
         let instance = instance(&[("user.meta-data", "a: b\n"), ("hostname", "web")]);
         let id = instance.instance_id();
         let expected = format!("instance-id: {id}\nlocal-hostname: web\na: b\n");
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_look_like_something_else_are_quoted() {
+    fn names_that_yaml_reads_as_another_type_are_quoted() {
         assert_eq!(scalar("i-1"), "i-1");
         assert_eq!(scalar("demo"), "demo");
         let uuid = "01234567-0123-4567-0123-456701234567";
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn ssh_keys_are_in_the_data_that_counts_and_nowhere_else() {
+    fn ssh_keys_are_merged_into_the_effective_user_data() {
         let key = ("cloud-init.ssh-keys.ann", "ann:ssh-rsa AAAA");
         let view = GuestView::of(&instance(&[key]));
         let keys: Vec<_> = view.config.keys().collect();
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_told_one_by_one() {
+    fn each_change_is_an_event() {
         let old = GuestView::of(&instance(&[
             ("user.same", "1"),
             ("user.gone", "1"),
@@ -259,13 +259,13 @@ mod tests {
             ("user.other", "2"),
             ("devices.eth0.type", "nic"),
         ]));
-        let told: Vec<String> = new
+        let events: Vec<String> = new
             .changes_since(&old)
             .into_iter()
             .map(|change| format!("{} {}", change.kind, change.metadata))
             .collect();
         assert_eq!(
-            told,
+            events,
             [
                 r#"config {"key":"user.gone","old_value":"1","value":""}"#,
                 r#"config {"key":"user.other","old_value":"1","value":"2"}"#,
