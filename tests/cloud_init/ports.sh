@@ -19,6 +19,7 @@ stop() {
 }
 server() {
     echo hello >"$folder/hello"
+    : >"$folder/server.log"
     /usr/bin/python3 - "$1" "$folder" >"$folder/server.log" 2>&1 <<'PYTHON' &
 import functools, http.server, socket, sys
 class Server(http.server.ThreadingHTTPServer):

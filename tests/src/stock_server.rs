@@ -66,5 +66,6 @@ fn serve(mut stream: UnixStream) {
         .stdout(output)
         .stderr(Stdio::null())
         .status();
-    assert!(server.unwrap().success());
+    // Its status says how the client left, not whether it could serve.
+    server.unwrap();
 }
