@@ -1,8 +1,7 @@
-//! A session as another user: a process of its own, because rights belong to processes.
+//! A session as another user: a process of its own, because credentials belong to processes.
 //!
 //! It is this program again, on one end of a pair of sockets; the agent copies between the other
-//! end and the client. Nothing is inherited but that socket: what the agent got from whoever started it
-//! is not the user's.
+//! end and the client. No other descriptor and no environment is inherited.
 
 #![allow(unsafe_code, reason = "a system call between fork and exec")]
 
@@ -20,13 +19,13 @@ use vsock_agent_protocol::sftp::SessionOptions;
 
 use crate::system::{descriptors::close_on_exec_from, reaper};
 
-/// The program that runs, whatever became of its file.
+/// This program, also if its file was replaced.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// The sub-command of [`crate::serve_sftp_on_stdio`].
 pub(crate) const SUB_COMMAND: &str = "sftp-server";
 
-/// A process with a session. Killed in `Drop`, and reaped when it has ended: it may wait in the kernel for
+/// A process with a session. `Drop` kills it, and leaves it to the reaper: it may hang in the kernel, on
 /// a file system that does not answer.
 #[derive(Debug)]
 pub(crate) struct UserSession(Child);
@@ -36,7 +35,7 @@ impl UserSession {
     ///
     /// # Errors
     ///
-    /// When it cannot be started.
+    /// Errors of `socketpair(2)`, `fork(2)` and `execve(2)`.
     pub(crate) fn start(options: &SessionOptions) -> io::Result<(Self, UnixStream)> {
         let (ours, theirs) = UnixStream::pair()?;
         let input = OwnedFd::from(theirs);
@@ -62,7 +61,7 @@ impl UserSession {
 
 impl Drop for UserSession {
     fn drop(&mut self) {
-        // It has ended, or has nobody to talk to any more.
+        // It has ended, or has no client any more.
         let _ = self.0.kill();
         if let Ok(pid) = self.0.id().try_into() {
             reaper::reap(Pid::from_raw(pid));

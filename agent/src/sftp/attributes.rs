@@ -1,4 +1,4 @@
-//! Between what the kernel says of a file and what the wire does.
+//! Attributes of files: from `stat(2)` to the wire, and back to the system calls that set them.
 
 use std::{fs::File, os::fd::AsFd};
 
@@ -16,12 +16,12 @@ use nix::{
 pub(super) use vsock_agent_protocol::sftp::PERMISSION_BITS;
 use vsock_agent_protocol::sftp::{Attributes, FileType};
 
-use super::{SftpError, tree::Spot};
+use super::{SftpError, tree::Entry};
 
-/// The bits that the kernel takes away when the owner changes.
+/// The bits that the kernel clears when the owner changes.
 const SPECIAL_BITS: u32 = 0o7000;
 
-/// All the wire can say of a file. Times outside 1970 to 2106 are clamped to that.
+/// Attributes for the wire. Times outside 1970 to 2106 are clamped.
 pub(super) fn from_stat(stat: &FileStat) -> Attributes {
     let seconds = |time: i64| u32::try_from(time.max(0)).unwrap_or(u32::MAX);
     Attributes {
@@ -43,7 +43,7 @@ pub(super) fn is_regular(stat: &FileStat) -> bool {
     FileType::of(stat.st_mode) == Some(FileType::Regular)
 }
 
-/// What attributes are set on.
+/// A file to set attributes of: open, or by path.
 pub(super) trait Settable {
     fn set_size(&self, size: i64) -> nix::Result<()>;
     fn set_mode(&self, mode: Mode) -> nix::Result<()>;
@@ -69,8 +69,8 @@ impl Settable for File {
     }
 }
 
-/// What a path leads to.
-impl Settable for Spot<'_> {
+/// Symbolic links are followed.
+impl Settable for Entry<'_> {
     fn set_size(&self, size: i64) -> nix::Result<()> {
         unistd::truncate(&self.path(), size)
     }
@@ -92,9 +92,9 @@ impl Settable for Spot<'_> {
     }
 }
 
-/// What a path names, a link itself if it is one.
+/// Symbolic links are not followed.
 #[derive(Debug)]
-pub(super) struct Unfollowed<'a>(pub(super) Spot<'a>);
+pub(super) struct Unfollowed<'a>(pub(super) Entry<'a>);
 
 impl Settable for Unfollowed<'_> {
     fn set_size(&self, _size: i64) -> nix::Result<()> {
@@ -125,13 +125,13 @@ impl Settable for Unfollowed<'_> {
     }
 }
 
-/// Sets what is said, in OpenSSH's order: size, mode, times, owner. As there, what fails does not
-/// keep the rest from being set. Special bits that the change of the owner took away are set again.
+/// Sets attributes in OpenSSH's order: size, mode, times, owner. As there, an error does not keep
+/// the rest from being set. Special bits that the change of the owner cleared are set again.
 ///
 /// # Errors
 ///
-/// The last that failed.
-pub(super) fn set(on: &impl Settable, wanted: &Attributes) -> Result<(), SftpError> {
+/// The last error.
+pub(super) fn set(file: &impl Settable, attributes: &Attributes) -> Result<(), SftpError> {
     let mut result = Ok(());
     let mut note = |step: nix::Result<()>| {
         let worked = step.is_ok();
@@ -140,29 +140,29 @@ pub(super) fn set(on: &impl Settable, wanted: &Attributes) -> Result<(), SftpErr
         }
         worked
     };
-    if let Some(size) = wanted.size {
-        // What `ftruncate(2)` says of a negative size.
+    if let Some(size) = attributes.size {
+        // As `ftruncate(2)` of a negative size.
         let size = i64::try_from(size).map_err(|_| Errno::EINVAL);
-        note(size.and_then(|size| on.set_size(size)));
+        note(size.and_then(|size| file.set_size(size)));
     }
-    let mode = wanted.permissions.map(mode);
+    let mode = attributes.permissions.map(mode);
     if let Some(mode) = mode {
-        note(on.set_mode(mode));
+        note(file.set_mode(mode));
     }
-    if let Some((accessed, modified)) = wanted.times {
+    if let Some((accessed, modified)) = attributes.times {
         let time = |seconds: u32| TimeSpec::new(seconds.into(), 0);
-        note(on.set_times(time(accessed), time(modified)));
+        note(file.set_times(time(accessed), time(modified)));
     }
-    if let Some((uid, gid)) = wanted.owner
-        && note(on.set_owner(uid, gid))
+    if let Some((uid, gid)) = attributes.owner
+        && note(file.set_owner(uid, gid))
         && let Some(mode) = mode.filter(|mode| mode.bits() & SPECIAL_BITS != 0)
     {
-        note(on.set_mode(mode));
+        note(file.set_mode(mode));
     }
     result
 }
 
-/// The permissions of a mode that came by wire.
+/// The permissions of a mode from the wire.
 pub(super) fn mode(permissions: u32) -> Mode {
     Mode::from_bits_truncate(permissions & PERMISSION_BITS)
 }

@@ -8,10 +8,8 @@ use vsock_agent_protocol::sftp::extension::{
 
 use super::{
     SftpError,
-    handles::{Handles, number},
-    order::Claim,
-    part,
-    request::{Bound, writes},
+    access::AccessSet,
+    handles::{BoundHandles, Handles, number},
 };
 
 /// Names and versions in VERSION.
@@ -35,7 +33,7 @@ pub(super) const ADVERTISED: &[(&str, &str)] = &[
     (name::OPEN_PART, "1"),
 ];
 
-/// What an EXTENDED request asks for.
+/// An EXTENDED request.
 #[derive(Debug)]
 pub(super) enum Extension {
     PosixRename { from: Bytes, to: Bytes },
@@ -64,12 +62,12 @@ impl From<MalformedExtension> for SftpError {
 }
 
 impl Extension {
-    /// Reads a request.
+    /// Decodes a request.
     ///
     /// # Errors
     ///
     /// [`SftpError::Unsupported`] for a name that is not known, [`SftpError::BadMessage`] when the
-    /// data are not what the name says.
+    /// data do not fit the name.
     pub(super) fn decode(extension: &[u8], data: Bytes) -> Result<Self, SftpError> {
         let Ok(extension) = str::from_utf8(extension) else {
             return Err(SftpError::Unsupported);
@@ -103,7 +101,7 @@ impl Extension {
         })
     }
 
-    /// Whether it would change something.
+    /// Whether it changes something.
     pub(super) fn changes(&self) -> bool {
         matches!(
             self,
@@ -117,34 +115,34 @@ impl Extension {
         )
     }
 
-    /// Whether it opens something.
+    /// Whether its reply gives a handle.
     pub(super) fn opens(&self) -> bool {
         matches!(self, Self::OpenPart(_))
     }
 
     /// What it uses.
-    pub(super) fn claim(&self, handles: &Handles) -> Claim {
+    pub(super) fn access(&self, handles: &Handles) -> AccessSet {
         let reads = |handle: &Bytes, offset, length| match number(handle) {
-            Some(number) => Claim::default().reads(number, offset, length),
-            None => Claim::default(),
+            Some(number) => AccessSet::default().reads(number, offset, length),
+            None => AccessSet::default(),
         };
         match self {
-            Self::PosixRename { from, to } => Claim::changes(from, Some(to)),
-            Self::Hardlink { file, link } => Claim::changes(file, Some(link)),
-            Self::Lsetstat(set) => Claim::changes(&set.path, None),
-            Self::Replace(replace) => Claim::changes(&replace.from, Some(&replace.to)),
+            Self::PosixRename { from, to } => AccessSet::changes(from, Some(to)),
+            Self::Hardlink { file, link } => AccessSet::changes(file, Some(link)),
+            Self::Lsetstat(set) => AccessSet::changes(&set.path, None),
+            Self::Replace(replace) => AccessSet::changes(&replace.from, Some(&replace.to)),
             Self::Store(store) => {
-                // Copied: else it would keep the contents in memory while it waits.
+                // Copied: a slice would keep the contents of the files in memory while it waits.
                 let directory = Bytes::copy_from_slice(&store.directory);
-                Claim::changes(&directory, None).inside()
+                AccessSet::changes(&directory, None).inside()
             }
-            Self::Fetch(fetch) => Claim::looks_at(&fetch.directory).inside(),
-            // The other names are for copies that get in each other's way.
+            Self::Fetch(fetch) => AccessSet::reads_path(&fetch.directory).inside(),
+            // The other names are used only when copies collide.
             Self::OpenPart(part) => match part.names.first() {
-                Some(name) => Claim::changes(&part::path(&part.directory, name), None),
-                None => Claim::default(),
+                Some(name) => AccessSet::changes(&join(&part.directory, name), None),
+                None => AccessSet::default(),
             },
-            Self::Statvfs { path } | Self::ExpandPath { path } => Claim::looks_at(path),
+            Self::Statvfs { path } | Self::ExpandPath { path } => AccessSet::reads_path(path),
             Self::Fstatvfs { handle } | Self::Fsync { handle } => reads(handle, 0, u64::MAX),
             Self::Holes(from) => reads(&from.handle, 0, u64::MAX),
             Self::Hash(range) => reads(&range.handle, range.offset, range.length),
@@ -154,9 +152,9 @@ impl Extension {
                     length => length,
                 };
                 let read = reads(&copy.from, copy.from_offset, length);
-                writes(read, &copy.to, copy.to_offset, length, handles)
+                handles.add_write(read, &copy.to, copy.to_offset, length)
             }
-            Self::Limits | Self::HomeDirectory { .. } | Self::NamesById(_) => Claim::default(),
+            Self::Limits | Self::HomeDirectory { .. } | Self::NamesById(_) => AccessSet::default(),
         }
     }
 
@@ -164,22 +162,27 @@ impl Extension {
     ///
     /// # Errors
     ///
-    /// When one is not known.
-    pub(super) fn bind(&self, handles: &mut Handles) -> Result<Bound, SftpError> {
+    /// [`SftpError::UnknownHandle`], [`SftpError::ClosedHandle`], [`SftpError::TooManyHandles`].
+    pub(super) fn bind(&self, handles: &mut Handles) -> Result<BoundHandles, SftpError> {
         match self {
-            Self::OpenPart(_) => handles.keep_place().map(|()| Bound::Place),
+            Self::OpenPart(_) => handles.reserve().map(|()| BoundHandles::Reserved),
             Self::Fstatvfs { handle }
             | Self::Hash(HashRange { handle, .. })
-            | Self::Holes(HolesFrom { handle, .. }) => handles.find(handle).map(Bound::One),
+            | Self::Holes(HolesFrom { handle, .. }) => handles.find(handle).map(BoundHandles::One),
             Self::Fsync { handle } => {
                 let open = handles.find(handle).map_err(|_| SftpError::ClosedHandle);
-                open.map(Bound::One)
+                open.map(BoundHandles::One)
             }
             Self::CopyData(copy) => {
                 let from = handles.find(&copy.from)?;
-                Ok(Bound::Two(from, handles.find(&copy.to)?))
+                Ok(BoundHandles::Two(from, handles.find(&copy.to)?))
             }
-            _ => Ok(Bound::Nothing),
+            _ => Ok(BoundHandles::None),
         }
     }
+}
+
+/// The path of a name in a directory.
+pub(super) fn join(directory: &[u8], name: &[u8]) -> Bytes {
+    [directory, b"/", name].concat().into()
 }

@@ -1,13 +1,13 @@
-//! Each request of draft-02, done to real files. Blocking; a session calls it from several threads.
+//! Runs requests on files. Blocking; a session calls it from several threads.
+
+mod extensions;
+mod part;
+mod whole;
 
 use std::{
     fs::File,
-    io::{self, Write},
-    os::{fd::AsFd, unix::fs::FileExt},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    os::unix::ffi::OsStringExt,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
 };
 
 use bytes::Bytes;
@@ -15,106 +15,104 @@ use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, RenameFlags, readlinkat, renameat, renameat2},
     libc,
-    poll::{PollFd, PollFlags, poll},
     sys::stat::{FileStat, fstat, fstatat, mkdirat},
     unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat},
 };
-use std::os::unix::ffi::OsStringExt;
-use vsock_agent_protocol::sftp::{
-    Attributes, DataRequest, MAX_DATA_BYTES, Reply, Request, open_flags,
-};
+use vsock_agent_protocol::sftp::{Attributes, DataRequest, Reply, Request, open_flags};
 
+use self::part::OpenedFile;
 use super::{
     SftpError,
     attributes::{self, mode},
+    error::ok,
     extension::Extension,
-    handles::{Kind, Open},
+    file_io::{append, write},
+    handles::{BoundHandles, Kind, Open},
     listing::{self, Listing},
-    ok,
-    part::OpenedFile,
+    read_buffer::ReadBuffer,
     realpath::real_path,
-    request::{Bound, Wanted},
-    session::Desk,
-    tree::{Spot, Tree},
+    request::ParsedRequest,
+    tree::{Entry, Tree},
 };
 
-/// Mode of a file nobody gave one, before the creation mask.
+/// Mode of a file that is created without one, before the creation mask.
 const DEFAULT_FILE_MODE: u32 = 0o666;
 
-/// Mode of a directory nobody gave one, before the creation mask.
+/// Mode of a directory that is created without one, before the creation mask.
 const DEFAULT_DIRECTORY_MODE: u32 = 0o777;
 
-/// How long a write to a pipe waits before it looks whether its session has ended.
-const WAIT_MILLISECONDS: u8 = 100;
-
-/// What a session may reach, and how.
+/// The files that a session may reach.
 #[derive(Debug)]
 pub(super) struct Files {
     pub(super) tree: Tree,
-    /// Whether everything that would change something is refused.
+    /// Whether requests that change something are refused.
     pub(super) read_only: bool,
-    /// Set when the session has ended: nobody waits for what takes long any more.
+    /// Set when the session has ended: long requests stop.
     pub(super) ended: AtomicBool,
 }
 
-/// What came of a request.
+/// Result of a request.
 #[derive(Debug)]
-pub(super) enum Done {
+pub(super) enum Outcome {
     Reply(Reply),
-    /// So many bytes were read, and are on the desk.
+    /// Number of bytes that were read into the [`ReadBuffer`].
     Data(usize),
-    /// Something is open, and needs a handle.
+    /// A file or directory was opened, and needs a handle.
     Opened(Open),
     /// The same for a file under a temporary name.
     OpenedPart(OpenedFile),
 }
 
 impl Files {
-    /// Does what is wanted. READ leaves its data on `desk`.
+    /// Runs a request. READ leaves its data in `buffer`.
     ///
     /// # Errors
     ///
-    /// [`SftpError`], to be told to the client.
-    pub(super) fn attempt(
+    /// [`SftpError`], to be sent to the client.
+    pub(super) fn run(
         &self,
-        wanted: Wanted<'_>,
-        bound: Bound,
-        desk: &mut Desk,
-    ) -> Result<Done, SftpError> {
-        match (wanted, bound) {
-            (Wanted::Nonsense(error), _) => Err(error),
-            (Wanted::Data(DataRequest::Read { offset, length, .. }), Bound::One(open)) => {
-                desk.read(&open, offset, length).map(Done::Data)
-            }
-            (Wanted::Data(DataRequest::Write { offset, data, .. }), Bound::One(open)) => {
+        request: ParsedRequest<'_>,
+        handles: BoundHandles,
+        buffer: &mut ReadBuffer,
+    ) -> Result<Outcome, SftpError> {
+        match (request, handles) {
+            (ParsedRequest::Invalid(error), _) => Err(error),
+            (
+                ParsedRequest::Data(DataRequest::Read { offset, length, .. }),
+                BoundHandles::One(open),
+            ) => buffer.read(&open, offset, length).map(Outcome::Data),
+            (
+                ParsedRequest::Data(DataRequest::Write { offset, data, .. }),
+                BoundHandles::One(open),
+            ) => {
                 if open.appends() {
                     append(open.file()?, data, &self.ended)?
                 } else {
                     write(&open, offset, data)?
                 }
-                Ok(Done::Reply(ok()))
+                Ok(Outcome::Reply(ok()))
             }
-            (Wanted::Plain(request), bound) => {
+            (ParsedRequest::Plain(request), handles) => {
                 if self.read_only && changes(&request) {
                     return Err(SftpError::ReadOnly);
                 }
-                self.attempt_plain(request, bound)
+                self.run_plain(request, handles)
             }
-            (Wanted::Extension(extension), bound) => {
+            (ParsedRequest::Extension(extension), handles) => {
                 if self.read_only && extension.changes() {
                     return Err(SftpError::ReadOnly);
                 }
                 match extension {
-                    Extension::OpenPart(part) => self.open_part(&part).map(Done::OpenedPart),
-                    extension => self.attempt_extension(extension, bound).map(Done::Reply),
+                    Extension::OpenPart(part) => self.open_part(&part).map(Outcome::OpenedPart),
+                    extension => self.run_extension(extension, handles).map(Outcome::Reply),
                 }
             }
-            (Wanted::Data(_), _) => Err(SftpError::UnknownHandle),
+            (ParsedRequest::Data(_), _) => Err(SftpError::UnknownHandle),
         }
     }
 
-    fn attempt_plain(&self, request: Request, bound: Bound) -> Result<Done, SftpError> {
-        let reply = match (request, bound) {
+    fn run_plain(&self, request: Request, handles: BoundHandles) -> Result<Outcome, SftpError> {
+        let reply = match (request, handles) {
             (
                 Request::Open {
                     path,
@@ -123,35 +121,35 @@ impl Files {
                 },
                 _,
             ) => {
-                return self.open(path, flags, &attributes).map(Done::Opened);
+                return self.open(path, flags, &attributes).map(Outcome::Opened);
             }
             (Request::Opendir { path }, _) => {
                 let listing = Listing::open(&self.tree, &path)?;
-                return Ok(Done::Opened(Open {
+                return Ok(Outcome::Opened(Open {
                     kind: Kind::Directory(Mutex::new(listing)),
                     path,
                 }));
             }
-            // The last who uses the file closes it, which is us unless the session is ending.
-            (Request::Close { .. }, Bound::One(open)) => close(open),
-            (Request::Fstat { .. }, Bound::One(open)) => stat(fstat(open.file()?)),
-            (Request::Fsetstat { attributes, .. }, Bound::One(open)) => {
+            // The last user of the file closes it: this thread, unless the session is ending.
+            (Request::Close { .. }, BoundHandles::One(open)) => close(open),
+            (Request::Fstat { .. }, BoundHandles::One(open)) => stat(fstat(open.file()?)),
+            (Request::Fsetstat { attributes, .. }, BoundHandles::One(open)) => {
                 attributes::set(open.file()?, &attributes).map(|()| ok())
             }
-            (Request::Readdir { .. }, Bound::One(open)) => readdir(&open),
+            (Request::Readdir { .. }, BoundHandles::One(open)) => readdir(&open),
             (Request::Lstat { path }, _) => {
-                let spot = self.tree.look_at(&path)?;
-                // What was followed is no link any more, but its descriptor's path is one.
-                let flags = if spot.is_followed() {
+                let entry = self.tree.entry_for_lstat(&path)?;
+                // A followed path is no link any more, but `/proc/self/fd/N` is one.
+                let flags = if entry.is_followed() {
                     AtFlags::empty()
                 } else {
                     AtFlags::AT_SYMLINK_NOFOLLOW
                 };
-                stat(fstatat(spot.directory(), &*spot.name, flags))
+                stat(fstatat(entry.directory(), &*entry.name, flags))
             }
             (Request::Stat { path }, _) => {
-                let spot = self.tree.follow(&path)?;
-                stat(fstatat(spot.directory(), &*spot.name, AtFlags::empty()))
+                let entry = self.tree.follow(&path)?;
+                stat(fstatat(entry.directory(), &*entry.name, AtFlags::empty()))
             }
             (Request::Setstat { path, attributes }, _) => {
                 attributes::set(&self.tree.follow(&path)?, &attributes).map(|()| ok())
@@ -159,36 +157,36 @@ impl Files {
             (Request::Remove { path }, _) => self.unlink(&path, UnlinkatFlags::NoRemoveDir),
             (Request::Rmdir { path }, _) => self.unlink(&path, UnlinkatFlags::RemoveDir),
             (Request::Mkdir { path, attributes }, _) => {
-                let wanted = attributes.permissions.unwrap_or(DEFAULT_DIRECTORY_MODE);
-                let spot = self.tree.spot(&path)?;
-                done(mkdirat(spot.directory(), &*spot.name, mode(wanted)))
+                let permissions = attributes.permissions.unwrap_or(DEFAULT_DIRECTORY_MODE);
+                let entry = self.tree.entry(&path)?;
+                done(mkdirat(entry.directory(), &*entry.name, mode(permissions)))
             }
             (Request::Realpath { path }, _) => Ok(Reply::Names {
                 names: listing::only(real_path(&self.tree, &path)?),
             }),
             (Request::Rename { from, to }, _) => {
-                let (from, to) = (self.tree.spot(&from)?, self.tree.spot(&to)?);
+                let (from, to) = (self.tree.entry(&from)?, self.tree.entry(&to)?);
                 done(rename_to_free(&from, &to))
             }
             (Request::Readlink { path }, _) => {
-                let spot = self.tree.spot(&path)?;
-                let target = readlinkat(spot.directory(), &*spot.name)?;
+                let entry = self.tree.entry(&path)?;
+                let target = readlinkat(entry.directory(), &*entry.name)?;
                 Ok(Reply::Names {
                     names: listing::only(target.into_vec()),
                 })
             }
-            // What a link says is not a path of ours: it stays as it is.
+            // The target of a link is stored as it is, also in a session with a root.
             (Request::Symlink { target, link }, _) => {
-                let spot = self.tree.spot(&link)?;
-                done(symlinkat(&*target, spot.directory(), &*spot.name))
+                let entry = self.tree.entry(&link)?;
+                done(symlinkat(&*target, entry.directory(), &*entry.name))
             }
             (Request::Init { .. }, _) => Err(SftpError::BadMessage("INIT comes once, and first")),
             _ => Err(SftpError::UnknownHandle),
         };
-        reply.map(Done::Reply)
+        reply.map(Outcome::Reply)
     }
 
-    fn open(&self, path: Bytes, flags: u32, wanted: &Attributes) -> Result<Open, SftpError> {
+    fn open(&self, path: Bytes, flags: u32, attributes: &Attributes) -> Result<Open, SftpError> {
         let has = |flag| flags & flag != 0;
         let mut bits = match (has(open_flags::READ), has(open_flags::WRITE)) {
             (true, true) => OFlag::O_RDWR,
@@ -201,11 +199,11 @@ impl Files {
         // Without CREATE, EXCLUSIVE means nothing, and the kernel would not define it either.
         let exclusive = has(open_flags::EXCLUSIVE) && has(open_flags::CREATE);
         bits.set(OFlag::O_EXCL, exclusive);
-        // A FIFO without a writer, or a terminal, must not keep anybody waiting.
+        // The open must not wait for the writer of a FIFO, or for a terminal.
         bits |= OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        let mode = mode(wanted.permissions.unwrap_or(DEFAULT_FILE_MODE));
+        let mode = mode(attributes.permissions.unwrap_or(DEFAULT_FILE_MODE));
         let file = File::from(self.tree.open(&path, bits, mode)?);
-        // What is only appended to needs no offsets.
+        // Appending needs no offsets.
         let appends_only = has(open_flags::APPEND) && bits.contains(OFlag::O_WRONLY);
         match fstat(&file)?.st_mode & libc::S_IFMT {
             libc::S_IFIFO if !appends_only => Err(SftpError::NoOffsets),
@@ -222,8 +220,8 @@ impl Files {
     }
 
     fn unlink(&self, path: &[u8], flag: UnlinkatFlags) -> Result<Reply, SftpError> {
-        let spot = self.tree.spot(path)?;
-        done(unlinkat(spot.directory(), &*spot.name, flag))
+        let entry = self.tree.entry(path)?;
+        done(unlinkat(entry.directory(), &*entry.name, flag))
     }
 }
 
@@ -246,84 +244,6 @@ fn changes(request: &Request) -> bool {
     }
 }
 
-/// Reads once. Nothing asked for is nothing read, at the end of the file as well, and of what cannot
-/// be read.
-///
-/// # Errors
-///
-/// [`SftpError::EndOfFile`] when there is nothing there, or what the kernel says.
-pub(super) fn read(
-    file: &File,
-    offset: u64,
-    length: u32,
-    data: &mut [u8],
-) -> Result<usize, SftpError> {
-    if length == 0 {
-        return match i64::try_from(offset) {
-            Ok(_) => Ok(0),
-            Err(_) => Err(Errno::EINVAL.into()),
-        };
-    }
-    let length = usize::try_from(length.min(MAX_DATA_BYTES)).unwrap_or(0);
-    let room = data.get_mut(..length).unwrap_or_default();
-    loop {
-        match file.read_at(room, offset) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Ok(0) => return Err(SftpError::EndOfFile),
-            other => return Ok(other?),
-        }
-    }
-}
-
-/// Writes everything.
-pub(super) fn write(open: &Open, offset: u64, data: &[u8]) -> Result<(), SftpError> {
-    let file = open.file()?;
-    write_all(data, |data, written| {
-        file.write_at(data, offset.saturating_add(written))
-    })
-}
-
-/// Writes everything to the end of a file, or into a pipe or a device, which may have to wait for its
-/// reader: then not longer than the session.
-fn append(mut file: &File, data: &[u8], ended: &AtomicBool) -> Result<(), SftpError> {
-    write_all(data, |data, _| {
-        loop {
-            match file.write(data) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                other => return other,
-            }
-            if ended.load(Ordering::Relaxed) {
-                return Err(io::ErrorKind::BrokenPipe.into());
-            }
-            let mut files = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
-            match poll(&mut files, WAIT_MILLISECONDS) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-    })
-}
-
-fn write_all(
-    data: &[u8],
-    mut write: impl FnMut(&[u8], u64) -> io::Result<usize>,
-) -> Result<(), SftpError> {
-    let mut written = 0;
-    loop {
-        let before = u64::try_from(written).unwrap_or(u64::MAX);
-        match write(&data[written..], before) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Ok(0) if written < data.len() => {
-                return Err(io::Error::from(io::ErrorKind::WriteZero).into());
-            }
-            other => written += other?,
-        }
-        if written == data.len() {
-            return Ok(());
-        }
-    }
-}
-
 fn close(open: Arc<Open>) -> Result<Reply, SftpError> {
     drop(open);
     Ok(ok())
@@ -332,7 +252,7 @@ fn close(open: Arc<Open>) -> Result<Reply, SftpError> {
 fn readdir(open: &Open) -> Result<Reply, SftpError> {
     match &open.kind {
         Kind::Directory(listing) => {
-            // Somebody who panicked has at worst lost some names.
+            // After a panic some names may be missing, no more.
             let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
             Ok(Reply::Names {
                 names: listing.next()?,
@@ -342,9 +262,9 @@ fn readdir(open: &Open) -> Result<Reply, SftpError> {
     }
 }
 
-/// Renames, but never over something: draft-02, section 6.5. Where the file system cannot do that
-/// in one step, a second name is given first, as OpenSSH does; what cannot have two is looked at.
-fn rename_to_free(from: &Spot<'_>, to: &Spot<'_>) -> nix::Result<()> {
+/// Renames, but replaces nothing: draft-02, section 6.5. Where the file system cannot do that in one
+/// step, this links and unlinks, as OpenSSH does; where it has no links either, it checks first.
+fn rename_to_free(from: &Entry<'_>, to: &Entry<'_>) -> nix::Result<()> {
     let (source, target) = (from.directory(), to.directory());
     let flags = RenameFlags::RENAME_NOREPLACE;
     match renameat2(source, &*from.name, target, &*to.name, flags) {
@@ -366,14 +286,14 @@ fn rename_to_free(from: &Spot<'_>, to: &Spot<'_>) -> nix::Result<()> {
     }
 }
 
-/// The attributes, or why there are none.
+/// An ATTRS reply.
 fn stat(stat: nix::Result<FileStat>) -> Result<Reply, SftpError> {
     Ok(Reply::Attributes {
         attributes: attributes::from_stat(&stat?),
     })
 }
 
-/// "It worked", or why not.
+/// The reply to a request without a result.
 pub(super) fn done(result: nix::Result<()>) -> Result<Reply, SftpError> {
     result?;
     Ok(ok())

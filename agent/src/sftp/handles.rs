@@ -1,4 +1,4 @@
-//! The open files and directories of a session, by the handles the client knows them by.
+//! The open files and directories of a session, by handle.
 
 use std::{
     collections::HashMap,
@@ -8,20 +8,20 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{SftpError, listing::Listing};
+use super::{SftpError, access::AccessSet, listing::Listing};
 use crate::defaults;
 
-/// Length of our handles.
+/// Length of a handle, in bytes.
 pub(super) const HANDLE_BYTES: usize = size_of::<u64>();
 
-/// Something open, and where it was found.
+/// An open file or directory, and the path it was opened by.
 #[derive(Debug)]
 pub(super) struct Open {
     pub(super) kind: Kind,
     pub(super) path: Bytes,
 }
 
-/// What is open.
+/// Kind of an open file.
 #[derive(Debug)]
 pub(super) enum Kind {
     File {
@@ -47,7 +47,7 @@ impl Open {
         }
     }
 
-    /// The file, if writes to it go where they say.
+    /// The file, unless every write goes to its end.
     pub(super) fn plain_file(&self) -> Option<&File> {
         match &self.kind {
             Kind::File {
@@ -70,44 +70,55 @@ impl Open {
     }
 }
 
-/// The table. Everything in it is closed when it is dropped, and not used any more.
+/// The open files that a request's handles stand for.
+#[derive(Debug)]
+pub(super) enum BoundHandles {
+    /// The request has no handle.
+    None,
+    /// A handle is reserved for what it opens.
+    Reserved,
+    One(Arc<Open>),
+    Two(Arc<Open>, Arc<Open>),
+}
+
+/// The handles of a session. Dropping them closes the files that no thread uses.
 #[derive(Debug, Default)]
 pub(super) struct Handles {
     open: HashMap<u64, Arc<Open>>,
     last: u64,
-    /// Places kept for what is being opened.
-    kept: usize,
+    /// Handles reserved for what is being opened.
+    reserved: usize,
 }
 
 impl Handles {
-    /// Keeps a place. Asked before anything is opened, so that a refusal creates no file.
+    /// Reserves a handle. Called before anything is opened, so that a refusal creates no file.
     ///
     /// # Errors
     ///
     /// [`SftpError::TooManyHandles`].
-    pub(super) fn keep_place(&mut self) -> Result<(), SftpError> {
-        if self.open.len() + self.kept < defaults::MAX_SFTP_HANDLES {
-            self.kept += 1;
+    pub(super) fn reserve(&mut self) -> Result<(), SftpError> {
+        if self.open.len() + self.reserved < defaults::MAX_SFTP_HANDLES {
+            self.reserved += 1;
             Ok(())
         } else {
             Err(SftpError::TooManyHandles)
         }
     }
 
-    /// Gives a kept place up.
-    pub(super) fn free_place(&mut self) {
-        self.kept = self.kept.saturating_sub(1);
+    /// Releases a reserved handle.
+    pub(super) fn release_reservation(&mut self) {
+        self.reserved = self.reserved.saturating_sub(1);
     }
 
-    /// Puts something in a kept place. A handle is never given out twice.
+    /// Uses a reserved handle. A handle is never given out twice.
     pub(super) fn insert(&mut self, open: Open) -> Bytes {
-        self.free_place();
+        self.release_reservation();
         self.last += 1;
         self.open.insert(self.last, Arc::new(open));
         Bytes::copy_from_slice(&self.last.to_be_bytes())
     }
 
-    /// Takes something out; it is closed when nobody uses it any more.
+    /// Removes a handle; the last user of the file closes it.
     pub(super) fn remove(&mut self, handle: &[u8]) -> Option<Arc<Open>> {
         self.open.remove(&number(handle)?)
     }
@@ -123,9 +134,29 @@ impl Handles {
             .cloned()
             .ok_or(SftpError::UnknownHandle)
     }
+
+    /// Adds a change of an open file to what a request uses. A file that is appended to changes as a
+    /// whole: where the write goes depends on those before it.
+    pub(super) fn add_write(
+        &self,
+        access: AccessSet,
+        handle: &[u8],
+        offset: u64,
+        length: u64,
+    ) -> AccessSet {
+        let (Some(number), Ok(open)) = (number(handle), self.find(handle)) else {
+            return access;
+        };
+        let path = Some(open.path.clone());
+        if open.appends() {
+            access.writes(number, 0, u64::MAX, path)
+        } else {
+            access.writes(number, offset, length, path)
+        }
+    }
 }
 
-/// The number in a handle, if it can be one of ours.
+/// The number in a handle, if it has the right length.
 pub(super) fn number(handle: &[u8]) -> Option<u64> {
     handle.try_into().map(u64::from_be_bytes).ok()
 }
@@ -165,18 +196,15 @@ mod tests {
     }
 
     #[test]
-    fn there_is_room_up_to_the_limit_and_what_is_being_opened_counts() {
+    fn handles_are_limited_and_reserved_ones_count() {
         let mut handles = Handles::default();
         for _ in 1..defaults::MAX_SFTP_HANDLES {
-            handles.keep_place().unwrap();
+            handles.reserve().unwrap();
             handles.insert(file());
         }
-        handles.keep_place().unwrap();
-        assert!(matches!(
-            handles.keep_place(),
-            Err(SftpError::TooManyHandles)
-        ));
-        handles.free_place();
-        handles.keep_place().unwrap();
+        handles.reserve().unwrap();
+        assert!(matches!(handles.reserve(), Err(SftpError::TooManyHandles)));
+        handles.release_reservation();
+        handles.reserve().unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! Frames, taken off a connection without copying them, and the replies that wait to go out.
+//! Frames, read from a connection without copying them, and the replies that are gathered meanwhile.
 
 use std::{
     io,
@@ -10,13 +10,13 @@ use bytes::{Bytes, BytesMut};
 use vsock_agent_protocol::sftp::{DecodeError, FrameHead, MAX_FRAME_BYTES, WriteHead};
 
 use super::{
+    SessionError,
     handles::HANDLE_BYTES,
-    session::{SessionError, lock},
-    stream::{Outgoing, Sink, Source},
+    stream::{Outgoing, Sink, Source, lock},
 };
 
-/// How much is read at a time beyond the frame that is needed, in bytes: what has arrived with it
-/// is done without another system call.
+/// How much is read at a time beyond the frame that is needed, in bytes: requests that arrived with
+/// it take no further system call.
 const READ_AHEAD_BYTES: usize = 64 * 1024;
 
 /// Size of a buffer, in bytes: the largest frame, and some that follow it.
@@ -25,48 +25,46 @@ const BUFFER_BYTES: usize = FrameHead::BYTES + MAX_FRAME_BYTES as usize + READ_A
 /// Size of the gathered replies, in bytes, at which they are sent without waiting for more.
 const GATHER_BYTES: usize = 64 * 1024;
 
-/// Data of a WRITE of which at least so many bytes are not here yet are read to where another thread
-/// writes them from, in bytes.
-const LANDED_BYTES: usize = 64 * 1024;
+/// A WRITE of which at least so many bytes were not read yet may be written behind.
+const MIN_WRITE_BEHIND_BYTES: usize = 64 * 1024;
 
-/// What is read at once behind data that landed, in bytes: the head of another WRITE, with one of
-/// our handles. Its data need not be copied then.
-const BEHIND_LANDED_BYTES: usize = FrameHead::BYTES + 1 + 4 + (4 + HANDLE_BYTES) + 8 + 4;
+/// Size of the head of a WRITE with one of our handles, in bytes. No more is read behind data that are
+/// written behind: the data of the next WRITE need not be copied then.
+const WRITE_HEAD_BYTES: usize = FrameHead::BYTES + 1 + 4 + (4 + HANDLE_BYTES) + 8 + 4;
 
 /// The right to read a session's next request. One thread has it at a time.
 #[derive(Debug)]
 pub(super) struct Input {
     source: Source,
-    /// Shared with the [`Frame`]s that somebody still works on.
+    /// Shared with the [`Frame`]s that are still in use.
     buffer: Arc<Vec<u8>>,
     filled: Range<usize>,
-    after_landing: bool,
-    /// Replies that were not sent yet, because more requests were there already.
+    after_write_behind: bool,
+    /// Encoded replies, gathered while more requests were there already.
     pub(super) replies: BytesMut,
 }
 
-/// What comes next.
+/// What was read.
 #[derive(Debug)]
 pub(super) enum Next {
     Frame(Frame),
-    /// A WRITE whose data are still to come: they are to be [read](Input::read_data), or
-    /// [with all of it](Input::read_begun).
-    Write(Begun),
+    /// The caller must read the rest: [its data](Input::read_data), or [the frame](Input::read_frame).
+    Write(PartialWrite),
 }
 
-/// A WRITE whose data are still to come.
+/// A WRITE whose data were not all read yet.
 #[derive(Debug)]
-pub(super) struct Begun {
+pub(super) struct PartialWrite {
     pub(super) id: u32,
     pub(super) handle: Bytes,
     pub(super) offset: u64,
     /// Length of its data, in bytes.
     pub(super) length: u32,
-    /// Bytes of them that are here, at the end of the buffer.
+    /// Bytes of them that were read, at the end of the buffer.
     here: usize,
 }
 
-/// The body of a frame, where it was read.
+/// The body of a frame, in the buffer that it was read to.
 #[derive(Debug)]
 pub(super) struct Frame {
     buffer: Arc<Vec<u8>>,
@@ -82,7 +80,7 @@ impl std::ops::Deref for Frame {
 }
 
 impl Input {
-    /// A new session's. `read_ahead` came before what `source` gives.
+    /// `read_ahead` came before what `source` gives.
     pub(super) fn new(source: Source, read_ahead: &[u8]) -> Self {
         let mut buffer = vec![0; BUFFER_BYTES.max(read_ahead.len())];
         buffer[..read_ahead.len()].copy_from_slice(read_ahead);
@@ -90,7 +88,7 @@ impl Input {
             source,
             buffer: Arc::new(buffer),
             filled: 0..read_ahead.len(),
-            after_landing: false,
+            after_write_behind: false,
             replies: BytesMut::new(),
         }
     }
@@ -100,7 +98,7 @@ impl Input {
     ///
     /// # Errors
     ///
-    /// Whatever makes the rest of the stream unreadable.
+    /// [`SessionError`]: the rest of the stream cannot be read.
     pub(super) fn next_frame(&mut self, sink: &Mutex<Sink>) -> Result<Option<Frame>, SessionError> {
         loop {
             match self.take_frame()? {
@@ -114,21 +112,21 @@ impl Input {
         }
     }
 
-    /// The same, but the data of a large WRITE may be left on the connection.
+    /// The same, but the data of a large WRITE may be left to be read.
     ///
     /// # Errors
     ///
-    /// Whatever makes the rest of the stream unreadable.
+    /// [`SessionError`]: the rest of the stream cannot be read.
     pub(super) fn next(&mut self, sink: &Mutex<Sink>) -> Result<Option<Next>, SessionError> {
         loop {
             match self.take_frame()? {
                 Ok(frame) => return Ok(Some(Next::Frame(frame))),
                 Err(missing) => {
-                    if missing >= LANDED_BYTES
-                        && let Some(begun) = self.begun()
+                    if missing >= MIN_WRITE_BEHIND_BYTES
+                        && let Some(partial) = self.partial_write()
                     {
                         self.flush(sink)?;
-                        return Ok(Some(Next::Write(begun)));
+                        return Ok(Some(Next::Write(partial)));
                     }
                     if !self.fill(missing, sink)? {
                         return Ok(None);
@@ -138,7 +136,7 @@ impl Input {
         }
     }
 
-    /// Reads what there is of the `missing` bytes. False when the client has closed the connection
+    /// Reads up to `missing` bytes, or more. False when the client has closed the connection
     /// between two frames.
     fn fill(&mut self, missing: usize, sink: &Mutex<Sink>) -> Result<bool, SessionError> {
         self.flush(sink)?;
@@ -158,13 +156,13 @@ impl Input {
         Ok(true)
     }
 
-    /// The large WRITE that has begun.
-    fn begun(&self) -> Option<Begun> {
+    /// The WRITE at the front of the buffer, if it is one.
+    fn partial_write(&self) -> Option<PartialWrite> {
         let there = &self.buffer[self.filled.clone()];
         let (head, front) = there.split_first_chunk()?;
         let body = FrameHead::parse(*head).ok()?.body_bytes;
         let (head, here) = WriteHead::decode(front, usize::try_from(body).ok()?)?;
-        Some(Begun {
+        Some(PartialWrite {
             id: head.id,
             handle: Bytes::copy_from_slice(head.handle),
             offset: head.offset,
@@ -173,32 +171,32 @@ impl Input {
         })
     }
 
-    /// Reads a WRITE that has begun whole.
+    /// Reads the rest of a WRITE, and gives its frame.
     ///
     /// # Errors
     ///
-    /// Whatever makes the rest of the stream unreadable.
-    pub(super) fn read_begun(&mut self, sink: &Mutex<Sink>) -> Result<Frame, SessionError> {
+    /// [`SessionError`]: the rest of the stream cannot be read.
+    pub(super) fn read_frame(&mut self, sink: &Mutex<Sink>) -> Result<Frame, SessionError> {
         let frame = self.next_frame(sink)?;
         frame.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof).into())
     }
 
-    /// Reads the data of a WRITE that has begun; `data` is as long as they are.
+    /// Reads the data of a WRITE into `data`, which has their length.
     ///
     /// # Errors
     ///
-    /// Whatever makes the rest of the stream unreadable.
+    /// [`SessionError`]: the rest of the stream cannot be read.
     pub(super) fn read_data(
         &mut self,
-        begun: &Begun,
+        partial: &PartialWrite,
         data: &mut [u8],
         sink: &Mutex<Sink>,
     ) -> Result<(), SessionError> {
-        let here = &self.buffer[self.filled.end - begun.here..self.filled.end];
+        let here = &self.buffer[self.filled.end - partial.here..self.filled.end];
         data[..here.len()].copy_from_slice(here);
         self.filled = 0..0;
-        self.after_landing = true;
-        let mut filled = begun.here;
+        self.after_write_behind = true;
+        let mut filled = partial.here;
         while filled < data.len() {
             match self.source.read(&mut data[filled..], sink)? {
                 0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
@@ -208,7 +206,7 @@ impl Input {
         Ok(())
     }
 
-    /// Takes a whole frame off the front, or tells how many bytes are missing to one.
+    /// Takes a whole frame off the front, or returns how many bytes are missing.
     fn take_frame(&mut self) -> Result<Result<Frame, usize>, DecodeError> {
         let there = &self.buffer[self.filled.clone()];
         let Some(head) = there.first_chunk() else {
@@ -228,11 +226,11 @@ impl Input {
         }))
     }
 
-    /// Where to read to: room for `missing` bytes at least, in a buffer nobody else looks at.
+    /// Where to read to: at least `missing` bytes, in a buffer that no frame uses.
     fn make_room(&mut self, missing: usize) -> Range<usize> {
         let there = self.filled.len();
         match Arc::get_mut(&mut self.buffer) {
-            // A frame is still worked on by who is late.
+            // A frame in it is still in use by a former leader.
             None => {
                 let mut buffer = vec![0; BUFFER_BYTES];
                 buffer[..there].copy_from_slice(&self.buffer[self.filled.clone()]);
@@ -245,9 +243,9 @@ impl Input {
             }
             Some(_) => {}
         }
-        // A large frame is read as it is: what follows it would have to be moved.
-        let wanted = if std::mem::take(&mut self.after_landing) {
-            missing.max(BEHIND_LANDED_BYTES)
+        // Of a large frame, no more than its end is read: what follows would have to be moved.
+        let wanted = if std::mem::take(&mut self.after_write_behind) {
+            missing.max(WRITE_HEAD_BYTES)
         } else {
             missing.max(READ_AHEAD_BYTES)
         };
@@ -259,7 +257,7 @@ impl Input {
     ///
     /// # Errors
     ///
-    /// What the connection says.
+    /// As [`Sink::write`].
     pub(super) fn flush(&mut self, sink: &Mutex<Sink>) -> io::Result<()> {
         self.send(Outgoing::EMPTY, sink)
     }
@@ -268,7 +266,7 @@ impl Input {
     ///
     /// # Errors
     ///
-    /// What the connection says.
+    /// As [`Sink::write`].
     pub(super) fn flush_if_many(&mut self, sink: &Mutex<Sink>) -> io::Result<()> {
         if self.replies.len() < GATHER_BYTES {
             Ok(())
@@ -281,7 +279,7 @@ impl Input {
     ///
     /// # Errors
     ///
-    /// What the connection says.
+    /// As [`Sink::write`].
     pub(super) fn send(&mut self, last: Outgoing<'_>, sink: &Mutex<Sink>) -> io::Result<()> {
         if !self.replies.is_empty() || !last.bytes.is_empty() {
             lock(sink).write(&self.replies, last)?;
@@ -292,7 +290,7 @@ impl Input {
 }
 
 fn writable(buffer: &mut Arc<Vec<u8>>) -> io::Result<&mut [u8]> {
-    // `make_room` has just seen to it.
+    // `make_room` has just replaced a shared buffer.
     Arc::get_mut(buffer)
         .map(Vec::as_mut_slice)
         .ok_or_else(|| io::Error::other("the buffer is in use"))

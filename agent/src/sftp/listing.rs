@@ -1,4 +1,4 @@
-//! A directory, listed a piece at a time in constant memory.
+//! Listing a directory in pieces, in constant memory.
 
 use std::{fmt::Write as _, os::fd::OwnedFd};
 
@@ -13,7 +13,7 @@ use vsock_agent_protocol::sftp::{Attributes, Name, mode_text};
 
 use super::{SftpError, attributes, tree::Tree};
 
-/// Most names in one reply: OpenSSH's figure (`process_readdir`).
+/// Most names in one reply, as OpenSSH (`process_readdir`).
 const MAX_NAMES: usize = 100;
 
 /// Names stop being added to a reply at this size, in bytes, so that it fits in a frame: a name is
@@ -27,7 +27,7 @@ const RECENT_SECONDS: i64 = 15_778_476;
 /// An open directory.
 #[derive(Debug)]
 pub(super) struct Listing {
-    /// The directory once more: its entries are looked at from there, wherever it is moved.
+    /// A second descriptor, for `fstatat(2)` of the entries, wherever the directory is moved.
     directory: OwnedFd,
     entries: OwningIter,
 }
@@ -37,7 +37,7 @@ impl Listing {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The errno of `open(2)`.
     pub(super) fn open(tree: &Tree, path: &[u8]) -> Result<Self, SftpError> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NONBLOCK;
         let directory = tree.open(path, flags, Mode::empty())?;
@@ -73,7 +73,7 @@ impl Listing {
     }
 }
 
-/// One entry. Of a file that is gone by now only the name is known.
+/// One entry; only its name if the file is gone by now.
 fn entry(name: Bytes, stat: Option<&FileStat>, now: i64) -> Name {
     match stat {
         Some(stat) => Name {
@@ -89,7 +89,7 @@ fn entry(name: Bytes, stat: Option<&FileStat>, now: i64) -> Name {
     }
 }
 
-/// The one path that REALPATH and READLINK answer, without attributes.
+/// The reply to REALPATH and READLINK: one path without attributes.
 pub(super) fn only(path: Vec<u8>) -> Vec<Name> {
     let name = Bytes::from(path);
     vec![Name {
@@ -99,8 +99,8 @@ pub(super) fn only(path: Vec<u8>) -> Vec<Name> {
     }]
 }
 
-/// A line like that of `ls -l`. Control characters in the name become `?`: a person reads it, and
-/// programs take the name itself.
+/// A line like that of `ls -l`. Control characters in the name become `?`: the line is for
+/// people, programs use the name itself.
 fn long_name(name: &[u8], stat: &FileStat, now: i64) -> Vec<u8> {
     let mut line = String::new();
     // Writing to a string does not fail.
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_nobody_can_write_is_not_a_panic() {
+    fn a_date_out_of_range_is_a_question_mark() {
         assert_eq!(date(9_000_000_000_000, 0), "           ?");
     }
 

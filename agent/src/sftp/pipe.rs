@@ -1,4 +1,4 @@
-//! A pipe through which the kernel lends pages of a file to a connection.
+//! A pipe through which pages of a file are spliced to a connection.
 
 use std::{
     fs::File,
@@ -14,8 +14,8 @@ use nix::{
 };
 use vsock_agent_protocol::sftp::MAX_DATA_BYTES;
 
-/// Size of the pipe, in bytes: room for the pages of the largest READ, which need not start with
-/// one. The kernel makes a power of two of it.
+/// Size of the pipe, in bytes: holds the pages of the largest READ, which need not start at a page.
+/// The kernel rounds it up to a power of two.
 const PIPE_BYTES: c_int = MAX_DATA_BYTES.cast_signed() + 64 * 1024;
 
 /// A pipe, and how much is in it.
@@ -31,7 +31,7 @@ impl Pipe {
     ///
     /// # Errors
     ///
-    /// What the kernel says, also when a user may not have pipes of this size.
+    /// `EMFILE` or `ENFILE`; `EPERM` when the user may not have pipes of this size.
     pub(super) fn new() -> io::Result<Self> {
         let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
         fcntl(&write, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES))?;
@@ -52,8 +52,8 @@ impl Pipe {
     ///
     /// # Errors
     ///
-    /// What the kernel says when it gives nothing: [`Errno::EINVAL`] for a file whose pages it
-    /// cannot lend.
+    /// The errno of `splice(2)` when nothing was read: [`Errno::EINVAL`] for a file that it cannot
+    /// splice.
     pub(super) fn fill(&mut self, file: &File, offset: u64, length: u32) -> Result<usize, Errno> {
         let mut at = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
         let length = usize::try_from(length.min(MAX_DATA_BYTES)).unwrap_or(0);
@@ -75,7 +75,7 @@ impl Pipe {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The errno of `splice(2)`.
     pub(super) fn empty_into(&mut self, target: impl AsFd) -> io::Result<()> {
         while self.held > 0 {
             let flags = SpliceFFlags::SPLICE_F_MOVE;

@@ -1,5 +1,5 @@
-//! What goes over whole ranges of files: copying, hashing, and looking for holes. Each may take
-//! long, and stops when its session has ended.
+//! Requests for ranges of files: copying, hashing, and finding holes. Copying and hashing may take
+//! long, and stop when their session has ended.
 
 use std::{
     fs::File,
@@ -21,40 +21,41 @@ use vsock_agent_protocol::sftp::extension::{CopyData, HashRange, Holes, MAX_HOLE
 
 use super::{SftpError, handles::Open};
 
-/// Size of one step, in bytes, after which it is seen whether anybody still waits.
+/// Size of one step, in bytes. Before each, the end of the session is checked.
 const STEP_BYTES: usize = 128 * 1024;
 
-/// Size of one step where the kernel does the work, in bytes.
+/// Size of one step of `copy_file_range(2)`, in bytes.
 const KERNEL_STEP_BYTES: usize = 16 * 1024 * 1024;
 
-/// Steps of OpenSSH's own copy, in bytes (`process_extended_copy_data`, `sftp-server.c`).
+/// Size of one step in OpenSSH's server, in bytes (`process_extended_copy_data`, `sftp-server.c`).
 const OPENSSH_STEP_BYTES: u64 = 64 * 1024;
 
 /// Copies from one open file to another, a length of 0 up to the end.
 ///
 /// # Errors
 ///
-/// [`SftpError::EndOfFile`] when there is less than was asked for, by more than OpenSSH lets pass.
+/// [`SftpError::EndOfFile`] when the source ends before the range does, as far as OpenSSH's server
+/// notices.
 pub(super) fn copy(
-    wanted: &CopyData,
+    request: &CopyData,
     from: &Open,
     to: &Open,
     ended: &AtomicBool,
 ) -> Result<(), SftpError> {
     let (source, target) = (from.file()?, to.file()?);
-    // OpenSSH compares handles and paths. Another name of the same file is as bad: what is read to
-    // its end would be appended to for ever.
+    // OpenSSH compares handles and paths. Two names of one file are refused too: a copy to the end
+    // that appends to its own source would never end.
     let (here, there) = (fstat(source)?, fstat(target)?);
     if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) {
         return Err(SftpError::SameFile);
     }
-    let mut at = offset(wanted.from_offset)?;
+    let mut at = offset(request.from_offset)?;
     let mut into = if to.appends() {
         None
     } else {
-        Some(offset(wanted.to_offset)?)
+        Some(offset(request.to_offset)?)
     };
-    let length = match wanted.length {
+    let length = match request.length {
         0 => u64::MAX,
         length => length,
     };
@@ -68,8 +69,8 @@ pub(super) fn copy(
                 let most = most.min(KERNEL_STEP_BYTES);
                 match copy_file_range(source, Some(&mut at), target, Some(into), most) {
                     Err(Errno::EINTR) => continue,
-                    // Two file systems, a file of the kernel's own, an old kernel. A file of
-                    // `/proc` seems to be empty.
+                    // Two file systems, a special file system, an old kernel. A file of `/proc`
+                    // reads as empty.
                     Err(Errno::EXDEV | Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP)
                     | Ok(0) => {
                         by_kernel = false;
@@ -81,7 +82,7 @@ pub(super) fn copy(
             _ => copy_step(source, &mut at, target, into.as_mut(), most.min(STEP_BYTES))?,
         };
         if copied == 0 {
-            return end_of_copy(wanted.length, length - left);
+            return end_of_copy(request.length, length - left);
         }
         left = left.saturating_sub(u64::try_from(copied).unwrap_or(u64::MAX));
     }
@@ -119,7 +120,7 @@ fn end_of_copy(wanted: u64, copied: u64) -> Result<(), SftpError> {
     }
 }
 
-/// Hashes what there is of a range.
+/// Hashes a range, up to the end of the file.
 ///
 /// # Errors
 ///
@@ -129,7 +130,7 @@ pub(super) fn hash(
     file: &File,
     ended: &AtomicBool,
 ) -> Result<RangeHash, SftpError> {
-    // A file that is open for writing only is opened once more, with the same user's rights.
+    // A file that is open for writing only is opened again, with the rights of this user.
     let again = format!("/proc/self/fd/{}", file.as_raw_fd());
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let again = open(again.as_str(), flags, Mode::empty()).map(File::from);
@@ -157,11 +158,11 @@ pub(super) fn hash(
     })
 }
 
-/// Finds holes from `start` on. A file system that does not know of holes has none.
+/// Finds holes from `start` on. There are none on a file system without `SEEK_HOLE`.
 ///
 /// # Errors
 ///
-/// What the kernel says.
+/// The errno of `fstat(2)` or `lseek(2)`.
 pub(super) fn holes(start: u64, file: &File) -> Result<Holes, SftpError> {
     let size = u64::try_from(fstat(file)?.st_size).unwrap_or(0);
     let mut map = Holes {
@@ -186,12 +187,12 @@ pub(super) fn holes(start: u64, file: &File) -> Result<Holes, SftpError> {
     Ok(map)
 }
 
-/// `None` when there is no more of it.
+/// `None` when there is none from there on.
 fn seek(file: &File, from: u64, what: Whence) -> nix::Result<Option<u64>> {
     let from = i64::try_from(from).map_err(|_| Errno::EINVAL)?;
     match lseek(file.as_fd(), from, what) {
         Ok(at) => Ok(u64::try_from(at).ok()),
-        // No more of it, or a file of the kernel's own that cannot be asked.
+        // None left, or a special file that does not support it.
         Err(Errno::ENXIO | Errno::EINVAL) => Ok(None),
         Err(errno) => Err(errno),
     }

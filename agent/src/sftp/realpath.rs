@@ -1,5 +1,5 @@
-//! A path without links and dots, by OpenSSH's rules (`sftp_realpath`, `sftp-realpath.c`): the last
-//! part need not exist, and `..` takes off what is before it.
+//! Canonical paths, by OpenSSH's rules (`sftp_realpath`, `sftp-realpath.c`): the last component need
+//! not exist, and `..` removes the component before it.
 
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
@@ -11,20 +11,19 @@ use nix::{
 
 use super::{attributes, tree::Tree};
 
-/// Most links on the way (`MAXSYMLINKS`, `sys/param.h`).
+/// Most symbolic links in a path (`MAXSYMLINKS`, `sys/param.h`).
 const MAX_LINKS: usize = 20;
 
 /// Longest path, in bytes, with the NUL at its end (`PATH_MAX`, Linux `include/uapi/linux/limits.h`).
 const MAX_PATH_BYTES: usize = 4096;
 
-/// Makes a path absolute and plain. A relative one starts at the tree's home.
+/// The canonical form of a path. A relative one starts at the tree's home.
 ///
 /// # Errors
 ///
-/// What the kernel says of a part that is not the last one, `ELOOP` after too many links,
-/// `ENAMETOOLONG`.
+/// Errnos of components before the last one, `ELOOP` after [`MAX_LINKS`], `ENAMETOOLONG`.
 pub(super) fn real_path(tree: &Tree, path: &[u8]) -> nix::Result<Vec<u8>> {
-    // No system call takes it, and no other request.
+    // No system call takes it, nor does any other request.
     if path.len() >= MAX_PATH_BYTES {
         return Err(Errno::ENAMETOOLONG);
     }
@@ -55,12 +54,12 @@ pub(super) fn real_path(tree: &Tree, path: &[u8]) -> nix::Result<Vec<u8>> {
             real.push(b'/');
         }
         real.extend_from_slice(&part);
-        let spot = match tree.spot(&real) {
+        let entry = match tree.entry(&real) {
             Err(Errno::ENOENT) if is_last => return Ok(real),
             other => other?,
         };
         let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
-        let stat = match fstatat(spot.directory(), &*spot.name, flags) {
+        let stat = match fstatat(entry.directory(), &*entry.name, flags) {
             Err(Errno::ENOENT) if is_last => return Ok(real),
             other => other?,
         };
@@ -71,7 +70,7 @@ pub(super) fn real_path(tree: &Tree, path: &[u8]) -> nix::Result<Vec<u8>> {
         if links > MAX_LINKS {
             return Err(Errno::ELOOP);
         }
-        let mut target = readlinkat(spot.directory(), &*spot.name)?.into_vec();
+        let mut target = readlinkat(entry.directory(), &*entry.name)?.into_vec();
         go_up(&mut real);
         if target.starts_with(b"/") {
             real = b"/".to_vec();
@@ -88,7 +87,7 @@ pub(super) fn real_path(tree: &Tree, path: &[u8]) -> nix::Result<Vec<u8>> {
     Ok(real)
 }
 
-/// Takes the last part off.
+/// Removes the last component.
 fn go_up(path: &mut Vec<u8>) {
     if path.len() > 1 && path.ends_with(b"/") {
         path.pop();
@@ -104,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_made_plain_as_openssh_does() {
+    fn paths_are_canonicalized_as_openssh_does() {
         let folder = std::env::temp_dir().join(format!("agent-realpath-{}", std::process::id()));
         fs::create_dir_all(folder.join("d")).unwrap();
         let folder = folder.canonicalize().unwrap();

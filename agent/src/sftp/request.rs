@@ -1,111 +1,97 @@
-//! A frame as something to do: what it asks for, what it uses, and the open files it means.
-
-use std::sync::Arc;
+//! A parsed request: what it does, which files and paths it uses, and its handles.
 
 use bytes::Bytes;
 use vsock_agent_protocol::sftp::{DataRequest, DecodeError, Request, open_flags};
 
 use super::{
     SftpError,
+    access::AccessSet,
     extension::Extension,
-    handles::{Handles, Open, number},
-    input::Begun,
-    order::Claim,
+    handles::{BoundHandles, Handles, number},
 };
 
-/// What one frame asks for.
+/// The request in a frame.
 #[derive(Debug)]
-pub(super) enum Wanted<'a> {
-    /// READ and WRITE, in place.
+pub(super) enum ParsedRequest<'a> {
+    /// READ and WRITE, which borrow from the frame.
     Data(DataRequest<'a>),
     Plain(Request),
     Extension(Extension),
-    /// It makes no sense, and its sender can be told.
-    Nonsense(SftpError),
+    /// It is malformed or unknown, and is answered with this error.
+    Invalid(SftpError),
 }
 
-/// What a request's handles stand for.
-#[derive(Debug)]
-pub(super) enum Bound {
-    /// It has none.
-    Nothing,
-    /// A place is kept for what it opens.
-    Place,
-    One(Arc<Open>),
-    Two(Arc<Open>, Arc<Open>),
-}
-
-/// Reads a frame: the id, and what is wanted.
+/// Decodes a frame: its id and its request.
 ///
 /// # Errors
 ///
-/// [`DecodeError`] when nobody could be told what it was about.
-pub(super) fn decode(frame: &[u8]) -> Result<(u32, Wanted<'_>), DecodeError> {
+/// [`DecodeError`] when the frame has no id that could be answered.
+pub(super) fn decode(frame: &[u8]) -> Result<(u32, ParsedRequest<'_>), DecodeError> {
     if let Some((id, data)) = DataRequest::decode(frame) {
-        return Ok((id, Wanted::Data(data)));
+        return Ok((id, ParsedRequest::Data(data)));
     }
     Ok(match Request::decode(Bytes::copy_from_slice(frame)) {
         Ok((id, Request::Extended { name, data })) => match Extension::decode(&name, data) {
-            Ok(extension) => (id, Wanted::Extension(extension)),
-            Err(error) => (id, Wanted::Nonsense(error)),
+            Ok(extension) => (id, ParsedRequest::Extension(extension)),
+            Err(error) => (id, ParsedRequest::Invalid(error)),
         },
-        Ok((id, request)) => (id, Wanted::Plain(request)),
+        Ok((id, request)) => (id, ParsedRequest::Plain(request)),
         Err(DecodeError::UnknownType { id: Some(id), .. }) => {
-            (id, Wanted::Nonsense(SftpError::Unsupported))
+            (id, ParsedRequest::Invalid(SftpError::Unsupported))
         }
         Err(DecodeError::Malformed { id: Some(id), .. }) => {
             let error = SftpError::BadMessage("the request is malformed");
-            (id, Wanted::Nonsense(error))
+            (id, ParsedRequest::Invalid(error))
         }
         Err(error) => return Err(error),
     })
 }
 
-impl Wanted<'_> {
-    /// What it uses. Handles that stand for nothing use nothing.
-    pub(super) fn claim(&self, handles: &Handles) -> Claim {
+impl ParsedRequest<'_> {
+    /// What it uses. An unknown handle uses nothing.
+    pub(super) fn access(&self, handles: &Handles) -> AccessSet {
         let whole = |handle: &Bytes| match number(handle) {
-            Some(number) => Claim::default().reads(number, 0, u64::MAX),
-            None => Claim::default(),
+            Some(number) => AccessSet::default().reads(number, 0, u64::MAX),
+            None => AccessSet::default(),
         };
         match self {
-            Self::Nonsense(_) => Claim::default(),
-            Self::Data(request) => data_claim(request, handles),
-            Self::Extension(extension) => extension.claim(handles),
+            Self::Invalid(_) => AccessSet::default(),
+            Self::Data(request) => data_access(request, handles),
+            Self::Extension(extension) => extension.access(handles),
             Self::Plain(request) => match request {
                 // READ, WRITE and EXTENDED are the other two kinds.
                 Request::Init { .. }
                 | Request::Extended { .. }
                 | Request::Read { .. }
-                | Request::Write { .. } => Claim::default(),
+                | Request::Write { .. } => AccessSet::default(),
                 Request::Fstat { handle } => whole(handle),
                 Request::Fsetstat { handle, .. }
                 | Request::Close { handle }
                 | Request::Readdir { handle } => {
-                    writes(Claim::default(), handle, 0, u64::MAX, handles)
+                    handles.add_write(AccessSet::default(), handle, 0, u64::MAX)
                 }
                 Request::Open { path, flags, .. } => {
                     match flags & (open_flags::CREATE | open_flags::TRUNCATE) {
-                        0 => Claim::looks_at(path),
-                        _ => Claim::changes(path, None),
+                        0 => AccessSet::reads_path(path),
+                        _ => AccessSet::changes(path, None),
                     }
                 }
                 Request::Opendir { path }
                 | Request::Lstat { path }
                 | Request::Stat { path }
                 | Request::Realpath { path }
-                | Request::Readlink { path } => Claim::looks_at(path),
+                | Request::Readlink { path } => AccessSet::reads_path(path),
                 Request::Setstat { path, .. }
                 | Request::Remove { path }
                 | Request::Mkdir { path, .. }
                 | Request::Rmdir { path }
-                | Request::Symlink { link: path, .. } => Claim::changes(path, None),
-                Request::Rename { from, to } => Claim::changes(from, Some(to)),
+                | Request::Symlink { link: path, .. } => AccessSet::changes(path, None),
+                Request::Rename { from, to } => AccessSet::changes(from, Some(to)),
             },
         }
     }
 
-    /// Whether it opens something.
+    /// Whether its reply gives a handle.
     pub(super) fn opens(&self) -> bool {
         match self {
             Self::Plain(request) => {
@@ -116,53 +102,45 @@ impl Wanted<'_> {
         }
     }
 
-    /// Looks its handles up. CLOSE takes its own out of the table here, and what opens something
-    /// keeps a place, which must be used or given up.
+    /// Looks its handles up. CLOSE removes its handle here, and a request that opens something reserves
+    /// one, which must be used or released.
     ///
     /// # Errors
     ///
-    /// When a handle is not known, or too many are.
-    pub(super) fn bind(&self, handles: &mut Handles) -> Result<Bound, SftpError> {
+    /// [`SftpError::UnknownHandle`], [`SftpError::ClosedHandle`], [`SftpError::TooManyHandles`].
+    pub(super) fn bind(&self, handles: &mut Handles) -> Result<BoundHandles, SftpError> {
         match self {
             Self::Data(DataRequest::Read { handle, .. } | DataRequest::Write { handle, .. }) => {
-                handles.find(handle).map(Bound::One)
+                handles.find(handle).map(BoundHandles::One)
             }
             Self::Plain(request) => match request {
                 Request::Fstat { handle }
                 | Request::Fsetstat { handle, .. }
-                | Request::Readdir { handle } => handles.find(handle).map(Bound::One),
+                | Request::Readdir { handle } => handles.find(handle).map(BoundHandles::One),
                 Request::Close { handle } => {
                     let open = handles.remove(handle).ok_or(SftpError::ClosedHandle);
-                    open.map(Bound::One)
+                    open.map(BoundHandles::One)
                 }
                 Request::Open { .. } | Request::Opendir { .. } => {
-                    handles.keep_place().map(|()| Bound::Place)
+                    handles.reserve().map(|()| BoundHandles::Reserved)
                 }
-                _ => Ok(Bound::Nothing),
+                _ => Ok(BoundHandles::None),
             },
             Self::Extension(extension) => extension.bind(handles),
-            Self::Nonsense(_) => Ok(Bound::Nothing),
+            Self::Invalid(_) => Ok(BoundHandles::None),
         }
     }
 }
 
-impl Begun {
-    /// What it uses.
-    pub(super) fn claim(&self, handles: &Handles) -> Claim {
-        let (handle, length) = (&self.handle, self.length.into());
-        writes(Claim::default(), handle, self.offset, length, handles)
-    }
-}
-
-fn data_claim(request: &DataRequest<'_>, handles: &Handles) -> Claim {
+fn data_access(request: &DataRequest<'_>, handles: &Handles) -> AccessSet {
     match *request {
         DataRequest::Read {
             handle,
             offset,
             length,
         } => match number(handle) {
-            Some(number) => Claim::default().reads(number, offset, length.into()),
-            None => Claim::default(),
+            Some(number) => AccessSet::default().reads(number, offset, length.into()),
+            None => AccessSet::default(),
         },
         DataRequest::Write {
             handle,
@@ -170,27 +148,7 @@ fn data_claim(request: &DataRequest<'_>, handles: &Handles) -> Claim {
             data,
         } => {
             let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
-            writes(Claim::default(), handle, offset, length, handles)
+            handles.add_write(AccessSet::default(), handle, offset, length)
         }
-    }
-}
-
-/// Adds a change of an open file. One that is appended to changes as a whole: where the write goes
-/// depends on those before it.
-pub(super) fn writes(
-    claim: Claim,
-    handle: &[u8],
-    offset: u64,
-    length: u64,
-    handles: &Handles,
-) -> Claim {
-    let (Some(number), Ok(open)) = (number(handle), handles.find(handle)) else {
-        return claim;
-    };
-    let path = Some(open.path.clone());
-    if open.appends() {
-        claim.writes(number, 0, u64::MAX, path)
-    } else {
-        claim.writes(number, offset, length, path)
     }
 }

@@ -1,36 +1,55 @@
-//! A session: frames in, replies out, on threads of its own.
+//! An SFTP session: requests in, replies out, on threads of its own.
 //!
-//! One thread at a time is the *leader*: it has the [`Input`], reads a request, does it, and
-//! replies, without handing anything to anybody. While it does a request it leaves the input on
-//! the table. A *watcher* looks at the table while there is work, and takes the input of a leader
-//! that is late: it leads from then on, and the late one sends its reply whenever it has it. So
-//! what is quick runs as in a serial server, and what is slow delays only itself and what must
-//! come after it ([`super::order`]).
+//! The threads follow the Leader/Followers pattern. The *leader* owns the [`Input`]: it reads a
+//! request, runs it, and replies, without handing it to another thread. While it runs a request, it
+//! leaves the input in the [`State`]. One follower, the *watcher*, looks at the state while there is
+//! work. If the leader is late, the watcher takes the input and becomes the leader; the former one
+//! replies when it is done. So fast requests run as in a serial server, and a slow one delays only
+//! itself and the requests that must come after it ([`super::scheduler`]).
 //!
 //! ```text
-//!            reads, does, replies          late: the watcher takes the input
-//! leader ◄──────────────────────► leader ────────────────────────────────► works on
-//!    ▲                                                                        │ done
-//!    └── takes the input of a late one ── watcher ◄── spare ◄─────────────────┘
-//!                                                       └─ not needed: ends
+//!         reads, runs, replies           late: the watcher takes the input
+//! leader ◄────────────────────► leader ─────────────────────────────────────► still running
+//!    ▲                                                                             │ done
+//!    └── takes the input of a late leader ── watcher ◄── idle follower ◄───────────┘
+//!                                                              └─ not needed: exits
 //! ```
 //!
-//! The data of large WRITEs are written by another thread than the one that reads them ([`land`]).
+//! The data of large WRITEs are written by another thread than the one that reads them
+//! ([`write_behind`]). The limits that one WRITE passes, in order:
 //!
-//! Whatever is wrong with the stream itself, a read error, an over-long frame, an end in the
-//! middle of one, ends the session: what follows could not be told from the contents of a file.
-//! What is wrong with one request is answered with its id.
+//! ```text
+//! frame             at most MAX_FRAME_BYTES, else the session ends
+//!   │ at least MIN_WRITE_BEHIND_BYTES of it not read yet?   no ──────────────────────┐
+//!   ▼                                                                                │
+//! write-behind      no more than MAX_DATA_BYTES, session may write, file with        │
+//!   │               offsets, the same file as the queue, no conflict with requests   │
+//!   │               outside the queue                       no ──► frame is read ────┤
+//!   │ a free one of BUFFERS within BUFFER_TIMEOUT; with a   no ──► frame is read ────┤
+//!   │ queue also: Budget (MAX_SFTP_WAITING_BYTES, all sessions)                      │
+//!   ▼                                                                                ▼
+//! queued, written by one thread                                                  scheduler
+//!                                                            no conflict, handle  │  │ else
+//!                     run by the leader, or later by one of  ◄────────────────────┘  ▼
+//!                     MAX_SFTP_WORKERS; of them              ◄──────────────────  waits
+//!                     MAX_SFTP_WORKERS_OF_HANDLE per handle                          │
+//!                                        leader stops reading at MAX_SFTP_WAITING requests,
+//!                                        MAX_SFTP_SESSION_WAITING_BYTES, or a spent Budget
+//! ```
+//!
+//! An error of the stream itself (a read error, a frame that is too long, an end inside a frame) ends
+//! the session, because what follows cannot be told from the contents of a file. An error of one
+//! request is answered with its id.
 
-mod desk;
-mod land;
-mod lead;
-mod pool;
+mod followers;
+mod leader;
+mod write_behind;
 
 use std::{
     io,
     path::Path,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
@@ -39,94 +58,74 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use vsock_agent_protocol::sftp::{
-    DecodeError, Reply, Request, SessionOptions, VERSION,
+    Reply, Request, SessionOptions, VERSION,
     extension::{OpenedPart, SESSION},
 };
 
-use self::land::Landings;
-
-pub(super) use self::desk::Desk;
+use self::{followers::Followers, write_behind::WriteBehind};
 use super::{
-    SftpError,
+    SessionError, SftpError,
     extension::ADVERTISED,
-    files::{Done, Files},
+    files::{Files, Outcome},
     handles::Handles,
     input::Input,
-    order::Order,
-    request::{Wanted, decode},
-    stream::{Channel, Closer, Outgoing, Sink},
+    read_buffer::ReadBuffer,
+    request::{ParsedRequest, decode},
+    scheduler::Scheduler,
+    stream::{Channel, Closer, Outgoing, Sink, lock},
     tree::Tree,
 };
 use crate::defaults;
 
-/// Stack of a thread, in bytes: the deepest calls hash, and take more than half of it where the
-/// compiler does not optimise. What is not used costs no memory.
+/// Stack of a thread, in bytes: the deepest calls hash, and take more than half of it in builds
+/// without optimization. Unused stack takes no memory.
 const STACK_BYTES: usize = 1024 * 1024;
-
-/// Why a session ended before its client wanted.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SessionError {
-    #[error("the connection failed")]
-    Io(#[from] io::Error),
-    #[error("the client does not speak SFTP")]
-    Decode(#[from] DecodeError),
-    #[error("the client did not start with INIT")]
-    NoInit,
-    #[error("a thread panicked")]
-    Panic,
-}
 
 /// Bytes of requests that wait, in all sessions together.
 #[derive(Debug, Default)]
 pub(crate) struct Budget(AtomicUsize);
 
-/// A running session. It goes on without this; [`Session::stop`] ends it.
+/// Handle of a running session. Dropping it does not end the session; [`Session::stop`] does.
 #[derive(Debug, Clone)]
 pub(crate) struct Session(Arc<Shared>);
 
 /// What the threads of a session share.
 #[derive(Debug)]
 struct Shared {
-    table: Mutex<Table>,
-    /// Tells the watcher that there is something to watch.
+    state: Mutex<State>,
+    /// Wakes the watcher: there is an input to watch, or a thread is done.
     watch: Condvar,
-    /// Tells a spare thread that there is something to do.
+    /// Wakes an idle follower.
     wake: Condvar,
-    /// Tells the leader that fewer requests wait, or land.
-    room: Condvar,
+    /// Wakes the leader: fewer requests wait, or fewer writes are queued.
+    progress: Condvar,
     sink: Mutex<Sink>,
     closer: Closer,
-    /// Whether pages of files are lent to the connection.
-    lends: bool,
+    /// Whether pages of files are spliced to the connection.
+    splices: bool,
     files: Files,
     options: SessionOptions,
     budget: Arc<Budget>,
-    over: Mutex<Option<oneshot::Sender<Option<SessionError>>>>,
-    /// A place among the sessions, given up when the last thread is gone.
+    on_end: Mutex<Option<oneshot::Sender<Option<SessionError>>>>,
+    /// Counts against the limit of sessions until the last thread is gone.
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-/// What the threads agree on. Nobody waits for anything outside while holding it.
+/// State of a session. No thread blocks on I/O while it holds the lock.
 #[derive(Debug, Default)]
-struct Table {
-    /// The input, while the leader does a request.
+struct State {
+    /// The input, while the leader runs a request.
     input: Option<Box<Input>>,
-    /// Counts the leaders' requests: whether the input on the table is still one's own.
+    /// Counts the leader's requests: tells a thread whether `input` is still its own.
     turn: u64,
-    order: Order<Waiting>,
-    /// Replies that a leader had gathered when its input was taken, and those of what has landed:
-    /// they go out before any other.
-    owed: BytesMut,
+    scheduler: Scheduler<Waiting>,
+    /// Encoded replies that are sent before any other: those that a leader had gathered when its
+    /// input was taken, and those of queued writes.
+    unsent: BytesMut,
     waiting_bytes: usize,
-    landings: Landings,
+    write_behind: WriteBehind,
     handles: Handles,
-    threads: usize,
-    spares: usize,
-    /// Of those, how many are to come and have not woken yet.
-    called: usize,
-    watched: bool,
-    /// Whether the watcher sleeps until it is told.
-    asleep: bool,
+    followers: Followers,
     ended: bool,
 }
 
@@ -138,13 +137,13 @@ struct Waiting {
 
 /// What is to be sent.
 #[derive(Debug)]
-enum Answer {
+enum Response {
     Reply(Reply),
-    /// So many bytes on the desk.
+    /// Number of bytes in the [`ReadBuffer`].
     Data(usize),
 }
 
-/// How a session is made.
+/// What a session is started with.
 #[derive(Debug)]
 pub(crate) struct Setup {
     tree: Tree,
@@ -153,12 +152,13 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    /// A session as `options` says, but for its user. Relative paths start at `home`, if all paths
-    /// do not start at the root that was asked for.
+    /// A session with `options`, except for its user. Relative paths start at `home`, or at the root
+    /// of `options` if there is one.
     ///
     /// # Errors
     ///
-    /// When that directory cannot be used; `ENOSYS` when the kernel cannot keep a session in it.
+    /// When that directory cannot be opened; `ENOSYS` when there is a root and the kernel has no
+    /// `openat2(2)`.
     pub(crate) fn new(
         options: SessionOptions,
         home: &Path,
@@ -176,9 +176,9 @@ impl Setup {
 }
 
 impl Session {
-    /// Serves one client until it closes the connection; all its files are closed then. `read_ahead`
-    /// came before what the channel gives. `permit` is kept until the last thread is gone. The
-    /// receiver hears of the end, and why.
+    /// Serves one client until it closes the connection; its files are closed then. `read_ahead`
+    /// came before what the channel gives. `permit` is dropped when the last thread is gone. The
+    /// receiver gets the error that ended the session, if any.
     ///
     /// # Errors
     ///
@@ -189,15 +189,15 @@ impl Session {
         setup: Setup,
         permit: Option<OwnedSemaphorePermit>,
     ) -> io::Result<(Self, oneshot::Receiver<Option<SessionError>>)> {
-        let (over, is_over) = oneshot::channel();
-        let lends = channel.lends();
+        let (on_end, end) = oneshot::channel();
+        let splices = channel.splices();
         let input = Box::new(Input::new(channel.source, read_ahead));
         let shared = Arc::new(Shared {
-            table: Mutex::default(),
+            state: Mutex::default(),
             watch: Condvar::new(),
             wake: Condvar::new(),
-            room: Condvar::new(),
-            lends,
+            progress: Condvar::new(),
+            splices,
             sink: Mutex::new(channel.sink),
             closer: channel.closer,
             files: Files {
@@ -207,13 +207,13 @@ impl Session {
             },
             options: setup.options,
             budget: setup.budget,
-            over: Mutex::new(Some(over)),
+            on_end: Mutex::new(Some(on_end)),
             _permit: permit,
         });
-        let mut table = shared.lock();
-        shared.spawn(&mut table, |shared| shared.begin(input))?;
-        drop(table);
-        Ok((Self(shared), is_over))
+        let mut state = shared.lock();
+        shared.spawn(&mut state, |shared| shared.run_first_thread(input))?;
+        drop(state);
+        Ok((Self(shared), end))
     }
 
     /// Ends the session. Blocks while files are closed.
@@ -223,42 +223,40 @@ impl Session {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        lock(&self.table)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
     }
 
     fn spawn(
         self: &Arc<Self>,
-        table: &mut Table,
-        life: impl FnOnce(&Arc<Self>) + Send + 'static,
+        state: &mut State,
+        run: impl FnOnce(&Arc<Self>) + Send + 'static,
     ) -> io::Result<()> {
         let shared = Arc::clone(self);
         let thread = thread::Builder::new().name("sftp".to_owned());
-        thread
-            .stack_size(STACK_BYTES)
-            .spawn(move || life(&shared))?;
-        table.threads += 1;
+        thread.stack_size(STACK_BYTES).spawn(move || run(&shared))?;
+        state.followers.threads += 1;
         Ok(())
     }
 
-    /// The first thread: answers INIT, and leads.
-    fn begin(self: &Arc<Self>, mut input: Box<Input>) {
-        match self.greet(&mut input) {
-            Ok(true) => self.live(Some(input)),
+    /// Answers INIT, and leads.
+    fn run_first_thread(self: &Arc<Self>, mut input: Box<Input>) {
+        match self.answer_init(&mut input) {
+            Ok(true) => self.run_thread(Some(input)),
             Ok(false) => self.end(None),
             Err(error) => self.end(Some(error)),
         }
     }
 
-    /// False when the client has gone without a word.
-    fn greet(&self, input: &mut Input) -> Result<bool, SessionError> {
+    /// False when the client closed the connection before it sent anything.
+    fn answer_init(&self, input: &mut Input) -> Result<bool, SessionError> {
         let Some(first) = input.next_frame(&self.sink)? else {
             return Ok(false);
         };
         match Request::decode(Bytes::copy_from_slice(&first))? {
             (_, Request::Init { version }) => {
-                greeting(version, &self.options).encode(0, &mut input.replies);
-                // Nothing may come before it, also not the reply of one who was late.
+                version_reply(version, &self.options).encode(0, &mut input.replies);
+                // VERSION is sent before any other reply, also before that of a former leader.
                 input.flush(&self.sink)?;
                 Ok(true)
             }
@@ -266,111 +264,114 @@ impl Shared {
         }
     }
 
-    /// Does one request, without the table.
-    fn work(
+    /// Runs one request, without the lock. The flag of an error: whether a handle stays reserved.
+    fn run(
         &self,
-        mut table: MutexGuard<'_, Table>,
-        wanted: Wanted<'_>,
-        desk: &mut Desk,
-    ) -> Result<Done, (SftpError, bool)> {
-        let opens = wanted.opens();
-        let bound = wanted.bind(&mut table.handles);
-        drop(table);
-        let bound = bound.map_err(|error| (error, false))?;
+        mut state: MutexGuard<'_, State>,
+        request: ParsedRequest<'_>,
+        buffer: &mut ReadBuffer,
+    ) -> Result<Outcome, (SftpError, bool)> {
+        let opens = request.opens();
+        let handles = request.bind(&mut state.handles);
+        drop(state);
+        let handles = handles.map_err(|error| (error, false))?;
         self.files
-            .attempt(wanted, bound, desk)
+            .run(request, handles, buffer)
             .map_err(|error| (error, opens))
     }
 
     /// Gives a handle to what was opened.
-    fn settle(&self, done: Result<Done, (SftpError, bool)>) -> (MutexGuard<'_, Table>, Answer) {
-        let mut table = self.lock();
-        let answer = match done {
-            Ok(Done::Reply(reply)) => Answer::Reply(reply),
-            Ok(Done::Data(length)) => Answer::Data(length),
-            Ok(Done::Opened(open)) => Answer::Reply(Reply::Handle {
-                handle: table.handles.insert(open),
+    fn store_outcome(
+        &self,
+        outcome: Result<Outcome, (SftpError, bool)>,
+    ) -> (MutexGuard<'_, State>, Response) {
+        let mut state = self.lock();
+        let response = match outcome {
+            Ok(Outcome::Reply(reply)) => Response::Reply(reply),
+            Ok(Outcome::Data(length)) => Response::Data(length),
+            Ok(Outcome::Opened(open)) => Response::Reply(Reply::Handle {
+                handle: state.handles.insert(open),
             }),
-            Ok(Done::OpenedPart(part)) => {
+            Ok(Outcome::OpenedPart(part)) => {
                 let opened = OpenedPart {
-                    handle: table.handles.insert(part.open),
+                    handle: state.handles.insert(part.open),
                     name: part.name,
                     length: part.length,
                 };
-                Answer::Reply(Reply::Extended {
+                Response::Reply(Reply::Extended {
                     data: opened.encode(),
                 })
             }
-            Err((error, kept_place)) => {
-                if kept_place {
-                    table.handles.free_place();
+            Err((error, reserved)) => {
+                if reserved {
+                    state.handles.release_reservation();
                 }
-                Answer::Reply(error.into())
+                Response::Reply(error.into())
             }
         };
-        (table, answer)
+        (state, response)
     }
 
-    /// Sends the reply of one who is no leader, and lets those start that wait for it: so their
-    /// replies come after it.
+    /// Sends the reply of a thread that does not lead. Requests that wait for this one start after
+    /// that, so that their replies come after it.
     fn send_and_finish(
         &self,
-        name: u64,
+        ticket: u64,
         id: u32,
-        answer: Answer,
-        desk: &mut Desk,
+        response: Response,
+        buffer: &mut ReadBuffer,
     ) -> io::Result<()> {
-        let sent = self.send(id, answer, desk);
-        self.lock().order.finish(name);
-        self.room.notify_all();
+        let sent = self.send(id, response, buffer);
+        self.lock().scheduler.finish(ticket);
+        self.progress.notify_all();
         sent
     }
 
-    /// Sends what was owed, and `frame` after it.
-    fn send_owed_and(&self, frame: Outgoing<'_>) -> io::Result<()> {
+    /// Sends the unsent replies, and `frame` after them.
+    fn send_unsent_and(&self, frame: Outgoing<'_>) -> io::Result<()> {
         let mut sink = lock(&self.sink);
-        let owed = std::mem::take(&mut self.lock().owed);
-        sink.write(&owed, frame)
+        let unsent = std::mem::take(&mut self.lock().unsent);
+        sink.write(&unsent, frame)
     }
 
-    fn send(&self, id: u32, answer: Answer, desk: &mut Desk) -> io::Result<()> {
+    fn send(&self, id: u32, response: Response, buffer: &mut ReadBuffer) -> io::Result<()> {
         let mut replies = BytesMut::new();
-        let frame = match answer {
-            Answer::Reply(reply) => {
+        let frame = match response {
+            Response::Reply(reply) => {
                 reply.encode(id, &mut replies);
                 Outgoing::from(&replies[..])
             }
-            Answer::Data(length) => desk.frame(id, length),
+            Response::Data(length) => buffer.frame(id, length),
         };
-        self.send_owed_and(frame)
+        self.send_unsent_and(frame)
     }
 
-    /// Ends the session, the first time it is called. Files are closed, except those that somebody
-    /// still works on, which are when that is done.
+    /// Ends the session; further calls do nothing. Closes all files, except those that a thread still
+    /// uses: it closes them when it is done.
     fn end(&self, error: Option<SessionError>) {
-        let mut table = self.lock();
-        if std::mem::replace(&mut table.ended, true) {
+        let mut state = self.lock();
+        if std::mem::replace(&mut state.ended, true) {
             return;
         }
         self.budget
-            .give_back(std::mem::take(&mut table.waiting_bytes));
-        table.order.forget_waiting();
-        let landings = table.landings.forget();
-        let handles = std::mem::take(&mut table.handles);
-        let input = table.input.take();
-        drop(table);
+            .give_back(std::mem::take(&mut state.waiting_bytes));
+        state.scheduler.clear_waiting();
+        let queue = state.write_behind.take_queue();
+        let handles = std::mem::take(&mut state.handles);
+        let input = state.input.take();
+        drop(state);
         self.files.ended.store(true, Ordering::Relaxed);
-        for condition in [&self.watch, &self.wake, &self.room] {
+        for condition in [&self.watch, &self.wake, &self.progress] {
             condition.notify_all();
         }
         if let Ok(mut sink) = self.sink.try_lock() {
-            sink.say_goodbye();
+            sink.send_close_notify();
         }
-        self.closer.hang_up();
-        // Closing may wait for a file system.
-        drop((handles, landings, input));
-        if let Some(over) = lock(&self.over).take() {
-            let _ = over.send(error);
+        self.closer.shut_down();
+        // Closing a file may block in its file system.
+        drop((handles, queue, input));
+        if let Some(on_end) = lock(&self.on_end).take() {
+            let _ = on_end.send(error);
         }
     }
 }
@@ -389,12 +390,7 @@ impl Budget {
     }
 }
 
-/// Nothing panics while holding a lock here; if something did, what it protects is still whole.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn greeting(client: u32, options: &SessionOptions) -> Reply {
+fn version_reply(client: u32, options: &SessionOptions) -> Reply {
     let text = |text: &'static str| Bytes::from_static(text.as_bytes());
     let known = ADVERTISED.iter();
     let mut extensions: Vec<_> = known

@@ -33,33 +33,33 @@ pub enum SftpServerError {
     /// No such user in `/etc/passwd`.
     #[error("there is no user {0:?}")]
     UnknownUser(String),
-    /// Only root can become somebody else.
+    /// The user could not be changed; only root may.
     #[error("cannot become the user {user:?}")]
     Identity {
-        /// Who.
+        /// Name or number of the user.
         user: String,
-        /// Why.
+        /// Error of the system call.
         source: io::Error,
     },
-    /// Nothing can be served from there.
+    /// The directory where paths start cannot be opened.
     #[error("cannot serve from {path}")]
     Root {
-        /// Which directory.
+        /// The directory.
         path: PathBuf,
-        /// Why.
+        /// Error of the system call.
         source: io::Error,
     },
-    /// A system call failed that works always.
+    /// A system call failed that normally does not.
     #[error("cannot start")]
     System(#[source] io::Error),
-    /// The client did something that ends a session.
+    /// The session ended with an error.
     #[error("the session failed: {0}")]
     Session(String),
 }
 
 /// Serves one client on standard input and output, until it closes them. Relative paths start in
 /// the working directory, or with [`SessionOptions::user`] in that user's home. To be called by a
-/// process that has nothing else to do: it changes its user.
+/// process of its own, because it changes the user of the process.
 ///
 /// # Errors
 ///
@@ -82,7 +82,9 @@ pub fn serve_sftp_on_stdio(options: SessionOptions) -> Result<(), SftpServerErro
     match over.blocking_recv() {
         Ok(None) => Ok(()),
         Ok(Some(error)) => Err(SftpServerError::Session(describe(&error))),
-        Err(_) => Err(SftpServerError::Session("it broke off".to_owned())),
+        Err(_) => Err(SftpServerError::Session(
+            "it ended without a result".to_owned(),
+        )),
     }
 }
 
@@ -97,7 +99,7 @@ fn describe(error: &SessionError) -> String {
 ///
 /// # Errors
 ///
-/// What the kernel says.
+/// The errno of `fcntl(2)`.
 pub(crate) fn blocking(fd: &impl AsFd) -> io::Result<OwnedFd> {
     let copy = fd.as_fd().try_clone_to_owned()?;
     let flags = OFlag::from_bits_retain(fcntl(&copy, FcntlArg::F_GETFL)?);
@@ -121,7 +123,7 @@ pub(crate) fn find_user(name: &str) -> Result<(User, Accounts), SftpServerError>
     }
 }
 
-/// Takes on a user's rights for good, in the user's home.
+/// Changes the user of this process for good, and goes to the user's home.
 fn become_user(name: &str) -> Result<(), SftpServerError> {
     let (user, accounts) = find_user(name)?;
     let identity = |errno: Errno| SftpServerError::Identity {
@@ -129,18 +131,18 @@ fn become_user(name: &str) -> Result<(), SftpServerError> {
         source: errno.into(),
     };
     if Uid::effective().as_raw() != user.uid {
-        // The agent is spared by the kernel when memory is short; a user's process must not be.
+        // The agent is exempt from the OOM killer; a user's process must not be.
         let _ = fs::write("/proc/self/oom_score_adj", "0");
         let groups = accounts.groups_of(&user.name, user.gid);
         let groups: Vec<Gid> = groups.into_iter().map(Gid::from_raw).collect();
         setgroups(&groups).map_err(identity)?;
         setgid(Gid::from_raw(user.gid)).map_err(identity)?;
         setuid(Uid::from_raw(user.uid)).map_err(identity)?;
-        // What is in this process is not the user's: no debugger, no core, no `/proc/PID/fd`.
+        // The user must not read this process: no debugger, no core, no `/proc/PID/fd`.
         set_dumpable(false).map_err(identity)?;
     }
     umask(USER_UMASK);
-    // A home may be missing, or closed to its user.
+    // A home may be missing, or not searchable by its user.
     chdir(Path::new(&user.home))
         .or_else(|_| chdir("/"))
         .map_err(identity)

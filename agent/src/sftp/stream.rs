@@ -1,14 +1,14 @@
 //! A connection as two blocking halves: plain descriptors, or TLS over one.
 //!
-//! TLS records leave in the order in which they were made, because only who holds the [`Sink`]
-//! makes them. Nobody waits for the network while holding the TLS state.
+//! TLS records are sent in the order in which they were made, because only the holder of the [`Sink`]
+//! makes them. No thread waits for the network while it holds the TLS state.
 
 use std::{
     fs::File,
     io::{self, IoSlice, Read, Write},
     ops::Range,
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use nix::{
@@ -23,10 +23,10 @@ use rustls::ServerConnection;
 
 use super::pipe::Pipe;
 
-/// Room for arriving TLS records, in bytes: some of the largest (RFC 8446, section 5.2).
+/// Size of the buffer for incoming TLS records, in bytes: four of the largest (RFC 8446, section 5.2).
 const RECORDS_BYTES: usize = 64 * 1024;
 
-/// Size of the send buffer of a Unix socket, in bytes: some of the largest replies.
+/// Size of the send buffer of a Unix socket, in bytes: four of the largest replies.
 const SEND_BYTES: usize = 1024 * 1024;
 
 /// A connection whose descriptors block.
@@ -88,20 +88,20 @@ impl Channel {
 }
 
 impl Channel {
-    /// Whether pages of files are lent to the connection, by way of a pipe. Unix sockets take them;
+    /// Whether pages of files are spliced to the connection, through a pipe. Unix sockets take them;
     /// `AF_VSOCK` copies them, before Linux 6.5 into a packet for each page.
-    pub(super) fn lends(&self) -> bool {
+    pub(super) fn splices(&self) -> bool {
         match &self.sink {
-            // Programs that start a server on standard streams copy what they get, and are done
-            // sooner if the server's processor has just had it in its cache.
+            // Programs that start a server on standard streams copy what they get, which is
+            // faster if the data are in the processor's cache.
             Sink::Plain(sink) => !self.is_pair && is_unix(sink),
             Sink::Tls(_) => false,
         }
     }
 }
 
-/// Has the kernel take more before the client has read it, if this is a Unix socket: with the usual
-/// size, two processes wait for each other within each of the largest replies. It may allow less.
+/// Enlarges the send buffer of a Unix socket: with the default size, both processes wait for each
+/// other within each of the largest replies. The kernel may grant less.
 fn enlarge(output: &OwnedFd) {
     if is_unix(output) {
         let _ = setsockopt(output, SndBuf, &SEND_BYTES);
@@ -113,12 +113,12 @@ fn is_unix(file: &impl AsRawFd) -> bool {
         .is_ok_and(|address| address.family() == Some(AddressFamily::Unix))
 }
 
-/// Wakes whoever waits for a socket, by ending it.
+/// Shuts a socket down, which wakes the threads that wait for it.
 #[derive(Debug, Clone)]
 pub(super) struct Closer(Arc<File>);
 
 impl Closer {
-    /// Whether the peer is gone for good, read or not.
+    /// Whether the peer has closed the connection, also if data are unread (`POLLHUP`).
     pub(super) fn is_hung_up(&self) -> bool {
         let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
         let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
@@ -128,13 +128,13 @@ impl Closer {
                 .is_some_and(|events| events.intersects(gone))
     }
 
-    /// Ends both directions. What is no socket is left alone.
-    pub(super) fn hang_up(&self) {
+    /// Shuts both directions down. Does nothing to a descriptor that is no socket.
+    pub(super) fn shut_down(&self) {
         let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
     }
 }
 
-/// Where requests come from.
+/// The receiving half.
 #[derive(Debug)]
 pub(super) enum Source {
     Plain(Arc<File>),
@@ -142,12 +142,12 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// Reads what there is, and waits if there is nothing. 0 is the end; a peer that goes without
-    /// a goodbye, of TLS too, has ended as well.
+    /// Reads what there is, and waits if there is nothing. 0 is the end, also if the peer sent no
+    /// `close_notify`.
     ///
     /// # Errors
     ///
-    /// What the kernel or TLS says.
+    /// Errors of the socket, or of TLS as [`io::ErrorKind::Other`].
     pub(super) fn read(&mut self, out: &mut [u8], sink: &Mutex<Sink>) -> io::Result<usize> {
         match self {
             Self::Plain(file) => read(file, out),
@@ -160,18 +160,18 @@ impl Source {
 pub(super) struct TlsSource {
     socket: Arc<File>,
     connection: Arc<Mutex<ServerConnection>>,
-    /// As they came.
+    /// Encrypted, as received.
     records: Box<[u8]>,
-    /// What of them TLS has not seen.
+    /// The range of them that TLS has not read.
     unread: Range<usize>,
 }
 
 impl TlsSource {
     fn read(&mut self, out: &mut [u8], sink: &Mutex<Sink>) -> io::Result<usize> {
         loop {
-            let (got, has_to_say) = self.decrypt(out)?;
-            // A key update to answer, or an alert. If the sink is taken, its holder sends it.
-            if has_to_say && let Ok(mut sink) = sink.try_lock() {
+            let (got, wants_write) = self.decrypt(out)?;
+            // The answer to a key update, or an alert. If the sink is locked, its holder sends it.
+            if wants_write && let Ok(mut sink) = sink.try_lock() {
                 sink.write(&[], Outgoing::EMPTY)?;
             }
             if let Some(got) = got {
@@ -185,7 +185,7 @@ impl TlsSource {
         }
     }
 
-    /// Takes what is there, and tells whether TLS has something to say.
+    /// Decrypts what was received. The flag: whether TLS has records to send.
     fn decrypt(&mut self, out: &mut [u8]) -> io::Result<(Option<io::Result<usize>>, bool)> {
         let mut tls = lock(&self.connection);
         loop {
@@ -212,24 +212,27 @@ impl TlsSource {
 #[derive(Debug)]
 pub(super) struct Outgoing<'a> {
     pub(super) bytes: &'a [u8],
-    /// What comes behind them; only if the channel [lends](Channel::lends).
-    pub(super) lent: Option<&'a mut Pipe>,
+    /// Spliced behind them; only if the channel [splices](Channel::splices).
+    pub(super) spliced: Option<&'a mut Pipe>,
 }
 
 impl Outgoing<'_> {
     pub(super) const EMPTY: Self = Self {
         bytes: &[],
-        lent: None,
+        spliced: None,
     };
 }
 
 impl<'a> From<&'a [u8]> for Outgoing<'a> {
     fn from(bytes: &'a [u8]) -> Self {
-        Self { bytes, lent: None }
+        Self {
+            bytes,
+            spliced: None,
+        }
     }
 }
 
-/// Where replies go.
+/// The sending half.
 #[derive(Debug)]
 pub(super) enum Sink {
     Plain(Arc<File>),
@@ -237,28 +240,30 @@ pub(super) enum Sink {
 }
 
 impl Sink {
-    /// Writes frames, and one more, whole.
+    /// Writes all of `before`, and `frame`.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// Errors of the socket or of TLS.
     pub(super) fn write(&mut self, before: &[u8], frame: Outgoing<'_>) -> io::Result<()> {
         let pieces = [before, frame.bytes];
         match self {
             Self::Plain(file) => {
                 write_all(file, pieces)?;
-                frame.lent.map_or(Ok(()), |pipe| pipe.empty_into(&**file))
+                frame
+                    .spliced
+                    .map_or(Ok(()), |pipe| pipe.empty_into(&**file))
             }
             Self::Tls(tls) => tls.write(pieces),
         }
     }
 
-    /// Says goodbye, if that is possible at once.
-    pub(super) fn say_goodbye(&mut self) {
+    /// Sends `close_notify`, if the socket takes it at once.
+    pub(super) fn send_close_notify(&mut self) {
         if let Self::Tls(tls) = self {
             let mut connection = lock(&tls.connection);
             connection.send_close_notify();
-            // Only the goodbye is in it: who wrote before has sent everything.
+            // Only `close_notify` is in it: each write sends all its records.
             if connection.write_tls(&mut tls.records).is_ok() {
                 let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
                 let _ = send(tls.socket.as_fd().as_raw_fd(), &tls.records, flags);
@@ -291,7 +296,7 @@ impl TlsSink {
         Ok(())
     }
 
-    /// Makes records of the front of `piece`, and of what TLS itself has to say.
+    /// Makes records of the front of `piece`, and of TLS's own messages. Returns the bytes taken.
     fn encrypt(&mut self, piece: &[u8]) -> io::Result<usize> {
         let mut tls = lock(&self.connection);
         let taken = tls.writer().write(piece)?;
@@ -304,8 +309,8 @@ impl TlsSink {
 
 /// Reads what there is, and waits if there is nothing.
 ///
-/// A thread that waits in `poll` is woken by what arrives. One that waits in `recv` is also woken
-/// whenever the client has taken something of what others sent, and goes back to sleep.
+/// A thread that waits in `poll` is woken by data only. One that waits in `recv` is also woken
+/// whenever the client has read something that another thread sent.
 fn read(mut file: &File, out: &mut [u8]) -> io::Result<usize> {
     loop {
         match recv(file.as_raw_fd(), out, MsgFlags::MSG_DONTWAIT) {
@@ -331,7 +336,7 @@ fn read(mut file: &File, out: &mut [u8]) -> io::Result<usize> {
 fn write_all(mut file: &File, pieces: [&[u8]; 2]) -> io::Result<()> {
     let mut slices = pieces.map(IoSlice::new);
     let mut rest = &mut slices[..];
-    // Leaves out what is empty.
+    // Skips empty slices.
     IoSlice::advance_slices(&mut rest, 0);
     while !rest.is_empty() {
         match file.write_vectored(rest) {
@@ -344,7 +349,7 @@ fn write_all(mut file: &File, pieces: [&[u8]; 2]) -> io::Result<()> {
     Ok(())
 }
 
-/// Nobody panics while holding the TLS state; if somebody did, the connection fails by itself.
-fn lock(connection: &Mutex<ServerConnection>) -> std::sync::MutexGuard<'_, ServerConnection> {
-    connection.lock().unwrap_or_else(PoisonError::into_inner)
+/// Locks, also after a panic: it ends the session, and leaves nothing half done behind a lock.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

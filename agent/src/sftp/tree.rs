@@ -1,8 +1,8 @@
-//! What a path of the client leads to: the whole file system, or what is beneath one directory.
+//! Resolves the client's paths: in the whole file system, or beneath one directory.
 //!
-//! Beneath a directory every look-up is `openat2(2)`'s with `RESOLVE_IN_ROOT`, which no link and no
-//! `..` leaves, nor a directory that is moved meanwhile. A last part that must not be followed is
-//! used together with a descriptor of its parent.
+//! Beneath a directory every look-up is `openat2(2)`'s with `RESOLVE_IN_ROOT`, which no link, no
+//! `..` and no concurrent rename leads out of. A last component that must not be followed is used with
+//! a descriptor of its parent.
 
 use std::{
     borrow::Cow,
@@ -21,26 +21,24 @@ use nix::{
     sys::stat::Mode,
 };
 
-use super::SftpError;
-
-/// How often a look-up is repeated that lost a race against a rename (`EAGAIN`, `openat2(2)`).
+/// How often a look-up is repeated after a race with a rename (`EAGAIN`, `openat2(2)`).
 const RETRIES: usize = 16;
 
-/// What paths start from.
+/// Where paths start.
 #[derive(Debug)]
 pub(super) enum Tree {
-    /// Everything; relative paths start at `home`.
+    /// The whole file system; relative paths start at `home`.
     Whole { home: OwnedFd, path: PathBuf },
-    /// Nothing but what is in this directory, which is `/`.
+    /// Only this directory, which is `/` to the client.
     Beneath(OwnedFd),
 }
 
-/// A place for the `*at` system calls: a directory, and a path from there.
+/// Arguments for the `*at` system calls: a directory, and a path from there.
 #[derive(Debug)]
-pub(super) struct Spot<'a> {
+pub(super) struct Entry<'a> {
     directory: Directory<'a>,
     pub(super) name: Cow<'a, [u8]>,
-    /// What `name` starts from, in words.
+    /// The path of the directory.
     base: Option<&'a Path>,
 }
 
@@ -54,8 +52,8 @@ enum Directory<'a> {
     },
 }
 
-impl Spot<'_> {
-    /// Where [`Self::name`] starts.
+impl Entry<'_> {
+    /// The directory that [`Self::name`] is relative to.
     pub(super) fn directory(&self) -> BorrowedFd<'_> {
         match &self.directory {
             Directory::Borrowed(directory) => *directory,
@@ -69,11 +67,11 @@ impl Spot<'_> {
         matches!(self.directory, Directory::Itself { .. })
     }
 
-    /// The place, for a system call that takes no directory. Only of what [`Tree::follow`] gives.
+    /// The path, for a system call that takes no directory. Only of an entry from [`Tree::follow`].
     pub(super) fn path(&self) -> PathBuf {
         let name = Path::new(OsStr::from_bytes(&self.name));
         match self.base {
-            // The empty path leads nowhere, and must not become the home.
+            // The empty path does not exist, and must not become the home.
             Some(base) if !self.name.is_empty() => base.join(name),
             _ => name.to_owned(),
         }
@@ -85,7 +83,7 @@ impl Tree {
     ///
     /// # Errors
     ///
-    /// When `home` is no directory, or closed to us.
+    /// When `home` is no directory, or may not be searched.
     pub(super) fn whole(home: &Path) -> io::Result<Self> {
         Ok(Self::Whole {
             home: open_directory(home)?,
@@ -93,12 +91,12 @@ impl Tree {
         })
     }
 
-    /// What is in `root`.
+    /// Only what is beneath `root`.
     ///
     /// # Errors
     ///
-    /// When it is no directory, or closed to us; `ENOSYS` when the kernel cannot keep somebody in
-    /// it (before Linux 5.6).
+    /// When it is no directory, or may not be searched; `ENOSYS` without `openat2(2)` (before Linux
+    /// 5.6).
     pub(super) fn beneath(root: &Path) -> io::Result<Self> {
         let tree = Self::Beneath(open_directory(root)?);
         tree.open(b"/", OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty())?;
@@ -113,11 +111,11 @@ impl Tree {
         }
     }
 
-    /// Opens what a path leads to, links followed.
+    /// Opens a path, and follows links.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The errno of `openat(2)` or `openat2(2)`.
     pub(super) fn open(&self, path: &[u8], flags: OFlag, mode: Mode) -> nix::Result<OwnedFd> {
         let flags = flags | OFlag::O_CLOEXEC;
         match self {
@@ -139,21 +137,21 @@ impl Tree {
         }
     }
 
-    /// What a path leads to, links followed.
+    /// Resolves a path, and follows links.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
-    pub(super) fn follow<'a>(&'a self, path: &'a [u8]) -> nix::Result<Spot<'a>> {
+    /// The errno of `openat2(2)`.
+    pub(super) fn follow<'a>(&'a self, path: &'a [u8]) -> nix::Result<Entry<'a>> {
         match self {
-            Self::Whole { home, path: base } => Ok(Spot {
+            Self::Whole { home, path: base } => Ok(Entry {
                 directory: Directory::Borrowed(home.as_fd()),
                 name: path.into(),
                 base: Some(base),
             }),
             Self::Beneath(_) => {
                 let found = self.open(path, OFlag::O_PATH, Mode::empty())?;
-                Ok(Spot {
+                Ok(Entry {
                     name: format!("/proc/self/fd/{}", found.as_raw_fd())
                         .into_bytes()
                         .into(),
@@ -164,12 +162,12 @@ impl Tree {
         }
     }
 
-    /// What a path names: its last part is not followed. It need not exist.
+    /// Resolves a path, but its last component: that is not followed, and need not exist.
     ///
     /// # Errors
     ///
-    /// What the kernel says. Beneath a directory `EINVAL` for a path that ends in `..`.
-    pub(super) fn spot<'a>(&'a self, path: &'a [u8]) -> nix::Result<Spot<'a>> {
+    /// The errno of `openat2(2)`. Beneath a directory `EINVAL` for a path that ends in `..`.
+    pub(super) fn entry<'a>(&'a self, path: &'a [u8]) -> nix::Result<Entry<'a>> {
         if let Self::Whole { .. } = self {
             return self.follow(path);
         }
@@ -180,7 +178,7 @@ impl Tree {
             _ => {
                 let parent = if parent.is_empty() { b"/" } else { parent };
                 let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
-                Ok(Spot {
+                Ok(Entry {
                     directory: Directory::Owned(self.open(parent, flags, Mode::empty())?),
                     name: name.into(),
                     base: None,
@@ -189,22 +187,22 @@ impl Tree {
         }
     }
 
-    /// As [`Self::spot`], for a call that changes nothing: a path that ends in `..` or in a slash
+    /// As [`Self::entry`], for `lstat(2)`: a path that ends in `..` or in a slash
     /// is followed, as the kernel does.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
-    pub(super) fn look_at<'a>(&'a self, path: &'a [u8]) -> nix::Result<Spot<'a>> {
+    /// The errno of `openat2(2)`.
+    pub(super) fn entry_for_lstat<'a>(&'a self, path: &'a [u8]) -> nix::Result<Entry<'a>> {
         match split(path).1 {
             b"" | b"." | b".." => self.follow(path),
             _ if path.ends_with(b"/") => self.follow(path),
-            _ => self.spot(path),
+            _ => self.entry(path),
         }
     }
 }
 
-/// Parent and last part; slashes at the end do not count.
+/// Parent and last component; slashes at the end do not count.
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
     let end = path.iter().rposition(|byte| *byte != b'/');
     let path = &path[..end.map_or(0, |end| end + 1)];
@@ -219,18 +217,12 @@ fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(open(path, flags, Mode::empty())?)
 }
 
-impl From<Errno> for SftpError {
-    fn from(errno: Errno) -> Self {
-        Self::Io(errno.into())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_split_at_its_last_part() {
+    fn a_path_is_split_at_its_last_component() {
         for (path, parent, name) in [
             ("a", "", "a"),
             ("a/b//", "a/", "b"),

@@ -1,4 +1,4 @@
-//! Each extension, done to real files.
+//! Runs EXTENDED requests.
 
 use std::{io, os::unix::ffi::OsStrExt};
 
@@ -14,30 +14,33 @@ use vsock_agent_protocol::sftp::{
 };
 
 use super::{
-    SftpError,
-    attributes::{self, Unfollowed},
-    extension::Extension,
-    files::{Files, done},
-    listing, ok, ranges,
-    realpath::real_path,
-    request::Bound,
+    super::{
+        SftpError,
+        attributes::{self, Unfollowed},
+        error::ok,
+        extension::Extension,
+        handles::BoundHandles,
+        listing, ranges,
+        realpath::real_path,
+    },
+    Files, done,
 };
 use crate::{defaults, system::accounts::Accounts};
 
 impl Files {
-    /// Does what an extension wants.
+    /// Runs an EXTENDED request.
     ///
     /// # Errors
     ///
-    /// [`SftpError`], to be told to the client.
-    pub(super) fn attempt_extension(
+    /// [`SftpError`], to be sent to the client.
+    pub(super) fn run_extension(
         &self,
         extension: Extension,
-        bound: Bound,
+        handles: BoundHandles,
     ) -> Result<Reply, SftpError> {
-        let data = match (extension, bound) {
+        let data = match (extension, handles) {
             (Extension::PosixRename { from, to }, _) => {
-                let (from, to) = (self.tree.spot(&from)?, self.tree.spot(&to)?);
+                let (from, to) = (self.tree.entry(&from)?, self.tree.entry(&to)?);
                 return done(renameat(
                     from.directory(),
                     &*from.name,
@@ -46,7 +49,7 @@ impl Files {
                 ));
             }
             (Extension::Hardlink { file, link }, _) => {
-                let (file, link) = (self.tree.spot(&file)?, self.tree.spot(&link)?);
+                let (file, link) = (self.tree.entry(&file)?, self.tree.entry(&link)?);
                 return done(linkat(
                     file.directory(),
                     &*file.name,
@@ -59,30 +62,30 @@ impl Files {
                 if set.attributes.size.is_some() {
                     return Err(SftpError::BadMessage("the size of a link cannot be set"));
                 }
-                let spot = Unfollowed(self.tree.spot(&set.path)?);
-                return attributes::set(&spot, &set.attributes).map(|()| ok());
+                let entry = Unfollowed(self.tree.entry(&set.path)?);
+                return attributes::set(&entry, &set.attributes).map(|()| ok());
             }
             (Extension::ExpandPath { path }, _) => return self.expand(&path),
             (Extension::HomeDirectory { user }, _) => return home(&user),
-            (Extension::Fsync { .. }, Bound::One(open)) => {
-                // A directory's handle is none of a file, and OpenSSH says so in these words.
+            (Extension::Fsync { .. }, BoundHandles::One(open)) => {
+                // OpenSSH answers `NO_SUCH_FILE` to the handle of a directory.
                 let file = open.file().map_err(|_| SftpError::ClosedHandle)?;
                 file.sync_all()?;
                 return Ok(ok());
             }
-            (Extension::CopyData(copy), Bound::Two(from, to)) => {
+            (Extension::CopyData(copy), BoundHandles::Two(from, to)) => {
                 return ranges::copy(&copy, &from, &to, &self.ended).map(|()| ok());
             }
             (Extension::Statvfs { path }, _) => {
                 file_system(&statvfs(&self.tree.follow(&path)?.path())?).encode()
             }
-            (Extension::Fstatvfs { .. }, Bound::One(open)) => {
+            (Extension::Fstatvfs { .. }, BoundHandles::One(open)) => {
                 file_system(&fstatvfs(open.file()?)?).encode()
             }
-            (Extension::Hash(range), Bound::One(open)) => {
+            (Extension::Hash(range), BoundHandles::One(open)) => {
                 ranges::hash(&range, open.file()?, &self.ended)?.encode()
             }
-            (Extension::Holes(from), Bound::One(open)) => {
+            (Extension::Holes(from), BoundHandles::One(open)) => {
                 ranges::holes(from.offset, open.file()?)?.encode()
             }
             (Extension::Replace(replace), _) => self.replace(&replace)?.encode(),
@@ -115,7 +118,7 @@ impl Files {
     }
 }
 
-/// The home of a user, of our own without a name.
+/// The home of a user, without a name that of this process.
 fn home(user: &[u8]) -> Result<Reply, SftpError> {
     let home = match user {
         b"" => {

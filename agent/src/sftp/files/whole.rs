@@ -1,5 +1,5 @@
-//! Files that take the name of others, and small files, several in one request: each step is what
-//! the plain requests do, without a round trip and a handle in between.
+//! Replacing files, and storing and fetching several small files in one request: what the plain
+//! requests do, without their round trips and handles.
 
 use std::{
     ffi::OsStr,
@@ -27,9 +27,8 @@ use vsock_agent_protocol::sftp::extension::{
 };
 
 use super::{
-    SftpError, attributes,
-    files::{Files, read},
-    tree::Spot,
+    super::{SftpError, attributes, file_io::read, tree::Entry},
+    Files,
 };
 
 impl Files {
@@ -37,9 +36,12 @@ impl Files {
     ///
     /// # Errors
     ///
-    /// What the kernel says; what is there is as it was.
-    pub(super) fn replace(&self, wanted: &ReplaceFile) -> Result<Replaced, SftpError> {
-        let (from, to) = (self.tree.spot(&wanted.from)?, self.tree.spot(&wanted.to)?);
+    /// Errors of the file system; the target is unchanged then.
+    pub(super) fn replace(&self, request: &ReplaceFile) -> Result<Replaced, SftpError> {
+        let (from, to) = (
+            self.tree.entry(&request.from)?,
+            self.tree.entry(&request.to)?,
+        );
         let flags = OFlag::O_RDONLY
             | OFlag::O_NOFOLLOW
             | OFlag::O_NONBLOCK
@@ -51,14 +53,14 @@ impl Files {
             return Err(SftpError::NoOffsets);
         }
         if stat.st_nlink != 1 {
-            // Somebody's file that was put there: it must not get the attributes of another one.
+            // The other link may be a file of another user: it must not get these attributes.
             return Err(Errno::EMLINK.into());
         }
         let (from, to) = (at(&from), at(&to));
-        Ok(match replace(&part, &from, &to, wanted.replacement)? {
+        Ok(match replace(&part, &from, &to, request.replacement)? {
             Ok(()) => {
-                if wanted.replacement.syncs_directory {
-                    self.sync_directory_of(&wanted.to)?;
+                if request.replacement.syncs_directory {
+                    self.sync_directory_of(&request.to)?;
                 }
                 Replaced::Done
             }
@@ -78,39 +80,39 @@ impl Files {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
         let directory = match self.tree.open(parent, flags, Mode::empty()) {
             Ok(directory) => File::from(directory),
-            // Files can be made where nothing can be listed.
+            // A directory may be writable and not readable.
             Err(Errno::EACCES) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         };
         match directory.sync_all() {
-            // Not every file system can do that for directories.
+            // Not every file system can sync directories.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
             synced => Ok(synced?),
         }
     }
 
-    /// Puts files into a directory.
+    /// Writes files into a directory.
     ///
     /// # Errors
     ///
-    /// When the directory cannot be used; what one file meets is told of that file.
-    pub(super) fn store(&self, wanted: &StoreFiles) -> Result<StoredFiles, SftpError> {
-        let directory = self.directory(&wanted.directory)?;
-        let by = wanted.replacement;
-        let store = |file| self.unless_ended(|| store(&directory, file, by));
-        Ok(StoredFiles(wanted.files.iter().map(store).collect()))
+    /// When the directory cannot be opened. Errors of single files are in the result.
+    pub(super) fn store(&self, request: &StoreFiles) -> Result<StoredFiles, SftpError> {
+        let directory = self.directory(&request.directory)?;
+        let replacement = request.replacement;
+        let store = |file| self.unless_ended(|| store(&directory, file, replacement));
+        Ok(StoredFiles(request.files.iter().map(store).collect()))
     }
 
     /// Reads files of a directory.
     ///
     /// # Errors
     ///
-    /// When the directory cannot be used; what one file meets is told of that file.
-    pub(super) fn fetch(&self, wanted: &FetchFiles) -> Result<FetchedFiles, SftpError> {
-        let directory = self.directory(&wanted.directory)?;
+    /// When the directory cannot be opened. Errors of single files are in the result.
+    pub(super) fn fetch(&self, request: &FetchFiles) -> Result<FetchedFiles, SftpError> {
+        let directory = self.directory(&request.directory)?;
         let fetch =
             |(name, length): &(Bytes, u32)| self.unless_ended(|| fetch(&directory, name, *length));
-        Ok(FetchedFiles(wanted.files.iter().map(fetch).collect()))
+        Ok(FetchedFiles(request.files.iter().map(fetch).collect()))
     }
 
     pub(super) fn directory(&self, path: &[u8]) -> nix::Result<OwnedFd> {
@@ -131,25 +133,26 @@ impl Files {
     }
 }
 
-fn at<'a>(spot: &'a Spot<'_>) -> At<'a, [u8]> {
+fn at<'a>(entry: &'a Entry<'_>) -> At<'a, [u8]> {
     At {
-        directory: spot.directory(),
-        name: &spot.name,
+        directory: entry.directory(),
+        name: &entry.name,
     }
 }
 
-fn store(directory: &OwnedFd, file: &StoreFile, by: Replacement) -> Result<(), SftpError> {
+fn store(directory: &OwnedFd, file: &StoreFile, replacement: Replacement) -> Result<(), SftpError> {
     let (part, name) = (component(&file.part)?, component(&file.name)?);
-    // Another copy that found it before it was locked has it now.
+    // `None`: another copy locked it first.
     let open = create_part(directory, part)?.ok_or(Errno::EEXIST)?;
     let [from, to] = [part, name].map(|name| At {
         directory: directory.as_fd(),
         name,
     });
-    let stored = fill(&open, directory, file, by)
-        .and_then(|()| replace(&open, &from, &to, by)?.map_err(|_| SftpError::NotReplaced));
+    let stored = fill(&open, directory, file, replacement).and_then(|()| {
+        replace(&open, &from, &to, replacement)?.map_err(|_| SftpError::NotReplaced)
+    });
     if stored.is_err() {
-        // It may be gone, or the file system may have become read-only.
+        // Best effort: it may be gone, or the file system read-only.
         let _ = unlinkat(directory, part, UnlinkatFlags::NoRemoveDir);
     }
     stored
@@ -159,23 +162,23 @@ fn fill(
     open: &File,
     directory: &OwnedFd,
     file: &StoreFile,
-    by: Replacement,
+    replacement: Replacement,
 ) -> Result<(), SftpError> {
     open.write_all_at(&file.data, 0)?;
     let mut attributes = file.attributes.clone();
     let there = fstatat(directory, &*file.name, AtFlags::AT_SYMLINK_NOFOLLOW);
     if let Ok(there) = there
         && attributes::is_regular(&there)
-        && !by.sets_mode
+        && !replacement.sets_mode
     {
-        // It gets the old one's mode. Until then nobody gets rights that that does not give.
+        // It gets the mode of the old file. Until then it grants no rights that the old one does not.
         attributes.permissions = attributes.permissions.map(|mode| mode & there.st_mode);
     }
     attributes::set(open, &attributes)
 }
 
 fn fetch(directory: impl AsFd, name: &[u8], length: u32) -> Result<FetchedFile, SftpError> {
-    // A FIFO without a writer must not keep anybody waiting.
+    // The open must not wait for the writer of a FIFO.
     let flags = OFlag::O_RDONLY
         | OFlag::O_NOFOLLOW
         | OFlag::O_NONBLOCK
@@ -198,7 +201,7 @@ fn fetch(directory: impl AsFd, name: &[u8], length: u32) -> Result<FetchedFile, 
     })
 }
 
-/// A name that leads nowhere but into its directory.
+/// Checks that a name is one component.
 pub(super) fn component(name: &[u8]) -> Result<&[u8], SftpError> {
     match name {
         b"" | b"." | b".." => Err(SftpError::BadMessage("not the name of a file")),

@@ -2,25 +2,27 @@
 //!
 //! [`OPEN_PART`]: vsock_agent_protocol::sftp::extension::OPEN_PART
 
-use bytes::Bytes;
 use vsock_agent_files::open_part;
 use vsock_agent_protocol::sftp::extension::OpenPart;
 
 use super::{
-    SftpError,
-    files::Files,
-    handles::{Kind, Open},
+    super::{
+        SftpError,
+        extension::join,
+        handles::{Kind, Open},
+    },
+    Files,
     whole::component,
 };
 
 /// What [`Files::open_part`] opened.
 #[derive(Debug)]
-pub(super) struct OpenedFile {
-    pub(super) open: Open,
-    /// Which of the names it has.
-    pub(super) name: u32,
-    /// Bytes that are in it.
-    pub(super) length: u64,
+pub(in crate::sftp) struct OpenedFile {
+    pub(in crate::sftp) open: Open,
+    /// Index of the name it has.
+    pub(in crate::sftp) name: u32,
+    /// Its length, in bytes.
+    pub(in crate::sftp) length: u64,
 }
 
 impl Files {
@@ -28,12 +30,12 @@ impl Files {
     ///
     /// # Errors
     ///
-    /// What the kernel says; that it exists when no name is free.
-    pub(super) fn open_part(&self, wanted: &OpenPart) -> Result<OpenedFile, SftpError> {
-        let directory = self.directory(&wanted.directory)?;
-        let names = wanted.names.iter().map(|name| component(name));
+    /// Errors of the file system; `EEXIST` when no name is free.
+    pub(in crate::sftp) fn open_part(&self, request: &OpenPart) -> Result<OpenedFile, SftpError> {
+        let directory = self.directory(&request.directory)?;
+        let names = request.names.iter().map(|name| component(name));
         let names: Vec<&[u8]> = names.collect::<Result<_, _>>()?;
-        let part = open_part(&directory, &names, wanted.keep)?;
+        let part = open_part(&directory, &names, request.keep)?;
         Ok(OpenedFile {
             open: Open {
                 kind: Kind::File {
@@ -41,15 +43,10 @@ impl Files {
                     writes: true,
                     appends: false,
                 },
-                path: path(&wanted.directory, names[part.name]),
+                path: join(&request.directory, names[part.name]),
             },
             name: u32::try_from(part.name).unwrap_or(u32::MAX),
             length: part.length,
         })
     }
-}
-
-/// The path of a name in a directory.
-pub(super) fn path(directory: &[u8], name: &[u8]) -> Bytes {
-    [directory, b"/", name].concat().into()
 }
