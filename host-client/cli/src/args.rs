@@ -66,7 +66,7 @@ pub(crate) struct Global {
     /// Directory with client.crt, client.key and the guest's agent.crt (there or in VM/)
     #[arg(long, global = true, value_name = "DIR", env = "AGENT_CLI_IDENTITY")]
     pub(crate) identity: Option<PathBuf>,
-    /// Use no TLS and no identity: whoever can open the socket has access
+    /// Use no TLS and no identity: every user who can open the socket has access
     #[arg(long, global = true)]
     pub(crate) plain: bool,
     /// How long to try to connect, for example while the virtual machine boots

@@ -90,7 +90,7 @@ impl Settings {
     pub(crate) async fn settle(&self) {
         let clients = std::mem::take(&mut *self.made());
         for client in clients {
-            // A guest that is still booting may take minutes; nobody waits that long.
+            // A guest that is still booting may take minutes, which is too long for a user to wait.
             let _ = tokio::time::timeout(SETTLE_TIMEOUT, client.settle()).await;
         }
     }
@@ -130,7 +130,7 @@ impl Settings {
             (None, Some(directory)) => self.directory().unwrap_or_default().join(directory),
             (None, None) => self.default_identity(),
         };
-        // An identity on the command line means TLS, whatever the configuration says.
+        // An identity on the command line enables TLS, whatever is in the configuration.
         let plain = self.global.plain
             || (self.global.identity.is_none() && known.is_some_and(|known| known.plain));
         Ok(Target {
@@ -141,7 +141,7 @@ impl Settings {
         })
     }
 
-    /// What to say of a name that nobody has.
+    /// The error for an unknown name.
     pub(crate) fn unknown(&self, vm: &str) -> anyhow::Error {
         let names: Vec<&str> = self.config.vms.keys().map(String::as_str).collect();
         let known = if names.is_empty() {
@@ -213,7 +213,7 @@ impl Settings {
             .unwrap_or_default())
     }
 
-    /// Where identities are that nobody said another place for.
+    /// The default directory of identities.
     fn default_identity(&self) -> PathBuf {
         config_directory().map_or_else(
             || self.directory().unwrap_or_default().join("identity"),
@@ -353,7 +353,7 @@ fn config_directory() -> Option<PathBuf> {
     let base = variable("XDG_CONFIG_HOME")
         .map(PathBuf::from)
         .filter(absolute)
-        // Without HOME, what /etc/passwd says.
+        // Without HOME, the home directory in /etc/passwd.
         .or_else(|| Some(std::env::home_dir().filter(absolute)?.join(".config")))?;
     Some(base.join("agent-cli"))
 }

@@ -1,4 +1,4 @@
-//! `exec` and `shell`: a command in the guest, as if it ran here.
+//! `exec` and `shell`: a command in the guest, with the local standard streams and signals.
 
 use std::{
     ffi::OsString,
@@ -24,12 +24,12 @@ use crate::{
     terminal::{self, RawMode},
 };
 
-/// How long a command may take to end after our own terminal went away: nobody is there to send
-/// a second signal.
+/// Time for a command to end after our own terminal hung up: there is no user to send a second
+/// signal.
 const HANGUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The signals to us that are passed on to the command.
-const PASSED_ON: [i32; 7] = [
+/// The signals that are forwarded to the command.
+const FORWARDED: [i32; 7] = [
     libc::SIGINT,
     libc::SIGTERM,
     libc::SIGHUP,
@@ -39,9 +39,9 @@ const PASSED_ON: [i32; 7] = [
     libc::SIGWINCH,
 ];
 
-/// Starts the login shell of the user. Our agent says in SHELL which one that is. With others, `su`
-/// looks it up for root; of anybody else it would ask a password. A user without an entry in
-/// `/etc/passwd` has `/bin/sh`, as login(1) has it.
+/// Starts the login shell of the user. Our agent sets SHELL to it. With LXD's agent, `su` looks it up
+/// for root; other users would need a password for that. A user without an entry in `/etc/passwd` has
+/// `/bin/sh`, as with login(1).
 const LOGIN: &str = r#"if [ -z "$SHELL" ] && [ "$(id -u)" = 0 ]; then exec su -l; fi
 [ -n "$SHELL" ] || SHELL=$(getent passwd "$(id -u)" 2>/dev/null | cut -d: -f7)
 export SHELL="${SHELL:-/bin/sh}"
@@ -53,7 +53,7 @@ pub(crate) async fn run(settings: &Settings, args: ExecArgs) -> anyhow::Result<u
     let terminal = match (args.tty, args.no_tty) {
         (true, _) => true,
         (_, true) => false,
-        // Without input there is nothing to type into a terminal.
+        // A terminal is of no use without input.
         _ => !args.no_stdin && io::stdin().is_terminal() && io::stdout().is_terminal(),
     };
     let mut words = args.command.into_iter().map(text);
@@ -101,12 +101,11 @@ pub(crate) async fn shell(settings: &Settings, args: ShellArgs) -> anyhow::Resul
 }
 
 fn text(word: OsString) -> anyhow::Result<String> {
-    word.into_string().map_err(|word| {
-        anyhow!("{word:?} is not UTF-8: the words of a command travel as JSON text")
-    })
+    word.into_string()
+        .map_err(|word| anyhow!("{word:?} is not UTF-8: the words of a command are sent as JSON"))
 }
 
-/// Gives the command a terminal like ours.
+/// Requests a terminal of the size and type of ours.
 fn with_terminal(exec: Exec, terminal: bool) -> Exec {
     if !terminal {
         return exec;
@@ -118,47 +117,47 @@ fn with_terminal(exec: Exec, terminal: bool) -> Exec {
     }
 }
 
-/// How it ended.
+/// How the session ended.
 #[derive(Debug)]
 enum Ending {
     /// The command ended.
     Status(ExitStatus),
-    /// Our output is closed: as if the command had got SIGPIPE.
+    /// Our output is closed, as with SIGPIPE.
     BrokenPipe,
-    /// We leave because of a signal.
-    Left(i32),
+    /// This signal ended agent-cli.
+    Signal(i32),
 }
 
 async fn attach(exec: Exec, terminal: bool, input: bool) -> anyhow::Result<u8> {
     let session = exec.start().await?;
-    // Before the terminal is raw, so that no signal can end us while it is.
-    let signals = Signals::of(&PASSED_ON)?;
-    // Without input the keys mean what they always do here: Ctrl-C, Ctrl-Z.
+    // Before raw mode, so that no signal can end the process while the terminal is raw.
+    let signals = Signals::of(&FORWARDED)?;
+    // Without input, Ctrl-C and Ctrl-Z keep their local meaning.
     let raw = if terminal && input {
         RawMode::enter().context("cannot prepare the terminal")?
     } else {
         None
     };
-    let ending = converse(session, signals, terminal, input).await;
+    let ending = run_interactive(session, signals, terminal, input).await;
     drop(raw);
     match ending? {
         Ending::Status(status) => {
             if let Some(reason) = &status.failure {
-                output::complain(&output::escape(reason.as_bytes()));
+                output::eprint_error(&output::escape(reason.as_bytes()));
             } else if status.timed_out {
-                output::complain("the command was ended: its time was over");
+                output::eprint_error("the command was ended: it exceeded its time limit");
             } else if !status.output_complete {
-                tracing::info!("a process the command left behind still held its output");
+                tracing::info!("a background process of the command still had its output open");
             }
             Ok(exit::of_child(&status))
         }
         Ending::BrokenPipe => Ok(exit::BROKEN_PIPE),
-        Ending::Left(signal) => Ok(exit::after_signal(signal)),
+        Ending::Signal(signal) => Ok(exit::after_signal(signal)),
     }
 }
 
-/// Moves bytes and signals until the command ends or we leave.
-async fn converse(
+/// Forwards data and signals until the command ends, or a signal ends us.
+async fn run_interactive(
     mut session: ExecSession,
     mut signals: Signals,
     terminal: bool,
@@ -207,12 +206,12 @@ async fn converse(
         tokio::select! {
             ending = &mut ending => return ending,
             number = signals.next() => {
-                if let Some(ending) = relay.take(number, terminal) {
+                if let Some(ending) = relay.handle(number, terminal) {
                     return Ok(ending);
                 }
             }
             ending = relay.outcome() => return Ok(ending),
-            // Leaving ends the command: it must not take this for the end of its input.
+            // Returning ends the command, so that it does not take this for the end of its input.
             error = &mut feeding => {
                 return Err(anyhow!(error).context("cannot read standard input"));
             }
@@ -220,18 +219,18 @@ async fn converse(
     }
 }
 
-/// Why a conversation stopped.
+/// Why forwarding stopped.
 #[derive(Debug)]
 enum Stop {
     Local(io::Error),
     Agent(ClientError),
 }
 
-/// Types our stdin to the command.
+/// Copies our stdin to the command's.
 ///
 /// # Errors
 ///
-/// When it cannot be read. The command is not told of an end of its input then.
+/// Those of reading it. The command's input is not ended then.
 async fn feed(
     mut ours: mpsc::Receiver<io::Result<bytes::Bytes>>,
     mut theirs: ExecStdin,
@@ -240,7 +239,7 @@ async fn feed(
         match piece {
             Ok(piece) => {
                 if theirs.write_all(&piece).await.is_err() {
-                    // The command takes no more; what it writes goes on.
+                    // The command closed its input; its output goes on.
                     return Ok(());
                 }
             }
@@ -262,24 +261,24 @@ async fn failure_of(mut feeding: JoinSet<io::Result<()>>) -> io::Error {
     }
 }
 
-/// Passes signals on, and decides when to leave without the command.
+/// Forwards signals, and decides when to end without the command.
 ///
-/// A command may take many signals and live, so a signal that it survives is no reason to leave.
-/// An agent that does not even confirm the last one is.
+/// A command may survive many signals, so that alone is no reason to end. An agent that did not even
+/// confirm the last signal is.
 #[derive(Debug)]
 struct Relay {
     control: ExecControl,
-    /// Signals on their way.
-    tasks: JoinSet<Passed>,
-    /// Those among them that ask the command to end.
+    /// Signals being sent.
+    tasks: JoinSet<Forwarded>,
+    /// How many of them ask the command to end.
     unconfirmed: usize,
     resizes: JoinSet<()>,
     leave_at: Option<(Instant, i32)>,
 }
 
-/// A signal that was passed on, or could not be.
+/// A signal that was sent, or lost.
 #[derive(Debug)]
-struct Passed {
+struct Forwarded {
     number: i32,
     asks_to_end: bool,
     lost: bool,
@@ -296,8 +295,8 @@ impl Relay {
         }
     }
 
-    /// Deals with a signal to us; returns the ending if it is one.
-    fn take(&mut self, number: i32, terminal: bool) -> Option<Ending> {
+    /// Handles a signal to us. `Some` if it ends the session.
+    fn handle(&mut self, number: i32, terminal: bool) -> Option<Ending> {
         if number == libc::SIGWINCH {
             if terminal {
                 self.resize();
@@ -306,7 +305,7 @@ impl Relay {
         }
         let asks_to_end = !matches!(number, libc::SIGUSR1 | libc::SIGUSR2);
         if asks_to_end && self.unconfirmed > 0 {
-            return Some(Ending::Left(number));
+            return Some(Ending::Signal(number));
         }
         if number == libc::SIGHUP {
             self.leave_at = Some((Instant::now() + HANGUP_TIMEOUT, number));
@@ -318,7 +317,7 @@ impl Relay {
                 control.signal(number).await?;
                 control.ping().await
             };
-            Passed {
+            Forwarded {
                 number,
                 asks_to_end,
                 lost: sent.await.is_err(),
@@ -327,18 +326,17 @@ impl Relay {
         None
     }
 
-    /// Tells the guest's terminal our size, unless it is being told already.
+    /// Sends the size of our terminal to the guest.
     fn resize(&mut self) {
         while self.resizes.try_join_next().is_some() {}
         let control = self.control.clone();
         self.resizes.spawn(async move {
-            // A command that has ended has no terminal any more.
+            // Fails if the command has ended.
             let _ = control.resize(terminal::size()).await;
         });
     }
 
-    /// Waits until a signal turns out to be lost, or it is time to leave. It may be dropped and
-    /// asked again.
+    /// Waits until a signal was lost, or until the time limit after SIGHUP. Cancel safe.
     async fn outcome(&mut self) -> Ending {
         loop {
             let leave_at = self.leave_at;
@@ -346,10 +344,10 @@ impl Relay {
                 Some(Ok(passed)) = self.tasks.join_next() => {
                     self.unconfirmed -= usize::from(passed.asks_to_end);
                     if passed.asks_to_end && passed.lost {
-                        return Ending::Left(passed.number);
+                        return Ending::Signal(passed.number);
                     }
                 }
-                number = hang_up(leave_at) => return Ending::Left(number),
+                number = hang_up(leave_at) => return Ending::Signal(number),
             }
         }
     }

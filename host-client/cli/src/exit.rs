@@ -1,4 +1,4 @@
-//! Exit codes, and the last words on stderr.
+//! Exit codes and error messages.
 
 use std::{io, process::ExitCode};
 
@@ -6,24 +6,24 @@ use vsock_agent_client::{ClientError, ConnectError, ExitStatus};
 
 use crate::output;
 
-/// When agent-cli itself failed: not a code that shells or ordinary commands use.
+/// agent-cli itself failed. Shells and ordinary commands do not use this code.
 const OURS: u8 = 125;
 
 /// What a shell shows for a program that wrote to a closed pipe: 128 + SIGPIPE.
 pub(crate) const BROKEN_PIPE: u8 = 141;
 
-/// When a part of what was to be done failed, and the rest was done.
+/// Some operands failed, the others succeeded.
 pub(crate) const PARTLY: u8 = 1;
 
-/// The code for a command that we left because of a signal to ourselves.
+/// The exit code after a signal that ended us, as a shell reports it.
 pub(crate) fn after_signal(signal: i32) -> u8 {
     u8::try_from(128 + signal).unwrap_or(OURS)
 }
 
-/// When the command's time was over: as `timeout(1)` does it.
+/// The command exceeded its time limit, as with `timeout(1)`.
 const TIMED_OUT: u8 = 124;
 
-/// The child's code as ours: its low eight bits, as `exit` does it.
+/// The exit code for a command's status: its low eight bits, as with `exit`.
 pub(crate) fn of_child(status: &ExitStatus) -> u8 {
     if status.timed_out {
         return TIMED_OUT;
@@ -31,9 +31,9 @@ pub(crate) fn of_child(status: &ExitStatus) -> u8 {
     u8::try_from(status.code.rem_euclid(256)).unwrap_or(OURS)
 }
 
-/// Prints what clap has to say; help is no failure.
+/// Prints an error of clap, or the help, which is not a failure.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
-    // Nothing is left to do if not even this can be printed.
+    // There is nowhere to report a failure to print.
     let _ = error.print();
     if error.use_stderr() {
         ExitCode::from(OURS)
@@ -42,39 +42,39 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// Says why we failed, and what to do about it.
+/// Prints the final error with a hint. Returns the exit code.
 pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
     if is_broken_pipe(error) {
         ExitCode::from(BROKEN_PIPE)
     } else {
-        ExitCode::from(tell(error))
+        ExitCode::from(print_error(error))
     }
 }
 
-/// Says what went wrong, and what to do about it. Returns the code for it, if we go on.
-pub(crate) fn tell(error: &anyhow::Error) -> u8 {
-    output::complain(&output::escape(words(error.chain()).as_bytes()));
+/// Prints an error with a hint. Returns its exit code.
+pub(crate) fn print_error(error: &anyhow::Error) -> u8 {
+    output::eprint_error(&output::escape(words(error.chain()).as_bytes()));
     let advice = error
         .chain()
         .find_map(|cause| cause.downcast_ref::<ClientError>().and_then(hint));
     if let Some(advice) = advice {
-        output::complain(advice);
+        output::eprint_error(advice);
     }
     OURS
 }
 
-/// An error with its causes, at most as long as what is printed of it. Not escaped: words in them
-/// can be a guest's.
+/// An error with its causes, shortened to the length that is printed. Not escaped: it may contain text
+/// from a guest.
 pub(crate) fn words(causes: anyhow::Chain<'_>) -> String {
     let words = dedup(causes.map(ToString::to_string).collect()).join(": ");
-    words.chars().take(output::MAX_COMPLAINT_CHARS).collect()
+    words.chars().take(output::MAX_ERROR_CHARS).collect()
 }
 
-/// Leaves out causes that only repeat what was said.
+/// Removes causes that only repeat the end of the text before.
 fn dedup(words: Vec<String>) -> Vec<String> {
     let mut kept: Vec<String> = Vec::new();
     for word in words {
-        if !kept.last().is_some_and(|said| said.ends_with(&word)) {
+        if !kept.last().is_some_and(|last| last.ends_with(&word)) {
             kept.push(word);
         }
     }
@@ -106,7 +106,7 @@ const fn hint(error: &ClientError) -> Option<&'static str> {
             }
             _ => {
                 "is the virtual machine running, and the agent (vsock-agent.service) started in \
-                 it? --connect-timeout says how long to try"
+                 it? --connect-timeout sets how long to try"
             }
         },
         ClientError::IdentityRefused { .. } => {
@@ -123,13 +123,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cause_that_repeats_its_effect_is_left_out() {
+    fn a_cause_that_repeats_the_message_is_left_out() {
         let words = ["a: b", "b", "c"].map(str::to_owned).to_vec();
         assert_eq!(dedup(words), ["a: b", "c"]);
     }
 
     #[test]
-    fn a_signal_is_told_as_a_shell_tells_it() {
+    fn the_exit_code_after_a_signal_is_that_of_a_shell() {
         assert_eq!(after_signal(2), 130);
         assert_eq!(after_signal(15), 143);
     }

@@ -40,29 +40,29 @@ pub(crate) async fn sftp(settings: &Settings, args: SftpArgs) -> anyhow::Result<
     if args.stdio {
         return bridge::run(client.raw_sftp().await?).await;
     }
-    // Before the guest is asked for anything.
+    // Before connecting.
     let input = prompt::Input::open(args.batch.as_deref())?;
     prompt::run(client.sftp_with(&args.options()).await?, input).await
 }
 
-/// A path for a person.
+/// A path as it is printed.
 fn shown(path: &RemotePath) -> String {
     output::escape(path.as_bytes())
 }
 
-/// What endpoints begin with.
+/// Prefixes of endpoints.
 const ENDPOINT_WORDS: [&[u8]; 3] = [b"vsock:", b"hybrid:", b"unix:"];
 
 /// A path in a guest: `VM:/PATH`.
 #[derive(Debug, PartialEq, Eq)]
-struct Place {
+struct GuestPath {
     vm: String,
     path: RemotePath,
 }
 
-impl Place {
-    /// Splits at the first `:/` behind the machine: a path may have one too. A name has no colon; of an
-    /// endpoint it is the first behind the word that it begins with.
+impl GuestPath {
+    /// Splits at the first `:/` after the machine; the path may contain one too. A name has no colon. In
+    /// an endpoint, the colon of its prefix does not count.
     fn parse(text: &OsStr) -> anyhow::Result<Self> {
         let bytes = text.as_bytes();
         let word = ENDPOINT_WORDS.iter().find(|word| bytes.starts_with(word));
@@ -76,7 +76,7 @@ impl Place {
                 format!("{text:?} is not VM:/PATH, with the path from the root of the guest")
             })?;
         let vm = std::str::from_utf8(&bytes[..at])
-            .with_context(|| format!("{text:?} names no virtual machine"))?;
+            .with_context(|| format!("the machine in {text:?} is not UTF-8"))?;
         Ok(Self {
             vm: vm.to_owned(),
             path: RemotePath::from(&bytes[at + 1..]),
@@ -96,9 +96,9 @@ fn split_last(mut words: Vec<OsString>) -> anyhow::Result<(Vec<OsString>, OsStri
 mod tests {
     use super::*;
 
-    fn place(text: &str) -> Option<(String, Vec<u8>)> {
-        let place = Place::parse(OsStr::new(text)).ok()?;
-        Some((place.vm, place.path.as_bytes().to_vec()))
+    fn parse(text: &str) -> Option<(String, Vec<u8>)> {
+        let target = GuestPath::parse(OsStr::new(text)).ok()?;
+        Some((target.vm, target.path.as_bytes().to_vec()))
     }
 
     fn split(vm: &str, path: &str) -> Option<(String, Vec<u8>)> {
@@ -106,27 +106,27 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_split_at_the_first_colon_before_a_slash_behind_the_machine() {
-        assert_eq!(place("demo:/etc/x"), split("demo", "/etc/x"));
-        assert_eq!(place("vsock:3:/etc"), split("vsock:3", "/etc"));
+    fn a_guest_path_is_split_at_the_first_colon_and_slash_after_the_machine() {
+        assert_eq!(parse("demo:/etc/x"), split("demo", "/etc/x"));
+        assert_eq!(parse("vsock:3:/etc"), split("vsock:3", "/etc"));
         assert_eq!(
-            place("unix:/run/a.sock:/etc"),
+            parse("unix:/run/a.sock:/etc"),
             split("unix:/run/a.sock", "/etc")
         );
-        assert_eq!(place("demo:/a/c:/b"), split("demo", "/a/c:/b"));
-        assert_eq!(place("vsock:3:/a:/b"), split("vsock:3", "/a:/b"));
+        assert_eq!(parse("demo:/a/c:/b"), split("demo", "/a/c:/b"));
+        assert_eq!(parse("vsock:3:/a:/b"), split("vsock:3", "/a:/b"));
         assert_eq!(
-            place("unix:/run/a.sock:/a/c:/b"),
+            parse("unix:/run/a.sock:/a/c:/b"),
             split("unix:/run/a.sock", "/a/c:/b")
         );
         assert_eq!(
-            place("hybrid:/v.sock:52:/"),
+            parse("hybrid:/v.sock:52:/"),
             split("hybrid:/v.sock:52", "/")
         );
     }
 
     #[test]
-    fn what_has_no_machine_or_no_path_is_no_place() {
+    fn a_guest_path_needs_a_machine_and_an_absolute_path() {
         for text in [
             "demo",
             "demo:file",
@@ -135,13 +135,13 @@ mod tests {
             "unix:/run/a.sock",
             "vsock:3",
         ] {
-            assert_eq!(place(text), None, "{text}");
+            assert_eq!(parse(text), None, "{text}");
         }
     }
 
     #[test]
     fn a_path_need_not_be_text() {
-        let place = Place::parse(OsStr::from_bytes(b"demo:/\xff\n")).unwrap();
-        assert_eq!(place.path.as_bytes(), b"/\xff\n");
+        let target = GuestPath::parse(OsStr::from_bytes(b"demo:/\xff\n")).unwrap();
+        assert_eq!(target.path.as_bytes(), b"/\xff\n");
     }
 }

@@ -1,4 +1,4 @@
-//! `config`: what a guest is told of itself. (The command line's own configuration is
+//! `config`: the instance data of a guest. (The command line's own configuration is
 //! [`crate::config`].)
 
 use std::io::Read;
@@ -41,7 +41,7 @@ pub(crate) fn run(settings: &Settings, command: ConfigCommand) -> anyhow::Result
 
 fn tell(remarks: &[Remark]) {
     for Remark { key, text } in remarks {
-        output::complain(&format!("{key}: {text}"));
+        output::eprint_error(&format!("{key}: {text}"));
     }
 }
 

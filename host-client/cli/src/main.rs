@@ -1,7 +1,7 @@
 //! `agent-cli`: commands and files in virtual machines, from their host.
 //!
-//! This file wires: arguments in, one command run, its exit code out. What a command does is in
-//! the file of its name; only [`output`] prints, only this file decides the process's exit code.
+//! This file parses the arguments, runs one command and returns its exit code. Each command is in the
+//! file of its name; only [`output`] prints.
 
 mod args;
 mod config;
@@ -34,9 +34,9 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => return exit::usage(&error),
     };
-    // A service has something to say without being asked.
-    let talkative = matches!(&args.command, Command::Serve(args) if !args.status);
-    output::start_log(args.global.verbose.saturating_add(talkative.into()));
+    // A service logs more by default.
+    let is_service = matches!(&args.command, Command::Serve(args) if !args.status);
+    output::start_log(args.global.verbose.saturating_add(is_service.into()));
     terminal::restore_on_panic();
     file_limit::raise();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         Err(error) => return exit::failure(&error.into()),
     };
     let outcome = runtime.block_on(run(args));
-    // Threads that wait for a terminal or a pipe must not hold up the end.
+    // Does not wait for threads that block on a terminal or a pipe.
     runtime.shutdown_background();
     match outcome {
         Ok(code) => ExitCode::from(code),
@@ -58,14 +58,14 @@ fn main() -> ExitCode {
 
 async fn run(args: Args) -> anyhow::Result<u8> {
     let settings = Settings::new(args.global)?;
-    let outcome = obey(&settings, args.command).await;
+    let outcome = dispatch(&settings, args.command).await;
     if outcome.is_err() {
         settings.settle().await;
     }
     outcome
 }
 
-async fn obey(settings: &Settings, command: Command) -> anyhow::Result<u8> {
+async fn dispatch(settings: &Settings, command: Command) -> anyhow::Result<u8> {
     match command {
         Command::Exec(args) => exec::run(settings, args).await,
         Command::Shell(args) => exec::shell(settings, args).await,

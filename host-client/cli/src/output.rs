@@ -1,7 +1,7 @@
-//! Everything that is printed, for people and for programs.
+//! Everything that is printed, as text or JSON.
 //!
-//! What comes from a guest is escaped on its way to a terminal: a file name may hold anything a
-//! terminal obeys.
+//! Text from a guest is escaped before it is printed: a file name may contain any control sequence of
+//! a terminal.
 
 use std::{
     io::{self, Write},
@@ -13,16 +13,15 @@ use tracing_subscriber::filter::LevelFilter;
 pub(crate) use vsock_agent_client::protocol::printable::escape;
 use vsock_agent_client::protocol::printable::{escape_json, excerpt};
 
-/// Longest line on stderr, in characters: a path (`PATH_MAX`), and words. A guest can have a say
-/// in both.
-pub(crate) const MAX_COMPLAINT_CHARS: usize = 5000;
+/// Longest line on stderr, in characters: a path (`PATH_MAX`) and a message. A guest can influence
+/// both.
+pub(crate) const MAX_ERROR_CHARS: usize = 5000;
 
-/// Widest that a column of a table is made for the sake of one cell, in characters. A wider cell
-/// moves what is behind it. A guest chooses how long its names are.
+/// Widest column of a table, in characters. A wider cell shifts the rest of its row. A guest chooses
+/// the length of its names.
 const MAX_COLUMN_CHARS: usize = 100;
 
-/// Most lines on stderr about the files of one tree, of each kind: a guest has a say in how many
-/// there are.
+/// Most lines on stderr of each kind about the files of one tree: a guest controls how many there are.
 const MAX_LINES: u64 = 40;
 
 /// Prints one line to stdout.
@@ -40,7 +39,7 @@ pub(crate) fn lines(lines: impl IntoIterator<Item = impl AsRef<str>>) -> io::Res
         .map_err(on_stdout)
 }
 
-/// Says of an error that it is one of standard output. Its kind stays.
+/// Adds to an error that it is about standard output. Keeps its kind.
 pub(crate) fn on_stdout(error: io::Error) -> io::Error {
     io::Error::new(
         error.kind(),
@@ -58,7 +57,7 @@ pub(crate) fn json_line(value: &Value) -> io::Result<()> {
     line(&escape_json(&value.to_string()))
 }
 
-/// An array of JSON values on stdout, printed as they come: there can be very many.
+/// A JSON array on stdout whose values are printed one by one, because there can be very many.
 #[derive(Debug, Default)]
 pub(crate) struct JsonArray {
     has_items: bool,
@@ -81,23 +80,24 @@ impl JsonArray {
     }
 }
 
-/// Prints one line to stderr, with our name before it, escaped and at most so long.
-pub(crate) fn complain(text: &str) {
-    let text = excerpt(text.as_bytes(), MAX_COMPLAINT_CHARS);
-    // Nothing is left to do if not even this can be printed.
+/// Prints one line to stderr after the program's name, escaped and shortened to
+/// [`MAX_ERROR_CHARS`].
+pub(crate) fn eprint_error(text: &str) {
+    let text = excerpt(text.as_bytes(), MAX_ERROR_CHARS);
+    // There is nowhere to report a failure to print.
     let _ = writeln!(io::stderr().lock(), "agent-cli: {text}");
 }
 
-/// Lines of one kind on stderr about the files of a tree: the first ones, and that there are more.
+/// Counts lines of one kind on stderr about the files of a tree, and limits them.
 #[derive(Debug, Default)]
 pub(crate) struct FirstLines(AtomicU64);
 
 impl FirstLines {
-    /// Says another by `say`, or by [`complain`] once that there are more.
-    pub(crate) fn another(&self, say: impl FnOnce()) {
+    /// Prints one more with `print`. After [`MAX_LINES`], prints once that there are more.
+    pub(crate) fn another(&self, print: impl FnOnce()) {
         match self.0.fetch_add(1, Ordering::Relaxed) {
-            ..MAX_LINES => say(),
-            MAX_LINES => complain("and more of these, which are not shown"),
+            ..MAX_LINES => print(),
+            MAX_LINES => eprint_error("and more of these, which are not shown"),
             _ => {}
         }
     }
@@ -108,7 +108,7 @@ impl FirstLines {
     }
 }
 
-/// Sends what is logged to stderr.
+/// Starts logging to stderr.
 pub(crate) fn start_log(verbose: u8) {
     let level = match verbose {
         0 => LevelFilter::WARN,
@@ -195,17 +195,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_lines_are_said_and_the_others_left_out() {
+    fn only_the_first_lines_are_printed() {
         let lines = FirstLines::default();
-        let mut said = 0;
+        let mut printed = 0;
         for _ in 0..MAX_LINES {
-            lines.another(|| said += 1);
+            lines.another(|| printed += 1);
         }
         assert!(!lines.is_cut());
-        lines.another(|| said += 1);
-        lines.another(|| said += 1);
+        lines.another(|| printed += 1);
+        lines.another(|| printed += 1);
         assert!(lines.is_cut());
-        assert_eq!(said, MAX_LINES);
+        assert_eq!(printed, MAX_LINES);
     }
 
     #[test]

@@ -144,18 +144,18 @@ fn of_preset(name: &str) -> anyhow::Result<Smbios> {
     let preset: Preset =
         toml_edit::de::from_str(text).with_context(|| format!("the preset {name} is wrong"))?;
     preset.smbios.with_context(|| {
-        format!("the preset {name} has no [smbios]: a guest cannot be told of it so")
+        format!("the preset {name} has no [smbios]: a guest cannot be told about it this way")
     })
 }
 
 /// The names that are not paths.
 fn known() -> Vec<&'static str> {
     let shipped = preset::SHIPPED.iter().map(|(name, _)| *name);
-    let told = shipped.filter(|name| of_preset(name).is_ok());
-    ["lxd", "nocloud"].into_iter().chain(told).collect()
+    let usable = shipped.filter(|name| of_preset(name).is_ok());
+    ["lxd", "nocloud"].into_iter().chain(usable).collect()
 }
 
-/// What tells this host from others, if it has a name for that (`machine-id(5)`).
+/// The id of this host, if it has one (`machine-id(5)`).
 fn host() -> String {
     std::fs::read_to_string("/etc/machine-id").unwrap_or_default()
 }

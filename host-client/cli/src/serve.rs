@@ -109,7 +109,7 @@ fn is_registered(settings: &Settings) -> IsRegistered {
     })
 }
 
-/// The guests of the configuration. One that cannot be served is said and left out.
+/// The guests of the configuration. One that cannot be served is logged and left out.
 fn guests(settings: &Settings) -> Vec<Guest> {
     let names = settings.names();
     names
@@ -164,7 +164,8 @@ fn stamps(settings: &Settings) -> Vec<Option<Stamp>> {
     [settings.stamp()].into_iter().chain(revisions).collect()
 }
 
-/// Makes sure to be the only one. Whoever only looks whether somebody serves is gone in a moment.
+/// Takes the lock, so that only one process serves. Retries for a moment, because a process that only
+/// checks whether another one serves holds the lock briefly.
 async fn lock_patiently(settings: &Settings) -> anyhow::Result<Option<fs::File>> {
     for _ in 0..LOCK_TRIES {
         if let Some(lock) = lock(settings)? {
@@ -175,7 +176,7 @@ async fn lock_patiently(settings: &Settings) -> anyhow::Result<Option<fs::File>>
     lock(settings)
 }
 
-/// Takes the lock, if nobody has it.
+/// Tries to take the lock.
 fn lock(settings: &Settings) -> anyhow::Result<Option<fs::File>> {
     let path = settings.host_file(LOCK_FILE)?;
     let open = || {

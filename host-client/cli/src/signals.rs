@@ -1,4 +1,4 @@
-//! Signals to ourselves, told in place of their default action.
+//! Signals to ourselves, received instead of their default action.
 
 use std::{future::pending, io};
 

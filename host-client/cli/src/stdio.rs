@@ -2,8 +2,8 @@
 //!
 //! A read of a terminal or a pipe can take for ever, and these descriptors must not be made
 //! non-blocking: other processes share them, a shell among others. So each direction gets a thread
-//! of its own, which blocks and which nobody waits for when the process ends. The threads work
-//! also on a descriptor that somebody else made non-blocking.
+//! of its own, which blocks and is not waited for when the process ends. The threads work
+//! also on a descriptor that another process made non-blocking.
 
 use std::{
     io::{self, IsTerminal},

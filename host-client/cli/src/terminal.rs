@@ -9,7 +9,7 @@ use std::{
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use vsock_agent_client::TerminalSize;
 
-/// The size agents assume when they are told none.
+/// The size that agents use when none is sent.
 const DEFAULT_SIZE: TerminalSize = TerminalSize {
     columns: 80,
     lines: 25,
@@ -91,7 +91,7 @@ pub(crate) fn size() -> TerminalSize {
                 reason = "no dependency has a safe wrapper for TIOCGWINSZ"
             )]
             // SAFETY: the descriptor is open for as long as `fd` is borrowed, and the kernel
-            // writes one `winsize`, for which there is room.
+            // writes one `winsize`, for which the memory is there.
             let answer = unsafe { read_size(fd.as_raw_fd(), &raw mut size) };
             (answer.is_ok() && size.ws_col > 0 && size.ws_row > 0).then_some(TerminalSize {
                 columns: size.ws_col,

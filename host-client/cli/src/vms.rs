@@ -60,7 +60,7 @@ fn add(
         })
         .as_table_like_mut()
         .context("vms is not a table")?;
-    // A machine that is there already keeps its comments; what is not said anew is forgotten.
+    // An existing machine keeps its comments. Keys that are not given are removed.
     let vm = vms
         .entry(name)
         .or_insert_with(toml_edit::table)
@@ -93,7 +93,7 @@ fn remove(document: &mut DocumentMut, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Changes the file in one step: whoever reads it sees the old one or the new one.
+/// Changes the file atomically: a reader sees the old content or the new one.
 fn edit(
     path: &Path,
     change: impl FnOnce(&mut DocumentMut) -> anyhow::Result<()>,

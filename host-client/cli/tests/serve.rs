@@ -28,7 +28,7 @@ use serde_json::Value;
 /// Patience with another process.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A configuration with two machines, `one` and `two`, that nobody runs.
+/// A configuration with two machines, `one` and `two`, that are not running.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -60,8 +60,8 @@ impl Folder {
 
     fn succeed(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {stderr}");
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -193,11 +193,11 @@ fn a_value_from_stdin_is_kept_byte_for_byte_and_a_wrong_one_is_refused_with_its_
     let good = "#cloud-config\nwrite_files:\n- {path: /a, content: \"ä\\t\"}\n\n";
     assert!(pipe(good.as_bytes()).status.success());
     let bad = pipe(b"#cloud-config\nruncmd:\n- a: b: c\n");
-    let said = String::from_utf8(bad.stderr).unwrap();
+    let stderr = String::from_utf8(bad.stderr).unwrap();
     assert_eq!(bad.status.code(), Some(125));
     assert!(
-        said.contains("cloud-init.user-data") && said.contains("line 3, column 7"),
-        "{said}"
+        stderr.contains("cloud-init.user-data") && stderr.contains("line 3, column 7"),
+        "{stderr}"
     );
     assert_eq!(pipe(b"\x1f\x8b\xff").status.code(), Some(125));
     assert_eq!(pipe(&vec![b'#'; 5 << 20]).status.code(), Some(125));
@@ -209,8 +209,8 @@ fn a_value_from_stdin_is_kept_byte_for_byte_and_a_wrong_one_is_refused_with_its_
 #[test]
 fn a_machine_without_a_name_has_no_data_and_one_that_is_removed_loses_it() {
     let folder = Folder::new("names");
-    let said = folder.refused(&["config", "set", "three", "user.a=b"]);
-    assert!(said.contains("one, two"), "{said}");
+    let stderr = folder.refused(&["config", "set", "three", "user.a=b"]);
+    assert!(stderr.contains("one, two"), "{stderr}");
     folder.refused(&["config", "show", "vsock:3"]);
     folder.succeed(&["config", "set", "one", "user.a=b"]);
     folder.succeed(&["vm", "remove", "one"]);
@@ -348,8 +348,8 @@ fn there_is_one_process_for_a_configuration_and_it_ends_cleanly() {
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
     let serving = Serving::start(&folder);
     assert_eq!(ask(&stale, "GET /").1["metadata"][0], "/1.0");
-    let said = folder.refused(&["serve", "--port", "9001"]);
-    assert!(said.contains("another"), "{said}");
+    let stderr = folder.refused(&["serve", "--port", "9001"]);
+    assert!(stderr.contains("another"), "{stderr}");
     let status = folder.succeed(&["serve", "--status", "--format", "json"]);
     let status: Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status["running"], true);

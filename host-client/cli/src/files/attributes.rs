@@ -3,12 +3,12 @@
 use serde_json::{Map, Value, json};
 use vsock_agent_client::protocol::sftp::{Attributes, FileType, PERMISSION_BITS};
 
-/// Whether it is a directory, as far as the server tells.
+/// Whether it is a directory. False if the server does not send the type.
 pub(super) fn is_directory(attributes: &Attributes) -> bool {
     attributes.file_type() == Some(FileType::Directory)
 }
 
-/// Whether it is a symbolic link, as far as the server tells.
+/// Whether it is a symbolic link. False if the server does not send the type.
 pub(super) fn is_link(attributes: &Attributes) -> bool {
     attributes.file_type() == Some(FileType::Link)
 }
@@ -52,7 +52,7 @@ pub(super) fn size_text(bytes: u64) -> String {
     let (mut tenths, mut unit) = (u128::from(bytes) * 10, 0);
     let units = ["", "K", "M", "G", "T", "P", "E"];
     while tenths >= 10_240 && unit + 1 < units.len() {
-        // Rounded up, as ls and df do it: what needs room must not look smaller than it is.
+        // Rounded up, as ls and df do: a size must not look smaller than it is.
         tenths = tenths.div_ceil(1024);
         unit += 1;
     }

@@ -33,7 +33,7 @@ pub(crate) async fn run(stream: RawSftp) -> anyhow::Result<u8> {
             to_guest.flush().await.context("the agent takes no more")?;
         }
         count.send_modify(|progress| progress.asked_all = true);
-        // With TLS the agent is told; without it hears of it when the connection closes.
+        // With TLS this sends `close_notify`; without, the agent notices when the connection closes.
         let _ = to_guest.shutdown().await;
         std::future::pending::<anyhow::Result<()>>().await
     };
@@ -52,7 +52,7 @@ pub(crate) async fn run(stream: RawSftp) -> anyhow::Result<u8> {
             };
             match read {
                 Ok(count) if count > 0 => {}
-                // How it ends when everything is said matters to nobody.
+                // Errors after the last byte do not matter.
                 _ if counted.borrow().is_answered_by(frames.complete) => return Ok(()),
                 Ok(_) => bail!("the agent closed the connection"),
                 Err(error) => return Err(error).context("the connection to the agent was lost"),

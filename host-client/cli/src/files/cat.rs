@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use vsock_agent_client::{OpenFlags, RemotePath, Sftp, protocol::sftp::Attributes};
 
 use super::{
-    Place,
+    GuestPath,
     attributes::is_directory,
     operands::{self, Guests},
     shown,
@@ -15,16 +15,16 @@ use crate::{
     stdio::{self, Sink},
 };
 
-/// Bytes on their way from the guest to stdout.
+/// Size of the buffer between the guest and stdout, in bytes.
 const BUFFER_BYTES: usize = 256 * 1024;
 
 /// `agent-cli cat`.
 pub(crate) async fn cat(settings: &Settings, args: CatArgs) -> anyhow::Result<u8> {
     let mut guests = Guests::new(settings, args.session.options());
     operands::each(&args.paths, async |path| {
-        let place = Place::parse(path)?;
-        let sftp = guests.session(&place.vm).await?;
-        print(&sftp, &place.path).await
+        let target = GuestPath::parse(path)?;
+        let sftp = guests.session(&target.vm).await?;
+        print(&sftp, &target.path).await
     })
     .await
 }
@@ -45,7 +45,7 @@ async fn print(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<()> {
         outcome
     };
     let (read, written) = tokio::join!(reading, stdio::copy_out(Some(near), Sink::Stdout));
-    // A closed stdout is also why nothing could be read any more.
+    // First: a closed stdout also makes the read fail.
     written?;
     read.with_context(what)?;
     Ok(())

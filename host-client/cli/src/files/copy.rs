@@ -1,5 +1,4 @@
-//! `push` and `pull`: what the library copies, from and to where the command line says, and what a
-//! person or a program hears of it.
+//! `push` and `pull`: copies files with the library, and reports progress as text or JSON.
 
 pub(super) mod report;
 
@@ -18,7 +17,7 @@ use vsock_agent_client::{
 };
 
 use self::report::Report;
-use super::{Place, interrupt::unless_interrupted, list::shown, split_last};
+use super::{GuestPath, interrupt::unless_interrupted, list::shown, split_last};
 use crate::{
     args::{CopyArgs, PullArgs, PushArgs},
     config::Settings,
@@ -63,21 +62,21 @@ impl CopyArgs {
 /// `agent-cli push`.
 pub(crate) async fn push(settings: &Settings, args: PushArgs) -> anyhow::Result<u8> {
     let (sources, destination) = split_last(args.paths)?;
-    let place = Place::parse(&destination)?;
+    let target = GuestPath::parse(&destination)?;
     if sources.len() > 1 && args.copy.no_target_directory {
         bail!("-T takes one source");
     }
     if sources.len() > 1 && sources.iter().any(|source| source == STDIO) {
         bail!("standard input cannot be one of several sources; a file of that name is ./-");
     }
-    let sftp = args.copy.session(settings, &place.vm).await?;
+    let sftp = args.copy.session(settings, &target.vm).await?;
     let (options, report) = (args.copy.options(), Report::new(&args.copy));
     let copying = async {
         match &sources[..] {
             [source] if source == STDIO => {
                 let mut stdin = Stdin::start()?;
                 let pushed =
-                    copy::push_stream(&sftp, &mut stdin, &place.path, &options, &report).await;
+                    copy::push_stream(&sftp, &mut stdin, &target.path, &options, &report).await;
                 match &pushed {
                     Err(CopyError::Local { .. }) => named(pushed, OsStr::new("standard input")),
                     _ => named(pushed, &destination),
@@ -85,7 +84,7 @@ pub(crate) async fn push(settings: &Settings, args: PushArgs) -> anyhow::Result<
             }
             sources => {
                 let paths: Vec<PathBuf> = sources.iter().map(PathBuf::from).collect();
-                let pushed = copy::push(&sftp, &paths, &place.path, &options, &report).await;
+                let pushed = copy::push(&sftp, &paths, &target.path, &options, &report).await;
                 match &pushed {
                     // Here it reads, there it writes.
                     Err(
@@ -107,12 +106,12 @@ pub(crate) async fn push(settings: &Settings, args: PushArgs) -> anyhow::Result<
 /// `agent-cli pull`.
 pub(crate) async fn pull(settings: &Settings, args: PullArgs) -> anyhow::Result<u8> {
     let (sources, destination) = split_last(args.paths)?;
-    let mut places: Vec<(String, Vec<RemotePath>)> = Vec::new();
+    let mut by_vm: Vec<(String, Vec<RemotePath>)> = Vec::new();
     for source in &sources {
-        let place = Place::parse(source)?;
-        match places.last_mut() {
-            Some((vm, paths)) if *vm == place.vm => paths.push(place.path),
-            _ => places.push((place.vm, vec![place.path])),
+        let target = GuestPath::parse(source)?;
+        match by_vm.last_mut() {
+            Some((vm, paths)) if *vm == target.vm => paths.push(target.path),
+            _ => by_vm.push((target.vm, vec![target.path])),
         }
     }
     let to_stdout = destination == STDIO;
@@ -125,9 +124,9 @@ pub(crate) async fn pull(settings: &Settings, args: PullArgs) -> anyhow::Result<
     if sources.len() > 1 && !to_stdout && !Path::new(&destination).is_dir() {
         bail!("{}: there is no such directory", shown(&destination));
     }
-    if places.len() > 1 && !to_stdout {
+    if by_vm.len() > 1 && !to_stdout {
         let mut names = HashSet::new();
-        let paths = places.iter().flat_map(|(_, paths)| paths);
+        let paths = by_vm.iter().flat_map(|(_, paths)| paths);
         if let Some(twice) = paths
             .map(RemotePath::file_name)
             .find(|name| !names.insert(*name))
@@ -138,7 +137,7 @@ pub(crate) async fn pull(settings: &Settings, args: PullArgs) -> anyhow::Result<
     }
     let (options, report) = (args.copy.options(), Report::new(&args.copy));
     let mut sessions = Vec::new();
-    for (vm, paths) in places {
+    for (vm, paths) in by_vm {
         sessions.push((args.copy.session(settings, &vm).await?, paths));
     }
     let copying = async {

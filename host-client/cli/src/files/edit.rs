@@ -17,7 +17,7 @@ use vsock_agent_client::{
 };
 
 use self::draft::Draft;
-use super::{Place, attributes::is_link, interrupt::unless_interrupted, shown};
+use super::{GuestPath, attributes::is_link, interrupt::unless_interrupted, shown};
 use crate::{
     args::EditArgs,
     config::Settings,
@@ -28,23 +28,22 @@ use crate::{
 /// Largest file edited, in bytes: it is held three times.
 const MAX_FILE_BYTES: usize = 64 * 1024 * 1024;
 
-/// Bytes on their way from the guest.
+/// Size of the read buffer, in bytes.
 const BUFFER_BYTES: usize = 256 * 1024;
 
 /// `agent-cli edit`.
 pub(crate) async fn edit(settings: &Settings, args: EditArgs) -> anyhow::Result<u8> {
-    let place = Place::parse(&args.path)?;
-    let name = place.path.file_name().context("it has no name")?;
+    let target = GuestPath::parse(&args.path)?;
+    let name = target.path.file_name().context("it has no name")?;
     let sftp = settings
-        .client(&place.vm)?
+        .client(&target.vm)?
         .sftp_with(&args.session.options())
         .await?;
-    let what = || format!("cannot edit {}", shown(&place.path));
-    let path = destination(&sftp, &place.path).await.with_context(what)?;
+    let what = || format!("cannot edit {}", shown(&target.path));
+    let path = destination(&sftp, &target.path).await.with_context(what)?;
     let before = Version::read(&sftp, &path).await.with_context(what)?;
 
-    // The editor has the terminal: what the user means for it must not end us. What is pressed
-    // later must.
+    // The editor has the terminal: Ctrl-C in it must not end us. After it, Ctrl-C does.
     let _pressed = Signals::of(&[libc::SIGINT])?;
     let mut ending = Signals::of(&[libc::SIGTERM, libc::SIGHUP])?;
     let old = before.as_ref().map(|before| &before.content[..]);
@@ -58,16 +57,16 @@ pub(crate) async fn edit(settings: &Settings, args: EditArgs) -> anyhow::Result<
     let new = match draft.read() {
         Ok(new) => new,
         Err(error) => {
-            // Something was written that we cannot read.
+            // The draft was changed, but cannot be read.
             draft.keep();
             return Err(error.context(what()));
         }
     };
     if new.as_deref() == old {
         edited?;
-        output::complain(&format!(
+        output::eprint_error(&format!(
             "{}: unchanged, nothing was written",
-            shown(&place.path)
+            shown(&target.path)
         ));
         return Ok(0);
     }
@@ -91,16 +90,16 @@ pub(crate) async fn edit(settings: &Settings, args: EditArgs) -> anyhow::Result<
     Ok(0)
 }
 
-/// Ends because of a signal. What was written stays.
+/// The exit code after a signal. Keeps a changed draft.
 fn interrupted(mut draft: Draft, signal: i32) -> u8 {
     if !matches!(draft.read(), Ok(None)) {
         draft.keep();
-        output::complain(&format!("interrupted: what you wrote is kept in {draft}"));
+        output::eprint_error(&format!("interrupted: what you wrote is kept in {draft}"));
     }
     exit::after_signal(signal)
 }
 
-/// The file that a path leads to. A link stays, and what it leads to is edited.
+/// The file to edit: the path, or the target of a link there.
 async fn destination(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<RemotePath> {
     let attributes = match sftp.lstat(path).await {
         Err(error) if error.is_not_found() => return Ok(path.clone()),
@@ -113,13 +112,13 @@ async fn destination(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<RemotePat
     let real = sftp.realpath(path).await?;
     // Not every server resolves links.
     if is_link(&sftp.lstat(&real).await?) {
-        bail!("it is a link, and this agent does not say where to")
+        bail!("it is a link, and this agent does not resolve links")
     } else {
         Ok(real)
     }
 }
 
-/// A file at some time: all that writing it anew would change.
+/// The content and attributes of a file that replacing it would change.
 #[derive(Debug, PartialEq, Eq)]
 struct Version {
     content: Vec<u8>,
@@ -128,9 +127,9 @@ struct Version {
 }
 
 impl Version {
-    /// Reads it; `None` if it is not there.
+    /// Reads the file; `None` if it does not exist.
     async fn read(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<Option<Self>> {
-        // Before it is opened: to open a pipe or a device can hang or do something.
+        // Before it is opened: opening a FIFO or a device can block or have side effects.
         let attributes = match sftp.lstat(path).await {
             Err(error) if error.is_not_found() => return Ok(None),
             other => other?,
@@ -176,8 +175,8 @@ async fn content(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Writes the new content, if the file is still as it was `before`. Between the last look and the
-/// replacement there is a moment that no request of SFTP can close.
+/// Writes the new content if the file is still as `before`. SFTP has no way to compare and replace in
+/// one step, so a change just before the replacement is lost.
 async fn save(
     sftp: &Sftp,
     path: &RemotePath,
@@ -189,18 +188,18 @@ async fn save(
         Err(_) => false,
     };
     let options = CopyOptions::default();
-    let told = Told(path);
-    copy::push_stream_if(sftp, &mut new, path, &options, &told, unchanged).await?;
+    let observer = Observer(path);
+    copy::push_stream_if(sftp, &mut new, path, &options, &observer, unchanged).await?;
     Ok(())
 }
 
-/// Tells when the file is written in place.
-struct Told<'a>(&'a RemotePath);
+/// Prints a message when the file is written in place.
+struct Observer<'a>(&'a RemotePath);
 
-impl CopyObserver for Told<'_> {
+impl CopyObserver for Observer<'_> {
     fn observe(&self, event: CopyEvent<'_>) {
         if let CopyEvent::InPlace { reason, .. } = event {
-            output::complain(&format!("{}: written in place: {reason}", shown(self.0)));
+            output::eprint_error(&format!("{}: written in place: {reason}", shown(self.0)));
         }
     }
 }

@@ -9,7 +9,7 @@ use anyhow::bail;
 use vsock_agent_client::{RemotePath, Sftp};
 
 use super::{
-    Place,
+    GuestPath,
     listing::{
         self, Content, LINKS_HELD, Listed, Listing, MAX_ENTRIES, MAX_HELD_BYTES, Order, View,
     },
@@ -40,9 +40,9 @@ pub(crate) async fn ls(settings: &Settings, args: LsArgs) -> anyhow::Result<u8> 
         json: JsonArray::default(),
     };
     let code = operands::each(&args.paths, async |path| {
-        let place = place(settings, path)?;
-        let sftp = guests.session(&place.vm).await?;
-        shown.show(&sftp, &place.path).await
+        let target = parse_target(settings, path)?;
+        let sftp = guests.session(&target.vm).await?;
+        shown.show(&sftp, &target.path).await
     })
     .await?;
     if format == Format::Json {
@@ -51,11 +51,11 @@ pub(crate) async fn ls(settings: &Settings, args: LsArgs) -> anyhow::Result<u8> 
     Ok(code)
 }
 
-/// A machine without a path means where its agent is.
-fn place(settings: &Settings, text: &OsString) -> anyhow::Result<Place> {
-    Place::parse(text).or_else(|error| {
+/// A machine without a path means the working directory of its agent.
+fn parse_target(settings: &Settings, text: &OsString) -> anyhow::Result<GuestPath> {
+    GuestPath::parse(text).or_else(|error| {
         match text.to_str().filter(|vm| settings.target(vm).is_ok()) {
-            Some(vm) => Ok(Place {
+            Some(vm) => Ok(GuestPath {
                 vm: vm.to_owned(),
                 path: RemotePath::from("."),
             }),

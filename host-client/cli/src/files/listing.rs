@@ -160,7 +160,7 @@ impl Listing {
         if bytes >= MAX_HELD_BYTES && !self.is_long {
             self.is_long = true;
             let path = shown(&self.path);
-            output::complain(&format!(
+            output::eprint_error(&format!(
                 "{path} has too many entries to sort: they come in parts"
             ));
         }
@@ -317,7 +317,7 @@ pub(super) fn json(directory: Option<&RemotePath>, entry: &Listed, owners: &Owne
     Value::Object(fields)
 }
 
-/// What a program is told of a file, wherever it was found.
+/// A file as JSON.
 pub(super) fn json_fields(
     path: &RemotePath,
     attributes: &Attributes,

@@ -4,7 +4,7 @@ use anyhow::Context;
 use vsock_agent_client::{ClientError, RemotePath, Sftp, protocol::sftp::Attributes};
 
 use super::{
-    Place,
+    GuestPath,
     attributes::is_directory,
     operands::{self, Guests},
     shown,
@@ -15,37 +15,37 @@ use crate::{args::MkdirArgs, config::Settings};
 pub(crate) async fn mkdir(settings: &Settings, args: MkdirArgs) -> anyhow::Result<u8> {
     let mut guests = Guests::new(settings, args.session.options());
     operands::each(&args.paths, async |path| {
-        let place = Place::parse(path)?;
-        let sftp = guests.session(&place.vm).await?;
+        let target = GuestPath::parse(path)?;
+        let sftp = guests.session(&target.vm).await?;
         if args.parents {
-            for above in above(&place.path) {
-                make_or_find(&sftp, &above).await?;
+            for parent in parents(&target.path) {
+                create_or_find(&sftp, &parent).await?;
             }
         }
         let is_new = if args.parents {
-            make_or_find(&sftp, &place.path).await?
+            create_or_find(&sftp, &target.path).await?
         } else {
-            make(&sftp, &place.path).await.map(|()| true)?
+            create(&sftp, &target.path).await.map(|()| true)?
         };
         match args.mode {
-            Some(mode) if is_new => set_mode(&sftp, &place.path, mode).await,
+            Some(mode) if is_new => set_mode(&sftp, &target.path, mode).await,
             _ => Ok(()),
         }
     })
     .await
 }
 
-/// Creates a directory, with the mode that the guest gives new ones.
-pub(super) async fn make(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<()> {
+/// Creates a directory with the guest's default mode.
+pub(super) async fn create(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<()> {
     let made = sftp.mkdir(path, Attributes::default()).await;
     made.with_context(|| what(path))
 }
 
-/// Creates a directory if there is none; tells whether it did.
-async fn make_or_find(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<bool> {
+/// Creates a directory unless it exists. Returns whether it was created.
+async fn create_or_find(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<bool> {
     match sftp.mkdir(path, Attributes::default()).await {
         Ok(()) => Ok(true),
-        // Servers do not agree on the code for what is there already.
+        // Servers use different codes for a path that exists.
         Err(error @ ClientError::File { .. }) => match sftp.stat(path).await {
             Ok(attributes) if is_directory(&attributes) => Ok(false),
             _ => Err(error).with_context(|| what(path)),
@@ -54,7 +54,7 @@ async fn make_or_find(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<bool> {
     }
 }
 
-/// By itself, because the guest's umask is laid over the mode of a new directory.
+/// A separate request, because the guest's umask applies to the mode of a new directory.
 async fn set_mode(sftp: &Sftp, path: &RemotePath, mode: u32) -> anyhow::Result<()> {
     let attributes = Attributes {
         permissions: Some(mode),
@@ -68,10 +68,10 @@ fn what(path: &RemotePath) -> String {
     format!("cannot create {}", shown(path))
 }
 
-/// The directories above a path, the uppermost first.
-fn above(path: &RemotePath) -> Vec<RemotePath> {
+/// The parent directories of a path, starting from the root.
+fn parents(path: &RemotePath) -> Vec<RemotePath> {
     let mut all: Vec<RemotePath> = std::iter::successors(path.parent(), RemotePath::parent)
-        .filter(|above| above.as_bytes() != b"/")
+        .filter(|parent| parent.as_bytes() != b"/")
         .collect();
     all.reverse();
     all
@@ -82,9 +82,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn directories_above_come_from_the_top() {
-        let all = above(&RemotePath::from("/a/b//c/"));
+    fn parent_directories_start_at_the_root() {
+        let all = parents(&RemotePath::from("/a/b//c/"));
         assert_eq!(all, ["/a", "/a/b"].map(RemotePath::from));
-        assert!(above(&RemotePath::from("/")).is_empty());
+        assert!(parents(&RemotePath::from("/")).is_empty());
     }
 }

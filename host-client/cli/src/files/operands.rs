@@ -7,7 +7,7 @@ use vsock_agent_client::{ClientError, SessionOptions, Sftp};
 
 use crate::{config::Settings, exit};
 
-/// Sessions with the machines that were named, one at a time.
+/// SFTP sessions with the machines of the operands, one at a time.
 #[derive(Debug)]
 pub(super) struct Guests<'a> {
     settings: &'a Settings,
@@ -24,7 +24,7 @@ impl<'a> Guests<'a> {
         }
     }
 
-    /// A session with a machine; the last one if it is with that.
+    /// A session with a machine, reused if it is the machine of the last call.
     pub(super) async fn session(&mut self, vm: &str) -> anyhow::Result<Sftp> {
         if let Some((open, sftp)) = &self.open
             && open == vm
@@ -38,8 +38,8 @@ impl<'a> Guests<'a> {
     }
 }
 
-/// Does something for each operand. What fails is told, and the rest is done all the same, as long
-/// as there is somebody to do it. Returns the exit code.
+/// Runs `action` for each operand. Prints errors and goes on, unless no further operand can succeed.
+/// Returns the exit code.
 pub(super) async fn each(
     operands: &[OsString],
     mut action: impl AsyncFnMut(&OsString) -> anyhow::Result<()>,
@@ -51,7 +51,7 @@ pub(super) async fn each(
             Err(error) if is_over(&error) => return Err(error),
             Err(error) => {
                 failed += 1;
-                code = exit::tell(&error);
+                code = exit::print_error(&error);
             }
         }
     }
@@ -62,7 +62,7 @@ pub(super) async fn each(
     })
 }
 
-/// Whether nothing more can be done after this: the session has ended, or nobody reads our output.
+/// Whether no further operand can succeed: the session has ended, or our output is closed.
 pub(super) fn is_over(error: &anyhow::Error) -> bool {
     exit::is_broken_pipe(error)
         || error.chain().any(|cause| {

@@ -1,4 +1,4 @@
-//! `sftp` without `--stdio`: commands as OpenSSH's `sftp` has them, from a person or from a batch.
+//! `sftp` without `--stdio`: the commands of OpenSSH's `sftp`, interactive or from a batch file.
 //!
 //! ```text
 //! terminal ─► editor ─┐
@@ -43,24 +43,23 @@ use crate::{
 /// The word for stdin.
 const STDIN: &str = "-";
 
-/// Where commands come from.
+/// The source of commands: `None` for the terminal.
 #[derive(Debug)]
 pub(super) struct Input(Option<Lines>);
 
 impl Input {
-    /// A batch: a file, or stdin. Without one it is the person at the terminal, and without a
-    /// terminal it is stdin all the same.
+    /// The batch file, or stdin for `-`. Without a batch, the terminal if there is one, else stdin.
     pub(super) fn open(batch: Option<&Path>) -> anyhow::Result<Self> {
-        let is_person = io::stdin().is_terminal() && io::stdout().is_terminal();
+        let is_interactive = io::stdin().is_terminal() && io::stdout().is_terminal();
         Ok(Self(match batch {
             Some(path) if path != Path::new(STDIN) => Some(Lines::file(path)?),
-            None if is_person => None,
+            None if is_interactive => None,
             _ => Some(Lines::stdin()?),
         }))
     }
 }
 
-/// Does the commands, to the end of the input or until one says so.
+/// Runs commands until the end of the input, or `exit`.
 pub(super) async fn run(sftp: Sftp, input: Input) -> anyhow::Result<u8> {
     let session = Session::start(sftp.clone(), input.0.is_none()).await?;
     let done = match input.0 {
@@ -69,16 +68,15 @@ pub(super) async fn run(sftp: Sftp, input: Input) -> anyhow::Result<u8> {
             unless_interrupted(&mut signals, &[&sftp], batch(session, lines)).await
         }
         None => {
-            // Ctrl-C ends a command only.
+            // Ctrl-C ends the running command only.
             let mut signals = Signals::of(&[libc::SIGTERM, libc::SIGHUP])?;
-            unless_interrupted(&mut signals, &[&sftp], converse(session)).await
+            unless_interrupted(&mut signals, &[&sftp], run_interactive(session)).await
         }
     };
     done.unwrap_or_else(|signal| Ok(exit::after_signal(signal)))
 }
 
-/// Shows each line and does it. The first that fails is the last, so that nothing is done that
-/// counts on it.
+/// Prints and runs each line. Stops at the first error, because later lines may depend on it.
 async fn batch(mut session: Session, mut lines: Lines) -> anyhow::Result<u8> {
     let mut number = 0_u64;
     while let Some(line) = lines.next().await? {
@@ -87,11 +85,11 @@ async fn batch(mut session: Session, mut lines: Lines) -> anyhow::Result<u8> {
         if !prefixed.is_silent {
             output::line(&format!("sftp> {}", output::escape(line.trim_ascii_end())))?;
         }
-        match obey(&mut session, prefixed.text).await {
+        match run_line(&mut session, prefixed.text).await {
             Ok(Next::Go) => {}
             Ok(Next::Leave) => break,
             Err(error) if prefixed.ignores_errors && !is_over(&error) => {
-                exit::tell(&error);
+                exit::print_error(&error);
             }
             Err(error) if exit::is_broken_pipe(&error) => return Err(error),
             Err(error) => return Err(error).with_context(|| format!("line {number}")),
@@ -100,19 +98,19 @@ async fn batch(mut session: Session, mut lines: Lines) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-async fn obey(session: &mut Session, text: &[u8]) -> anyhow::Result<Next> {
+async fn run_line(session: &mut Session, text: &[u8]) -> anyhow::Result<Next> {
     match command::parse(text)? {
-        Some(command) => session.obey(command).await,
+        Some(command) => session.run(command).await,
         None => Ok(Next::Go),
     }
 }
 
-/// Reads what a person types. A command can be left with Ctrl-C.
-async fn converse(mut session: Session) -> anyhow::Result<u8> {
-    let heard = signals::not_ignored(&[libc::SIGINT]);
+/// Runs the lines that the user types. Ctrl-C ends a command.
+async fn run_interactive(mut session: Session) -> anyhow::Result<u8> {
+    let numbers = signals::not_ignored(&[libc::SIGINT]);
     let mut editor = Editor::new(session.sftp.clone(), session.directory.clone())?;
-    // After the editor, which takes the signal for itself but hands on what comes before it.
-    let mut interrupts = Signals::listen(&heard)?;
+    // After the editor, whose signal handler calls the one that was installed before it.
+    let mut interrupts = Signals::listen(&numbers)?;
     loop {
         let line = match editor.read(&session.directory).await? {
             Typed::Line(line) => line,
@@ -120,18 +118,18 @@ async fn converse(mut session: Session) -> anyhow::Result<u8> {
             Typed::End => return Ok(0),
         };
         let text = line::prefixed(line.as_bytes()).text;
-        match attend(&mut session, text, &mut interrupts).await {
+        match run_interruptible(&mut session, text, &mut interrupts).await {
             Ok(Next::Go) => {}
             Ok(Next::Leave) => return Ok(0),
             Err(error) if is_over(&error) => return Err(error),
             Err(error) => {
-                exit::tell(&error);
+                exit::print_error(&error);
             }
         }
     }
 }
 
-async fn attend(
+async fn run_interruptible(
     session: &mut Session,
     text: &[u8],
     interrupts: &mut Signals,
@@ -139,16 +137,16 @@ async fn attend(
     let Some(command) = command::parse(text)? else {
         return Ok(Next::Go);
     };
-    // What was pressed before is not meant for this one.
+    // Earlier signals are not for this command.
     while interrupts.next().now_or_never().is_some() {}
     if matches!(command, Command::Shell(_)) {
-        // It is the other program's, too.
-        return session.obey(command).await;
+        // The shell gets the signal, too.
+        return session.run(command).await;
     }
     let sftp = session.sftp.clone();
-    let done = unless_interrupted(interrupts, &[&sftp], session.obey(command)).await;
+    let done = unless_interrupted(interrupts, &[&sftp], session.run(command)).await;
     done.unwrap_or_else(|_| {
-        output::complain("interrupted");
+        output::eprint_error("interrupted");
         Ok(Next::Go)
     })
 }

@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream};
 use vsock_agent_client::{DirectoryReader, RemotePath, Sftp};
 
 use super::{
-    Place,
+    GuestPath,
     attributes::is_directory,
     operands::{self, Guests},
     shown,
@@ -43,9 +43,9 @@ pub(crate) async fn rm(settings: &Settings, args: RmArgs) -> anyhow::Result<u8> 
     };
     let mut guests = Guests::new(settings, args.session.options());
     operands::each(&args.paths, async |path| {
-        let place = Place::parse(path)?;
-        let sftp = guests.session(&place.vm).await?;
-        removal.remove(&sftp, &place.path).await
+        let target = GuestPath::parse(path)?;
+        let sftp = guests.session(&target.vm).await?;
+        removal.remove(&sftp, &target.path).await
     })
     .await
 }
@@ -74,7 +74,7 @@ impl Removal {
 }
 
 /// A path without slashes at its end, with which a link would be followed. The root and what ends
-/// in `.` or `..` is refused: nobody wants to lose that.
+/// in `.` or `..` is refused, as with `rm(1)`.
 fn checked(path: &RemotePath) -> anyhow::Result<RemotePath> {
     let mut bytes = path.as_bytes();
     while let Some(rest) = bytes.strip_suffix(b"/") {
@@ -276,7 +276,7 @@ impl<'a> Tree<'a> {
             Err(error) => {
                 self.failed += 1;
                 self.failures.another(|| {
-                    exit::tell(&error);
+                    exit::print_error(&error);
                 });
                 Ok(())
             }

@@ -8,7 +8,7 @@ use vsock_agent_client::{
 };
 
 use super::{
-    Place,
+    GuestPath,
     attributes::{is_link, size_text, time_text, type_word},
     listing::json_fields,
     operands::{self, Guests},
@@ -27,17 +27,17 @@ pub(crate) async fn stat(settings: &Settings, args: StatArgs) -> anyhow::Result<
     let format = args.format.value();
     let mut values = Vec::new();
     let code = operands::each(&args.paths, async |path| {
-        let place = Place::parse(path)?;
-        let sftp = guests.session(&place.vm).await?;
+        let target = GuestPath::parse(path)?;
+        let sftp = guests.session(&target.vm).await?;
         if args.file_system {
-            let system = file_system(&sftp, &place.path).await?;
+            let system = file_system(&sftp, &target.path).await?;
             match format {
-                Format::Json => values.push(system_json(&place.path, &system)),
-                Format::Human => output::lines(system_lines(&place.path, &system))?,
+                Format::Json => values.push(system_json(&target.path, &system)),
+                Format::Human => output::lines(system_lines(&target.path, &system))?,
             }
             return Ok(());
         }
-        let facts = Facts::of(&sftp, &place.path, args.dereference).await?;
+        let facts = Facts::of(&sftp, &target.path, args.dereference).await?;
         match format {
             Format::Json => values.push(facts.json()),
             Format::Human => output::lines(facts.lines())?,

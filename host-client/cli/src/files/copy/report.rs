@@ -1,4 +1,4 @@
-//! What is said of a copy: a bar for a terminal, lines of JSON for programs, and what failed.
+//! Reports on a copy: a progress bar for a terminal, lines of JSON for programs, and errors.
 
 use std::{
     ffi::OsStr,
@@ -20,18 +20,18 @@ use crate::{
     output::{self, FirstLines},
 };
 
-/// How often the bar says which file it is about.
+/// Time between two updates of the file name in the bar.
 const NAME_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Widest part of a name on the bar, in cells of the terminal: some characters take two.
 const NAME_CELLS: usize = 40;
 
-/// Who is told what happens.
+/// The form of the reports.
 #[derive(Debug)]
 pub(in crate::files) struct Report {
     bar: Option<ProgressBar>,
     json: bool,
-    /// Only failures are told.
+    /// Only errors.
     is_quiet: bool,
     state: Mutex<State>,
     failures: FirstLines,
@@ -109,7 +109,7 @@ impl Report {
             }))?;
         }
         if self.bar.is_some() && summary.files + summary.directories > 1 {
-            output::complain(&format!(
+            output::eprint_error(&format!(
                 "{} files, {} directories, {} links, {}",
                 summary.files,
                 summary.directories,
@@ -118,7 +118,7 @@ impl Report {
             ));
         }
         if self.failures.is_cut() {
-            output::complain(&format!("{} in all could not be copied", summary.failed));
+            output::eprint_error(&format!("{} in all could not be copied", summary.failed));
         }
         Ok(match summary.failed {
             0 => 0,
@@ -128,8 +128,8 @@ impl Report {
 
     fn say(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| output::complain(text)),
-            None => output::complain(text),
+            Some(bar) => bar.suspend(|| output::eprint_error(text)),
+            None => output::eprint_error(text),
         }
     }
 

@@ -35,7 +35,7 @@ impl Draft {
     pub(super) fn create(name: &OsStr, content: Option<&[u8]>) -> anyhow::Result<Self> {
         let random = RandomState::new().build_hasher().finish();
         let directory = env::temp_dir().join(format!("agent-cli-edit-{random:016x}"));
-        // It must be new: somebody else's is not private.
+        // It must be new: an existing one may belong to another user.
         let made = fs::DirBuilder::new().mode(0o700).create(&directory);
         made.with_context(|| format!("cannot create {}", directory.display()))?;
         let draft = Self {

@@ -1,6 +1,6 @@
 //! What a tab completes: which part of a line, by names of what, and how they are typed.
 //!
-//! Pure: whoever asks brings the names.
+//! No I/O: the caller provides the names.
 
 use super::{
     expand::Found,
@@ -35,7 +35,7 @@ pub(super) enum Source {
 pub(super) struct Answer {
     /// For the list of all.
     pub(super) shown: String,
-    /// In place of the word.
+    /// Replaces the word.
     pub(super) typed: String,
 }
 
@@ -57,8 +57,8 @@ impl Question {
             None => Source::Commands,
             Some((command, before)) => {
                 let is_option = |word: &&line::Word| word.bytes().starts_with(b"-");
-                let place = before.iter().skip_while(is_option).count();
-                source(&command.to_string(), place)?
+                let operand = before.iter().skip_while(is_option).count();
+                source(&command.to_string(), operand)?
             }
         };
         let bytes = word.bytes();
@@ -154,11 +154,11 @@ const fn end(quote: Quote) -> &'static str {
     }
 }
 
-/// What the names are at a place behind a command.
-fn source(command: &str, place: usize) -> Option<Source> {
+/// The kind of names for an operand of a command, by its index.
+fn source(command: &str, operand: usize) -> Option<Source> {
     let command = command.to_lowercase();
     let entry = COMMANDS.iter().find(|entry| entry.name == command)?;
-    Some(match (entry.names, place) {
+    Some(match (entry.names, operand) {
         (Names::None, _) | (Names::ValueThenRemote, 0) => return None,
         (Names::Commands, _) => Source::Commands,
         (Names::Remote, _) | (Names::ValueThenRemote, _) => Source::Remote,

@@ -30,7 +30,7 @@ pub(super) struct Found {
     pub(super) may_be_directory: bool,
 }
 
-/// Somewhere with directories. A path that does not start with a slash starts at a place of its
+/// A file system. A path that does not start with a slash starts at a directory of its
 /// own.
 pub(super) trait Tree {
     /// What is in a directory and has a name that `fits`; an empty path is where it starts.

@@ -11,7 +11,7 @@ use std::{
 /// Lines kept.
 const MAX_LINES: usize = 1000;
 
-/// The file, if there is a place for it. That it cannot be read or written is no reason to stop.
+/// The history file, if there is a directory for it. Errors of reading or writing it are ignored.
 #[derive(Debug)]
 pub(super) struct HistoryFile {
     path: Option<PathBuf>,

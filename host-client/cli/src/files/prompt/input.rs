@@ -1,4 +1,4 @@
-//! Where commands come from when nobody types them: a file, or stdin.
+//! Lines of a batch: from a file or stdin.
 
 use std::{io, path::Path};
 

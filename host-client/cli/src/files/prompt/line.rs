@@ -27,7 +27,7 @@ impl Word {
         self.0.iter().map(|byte| byte.value).collect()
     }
 
-    /// Whether it starts with somebody's home.
+    /// Whether it starts with a home directory (`~`).
     pub(super) fn is_home(&self) -> bool {
         let is_tilde = |byte: &Byte| byte.value == b'~' && !byte.quoted;
         self.0.first().is_some_and(is_tilde)
@@ -97,7 +97,7 @@ pub(super) fn words(line: &[u8]) -> Result<Vec<Word>, LineError> {
     }
 }
 
-/// What the bytes at some place of a line are in.
+/// The quoting at a position in a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Quote {
     None,
@@ -173,7 +173,7 @@ impl Cut {
 }
 
 impl OpenWord {
-    /// Takes what starts with `byte`; says how many bytes of the line that is.
+    /// Consumes the part that starts with `byte`. Returns its length in bytes.
     fn take_bare(&mut self, byte: u8, rest: &[u8]) -> usize {
         match (byte, rest.first()) {
             (b'\\', Some(next)) => {

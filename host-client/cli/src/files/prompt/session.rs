@@ -64,7 +64,7 @@ impl Session {
     }
 
     /// Does one command.
-    pub(super) async fn obey(&mut self, command: Command) -> anyhow::Result<Next> {
+    pub(super) async fn run(&mut self, command: Command) -> anyhow::Result<Next> {
         match command {
             Command::Bye => return Ok(Next::Leave),
             Command::Help => output::lines(table::help())?,
@@ -96,7 +96,7 @@ impl Session {
                         .await?;
                 }
             }
-            Command::Mkdir(path) => mkdir::make(&self.sftp, &self.path(&path).await?).await?,
+            Command::Mkdir(path) => mkdir::create(&self.sftp, &self.path(&path).await?).await?,
             Command::Rmdir(path) => {
                 let path = self.path(&path).await?;
                 let removed = self.sftp.rmdir(&path).await;
@@ -230,7 +230,7 @@ impl Session {
             .has_width
             .then(|| usize::from(terminal::size().columns));
         let has_files = !files.is_empty();
-        // Where the links of the named ones are is told from where we are.
+        // The paths of the links are relative to the current directory.
         view.print(&self.sftp, Some(&self.directory), &mut files, width)
             .await?;
         for (at, (name, path)) in directories.into_iter().enumerate() {
@@ -262,7 +262,7 @@ impl Session {
     async fn link(&self, symbolic: bool, old: &Word, new: &Word) -> anyhow::Result<()> {
         let new = self.path(new).await?;
         let made = match symbolic {
-            // What a link says is not looked at.
+            // The target of a link is not read.
             true => self.sftp.symlink(old.bytes(), &new).await,
             false => self.sftp.hardlink(self.path(old).await?, &new).await,
         };

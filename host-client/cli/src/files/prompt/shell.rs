@@ -39,7 +39,7 @@ pub(super) fn make_directory(path: &Path) -> anyhow::Result<()> {
     fs::create_dir(path).with_context(|| format!("cannot create {}", shown(path)))
 }
 
-/// Sets the umask, if one is given; tells which one holds.
+/// Sets the umask, if one is given. Returns the current one.
 pub(super) fn umask(mask: Option<u32>) -> anyhow::Result<u32> {
     let Some(mask) = mask else {
         // It can be read only by setting another one.
@@ -63,7 +63,7 @@ pub(super) async fn run(line: &[u8]) -> anyhow::Result<()> {
     let status = tokio::task::spawn_blocking(move || file_limit::status(&mut command)).await?;
     let status = status.with_context(|| format!("cannot run {}", shown(Path::new(&shell))))?;
     if !status.success() {
-        output::complain(&format!("the shell ended with {status}"));
+        output::eprint_error(&format!("the shell ended with {status}"));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The names that commands have: for help, for completion, and for what is said of a wrong line.
+//! The table of commands, for help, completion and error messages.
 
 use crate::output;
 
@@ -17,7 +17,7 @@ pub(super) enum Names {
     Commands,
 }
 
-/// A command as help tells it. An alias has no words of its own.
+/// A command as in the help. An alias has no description of its own.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) name: &'static str,
@@ -78,7 +78,7 @@ pub(super) const COMMANDS: &[Entry] = &[
     entry(
         "df",
         "[-hi] [PATH]",
-        "show the room on a file system",
+        "show the free space of a file system",
         Names::Remote,
     ),
     entry("exit", "", "", Names::None),
