@@ -27,7 +27,7 @@ use crate::{
     },
     lxd_host::{
         config_share::{Applied, ConfigShare, Hotplug},
-        status_port::{StatusPorts, Word},
+        status_port::{Status, StatusPorts},
     },
     shutdown::Shutdown,
     system::memory,
@@ -117,7 +117,7 @@ impl Agent {
         {
             tracing::warn!(%error, "the config share says something else of the host than where it is");
         }
-        app.status_ports.say(Word::Started);
+        app.status_ports.write(Status::Started);
         let identity = match config.security {
             Security::Tls(folder) => Some(folder),
             Security::Plain => None,
@@ -214,7 +214,7 @@ impl Agent {
             () = self.app.status_ports.repeat() => {}
         }
         tracing::info!("stopping");
-        self.app.status_ports.say(Word::Stopped);
+        self.app.status_ports.write(Status::Stopped);
         self.shutdown.finish(defaults::SHUTDOWN_TIMEOUT).await
     }
 }

@@ -1,7 +1,7 @@
-//! What the agent is told: configuration file, then environment, then flags; the last one wins.
+//! The configuration: from the file, the environment and the arguments; the last one wins.
 //!
-//! Everything is read and checked before anything is bound. The same names are used in all three
-//! places: `--allow-cid`, `VSOCK_AGENT_ALLOW_CID`, `allow-cid`.
+//! Everything is read and checked before anything is bound. An option has the same name in all three:
+//! `--allow-cid`, `VSOCK_AGENT_ALLOW_CID`, `allow-cid`.
 
 mod command_line;
 mod features;
@@ -40,11 +40,11 @@ pub use self::command_line::{CommandLine, Flags};
 pub use self::features::{Feature, Features, FeaturesError};
 pub use self::guest::{CloudInit, GuestConfig, ParseCloudInitError};
 
-/// Read when no other file is named and this one is there.
+/// The default configuration file, which may be missing.
 const DEFAULT_FILE: &str = "/etc/vsock-agent/config.toml";
 
-/// Where an agent listens that is told no address.
-const USUAL_ADDRESS: ListenAddress = ListenAddress::Vsock(VsockAddress {
+/// The default address to listen on.
+const DEFAULT_ADDRESS: ListenAddress = ListenAddress::Vsock(VsockAddress {
     cid: Cid::ANY,
     port: DEFAULT_PORT,
 });
@@ -52,92 +52,91 @@ const USUAL_ADDRESS: ListenAddress = ListenAddress::Vsock(VsockAddress {
 /// The whole configuration, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Where to listen; at least one.
+    /// The addresses to listen on; at least one.
     pub listen: Vec<ListenAddress>,
-    /// How to know who connects.
+    /// How clients authenticate.
     pub security: Security,
-    /// The machines whose AF_VSOCK connections are let in; all others are closed unread.
+    /// The context ids that may connect by AF_VSOCK; all others are closed unread.
     pub allowed_cids: Vec<Cid>,
-    /// Whether running commands are ended when the agent stops. If not they go on without it, but
-    /// nobody reads their output any more.
+    /// Whether running commands are ended when the agent stops. If not, they go on, and their output is
+    /// lost.
     pub end_commands: bool,
-    /// Whose hosts the agent is made for.
+    /// The flavour of the host.
     pub family: Family,
-    /// What the host may do.
+    /// The features that are enabled.
     pub features: Features,
-    /// Which commands it may run.
+    /// The commands that are allowed.
     pub exec_policy: ExecPolicy,
-    /// Where instance data come from, and who in the guest gets them.
+    /// The configuration of the instance data.
     pub guest: GuestConfig,
-    /// Least important events that are logged.
+    /// The log level.
     pub log: Level,
-    /// The folder that is the guest's `/`: for files and mounts of the host, and for cloud-init.
+    /// The guest's `/`: for files and mounts of the host, and for cloud-init.
     pub root: PathBuf,
-    /// What the host says before it can be asked.
+    /// The config share, which the host provides before it connects.
     pub share: Option<ConfigShare>,
-    /// The virtio ports by which a host hears that the agent is there; those that are missing are
-    /// passed over.
+    /// The virtio ports on which the agent reports its status to the host; missing ones are ignored.
     pub status_ports: Vec<PathBuf>,
 }
 
-/// How the agent knows who connects.
+/// How clients authenticate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Security {
     /// Mutual TLS with the identity in this folder: `agent.crt`, `agent.key`, and `server.crt`,
     /// the certificates of the clients.
     Tls(PathBuf),
-    /// Not at all: everybody who can reach a listener is root in the guest.
+    /// No authentication: everyone who can connect to a listener is root in the guest.
     Plain,
 }
 
-/// Why the configuration is not usable.
+/// An error in the configuration.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read the configuration file {path}")]
     Read {
-        /// Which.
+        /// The path of the file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The file is not TOML, or has a key that is no option.
     #[error("the configuration file {path}, line {line}: {reason}")]
     Parse {
-        /// Which.
+        /// The path of the file.
         path: PathBuf,
-        /// Where.
+        /// The line, from 1.
         line: usize,
-        /// How.
+        /// What is wrong.
         reason: String,
     },
-    /// The arguments are none of those that there are.
+    /// The arguments are invalid.
     #[error("cannot understand the arguments, see --help")]
     Arguments(#[from] lexopt::Error),
-    /// A value makes no sense.
+    /// A value is invalid.
     #[error("{origin}")]
     Value {
         /// The option.
         option: String,
-        /// Where it is.
+        /// Where it was set.
         origin: String,
-        /// Why.
+        /// The cause.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// A metadata service is not there, or its file is wrong.
+    /// A metadata service does not exist, or its file has an error.
     #[error("cannot serve that metadata")]
     Preset(#[from] PresetError),
-    /// What Incus's host may not do is not known.
-    #[error("cannot tell what the host may do")]
+    /// The features in Incus's file cannot be read.
+    #[error("cannot read the features")]
     Features(#[from] FeaturesError),
-    /// TLS is wanted and no folder has a certificate.
+    /// TLS is enabled and no folder has a certificate.
     #[error(
         "no agent.crt in {searched}: put the identity there, name its folder with --identity, or \
          serve without TLS with --plain"
     )]
     NoIdentity {
-        /// The folders that were looked into.
+        /// The searched folders.
         searched: String,
     },
 }
@@ -153,11 +152,11 @@ impl ConfigError {
 }
 
 impl Config {
-    /// Puts file, environment and flags together. `flags` has the environment in it already.
+    /// Merges the file and `flags`, which have the environment already.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`], for the first thing that is wrong.
+    /// The first [`ConfigError`].
     pub fn load(flags: Flags) -> Result<Self, ConfigError> {
         let file = match &flags.options.config {
             Some(path) => Options::of_file(path)?,
@@ -165,7 +164,7 @@ impl Config {
             None => Options::default(),
         };
         let program = Program::named(env::args_os().next().as_deref());
-        let mut config = merge(flags, file, program, &Folders::usual(program))?;
+        let mut config = merge(flags, file, program, &Folders::default_for(program))?;
         if config.family == Family::Incus {
             let switches = Features::read(Path::new(features::FILE))?;
             config.features = config.features.and(&switches);
@@ -183,7 +182,7 @@ fn merge(
     let log = flags.level().or(file.log).unwrap_or(Level::INFO);
     let options = flags.options.or(file);
     let listen = options.listen.filter(|list| !list.is_empty());
-    let listen = listen.unwrap_or_else(|| vec![USUAL_ADDRESS]);
+    let listen = listen.unwrap_or_else(|| vec![DEFAULT_ADDRESS]);
     let allowed_cids = options.allow_cid.filter(|list| !list.is_empty());
     let security = if options.plain.unwrap_or_default() {
         Security::Plain
@@ -194,8 +193,8 @@ fn merge(
         Security::Tls(folder) => Some(folder.as_path()),
         Security::Plain => None,
     };
-    // LXD's and Incus's hosts put a share there, and answer elsewhere. Where the agent does not listen
-    // on AF_VSOCK, it asks nobody there either.
+    // LXD's and Incus's hosts provide a share, and announce another address. An agent that does not listen
+    // on AF_VSOCK does not connect there either.
     let looks_for_host = program == Program::Own
         && options.share.is_none()
         && identity != Some(Path::new(config_share::FETCHED))
@@ -213,9 +212,9 @@ fn merge(
     let (host, usual_host) = match options.host {
         Some(Host::Off) => (None, None),
         Some(Host::At(address)) => (Some(address), None),
-        None => (None, looks_for_host.then_some(guest::USUAL_HOST)),
+        None => (None, looks_for_host.then_some(guest::DEFAULT_HOST)),
     };
-    // Cloud-init finds a metadata service by itself, and would take the socket first if it saw both.
+    // cloud-init detects a metadata service itself, and would prefer the socket if it had both.
     let usual_cloud_init = if presets.is_empty() {
         CloudInit::default()
     } else {
@@ -266,7 +265,12 @@ mod tests {
     }
 
     fn merge(flags: Flags, file: Options) -> Result<Config, ConfigError> {
-        super::merge(flags, file, Program::Own, &Folders::usual(Program::Own))
+        super::merge(
+            flags,
+            file,
+            Program::Own,
+            &Folders::default_for(Program::Own),
+        )
     }
 
     fn parse(arguments: &[&str]) -> Result<Flags, ConfigError> {
@@ -358,7 +362,12 @@ mod tests {
     fn the_name_decides_the_family_unless_it_is_said() {
         let family = |flags| {
             let program = Program::StandIn(Family::Incus);
-            let merged = super::merge(flags, file(""), program, &Folders::usual(Program::Own));
+            let merged = super::merge(
+                flags,
+                file(""),
+                program,
+                &Folders::default_for(Program::Own),
+            );
             merged.unwrap().family
         };
         assert_eq!(family(plain_flags()), Family::Incus);
@@ -368,8 +377,13 @@ mod tests {
     #[test]
     fn our_own_host_is_looked_for_by_an_agent_on_af_vsock_that_knows_of_no_other() {
         let looked_for = |flags: Flags, text: &str, program| {
-            let config =
-                super::merge(flags, file(text), program, &Folders::usual(Program::Own)).unwrap();
+            let config = super::merge(
+                flags,
+                file(text),
+                program,
+                &Folders::default_for(Program::Own),
+            )
+            .unwrap();
             config.guest.usual_host.map(|address| address.to_string())
         };
         let own = |text: &str| looked_for(plain_flags(), text, Program::Own);

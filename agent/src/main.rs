@@ -32,19 +32,21 @@ fn main() -> ExitCode {
             return match serve_sftp_on_stdio(options) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
-                    complain(&error.into());
+                    eprint_error(&error.into());
                     ExitCode::FAILURE
                 }
             };
         }
         Err(error) => {
-            complain(&error.into());
+            eprint_error(&error.into());
             return ExitCode::from(EXIT_USAGE);
         }
     };
     // Its memory has keys, and what clients send: not for core dumps, nor for other processes.
     if let Err(error) = set_dumpable(false) {
-        complain(&anyhow::Error::from(error).context("cannot keep the memory out of core dumps"));
+        eprint_error(
+            &anyhow::Error::from(error).context("cannot keep the memory out of core dumps"),
+        );
     }
     if flags.fetches_share() {
         return fetch_share(flags.debugs());
@@ -53,7 +55,7 @@ fn main() -> ExitCode {
     let config = match Config::load(flags.clone()) {
         Ok(config) => config,
         Err(error) => {
-            complain(&error.into());
+            eprint_error(&error.into());
             return ExitCode::from(EXIT_USAGE);
         }
     };
@@ -64,7 +66,7 @@ fn main() -> ExitCode {
     match serve(flags, config, &log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&error);
+            eprint_error(&error);
             ExitCode::FAILURE
         }
     }
@@ -91,7 +93,7 @@ fn fetch_share(debugs: bool) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            complain(&error);
+            eprint_error(&error);
             ExitCode::FAILURE
         }
     }
@@ -164,6 +166,6 @@ fn reload(flags: &Flags, started: &Config, reloader: &Reloader, log: &LogLimit) 
     clippy::print_stderr,
     reason = "the last word of a program that cannot start"
 )]
-fn complain(error: &anyhow::Error) {
+fn eprint_error(error: &anyhow::Error) {
     eprintln!("vsock-agent: {error:#}");
 }

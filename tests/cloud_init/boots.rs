@@ -73,7 +73,7 @@ fn a_guest_whose_host_is_away_boots_all_the_same() {
         let guest = harness::cloud_init::Guest::new(release);
         let first = boot(&guest, &hints("lxd"), &[]);
         let log = first.read("agent.log");
-        assert!(log.contains("the guest goes on without"), "{log}");
+        assert!(log.contains("the boot continues without"), "{log}");
         assert!(!guest.disk().join("root/said").exists());
         // It is there for the next one.
         let _host = MockHost::start(&guest.host_socket(), data("one"));

@@ -58,7 +58,7 @@ fn the_address_is_the_machines_own_and_nobody_elses() {
             "address of a dead agent: yes",
             "guest asks the next: one",
             "address in the end: no",
-            "somebody answers",
+            "is in use by another machine",
             "address of another: no",
         ]
     );

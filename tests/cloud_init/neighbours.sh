@@ -55,6 +55,6 @@ ip -n other route delete 169.254.169.254
 ip -n other address add 169.254.169.254/32 dev lo
 ip route add 169.254.169.254 via 10.9.0.2
 start
-grep -o 'somebody answers' "$folder/log"
+grep -o 'is in use by another machine' "$folder/log"
 echo "address of another: $(has_address)"
 stop

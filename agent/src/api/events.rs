@@ -43,14 +43,14 @@ pub(crate) async fn post(app: &App, request: Request<Incoming>) -> Result<Reply,
         return Err(ApiError::bad_request("an event has a type"));
     }
     if event.kind == event::DEVICE && app.policy().features.has(Feature::Mounts) {
-        follow(app, &event.metadata).await;
+        apply_device_event(app, &event.metadata).await;
     }
     app.events.publish(&event.kind, event.metadata);
     Ok(sync(()))
 }
 
 /// Mounts a share that has come, or takes one away that has gone, and waits a moment for it.
-async fn follow(app: &App, metadata: &serde_json::Value) {
+async fn apply_device_event(app: &App, metadata: &serde_json::Value) {
     let Some(change) = app.hotplug.change(metadata) else {
         return;
     };
@@ -58,7 +58,7 @@ async fn follow(app: &App, metadata: &serde_json::Value) {
     let hotplug = app.hotplug.clone();
     let stop = app.shutdown.child_token();
     app.shutdown.spawn(async move {
-        stop.run_until_cancelled(hotplug.follow(change)).await;
+        stop.run_until_cancelled(hotplug.apply(change)).await;
         // Nobody may be waiting any more.
         let _ = done.send(());
     });

@@ -15,7 +15,7 @@ use vsock_agent_protocol::{
 use crate::{
     app::App,
     http::reply::{ApiError, Reply, empty, read_json, sync},
-    lxd_host::status_port::Word,
+    lxd_host::status_port::Status,
 };
 
 /// `GET /`: the versions of the API.
@@ -47,7 +47,7 @@ fn quoted(tag: &str) -> Option<HeaderValue> {
 pub(crate) async fn put(app: &App, request: Request<Incoming>) -> Result<Reply, ApiError> {
     let connection: HostConnection = read_json(request.into_body()).await?;
     app.host.set_connection(connection)?;
-    app.status_ports.say(Word::Connected);
+    app.status_ports.write(Status::Connected);
     Ok(empty())
 }
 

@@ -33,10 +33,10 @@ use crate::{
 const PROTOCOL: &str = "sftp";
 
 /// Where a session runs.
-enum Place {
-    Here(Setup),
+enum Backend {
+    InProcess(Setup),
     /// In a process of another user.
-    There(UserSession, UnixStream),
+    OfUser(UserSession, UnixStream),
 }
 
 /// Switches the connection to SFTP, under the conditions of the query. Bytes that came with the
@@ -71,7 +71,7 @@ pub(crate) async fn get(
             ApiError::busy(format!("too many SFTP sessions: {limit} are open"))
         })?;
     let user = options.user.clone();
-    let (place, permit) = prepare(app, options, permit).await?;
+    let (backend, permit) = prepare(app, options, permit).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     let stop = match &client {
         Some(client) => client.stop.clone(),
@@ -88,10 +88,10 @@ pub(crate) async fn get(
         };
         let start = Instant::now();
         tracing::info!(who, user, "an SFTP session starts");
-        match place {
-            Place::Here(setup) => serve(upgraded, setup, permit, stop).await,
-            Place::There(process, socket) => {
-                hand_on(upgraded, socket, stop).await;
+        match backend {
+            Backend::InProcess(setup) => serve(upgraded, setup, permit, stop).await,
+            Backend::OfUser(process, socket) => {
+                relay(upgraded, socket, stop).await;
                 drop((process, permit));
             }
         }
@@ -107,14 +107,14 @@ async fn prepare(
     app: &App,
     options: SessionOptions,
     permit: OwnedSemaphorePermit,
-) -> Result<(Place, OwnedSemaphorePermit), ApiError> {
+) -> Result<(Backend, OwnedSemaphorePermit), ApiError> {
     let budget = Arc::clone(&app.sftp_budget);
     // Incus's agent has `/` as its working directory, and its hosts leave the first slash out when they
     // make folders on the way to a file.
-    let starts_at_top = app.family == Family::Incus;
+    let starts_at_root = app.family == Family::Incus;
     let work = move || {
-        let place = find_place(&options, starts_at_top, budget)?;
-        Ok((place, permit))
+        let backend = open_backend(&options, starts_at_root, budget)?;
+        Ok((backend, permit))
     };
     let prepared = within(defaults::SFTP_START_TIMEOUT, "start of SFTP", work);
     prepared.await.unwrap_or_else(|| {
@@ -125,11 +125,11 @@ async fn prepare(
     })
 }
 
-fn find_place(
+fn open_backend(
     options: &SessionOptions,
-    starts_at_top: bool,
+    starts_at_root: bool,
     budget: Arc<Budget>,
-) -> Result<Place, ApiError> {
+) -> Result<Backend, ApiError> {
     let setup = |home: PathBuf| {
         let home = Some(home)
             .filter(|home| home.is_dir())
@@ -142,10 +142,10 @@ fn find_place(
         None => None,
     };
     match user {
-        None if starts_at_top => setup("/".into()).map(Place::Here),
-        None => setup(home()).map(Place::Here),
+        None if starts_at_root => setup("/".into()).map(Backend::InProcess),
+        None => setup(home()).map(Backend::InProcess),
         Some(user) if user.uid == Uid::effective().as_raw() => {
-            setup(user.home.into()).map(Place::Here)
+            setup(user.home.into()).map(Backend::InProcess)
         }
         Some(_) if !Uid::effective().is_root() => Err(ApiError::new(
             StatusCode::FORBIDDEN,
@@ -156,7 +156,7 @@ fn find_place(
             setup("/".into())?;
             let (process, socket) = UserSession::start(options)
                 .map_err(|error| failed("the session's process cannot start", &error))?;
-            Ok(Place::There(process, socket))
+            Ok(Backend::OfUser(process, socket))
         }
     }
 }
@@ -230,7 +230,7 @@ async fn serve(
 
 /// Copies between the client and the process that serves it, until either is gone or the agent
 /// stops.
-async fn hand_on(upgraded: Upgraded, socket: UnixStream, stop: CancellationToken) {
+async fn relay(upgraded: Upgraded, socket: UnixStream, stop: CancellationToken) {
     let copy = async {
         socket.set_nonblocking(true)?;
         let mut socket = tokio::net::UnixStream::from_std(socket)?;

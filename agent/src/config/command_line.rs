@@ -1,4 +1,4 @@
-//! The arguments: what the program is to do, and with which options.
+//! Parses the command line.
 
 use std::{
     env,
@@ -15,26 +15,26 @@ use vsock_agent_protocol::sftp::SessionOptions;
 use super::{ConfigError, options::Options};
 use crate::sftp;
 
-/// What `--help` prints.
+/// The output of `--help`.
 const HELP: &str = include_str!("help.txt");
 
-/// The same for the sub-command.
+/// The output of `sftp-server --help`.
 const SFTP_HELP: &str = include_str!("sftp_help.txt");
 
 const VERSION: &str = concat!("vsock-agent ", env!("CARGO_PKG_VERSION"), "\n");
 
-/// What the program was asked to do.
+/// The parsed command line.
 #[derive(Debug, Clone)]
 pub enum CommandLine {
-    /// To print this.
+    /// Print this text.
     Print(&'static str),
-    /// To serve SFTP on standard input and output.
+    /// Serve SFTP on standard input and output.
     Sftp(SessionOptions),
-    /// To serve, or to fetch the config share.
+    /// Run the agent, or fetch the config share.
     Serve(Box<Flags>),
 }
 
-/// What the arguments and the environment say of the configuration.
+/// The options from arguments and environment.
 #[derive(Debug, Clone, Default)]
 pub struct Flags {
     pub(super) options: Options,
@@ -48,19 +48,19 @@ impl Flags {
         self.options.fetch_share == Some(true)
     }
 
-    /// Arguments that mean nothing: they are passed over, as LXD's agent does.
+    /// Ignored arguments: LXD's agent ignores them, too.
     #[must_use]
     pub fn ignored(&self) -> &[OsString] {
         &self.ignored
     }
 
-    /// Whether more is to be logged than usual.
+    /// Whether debug logging is requested.
     #[must_use]
     pub fn debugs(&self) -> bool {
         self.options.debug == Some(true)
     }
 
-    /// What is said of the log's level, the option itself first.
+    /// The log level; the option has precedence over the flags of LXD's agent.
     pub(super) fn level(&self) -> Option<Level> {
         let debug = self.debugs().then_some(Level::DEBUG);
         let verbose = self.options.verbose.map(|_| Level::INFO);
@@ -83,7 +83,7 @@ impl CommandLine {
         Ok(line)
     }
 
-    /// Reads arguments, without the program's name.
+    /// Parses arguments, without the program's name.
     pub(super) fn of(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, ConfigError> {
         let mut arguments: Vec<OsString> = arguments.into_iter().collect();
         let sftp = OsStr::new(sftp::SUB_COMMAND);
@@ -147,7 +147,7 @@ fn sftp_server(mut parser: Parser) -> Result<CommandLine, ConfigError> {
     Ok(CommandLine::Sftp(options))
 }
 
-/// The value of an option: behind an equals sign, or the next argument, if that is no option.
+/// The value of an option: after an equals sign, or the next argument, if that is not an option.
 fn value(parser: &mut Parser, name: &str) -> Result<OsString, lexopt::Error> {
     if let Some(value) = parser.optional_value() {
         return Ok(value);

@@ -1,4 +1,4 @@
-//! What the guest lets its host do: the option `features`, and Incus's `/etc/incus-agent.yml`.
+//! The features that are enabled for the host: the option `features`, and Incus's `/etc/incus-agent.yml`.
 
 use std::{
     collections::BTreeSet,
@@ -11,7 +11,7 @@ use vsock_agent_protocol::by_insertion;
 
 use crate::yaml::{self, Node, YamlError};
 
-/// Where Incus's agent looks.
+/// The configuration file of Incus's agent.
 pub(super) const FILE: &str = "/etc/incus-agent.yml";
 
 /// A part of the agent that can be switched off.
@@ -22,7 +22,7 @@ pub enum Feature {
     Exec,
     /// SFTP.
     Files,
-    /// The sockets for programs in the guest.
+    /// The guest API.
     GuestApi,
     /// The metrics.
     Metrics,
@@ -45,7 +45,7 @@ impl Feature {
         Self::State,
     ];
 
-    /// Its name in the file.
+    /// The name in the file.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -60,24 +60,24 @@ impl Feature {
     }
 }
 
-/// What is switched on.
+/// The enabled features.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Features(BTreeSet<Feature>);
 
-/// Why the switches are not known.
+/// An error in the features.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FeaturesError {
-    /// The file is there, and cannot be read.
+    /// The file exists, and cannot be read.
     #[error("cannot read {0}")]
     Read(PathBuf, #[source] io::Error),
-    /// It is not YAML of a kind that is understood.
+    /// The file is not supported YAML.
     #[error("cannot understand {0}")]
     Parse(PathBuf, #[source] YamlError),
-    /// It has something else than switches; what, is said.
+    /// This part of the file is not a switch.
     #[error("{1} in {0}: a map of switches, each true or false, is wanted")]
     Shape(PathBuf, String),
-    /// A name that no part of the agent has.
+    /// There is no feature of this name.
     #[error("{0:?} cannot be switched: {known} can", known = Feature::ALL.map(Feature::name).join(", "))]
     Unknown(String),
 }
@@ -92,35 +92,35 @@ impl FromStr for Feature {
 }
 
 impl Features {
-    /// Everything, as without a file.
+    /// All features, the default.
     #[must_use]
     pub fn all() -> Self {
         Self::only(Feature::ALL)
     }
 
-    /// These, and no others.
+    /// Only these features.
     #[must_use]
     pub fn only(features: impl IntoIterator<Item = Feature>) -> Self {
         Self(by_insertion(features))
     }
 
-    /// Whether it is switched on.
+    /// Whether the feature is enabled.
     #[must_use]
     pub fn has(&self, feature: Feature) -> bool {
         self.0.contains(&feature)
     }
 
-    /// Those that are in both.
+    /// The features that are enabled in both.
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
         Self::only(self.0.iter().copied().filter(|feature| other.has(*feature)))
     }
 
-    /// What the file says: everything if it has no `features`, else what is true in them.
+    /// Reads the file: all features if it has no key `features`, otherwise those that are true there.
     ///
     /// # Errors
     ///
-    /// [`FeaturesError`]: somebody wanted something switched off, and it is not known what.
+    /// [`FeaturesError`]: the file may have meant to switch something off.
     pub(super) fn read(path: &Path) -> Result<Self, FeaturesError> {
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
@@ -135,7 +135,7 @@ impl Features {
         Self::of(&root).map_err(|wrong| FeaturesError::Shape(path.to_owned(), wrong))
     }
 
-    /// What a file says whose root is this; `Err` names what is not as it should be.
+    /// Parses the root of the file. `Err` names the part that is wrong.
     fn of(root: &Node) -> Result<Self, String> {
         let whole = || "the file".to_owned();
         if !matches!(root, Node::Map(_)) || root.entries().any(|(name, _)| name == "<<") {
@@ -149,13 +149,13 @@ impl Features {
             _ if all.next().is_some() => Err(format!("{name} twice")),
             node if node.is_null() => Ok(Self::all()),
             Node::Map(pairs) if pairs.len() == switches.entries().count() => {
-                Self::switched(switches)
+                Self::parse_switches(switches)
             }
             _ => Err(name.to_owned()),
         }
     }
 
-    fn switched(switches: &Node) -> Result<Self, String> {
+    fn parse_switches(switches: &Node) -> Result<Self, String> {
         let mut on = BTreeSet::new();
         let mut names = BTreeSet::new();
         for (name, value) in switches.entries() {
@@ -163,7 +163,7 @@ impl Features {
             if !names.insert(name) {
                 return Err(format!("feature {name} twice"));
             }
-            // Names of later versions are passed over, as by Incus's agent.
+            // Names of later versions are ignored, as by Incus's agent.
             if let Some(feature) = name.parse().ok().filter(|_| is_on) {
                 on.insert(feature);
             }

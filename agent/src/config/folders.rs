@@ -1,4 +1,4 @@
-//! Where the identity and the host's files are, when nobody says so.
+//! Default folders of the identity and of the config share.
 
 use std::{
     env,
@@ -10,16 +10,16 @@ use vsock_agent_transport::is_our_own;
 use super::{ConfigError, program::Program};
 use crate::{http::tls, lxd_host::config_share};
 
-/// Where the identity is when it is part of the image.
+/// The identity of an image.
 const INSTALLED: &str = "/etc/vsock-agent";
 
 /// Set by the service manager (`systemd.exec(5)`, Credentials).
 const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
 
-/// The folders to look into, the first that counts first.
+/// The folders to search, in order of precedence.
 #[derive(Debug, Clone)]
 pub(super) struct Folders {
-    /// The working directory, if it counts.
+    /// The working directory, if it is searched.
     working: Option<PathBuf>,
     others: Vec<PathBuf>,
 }
@@ -28,8 +28,8 @@ impl Folders {
     /// The working directory, where the units of LXD and Incus put a copy of the config share; the
     /// copy that the agent made itself; the service manager's credentials; what is installed.
     ///
-    /// Under our own name the working directory counts only if nobody else can put anything there.
-    pub(super) fn usual(program: Program) -> Self {
+    /// As `vsock-agent`, the working directory is searched only if no other user can write to it.
+    pub(super) fn default_for(program: Program) -> Self {
         let counts = |folder: &PathBuf| match program {
             Program::StandIn(_) => true,
             Program::Own => is_our_own(folder),
@@ -46,7 +46,7 @@ impl Folders {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::NoIdentity`], with the folders that were looked into.
+    /// [`ConfigError::NoIdentity`], with the searched folders.
     pub(super) fn identity(&self, named: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
         if let Some(folder) = named {
             return Ok(folder);
@@ -64,8 +64,8 @@ impl Folders {
         })
     }
 
-    /// The folder with what the host says at the start: the one named, or for a stand-in the
-    /// working directory, or the one with the identity, if there is one.
+    /// The folder of the config share: the one named, or the working directory when standing in for LXD's
+    /// or Incus's agent, or the one with the identity, if there is one.
     pub(super) fn share(
         &self,
         named: Option<PathBuf>,

@@ -1,4 +1,4 @@
-//! What the agent is told of instance data: where they come from, and who gets them.
+//! Configuration of the instance data: their source, and how the guest gets them.
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
@@ -12,31 +12,31 @@ use crate::{
     http::listen::{ListenAddress, ParseListenError},
 };
 
-/// The word for none at all.
+/// The value that disables an option.
 const OFF: &str = "off";
 
-/// Where our own host answers.
-pub(super) const USUAL_HOST: ListenAddress = ListenAddress::Vsock(VsockAddress {
+/// The default address of `agent-cli serve`.
+pub(super) const DEFAULT_HOST: ListenAddress = ListenAddress::Vsock(VsockAddress {
     cid: Cid::HOST,
     port: DEFAULT_HOST_PORT,
 });
 
-/// Where instance data come from, and who in the guest gets them.
+/// The source of the instance data, and how the guest gets them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestConfig {
-    /// Where the host answers, whatever it says of that itself. It is asked from the start then.
+    /// The host's address; overrides the one that the host announces. Data are fetched from the start.
     pub host: Option<ListenAddress>,
-    /// Where it is looked for once at the start, if it is not known by then where it answers. One
-    /// that answers there is as good as [`host`](Self::host).
+    /// An address that is tried once at the start, if the host has announced none by then. If a host
+    /// answers there, it is used like [`host`](Self::host).
     pub usual_host: Option<ListenAddress>,
-    /// The Unix sockets that programs in the guest ask.
+    /// The Unix sockets of the guest API.
     pub sockets: Vec<PathBuf>,
     /// How cloud-init gets them.
     pub cloud_init: CloudInit,
     /// Whether the machine reboots once for data that came too late for cloud-init.
     pub cloud_init_reboot: bool,
-    /// How long the agent waits for them before it says that it is ready; `None` is 10 s if it
-    /// knows or finds a host at its start, and not at all otherwise.
+    /// How long the agent waits for the data before it reports that it is ready. `None` is 10 s if it
+    /// knows or finds a host at the start, and 0 otherwise.
     pub ready_timeout: Option<Duration>,
     /// Metadata services of other clouds.
     pub presets: PresetConfig,
@@ -45,16 +45,16 @@ pub struct GuestConfig {
 /// How cloud-init gets the instance data.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum CloudInit {
-    /// It asks the socket (datasource LXD).
+    /// By the socket (datasource LXD).
     #[default]
     Lxd,
-    /// It finds files (datasource `NoCloud`).
+    /// By files (datasource `NoCloud`).
     NoCloud,
     /// Not through the agent.
     Off,
 }
 
-/// Text that is not one of the ways.
+/// Text that is not a value of the option `cloud-init`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a way to give cloud-init its data: lxd, nocloud or off")]
 pub struct ParseCloudInitError(String);
@@ -72,12 +72,12 @@ impl FromStr for CloudInit {
     }
 }
 
-/// What is said of where the host answers.
+/// The value of the option for the host's address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Host {
-    /// Where it says itself.
+    /// The address that the host announces.
     Off,
-    /// There.
+    /// This address.
     At(ListenAddress),
 }
 
@@ -93,7 +93,7 @@ impl FromStr for Host {
 }
 
 impl GuestConfig {
-    /// Whether anybody wants the data.
+    /// Whether the data are used.
     pub(crate) fn wants_data(&self) -> bool {
         !self.sockets.is_empty()
             || !self.presets.presets.is_empty()
@@ -101,7 +101,7 @@ impl GuestConfig {
     }
 }
 
-/// The sockets that were named, or the family's own if none was.
+/// The sockets that were named, or the default ones of the host's flavour.
 pub(super) fn sockets(mut named: Vec<PathBuf>, family: Family) -> Vec<PathBuf> {
     if named.is_empty() {
         named.push(match family {

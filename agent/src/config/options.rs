@@ -1,5 +1,5 @@
-//! The options, each written once. One struct has what the arguments say, one what the environment
-//! says and one what the configuration file says; then they are merged.
+//! The options, each written once. One struct is filled from the arguments, one from the environment and
+//! one from the configuration file; then they are merged.
 //!
 //! An option has the same name in all three: `--allow-cid`, `VSOCK_AGENT_ALLOW_CID`, `allow-cid`.
 
@@ -27,7 +27,7 @@ pub(super) const NOT_IN_FILE: [&str; 4] = ["config", "debug", "fetch-share", "ve
 pub(super) const NOT_IN_ENVIRONMENT: [&str; 4] =
     ["debug", "exec-commands", "fetch-share", "verbose"];
 
-/// Why a value is not one of its option's.
+/// The error of an option's value.
 pub(super) type Fault = Box<dyn Error + Send + Sync>;
 
 macro_rules! options {
@@ -111,7 +111,7 @@ impl Options {
         added.map_err(|source| ConfigError::value(name, origin(), source))
     }
 
-    /// What the environment says.
+    /// The options from the environment.
     ///
     /// # Errors
     ///
@@ -129,7 +129,7 @@ impl Options {
         Ok(options)
     }
 
-    /// What the configuration file says.
+    /// The options from the configuration file.
     ///
     /// # Errors
     ///
@@ -142,7 +142,7 @@ impl Options {
         Self::of_toml(path, &text)
     }
 
-    /// The same for what is in the file.
+    /// Parses the content of the file.
     pub(super) fn of_toml(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let wrong = |byte, reason| ConfigError::Parse {
             path: path.to_owned(),
@@ -235,16 +235,16 @@ impl<T: Value> Field for Option<Vec<T>> {
 
 /// A type of values.
 trait Value: Sized {
-    /// Whether it takes no value as an argument, and means true then.
+    /// Whether an argument needs no value, and means true.
     const IS_SWITCH: bool = false;
 
     /// Whether a comma can be a part of a value. In a list it separates values otherwise.
     const HAS_COMMAS: bool = false;
 
-    /// What the text means. It is not empty.
+    /// Parses a text that is not empty.
     fn of_text(text: &OsStr) -> Result<Self, Fault>;
 
-    /// What a word of the arguments or the environment means.
+    /// Parses a value of the arguments or the environment.
     fn of_word(word: &OsStr) -> Result<Self, Fault> {
         if word.is_empty() {
             Err("a value is missing".into())
@@ -253,7 +253,7 @@ trait Value: Sized {
         }
     }
 
-    /// What a value in the file means.
+    /// Parses a value of the file.
     fn of_value(value: &DeValue<'_>) -> Result<Self, Fault> {
         let text = value.as_str().ok_or("a text is wanted")?;
         Self::of_text(OsStr::new(text))

@@ -1,4 +1,4 @@
-//! By which name the agent was started, and what follows from it.
+//! The name by which the agent was started, and the defaults that depend on it.
 
 use std::{ffi::OsStr, path::Path};
 
@@ -7,10 +7,10 @@ use vsock_agent_protocol::version::{Family, INCUS_SERVER_NAME, LXD_SERVER_NAME};
 /// The program that the agent is started as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Program {
-    /// Itself.
+    /// `vsock-agent`.
     Own,
-    /// The agent of one of the families, in whose place it was put. Their units start it in a
-    /// copy of the config share.
+    /// The agent of LXD or Incus, for which it stands in. Their units start it in a copy of the config
+    /// share.
     StandIn(Family),
 }
 
@@ -25,7 +25,7 @@ impl Program {
         }
     }
 
-    /// Whose hosts to speak to, unless something else is said.
+    /// The default flavour of the host.
     pub(super) fn family(self) -> Family {
         match self {
             Self::Own => Family::default(),

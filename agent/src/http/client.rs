@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection, for as long as it is let in.
+//! The client of a connection, and the list of connected clients.
 
 use std::{
     fmt,
@@ -13,12 +13,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::http::listen::{Closer, Peer};
 
-/// A client, by where it comes from and what it has shown.
+/// A client, identified by its address and certificate.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) peer: Peer,
     pub(crate) certificate: Option<CertificateDer<'static>>,
-    /// Cancelled when the client is no longer let in, and when the agent stops.
+    /// Cancelled when the client is no longer admitted, and when the agent stops.
     pub(crate) stop: CancellationToken,
 }
 
@@ -39,28 +39,28 @@ impl fmt::Display for Client {
     }
 }
 
-/// The client that asks. `None` on listeners that do not know theirs.
+/// The client of a request. `None` on listeners that do not track clients.
 pub(crate) fn of<B>(request: &Request<B>) -> Option<Arc<Client>> {
     request.extensions().get().cloned()
 }
 
-/// The clients that are connected.
+/// The connected clients.
 #[derive(Debug, Default)]
 pub(crate) struct Clients(Mutex<Table>);
 
 #[derive(Debug, Default)]
 struct Table {
     entries: Vec<(Arc<Client>, Closer)>,
-    /// The number of entries at which those that have left are looked for.
+    /// The number of entries at which closed ones are removed.
     limit: usize,
 }
 
 impl Clients {
-    /// Remembers a client until it has left.
+    /// Adds a client, until its connection is closed.
     pub(crate) fn add(&self, client: Arc<Client>, closer: Closer) {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if table.entries.len() >= table.limit {
-            // A session that has taken the socket over keeps the client.
+            // A session that has taken over the socket holds the client.
             let is_there = |client: &Arc<Client>, closer: &Closer| {
                 closer.is_open() || Arc::strong_count(client) > 1
             };
@@ -72,13 +72,13 @@ impl Clients {
         table.entries.push((client, closer));
     }
 
-    /// Ends the connections of all that are not let in, at once and whatever they are used for, and
-    /// returns how many.
-    pub(crate) fn keep(&self, is_let_in: impl Fn(&Client) -> bool) -> usize {
+    /// Closes the connections of all clients that are not admitted, at once and whatever they are used
+    /// for, and returns their number.
+    pub(crate) fn retain(&self, is_admitted: impl Fn(&Client) -> bool) -> usize {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let gone = table
             .entries
-            .extract_if(.., |(client, _)| !is_let_in(client));
+            .extract_if(.., |(client, _)| !is_admitted(client));
         gone.map(|(client, closer)| {
             client.stop.cancel();
             closer.close();
@@ -110,7 +110,7 @@ mod tests {
             connections.push((ours, theirs, client));
         }
         let second = |client: &Client| client.certificate == Some([2].to_vec().into());
-        assert_eq!(clients.keep(second), 1);
+        assert_eq!(clients.retain(second), 1);
         assert_eq!(connections[0].1.read(&mut [0]).await.unwrap(), 0);
         assert!(connections[0].2.stop.is_cancelled());
         assert!(!connections[1].2.stop.is_cancelled());

@@ -1,6 +1,6 @@
-//! HTTP/1.1 on one connection, with the limits that every listener has.
+//! HTTP/1.1 on one connection, with the limits of every listener.
 //!
-//! Nothing here is generic: hyper is large, and its server is in the program once.
+//! Nothing here is generic, so that hyper's server, which is large, is compiled once.
 
 use std::{convert::Infallible, io};
 
@@ -21,23 +21,23 @@ use crate::{
     },
 };
 
-/// What HTTP is spoken on, by server and client: a plain connection, or one with TLS.
+/// The transport of HTTP, for server and client: a plain connection, or one with TLS.
 pub(crate) type Transport = Either<Stream, TlsStream<Stream>>;
 
-/// Answers requests until the client leaves or `stop` is cancelled; the answer that is under way
-/// is finished then. A client that has only ended its own side still gets its answer. One that has
-/// closed the connection gets none, and waiting for it ends; what it asked to be changed is done.
+/// Serves requests until the client closes the connection or `stop` is cancelled; a reply in progress is
+/// finished then. A client that has shut down its own direction still gets its reply. For one that has
+/// closed the connection, the handler is dropped, unless the request changes something.
 ///
 /// # Errors
 ///
-/// What ended the connection before its time.
+/// The error that ended the connection.
 pub(crate) async fn serve(
     stream: Transport,
     stop: CancellationToken,
     answer: &(dyn Fn(Request<Incoming>) -> BoxFuture<'static, Reply> + Sync),
 ) -> io::Result<()> {
     let watch = socket(&stream).watch();
-    // Locked while something is changed.
+    // Locked while a request that changes something is handled.
     let changing = Mutex::new(());
     let service = service_fn(|request| async {
         let _guard = if request.method().is_safe() {
@@ -51,18 +51,18 @@ pub(crate) async fn serve(
         })
     });
     let connection = http1::Builder::new()
-        // Without a timer the head's deadline would not be kept.
+        // Without a timer the head's deadline has no effect.
         .timer(TokioTimer::new())
         .header_read_timeout(defaults::HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS)
-        // A client that has said all it wants to say still wants the answer.
+        // A client that has shut down its direction still wants the reply.
         .half_close(true)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let mut abandoned = std::pin::pin!(async {
-        watch.left().await;
+        watch.closed().await;
         drop(changing.lock().await);
     });
     let ended = select! {
@@ -85,7 +85,7 @@ pub(crate) async fn serve(
     ended.map_err(io::Error::other)
 }
 
-/// What is under TLS, or the stream itself.
+/// The socket below TLS, or the stream itself.
 pub(crate) fn socket(stream: &Transport) -> &Stream {
     match stream {
         Either::Left(stream) => stream,
@@ -93,8 +93,8 @@ pub(crate) fn socket(stream: &Transport) -> &Stream {
     }
 }
 
-/// The size of a head, as it was sent without what may be left out. Hyper's own limit is that of a
-/// buffer, which may have had twice as much in it when the head was whole.
+/// The size of a head, without optional white space. Hyper's own limit is that of a buffer, which may
+/// contain twice as much when the head is complete.
 fn head_bytes(request: &Request<Incoming>) -> usize {
     let uri = request.uri().path_and_query();
     let line = request.method().as_str().len() + uri.map_or(0, |uri| uri.as_str().len());

@@ -1,7 +1,7 @@
-//! Events on their way to one client, by websocket or as a stream of JSON lines.
+//! Sends events to one client, by websocket or as a stream of JSON lines.
 //!
-//! Called by `api/events.rs` for hosts, and by `guest_api/` for programs in the guest, each with a
-//! bus of its own.
+//! Called by `api/events.rs` for hosts, and by `guest_api/` for programs in the guest, each with its own
+//! [`Events`].
 
 use std::{io, pin::pin, sync::Arc, task::Poll};
 
@@ -33,17 +33,17 @@ use crate::{
     shutdown::Shutdown,
 };
 
-/// Pings without an answer after which a listener is taken for gone.
+/// Pings without an answer after which a listener is dropped.
 const MAX_MISSED_PINGS: u32 = 2;
 
-/// Longest list of kinds that a client may ask for, in bytes. All there are take 40.
+/// Longest list of kinds in a request, in bytes. All kinds together take 40.
 const MAX_KINDS_BYTES: usize = 256;
 
-/// The kinds asked for in a query (`?type=a,b`), or all of `default`.
+/// The kinds in a query (`?type=a,b`), or all of `default`.
 ///
 /// # Errors
 ///
-/// 400 for more than [`MAX_KINDS_BYTES`]: every listener keeps them, and compares each event.
+/// 400 for more than [`MAX_KINDS_BYTES`]: every listener stores them, and compares each event.
 pub(crate) fn kinds(query: &str, default: &[&str]) -> Result<Vec<String>, ApiError> {
     match parameter(query, "type").as_deref() {
         None | Some("") => Ok(default.iter().map(ToString::to_string).collect()),
@@ -54,14 +54,14 @@ pub(crate) fn kinds(query: &str, default: &[&str]) -> Result<Vec<String>, ApiErr
     }
 }
 
-/// Where events come from, and who may hear them.
+/// The source of events, and the limit of its listeners.
 #[derive(Debug)]
 pub(crate) struct Source<'a> {
     pub(crate) events: &'a Events,
-    /// Places for listeners.
+    /// Permits of listeners.
     pub(crate) permits: &'a Arc<Semaphore>,
     pub(crate) shutdown: &'a Shutdown,
-    /// Ends what was begun here.
+    /// Ends the streams.
     pub(crate) stop: CancellationToken,
 }
 
@@ -79,10 +79,10 @@ pub(crate) fn send_events(
         events: source.events.listen(kinds),
         _permit: Arc::clone(source.permits)
             .try_acquire_owned()
-            .map_err(|_| ApiError::busy("too many listeners to events are there"))?,
+            .map_err(|_| ApiError::busy("too many listeners to events"))?,
     };
     let stop = source.stop.clone();
-    if !ws::is_asked_for(request.headers()) {
+    if !ws::is_requested(request.headers()) {
         return Ok(stream(listener, stop));
     }
     let (reply, upgrading) = ws::accept(request)?;
@@ -94,14 +94,14 @@ pub(crate) fn send_events(
     Ok(reply)
 }
 
-/// Somebody who hears events, and the permit that this takes.
+/// A listener to events, with its permit.
 struct Listener {
     events: events::Listener,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Listener {
-    /// The next event, as JSON. `None` when it has lagged too far behind.
+    /// The next event, as JSON. `None` when the listener has lagged too far behind.
     async fn next(&mut self) -> Option<Utf8Bytes> {
         let event = self.events.next().await;
         event
@@ -110,13 +110,13 @@ impl Listener {
     }
 }
 
-/// Sends events as text messages until the client sends something, leaves, or takes nothing any more.
+/// Sends events as text messages until the client sends a message, closes the connection, or stops reading.
 async fn send<S>(mut socket: WebSocketStream<S>, mut listener: Listener, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut ping = interval(defaults::EVENT_PING);
-    // An agent that was not scheduled for a while must not take that for a listener's silence.
+    // Ticks that were missed because the agent was not scheduled must not count as missing answers.
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut missed = 0;
     loop {
@@ -146,8 +146,8 @@ where
         let sent = match futures_util::poll!(&mut sending) {
             Poll::Ready(sent) => sent.is_ok(),
             Poll::Pending => {
-                // The buffers are full, so that this ends when the client has read something: as good as
-                // an answer to a ping, which comes after all that.
+                // The buffers are full, so this ends when the client has read something. That counts as an
+                // answer to a ping, which is queued behind these bytes.
                 missed = 0;
                 matches!(
                     timeout(defaults::EVENT_WRITE_TIMEOUT, sending).await,
@@ -162,7 +162,7 @@ where
     ws::linger(socket).await;
 }
 
-/// A body without an end: one event a line.
+/// An endless body with one event a line.
 fn stream(listener: Listener, stop: CancellationToken) -> Reply {
     let lines = futures_util::stream::unfold((listener, stop), |(mut listener, stop)| async move {
         let event = select! {

@@ -1,4 +1,4 @@
-//! Where clients come in: AF_VSOCK and Unix sockets, as one [`Listener`] and one [`Stream`].
+//! Listening on AF_VSOCK and Unix sockets, with one [`Listener`] and one [`Stream`].
 
 mod module;
 mod stream;
@@ -17,12 +17,12 @@ use vsock_agent_transport::{
 pub(crate) use self::stream::{Closer, Stream};
 use crate::defaults;
 
-/// Where to listen: `vsock:CID:PORT`, such as `vsock:any:8443`, or `unix:PATH`.
+/// An address to listen on: `vsock:CID:PORT`, such as `vsock:any:8443`, or `unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenAddress {
-    /// On AF_VSOCK.
+    /// AF_VSOCK.
     Vsock(VsockAddress),
-    /// On a Unix socket, which is created with mode 0600 and removed at the end.
+    /// A Unix socket, created with mode 0600 and removed at the end.
     Unix(PathBuf),
 }
 
@@ -73,18 +73,18 @@ pub(crate) enum Listener {
     },
 }
 
-/// Who connected.
+/// The peer of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Peer {
-    /// A machine, by its context id, which the kernel vouches for.
+    /// A machine, by its context id, which a peer cannot forge.
     Vsock(VsockAddress),
-    /// Someone the socket's mode let in.
+    /// A process with permission to connect to the Unix socket.
     Unix,
 }
 
 impl Peer {
-    /// Whether its kernel says that it was started by root. A VMM that connects for others has no such
-    /// port.
+    /// Whether the peer has a privileged port: its kernel reserves them for root. A VMM that connects for
+    /// others does not use one.
     pub(crate) fn is_privileged(self) -> bool {
         match self {
             Self::Vsock(address) => is_privileged(address.port),
@@ -103,15 +103,14 @@ impl fmt::Display for Peer {
 }
 
 impl Listener {
-    /// Binds and listens. Waits some seconds for a kernel that does not know AF_VSOCK yet.
+    /// Binds and listens. Waits [`defaults::BIND_TIMEOUT`] at most for the vsock device.
     ///
     /// # Errors
     ///
-    /// What the kernel says: for AF_VSOCK `EAFNOSUPPORT` or `ENODEV` when its module is missing,
-    /// `EADDRINUSE` when somebody has the port; for a Unix socket `AddrInUse` also when the path
-    /// is taken by something that is not a dead socket.
+    /// For AF_VSOCK `EAFNOSUPPORT` or `ENODEV` when its module is missing, `EADDRINUSE` when the port is
+    /// in use; for a Unix socket `AddrInUse` also when the path is something else than a stale socket.
     pub(crate) async fn bind(address: &ListenAddress) -> io::Result<Self> {
-        // nix limits a backlog to SOMAXCONN of the headers; the kernel has its own limit.
+        // nix limits a backlog to SOMAXCONN of the headers; the kernel's limit may be higher.
         let backlog = Backlog::new(defaults::BACKLOG).unwrap_or(Backlog::MAXALLOWABLE);
         match address {
             ListenAddress::Vsock(address) => {
@@ -127,11 +126,11 @@ impl Listener {
         }
     }
 
-    /// Takes the next connection. Safe to drop: no connection is lost.
+    /// Accepts the next connection. Cancel safe.
     ///
     /// # Errors
     ///
-    /// What `accept(2)` says; the listener can go on.
+    /// The errno of `accept(2)`; the listener stays usable.
     pub(crate) async fn accept(&self) -> io::Result<(Stream, Peer)> {
         match self {
             Self::Vsock(listener) => {
@@ -150,11 +149,12 @@ impl Listener {
     }
 }
 
-/// Connects to an address. A Unix socket takes as long as its directory's file system does.
+/// Connects to an address. For a Unix socket, this blocks while its directory's file system does not
+/// answer.
 ///
 /// # Errors
 ///
-/// What `connect(2)` says.
+/// The errno of `connect(2)`.
 pub(crate) async fn connect(address: &ListenAddress) -> io::Result<Stream> {
     match address {
         ListenAddress::Vsock(address) => {

@@ -1,6 +1,6 @@
-//! What is behind the question mark of a path.
+//! The query of a URL.
 
-/// The first value of a parameter, decoded. Escapes that make no sense stay as they are.
+/// The first value of a parameter, decoded. Invalid escapes stay as they are.
 pub(crate) fn parameter(query: &str, name: &str) -> Option<String> {
     let mut pairs = form_urlencoded::parse(query.as_bytes());
     let (_, value) = pairs.find(|(key, _)| key == name)?;

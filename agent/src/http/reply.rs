@@ -13,23 +13,23 @@ use vsock_agent_protocol::{envelope::Envelope, printable::with_causes};
 
 use crate::defaults;
 
-/// The body of every answer. After an error in it the connection is closed, so that the client does
-/// not take what it has for all.
+/// The body of a reply. An error in it closes the connection, so that the client does not take a part
+/// for the whole.
 pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Why a body cannot be read.
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// An answer.
+/// A reply.
 pub(crate) type Reply = Response<Body>;
 
-/// A refusal: a status, and why, for a person.
+/// An error reply: a status and a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub(crate) struct ApiError {
     status: StatusCode,
     text: String,
-    /// The methods that would have been right, if this one was not.
+    /// The allowed methods, for 405.
     allow: Option<&'static str>,
 }
 
@@ -42,7 +42,7 @@ impl ApiError {
         }
     }
 
-    /// Not with this method, but with one of `allow`: words for the header of that name.
+    /// 405, with the value of the header `Allow`.
     pub(crate) fn wrong_method(text: impl Into<String>, allow: &'static str) -> Self {
         Self {
             allow: Some(allow),
@@ -50,7 +50,7 @@ impl ApiError {
         }
     }
 
-    /// 500, with the causes of the error.
+    /// 500, with the error and its causes.
     pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, with_causes(error))
     }
@@ -68,13 +68,13 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, text)
     }
 
-    /// The answer that says it.
+    /// The error in LXD's envelope.
     pub(crate) fn into_reply(self) -> Reply {
         let envelope = Envelope::error(self.status.as_u16(), self.text);
         refusal(json(self.status, &envelope), self.allow)
     }
 
-    /// The answer that says it to a program in the guest: a line of text, as LXD writes it.
+    /// The error for a program in the guest: a line of text, as from LXD's guest API.
     pub(crate) fn into_plain_reply(self) -> Reply {
         let mut reply = text("text/plain; charset=utf-8", self.text + "\n");
         *reply.status_mut() = self.status;
@@ -94,17 +94,17 @@ fn refusal(mut reply: Reply, allow: Option<&'static str>) -> Reply {
     reply
 }
 
-/// A result, in the envelope.
+/// A result in LXD's envelope.
 pub(crate) fn sync<T: Serialize>(metadata: T) -> Reply {
     json(StatusCode::OK, &Envelope::sync(metadata))
 }
 
-/// A result that says nothing, in the envelope: LXD writes an empty object.
+/// An empty result in the envelope: LXD writes an empty object.
 pub(crate) fn empty() -> Reply {
     sync(serde_json::Map::new())
 }
 
-/// "An operation was created", in the envelope.
+/// 202: an operation was created, in the envelope.
 pub(crate) fn operation_created<T: Serialize>(path: String, metadata: T) -> Reply {
     let location = HeaderValue::try_from(&path);
     let mut reply = json(
@@ -117,7 +117,7 @@ pub(crate) fn operation_created<T: Serialize>(path: String, metadata: T) -> Repl
     reply
 }
 
-/// Text of some type, outside any envelope.
+/// Text without an envelope.
 pub(crate) fn text(content_type: &'static str, text: String) -> Reply {
     let mut reply = Response::new(full(text));
     let content_type = HeaderValue::from_static(content_type);
@@ -127,7 +127,7 @@ pub(crate) fn text(content_type: &'static str, text: String) -> Reply {
     reply
 }
 
-/// "The connection speaks this protocol now."
+/// 101: the connection switches to this protocol.
 pub(crate) fn switching_protocols(protocol: &'static str) -> Reply {
     let mut reply = Response::new(full(Bytes::new()));
     *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -137,14 +137,14 @@ pub(crate) fn switching_protocols(protocol: &'static str) -> Reply {
     reply
 }
 
-/// A value as JSON, outside any envelope.
+/// A value as JSON, without an envelope.
 pub(crate) fn json<T: Serialize>(status: StatusCode, value: &T) -> Reply {
     let mut reply = match serde_json::to_vec(value) {
         Ok(mut text) => {
             text.push(b'\n');
             Response::new(full(text))
         }
-        // Only a map with keys that are no strings can fail, and the protocol has none.
+        // Fails only for a map whose keys are not strings, and the protocol has none.
         Err(error) => {
             tracing::error!(%error, "cannot write a reply");
             let mut reply = Response::new(full(Bytes::new()));
@@ -160,7 +160,7 @@ pub(crate) fn json<T: Serialize>(status: StatusCode, value: &T) -> Reply {
     reply
 }
 
-/// A body that is there as a whole.
+/// A complete body.
 pub(crate) fn full(data: impl Into<Bytes>) -> Body {
     Full::new(data.into())
         .map_err(|never| match never {})
@@ -171,8 +171,8 @@ pub(crate) fn full(data: impl Into<Bytes>) -> Body {
 ///
 /// # Errors
 ///
-/// 413 above [`defaults::MAX_BODY_BYTES`], 408 when it stops arriving or is not there in
-/// [`defaults::BODY_DEADLINE`], 400 when it is not what it should be.
+/// 413 above [`defaults::MAX_BODY_BYTES`], 408 when it stops arriving or is not complete within
+/// [`defaults::BODY_DEADLINE`], 400 when it cannot be parsed.
 pub(crate) async fn read_json<T: DeserializeOwned>(body: Incoming) -> Result<T, ApiError> {
     read_json_within(body, defaults::MAX_BODY_BYTES).await
 }
@@ -186,7 +186,7 @@ pub(crate) async fn read_json_within<T: DeserializeOwned>(
     body: Incoming,
     limit: usize,
 ) -> Result<T, ApiError> {
-    // A body that says it is too large is refused before it is read.
+    // A body whose `Content-Length` is too large is refused before it is read.
     if body.size_hint().lower() > limit as u64 {
         return Err(too_large(limit));
     }
@@ -196,7 +196,7 @@ pub(crate) async fn read_json_within<T: DeserializeOwned>(
     })
 }
 
-/// Parses a request. A field that is `null` is not set, as Go's `encoding/json` has it.
+/// Parses a request. A field that is `null` counts as missing, as in Go's `encoding/json`.
 fn parse<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
     let mut request: Value = serde_json::from_slice(text)?;
     if let Value::Object(fields) = &mut request {

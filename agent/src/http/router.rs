@@ -1,4 +1,4 @@
-//! Method and path to handler. No logic.
+//! Maps method and path to a handler.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub(crate) async fn route(app: Arc<App>, request: Request<Incoming>) -> Reply {
     reply
 }
 
-/// What there is.
+/// A resource of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Resource {
     Root,
@@ -43,7 +43,7 @@ enum Resource {
 }
 
 impl Resource {
-    /// What is at a path: exactly there, so not with another slash at its end.
+    /// The resource at exactly this path; a slash at the end does not match.
     fn at(path: &str) -> Option<Self> {
         Some(match path {
             path::ROOT => Self::Root,
@@ -73,7 +73,7 @@ impl Resource {
         })
     }
 
-    /// What must be switched on for it.
+    /// The feature that must be enabled for it.
     const fn feature(self) -> Option<Feature> {
         match self {
             Self::Exec => Some(Feature::Exec),
@@ -85,7 +85,7 @@ impl Resource {
         }
     }
 
-    /// The methods it knows, for the header `Allow`. The root knows all of them.
+    /// The allowed methods, for the header `Allow`. The root allows all.
     const fn methods(self) -> &'static str {
         match self {
             Self::Root => "GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE",
@@ -94,7 +94,7 @@ impl Resource {
             Self::Exec | Self::PortForward => "POST",
             Self::Operation(_) => "GET, HEAD, DELETE",
             Self::Metrics | Self::MetricsText | Self::Operations | Self::Wait(_) => "GET, HEAD",
-            // What follows the answer of these is no body.
+            // No HEAD: what follows the reply is not a body.
             Self::Sftp | Self::Websocket(_) => "GET",
         }
     }
@@ -116,7 +116,7 @@ async fn dispatch(
     }
     let query = request.uri().query().unwrap_or_default().to_owned();
     let method = match *method {
-        // The same without its body, which the connection leaves out.
+        // The connection omits the body.
         Method::HEAD if resource.methods().contains("HEAD") => &Method::GET,
         _ => method,
     };

@@ -1,9 +1,9 @@
 //! The accept loop, and a connection from its first byte to HTTP.
 //!
 //! ```text
-//! accept ─► allowed machine? ─► waits for a ClientHello ─► TLS ─► HTTP/1.1 ─► router
-//!             no: closed unread   └ silent: leaves for    └ refused: closed
-//!                                   others when all places are taken
+//! accept ─► allowed context id? ─► waits for a ClientHello ─► TLS ─► HTTP/1.1 ─► router
+//!             no: closed unread      └ silent: evicted for   └ refused: closed
+//!                                      others when all slots are taken
 //! ```
 
 use std::{
@@ -37,7 +37,7 @@ use crate::{
     },
 };
 
-/// Who is let in.
+/// The clients that are admitted.
 #[derive(Debug)]
 pub(crate) struct Trust {
     /// Without TLS every peer is trusted.
@@ -47,7 +47,7 @@ pub(crate) struct Trust {
 }
 
 impl Trust {
-    /// Reads whom `config` lets in.
+    /// Reads the certificates of `config`.
     ///
     /// # Errors
     ///
@@ -79,24 +79,24 @@ impl Trust {
         }
     }
 
-    fn lets_in(&self, client: &Client) -> bool {
+    fn admits(&self, client: &Client) -> bool {
         let is_known = |certificate| self.certificates.contains(certificate);
         self.allows(client.peer) && client.certificate.as_ref().is_none_or(is_known)
     }
 }
 
-/// What all listeners share.
+/// The state that all listeners share.
 #[derive(Debug)]
 pub(crate) struct Server {
     app: Arc<App>,
     trust: RwLock<Arc<Trust>>,
     clients: Clients,
     connections: Arc<Semaphore>,
-    /// Those who have not shown who they are.
+    /// Connections that have not authenticated yet.
     unknown: Arc<Admission>,
-    /// Our own part of a handshake is computed for one at a time of those who may be anybody, so that
-    /// a crowd leaves the other worker to clients that are known.
-    computing: Semaphore,
+    /// Serialises our own computation in the handshakes of unprivileged peers, so that many of them leave
+    /// the other worker to authenticated clients.
+    handshakes: Semaphore,
 }
 
 impl Server {
@@ -108,11 +108,11 @@ impl Server {
             trust: RwLock::new(Arc::new(trust)),
             clients: Clients::default(),
             unknown: Admission::new(defaults::UNKNOWN),
-            computing: Semaphore::new(1),
+            handshakes: Semaphore::new(1),
         })
     }
 
-    /// Lets in whom `trust` does, from now on. The connections of others are closed.
+    /// Replaces the admitted clients. Connections of clients that are no longer admitted are closed.
     ///
     /// # Errors
     ///
@@ -123,9 +123,12 @@ impl Server {
         }
         let trust = Arc::new(trust);
         *self.trust.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&trust);
-        let closed = self.clients.keep(|client| trust.lets_in(client));
+        let closed = self.clients.retain(|client| trust.admits(client));
         if closed > 0 {
-            tracing::info!(closed, "connections of clients that are no longer let in");
+            tracing::info!(
+                closed,
+                "closed the connections of clients that are no longer admitted"
+            );
         }
         Ok(())
     }
@@ -134,8 +137,8 @@ impl Server {
         Arc::clone(&self.trust.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Accepts until the shutdown. Waits for nothing else, so that the kernel's queue stays short and
-    /// privileged peers wait for no others.
+    /// The accept loop, until the shutdown. It waits for nothing else, so that the kernel's queue stays
+    /// short and privileged peers do not wait behind others.
     pub(crate) async fn accept_all(self: Arc<Self>, listener: Listener) {
         let stop = self.app.shutdown.child_token();
         stop.run_until_cancelled(async {
@@ -143,7 +146,7 @@ impl Server {
                 match listener.accept().await {
                     Ok((stream, peer)) => self.admit(stream, peer),
                     Err(error) => {
-                        // Out of descriptors or memory: the next try would fail as fast.
+                        // Out of descriptors or memory: the next call would fail at once.
                         tracing::warn!(%error, "cannot accept a connection");
                         sleep(defaults::ACCEPT_PAUSE).await;
                     }
@@ -163,9 +166,9 @@ impl Server {
         let span = tracing::debug_span!("connection", %peer);
         let connection = async move {
             let served = match trust.is_tls() {
-                // Most of a crowd gets no further: what comes then is made when it comes.
-                true => Box::pin(server.speak_tls(stream, peer)).await,
-                false => server.speak_http(Either::Left(stream), peer).await,
+                // Boxed, because most connections of a flood do not get further than this.
+                true => Box::pin(server.serve_tls(stream, peer)).await,
+                false => server.serve_http(Either::Left(stream), peer).await,
             };
             if let Err(error) = served {
                 tracing::debug!(%error, "connection ended");
@@ -174,25 +177,23 @@ impl Server {
         self.app.shutdown.spawn(connection.instrument(span));
     }
 
-    async fn speak_tls(&self, stream: Stream, peer: Peer) -> io::Result<()> {
+    async fn serve_tls(&self, stream: Stream, peer: Peer) -> io::Result<()> {
         let stop = self.app.shutdown.child_token();
-        let shaken = stop
-            .run_until_cancelled(self.shake_hands(stream, peer))
-            .await;
-        match shaken {
-            Some(stream) => self.speak_http(Either::Right(stream?), peer).await,
+        let handshaken = stop.run_until_cancelled(self.handshake(stream, peer)).await;
+        match handshaken {
+            Some(stream) => self.serve_http(Either::Right(stream?), peer).await,
             None => Ok(()),
         }
     }
 
-    async fn shake_hands(&self, stream: Stream, peer: Peer) -> io::Result<TlsStream<Stream>> {
+    async fn handshake(&self, stream: Stream, peer: Peer) -> io::Result<TlsStream<Stream>> {
         let is_privileged = peer.is_privileged();
-        let place = self.unknown.enter(is_privileged).await;
-        let place = place.ok_or_else(crowded)?;
+        let slot = self.unknown.enter(is_privileged).await;
+        let slot = slot.ok_or_else(evicted)?;
         let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream);
-        let (error, stream) = match in_time(&place, defaults::GRACE, &mut acceptor).await? {
-            Ok(greeted) => {
-                // It is on as long as the agent runs.
+        let (error, stream) = match with_timeouts(&slot, defaults::GRACE, &mut acceptor).await? {
+            Ok(start) => {
+                // TLS cannot be switched off while the agent runs.
                 let tls = self
                     .trusted()
                     .tls
@@ -201,11 +202,11 @@ impl Server {
                 let turn = if is_privileged {
                     None
                 } else {
-                    self.computing.acquire().await.ok()
+                    self.handshakes.acquire().await.ok()
                 };
-                let accept = greeted.into_stream(tls).into_fallible();
+                let accept = start.into_stream(tls).into_fallible();
                 drop(turn);
-                match in_time(&place, defaults::HANDSHAKE_GRACE, accept).await? {
+                match with_timeouts(&slot, defaults::HANDSHAKE_GRACE, accept).await? {
                     Ok(stream) => return Ok(stream.into()),
                     Err((error, stream)) => (error, Some(stream)),
                 }
@@ -215,13 +216,13 @@ impl Server {
         tracing::warn!(%peer, %error, "TLS handshake refused");
         if let Some(stream) = stream {
             let watch = stream.watch();
-            let told = timeout(defaults::REFUSAL_TIMEOUT, watch.drain());
-            let _ = place.wait_for(defaults::GRACE, told).await;
+            let drained = timeout(defaults::REFUSAL_TIMEOUT, watch.drain());
+            let _ = slot.wait_for(defaults::GRACE, drained).await;
         }
         Err(error)
     }
 
-    async fn speak_http(&self, stream: Transport, peer: Peer) -> io::Result<()> {
+    async fn serve_http(&self, stream: Transport, peer: Peer) -> io::Result<()> {
         let Ok(_permit) = self.connections.try_acquire() else {
             tracing::warn!(%peer, limit = defaults::MAX_CONNECTIONS, "too many connections");
             return Ok(());
@@ -243,8 +244,8 @@ impl Server {
         });
         let closer = connection::socket(&stream).closer();
         self.clients.add(Arc::clone(&client), closer);
-        // It may have been taken off the list while it came in.
-        if !self.trusted().lets_in(&client) {
+        // The admitted clients may have changed during the handshake.
+        if !self.trusted().admits(&client) {
             return Ok(());
         }
         connection::serve(stream, stop, &|mut request| {
@@ -255,16 +256,20 @@ impl Server {
     }
 }
 
-/// What a peer does in a handshake, as long as it may take.
+/// Runs one step of a handshake.
 ///
 /// # Errors
 ///
-/// When it takes too long, or somebody else needs the place.
-async fn in_time<T>(place: &Slot, grace: Duration, step: impl Future<Output = T>) -> io::Result<T> {
+/// `TimedOut` after [`defaults::HANDSHAKE_TIMEOUT`]; another error when the slot is needed after `grace`.
+async fn with_timeouts<T>(
+    slot: &Slot,
+    grace: Duration,
+    step: impl Future<Output = T>,
+) -> io::Result<T> {
     let limited = timeout(defaults::HANDSHAKE_TIMEOUT, step);
-    Ok(place.wait_for(grace, limited).await.ok_or_else(crowded)??)
+    Ok(slot.wait_for(grace, limited).await.ok_or_else(evicted)??)
 }
 
-fn crowded() -> io::Error {
-    io::Error::other("the place was needed for another connection")
+fn evicted() -> io::Error {
+    io::Error::other("the slot was needed for another connection")
 }

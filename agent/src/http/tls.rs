@@ -20,46 +20,46 @@ use vsock_agent_transport::{read_secret, tls};
 pub(crate) const CERTIFICATE_FILE: &str = "agent.crt";
 /// The agent's private key.
 const KEY_FILE: &str = "agent.key";
-/// The certificates the host presents as a client. LXD's name for it, from the host's view.
+/// The host's certificates, which it presents as a client. The name is LXD's.
 const CLIENTS_FILE: &str = "server.crt";
 
-/// Why there is no identity to serve with.
+/// An error in the identity.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdentityError {
-    /// A file is not there, cannot be read, or is not PEM.
+    /// A file is missing, cannot be read, or is not PEM.
     #[error("cannot read {path}")]
     File {
-        /// Which.
+        /// The path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         #[source]
         source: PemFileError,
     },
-    /// The file of client certificates has none: nobody could ever connect.
+    /// The file of client certificates has none, so no client could connect.
     #[error("no certificate in {0}")]
     NoClients(PathBuf),
-    /// TLS is on, or off, from the start to the end.
+    /// TLS cannot be switched on or off while the agent runs.
     #[error("TLS is switched on and off only when the agent is started")]
     Switched,
-    /// The key does not belong to the certificate, or is of a kind TLS 1.3 does not know.
+    /// The key does not belong to the certificate, or TLS 1.3 does not support its type.
     #[error("the certificate and key in {0} do not work together")]
     Mismatch(PathBuf, #[source] TlsError),
 }
 
-/// What is wrong with a PEM file.
+/// An error in a PEM file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PemFileError {
-    /// It cannot be opened or read, or it is a key that others have permissions for.
+    /// It cannot be opened or read, or it is a key and others have permissions for it.
     #[error("cannot use it")]
     Io(#[source] io::Error),
-    /// It is not PEM, or what it should have is not in it.
+    /// It is not PEM, or has no item of the required type.
     #[error("it is not the PEM file it should be: {0}")]
     Pem(String),
 }
 
-/// Reads the identity in `folder` and makes the server side of mutual TLS of it, for `clients`.
+/// Reads the identity in `folder` and builds the server configuration of mutual TLS, for `clients`.
 ///
 /// # Errors
 ///
@@ -72,8 +72,8 @@ pub(crate) fn server_config(
     tls::server_config(own(folder)?, clients).map_err(mismatch)
 }
 
-/// Makes the client side, for a host that presents one of `hosts`. The agent presents the identity
-/// in `folder`, if there is one.
+/// Builds the client configuration, for a host that presents one of `hosts`. The agent presents the
+/// identity in `folder`, if there is one.
 ///
 /// # Errors
 ///

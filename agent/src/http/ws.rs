@@ -1,4 +1,4 @@
-//! Websockets on connections that hyper upgraded.
+//! Websockets on connections upgraded by hyper.
 //!
 //! Hyper reads the handshake, so its limits hold for it; tungstenite only speaks the frames, and
 //! keeps bytes that came with the handshake because hyper's upgraded stream hands them on.
@@ -33,21 +33,22 @@ use crate::{
 /// An open websocket.
 pub(crate) type WebSocket = WebSocketStream<Pieces<TokioIo<Upgraded>>>;
 
-/// What a websocket carries from the client.
+/// What the client sends on a websocket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Carries {
-    /// Short messages, each of which means something, or nothing at all.
+    /// Short control messages, or none.
     Words,
     /// A stream of bytes: messages of any size, which are received in pieces.
     Bytes,
 }
 
-/// A websocket whose handshake is answered and whose connection still speaks HTTP.
+/// A websocket whose handshake is accepted and whose connection is still HTTP.
 #[derive(Debug)]
 pub(crate) struct Upgrading(OnUpgrade);
 
 impl Upgrading {
-    /// Waits until the answer has been sent. `None`: the client left, or took too long.
+    /// Waits until the reply has been sent. `None` if the client closed the connection, or after
+    /// [`defaults::UPGRADE_TIMEOUT`].
     pub(crate) async fn open(self, carries: Carries) -> Option<WebSocket> {
         let upgraded = timeout(defaults::UPGRADE_TIMEOUT, self.0)
             .await
@@ -63,12 +64,12 @@ impl Upgrading {
     }
 }
 
-/// Checks a handshake, and returns the answer and the socket to be.
+/// Accepts a handshake. Returns the reply and the pending websocket.
 ///
 /// # Errors
 ///
-/// 400 for whatever RFC 6455, section 4.2.1, does not allow, and for a browser's page of another
-/// host (its `Origin`).
+/// 400 for a handshake that violates RFC 6455, section 4.2.1, and for a page of another host in a browser
+/// (its `Origin`).
 pub(crate) fn accept(request: &mut Request<Incoming>) -> Result<(Reply, Upgrading), ApiError> {
     let key = check(request)?;
     let upgrading = Upgrading(hyper::upgrade::on(request));
@@ -81,8 +82,8 @@ pub(crate) fn accept(request: &mut Request<Incoming>) -> Result<(Reply, Upgradin
     Ok((reply, upgrading))
 }
 
-/// Whether the client asks for a websocket, as opposed to a plain answer.
-pub(crate) fn is_asked_for(headers: &HeaderMap) -> bool {
+/// Whether the client requests a websocket.
+pub(crate) fn is_requested(headers: &HeaderMap) -> bool {
     has_token(headers, header::UPGRADE, "websocket")
 }
 
@@ -93,7 +94,7 @@ fn check(request: &Request<Incoming>) -> Result<Vec<u8>, ApiError> {
             "a websocket starts with GET over HTTP/1.1",
         ));
     }
-    if !is_asked_for(headers) || !has_token(headers, header::CONNECTION, "upgrade") {
+    if !is_requested(headers) || !has_token(headers, header::CONNECTION, "upgrade") {
         return Err(ApiError::bad_request(
             "this is a websocket, and no upgrade is asked for",
         ));
@@ -105,11 +106,9 @@ fn check(request: &Request<Incoming>) -> Result<Vec<u8>, ApiError> {
         return Err(ApiError::bad_request("only websocket version 13 is spoken"));
     }
     if is_foreign(headers) {
-        return Err(ApiError::bad_request(
-            "a browser's page of another host has no business here",
-        ));
+        return Err(ApiError::bad_request("the Origin is another host"));
     }
-    // 16 bytes in base64 are 22 characters and two signs of padding (RFC 6455, section 4.1).
+    // 16 bytes in base64 are 22 characters and two of padding (RFC 6455, section 4.1).
     match headers.get(header::SEC_WEBSOCKET_KEY) {
         Some(key) if key.len() == 24 => Ok(key.as_bytes().to_vec()),
         _ => Err(ApiError::bad_request("no usable Sec-WebSocket-Key")),
@@ -146,8 +145,8 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
         .any(|part| part.trim().eq_ignore_ascii_case(token))
 }
 
-/// Without a limit on what the peer has not taken: each message is sent before the next is made, and an
-/// event can be as large as a request.
+/// No limit on buffered output: each message is sent before the next is made, and an event can be as large
+/// as a request.
 fn limits(read_buffer_bytes: usize) -> WebSocketConfig {
     WebSocketConfig::default()
         .read_buffer_size(read_buffer_bytes)
@@ -156,14 +155,14 @@ fn limits(read_buffer_bytes: usize) -> WebSocketConfig {
         .max_frame_size(Some(defaults::MAX_MESSAGE_BYTES))
 }
 
-/// Says goodbye, and waits for the client to close the connection, [`defaults::LINGER_TIMEOUT`] at
+/// Sends a close frame, and waits for the client to close the connection, [`defaults::LINGER_TIMEOUT`] at
 /// most: a VMM may drop what it still buffers when the guest closes first.
 pub(crate) async fn linger<S>(mut socket: WebSocketStream<S>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let goodbye = async {
-        // Either fails when the client is gone, which is what this waits for.
+        // Both fail when the client has closed the connection, which is what this waits for.
         let _ = socket.close(None).await;
         while let Some(Ok(_)) = socket.next().await {}
     };

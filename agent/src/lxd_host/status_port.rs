@@ -22,12 +22,12 @@ pub(crate) const KNOWN: [&str; 3] = [
     "/dev/virtio-ports/org.linuxcontainers.incus",
 ];
 
-/// Time after which a host that was restarted finds the word again, as with LXD's agent.
+/// Time after which a host that was restarted finds the status again, as with LXD's agent.
 const REPEAT: Duration = Duration::from_secs(5);
 
 /// What there is to say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Word {
+pub(crate) enum Status {
     /// The agent listens.
     Started,
     /// The host has said where it is.
@@ -36,7 +36,7 @@ pub(crate) enum Word {
     Stopped,
 }
 
-impl Word {
+impl Status {
     const fn line(self) -> &'static str {
         match self {
             Self::Started => "STARTED\n",
@@ -56,13 +56,13 @@ impl StatusPorts {
         Self(paths)
     }
 
-    /// Says a word to every port that is there. Never waits.
-    pub(crate) fn say(&self, word: Word) {
+    /// Says a status to every port that is there. Never waits.
+    pub(crate) fn write(&self, status: Status) {
         for path in &self.0 {
-            match write(path, word.line()) {
-                Ok(()) => tracing::trace!(?path, ?word, "told the host"),
+            match write_line(path, status.line()) {
+                Ok(()) => tracing::trace!(?path, ?status, "status written"),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => tracing::debug!(?path, ?word, %error, "the host hears nothing"),
+                Err(error) => tracing::debug!(?path, ?status, %error, "cannot write the status"),
             }
         }
     }
@@ -71,16 +71,16 @@ impl StatusPorts {
     pub(crate) async fn repeat(&self) {
         let mut tick = interval(REPEAT);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The first tick is at once, and the first word has been said.
+        // The first tick is at once, and the first status has been said.
         tick.tick().await;
         loop {
             tick.tick().await;
-            self.say(Word::Started);
+            self.write(Status::Started);
         }
     }
 }
 
-fn write(path: &Path, line: &str) -> io::Result<()> {
+fn write_line(path: &Path, line: &str) -> io::Result<()> {
     let mut port = OpenOptions::new()
         .append(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
@@ -125,16 +125,16 @@ mod tests {
         mkfifo(&path, Mode::S_IRWXU).unwrap();
         let ports = StatusPorts::new(vec![path.clone()]);
         // Nobody has it open: refused at once.
-        ports.say(Word::Started);
+        ports.write(Status::Started);
         let mut reader = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
             .open(&path)
             .unwrap();
-        ports.say(Word::Connected);
+        ports.write(Status::Connected);
         // Far more than it holds: what does not fit is dropped.
         for _ in 0..20_000 {
-            ports.say(Word::Stopped);
+            ports.write(Status::Stopped);
         }
         let mut first = [0; 10];
         reader.read_exact(&mut first).unwrap();

@@ -1,7 +1,7 @@
 //! The log: lines on standard error, and a limit for those that repeat themselves.
 //!
 //! A peer that is refused is worth a line, and can come back thousands of times a second. So each
-//! place in the program that warns has [`LINES`] lines in [`INTERVAL`]; what is more is counted, and
+//! callsite in the program that warns has [`LINES`] lines in [`INTERVAL`]; what is more is counted, and
 //! the count is logged. Lines of other levels are what somebody asked for, and are all there.
 
 use std::{
@@ -26,7 +26,7 @@ use tracing_subscriber::{
     layer::{Context, Layer, SubscriberExt},
 };
 
-/// Lines of one place in the program in an [`INTERVAL`].
+/// Lines of one callsite in the program in an [`INTERVAL`].
 const LINES: u32 = 10;
 
 /// How often the lines that were left out are counted.
@@ -39,14 +39,14 @@ pub struct LogLimit(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     level: AtomicU8,
-    places: Mutex<HashMap<Identifier, Place>>,
+    callsites: Mutex<HashMap<Identifier, Callsite>>,
 }
 
 #[derive(Debug)]
-struct Place {
+struct Callsite {
     since: Instant,
     lines: u32,
-    left_out: u64,
+    suppressed: u64,
     /// What its lines say.
     text: String,
 }
@@ -66,7 +66,7 @@ where
 {
     let limit = LogLimit(Arc::new(Shared {
         level: AtomicU8::new(number(level)),
-        places: Mutex::default(),
+        callsites: Mutex::default(),
     }));
     let lines = tracing_subscriber::fmt()
         .with_max_level(LevelFilter::TRACE)
@@ -102,17 +102,24 @@ impl LogLimit {
     }
 
     fn report_once(&self) {
-        let mut told = Vec::new();
+        let mut counts = Vec::new();
         {
-            let mut places = self.0.places.lock().unwrap_or_else(PoisonError::into_inner);
-            places.retain(|_, place| {
-                if place.left_out > 0 {
-                    told.push((place.text.clone(), std::mem::take(&mut place.left_out)));
+            let mut callsites = self
+                .0
+                .callsites
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            callsites.retain(|_, callsite| {
+                if callsite.suppressed > 0 {
+                    counts.push((
+                        callsite.text.clone(),
+                        std::mem::take(&mut callsite.suppressed),
+                    ));
                 }
-                place.since.elapsed() < INTERVAL
+                callsite.since.elapsed() < INTERVAL
             });
         }
-        for (text, more) in told {
+        for (text, more) in counts {
             tracing::warn!(more, "{text}");
         }
     }
@@ -120,26 +127,30 @@ impl LogLimit {
     /// Whether there is a line left for it.
     fn has_line(&self, event: &Event<'_>) -> bool {
         let now = Instant::now();
-        let mut places = self.0.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = places
+        let mut callsites = self
+            .0
+            .callsites
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let callsite = callsites
             .entry(event.metadata().callsite())
-            .or_insert_with(|| Place {
+            .or_insert_with(|| Callsite {
                 since: now,
                 lines: 0,
-                left_out: 0,
+                suppressed: 0,
                 text: String::new(),
             });
-        if now.duration_since(place.since) >= INTERVAL {
-            place.since = now;
-            place.lines = 0;
+        if now.duration_since(callsite.since) >= INTERVAL {
+            callsite.since = now;
+            callsite.lines = 0;
         }
-        if place.lines < LINES {
-            place.lines += 1;
+        if callsite.lines < LINES {
+            callsite.lines += 1;
             return true;
         }
-        place.left_out += 1;
-        if place.text.is_empty() {
-            event.record(&mut Message(&mut place.text));
+        callsite.suppressed += 1;
+        if callsite.text.is_empty() {
+            event.record(&mut Message(&mut callsite.text));
         }
         false
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// File systems that may forget what was written. The upper layer of an overlay may be in memory.
-const FORGETFUL: [&str; 4] = ["tmpfs", "ramfs", "rootfs", "overlay"];
+const VOLATILE: [&str; 4] = ["tmpfs", "ramfs", "rootfs", "overlay"];
 
 /// A mounted file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub(crate) fn outlives_reboot(root: &Path, path: &Path) -> bool {
     parse(&table)
         .filter(|mount| path.starts_with(&mount.mountpoint))
         .max_by_key(|mount| mount.mountpoint.components().count())
-        .is_some_and(|mount| !FORGETFUL.contains(&mount.kind.as_str()))
+        .is_some_and(|mount| !VOLATILE.contains(&mount.kind.as_str()))
 }
 
 fn parse_line(line: &[u8]) -> Option<Mount> {

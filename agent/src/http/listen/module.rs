@@ -17,16 +17,14 @@ use crate::{defaults, system::bounded};
 /// The module by which a guest on virtio reaches its host (`net/vmw_vsock/Makefile`).
 const TRANSPORT: &str = "vmw_vsock_virtio_transport";
 
-/// Binds and listens, waiting for a kernel that does not know AF_VSOCK yet; its module is loaded
-/// first.
+/// Loads the module, binds and listens. Waits for the device if it is missing.
 ///
 /// # Errors
 ///
-/// What the kernel says: at once, or for a missing module when [`defaults::BIND_TIMEOUT`] has
-/// passed.
+/// The errno of `bind(2)`: at once, or for a missing module after [`defaults::BIND_TIMEOUT`].
 pub(super) async fn listen(address: VsockAddress, backlog: Backlog) -> io::Result<VsockListener> {
     let deadline = Instant::now() + defaults::BIND_TIMEOUT;
-    // The core alone lets anybody listen, and nobody in.
+    // With the core alone, a socket can listen but gets no connections.
     if !Path::new("/sys/module").join(TRANSPORT).exists() {
         load_module().await;
     }
@@ -41,13 +39,13 @@ pub(super) async fn listen(address: VsockAddress, backlog: Backlog) -> io::Resul
         }
         if !is_waiting {
             is_waiting = true;
-            tracing::info!(%error, "no vsock yet: waiting for it");
+            tracing::info!(%error, "waiting for the vsock device");
         }
         sleep(defaults::BIND_PAUSE).await;
     }
 }
 
-/// Whether the kernel has no AF_VSOCK, or no transport for it.
+/// Whether the kernel has no AF_VSOCK, or no transport.
 fn is_missing(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -55,8 +53,8 @@ fn is_missing(error: &io::Error) -> bool {
     )
 }
 
-/// Asks for the guest's transport; it brings the core with it. Fails quietly: the module may be
-/// built in, and whether the device is there is looked at afterwards.
+/// Loads the guest's transport, and by it the core. Errors are not reported: the module may be built in,
+/// and the caller checks for the device.
 async fn load_module() {
     let mut modprobe = Command::new("modprobe");
     modprobe

@@ -1,4 +1,4 @@
-//! A connected socket, read and written by one and watched by another.
+//! A connected socket, with a handle that watches it and one that closes it.
 
 use std::{
     io::{self, IoSlice},
@@ -24,8 +24,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_s
 
 /// A connected stream socket of any family. `Drop` closes it.
 ///
-/// `recv(2)`, `send(2)` and `shutdown(2)` are the same for all families, so tokio's type for one of
-/// them does for the others, and what is generic is in the program once.
+/// `recv(2)`, `send(2)` and `shutdown(2)` are the same for all families, so tokio's type for one of them
+/// serves the others, and generic code is compiled once.
 #[derive(Debug)]
 pub(crate) struct Stream(Arc<UnixStream>);
 
@@ -34,28 +34,28 @@ impl Stream {
     ///
     /// # Errors
     ///
-    /// What `fcntl(2)` and `epoll_ctl(2)` say.
+    /// The errno of `fcntl(2)` or `epoll_ctl(2)`.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
         let socket = std::os::unix::net::UnixStream::from(socket);
         socket.set_nonblocking(true)?;
         UnixStream::from_std(socket).map(Self::from)
     }
 
-    /// The user of the peer of a Unix socket, when it connected.
+    /// The user of a Unix socket's peer at the time when it connected.
     ///
     /// # Errors
     ///
-    /// What `getsockopt(2)` says.
+    /// The errno of `getsockopt(2)`.
     pub(crate) fn peer_uid(&self) -> io::Result<u32> {
         self.0.peer_cred().map(|peer| peer.uid())
     }
 
-    /// Tells when the peer has left. It keeps the socket open as long as it is there itself.
+    /// A handle that waits for the peer to close. It keeps the socket open.
     pub(crate) fn watch(&self) -> Watch {
         Watch(Arc::clone(&self.0))
     }
 
-    /// Ends the connection from elsewhere.
+    /// A handle that closes the connection.
     pub(crate) fn closer(&self) -> Closer {
         Closer(Arc::downgrade(&self.0))
     }
@@ -86,7 +86,7 @@ impl AsyncRead for Stream {
             let read = self.0.try_io(Interest::READABLE, || {
                 let count = recv(self.0.as_raw_fd(), room, MsgFlags::empty())?;
                 taken = Some(count);
-                // Less than asked for is all there is (`epoll(7)`): the next read would say so.
+                // A short read has emptied the buffer (`epoll(7)`): the next read would return EAGAIN.
                 if count > 0 && count < room.len() {
                     Err(io::ErrorKind::WouldBlock.into())
                 } else {
@@ -148,17 +148,16 @@ fn is_temporary(error: &io::Error) -> bool {
     )
 }
 
-/// Tells when the peer has left. Reads nothing.
+/// Waits for the peer to close. Reads nothing.
 #[derive(Debug)]
 pub(crate) struct Watch(Arc<UnixStream>);
 
 impl Watch {
-    /// Waits until the peer has closed the connection as a whole, and reads no more. One that has
-    /// only said its last word (`shutdown(2)`) has not.
+    /// Waits until the peer has closed the connection in both directions. Shutting down its writes
+    /// (`shutdown(2)`) is not enough.
     ///
-    /// It is told at once, and within a second if the peer said something before it left that
-    /// nobody has read.
-    pub(crate) async fn left(&self) {
+    /// Returns at once, or within a second if unread data of the peer are in the buffer.
+    pub(crate) async fn closed(&self) {
         let mut pause = PAUSE.0;
         while self.0.ready(Interest::READABLE).await.is_ok() {
             let peeked = self.0.try_io(Interest::READABLE, || {
@@ -171,7 +170,7 @@ impl Watch {
                     continue;
                 }
                 Err(_) => return,
-                Ok(_) if self.takes_nothing() => return,
+                Ok(_) if self.cannot_receive() => return,
                 Ok(_) => {}
             }
             sleep(pause).await;
@@ -179,8 +178,8 @@ impl Watch {
         }
     }
 
-    /// Ends our own side, and reads and forgets what the peer still sends, until it has left: closing
-    /// with something unread would take back what it was told.
+    /// Shuts down our writes, and discards what the peer still sends until it closes: closing a socket with
+    /// unread data resets the connection, and the peer may lose what was sent to it.
     pub(crate) async fn drain(&self) {
         let _ = shutdown(self.0.as_raw_fd(), Shutdown::Write);
         let mut nowhere = [0; 4096];
@@ -193,10 +192,10 @@ impl Watch {
         }
     }
 
-    /// Whether the peer reads no more. No data are a question: before it looks at their length, the
-    /// kernel answers `EPIPE` for a peer that is gone (`net/unix/af_unix.c`,
-    /// `net/vmw_vsock/af_vsock.c`). TCP does not know before something was sent.
-    fn takes_nothing(&self) -> bool {
+    /// Whether the peer has closed its reads, by sending no bytes: the kernel returns `EPIPE` before it
+    /// checks the length (`net/unix/af_unix.c`, `net/vmw_vsock/af_vsock.c`). TCP detects it only after data
+    /// were sent.
+    fn cannot_receive(&self) -> bool {
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
         match send(self.0.as_raw_fd(), &[], flags) {
             Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => false,
@@ -205,20 +204,20 @@ impl Watch {
     }
 }
 
-/// Ends a connection, if it is still there. It does not keep the socket open.
+/// Closes a connection, if it is still open. It does not keep the socket open.
 #[derive(Debug, Clone)]
 pub(crate) struct Closer(Weak<UnixStream>);
 
 impl Closer {
-    /// Whether somebody still has the connection.
+    /// Whether the connection is still in use.
     pub(crate) fn is_open(&self) -> bool {
         self.0.strong_count() > 0
     }
 
-    /// Ends it at once, in both directions: whoever reads or writes it hears of that.
+    /// Shuts it down at once, in both directions; pending reads and writes end.
     pub(crate) fn close(&self) {
         if let Some(socket) = self.0.upgrade() {
-            // It fails for one that is closed.
+            // Fails if it is closed already.
             let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
         }
     }
@@ -259,7 +258,7 @@ mod tests {
     async fn a_peer_that_closes_has_left() {
         let (ours, theirs) = pair();
         let watch = ours.watch();
-        let (left, ()) = tokio::join!(timeout(LONG, watch.left()), async { drop(theirs) });
+        let (left, ()) = tokio::join!(timeout(LONG, watch.closed()), async { drop(theirs) });
         left.unwrap();
     }
 
@@ -268,7 +267,7 @@ mod tests {
         let (ours, mut theirs) = pair();
         theirs.write_all(b"bye").await.unwrap();
         drop(theirs);
-        timeout(LONG, ours.watch().left()).await.unwrap();
+        timeout(LONG, ours.watch().closed()).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
@@ -277,9 +276,9 @@ mod tests {
         theirs.write_all(b"last word").await.unwrap();
         theirs.shutdown().await.unwrap();
         let watch = ours.watch();
-        timeout(LONG, watch.left()).await.unwrap_err();
+        timeout(LONG, watch.closed()).await.unwrap_err();
         drop(theirs);
-        timeout(LONG, watch.left()).await.unwrap();
+        timeout(LONG, watch.closed()).await.unwrap();
     }
 
     #[tokio::test]

@@ -1,9 +1,9 @@
 //! Cuts large messages into small ones, before tungstenite reads them.
 //!
-//! On a stream of data the bounds of messages mean nothing, and LXD's clients may send messages of
-//! any size. Tungstenite keeps a whole message in memory, so what it reads is rewritten on the way:
-//! each frame of data becomes one or more messages of [`MAX_PIECE_BYTES`] at most. Frames of
-//! control pass as they are. What RFC 6455 does not allow is an error.
+//! On a stream of data the boundaries of messages have no meaning, and LXD's clients may send messages of
+//! any size. Tungstenite buffers a whole message, so its input is rewritten: each data frame becomes one
+//! or more messages of [`MAX_PIECE_BYTES`] at most. Control frames pass unchanged. A violation of RFC 6455
+//! is an error.
 
 use std::{
     io,
@@ -13,8 +13,8 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Largest message that comes out, in bytes: what a pipe holds. A multiple of 4, so that the mask of
-/// a frame fits each piece of it.
+/// Largest resulting message, in bytes: the capacity of a pipe. A multiple of 4, so that the mask of a
+/// frame applies to each piece of it.
 const MAX_PIECE_BYTES: u64 = 64 * 1024;
 
 /// Longest head of a frame: two bytes, a length of 64 bits, a mask (RFC 6455, section 5.2).
@@ -39,7 +39,7 @@ pub(crate) struct Pieces<S> {
 }
 
 impl<S> Pieces<S> {
-    /// Passes everything on as it is.
+    /// Passes everything unchanged.
     pub(super) fn uncut(io: S) -> Self {
         Self { io, cut: None }
     }
@@ -53,14 +53,14 @@ impl<S> Pieces<S> {
     }
 }
 
-/// Where in the stream of frames the reader is.
+/// The state of the reader in the stream of frames.
 #[derive(Debug, Default)]
 struct Cut {
-    /// What was read of a frame's head.
+    /// The bytes read of a frame's head.
     head: Head,
-    /// The head of a piece, to be handed on.
+    /// The head of a piece, to be passed on.
     due: Head,
-    /// Bytes of `due` that were handed on.
+    /// Bytes of `due` that were passed on.
     given: usize,
     /// First byte of the heads of this frame's pieces.
     first: u8,
@@ -86,7 +86,7 @@ impl Head {
         self.length += bytes.len();
     }
 
-    /// Bytes that the head has, as far as that is known.
+    /// The size of the head, as far as it is known.
     fn wanted(&self) -> usize {
         if self.length < 2 {
             return 2;
@@ -96,11 +96,11 @@ impl Head {
             127 => 8,
             _ => 0,
         };
-        // Without a mask it is refused anyway.
+        // A frame without a mask is refused.
         2 + length + 4
     }
 
-    /// Length of the payload. The head must be whole.
+    /// Length of the payload. The head must be complete.
     fn payload(&self) -> u64 {
         let number = |bytes: &[u8]| bytes.iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
         match self.bytes[1] & !MASKED {
@@ -118,7 +118,7 @@ impl Head {
 }
 
 impl Cut {
-    /// Reads the frame's head, and decides what becomes of the frame.
+    /// Checks the frame's head, and starts its first piece.
     fn start_frame(&mut self) -> io::Result<()> {
         let head = std::mem::take(&mut self.head);
         let (first, length) = (head.bytes[0], head.payload());

@@ -27,7 +27,7 @@ const FOLDER: &str = "/run/vsock-agent";
 const MEMORY: &str = "mode=0700,size=64m";
 
 /// What is copied. The agent of the share is not.
-const WANTED: [&str; 7] = [
+const FILES: [&str; 7] = [
     "agent.crt",
     "agent.key",
     "server.crt",
@@ -205,7 +205,7 @@ fn replace(from: &Path, folder: &Path) -> io::Result<()> {
     let share = folder.join(Path::new(FETCHED).file_name().unwrap_or_default());
     remove(&new)?;
     fs::DirBuilder::new().mode(0o700).create(&new)?;
-    for name in WANTED {
+    for name in FILES {
         copy(&from.join(name), &new.join(name))?;
     }
     remove(&share)?;

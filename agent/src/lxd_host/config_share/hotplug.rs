@@ -114,7 +114,7 @@ impl Hotplug {
     }
 
     /// Follows a change, after those that were there before it. What fails is logged.
-    pub(crate) async fn follow(&self, change: Change) {
+    pub(crate) async fn apply(&self, change: Change) {
         let _turn = self.turn.lock().await;
         match change {
             Change::Add(Share(mount)) => self.add(mount).await,
@@ -125,8 +125,8 @@ impl Hotplug {
     async fn add(&self, mount: Mount) {
         let deadline = Instant::now() + ADD_TIMEOUT;
         loop {
-            let (root, wanted) = (self.root.clone(), mount.clone());
-            let work = move || mounts::mount(&root, &wanted);
+            let (root, share) = (self.root.clone(), mount.clone());
+            let work = move || mounts::mount(&root, &share);
             let Some(result) = bounded::within(CALL_TIMEOUT, "mount", work).await else {
                 return;
             };

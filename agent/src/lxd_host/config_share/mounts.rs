@@ -48,7 +48,7 @@ const FLAGS: [(&str, MsFlags); 10] = [
 /// Options that say what is so anyway.
 const DEFAULTS: [&str; 3] = ["", "rw", "defaults"];
 
-/// A share and its place.
+/// A share and its path.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(super) struct Mount {
     /// The tag by which the host offers it.
@@ -67,9 +67,9 @@ pub(super) enum MountError {
     #[error("{0:?} is neither virtiofs nor 9p")]
     Kind(String),
     /// It names no folder below the root.
-    #[error("{0} is no place for a share")]
+    #[error("{0} is no path for a share")]
     Target(PathBuf),
-    /// The place cannot be made.
+    /// The path cannot be made.
     #[error("cannot make the folder {0}")]
     Folder(PathBuf, #[source] io::Error),
     /// The kernel does not mount it.
@@ -106,9 +106,9 @@ pub(super) fn apply(share: &Path, root: &Path) {
             return;
         }
     };
-    for wanted in mounts {
-        let Mount { source, target, .. } = &wanted;
-        match mount(root, &wanted) {
+    for share in mounts {
+        let Mount { source, target, .. } = &share;
+        match mount(root, &share) {
             Ok(how) => tracing::info!(source, ?target, ?how, "a share of the host"),
             Err(error) => tracing::error!(source, ?target, %error, "a share is missing"),
         }
@@ -120,8 +120,8 @@ pub(super) fn apply(share: &Path, root: &Path) {
 /// # Errors
 ///
 /// [`MountError`].
-pub(super) fn mount(root: &Path, wanted: &Mount) -> Result<Mounted, MountError> {
-    mount_as(root, wanted, kinds(&wanted.fstype)?)
+pub(super) fn mount(root: &Path, share: &Mount) -> Result<Mounted, MountError> {
+    mount_as(root, share, kinds(&share.fstype)?)
 }
 
 fn kinds(fstype: &str) -> Result<&'static [&'static str], MountError> {
@@ -134,17 +134,17 @@ fn kinds(fstype: &str) -> Result<&'static [&'static str], MountError> {
 }
 
 /// Tries one kind after the other.
-fn mount_as(root: &Path, wanted: &Mount, kinds: &[&'static str]) -> Result<Mounted, MountError> {
-    let place = Place::make(root, &wanted.target)?;
-    if place.is_mounted() {
+fn mount_as(root: &Path, share: &Mount, kinds: &[&'static str]) -> Result<Mounted, MountError> {
+    let mount_point = MountPoint::make(root, &share.target)?;
+    if mount_point.is_mounted() {
         return Ok(Mounted::Already);
     }
-    let mut result = Err(MountError::Kind(wanted.fstype.clone()));
+    let mut result = Err(MountError::Kind(share.fstype.clone()));
     for kind in kinds {
-        let (flags, data) = options(kind, wanted.options.as_deref().unwrap_or_default());
+        let (flags, data) = options(kind, share.options.as_deref().unwrap_or_default());
         let done = nix_mount(
-            Some(wanted.source.as_str()),
-            &place.handle(),
+            Some(share.source.as_str()),
+            &mount_point.handle(),
             Some(*kind),
             flags,
             Some(data.as_str()),
@@ -173,7 +173,7 @@ fn options(kind: &str, words: &[String]) -> (MsFlags, String) {
     (flags, data.join(","))
 }
 
-/// Takes a share away, wherever it is mounted or at that place; who still uses it keeps it until
+/// Takes a share away, wherever it is mounted or at that path; who still uses it keeps it until
 /// they are done. Tells how many mounts that were.
 ///
 /// # Errors
@@ -234,9 +234,9 @@ fn below(root: &Path, path: &Path) -> Option<PathBuf> {
 
 /// An open folder to mount on: what is mounted is where the folder is, whatever happens to the
 /// path meanwhile.
-struct Place(OwnedFd);
+struct MountPoint(OwnedFd);
 
-impl Place {
+impl MountPoint {
     fn make(root: &Path, target: &Path) -> Result<Self, MountError> {
         let path = below(root, target).ok_or_else(|| MountError::Target(target.to_owned()))?;
         let folder = Root::open(root).and_then(|root| root.make_folder(target));
@@ -264,7 +264,7 @@ mod tests {
     use super::*;
     use crate::lxd_host::config_share::alone::with_own_mounts;
 
-    fn wanted(target: &str) -> Mount {
+    fn share(target: &str) -> Mount {
         Mount {
             source: "lxd_data".to_owned(),
             target: target.into(),
@@ -282,11 +282,11 @@ mod tests {
     #[test]
     fn a_share_is_mounted_once_and_taken_away() {
         with_own_mounts("mount-once", |root| {
-            let mount = || mount_as(root, &wanted("/mnt/data"), &["nothing", "tmpfs"]);
+            let mount = || mount_as(root, &share("/mnt/data"), &["nothing", "tmpfs"]);
             assert_eq!(mount().unwrap(), Mounted::As("tmpfs"));
-            let place = root.join("mnt/data");
-            assert_eq!(mounts_here(&place), ["tmpfs"]);
-            let refused = fs::write(place.join("file"), "").unwrap_err();
+            let path = root.join("mnt/data");
+            assert_eq!(mounts_here(&path), ["tmpfs"]);
+            let refused = fs::write(path.join("file"), "").unwrap_err();
             assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
             assert_eq!(mount().unwrap(), Mounted::Already);
             let unmount = |source, target: &str| {
@@ -294,10 +294,10 @@ mod tests {
             };
             assert_eq!(unmount("other", "/mnt"), 0);
             assert_eq!(unmount("other", "/mnt/data"), 1);
-            assert_eq!(mounts_here(&place), [] as [&str; 0]);
+            assert_eq!(mounts_here(&path), [] as [&str; 0]);
             mount().unwrap();
             assert_eq!(unmount("lxd_data", "/elsewhere"), 1);
-            assert_eq!(mounts_here(&place), [] as [&str; 0]);
+            assert_eq!(mounts_here(&path), [] as [&str; 0]);
         });
     }
 
@@ -309,7 +309,7 @@ mod tests {
             fs::create_dir(&home).unwrap();
             symlink("/elsewhere", home.join("data")).unwrap();
             lchown(home.join("data"), Some(1000), None).unwrap();
-            let error = mount_as(root, &wanted("/home/data"), &["tmpfs"]).unwrap_err();
+            let error = mount_as(root, &share("/home/data"), &["tmpfs"]).unwrap_err();
             assert!(matches!(error, MountError::Folder(..)), "{error}");
             assert_eq!(mounts_here(&elsewhere), [] as [&str; 0]);
         });
@@ -318,7 +318,7 @@ mod tests {
     #[test]
     fn what_the_kernel_does_not_know_is_an_error() {
         with_own_mounts("mount-unknown", |root| {
-            let error = mount_as(root, &wanted("/mnt"), &["nothing"]).unwrap_err();
+            let error = mount_as(root, &share("/mnt"), &["nothing"]).unwrap_err();
             assert!(matches!(error, MountError::Mount(_)), "{error}");
         });
     }
@@ -327,7 +327,7 @@ mod tests {
     fn no_share_goes_to_the_root_or_out_of_it() {
         let root = std::env::temp_dir();
         for target in ["", "/", ".", "/..", "/mnt/../etc", "../etc"] {
-            let error = mount_as(&root, &wanted(target), &["tmpfs"]).unwrap_err();
+            let error = mount_as(&root, &share(target), &["tmpfs"]).unwrap_err();
             assert!(matches!(error, MountError::Target(_)), "{target}: {error}");
         }
     }

@@ -73,9 +73,9 @@ fn read(folder: &Path) -> Result<Vec<Nic>, NicsError> {
 fn change_all(nics: &[Nic]) -> io::Result<()> {
     let kernel = Rtnetlink::open()?;
     let mut links = kernel.links()?;
-    make_room(&kernel, &mut links, nics);
+    free_names(&kernel, &mut links, nics);
     for link in &links {
-        let Some(nic) = wanted(link, nics) else {
+        let Some(nic) = nic_of(link, nics) else {
             continue;
         };
         match change(&kernel, link, nic) {
@@ -90,7 +90,7 @@ fn change_all(nics: &[Nic]) -> io::Result<()> {
             }
             Err(error) => {
                 let name = &link.name;
-                tracing::error!(name, wanted = nic.name, %error, "a network device stays as it is");
+                tracing::error!(name, configured = nic.name, %error, "a network device stays as it is");
             }
         }
     }
@@ -99,29 +99,29 @@ fn change_all(nics: &[Nic]) -> io::Result<()> {
 
 /// Devices may want each other's names: the one that has a name that another wants, and wants
 /// another itself, gives it up first.
-fn make_room(kernel: &Rtnetlink, links: &mut [Link], nics: &[Nic]) {
+fn free_names(kernel: &Rtnetlink, links: &mut [Link], nics: &[Nic]) {
     let all = links.to_vec();
     for link in links {
-        let wants_another = wanted(link, nics).is_some_and(|nic| is_renamed(link, nic));
-        let is_in_the_way = all.iter().any(|other| {
+        let has_new_name = nic_of(link, nics).is_some_and(|nic| is_renamed(link, nic));
+        let blocks_another = all.iter().any(|other| {
             other.index != link.index
-                && wanted(other, nics).is_some_and(|nic| nic.name == link.name)
+                && nic_of(other, nics).is_some_and(|nic| nic.name == link.name)
         });
-        if !(wants_another && is_in_the_way) {
+        if !(has_new_name && blocks_another) {
             continue;
         }
-        let aside = format!("aside{}", link.index);
-        let moved = kernel
+        let temporary = format!("tmp{}", link.index);
+        let renamed = kernel
             .change(link.index, Change::Up(false))
-            .and_then(|()| kernel.change(link.index, Change::Name(&aside)));
-        match moved {
-            Ok(()) => link.name = aside,
+            .and_then(|()| kernel.change(link.index, Change::Name(&temporary)));
+        match renamed {
+            Ok(()) => link.name = temporary,
             Err(error) => tracing::error!(name = link.name, %error, "cannot free this name"),
         }
     }
 }
 
-fn wanted<'a>(link: &Link, nics: &'a [Nic]) -> Option<&'a Nic> {
+fn nic_of<'a>(link: &Link, nics: &'a [Nic]) -> Option<&'a Nic> {
     nics.iter()
         .find(|nic| parse_address(&nic.address).is_some_and(|address| address == link.address))
 }

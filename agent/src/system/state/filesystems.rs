@@ -1,9 +1,9 @@
 //! How full file systems are.
 //!
-//! A file system of another machine or process may never answer, and nothing can end the thread
-//! that asked. So each of those is asked by a thread of its own, is waited for a moment, and is
-//! not asked again while an answer is due. The runtime's threads are not used for it, because the
-//! agent could not stop before the last of them is back.
+//! A file system of another machine or process may never answer, and the thread that calls `statvfs(3)`
+//! then cannot be ended. So each of those is probed by a thread of its own, with a time limit, and not
+//! probed again while that thread waits. The runtime's blocking threads are not used, because the agent
+//! could not stop before the last of them is back.
 
 use std::{
     collections::BTreeSet,
@@ -47,12 +47,12 @@ pub(super) struct Usage {
 /// Asks file systems how full they are, and knows which ones hang. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Prober {
-    /// One asks at a time, or a second one would take what is being asked for what hangs.
+    /// One asks at a time, or a second one would take what is being probed for what hangs.
     turn: Arc<AsyncMutex<()>>,
-    asked: Asked,
+    pending: Pending,
 }
 
-type Asked = Arc<Mutex<BTreeSet<PathBuf>>>;
+type Pending = Arc<Mutex<BTreeSet<PathBuf>>>;
 
 enum Answer {
     Here(Option<Usage>),
@@ -67,9 +67,9 @@ impl Prober {
     /// If there is no thread to ask with, or asking failed.
     pub(super) async fn measure(&self, sources: Sources) -> io::Result<Vec<Filesystem>> {
         let _turn = self.turn.lock().await;
-        let asked = Arc::clone(&self.asked);
+        let pending = Arc::clone(&self.pending);
         let deadline = Instant::now() + defaults::STATFS_TIMEOUT;
-        let answers = run_blocking(move || ask_all(sources.mounts(), &asked)).await?;
+        let answers = run_blocking(move || probe_all(sources.mounts(), &pending)).await?;
         let mut filesystems = Vec::with_capacity(answers.len());
         for (mount, answer) in answers {
             let usage = match answer {
@@ -92,12 +92,12 @@ impl Prober {
     }
 }
 
-fn ask_all(mounts: Vec<Mount>, asked: &Asked) -> Vec<(Mount, Answer)> {
+fn probe_all(mounts: Vec<Mount>, pending: &Pending) -> Vec<(Mount, Answer)> {
     let answers = mounts.into_iter().map(|mount| {
         let answer = if mount.is_local() {
             Answer::Here(usage(&mount.mountpoint))
         } else {
-            ask_in_a_thread(&mount.mountpoint, asked).map_or(Answer::Here(None), Answer::Due)
+            probe_in_thread(&mount.mountpoint, pending).map_or(Answer::Here(None), Answer::Due)
         };
         (mount, answer)
     });
@@ -105,8 +105,8 @@ fn ask_all(mounts: Vec<Mount>, asked: &Asked) -> Vec<(Mount, Answer)> {
 }
 
 /// `None` if it still owes an answer, or too many others do.
-fn ask_in_a_thread(path: &Path, asked: &Asked) -> Option<oneshot::Receiver<Option<Usage>>> {
-    let question = Question::new(path, asked)?;
+fn probe_in_thread(path: &Path, pending: &Pending) -> Option<oneshot::Receiver<Option<Usage>>> {
+    let question = Probe::new(path, pending)?;
     let (answer, due) = oneshot::channel();
     let work = move || {
         let usage = usage(&question.path);
@@ -120,25 +120,25 @@ fn ask_in_a_thread(path: &Path, asked: &Asked) -> Option<oneshot::Receiver<Optio
 }
 
 /// A file system that owes an answer, until this is dropped.
-struct Question {
+struct Probe {
     path: PathBuf,
-    asked: Asked,
+    pending: Pending,
 }
 
-impl Question {
-    fn new(path: &Path, asked: &Asked) -> Option<Self> {
-        let mut all = asked.lock().unwrap_or_else(PoisonError::into_inner);
+impl Probe {
+    fn new(path: &Path, pending: &Pending) -> Option<Self> {
+        let mut all = pending.lock().unwrap_or_else(PoisonError::into_inner);
         let may_ask = all.len() < defaults::MAX_STATFS && all.insert(path.to_owned());
         may_ask.then(|| Self {
             path: path.to_owned(),
-            asked: Arc::clone(asked),
+            pending: Arc::clone(pending),
         })
     }
 }
 
-impl Drop for Question {
+impl Drop for Probe {
     fn drop(&mut self) {
-        let mut all = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         all.remove(&self.path);
     }
 }
@@ -179,36 +179,36 @@ mod tests {
     fn the_root_has_a_size_whichever_way_it_is_asked() {
         let here = usage(Path::new("/")).unwrap();
         assert!(here.size > 0 && here.free <= here.size && here.available <= here.size);
-        let asked = Asked::default();
-        let due = ask_in_a_thread(Path::new("/"), &asked).unwrap();
+        let pending = Pending::default();
+        let due = probe_in_thread(Path::new("/"), &pending).unwrap();
         assert_eq!(due.blocking_recv().unwrap().unwrap().size, here.size);
-        assert!(asked.lock().unwrap().is_empty());
+        assert!(pending.lock().unwrap().is_empty());
     }
 
     #[test]
     fn one_that_fails_does_not_hide_the_others() {
         let mounts = vec![mount("/nonexistent", "ext4"), mount("/", "ext4")];
-        let answers = ask_all(mounts, &Asked::default());
+        let answers = probe_all(mounts, &Pending::default());
         assert!(matches!(answers[0].1, Answer::Here(None)));
         assert!(matches!(answers[1].1, Answer::Here(Some(_))));
     }
 
     #[test]
     fn what_owes_an_answer_is_not_asked_again() {
-        let asked = Asked::default();
-        let hanging = Question::new(Path::new("/mnt"), &asked).unwrap();
-        let answers = ask_all(vec![mount("/mnt", "nfs4"), mount("/", "nfs4")], &asked);
+        let pending = Pending::default();
+        let hanging = Probe::new(Path::new("/mnt"), &pending).unwrap();
+        let answers = probe_all(vec![mount("/mnt", "nfs4"), mount("/", "nfs4")], &pending);
         assert!(matches!(answers[0].1, Answer::Here(None)));
         assert!(matches!(answers[1].1, Answer::Due(_)));
         drop(hanging);
-        assert!(Question::new(Path::new("/mnt"), &asked).is_some());
+        assert!(Probe::new(Path::new("/mnt"), &pending).is_some());
     }
 
     #[test]
     fn threads_that_hang_are_few() {
-        let asked = Asked::default();
+        let pending = Pending::default();
         let questions: Vec<_> = (0..=defaults::MAX_STATFS)
-            .map(|number| Question::new(Path::new(&format!("/{number}")), &asked))
+            .map(|number| Probe::new(Path::new(&format!("/{number}")), &pending))
             .collect();
         assert!(questions[defaults::MAX_STATFS].is_none());
         assert!(questions[defaults::MAX_STATFS - 1].is_some());

@@ -4,7 +4,7 @@ use crate::system::mount_table;
 pub(super) use crate::system::mount_table::Mount;
 
 /// Kinds that hold no data of the guest, as LXD's agent passes them over.
-const UNINTERESTING: &[&str] = &[
+const IGNORED_KINDS: &[&str] = &[
     "autofs",
     "binfmt_misc",
     "bpf",
@@ -33,7 +33,7 @@ const UNINTERESTING: &[&str] = &[
 ];
 
 /// Folders whose mounts, and those below, are nobody's business.
-const PRIVATE: &[&str] = &["/dev", "/proc", "/sys", "/var/lib/docker"];
+const IGNORED_FOLDERS: &[&str] = &["/dev", "/proc", "/sys", "/var/lib/docker"];
 
 /// Kinds that the kernel answers for by itself. Any other may have to ask another machine or
 /// process, which may never answer.
@@ -48,11 +48,11 @@ impl Mount {
         LOCAL.contains(&self.kind.as_str())
     }
 
-    fn is_interesting(&self) -> bool {
-        let is_private = PRIVATE
+    fn is_reported(&self) -> bool {
+        let is_private = IGNORED_FOLDERS
             .iter()
             .any(|folder| self.mountpoint.starts_with(folder));
-        !is_private && !UNINTERESTING.contains(&self.kind.as_str())
+        !is_private && !IGNORED_KINDS.contains(&self.kind.as_str())
     }
 }
 
@@ -63,7 +63,7 @@ pub(super) fn parse(text: &[u8]) -> Vec<Mount> {
         mounts.retain(|other| other.mountpoint != mount.mountpoint);
         mounts.push(mount);
     }
-    mounts.retain(Mount::is_interesting);
+    mounts.retain(Mount::is_reported);
     mounts
 }
 
