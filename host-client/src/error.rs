@@ -1,8 +1,11 @@
 //! What can go wrong between a caller and an agent, told apart by what the caller can do about it.
 
+mod file_status;
+
 use std::{error::Error, io, time::Duration};
 
-use crate::{endpoint::Endpoint, sftp::FileStatus};
+pub use self::file_status::FileStatus;
+use crate::endpoint::Endpoint;
 
 /// A cause whose type is nobody's business: it is printed, and found by `source`.
 pub(crate) type Cause = Box<dyn Error + Send + Sync>;

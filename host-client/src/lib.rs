@@ -42,16 +42,13 @@ pub use vsock_agent_protocol::sftp::SessionOptions;
 pub use self::{
     client::{Client, Events, Timeouts},
     endpoint::{Endpoint, EndpointError},
-    error::{ClientError, ConnectError},
+    error::{ClientError, ConnectError, FileStatus},
     exec::{
         Account, Exec, ExecControl, ExecReader, ExecSession, ExecStdin, ExitStatus, OnDisconnect,
         Output, TerminalSize,
     },
     identity::identity_files,
-    sftp::{
-        DirectoryEntry, DirectoryReader, FileStatus, OpenFlags, RawSftp, RemoteFile, RemotePath,
-        Sftp,
-    },
+    sftp::{DirectoryEntry, DirectoryReader, OpenFlags, RawSftp, RemoteFile, RemotePath, Sftp},
     tls::{AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, Identity, IdentityError, Security},
 };
 

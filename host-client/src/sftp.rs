@@ -1,18 +1,18 @@
-//! Files: a client for SFTP version 3 on a connection that HTTP upgraded.
+//! A client for SFTP version 3 on a connection that HTTP upgraded.
 //!
 //! The engine is our own, on the protocol's types. russh-sftp's client was tried and cannot be
-//! used against a guest nobody trusts: a listing with many `.` entries overflows its stack, names
+//! used against an untrusted guest: a listing with many `.` entries overflows its stack, names
 //! that are not UTF-8 are replaced, an unknown status code ends the session, a reply with more
-//! data than asked for is taken, and its queue of requests has no bound. What is sound in the
-//! crate is used: the names of status codes and of the flags of OPEN.
+//! data than asked for is taken, and its queue of requests has no bound. Only its flags of
+//! OPEN are used.
 //!
 //! ```text
 //! callers ──requests──► writer task ──►  agent      at most 64 requests in flight,
 //!         ◄──replies─── reader task ◄──             matched by their id
 //! ```
 //!
-//! Every reply is checked before it is believed: frames within the limit, ids that were asked
-//! for, the kind of reply that fits, no more data than asked for, names that are one component.
+//! Every reply is checked: length of the frame, known id, type of the reply, no more data than
+//! requested, names that are one component.
 
 mod directory;
 mod engine;
@@ -42,7 +42,6 @@ pub use self::{
     directory::{DirectoryEntry, DirectoryReader},
     file::RemoteFile,
     path::RemotePath,
-    status::FileStatus,
 };
 use self::{
     engine::{Engine, SILENCE_TIMEOUT},
@@ -58,11 +57,11 @@ use crate::{
     },
 };
 
-/// Bytes asked for at once from a server that does not say what it can do: every server takes it
+/// Bytes requested at once from a server without `limits@openssh.com`: every server takes it
 /// (draft-02, section 3, and the cap of `pkg/sftp`, which LXD's agents use).
 const DEFAULT_DATA_BYTES: u32 = 32 * 1024;
 
-/// Smallest piece a server can bring us to: with less, a transfer would take for ever.
+/// Smallest data size that a server can impose: with less, a transfer would never end.
 const MIN_DATA_BYTES: u32 = 4 * 1024;
 
 /// A file session. Cheap to clone; clones share the connection, and their requests overlap.
@@ -73,7 +72,7 @@ const MIN_DATA_BYTES: u32 = 4 * 1024;
 pub struct Sftp {
     engine: Arc<Engine>,
     sizes: Sizes,
-    /// Removals that nobody has waited for.
+    /// Removals that were not waited for.
     removals: Arc<Mutex<Vec<Removal>>>,
 }
 
@@ -92,7 +91,7 @@ impl Sizes {
 }
 
 impl Sftp {
-    /// Says hello on a fresh connection and learns what the server can do.
+    /// Exchanges versions on a new connection, and asks for the limits of the server.
     #[cfg(test)]
     pub(crate) async fn start<S>(stream: S) -> Result<Self, ClientError>
     where
@@ -143,13 +142,13 @@ impl Sftp {
         self.has_extension(extension::FSYNC)
     }
 
-    /// Goes on only if the server said that the session runs under `options`.
+    /// Checks that the server announced a session with `options`.
     pub(crate) fn confirm(self, options: &SessionOptions) -> Result<Self, ClientError> {
         if options.is_default() {
             return Ok(self);
         }
-        let said = self.engine.extension(extension::SESSION);
-        if said.is_some_and(|said| **said == *options.to_query().as_bytes()) {
+        let session = self.engine.extension(extension::SESSION);
+        if session.is_some_and(|session| **session == *options.to_query().as_bytes()) {
             Ok(self)
         } else {
             Err(ClientError::Unsupported {
@@ -351,7 +350,7 @@ impl Sftp {
         self.one_name(Request::Readlink { path }, ACTION).await
     }
 
-    /// Creates a symbolic link at `link` that says `target`.
+    /// Creates a symbolic link at `link` to `target`.
     ///
     /// # Errors
     ///
@@ -380,7 +379,7 @@ impl Sftp {
         self.one_name(Request::Realpath { path }, ACTION).await
     }
 
-    /// Sends an extended request; returns what the server says, empty for a mere OK.
+    /// Sends an extended request; returns the data of the reply, empty for OK.
     ///
     /// # Errors
     ///
@@ -394,16 +393,16 @@ impl Sftp {
     }
 
     /// Whether the connection has ended.
-    pub(crate) fn is_over(&self) -> bool {
-        self.engine.is_over()
+    pub(crate) fn has_ended(&self) -> bool {
+        self.engine.has_ended()
     }
 
-    /// Holds requests back until what is returned is dropped, so that they go in one write.
+    /// Holds requests back until the returned guard is dropped, so that they go in one write.
     pub(crate) fn cork(&self) -> impl Drop + '_ {
         self.engine.cork()
     }
 
-    /// Removes a file without waiting to hear whether that worked; [`Sftp::removed`] does.
+    /// Removes a file without waiting for the reply; [`Sftp::removed`] does.
     pub(crate) fn remove_now(&self, path: &RemotePath) {
         let path = Bytes::copy_from_slice(path.as_bytes());
         if let Some(pending) = self.engine.submit_now(&Request::Remove { path }) {
@@ -492,7 +491,7 @@ async fn limits(engine: &Engine) -> Sizes {
     }
 }
 
-/// Reads the answer to `limits`. A limit of 0 is none; whatever is said, a request fits in a frame
+/// Reads the reply to `limits`. A limit of 0 is none; whatever the reply, a request fits in a frame
 /// and asks for something.
 fn read_limits(data: Bytes) -> Sizes {
     let limits = match extension::Limits::decode(data) {

@@ -333,7 +333,7 @@ impl<'a> Run<'a> {
 
     /// Something failed. The rest goes on, unless this is all there is or nothing can go on.
     pub(super) fn failed(&self, path: &[u8], error: CopyError) -> Result<(), CopyError> {
-        if self.single || self.sftp.is_over() || matches!(error, CopyError::Limit { .. }) {
+        if self.single || self.sftp.has_ended() || matches!(error, CopyError::Limit { .. }) {
             return Err(error);
         }
         self.tally().summary.failed += 1;

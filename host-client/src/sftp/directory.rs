@@ -15,7 +15,7 @@ use crate::{
     protocol::sftp::{Attributes, Name, Reply, Request},
 };
 
-/// Empty batches in a row before a server is taken to be stuck.
+/// Empty batches in a row after which the listing fails.
 const MAX_EMPTY_BATCHES: u32 = 100;
 
 /// Most names remembered to find those that come twice: what a table of 2²⁰ places holds, which
@@ -35,7 +35,7 @@ pub struct DirectoryEntry {
 
 impl DirectoryEntry {
     /// The name: one component, never empty, `.` or `..`, without a slash or a NUL. It need not be
-    /// UTF-8, and may hold anything a terminal would obey: escape it before printing it.
+    /// UTF-8, and may hold terminal control sequences: escape it before printing it.
     #[must_use]
     pub fn name(&self) -> &OsStr {
         OsStr::from_bytes(&self.name)

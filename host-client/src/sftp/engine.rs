@@ -1,8 +1,8 @@
-//! Requests out, replies in, matched by id. Nobody is believed.
+//! Sends requests, and matches replies to them by id.
 //!
 //! ```text
-//! callers ──► Outbox ──► writer ──►  agent      the table says who waits for which id,
-//!         ◄── Table  ◄── reader ◄──             the flow how many bytes may be on their way
+//! callers ──► Outbox ──► writer ──►  agent      the table has the callers by id,
+//!         ◄── Table  ◄── reader ◄──             the flow limits the bytes in flight
 //! ```
 //!
 //! Reader and writer are tasks, or on a plain Unix socket threads that block: see [`threads`].
@@ -10,12 +10,12 @@
 mod buffers;
 mod flow;
 mod frames;
-mod landing;
 mod outbox;
 mod receive;
 mod table;
 mod tasks;
 mod threads;
+mod write_behind;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -30,9 +30,9 @@ use tokio::{
 pub(crate) use self::outbox::LocalSource;
 pub(super) use self::{
     flow::Credit,
-    landing::Landing,
     outbox::{Cork, FileRange, Payload},
     table::{Answer, PendingReply},
+    write_behind::FileTarget,
 };
 use self::{
     flow::Flow, frames::Frames, outbox::Outbox, table::Table, tasks::Tasks, threads::Threads,
@@ -42,23 +42,23 @@ use crate::{
     protocol::sftp::{Reply, Request, VERSION},
 };
 
-/// Most requests in flight. The data in them is bounded by the window; what remains are names.
+/// Most requests in flight. The window limits the data in them; the rest are names.
 const MAX_IN_FLIGHT: usize = 512;
 
-/// How long a server may be silent while it owes a reply, unless the caller says otherwise. Writing
+/// How long a server may be silent while a reply is due, unless the caller says otherwise. Writing
 /// a large file to a slow disk is one request, so this is long.
 pub(super) const SILENCE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// How long the hello may take.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the exchange of versions may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Most extensions remembered.
+/// Most extensions of a server that are kept.
 const MAX_EXTENSIONS: usize = 256;
 
-/// What is going on, for errors of the connection.
+/// The operation in errors of the connection.
 const DURING: &str = "working with files";
 
-/// What is going on at first.
+/// The operation in errors during the exchange of versions.
 const STARTING: &str = "starting SFTP";
 
 /// A session's connection.
@@ -77,7 +77,7 @@ pub(super) struct Engine {
 struct Shared {
     outbox: Outbox,
     table: Arc<Table>,
-    /// How long the server may be silent while it owes a reply.
+    /// How long the server may be silent while a reply is due.
     silence: Duration,
 }
 
@@ -91,7 +91,7 @@ impl Shared {
     }
 }
 
-/// Who reads and writes.
+/// What reads and writes.
 #[derive(Debug)]
 enum Driver {
     Tasks(#[expect(dead_code, reason = "held only to be dropped")] Tasks),
@@ -104,11 +104,11 @@ pub(super) struct Read {
     pub(super) handle: Bytes,
     pub(super) offset: u64,
     pub(super) length: u32,
-    /// Where its data go, if the engine [can do that](Engine::lands) and they are many.
-    pub(super) landing: Option<Landing>,
+    /// The file for its data, if the engine [writes behind](Engine::writes_behind) and they are many.
+    pub(super) target: Option<FileTarget>,
 }
 
-/// How the connection ended. Kept to be told to everybody who still comes.
+/// How the connection ended. Kept as the error of all later requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Ending {
     Lost(String),
@@ -134,14 +134,14 @@ impl Ending {
 }
 
 impl Engine {
-    /// Says hello and starts reader and writer. A server that owes something may be silent for
-    /// `silence`.
+    /// Exchanges versions, and starts reader and writer. The server may be silent for `silence` while a
+    /// reply is due.
     pub(super) async fn start<S>(mut stream: S, silence: Duration) -> Result<Self, ClientError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let mut frames = Frames::new();
-        let extensions = greet(&mut stream, &mut frames, silence).await?;
+        let extensions = handshake(&mut stream, &mut frames, silence).await?;
         let shared = Shared::new(silence);
         let tasks = Tasks::start(stream, frames, &shared);
         Ok(Self::new(shared, extensions, Driver::Tasks(tasks)))
@@ -156,11 +156,11 @@ impl Engine {
         let mut frames = Frames::new();
         match frames.space().get_mut(..early.len()) {
             Some(space) => space.copy_from_slice(early),
-            // It is refused anyway: nobody has said anything yet.
+            // The server sends nothing before INIT, so this is none.
             None => return Err(ClientError::protocol("too much before the SFTP version")),
         }
         frames.filled(early.len());
-        let extensions = greet(&mut stream, &mut frames, silence).await?;
+        let extensions = handshake(&mut stream, &mut frames, silence).await?;
         let shared = Shared::new(silence);
         let threads = Threads::start(stream, frames, &shared)
             .map_err(|error| ClientError::lost(STARTING, error))?;
@@ -177,8 +177,8 @@ impl Engine {
         }
     }
 
-    pub(super) fn is_over(&self) -> bool {
-        self.shared.table.is_over()
+    pub(super) fn has_ended(&self) -> bool {
+        self.shared.table.has_ended()
     }
 
     /// The value of an extension the server announced.
@@ -193,23 +193,22 @@ impl Engine {
         Ok(pending)
     }
 
-    /// Waits until `bytes` may be on their way.
+    /// Waits until `bytes` more may be in flight.
     pub(super) async fn credit(&self, bytes: u32) -> Credit {
         self.flow.acquire(bytes).await
     }
 
-    /// The same if they may be now.
+    /// The same without waiting.
     pub(super) fn try_credit(&self, bytes: u32) -> Option<Credit> {
         self.flow.try_acquire(bytes)
     }
 
-    /// Whether data can [land](Landing).
-    pub(super) const fn lands(&self) -> bool {
+    /// Whether the data of a READ can be written to a [`FileTarget`] by the engine.
+    pub(super) const fn writes_behind(&self) -> bool {
         matches!(self.driver, Driver::Threads(_))
     }
 
-    /// Sends a READ, of bytes that may be on their way, or for what is missing of one that was
-    /// answered in part.
+    /// Sends a READ, with a credit for its data, or without one for the rest of a short reply.
     pub(super) async fn submit_read(
         &self,
         read: Read,
@@ -219,9 +218,9 @@ impl Engine {
             handle,
             offset,
             length,
-            landing,
+            target,
         } = read;
-        let (id, pending) = self.admit(credit, landing).await?;
+        let (id, pending) = self.admit(credit, target).await?;
         let request = Request::Read {
             handle,
             offset,
@@ -231,7 +230,7 @@ impl Engine {
         Ok(pending)
     }
 
-    /// Sends a WRITE of bytes that may be on their way.
+    /// Sends a WRITE.
     pub(super) async fn submit_write(
         &self,
         handle: Bytes,
@@ -244,18 +243,18 @@ impl Engine {
         Ok(pending)
     }
 
-    /// A place for one more request. From here to its push nothing is awaited, so that a caller
-    /// that leaves cannot leave an id behind whose request was never sent.
+    /// Waits until one more request may be in flight, and gives its id. Nothing is awaited from here to
+    /// its push: no id without a request is left when the caller is dropped.
     async fn admit(
         &self,
         credit: Option<Credit>,
-        landing: Option<Landing>,
+        target: Option<FileTarget>,
     ) -> Result<(u32, PendingReply), ClientError> {
         let permit = Arc::clone(&self.permits)
             .acquire_owned()
             .await
             .map_err(|_| self.shared.table.ending().error())?;
-        self.shared.table.expect(Some(permit), credit, landing)
+        self.shared.table.expect(Some(permit), credit, target)
     }
 
     /// Sends a request to clean up; its reply need not be waited for. It needs no permit: there is
@@ -267,7 +266,7 @@ impl Engine {
         Some(pending)
     }
 
-    /// Holds requests back until what is returned is dropped, so that they go in one write.
+    /// Holds requests back until the returned guard is dropped, so that they go in one write.
     pub(super) fn cork(&self) -> Cork<'_> {
         self.shared.outbox.cork()
     }
@@ -279,8 +278,8 @@ impl Drop for Engine {
     }
 }
 
-/// Says hello; returns what the server offers.
-async fn greet<S>(
+/// Exchanges versions; returns the extensions of the server.
+async fn handshake<S>(
     stream: &mut S,
     frames: &mut Frames,
     silence: Duration,
@@ -288,8 +287,8 @@ async fn greet<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let after = HELLO_TIMEOUT.min(silence);
-    timeout(after, hello(stream, frames))
+    let after = HANDSHAKE_TIMEOUT.min(silence);
+    timeout(after, exchange_versions(stream, frames))
         .await
         .map_err(|_| ClientError::Silent {
             during: STARTING,
@@ -297,7 +296,7 @@ where
         })?
 }
 
-async fn hello<S>(
+async fn exchange_versions<S>(
     stream: &mut S,
     frames: &mut Frames,
 ) -> Result<BTreeMap<Bytes, Bytes>, ClientError>

@@ -53,13 +53,13 @@ impl Sftp {
         self.done(extended(extension::HARDLINK, data), ACTION).await
     }
 
-    /// What the file system of a path has room for.
+    /// Size and free space of the file system of a path.
     ///
     /// # Errors
     ///
     /// As for [`hardlink`](Self::hardlink).
     pub async fn statvfs(&self, path: impl Into<RemotePath>) -> Result<FileSystem, ClientError> {
-        const ACTION: &str = "ask for the room of the file system";
+        const ACTION: &str = "read the size of the file system";
         let path = path.into().checked(ACTION)?;
         let data = put_strings(&[&path]);
         self.answer(extension::STATVFS, data, ACTION, FileSystem::decode)
@@ -91,7 +91,7 @@ impl Sftp {
             .await
     }
 
-    /// Names of user and group ids, each in the place of its id, empty where there is none.
+    /// Names of user and group ids, in the order of the ids, empty where there is none.
     ///
     /// # Errors
     ///
@@ -150,7 +150,7 @@ impl Sftp {
 }
 
 impl RemoteFile {
-    /// What the file system of this file has room for.
+    /// Size and free space of the file system of this file.
     ///
     /// # Errors
     ///
@@ -158,7 +158,7 @@ impl RemoteFile {
     /// or another [`ClientError`].
     pub async fn statvfs(&self) -> Result<FileSystem, ClientError> {
         let data = put_strings(&[self.handle()]);
-        let action = "ask for the room of the file system";
+        let action = "read the size of the file system";
         self.sftp()
             .answer(extension::FSTATVFS, data, action, FileSystem::decode)
             .await
@@ -194,8 +194,8 @@ impl RemoteFile {
     ///
     /// # Errors
     ///
-    /// As for [`statvfs`](Self::statvfs); [`ClientError::Protocol`] when more is said to be hashed
-    /// than was asked for.
+    /// As for [`statvfs`](Self::statvfs); [`ClientError::Protocol`] when the reply has more bytes
+    /// than were requested.
     pub async fn hash(&self, offset: u64, length: u64) -> Result<RangeHash, ClientError> {
         let range = HashRange {
             handle: self.handle().clone(),

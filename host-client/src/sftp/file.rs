@@ -16,9 +16,9 @@ use crate::{
     },
 };
 
-/// An open file. Reads and writes name their place, so that many can be under way at once.
+/// An open file. Reads and writes have an offset, so that many can be in flight at once.
 ///
-/// Dropping it closes it, without hearing whether that worked: after writing use
+/// Dropping it closes it and ignores errors: after writing use
 /// [`close`](Self::close).
 #[derive(Debug)]
 pub struct RemoteFile {
@@ -89,7 +89,7 @@ impl RemoteFile {
             handle: self.handle.clone(),
             offset,
             length,
-            landing: None,
+            target: None,
         }
     }
 
@@ -254,7 +254,7 @@ impl PendingRead {
     }
 }
 
-/// Takes a handle from the server, if it is none that could be an attack.
+/// Checks the length of a handle from the server.
 pub(super) fn checked_handle(handle: Bytes) -> Result<Bytes, ClientError> {
     match handle.len() {
         1..=MAX_HANDLE_BYTES => Ok(handle),

@@ -1,4 +1,4 @@
-//! Files under a temporary name until they are whole, where the server can do that.
+//! Files under a temporary name until they are complete, by extension.
 
 use super::{RemoteFile, RemotePath, Sftp, engine::PendingReply, extended, file, status};
 use crate::{
@@ -30,9 +30,9 @@ struct Opening<'a> {
 /// What is still to be removed.
 #[derive(Debug)]
 pub(super) enum Removal {
-    /// It was asked for.
+    /// The request was sent.
     Asked(PendingReply),
-    /// What will have been opened.
+    /// The file that is being opened.
     Opening(OpenPart, PendingReply),
 }
 
@@ -72,7 +72,7 @@ impl Sftp {
         let file = RemoteFile::new(self.clone(), file::checked_handle(opened.handle)?);
         let name = usize::try_from(opened.name).ok();
         let name = name.and_then(|name| request.names.get(name));
-        let name = name.ok_or_else(|| ClientError::protocol("a name nobody asked for"))?;
+        let name = name.ok_or_else(|| ClientError::protocol("a name that was not requested"))?;
         Ok(OpenedFile {
             file,
             path: RemotePath::from(request.directory.clone()).join(name),
@@ -82,12 +82,12 @@ impl Sftp {
     }
 
     /// Waits until what is removed without waiting is, or could not be: the unfinished files of copies
-    /// that failed or were dropped. A session that is dropped before may never say it. A guest that
-    /// does not answer is waited for as long as for any other reply.
+    /// that failed or were dropped. A session that is dropped before may not remove them. A
+    /// guest that does not answer is waited for as long as for any other reply.
     pub async fn removed(&self) {
         let removals = std::mem::take(&mut *self.removals());
         for removal in removals {
-            // What became of it is no concern of who failed before.
+            // The error of the copy was reported already.
             match removal {
                 Removal::Asked(pending) => {
                     let _ = pending.reply().await;

@@ -1,4 +1,4 @@
-//! The client against a server that says exactly what a test wants, also what no server should.
+//! A scripted server for tests of the client, also of replies that no server should send.
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -23,7 +23,7 @@ impl Server {
     pub(crate) async fn say(&mut self, id: u32, reply: Reply) {
         let mut frame = BytesMut::new();
         reply.encode(id, &mut frame);
-        // A client that gave up on us is no failure of the server.
+        // The client may have closed the connection.
         let _ = self.0.write_all(&frame).await;
     }
 
@@ -34,7 +34,7 @@ impl Server {
         request
     }
 
-    async fn hello(&mut self, extensions: &[(&'static str, &'static str)]) {
+    async fn exchange_versions(&mut self, extensions: &[(&'static str, &'static str)]) {
         let extensions = extensions
             .iter()
             .map(|(name, value)| (Bytes::from(*name), Bytes::from(*value)))
@@ -47,7 +47,7 @@ impl Server {
     }
 }
 
-/// A session with a server that has said hello.
+/// A session with a server that has sent VERSION.
 pub(crate) async fn session() -> (Sftp, Server) {
     session_with(&[]).await
 }
@@ -56,7 +56,7 @@ pub(crate) async fn session() -> (Sftp, Server) {
 pub(crate) async fn session_with(extensions: &[(&'static str, &'static str)]) -> (Sftp, Server) {
     let (near, far) = tokio::io::duplex(1024 * 1024);
     let mut server = Server(far);
-    let (sftp, ()) = tokio::join!(Sftp::start(near), server.hello(extensions));
+    let (sftp, ()) = tokio::join!(Sftp::start(near), server.exchange_versions(extensions));
     (sftp.unwrap(), server)
 }
 
@@ -273,7 +273,7 @@ async fn a_handle_over_the_limit_is_refused() {
     }
 }
 
-/// Lists a directory of which the server tells `batches`.
+/// Lists a directory that the server gives in `batches`.
 async fn listed(batches: Vec<Reply>) -> Result<Vec<Vec<u8>>, ClientError> {
     let (sftp, mut server) = session().await;
     let serve = async {
@@ -352,7 +352,7 @@ async fn a_target_is_replaced_in_one_step_where_the_server_can() {
     let (near, far) = tokio::io::duplex(64 * 1024);
     let mut server = Server(far);
     let extensions = [("posix-rename@openssh.com", "1")];
-    let (sftp, ()) = tokio::join!(Sftp::start(near), server.hello(&extensions));
+    let (sftp, ()) = tokio::join!(Sftp::start(near), server.exchange_versions(&extensions));
     let sftp = sftp.unwrap();
     let (replaced, request) =
         tokio::join!(sftp.replace("/a", "/b"), server.answer(said(status::OK)));

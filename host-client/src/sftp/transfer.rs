@@ -1,4 +1,4 @@
-//! Bytes of files, with many requests under way at once.
+//! Transfers of files, with many requests in flight.
 
 use std::{collections::VecDeque, fs::File, sync::Arc};
 
@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{
     MIN_DATA_BYTES,
-    engine::{Answer, Credit, FileRange, Landing, LocalSource, Payload, PendingReply},
+    engine::{Answer, Credit, FileRange, FileTarget, LocalSource, Payload, PendingReply},
     file::{RemoteFile, read_data},
     status,
 };
@@ -20,7 +20,7 @@ impl RemoteFile {
     /// Copies the file from its start to its end into `sink`, which is flushed but not shut down.
     /// Returns the number of bytes.
     ///
-    /// The size the server gives is not believed: the end of the file is where it says so.
+    /// The size from the server is not used: the end is where the server answers end of file.
     ///
     /// # Errors
     ///
@@ -68,11 +68,11 @@ impl RemoteFile {
     where
         R: AsyncRead + Unpin + ?Sized,
     {
-        self.put_told(source, |_| Ok(())).await
+        self.put_with_progress(source, |_| Ok(())).await
     }
 
-    /// The same, and `moved` is told of every piece that arrived.
-    pub(crate) async fn put_told<R, E>(
+    /// The same; `moved` is called with the size of each piece that arrived.
+    pub(crate) async fn put_with_progress<R, E>(
         &self,
         source: &mut R,
         moved: impl Fn(u64) -> Result<(), E>,
@@ -96,8 +96,8 @@ impl RemoteFile {
         Ok(offset)
     }
 
-    /// Sends `start` to `end` of a local file to the same place, and tells of every piece that
-    /// arrived. Whether all of it could be read is for the caller to ask.
+    /// Sends `start` to `end` of a local file to the same offset, and calls `moved` for each piece
+    /// that arrived. The caller must ask `source` whether all of it could be read.
     pub(crate) async fn send<E: From<ClientError>>(
         &self,
         source: &Arc<LocalSource>,
@@ -158,7 +158,7 @@ pub(crate) struct Reads<'a> {
     done: u64,
     end: u64,
     guess: u64,
-    /// Where data go by themselves if they can.
+    /// The file that data are written to, if the engine can.
     into: Option<Arc<File>>,
 }
 
@@ -181,9 +181,9 @@ pub(crate) struct Chunk {
 }
 
 impl Reads<'_> {
-    /// Puts what is read into the same place of a local file, where the connection allows that.
+    /// Writes the data to the same offset of a local file, if the connection allows that.
     pub(crate) fn into_file(mut self, file: &Arc<File>) -> Self {
-        if self.file.sftp().engine.lands() {
+        if self.file.sftp().engine.writes_behind() {
             self.into = Some(Arc::clone(file));
         }
         self
@@ -201,8 +201,8 @@ impl Reads<'_> {
     /// [`ClientError::Local`] when it could not be put into [its file](Self::into_file).
     pub(crate) async fn next(&mut self) -> Result<Option<Chunk>, ClientError> {
         self.ask().await?;
-        // Nobody is in a hurry for what lands by itself: to be woken for several replies at once
-        // leaves more of the processor to those who move the data.
+        // The data are written without this task: to be woken for several replies at once leaves
+        // more of the processor to the threads that move them.
         let middle = self.queue.len() / 2;
         if self.into.is_some()
             && let Some(first) = self.queue.front_mut()
@@ -220,12 +220,12 @@ impl Reads<'_> {
                 let bytes = u32::try_from(data.len()).unwrap_or(read.length);
                 (bytes, data, credit)
             }
-            Answer::Landed(landed) => {
+            Answer::Written(written) => {
                 let failed = |source| ClientError::Local {
                     action: "write the file",
                     source,
                 };
-                (landed.map_err(failed)?, Bytes::new(), None)
+                (written.map_err(failed)?, Bytes::new(), None)
             }
         };
         if bytes == 0 {
@@ -258,7 +258,7 @@ impl Reads<'_> {
         credit: Option<Credit>,
     ) -> Result<PendingReply, ClientError> {
         let mut read = self.file.read(offset, length);
-        read.landing = self.into.clone().map(|file| Landing {
+        read.target = self.into.clone().map(|file| FileTarget {
             file,
             offset,
             most: length,
@@ -314,8 +314,8 @@ impl Writes<'_> {
             if let Some(credit) = credit {
                 break credit;
             }
-            // To be woken for several replies at once leaves more of the processor to those who
-            // move the data.
+            // To be woken for several replies at once leaves more of the processor to the threads
+            // that move the data.
             let middle = self.queue.len() / 2;
             match self.queue.get_mut(middle) {
                 Some((_, pending)) => pending.arrived().await,

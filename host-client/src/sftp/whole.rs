@@ -1,4 +1,4 @@
-//! Files that replace others, and small files, several in one request, where the server can do that.
+//! Replacing files, and storing and fetching several small files in one request, by extensions.
 
 use bytes::Bytes;
 
@@ -43,7 +43,7 @@ impl Sftp {
             .await
     }
 
-    /// Puts files into a directory. What one file meets is told of that file.
+    /// Writes files into a directory. The errors of single files are in the result.
     ///
     /// # Errors
     ///
@@ -70,8 +70,8 @@ impl Sftp {
         each(stored, asked, ACTION)
     }
 
-    /// Reads files of a directory: names, and how many bytes are wanted. What one file meets is
-    /// told of that file.
+    /// Reads files of a directory, by name and number of bytes. The errors of single files are in the
+    /// result.
     ///
     /// # Errors
     ///
@@ -115,7 +115,7 @@ fn each<T>(
     let told = outcomes.len();
     if told != asked {
         return Err(ClientError::protocol(format!(
-            "an answer about {told} files where {asked} were asked for"
+            "{told} results for {asked} files"
         )));
     }
     let refused = |Failure { code, message }| {

@@ -184,7 +184,7 @@ async fn large(run: &Run<'_>, work: &Work, target: &Target) -> Result<u64, CopyE
     let (bytes, attributes) = match fetched {
         Ok(fetched) => fetched,
         Err(error) => {
-            if run.sftp.is_over() {
+            if run.sftp.has_ended() {
                 // What is there can be continued with.
                 part.keep();
             }

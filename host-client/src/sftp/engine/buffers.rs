@@ -1,5 +1,5 @@
-//! Buffers for large frames, used again and again: memory that is given back to the system and
-//! taken anew costs more than what is done with it.
+//! Buffers for large frames, which are reused: to allocate and free this much memory costs more than
+//! its use.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,7 +10,7 @@ use crate::protocol::sftp::{FrameHead, MAX_FRAME_BYTES};
 /// Most buffers kept for later: with them, 8 MiB.
 const MAX_FREE: usize = 32;
 
-/// Buffers nobody uses.
+/// Free buffers.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Buffers(Arc<Mutex<Vec<Box<[u8]>>>>);
 

@@ -1,4 +1,4 @@
-//! How many bytes of files may be on their way at once, in both directions together.
+//! Limits the bytes of files in flight, in both directions together.
 //!
 //! The window starts small and doubles for as long as that makes the transfer faster: a larger one
 //! only fills memory and caches. It is tried again now and then, because a guest's speed changes.
@@ -16,15 +16,15 @@ use tokio::{
 /// Unit of the window, in bytes.
 const UNIT_BYTES: u32 = 1024;
 
-/// Smallest and largest window, in units: 4 MiB and 8 MiB. With less, of the largest requests there
-/// are not enough under way for both ends to be at work while some replies are awaited at once.
+/// Smallest and largest window, in units: 4 MiB and 8 MiB. With less, too few of the
+/// largest requests are in flight for both ends to work while several replies are due.
 const UNITS: (u32, u32) = (4 * 1024, 8 * 1024);
 
-/// A larger window is worth it if it makes the transfer faster by this much, in percent.
-const WORTH_PERCENT: u64 = 15;
+/// A larger window is kept if it makes the transfer faster by this much, in percent.
+const MIN_GAIN_PERCENT: u64 = 15;
 
-/// Windows of bytes to wait, after one that was not worth it, before the next try.
-const PATIENCE_ROUNDS: u32 = 64;
+/// Rounds before the next try, after a larger window that was not kept.
+const RETRY_ROUNDS: u32 = 64;
 
 fn units(bytes: u32) -> u32 {
     bytes.div_ceil(UNIT_BYTES).clamp(1, UNITS.0)
@@ -37,7 +37,7 @@ pub(super) struct Flow {
     pace: Mutex<Pace>,
 }
 
-/// Bytes that are on their way, given back when this is dropped.
+/// Bytes in flight, given back when this is dropped.
 #[derive(Debug)]
 pub(in crate::sftp) struct Credit {
     permit: Option<OwnedSemaphorePermit>,
@@ -53,7 +53,7 @@ impl Flow {
         }
     }
 
-    /// Waits until `bytes` more may be on their way.
+    /// Waits until `bytes` more may be in flight.
     pub(super) async fn acquire(self: &Arc<Self>, bytes: u32) -> Credit {
         let units = units(bytes);
         // The semaphore is never closed.
@@ -61,7 +61,7 @@ impl Flow {
         self.credit(permit, units)
     }
 
-    /// The same if that is possible now.
+    /// The same without waiting.
     pub(super) fn try_acquire(self: &Arc<Self>, bytes: u32) -> Option<Credit> {
         let units = units(bytes);
         let permit = Arc::clone(&self.free).try_acquire_many_owned(units).ok()?;
@@ -100,7 +100,7 @@ impl Drop for Credit {
             }
             Change::Shrink => {
                 let less = usize::try_from(pace.window / 2).unwrap_or(0);
-                // As much as nobody uses at this moment.
+                // As much as is free now.
                 let less = self.flow.free.forget_permits(less);
                 pace.window -= u32::try_from(less).unwrap_or(0);
             }
@@ -123,7 +123,7 @@ struct Pace {
     rest_rounds: u32,
 }
 
-/// What is to become of the window.
+/// Change of the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {
     None,
@@ -162,11 +162,11 @@ impl Pace {
             self.rest_rounds -= 1;
             return Change::None;
         }
-        let worth = self.rate.saturating_add(self.rate / 100 * WORTH_PERCENT);
+        let worth = self.rate.saturating_add(self.rate / 100 * MIN_GAIN_PERCENT);
         let before = std::mem::replace(&mut self.rate, rate);
         if std::mem::take(&mut self.grew) && rate < worth {
             self.rate = before;
-            self.rest_rounds = PATIENCE_ROUNDS;
+            self.rest_rounds = RETRY_ROUNDS;
             return Change::Shrink;
         }
         if !limited || self.window >= UNITS.1 {
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_that_nobody_waits_for_does_not_grow() {
+    fn a_window_that_is_not_the_limit_does_not_grow() {
         let mut pace = Pace::new(Instant::now());
         for _ in 0..100 {
             let change = pace.delivered(UNITS.0, false, Instant::now());
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_given_back_can_be_taken_again() {
+    async fn bytes_that_are_given_back_can_be_acquired_again() {
         let flow = Arc::new(Flow::new());
         let all = flow.acquire(UNITS.0 * UNIT_BYTES).await;
         let waiting = flow.acquire(1);

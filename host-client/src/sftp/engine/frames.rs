@@ -1,5 +1,5 @@
-//! Cuts what comes from a connection into frames. Knows no connection: whoever reads asks where to
-//! put bytes, says how many came, and takes the frames.
+//! Cuts what comes from a connection into frames. Does no I/O: the reader asks for
+//! [`space`](Frames::space), reports how many bytes it read, and takes the frames.
 
 use bytes::Bytes;
 
@@ -22,7 +22,7 @@ const DATA: u8 = 103;
 const DATA_HEAD_BYTES: usize = FrameHead::BYTES + 1 + 4 + 4;
 
 /// Read at once behind a large frame: most likely the next one is as large, and only its head is
-/// wanted.
+/// needed.
 const BEHIND_LARGE_BYTES: usize = DATA_HEAD_BYTES;
 
 /// What was read and not taken yet.
@@ -75,7 +75,7 @@ impl Frames {
         }
     }
 
-    /// So many bytes were put there.
+    /// Reports bytes that were read into [`space`](Self::space).
     pub(super) fn filled(&mut self, bytes: usize) {
         match &mut self.large {
             Some(large) => large.filled += bytes,
@@ -83,9 +83,9 @@ impl Frames {
         }
     }
 
-    /// The id and the length of data of which the front is here, in a large frame of which no
+    /// The id and the length of the data in a partly read large frame, of which no
     /// more than [`HEAD_BYTES`] were read.
-    pub(super) fn begun_data(&self) -> Option<(u32, u32)> {
+    pub(super) fn partial_data(&self) -> Option<(u32, u32)> {
         if self.large.is_some() {
             return None;
         }
@@ -102,11 +102,11 @@ impl Frames {
             .then(|| (u32::from_be_bytes(*id), data))
     }
 
-    /// Takes what is here of data that [have begun](Self::begun_data), and tells how many bytes are
+    /// Takes what was read of [partly read data](Self::partial_data), and returns how many bytes are
     /// still to be read from the connection.
-    pub(super) fn take_begun_data(&mut self) -> (&[u8], usize) {
+    pub(super) fn take_partial_data(&mut self) -> (&[u8], usize) {
         let start = (self.start + DATA_HEAD_BYTES).min(self.end);
-        let length = match self.begun_data() {
+        let length = match self.partial_data() {
             Some((_, length)) => usize::try_from(length).unwrap_or(usize::MAX),
             None => 0,
         };

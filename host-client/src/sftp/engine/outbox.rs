@@ -1,4 +1,4 @@
-//! Frames on their way to the connection, gathered so that many go in one write.
+//! Queue of frames to be sent, gathered so that many go in one write.
 
 use std::{
     collections::VecDeque,
@@ -26,7 +26,7 @@ const GATHERED_BYTES: usize = 64 * 1024;
 pub(in crate::sftp) enum Payload {
     /// These bytes.
     Bytes(Bytes),
-    /// A range of a local file, which is read when its turn comes.
+    /// A range of a local file, which is read when it is sent.
     File(FileRange),
 }
 
@@ -62,7 +62,7 @@ impl LocalSource {
         self.broken.store(true, Ordering::Release);
     }
 
-    /// Fills `buffer`. The length of its frame was already told: what is missing becomes zeros.
+    /// Fills `buffer`. The length of its frame was already sent: what is missing becomes zeros.
     fn read(&self, offset: u64, buffer: &mut [u8]) {
         if self.file.read_exact_at(buffer, offset).is_err() {
             buffer.fill(0);
@@ -87,7 +87,7 @@ pub(super) enum Segment {
     File(FileRange),
 }
 
-/// Where frames wait. What limits its memory is the number of requests in flight, and the bytes.
+/// The queue. Its memory is limited by the requests and the bytes in flight.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     state: Mutex<State>,
@@ -192,7 +192,7 @@ impl Outbox {
         }
     }
 
-    /// Holds frames back until what is returned is dropped.
+    /// Holds frames back until the returned guard is dropped.
     pub(super) fn cork(&self) -> Cork<'_> {
         self.lock().corks += 1;
         Cork(self)
@@ -208,7 +208,7 @@ impl Outbox {
         self.thread.notify_one();
     }
 
-    /// What is to be written; nothing when it is over.
+    /// What is to be written; empty after [`close`](Self::close).
     pub(super) fn take_blocking(&self) -> VecDeque<Segment> {
         let mut state = self.lock();
         loop {
@@ -222,7 +222,7 @@ impl Outbox {
         }
     }
 
-    /// What is to be written; nothing when it is over.
+    /// What is to be written; empty after [`close`](Self::close).
     pub(super) async fn take(&self) -> VecDeque<Segment> {
         loop {
             if let Some(segments) = take(&mut self.lock()) {

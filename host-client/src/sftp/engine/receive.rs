@@ -17,13 +17,12 @@ use nix::{
 
 /// Reads what there is, and waits for it if there is nothing; 0 is the end.
 ///
-/// A thread that waits in `poll` is woken by what arrives. One that waits in `recv` is also woken
-/// whenever the other end has taken something of what the writer sent, and goes back to sleep: in a
-/// large push that is most of what it does.
+/// A thread that waits in `poll` is woken by data only. One that waits in `recv` is also woken
+/// whenever the other end has read something that the writer sent: in a large push, most of the time.
 ///
 /// # Errors
 ///
-/// [`io::ErrorKind::TimedOut`] when nothing came for so long, or those of the connection.
+/// [`io::ErrorKind::TimedOut`] when nothing arrived in time, or those of the connection.
 pub(super) fn receive(stream: &UnixStream, out: &mut [u8], silence: Duration) -> io::Result<usize> {
     loop {
         match recv(stream.as_raw_fd(), out, MsgFlags::MSG_DONTWAIT) {

@@ -1,4 +1,4 @@
-//! Who waits for which reply.
+//! The callers that wait for replies.
 
 use std::{
     collections::HashMap,
@@ -8,10 +8,10 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{Ending, flow::Credit, landing::Landing};
+use super::{Ending, flow::Credit, write_behind::FileTarget};
 use crate::{error::ClientError, protocol::sftp::Reply};
 
-/// Who waits for which id.
+/// The waiting callers, by id of their requests.
 #[derive(Debug, Default)]
 pub(super) struct Table(Mutex<Waiting>);
 
@@ -19,35 +19,35 @@ pub(super) struct Table(Mutex<Waiting>);
 struct Waiting {
     last_id: u32,
     replies: HashMap<u32, Waiter>,
-    /// Set when the connection is over: why.
+    /// Set when the connection has ended.
     over: Option<Ending>,
 }
 
-/// What came of a request.
+/// Result of a request.
 #[derive(Debug)]
 pub(in crate::sftp) enum Answer {
     /// A reply, and the bytes of the window that its data take for as long as they are kept.
     Reply(Reply, Option<Credit>),
-    /// So many bytes of data are where they were to [land](Landing), or could not be put there.
-    Landed(io::Result<u32>),
+    /// Number of bytes that were written to the [`FileTarget`], or the error.
+    Written(io::Result<u32>),
 }
 
-/// Someone who waits for a reply. Permit and credit go back when the reply is there, not when the
-/// caller loses interest: the request is in flight either way.
+/// A caller that waits for a reply. Permit and credit go back when the reply has arrived, not when the
+/// caller is dropped: the request is in flight either way.
 #[derive(Debug)]
 pub(super) struct Waiter {
-    pub(super) tell: oneshot::Sender<Answer>,
+    pub(super) sender: oneshot::Sender<Answer>,
     pub(super) permit: Option<OwnedSemaphorePermit>,
     pub(super) credit: Option<Credit>,
-    pub(super) landing: Option<Landing>,
+    pub(super) target: Option<FileTarget>,
 }
 
 impl Waiter {
-    /// Tells of data that are in their file.
-    pub(super) fn landed(self, landed: io::Result<u32>) {
+    /// Sends the result of a write to the caller.
+    pub(super) fn written(self, written: io::Result<u32>) {
         drop((self.permit, self.credit));
         // The caller may have stopped waiting.
-        let _ = self.tell.send(Answer::Landed(landed));
+        let _ = self.sender.send(Answer::Written(written));
     }
 }
 
@@ -55,17 +55,17 @@ impl Waiter {
 #[derive(Debug)]
 pub(in crate::sftp) struct PendingReply {
     take: oneshot::Receiver<Answer>,
-    /// What was taken and not asked for yet: an answer, or that none will come.
+    /// What was received and not taken yet: an answer, or that none will come.
     here: Option<Option<Answer>>,
     table: Arc<Table>,
 }
 
 impl PendingReply {
-    /// Waits for it. If this is dropped the reply is thrown away when it comes.
+    /// Waits for it. If this is dropped, the reply is discarded when it arrives.
     pub(in crate::sftp) async fn reply(self) -> Result<Reply, ClientError> {
         match self.answer().await? {
             Answer::Reply(reply, _) => Ok(reply),
-            Answer::Landed(_) => Err(ClientError::protocol("data nobody asked for")),
+            Answer::Written(_) => Err(ClientError::protocol("data without a request")),
         }
     }
 
@@ -80,7 +80,7 @@ impl PendingReply {
 }
 
 impl PendingReply {
-    /// Whether there is something to be taken at once.
+    /// Whether the answer has arrived.
     pub(in crate::sftp) fn is_here(&mut self) -> bool {
         if self.here.is_none() {
             self.here = match self.take.try_recv() {
@@ -92,7 +92,7 @@ impl PendingReply {
         self.here.is_some()
     }
 
-    /// Waits until there is.
+    /// Waits until it has.
     pub(in crate::sftp) async fn arrived(&mut self) {
         if !self.is_here() {
             self.here = Some((&mut self.take).await.ok());
@@ -110,7 +110,7 @@ impl Table {
         self: &Arc<Self>,
         permit: Option<OwnedSemaphorePermit>,
         credit: Option<Credit>,
-        landing: Option<Landing>,
+        target: Option<FileTarget>,
     ) -> Result<(u32, PendingReply), ClientError> {
         let mut waiting = self.lock();
         if let Some(ending) = waiting.over.clone() {
@@ -118,17 +118,17 @@ impl Table {
             return Err(ending.error());
         }
         let mut id = waiting.last_id.wrapping_add(1);
-        // After four thousand million requests an id comes again; an old one may be in flight.
+        // Ids repeat after 2³² requests; an old one may be in flight.
         while waiting.replies.contains_key(&id) {
             id = id.wrapping_add(1);
         }
         waiting.last_id = id;
-        let (tell, take) = oneshot::channel();
+        let (sender, take) = oneshot::channel();
         let waiter = Waiter {
-            tell,
+            sender,
             permit,
             credit,
-            landing,
+            target,
         };
         waiting.replies.insert(id, waiter);
         let pending = PendingReply {
@@ -139,7 +139,7 @@ impl Table {
         Ok((id, pending))
     }
 
-    pub(super) fn is_over(&self) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
         self.lock().over.is_some()
     }
 
@@ -147,7 +147,7 @@ impl Table {
         self.lock().replies.is_empty()
     }
 
-    /// Gives a reply to whom it belongs; false if nobody asked.
+    /// Gives a reply to its caller; false if there is none.
     pub(super) fn answer(&self, id: u32, reply: Reply) -> bool {
         let waiter = self.lock().replies.remove(&id);
         let Some(waiter) = waiter else {
@@ -156,23 +156,23 @@ impl Table {
         drop(waiter.permit);
         let credit = match reply {
             Reply::Data { .. } => waiter.credit,
-            // Nothing of it stays in memory.
+            // Frees its memory.
             _ => None,
         };
         // The caller may have stopped waiting.
-        let _ = waiter.tell.send(Answer::Reply(reply, credit));
+        let _ = waiter.sender.send(Answer::Reply(reply, credit));
         true
     }
 
-    /// Takes out who waits for an id, if data are to land.
-    pub(super) fn take_landing(&self, id: u32) -> Option<(Landing, Waiter)> {
+    /// Removes the caller of an id, if its data are to be written to a file.
+    pub(super) fn take_target(&self, id: u32) -> Option<(FileTarget, Waiter)> {
         let mut waiting = self.lock();
-        let landing = waiting.replies.get_mut(&id)?.landing.take()?;
+        let target = waiting.replies.get_mut(&id)?.target.take()?;
         let waiter = waiting.replies.remove(&id)?;
-        Some((landing, waiter))
+        Some((target, waiter))
     }
 
-    /// Ends everybody's waiting. The first ending is the cause, later ones follow from it.
+    /// Ends all waiting. The first ending is the cause, later ones follow from it.
     pub(super) fn end(&self, ending: Ending) {
         let waiters = {
             let mut waiting = self.lock();

@@ -71,7 +71,7 @@ async fn write_frames(outbox: &Outbox, mut writer: impl AsyncWrite + Unpin) -> i
     }
 }
 
-/// Reads replies until the connection is over; returns how it ended.
+/// Reads replies until the connection ends; returns how it ended.
 async fn read_replies(
     mut reader: impl AsyncRead + Unpin,
     mut frames: Frames,
@@ -88,7 +88,7 @@ async fn read_replies(
             Ok(Ok(count)) => frames.filled(count),
             Ok(Err(error)) => return Ending::Lost(error.to_string()),
             Err(_) if owed && !table.is_idle() => return Ending::Silent(silence),
-            // Nothing is owed, or it has not been owed for so long.
+            // No reply is due, or not for that long.
             Err(_) => {}
         }
     }

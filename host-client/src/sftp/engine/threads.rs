@@ -25,13 +25,13 @@ use nix::{
 use super::{
     Ending, Shared, dispatch,
     frames::Frames,
-    landing::Lander,
     outbox::{FileRange, Outbox, Segment},
     receive::receive,
     table::{Table, Waiter},
+    write_behind::WriteBehind,
 };
 
-/// Bytes that the kernel is to take before the other end has read them: some of the largest requests.
+/// Size of the send buffer, in bytes: four of the largest requests.
 const SEND_BYTES: usize = 1024 * 1024;
 
 /// Most pieces in one write.
@@ -52,8 +52,8 @@ impl Threads {
     ) -> io::Result<Self> {
         let stream = stream.into_std()?;
         stream.set_nonblocking(false)?;
-        // With less, the kernel has two processes wait for each other within each request. It may
-        // allow less than this.
+        // With the default size, both processes wait for each other within each request. The kernel
+        // may grant less.
         let _ = setsockopt(&stream, SndBuf, &SEND_BYTES);
         let stream = Arc::new(stream);
         let (ours, socket) = (Arc::clone(shared), Arc::clone(&stream));
@@ -83,7 +83,7 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        // It fails only when the other end was faster.
+        // Fails only if the other end closed first.
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
@@ -147,8 +147,7 @@ fn write_bytes(mut stream: &UnixStream, segments: &mut VecDeque<Segment>) -> io:
     }
 }
 
-/// Has the kernel put a range of a file into the socket. What cannot be read of it, or is not there
-/// any more, becomes zeros: the length of the frame was already told.
+/// Sends a range of a file with `sendfile(2)`. What cannot be read, or is not there any more, becomes zeros: the length of the frame was already sent.
 fn send_file(mut stream: &UnixStream, range: &FileRange) -> io::Result<()> {
     let mut left = usize::try_from(range.length).unwrap_or(usize::MAX);
     let mut offset = i64::try_from(range.offset).unwrap_or(i64::MAX);
@@ -176,7 +175,7 @@ fn send_file(mut stream: &UnixStream, range: &FileRange) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads replies until the connection is over; returns how it ended.
+/// Reads replies until the connection ends; returns how it ended.
 fn read_replies(stream: &UnixStream, frames: Frames, table: &Table, silence: Duration) -> Ending {
     match read_until_it_ends(stream, frames, table, silence) {
         Ok(never) => match never {},
@@ -190,7 +189,7 @@ fn read_until_it_ends(
     table: &Table,
     silence: Duration,
 ) -> Result<Infallible, Ending> {
-    let mut lander = None;
+    let mut writer = None;
     loop {
         dispatch(&mut frames, table)?;
         let owed = !table.is_idle();
@@ -198,28 +197,28 @@ fn read_until_it_ends(
             Ok(0) => return Err(Ending::closed()),
             Ok(count) => frames.filled(count),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                // What has been asked for since then has not waited so long.
+                // Later requests have not waited for that long.
                 if owed && !table.is_idle() {
                     return Err(Ending::Silent(silence));
                 }
             }
             Err(error) => return Err(Ending::Lost(error.to_string())),
         }
-        if let Some((id, length)) = frames.begun_data()
-            && let Some((landing, waiter)) = table.take_landing(id)
+        if let Some((id, length)) = frames.partial_data()
+            && let Some((target, waiter)) = table.take_target(id)
         {
-            // Who waits for these data is to find the connection over.
+            // The caller of these data must find the connection ended.
             let over = |ending: Ending, waiter| {
                 table.end(ending.clone());
                 drop::<Waiter>(waiter);
                 ending
             };
-            if length > landing.most {
-                let what = format!("{length} bytes where {} were asked for", landing.most);
+            if length > target.most {
+                let what = format!("{length} bytes where {} were asked for", target.most);
                 return Err(over(Ending::Protocol(what), waiter));
             }
-            let (here, rest) = frames.take_begun_data();
-            let (lander, data) = match read_data(&mut lander, here, stream, rest, silence) {
+            let (here, rest) = frames.take_partial_data();
+            let (writer, data) = match read_data(&mut writer, here, stream, rest, silence) {
                 Ok(read) => read,
                 Err(error) => {
                     let ending = match error.kind() {
@@ -230,25 +229,25 @@ fn read_until_it_ends(
                     return Err(over(ending, waiter));
                 }
             };
-            lander.land(landing, waiter, data);
+            writer.write(target, waiter, data);
         }
     }
 }
 
-/// Reads data that are to land, by `lander`, which is started for the first of them.
+/// Reads data for `writer`, which is started on first use.
 fn read_data<'a>(
-    lander: &'a mut Option<Lander>,
+    writer: &'a mut Option<WriteBehind>,
     here: &[u8],
     stream: &UnixStream,
     rest: usize,
     silence: Duration,
-) -> io::Result<(&'a Lander, Vec<u8>)> {
-    let lander = match lander {
-        Some(lander) => lander,
-        None => lander.insert(Lander::start(silence)?),
+) -> io::Result<(&'a WriteBehind, Vec<u8>)> {
+    let writer = match writer {
+        Some(writer) => writer,
+        None => writer.insert(WriteBehind::start(silence)?),
     };
-    let data = lander.read(here, stream, rest)?;
-    Ok((lander, data))
+    let data = writer.read(here, stream, rest)?;
+    Ok((writer, data))
 }
 
 #[cfg(test)]
@@ -262,7 +261,7 @@ mod tests {
     use bytes::{Bytes, BytesMut};
 
     use super::{
-        super::{SILENCE_TIMEOUT, landing::Landing},
+        super::{SILENCE_TIMEOUT, write_behind::FileTarget},
         *,
     };
     use crate::{
@@ -276,13 +275,13 @@ mod tests {
     /// another request; gives the replies, how it ended, and where the file is.
     fn read(most: u32) -> ([PendingReply; 2], Ending, PathBuf) {
         let path = std::env::temp_dir().join(format!("threads-{}-{most}", std::process::id()));
-        let landing = Landing {
+        let target = FileTarget {
             file: Arc::new(File::create(&path).unwrap()),
             offset: 0,
             most,
         };
         let table = Arc::new(Table::default());
-        let (data, landed) = table.expect(None, None, Some(landing)).unwrap();
+        let (data, written) = table.expect(None, None, Some(target)).unwrap();
         let (other, said) = table.expect(None, None, None).unwrap();
         let mut frames = BytesMut::new();
         let content = Bytes::from(vec![7; usize::try_from(BYTES).unwrap()]);
@@ -294,14 +293,14 @@ mod tests {
         .encode(other, &mut frames);
         let (near, mut far) = UnixStream::pair().unwrap();
         let server = thread::spawn(move || {
-            // A client that gave up on us is no failure of the server.
+            // The client may have closed the connection.
             let _ = far.write_all(&frames);
         });
         let ending = read_replies(&near, Frames::new(), &table, SILENCE_TIMEOUT);
         drop(near);
         server.join().unwrap();
         table.end(ending.clone());
-        ([landed, said], ending, path)
+        ([written, said], ending, path)
     }
 
     /// A file without a name.
@@ -342,10 +341,10 @@ mod tests {
 
     #[tokio::test]
     async fn data_go_into_their_file_and_what_follows_to_whom_it_belongs() {
-        let ([landed, said], ending, path) = read(BYTES);
+        let ([written, said], ending, path) = read(BYTES);
         assert!(matches!(
-            landed.answer().await.unwrap(),
-            Answer::Landed(Ok(BYTES))
+            written.answer().await.unwrap(),
+            Answer::Written(Ok(BYTES))
         ));
         assert!(matches!(
             said.reply().await.unwrap(),
@@ -359,12 +358,12 @@ mod tests {
     async fn who_waits_for_data_that_break_off_finds_the_connection_over() {
         for _ in 0..200 {
             let table = Arc::new(Table::default());
-            let landing = Landing {
+            let target = FileTarget {
                 file: Arc::new(tempfile()),
                 offset: 0,
                 most: BYTES,
             };
-            let (id, landed) = table.expect(None, None, Some(landing)).unwrap();
+            let (id, written) = table.expect(None, None, Some(target)).unwrap();
             let mut frames = BytesMut::new();
             let data = Bytes::from(vec![7; usize::try_from(BYTES).unwrap()]);
             Reply::Data { data }.encode(id, &mut frames);
@@ -374,16 +373,16 @@ mod tests {
             let known = Arc::clone(&table);
             let reader =
                 thread::spawn(move || read_replies(&near, Frames::new(), &known, SILENCE_TIMEOUT));
-            landed.answer().await.unwrap_err();
-            assert!(table.is_over());
+            written.answer().await.unwrap_err();
+            assert!(table.has_ended());
             reader.join().unwrap();
         }
     }
 
     #[tokio::test]
     async fn more_than_was_asked_for_goes_nowhere() {
-        let ([landed, said], ending, path) = read(BYTES - 1);
-        landed.answer().await.unwrap_err();
+        let ([written, said], ending, path) = read(BYTES - 1);
+        written.answer().await.unwrap_err();
         said.reply().await.unwrap_err();
         assert!(matches!(ending, Ending::Protocol(_)), "{ending:?}");
         assert!(take(&path).is_empty());

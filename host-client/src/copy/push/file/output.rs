@@ -163,7 +163,9 @@ impl<'r, 'a> Output<'r, 'a> {
         R: AsyncRead + Unpin + ?Sized,
     {
         if !matches!(self.target.there, There::CharacterDevice | There::Fifo) {
-            return file.put_told(source, |bytes| self.run.moved(bytes)).await;
+            return file
+                .put_with_progress(source, |bytes| self.run.moved(bytes))
+                .await;
         }
         let mut written = 0;
         let mut buffer = vec![0; STREAM_BYTES];

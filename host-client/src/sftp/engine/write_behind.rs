@@ -1,13 +1,13 @@
-//! Data of a READ that go from the connection into a local file: one thread takes them off the
-//! connection, another writes them. Nobody else is woken, and a copy has two processors.
+//! Write-behind: one thread reads the data of a READ from the connection, another writes them to a
+//! local file. No other task is woken, and a copy uses two processors.
 //!
 //! ```text
-//! reader ──► buffer, one of a few ──► lander ──► file
-//!    ▲                                   │ └──► who asked for the data
+//! reader ──► buffer, one of BUFFERS ──► writer ──► file
+//!    ▲                                   │ └──► caller
 //!    └──────────── free ◄────────────────┘
 //! ```
 //!
-//! To have the kernel move pages instead (`splice`) would leave all of the copying to one processor.
+//! `splice(2)` instead would leave all of the copying to one processor.
 
 use std::{
     fs::File,
@@ -23,54 +23,53 @@ use super::{receive::receive_exact, table::Waiter};
 /// Buffers of a connection. With fewer, reader and writer wait for each other.
 const BUFFERS: usize = 8;
 
-/// Where the data of a reply go.
+/// Where the data of a reply are written.
 #[derive(Debug, Clone)]
-pub(in crate::sftp) struct Landing {
+pub(in crate::sftp) struct FileTarget {
     pub(in crate::sftp) file: Arc<File>,
-    /// Of the first byte in the file.
+    /// Offset of the first byte in the file.
     pub(in crate::sftp) offset: u64,
-    /// Bytes that were asked for.
+    /// Bytes that were requested.
     pub(in crate::sftp) most: u32,
 }
 
-/// The thread that writes, and what the reader needs to hand data to it. When this is dropped, the
-/// thread writes what it has got and ends.
+/// Handle of the thread that writes. When it is dropped, the thread writes what is queued and ends.
 #[derive(Debug)]
-pub(super) struct Lander {
-    full: mpsc::SyncSender<Landed>,
+pub(super) struct WriteBehind {
+    full: mpsc::SyncSender<QueuedWrite>,
     free: mpsc::Receiver<Vec<u8>>,
     /// How long the server may be silent in the middle of a reply.
     silence: Duration,
 }
 
-/// Data that were read.
+/// Data that were read, and are to be written.
 #[derive(Debug)]
-struct Landed {
-    landing: Landing,
+struct QueuedWrite {
+    target: FileTarget,
     waiter: Waiter,
     data: Vec<u8>,
 }
 
-impl Lander {
+impl WriteBehind {
     /// Starts the thread.
     ///
     /// # Errors
     ///
-    /// When there can be no more threads.
+    /// When no thread can be started.
     pub(super) fn start(silence: Duration) -> io::Result<Self> {
-        let (full, to_write) = mpsc::sync_channel::<Landed>(BUFFERS);
+        let (full, to_write) = mpsc::sync_channel::<QueuedWrite>(BUFFERS);
         let (written, free) = mpsc::sync_channel(BUFFERS);
         for _ in 0..BUFFERS {
-            // There is room for all of them.
+            // The channel holds all of them.
             let _ = written.try_send(Vec::new());
         }
         let write = move || {
-            for landed in to_write {
+            for write in to_write {
                 // The reader may be gone.
-                let _ = written.try_send(landed.write());
+                let _ = written.try_send(write.write());
             }
         };
-        let thread = thread::Builder::new().name("sftp lander".to_owned());
+        let thread = thread::Builder::new().name("sftp files".to_owned());
         thread.spawn(write)?;
         Ok(Self {
             full,
@@ -79,7 +78,7 @@ impl Lander {
         })
     }
 
-    /// Takes `here`, and the next `rest` bytes of the connection, all of them in any case.
+    /// Gives `here` and the next `rest` bytes of the connection.
     ///
     /// # Errors
     ///
@@ -100,29 +99,29 @@ impl Lander {
         Ok(data)
     }
 
-    /// Has data that were read put into the file; `waiter` is told how that went.
-    pub(super) fn land(&self, landing: Landing, waiter: Waiter, data: Vec<u8>) {
-        let landed = Landed {
-            landing,
+    /// Queues data that were read; `waiter` gets the result.
+    pub(super) fn write(&self, target: FileTarget, waiter: Waiter, data: Vec<u8>) {
+        let written = QueuedWrite {
+            target,
             waiter,
             data,
         };
-        // The thread stays as long as this does.
-        let _ = self.full.send(landed);
+        // The thread lives as long as `self`.
+        let _ = self.full.send(written);
     }
 }
 
-impl Landed {
-    /// Writes the data, tells who waits for them, and gives the buffer back.
+impl QueuedWrite {
+    /// Writes the data, sends the result to the caller, and gives the buffer back.
     fn write(self) -> Vec<u8> {
         let Self {
-            landing,
+            target,
             waiter,
             data,
         } = self;
-        let written = landing.file.write_all_at(&data, landing.offset);
+        let written = target.file.write_all_at(&data, target.offset);
         let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        waiter.landed(written.map(|()| length));
+        waiter.written(written.map(|()| length));
         data
     }
 }
@@ -142,17 +141,17 @@ mod tests {
         *,
     };
 
-    /// Lands `content` behind some bytes, of which `ahead` came with the head, in a file opened by
+    /// Writes `content` behind some bytes, of which `ahead` came with the head, in a file opened by
     /// `options`; gives the result and what the file has then.
-    async fn landed(
+    async fn written(
         name: &str,
         options: &OpenOptions,
         content: &[u8],
         ahead: usize,
     ) -> (io::Result<u32>, Vec<u8>) {
-        let path = std::env::temp_dir().join(format!("landing-{}-{name}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("target-{}-{name}", std::process::id()));
         fs::write(&path, b"before").unwrap();
-        let landing = Landing {
+        let target = FileTarget {
             file: Arc::new(options.open(&path).unwrap()),
             offset: 6,
             most: u32::MAX,
@@ -160,23 +159,23 @@ mod tests {
         let (near, mut far) = UnixStream::pair().unwrap();
         let (here, rest) = content.split_at(ahead);
         let table = Arc::new(Table::default());
-        let (id, pending) = table.expect(None, None, Some(landing)).unwrap();
-        let (landing, waiter) = table.take_landing(id).unwrap();
+        let (id, pending) = table.expect(None, None, Some(target)).unwrap();
+        let (target, waiter) = table.take_target(id).unwrap();
         thread::scope(|scope| {
             scope.spawn(move || {
                 far.write_all(rest).unwrap();
                 far.write_all(b"next").unwrap();
             });
-            let lander = Lander::start(SILENCE_TIMEOUT).unwrap();
-            let data = lander.read(here, &near, rest.len()).unwrap();
-            lander.land(landing, waiter, data);
+            let writer = WriteBehind::start(SILENCE_TIMEOUT).unwrap();
+            let data = writer.read(here, &near, rest.len()).unwrap();
+            writer.write(target, waiter, data);
             // What comes behind is still there.
             let mut next = [0; 4];
             (&near).read_exact(&mut next).unwrap();
             assert_eq!(&next, b"next");
         });
-        let Answer::Landed(result) = pending.answer().await.unwrap() else {
-            panic!("a reply where data were to land");
+        let Answer::Written(result) = pending.answer().await.unwrap() else {
+            panic!("a reply instead of written data");
         };
         let there = fs::read(&path).unwrap();
         fs::remove_file(&path).unwrap();
@@ -188,51 +187,51 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn data_land_behind_what_is_there() {
+    async fn data_are_written_at_their_offset() {
         let content = content();
         let expected = [b"before", &content[..]].concat();
         let mut write = OpenOptions::new();
         write.write(true);
         for ahead in [0, 1, content.len()] {
-            let (result, there) = landed("behind", &write, &content, ahead).await;
+            let (result, there) = written("behind", &write, &content, ahead).await;
             assert_eq!(result.unwrap(), 300_000);
             assert!(there == expected, "{ahead} ahead");
         }
     }
 
     #[tokio::test]
-    async fn what_cannot_be_written_is_still_taken_from_the_connection() {
+    async fn data_that_cannot_be_written_are_still_read_from_the_connection() {
         let mut read = OpenOptions::new();
         read.read(true);
         for ahead in [0, 7] {
-            let (result, there) = landed("unwritable", &read, &content(), ahead).await;
+            let (result, there) = written("unwritable", &read, &content(), ahead).await;
             result.unwrap_err();
             assert_eq!(there, b"before");
         }
     }
 
     #[tokio::test]
-    async fn a_buffer_that_was_larger_brings_nothing_of_what_was_in_it() {
-        let path = std::env::temp_dir().join(format!("landing-{}-again", std::process::id()));
+    async fn a_reused_buffer_does_not_write_its_old_content() {
+        let path = std::env::temp_dir().join(format!("target-{}-again", std::process::id()));
         let file = Arc::new(File::create(&path).unwrap());
         let (near, mut far) = UnixStream::pair().unwrap();
         let table = Arc::new(Table::default());
-        let lander = Lander::start(SILENCE_TIMEOUT).unwrap();
+        let writer = WriteBehind::start(SILENCE_TIMEOUT).unwrap();
         let mut offset = 0;
         let mut expected = Vec::new();
         // Each buffer comes again.
         for length in [100, 10, 70, 1, 90, 20, 100, 5, 3, 100_u8] {
             let data = vec![length; length.into()];
             far.write_all(&data).unwrap();
-            let landing = Landing {
+            let target = FileTarget {
                 file: Arc::clone(&file),
                 offset,
                 most: 100,
             };
-            let (id, pending) = table.expect(None, None, Some(landing)).unwrap();
-            let (landing, waiter) = table.take_landing(id).unwrap();
-            let read = lander.read(&[], &near, data.len()).unwrap();
-            lander.land(landing, waiter, read);
+            let (id, pending) = table.expect(None, None, Some(target)).unwrap();
+            let (target, waiter) = table.take_target(id).unwrap();
+            let read = writer.read(&[], &near, data.len()).unwrap();
+            writer.write(target, waiter, read);
             pending.answer().await.unwrap();
             offset += u64::from(length);
             expected.extend(data);
@@ -242,11 +241,13 @@ mod tests {
     }
 
     #[test]
-    fn an_end_in_the_middle_is_one_of_the_connection() {
+    fn an_end_inside_the_data_is_an_unexpected_eof() {
         let (near, mut far) = UnixStream::pair().unwrap();
         far.write_all(b"abc").unwrap();
         drop(far);
-        let result = Lander::start(SILENCE_TIMEOUT).unwrap().read(&[], &near, 4);
+        let result = WriteBehind::start(SILENCE_TIMEOUT)
+            .unwrap()
+            .read(&[], &near, 4);
         assert_eq!(result.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -1,0 +1,73 @@
+//! The status of an operation on a file.
+
+use std::fmt;
+
+use super::bounded;
+use crate::protocol::sftp::status as codes;
+
+/// An error that an SFTP server reported: a code and a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileStatus {
+    code: u32,
+    text: String,
+}
+
+impl FileStatus {
+    pub(crate) fn new(code: u32, message: &[u8]) -> Self {
+        Self {
+            code,
+            text: bounded(&String::from_utf8_lossy(message)),
+        }
+    }
+
+    /// The code (draft-02, section 7); servers may send others than those of the draft.
+    #[must_use]
+    pub const fn code(&self) -> u32 {
+        self.code
+    }
+
+    /// The server's message. It comes from the guest: escape it before printing it.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether a path does not exist.
+    #[must_use]
+    pub const fn is_not_found(&self) -> bool {
+        self.code == codes::NO_SUCH_FILE
+    }
+
+    /// Whether permission was denied.
+    #[must_use]
+    pub const fn is_permission_denied(&self) -> bool {
+        self.code == codes::PERMISSION_DENIED
+    }
+
+    /// Whether the server does not support the operation.
+    #[must_use]
+    pub const fn is_unsupported(&self) -> bool {
+        self.code == codes::OP_UNSUPPORTED
+    }
+}
+
+impl fmt::Display for FileStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.text.is_empty() {
+            false => f.write_str(&self.text),
+            true if self.code <= codes::OP_UNSUPPORTED => f.write_str(codes::text(self.code)),
+            true => write!(f, "status {}", self.code),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_without_a_message_is_printed_by_its_code() {
+        assert_eq!(FileStatus::new(14, b"").to_string(), "status 14");
+        assert_eq!(FileStatus::new(2, b"").to_string(), "no such file");
+    }
+}
