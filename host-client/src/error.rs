@@ -1,4 +1,4 @@
-//! What can go wrong between a caller and an agent, told apart by what the caller can do about it.
+//! The errors of the library, with a variant for each way to handle them.
 
 mod file_status;
 
@@ -7,106 +7,106 @@ use std::{error::Error, io, time::Duration};
 pub use self::file_status::FileStatus;
 use crate::endpoint::Endpoint;
 
-/// A cause whose type is nobody's business: it is printed, and found by `source`.
+/// An opaque cause, for [`source`](std::error::Error::source).
 pub(crate) type Cause = Box<dyn Error + Send + Sync>;
 
-/// Longest text of an agent's that is kept in an error or a status, in characters.
+/// Longest text from an agent in an error or a status, in characters.
 pub(crate) const MAX_TEXT_CHARS: usize = 1000;
 
-/// The beginning of what an agent says.
+/// The beginning of a text from an agent.
 pub(crate) fn bounded(text: &str) -> String {
     text.chars().take(MAX_TEXT_CHARS).collect()
 }
 
-/// Why something asked of an agent did not work.
+/// Why a request to an agent failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// No connection came about: the machine, its agent or the way to it is not there, or the
-    /// other end is not the agent it should be.
+    /// No connection: the machine or its agent is not running or not reachable, or the other end is
+    /// not the expected agent.
     #[error("cannot connect to {endpoint}")]
     Connect {
-        /// Where to.
+        /// The endpoint.
         endpoint: Endpoint,
-        /// How often it was tried.
+        /// The number of attempts.
         attempts: u32,
-        /// What the last attempt ended with.
+        /// The error of the last attempt.
         #[source]
         source: ConnectError,
     },
     /// The agent closed the connection because it does not trust this client's certificate.
     #[error("the agent at {endpoint} refused this identity")]
     IdentityRefused {
-        /// Which agent.
+        /// The endpoint of the agent.
         endpoint: Endpoint,
         /// The alert it sent.
         #[source]
         source: io::Error,
     },
-    /// The agent understood and said no.
-    #[error("the agent said no ({status}): {text}")]
+    /// The agent answered with an error.
+    #[error("the agent refused ({status}): {text}")]
     Agent {
         /// The HTTP status.
         status: u16,
-        /// Its words, at most 1,000 characters. They come from the guest: escape them before they
-        /// reach a terminal.
+        /// Its message, at most 1,000 characters. It comes from the guest: escape it before printing it
+        /// to a terminal.
         text: String,
     },
-    /// The connection ended too early. What was asked may have happened or not.
+    /// The connection was lost. The request may or may not have been executed.
     #[error("the connection was lost while {during}")]
     ConnectionLost {
-        /// What was going on.
+        /// The action.
         during: &'static str,
-        /// How it ended, if that is known.
+        /// The cause, if it is known.
         #[source]
         source: Option<Cause>,
     },
-    /// The agent did not answer in time. What was asked may have happened or not.
+    /// The agent did not answer in time. The request may or may not have been executed.
     #[error("no answer within {} s while {during}", .after.as_secs())]
     Silent {
-        /// What was going on.
+        /// The action.
         during: &'static str,
-        /// How long it was waited for.
+        /// The time limit.
         after: Duration,
     },
-    /// The other end does not speak the protocol, or not correctly.
+    /// The other end violated the protocol.
     #[error("the agent broke the protocol: {what}")]
     Protocol {
-        /// What was wrong.
+        /// The violation.
         what: String,
-        /// Where the reading of it stopped.
+        /// The error of parsing, if there is one.
         #[source]
         source: Option<Cause>,
     },
-    /// The agent sent more than this client is ready to hold.
+    /// The agent sent more than a limit of this client.
     #[error("{what} is larger than {limit} bytes")]
     TooLarge {
-        /// What it was.
+        /// What exceeded the limit.
         what: &'static str,
         /// The limit, in bytes.
         limit: u64,
     },
-    /// A command ended and the agent says that it wrote more than arrived.
+    /// A command ended, and less of its output arrived than the agent counted.
     #[error("{stream} is incomplete: {received} of {expected} bytes arrived")]
     IncompleteOutput {
-        /// Which stream.
+        /// The stream.
         stream: &'static str,
         /// Bytes the agent sent.
         expected: u64,
         /// Bytes that arrived.
         received: u64,
     },
-    /// A command wrote more than [`Exec::output`](crate::Exec::output) was to keep of a stream, and
-    /// is being ended for it.
+    /// A command wrote more than the limit of [`Exec::output`](crate::Exec::output), and is being
+    /// ended.
     #[error("{stream} is longer than {limit} bytes, and the command was ended")]
     OutputLimit {
-        /// Which stream.
+        /// The stream.
         stream: &'static str,
         /// The limit, in bytes.
         limit: u64,
-        /// What was read of standard output, at most the limit.
+        /// Standard output up to the limit.
         stdout: Vec<u8>,
-        /// What was read of standard error, at most the limit.
+        /// Standard error up to the limit.
         stderr: Vec<u8>,
     },
     /// The connection of a command's input was lost before the end of the input, or the input was
@@ -115,33 +115,33 @@ pub enum ClientError {
     IncompleteInput {
         /// Bytes that were sent. There may have been more to send.
         sent: u64,
-        /// Bytes that the command was given.
+        /// Bytes that the command got.
         received: u64,
     },
-    /// This agent is not able to do what was asked.
+    /// This agent does not support the request.
     #[error("this agent cannot {what}")]
     Unsupported {
-        /// What it cannot do.
+        /// What it does not support.
         what: &'static str,
     },
-    /// The agent said no to an operation on a file.
+    /// The agent refused an operation on a file.
     #[error("cannot {action}: {status}")]
     File {
-        /// What was to be done.
+        /// The action.
         action: &'static str,
-        /// Why not.
+        /// The reason.
         status: FileStatus,
     },
     /// Reading or writing on this side of a transfer failed.
     #[error("cannot {action}")]
     Local {
-        /// What was to be done.
+        /// The action.
         action: &'static str,
-        /// Why not.
+        /// The reason.
         #[source]
         source: io::Error,
     },
-    /// A file had another length at the end of its transfer than the bytes that were transferred.
+    /// The length of a file after its transfer differs from the number of bytes transferred.
     #[error("the file has {size} bytes but {transferred} were transferred")]
     SizeChanged {
         /// Length of the file, in bytes.
@@ -173,7 +173,7 @@ impl ClientError {
         }
     }
 
-    /// Whether the agent said that the file or path is not there.
+    /// Whether the agent reported that the file or path does not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::File { status, .. } if status.is_not_found())
@@ -184,50 +184,52 @@ impl ClientError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The system says why.
+    /// An error of the operating system.
     #[error("{}", describe(.0))]
     Io(#[source] io::Error),
-    /// Nothing happened for this long.
+    /// No answer within this time.
     #[error("no answer within {} s", .0.as_secs_f32())]
     TimedOut(Duration),
-    /// The monitor of the virtual machine closed the connection instead of saying `OK`: nobody
-    /// listens on that port in the guest, or not yet.
+    /// The virtual machine monitor closed the connection instead of sending `OK`: nothing listens on
+    /// that port in the guest, or not yet.
     #[error(
         "the virtual machine monitor closed the connection: nothing listens on port {port} in the guest"
     )]
     NobodyListens {
-        /// The port asked for.
+        /// The requested port.
         port: u32,
     },
-    /// The socket answers `CONNECT` with something else than `OK`.
-    #[error("the socket does not speak the CONNECT handshake: it says {0:?}")]
+    /// The socket answered `CONNECT` with something other than `OK`.
+    #[error("the socket does not support the CONNECT handshake: it answered {0:?}")]
     NotHybrid(String),
-    /// The certificate at the other end is not the one that was pinned.
+    /// The certificate at the other end is not the pinned one.
     #[error("the certificate at the other end is not this agent's")]
     WrongAgent,
-    /// The other end does not speak TLS.
+    /// The other end does not use TLS.
     #[error("the other end does not speak TLS (an agent started with --plain does not)")]
     NotTls(#[source] io::Error),
-    /// TLS could not be agreed on.
+    /// The TLS handshake failed.
     #[error("the TLS handshake failed")]
     Handshake(#[source] io::Error),
-    /// The connection closed in the middle of the TLS handshake.
+    /// The connection closed during the TLS handshake.
     #[error("the connection closed during the TLS handshake")]
     ClosedInHandshake(#[source] io::Error),
-    /// Something accepted the connection and closed it without an answer, as monitors do that map
-    /// ports to sockets while nobody listens in the guest.
+    /// The connection was accepted, and closed without an answer. Monitors that map ports to sockets do
+    /// this while nothing listens in the guest.
     #[error("the connection was accepted, and closed without an answer")]
     ClosedUnanswered(#[source] Cause),
 }
 
-/// What an error of the system means for a connection to a virtual machine.
+/// The meaning of an errno for a connection to a virtual machine.
 fn describe(error: &io::Error) -> String {
     let hint = match error.raw_os_error() {
         Some(libc::ENODEV) => "no running virtual machine has this context id",
-        Some(libc::ECONNRESET) => "nobody listens on that port in the guest, or the agent is full",
+        Some(libc::ECONNRESET) => {
+            "nothing listens on that port in the guest, or the agent has too many connections"
+        }
         Some(libc::ETIMEDOUT) => "the guest does not answer",
-        Some(libc::ECONNREFUSED) => "nobody listens on that socket",
-        Some(libc::ENOENT) => "that socket is not there",
+        Some(libc::ECONNREFUSED) => "nothing listens on that socket",
+        Some(libc::ENOENT) => "that socket does not exist",
         Some(libc::EAFNOSUPPORT) => "this kernel has no vsock support loaded",
         Some(libc::ENETUNREACH) => "no virtual machine can have this context id",
         _ => return "the connection could not be made".to_owned(),

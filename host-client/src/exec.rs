@@ -1,23 +1,23 @@
 //! Running a command: the builder, the session, and how it ends.
 //!
 //! ```text
-//! POST exec ──► operation ──► one WebSocket a stream, all joined at once ──► it runs
+//! POST exec ──► operation ──► one websocket per stream, all joined at once ──► it runs
 //!
-//!   ExecStdin ─► feed ─► "0"                 task a stream, each with its own bounded buffer,
-//!   ExecReader ◄─ take ◄─ "1", "2"           so that none of them can hold up another
-//!   ExecControl ─► steer ─► "control"        losing it ends the command
+//!   ExecStdin ─► feed ─► "0"                 a task per stream, each with its own bounded buffer,
+//!   ExecReader ◄─ receive ◄─ "1", "2"        so that none of them blocks another
+//!   ExecControl ─► run_control ─► "control"  losing it ends the command
 //!   wait ◄─ watch ◄─ GET …/wait, or events
 //! ```
 //!
-//! A command ended well only if the agent says so *and* every output stream came to its own end:
-//! a connection that closes says nothing, a virtual machine that dies closes them all.
+//! A command succeeded only if the agent reports it *and* every output stream has its end marker: a
+//! closed connection is not an end, because a virtual machine that stops closes all of them.
 
 mod control;
 mod input;
 mod output;
+mod reported_end;
 mod request;
 mod session;
-mod verdict;
 
 use std::{collections::BTreeMap, io, time::Duration};
 
@@ -28,7 +28,7 @@ pub use crate::protocol::exec::OnDisconnect;
 pub use self::{control::ExecControl, input::ExecStdin, output::ExecReader, session::ExecSession};
 use crate::{client::Client, error::ClientError};
 
-/// Most bytes [`Exec::output`] keeps of each stream, unless told otherwise.
+/// Default of [`Exec::output_limit`], in bytes.
 const DEFAULT_OUTPUT_LIMIT_BYTES: usize = 64 * 1024 * 1024;
 
 /// A command to run in the guest. [`start`](Self::start) or [`output`](Self::output) runs it.
@@ -62,9 +62,9 @@ pub struct TerminalSize {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Account {
-    /// By name. LXD's agents know numbers only.
+    /// By name. LXD's agent supports numbers only.
     Name(String),
-    /// By number. 4294967295, which system calls take for "as it is now", is refused.
+    /// By number. 4294967295, which system calls treat as "unchanged", is refused.
     Id(u32),
 }
 
@@ -93,29 +93,29 @@ impl From<String> for Account {
 #[non_exhaustive]
 pub struct ExitStatus {
     /// Its exit status; `128 + n` after signal `n`; 126 if it could not be run and 127 if it was
-    /// not found. LXD's own agents say −1 for some failures to start.
+    /// not found. LXD's agent reports −1 for some failures to start.
     pub code: i32,
-    /// The signal that ended it, if the agent says.
+    /// The signal that ended it, if the agent reports it.
     pub signal: Option<i32>,
-    /// False if a process it left behind still held an output stream, so that the agent ended the
-    /// stream. True also if the agent does not say.
+    /// False if a background process still had an output stream open, so that the agent ended the
+    /// stream. True also if the agent does not report it.
     pub output_complete: bool,
-    /// Whether it was ended because its [timeout](Exec::timeout) was over.
+    /// Whether it was ended because it exceeded its [timeout](Exec::timeout).
     pub timed_out: bool,
-    /// Why it was never started, or was cancelled by the agent, in the agent's words; escape them
-    /// before they reach a terminal.
+    /// The agent's error if it was never started, or was cancelled by the agent. Escape it before
+    /// printing it to a terminal.
     pub failure: Option<String>,
 }
 
 impl ExitStatus {
-    /// Whether it ran, was let run to its own end, and returned 0.
+    /// Whether it ran to its own end and returned 0.
     #[must_use]
     pub const fn success(&self) -> bool {
         self.code == 0 && self.failure.is_none() && !self.timed_out
     }
 }
 
-/// What a command that ran to its end left.
+/// The result of [`Exec::output`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Output {
@@ -151,25 +151,25 @@ impl Exec {
         }
     }
 
-    /// Sets a variable, on top of those the agent gives every command.
+    /// Sets an environment variable, in addition to those that the agent sets for every command.
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.environment.insert(name.into(), value.into());
         self
     }
 
-    /// Starts it in `directory` and not in the home directory.
+    /// Starts it in `directory` instead of the home directory.
     pub fn cwd(mut self, directory: impl Into<String>) -> Self {
         self.directory = directory.into();
         self
     }
 
-    /// Runs it as this user and not as root.
+    /// Runs it as this user instead of root.
     pub fn user(mut self, user: impl Into<Account>) -> Self {
         self.user = Some(user.into());
         self
     }
 
-    /// Runs it with this group and not with the user's.
+    /// Runs it with this group instead of the user's.
     pub fn group(mut self, group: impl Into<Account>) -> Self {
         self.group = Some(group.into());
         self
@@ -182,9 +182,8 @@ impl Exec {
         self
     }
 
-    /// Ends it, and all it started, when it has run this long, to the millisecond. Agents that do
-    /// not say [`EXEC_TIMES`](crate::protocol::version::EXEC_TIMES) know whole seconds only, and
-    /// are given the next one. With
+    /// Ends it, and all processes that it started, after this time, in milliseconds. For agents without
+    /// [`EXEC_TIMES`](crate::protocol::version::EXEC_TIMES) it is rounded up to whole seconds. With
     /// [`wait_for_eof`](Self::wait_for_eof) the time is over only when the output is. Zero is no
     /// limit. Not known to LXD's agents, and an error with them.
     pub fn timeout(mut self, time: Duration) -> Self {
@@ -194,7 +193,7 @@ impl Exec {
 
     /// When the agent ends it, because its time is over, it is cancelled or its client has gone, it
     /// gets SIGHUP, then SIGTERM and in the end SIGKILL, each this long after the one before if
-    /// anything of it still lives. 5 s unless told otherwise; to the millisecond. Zero is SIGKILL
+    /// anything of it still lives. The default is 5 s, the resolution a millisecond. Zero is SIGKILL
     /// at once. An error with agents that do not say
     /// [`EXEC_TIMES`](crate::protocol::version::EXEC_TIMES), as LXD's.
     pub fn kill_pause(mut self, time: Duration) -> Self {
@@ -209,8 +208,8 @@ impl Exec {
         self
     }
 
-    /// What becomes of it when this client is gone, or drops the session; [`OnDisconnect::End`] unless
-    /// said otherwise. Its operation tells the exit status afterwards
+    /// What becomes of it when this client is gone, or drops the session; the default is
+    /// [`OnDisconnect::End`]. Its operation has the exit status afterwards
     /// ([`ExecSession::operation`], `GET /1.0/operations/ID/wait`). Anything but `End` is not known to
     /// LXD's agents, and an error with them.
     pub fn on_disconnect(mut self, what: OnDisconnect) -> Self {
@@ -218,8 +217,8 @@ impl Exec {
         self
     }
 
-    /// Most bytes that [`output`](Self::output) keeps of each stream, 64 MiB unless told otherwise.
-    /// A command that writes more is ended.
+    /// Most bytes that [`output`](Self::output) keeps of each stream; the default is 64 MiB. A command
+    /// that writes more is ended.
     pub fn output_limit(mut self, bytes: usize) -> Self {
         self.output_limit = bytes;
         self
@@ -227,7 +226,7 @@ impl Exec {
 
     /// Starts it. The session's streams work at once; dropping the session ends the command.
     ///
-    /// If this future is dropped half way the command is not started, or ended.
+    /// If this future is dropped, the command is not started, or is ended.
     ///
     /// # Errors
     ///
@@ -249,7 +248,7 @@ impl Exec {
         let limit = self.output_limit;
         let mut session = self.start().await?;
         if let Some(mut stdin) = session.take_stdin() {
-            // A command that has ended already takes no input; that is no error.
+            // Fails if the command has closed its input, which is not an error.
             let _ = stdin.shutdown().await;
         }
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
@@ -287,8 +286,8 @@ enum Stop {
     Failed(ClientError),
 }
 
-/// Reads a stream into `bytes`. One that breaks off is no reason to stop: that is also what is wrong
-/// with the status, which says more about it.
+/// Reads a stream into `bytes`. A broken stream is not an error here: `wait` reports it with more
+/// detail.
 async fn collect(
     reader: Option<ExecReader>,
     limit: usize,
@@ -307,6 +306,6 @@ async fn collect(
     Ok(read.map(drop))
 }
 
-/// How long an agent may take to say the result after a stream broke, and to close what is left
-/// after it said the result.
+/// Time for an agent to report the result after a stream broke, and to close the streams after the
+/// result.
 const GRACE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -14,12 +14,11 @@
 //! ```
 //!
 //! [`Client`] is one agent at one [`Endpoint`]. [`Exec`] starts a command, [`ExecSession`] is one
-//! that runs, [`Sftp`] is a file session. Everything that fails says so by [`ClientError`], which
-//! tells "cannot connect" from "the agent said no" from "the connection was lost".
+//! that runs, [`Sftp`] is a file session. Errors are a [`ClientError`], which distinguishes a failed
+//! connection, an error of the agent and a lost connection.
 //!
-//! The agent is not trusted any further than its place allows: whatever it sends is bounded and
-//! checked. Its words and names are handed on as they are; escape them before they reach a
-//! terminal.
+//! The agent is not trusted: everything it sends is checked and limited in size. Its messages and file
+//! names are returned unchanged; escape them before printing them to a terminal.
 //!
 //! It needs a tokio runtime with I/O and time.
 

@@ -1,4 +1,4 @@
-//! The control socket: sizes and signals go out, signs of life come back.
+//! The control socket: sends window sizes, signals and pings, and receives pongs.
 
 use std::{io, time::Duration};
 
@@ -17,32 +17,33 @@ use crate::{
     ws,
 };
 
-/// Messages waiting to be sent. A person cannot fill it; a program that does waits.
+/// Length of the queue of messages to be sent. A caller waits while it is full.
 const QUEUE_DEPTH: usize = 16;
 
-/// An agent that has not answered for this long is gone, unless the caller says otherwise.
+/// Default time after which an agent that sends nothing is considered lost.
 pub(super) const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// Pings in that time.
 const PINGS: u32 = 3;
 
-/// How long one message may take to be handed to the socket.
+/// Time limit for sending one message.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Sends sizes and signals to a running command. Cheap to clone; outlives the session harmlessly.
+/// Sends window sizes and signals to a running command. Cheap to clone. May outlive the session; its
+/// methods then fail.
 #[derive(Debug, Clone)]
 pub struct ExecControl {
-    queue: mpsc::Sender<Order>,
+    queue: mpsc::Sender<Command>,
 }
 
 #[derive(Debug)]
-enum Order {
+enum Command {
     Send(ControlMessage, oneshot::Sender<()>),
     Ping(oneshot::Sender<()>),
 }
 
 impl ExecControl {
-    /// Tells the command's terminal its new size. Without a terminal it does nothing.
+    /// Resizes the command's terminal. Has no effect without a terminal.
     ///
     /// # Errors
     ///
@@ -52,12 +53,12 @@ impl ExecControl {
             width: size.columns,
             height: size.lines,
         };
-        self.order("resizing the terminal", |done| Order::Send(message, done))
+        self.submit("resizing the terminal", |done| Command::Send(message, done))
             .await
     }
 
-    /// Sends the command a signal, by its number. It was handed to the connection when this
-    /// returns; [`ping`](Self::ping) tells whether the agent has got it.
+    /// Sends a signal to the command, by its number. Returns when it was written to the connection;
+    /// a [`ping`](Self::ping) after it confirms that the agent received it.
     ///
     /// # Errors
     ///
@@ -73,23 +74,23 @@ impl ExecControl {
             });
         }
         let message = ControlMessage::Signal(signal);
-        self.order("sending a signal", |done| Order::Send(message, done))
+        self.submit("sending a signal", |done| Command::Send(message, done))
             .await
     }
 
-    /// Waits for a sign of life from the agent, given after everything sent before.
+    /// Waits for a pong of the agent, which confirms that it received everything sent before.
     ///
     /// # Errors
     ///
     /// [`ClientError::ConnectionLost`] when the command has ended or the agent is gone.
     pub async fn ping(&self) -> Result<(), ClientError> {
-        self.order("asking for a sign of life", Order::Ping).await
+        self.submit("sending a ping", Command::Ping).await
     }
 
-    async fn order(
+    async fn submit(
         &self,
         during: &'static str,
-        make: impl FnOnce(oneshot::Sender<()>) -> Order,
+        make: impl FnOnce(oneshot::Sender<()>) -> Command,
     ) -> Result<(), ClientError> {
         let lost = || ClientError::ConnectionLost {
             during,
@@ -101,21 +102,21 @@ impl ExecControl {
     }
 }
 
-/// A handle, and the other end of its queue.
-pub(super) fn queue() -> (ExecControl, Orders) {
-    let (queue, orders) = mpsc::channel(QUEUE_DEPTH);
-    (ExecControl { queue }, Orders(orders))
+/// A handle and the receiver of its commands.
+pub(super) fn queue() -> (ExecControl, Commands) {
+    let (queue, commands) = mpsc::channel(QUEUE_DEPTH);
+    (ExecControl { queue }, Commands(commands))
 }
 
-/// What the handles asked for.
+/// Receives the commands of all handles.
 #[derive(Debug)]
-pub(super) struct Orders(mpsc::Receiver<Order>);
+pub(super) struct Commands(mpsc::Receiver<Command>);
 
-/// Serves the control socket until it closes, which the agent does when the command has ended.
-/// Cancels `lost` if the agent says nothing for `silence`.
-pub(super) async fn steer<S>(
+/// Runs the control socket until the agent closes it, which it does when the command has ended.
+/// Cancels `lost` if the agent sends nothing for `silence`.
+pub(super) async fn run_control<S>(
     mut socket: S,
-    mut orders: Orders,
+    mut commands: Commands,
     silence: Duration,
     lost: CancellationToken,
 ) where
@@ -123,21 +124,21 @@ pub(super) async fn steer<S>(
 {
     let mut pings = interval(silence / PINGS);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut heard = Instant::now();
+    let mut last_received = Instant::now();
     let mut waiting = Vec::new();
     let mut open = true;
     loop {
         let sent = tokio::select! {
-            order = orders.0.recv(), if open => match order {
+            command = commands.0.recv(), if open => match command {
                 None => {
                     open = false;
                     Ok(())
                 }
-                Some(Order::Ping(done)) => {
+                Some(Command::Ping(done)) => {
                     waiting.push(done);
                     send(&mut socket, ws::ping(), silence).await
                 }
-                Some(Order::Send(message, done)) => match text(message) {
+                Some(Command::Send(message, done)) => match text(message) {
                     None => Ok(()),
                     Some(text) => send(&mut socket, text, silence).await.map(|()| {
                         // The caller may have stopped waiting.
@@ -148,7 +149,7 @@ pub(super) async fn steer<S>(
             message = socket.next() => match message {
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return,
                 Some(Ok(message)) => {
-                    heard = Instant::now();
+                    last_received = Instant::now();
                     if message.is_pong() {
                         waiting.drain(..).for_each(|done: oneshot::Sender<()>| {
                             let _ = done.send(());
@@ -158,7 +159,7 @@ pub(super) async fn steer<S>(
                 }
             },
             _ = pings.tick() => {
-                if heard.elapsed() >= silence {
+                if last_received.elapsed() >= silence {
                     lost.cancel();
                     return;
                 }
@@ -166,15 +167,21 @@ pub(super) async fn steer<S>(
             }
         };
         if sent.is_err() {
-            // A socket that takes nothing may still be closing in good order: that the agent is
-            // silent is for the pings to say.
-            drain(&mut socket, silence.saturating_sub(heard.elapsed()), &lost).await;
+            // A socket that cannot be written to may still be closed properly. Only silence means
+            // that the agent is lost.
+            drain(
+                &mut socket,
+                silence.saturating_sub(last_received.elapsed()),
+                &lost,
+            )
+            .await;
             return;
         }
     }
 }
 
-/// Reads on after the socket stopped taking anything, for what is `left` of the agent's time.
+/// Reads until the socket closes, after writing failed. Cancels `lost` if that takes longer than
+/// `left`.
 async fn drain<S>(socket: &mut S, left: Duration, lost: &CancellationToken)
 where
     S: Stream<Item = Result<Message, WsError>> + Unpin,
@@ -216,13 +223,13 @@ mod tests {
     #[tokio::test]
     async fn a_signal_is_sent_as_text_and_a_ping_is_answered_after_it() {
         let (ours, mut theirs) = sockets().await;
-        let (control, orders) = queue();
-        let mut heard = Vec::new();
+        let (control, commands) = queue();
+        let mut last_received = Vec::new();
         let agent = async {
             // Reading answers the pings.
             while let Some(Ok(message)) = theirs.next().await {
                 if let Message::Text(text) = message {
-                    heard.push(text.as_str().to_owned());
+                    last_received.push(text.as_str().to_owned());
                 }
             }
         };
@@ -233,33 +240,36 @@ mod tests {
         tokio::select! {
             () = user => {}
             () = agent => panic!("the client stays"),
-            () = steer(ours, orders, SILENCE_TIMEOUT, CancellationToken::new()) => panic!("the agent stays"),
+            () = run_control(ours, commands, SILENCE_TIMEOUT, CancellationToken::new()) => panic!("the agent stays"),
         }
-        assert_eq!(heard, [r#"{"command":"signal","args":null,"signal":15}"#]);
+        assert_eq!(
+            last_received,
+            [r#"{"command":"signal","args":null,"signal":15}"#]
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_agent_that_falls_silent_is_lost() {
         let (ours, _theirs) = sockets().await;
-        let (_control, orders) = queue();
+        let (_control, commands) = queue();
         let lost = CancellationToken::new();
-        steer(ours, orders, SILENCE_TIMEOUT, lost.clone()).await;
+        run_control(ours, commands, SILENCE_TIMEOUT, lost.clone()).await;
         assert!(lost.is_cancelled());
     }
 
     #[tokio::test]
     async fn a_socket_the_agent_closes_is_not_a_lost_agent() {
         let (ours, theirs) = sockets().await;
-        let (control, orders) = queue();
+        let (control, commands) = queue();
         let lost = CancellationToken::new();
         drop(theirs);
-        steer(ours, orders, SILENCE_TIMEOUT, lost.clone()).await;
+        run_control(ours, commands, SILENCE_TIMEOUT, lost.clone()).await;
         assert!(!lost.is_cancelled());
         control.signal(2).await.unwrap_err();
     }
 
     #[tokio::test]
-    async fn a_number_that_is_no_signal_is_refused() {
+    async fn an_invalid_signal_number_is_refused() {
         let (control, _orders) = queue();
         for signal in [i32::MIN, -1, 0, 65] {
             let refused = control.signal(signal).await.unwrap_err();

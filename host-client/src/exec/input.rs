@@ -1,4 +1,4 @@
-//! Standard input: from the caller's writer to socket `0`.
+//! Standard input: from the caller's writer to the socket `0`.
 
 use std::{
     io,
@@ -25,21 +25,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ws;
 
-/// Bytes of input held for a command that does not read it yet, and at most in one message: one
-/// vsock packet less the head of the message, so that both fit in one.
+/// Most bytes of input buffered for a command that does not read it, and in one message: one vsock
+/// packet, less the frame header of the message.
 const BUFFER_BYTES: usize = 64 * 1024 - 64;
 
-/// The byte by which a terminal in its usual mode is told that there is no more input: Ctrl-D.
+/// The byte that ends the input of a terminal in canonical mode: Ctrl-D.
 const TERMINAL_END: u8 = 4;
 
-/// How long the socket of a terminal may take to say goodbye.
+/// Time limit for closing the socket of a terminal.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Standard input of a command.
 ///
-/// `shutdown` ends the input, and so does dropping it; with a terminal that types Ctrl-D. Who cannot
-/// read what was to be the input [aborts](Self::abort) it. Writing fails with
-/// [`io::ErrorKind::BrokenPipe`] once the command takes no more.
+/// `shutdown` ends the input, and so does dropping it; with a terminal this sends Ctrl-D. A caller that
+/// cannot provide the rest of the input [aborts](Self::abort) it. Writing fails with
+/// [`io::ErrorKind::BrokenPipe`] when the command has closed its input.
 #[derive(Debug)]
 pub struct ExecStdin {
     pipe: DuplexStream,
@@ -47,18 +47,18 @@ pub struct ExecStdin {
 }
 
 impl ExecStdin {
-    /// Says that there is more input, and that it will not come. The agent ends the command, which
-    /// sees no end of its input, and [`wait`](super::ExecSession::wait) fails with
+    /// Ends the input as incomplete. The agent ends the command, which sees no end of its input, and
+    /// [`wait`](super::ExecSession::wait) fails with
     /// [`ClientError::IncompleteInput`](crate::ClientError::IncompleteInput).
     ///
-    /// LXD's agents know no such thing and take it for the end of the input: with them, drop the
-    /// session.
+    /// LXD's agent does not support this and treats it as the end of the input: with it, drop the
+    /// session instead.
     pub fn abort(self) {
         self.aborted.cancel();
     }
 }
 
-/// The end of [`ExecStdin`] that the session reads.
+/// The session's end of [`ExecStdin`].
 #[derive(Debug)]
 pub(super) struct Input {
     pipe: DuplexStream,
@@ -66,7 +66,7 @@ pub(super) struct Input {
     sent: Arc<Sent>,
 }
 
-/// How much of the input was sent.
+/// The amount of input that was sent.
 #[derive(Debug, Default)]
 pub(super) struct Sent {
     bytes: AtomicU64,
@@ -74,12 +74,12 @@ pub(super) struct Sent {
 }
 
 impl Sent {
-    /// Bytes that were handed to the connection.
+    /// Bytes that were written to the connection.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Acquire)
     }
 
-    /// The same, if they are the whole input, whose end was sent too.
+    /// The same, if the end of the input was sent too.
     pub(super) fn all(&self) -> Option<u64> {
         self.ended.load(Ordering::Acquire).then(|| self.bytes())
     }
@@ -103,7 +103,7 @@ impl AsyncWrite for ExecStdin {
     }
 }
 
-/// A writer, and the end of its pipe that the session reads.
+/// A writer, and the session's end of its pipe.
 pub(super) fn pipe() -> (ExecStdin, Input, Arc<Sent>) {
     let (pipe, ours) = tokio::io::duplex(BUFFER_BYTES);
     let (aborted, sent) = (CancellationToken::new(), Arc::<Sent>::default());
@@ -115,9 +115,9 @@ pub(super) fn pipe() -> (ExecStdin, Input, Arc<Sent>) {
     (ExecStdin { pipe, aborted }, input, sent)
 }
 
-/// Sends what comes out of `input`, and its end, until `finished`.
+/// Sends `input` and its end, until `finished`.
 ///
-/// With a terminal the socket is closed at the end: LXD's agents wait for that.
+/// With a terminal the socket is closed at the end: LXD's agent waits for that.
 pub(super) async fn feed<S>(
     mut input: Input,
     mut socket: S,
@@ -155,15 +155,15 @@ pub(super) async fn feed<S>(
             }
         }
         let end = if terminal {
-            Message::binary(end_of_typing(line_is_open))
+            Message::binary(end_of_input(line_is_open))
         } else {
             ws::end_of_stream()
         };
         if socket.send(end).await.is_ok() {
             input.sent.ended.store(true, Ordering::Release);
         }
-        // The socket stays open: closing it early could overtake the end on its way through a
-        // proxy, and would end a terminal.
+        // The socket stays open: closing it early could overtake the end of the input in a proxy, and
+        // would end a terminal.
         std::future::pending::<()>().await;
     };
     tokio::select! {
@@ -172,18 +172,18 @@ pub(super) async fn feed<S>(
     }
     drop(input);
     if terminal {
-        // A message cut off half way has no meaning any more: the command is over.
+        // A partly sent message does not matter: the command has ended.
         let _ = timeout(CLOSE_TIMEOUT, socket.close()).await;
     }
 }
 
-/// What tells a terminal that there is no more input. In a line that has begun, the first Ctrl-D
-/// only hands over what was typed of it (`VEOF` in termios(3)).
-fn end_of_typing(line_is_open: bool) -> Vec<u8> {
+/// The bytes that end the input of a terminal. In a partial line, the first Ctrl-D only passes on that
+/// line (`VEOF` in termios(3)).
+fn end_of_input(line_is_open: bool) -> Vec<u8> {
     vec![TERMINAL_END; if line_is_open { 2 } else { 1 }]
 }
 
-/// Closes the websocket as somebody does who cannot go on (RFC 6455, section 7.4.1).
+/// Closes the websocket with an error code (1011, RFC 6455, section 7.4.1).
 fn aborted() -> Message {
     Message::Close(Some(CloseFrame {
         code: CloseCode::Error,
@@ -200,7 +200,7 @@ mod tests {
 
     use super::*;
 
-    /// What a terminal is told when `typed` is all of the input.
+    /// The bytes sent to a terminal when `typed` is all of the input.
     async fn fed(typed: &[u8]) -> Vec<u8> {
         let (mut stdin, input, sent) = pipe();
         stdin.write_all(typed).await.unwrap();
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_of_typing_ends_a_line_that_has_begun_first() {
+    async fn the_end_of_a_terminals_input_ends_a_partial_line_first() {
         assert_eq!(fed(b"abc").await, b"abc\x04\x04");
         assert_eq!(fed(b"abc\n").await, b"abc\n\x04");
         assert_eq!(fed(b"abc\r").await, b"abc\r\x04");

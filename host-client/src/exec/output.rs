@@ -1,4 +1,5 @@
-//! Output: from a socket to the caller's reader, counted, and with its end told from a break.
+//! Output: from a socket to the caller's reader. Counts the bytes, and distinguishes the end of the
+//! stream from a lost connection.
 
 use std::{
     collections::VecDeque,
@@ -20,35 +21,35 @@ use tokio::{
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_util::sync::CancellationToken;
 
-use super::verdict::Verdict;
+use super::reported_end::ReportedEnd;
 
-/// Messages handed over but not read yet. What else waits is counted in bytes.
+/// Length of the queue to the reader, in messages. The backlog before it is limited in bytes.
 const QUEUE_DEPTH: usize = 2;
 
-/// Bytes held for a reader that is behind while the command runs; then the agent is not read from,
-/// and in the end the command waits.
+/// Most bytes buffered for a slow reader while the command runs. Beyond that the socket is not read,
+/// and eventually the command blocks.
 const MAX_BACKLOG_BYTES: usize = 256 * 1024;
 
-/// Bytes held for a reader that is behind when the command has ended. Everything is on its way
-/// then, at most what the sockets hold, so that the result need not wait for the reader.
+/// Most bytes buffered for a slow reader after the command has ended. At most the buffers of the
+/// sockets are left then, so the result does not wait for the reader.
 const MAX_LAST_BACKLOG_BYTES: usize = 8 * 1024 * 1024;
 
-/// How long the rest of the output may be silent after the agent said that it was all sent.
+/// Time limit for the next message after the command has ended.
 const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Standard output or standard error of a command, or both if it has a terminal.
 ///
-/// The end of the file is the command's own, or that of a command that could not be started. If
-/// the connection breaks before, or the agent falls silent, reading fails with
-/// [`io::ErrorKind::UnexpectedEof`]. Dropping the reader discards what is still to come; the
-/// command does not notice.
+/// The end of the file means that the command closed its output, or could not be started. If the
+/// connection is lost before, or the agent stops answering, reading fails with
+/// [`io::ErrorKind::UnexpectedEof`]. Dropping the reader discards the rest of the output, without an
+/// effect on the command.
 #[derive(Debug)]
 pub struct ExecReader {
     queue: mpsc::Receiver<Bytes>,
     current: Bytes,
-    fate: Arc<OnceLock<StreamEnd>>,
-    /// The task behind the queue, shared with the session.
-    _taker: Arc<JoinSet<()>>,
+    stream_end: Arc<OnceLock<StreamEnd>>,
+    /// The task that fills the queue, shared with the session.
+    _task: Arc<JoinSet<()>>,
 }
 
 impl AsyncRead for ExecReader {
@@ -62,7 +63,7 @@ impl AsyncRead for ExecReader {
             match ready!(this.queue.poll_recv(cx)) {
                 Some(bytes) => this.current = bytes,
                 None => {
-                    return Poll::Ready(match this.fate.get() {
+                    return Poll::Ready(match this.stream_end.get() {
                         Some(StreamEnd::Complete { .. }) => Ok(()),
                         Some(StreamEnd::Broken { .. }) | None => Err(io::Error::new(
                             io::ErrorKind::UnexpectedEof,
@@ -82,93 +83,92 @@ impl AsyncRead for ExecReader {
 /// How an output stream ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum StreamEnd {
-    /// With its own end.
+    /// With its end marker.
     Complete {
-        /// Bytes that came before it.
+        /// Bytes received before it.
         received: u64,
     },
-    /// With the connection.
+    /// Without one.
     Broken {
-        /// Bytes that came before.
+        /// Bytes received before.
         received: u64,
-        /// How.
+        /// How the connection ended.
         reason: String,
     },
 }
 
-/// A stream being taken from its socket.
+/// An output stream and the task that receives it.
 #[derive(Debug)]
-pub(super) struct Taking {
+pub(super) struct OutputStream {
     pub(super) reader: ExecReader,
-    /// Told when the end was received, whether or not it was read.
+    /// Sent when the end was received, even if the caller has not read up to it.
     pub(super) end: oneshot::Receiver<StreamEnd>,
-    pub(super) taker: Arc<JoinSet<()>>,
+    pub(super) task: Arc<JoinSet<()>>,
 }
 
-/// What a stream has to know of its command.
+/// The state of a command that its streams need.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Course {
-    /// Cancelled when the command has ended, so that what comes now is the rest.
+pub(super) struct CommandState {
+    /// Cancelled when the command has ended and only the rest of its output is to come.
     pub(super) ended: CancellationToken,
-    /// Cancelled when the agent has fallen silent.
+    /// Cancelled when the agent has stopped answering.
     pub(super) lost: CancellationToken,
-    pub(super) verdict: Verdict,
+    pub(super) reported: ReportedEnd,
 }
 
-/// Starts taking messages from `socket`, whose number is `name`.
-pub(super) fn take<S>(socket: S, name: &'static str, course: &Course) -> Taking
+/// Starts a task that receives from `socket`, whose number is `name`.
+pub(super) fn start<S>(socket: S, name: &'static str, state: &CommandState) -> OutputStream
 where
     S: Stream<Item = Result<Message, WsError>> + Send + Unpin + 'static,
 {
     let (sender, queue) = mpsc::channel(QUEUE_DEPTH);
-    let (tell, end) = oneshot::channel();
-    let fate = Arc::new(OnceLock::new());
-    let taker = Taker {
+    let (end_sender, end) = oneshot::channel();
+    let stream_end = Arc::new(OnceLock::new());
+    let mut receiver = Receiver {
         socket,
         sender,
-        ended: course.ended.clone(),
+        ended: state.ended.clone(),
         backlog: Backlog::default(),
         reader_gone: false,
         received: 0,
     };
-    let told = Arc::clone(&fate);
-    let Course { lost, verdict, .. } = course.clone();
+    let reader_end = Arc::clone(&stream_end);
+    let CommandState { lost, reported, .. } = state.clone();
     let mut task = JoinSet::new();
     task.spawn(async move {
-        let mut taker = taker;
-        let silent = lost.run_until_cancelled(taker.receive()).await;
-        let outcome = silent.unwrap_or_else(|| StreamEnd::Broken {
-            received: taker.received,
+        let received = lost.run_until_cancelled(receiver.receive()).await;
+        let outcome = received.unwrap_or_else(|| StreamEnd::Broken {
+            received: receiver.received,
             reason: "the agent does not answer any more".to_owned(),
         });
-        // The session may be gone already; the reader learns it from `fate`.
-        let _ = tell.send(outcome.clone());
-        let sender = taker.deliver_rest().await;
+        // Fails if the session is gone.
+        let _ = end_sender.send(outcome.clone());
+        let sender = receiver.deliver_rest().await;
         let outcome = match outcome {
-            StreamEnd::Broken { received, .. } if verdict.excuses(name, received).await => {
+            StreamEnd::Broken { received, .. } if reported.covers(name, received).await => {
                 StreamEnd::Complete { received }
             }
             other => other,
         };
-        let _ = told.set(outcome);
-        // Now the reader looks.
+        let _ = reader_end.set(outcome);
+        // The closed queue makes the reader use the end.
         drop(sender);
     });
-    let taker = Arc::new(task);
-    Taking {
+    let task = Arc::new(task);
+    OutputStream {
         reader: ExecReader {
             queue,
             current: Bytes::new(),
-            fate,
-            _taker: Arc::clone(&taker),
+            stream_end,
+            _task: Arc::clone(&task),
         },
         end,
-        taker,
+        task,
     }
 }
 
 #[derive(Debug)]
-struct Taker<S> {
+struct Receiver<S> {
     socket: S,
     sender: mpsc::Sender<Bytes>,
     ended: CancellationToken,
@@ -177,7 +177,7 @@ struct Taker<S> {
     received: u64,
 }
 
-/// What happened next to a stream.
+/// One step of a stream.
 #[derive(Debug)]
 enum Step {
     Delivered,
@@ -185,11 +185,11 @@ enum Step {
     Received(Option<Result<Message, WsError>>),
 }
 
-impl<S> Taker<S>
+impl<S> Receiver<S>
 where
     S: Stream<Item = Result<Message, WsError>> + Unpin,
 {
-    /// Receives until the end, delivering meanwhile.
+    /// Receives until the end, and passes messages on to the reader.
     async fn receive(&mut self) -> StreamEnd {
         loop {
             let ended = self.ended.is_cancelled();
@@ -210,7 +210,7 @@ where
                 message = next(&mut self.socket, ended), if self.backlog.bytes < limit => {
                     Step::Received(message)
                 }
-                // The limit is another now.
+                // The limit has changed.
                 () = self.ended.cancelled(), if !ended => Step::Delivered,
             };
             match step {
@@ -228,7 +228,7 @@ where
         }
     }
 
-    /// Takes one message in; returns the end if it is one.
+    /// Handles one message. `Some` if it ends the stream.
     fn accept(&mut self, message: Option<Result<Message, WsError>>) -> Option<StreamEnd> {
         let broken = |received, reason: &str| {
             Some(StreamEnd::Broken {
@@ -254,8 +254,8 @@ where
         }
     }
 
-    /// Hands over what has not been read yet, and gives back the way to the reader. The socket goes
-    /// first: it is over, and with a terminal the agent waits for that.
+    /// Passes the backlog on to the reader, and returns the queue. Drops the socket first: with a
+    /// terminal the agent waits until it is closed.
     async fn deliver_rest(self) -> mpsc::Sender<Bytes> {
         let Self {
             socket,
@@ -269,7 +269,7 @@ where
     }
 }
 
-/// The next message. Once the command has ended, silence is a break.
+/// The next message. After the end of the command there is a time limit.
 async fn next<S>(socket: &mut S, ended: bool) -> Option<Result<Message, WsError>>
 where
     S: Stream<Item = Result<Message, WsError>> + Unpin,
@@ -324,25 +324,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_sent_is_read_and_counted() {
+    async fn output_is_read_and_counted() {
         let socket = stream::iter([data(1, 3), data(2, 0), data(3, 2), end()]);
-        let mut taking = take(socket, STDOUT, &Course::default());
+        let mut output = start(socket, STDOUT, &CommandState::default());
         let mut bytes = Vec::new();
-        taking.reader.read_to_end(&mut bytes).await.unwrap();
+        output.reader.read_to_end(&mut bytes).await.unwrap();
         assert_eq!(bytes, [1, 1, 1, 3, 3]);
-        assert_eq!(taking.end.await, Ok(StreamEnd::Complete { received: 5 }));
+        assert_eq!(output.end.await, Ok(StreamEnd::Complete { received: 5 }));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_closes_is_never_an_end_of_file() {
         let socket = stream::iter([data(1, 3)]);
-        let mut taking = take(socket, STDOUT, &Course::default());
+        let mut output = start(socket, STDOUT, &CommandState::default());
         let mut bytes = Vec::new();
-        let error = taking.reader.read_to_end(&mut bytes).await.unwrap_err();
+        let error = output.reader.read_to_end(&mut bytes).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         assert_eq!(bytes, [1, 1, 1]);
         assert!(matches!(
-            taking.end.await,
+            output.end.await,
             Ok(StreamEnd::Broken { received: 3, .. })
         ));
     }
@@ -350,47 +350,47 @@ mod tests {
     #[tokio::test]
     async fn a_dropped_reader_discards_and_the_stream_still_ends() {
         let messages = (0..100).map(|_| data(0, 64 * 1024)).chain([end()]);
-        let taking = take(stream::iter(messages), STDOUT, &Course::default());
-        drop(taking.reader);
+        let output = start(stream::iter(messages), STDOUT, &CommandState::default());
+        drop(output.reader);
         let received = 100 * 64 * 1024;
-        assert_eq!(taking.end.await, Ok(StreamEnd::Complete { received }));
+        assert_eq!(output.end.await, Ok(StreamEnd::Complete { received }));
     }
 
     #[tokio::test]
-    async fn a_late_reader_holds_up_the_stream_until_the_command_has_ended() {
+    async fn a_slow_reader_blocks_the_stream_until_the_command_has_ended() {
         let sent = 4 * 1024 * 1024;
         let messages = (0..64).map(|_| data(7, 64 * 1024)).chain([end()]);
-        let course = Course::default();
-        let mut taking = take(stream::iter(messages), STDOUT, &course);
+        let state = CommandState::default();
+        let mut output = start(stream::iter(messages), STDOUT, &state);
         for _ in 0..1000 {
             tokio::task::yield_now().await;
         }
-        assert!(taking.end.try_recv().is_err());
-        course.ended.cancel();
+        assert!(output.end.try_recv().is_err());
+        state.ended.cancel();
         assert_eq!(
-            (&mut taking.end).await,
+            (&mut output.end).await,
             Ok(StreamEnd::Complete { received: sent })
         );
         let mut bytes = Vec::new();
-        taking.reader.read_to_end(&mut bytes).await.unwrap();
+        output.reader.read_to_end(&mut bytes).await.unwrap();
         assert_eq!(bytes.len(), 4 * 1024 * 1024);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn silence_after_the_end_of_the_command_is_a_break() {
-        let course = Course::default();
-        course.ended.cancel();
-        let taking = take(stream::pending(), STDOUT, &course);
-        assert!(matches!(taking.end.await, Ok(StreamEnd::Broken { .. })));
+    async fn output_that_stops_after_the_end_of_the_command_is_broken() {
+        let state = CommandState::default();
+        state.ended.cancel();
+        let output = start(stream::pending(), STDOUT, &state);
+        assert!(matches!(output.end.await, Ok(StreamEnd::Broken { .. })));
     }
 
     #[tokio::test]
     async fn a_silent_agent_ends_the_reading() {
-        let course = Course::default();
-        let mut taking = take(stream::pending(), STDOUT, &course);
-        drop(course.verdict.pending());
-        course.lost.cancel();
-        let error = taking.reader.read(&mut [0; 1]).await.unwrap_err();
+        let state = CommandState::default();
+        let mut output = start(stream::pending(), STDOUT, &state);
+        drop(state.reported.pending());
+        state.lost.cancel();
+        let error = output.reader.read(&mut [0; 1]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 
@@ -403,23 +403,23 @@ mod tests {
             (200, json!({"return": 0, "bytes": {"1": 4}}), false),
             (200, json!({"return": 0}), false),
         ] {
-            let course = Course::default();
-            let pending = course.verdict.pending();
-            let mut taking = take(stream::iter([data(1, 3)]), STDOUT, &course);
+            let state = CommandState::default();
+            let pending = state.reported.pending();
+            let mut output = start(stream::iter([data(1, 3)]), STDOUT, &state);
             let mut bytes = Vec::new();
-            let reading = taking.reader.read_to_end(&mut bytes);
+            let reading = output.reader.read_to_end(&mut bytes);
             let operation = json!({
                 "id": "01234567-89ab-4cde-8f01-23456789abcd",
                 "status_code": code,
                 "metadata": metadata,
             });
-            let telling = async {
+            let reporting = async {
                 tokio::task::yield_now().await;
                 let operation = serde_json::from_value(operation.clone()).unwrap();
-                course.verdict.tell(&operation);
+                state.reported.set(&operation);
                 drop(pending);
             };
-            let (read, ()) = tokio::join!(reading, telling);
+            let (read, ()) = tokio::join!(reading, reporting);
             assert_eq!(read.is_ok(), is_clean, "{operation}");
             assert_eq!(bytes, [1, 1, 1]);
         }

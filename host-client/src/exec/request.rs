@@ -31,7 +31,7 @@ impl Exec {
         let takes_times = info.has(version::EXEC_TIMES);
         if self.kill_pause.is_some() && !takes_times {
             return Err(ClientError::Unsupported {
-                what: "be told the time between the signals that end a command",
+                what: "set the time between the signals that end a command",
             });
         }
         if self.on_disconnect != OnDisconnect::End && !info.has(version::EXEC_ON_DISCONNECT) {
@@ -82,7 +82,7 @@ fn account(
 ) -> Result<(u32, Option<String>), ClientError> {
     match (account, takes_names) {
         (Some(Account::Id(id::UNCHANGED)), _) => Err(ClientError::Unsupported {
-            what: "run a command as user or group 4294967295: it is the number of nobody",
+            what: "run a command as user or group 4294967295, which is not a valid id",
         }),
         (None, _) => Ok((0, None)),
         (Some(Account::Id(id)), true) => Ok((*id, Some(id.to_string()))),

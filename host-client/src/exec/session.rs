@@ -1,4 +1,4 @@
-//! A running command: how its sockets come together and how its result is judged.
+//! A running command: joins its sockets, and combines their ends with the operation's result.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -17,7 +17,7 @@ use super::{
     Exec, ExecControl, ExecReader, ExecStdin, ExitStatus, GRACE_TIMEOUT, control, input,
     input::Sent,
     output,
-    output::{Course, StreamEnd, Taking},
+    output::{CommandState, OutputStream, StreamEnd},
 };
 use crate::{
     client::Client,
@@ -33,13 +33,13 @@ use crate::{
     ws::{self, Socket},
 };
 
-/// Ability of an agent to answer `GET …/wait` (LXD's name for it).
+/// LXD's API extension for `GET …/wait`.
 const OPERATION_WAIT: &str = "operation_wait";
 
 /// A running command.
 ///
-/// Take the streams you want and read them while it runs: a command whose output nobody reads
-/// waits in the end. Dropping the session, or [`wait`](Self::wait) half way, ends the command.
+/// Streams that are taken must be read while it runs: a command whose output is not read blocks
+/// eventually. Dropping the session, or the future of [`wait`](Self::wait), ends the command.
 #[derive(Debug)]
 pub struct ExecSession {
     id: OperationId,
@@ -49,27 +49,27 @@ pub struct ExecSession {
     stderr: Option<ExecReader>,
     ends: Vec<Output>,
     result: oneshot::Receiver<Result<Operation, ClientError>>,
-    course: Course,
-    /// How much of the input was sent.
+    state: CommandState,
+    /// The amount of input that was sent.
     sent: Arc<Sent>,
     terminal: bool,
-    /// The control socket, the input and the watch. Dropping it ends them, and so the command.
+    /// The tasks of the control socket, the input and the operation. Dropping them ends the command.
     _tasks: JoinSet<()>,
 }
 
-/// An output stream, as the result sees it.
+/// The end of an output stream.
 #[derive(Debug)]
 struct Output {
     socket: &'static str,
     name: &'static str,
     end: oneshot::Receiver<StreamEnd>,
-    _taker: Arc<JoinSet<()>>,
+    _task: Arc<JoinSet<()>>,
 }
 
 /// Starts a command and joins its sockets.
 ///
-/// From the request on this goes on in the background: if nobody waits any more the command is
-/// ended, and not left to an agent that would wait for its sockets.
+/// After the request, a background task goes on even if this future is dropped: it then ends the
+/// command, whose agent would otherwise wait for its sockets.
 pub(super) async fn start(exec: Exec) -> Result<ExecSession, ClientError> {
     let client = exec.client.clone();
     let info = client.known_info().await?;
@@ -81,10 +81,10 @@ pub(super) async fn start(exec: Exec) -> Result<ExecSession, ClientError> {
         Watch::Events(Box::new(client.event_socket(&[event::OPERATION]).await?))
     };
     let connection = client.http().connect_for_change().await?;
-    let (give, take) = oneshot::channel();
+    let (sender, receiver) = oneshot::channel();
     let background = client.background().clone();
-    background.spawn(begin(client, connection, request, watch, give));
-    take.await.unwrap_or_else(|_| {
+    background.spawn(create_and_join(client, connection, request, watch, sender));
+    receiver.await.unwrap_or_else(|_| {
         Err(ClientError::ConnectionLost {
             during: STARTING,
             source: None,
@@ -92,44 +92,44 @@ pub(super) async fn start(exec: Exec) -> Result<ExecSession, ClientError> {
     })
 }
 
-/// What is going on at first, for errors.
+/// The action in errors while starting.
 const STARTING: &str = "starting the command";
 
-/// Asks for the command and joins its sockets, as long as somebody waits for the session.
-async fn begin(
+/// Creates the command and joins its sockets, as long as the caller waits for the session.
+async fn create_and_join(
     client: Client,
     connection: Connection,
     request: ExecRequest,
     watch: Watch,
-    mut give: oneshot::Sender<Result<ExecSession, ClientError>>,
+    mut sender: oneshot::Sender<Result<ExecSession, ClientError>>,
 ) {
     let (id, secrets) = match create(&client, connection, &request).await {
         Ok(created) => created,
         Err(error) => {
-            let _ = give.send(Err(error));
+            let _ = sender.send(Err(error));
             return;
         }
     };
     let terminal = request.interactive;
     let joined = tokio::select! {
         joined = join_all(&client, id, &secrets, terminal) => joined,
-        () = give.closed() => Err(ClientError::ConnectionLost { during: STARTING, source: None }),
+        () = sender.closed() => Err(ClientError::ConnectionLost { during: STARTING, source: None }),
     };
     match joined {
-        // A session that nobody takes ends the command.
+        // If the caller is gone, dropping the session ends the command.
         Ok((control, streams)) => {
-            let session = assemble(client, id, watch, terminal, control, streams);
-            drop(give.send(Ok(session)));
+            let session = start_tasks(client, id, watch, terminal, control, streams);
+            drop(sender.send(Ok(session)));
         }
         Err(error) => {
-            // LXD's agents never cancel a command, and give it up by themselves after seconds.
+            // LXD's agent cannot cancel a command, but drops it after seconds without sockets.
             let _ = client.cancel_operation(id).await;
-            let _ = give.send(Err(error));
+            let _ = sender.send(Err(error));
         }
     }
 }
 
-/// Asks for the command; returns its operation and the secrets of its sockets.
+/// Creates the command. Returns its operation and the secrets of its sockets.
 async fn create(
     client: &Client,
     connection: Connection,
@@ -145,16 +145,16 @@ async fn create(
     let answer = client.http().call_on(connection, &call).await?;
     let operation: Operation = metadata(answer, "the operation")?;
     let started: ExecStarted = serde_json::from_value(operation.metadata).map_err(|error| {
-        ClientError::protocol_because("the command's sockets are not named", error)
+        ClientError::protocol_because("the secrets of the command's sockets are missing", error)
     })?;
     Ok((operation.id, started.fds))
 }
 
-/// Joins the control socket and the streams, all at once: an agent waits only seconds for them.
+/// Joins the control socket and the streams concurrently: an agent waits only seconds for them.
 ///
-/// Our agents start a command without a terminal when its streams are joined, so it may have ended
-/// before the control socket is: then that is refused, and nothing is left to control. LXD's agents
-/// start none without it, and the operation says so.
+/// Our agent starts a command without a terminal when its streams are joined. It may have ended before
+/// the control socket is joined, which is then refused with status 400. LXD's agent waits for the
+/// control socket, and the operation fails without it.
 async fn join_all(
     client: &Client,
     id: OperationId,
@@ -185,7 +185,7 @@ async fn join(
     let secret = secrets
         .get(name)
         .ok_or_else(|| ClientError::protocol(format!("no secret for the socket {name:?}")))?;
-    // It goes into a request line.
+    // It becomes part of a request line.
     if secret.is_empty() || !secret.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return Err(ClientError::protocol("a secret that is not hexadecimal"));
     }
@@ -204,7 +204,7 @@ async fn join(
 }
 
 /// Starts the tasks of a session. `streams` are in the order of their numbers.
-fn assemble(
+fn start_tasks(
     client: Client,
     id: OperationId,
     watch: Watch,
@@ -212,41 +212,46 @@ fn assemble(
     control: Option<Socket>,
     streams: Vec<Socket>,
 ) -> ExecSession {
-    let course = Course::default();
+    let state = CommandState::default();
     let mut tasks = JoinSet::new();
-    let (handle, orders) = control::queue();
+    let (handle, commands) = control::queue();
     let (stdin, input, sent) = input::pipe();
     let mut readers = Vec::new();
     let mut ends = Vec::new();
-    let mut collect = |taking: Taking, socket, name| {
-        readers.push(taking.reader);
+    let mut collect = |output_stream: OutputStream, socket, name| {
+        readers.push(output_stream.reader);
         ends.push(Output {
             socket,
             name,
-            end: taking.end,
-            _taker: taking.taker,
+            end: output_stream.end,
+            _task: output_stream.task,
         });
     };
     if let Some(socket) = control {
         let silence = client.timeouts().silence_or(control::SILENCE_TIMEOUT);
-        tasks.spawn(control::steer(socket, orders, silence, course.lost.clone()));
+        tasks.spawn(control::run_control(
+            socket,
+            commands,
+            silence,
+            state.lost.clone(),
+        ));
     }
     let mut streams = streams.into_iter();
     if let Some(socket) = streams.next() {
         let (sink, stream) = socket.split();
-        // The last words of a terminal are also the end of its input.
+        // The end of a terminal's output also ends its input.
         let finished = CancellationToken::new();
         let over = finished.clone().drop_guard();
         if terminal {
-            let taking = output::take(
+            let output_stream = output::start(
                 Guarded {
                     stream,
                     _over: over,
                 },
                 STDIN,
-                &course,
+                &state,
             );
-            collect(taking, STDIN, "the terminal's output");
+            collect(output_stream, STDIN, "the terminal's output");
         } else {
             tasks.spawn(async move {
                 let mut stream = stream;
@@ -259,18 +264,18 @@ fn assemble(
     for (socket, (number, name)) in
         streams.zip([(STDOUT, "standard output"), (STDERR, "standard error")])
     {
-        collect(output::take(socket, number, &course), number, name);
+        collect(output::start(socket, number, &state), number, name);
     }
-    let (tell, result) = oneshot::channel();
-    let verdict = course.verdict.clone();
+    let (sender, result) = oneshot::channel();
+    let reported = state.reported.clone();
     tasks.spawn(async move {
-        let _pending = verdict.pending();
+        let _pending = reported.pending();
         let operation = operation::end(&client, id, watch).await;
         if let Ok(operation) = &operation {
-            verdict.tell(operation);
+            reported.set(operation);
         }
-        // The session may be gone.
-        let _ = tell.send(operation);
+        // Fails if the session is gone.
+        let _ = sender.send(operation);
     });
     let mut readers = readers.into_iter();
     ExecSession {
@@ -281,7 +286,7 @@ fn assemble(
         stderr: readers.next(),
         ends,
         result,
-        course,
+        state,
         sent,
         terminal,
         _tasks: tasks,
@@ -289,13 +294,13 @@ fn assemble(
 }
 
 impl ExecSession {
-    /// The operation that is this command.
+    /// The operation of this command.
     #[must_use]
     pub const fn operation(&self) -> OperationId {
         self.id
     }
 
-    /// A handle for sizes and signals.
+    /// A handle for window sizes and signals.
     #[must_use]
     pub fn control(&self) -> ExecControl {
         self.control.clone()
@@ -318,26 +323,25 @@ impl ExecSession {
 
     /// Waits for the end of the command and of its output.
     ///
-    /// What was not taken is let go first: the input ends, output is discarded. Output that was
-    /// taken must be read or dropped; up to 8 MiB of each stream may be read after this returned.
+    /// Streams that were not taken are dropped first: the input ends, output is discarded. Output that
+    /// was taken must be read or dropped; up to 8 MiB of each stream may be read after this returned.
     ///
     /// # Errors
     ///
-    /// [`ClientError::ConnectionLost`] when the agent, its machine or a stream was lost, in which
-    /// case nobody knows how the command ended; [`ClientError::IncompleteOutput`] when bytes are
-    /// missing, and [`ClientError::IncompleteInput`] when the command was not given all of its
-    /// input; [`ClientError::Agent`] when the command was never started for a reason that is
-    /// not the command's.
+    /// [`ClientError::ConnectionLost`] when the agent, its machine or a stream was lost, so that the
+    /// exit status is unknown; [`ClientError::IncompleteOutput`] when bytes are missing;
+    /// [`ClientError::IncompleteInput`] when the command did not get all of its input;
+    /// [`ClientError::Agent`] when the agent could not start the command for reasons of its own.
     pub async fn wait(mut self) -> Result<ExitStatus, ClientError> {
         drop((self.stdin.take(), self.stdout.take(), self.stderr.take()));
         let mut ends = Ends::new(std::mem::take(&mut self.ends));
         let operation = self.operation_end(&mut ends).await?;
-        self.course.ended.cancel();
+        self.state.ended.cancel();
         self.check_input(&operation)?;
-        judge(operation, ends.all().await)
+        exit_status(operation, ends.all().await)
     }
 
-    /// Whether the command was given all of its input, or wanted no more of it.
+    /// Checks that the command got all of its input, or closed it.
     fn check_input(&self, operation: &Operation) -> Result<(), ClientError> {
         let Ok(ended) = ExecEnded::deserialize(&operation.metadata) else {
             return Ok(());
@@ -346,7 +350,7 @@ impl ExecSession {
             let sent = self.sent.bytes().max(received);
             return Err(ClientError::IncompleteInput { sent, received });
         }
-        // A terminal's socket carries its output too, and that is what is counted.
+        // For a terminal, the agent counts the output of this socket.
         let counted = ended.bytes.as_ref().filter(|_| !self.terminal);
         let received = counted.and_then(|bytes| bytes.get(STDIN).copied());
         match (self.sent.all(), received) {
@@ -357,18 +361,18 @@ impl ExecSession {
         }
     }
 
-    /// The operation's end, unless it is clear before that there will be none.
+    /// Waits for the operation's end, or for an error that makes it unknowable.
     async fn operation_end(&mut self, ends: &mut Ends) -> Result<Operation, ClientError> {
         const DURING: &str = "the command was running";
         tokio::select! {
             operation = &mut self.result => return flatten(operation),
-            () = self.course.lost.cancelled() => return Err(ClientError::ConnectionLost {
+            () = self.state.lost.cancelled() => return Err(ClientError::ConnectionLost {
                 during: DURING,
                 source: Some("the agent does not answer any more".into()),
             }),
             reason = ends.broken() => debug!(reason, "a stream broke"),
         }
-        // A command that could not be started breaks its streams too, and its result is near.
+        // The streams of a command that could not be started break too, shortly before its result.
         let reason = ends.first_break().unwrap_or_default();
         timeout(GRACE_TIMEOUT, &mut self.result)
             .await
@@ -386,7 +390,7 @@ fn flatten(
     }))
 }
 
-/// The ends of the output streams, as they come in.
+/// Collects the ends of the output streams.
 #[derive(Debug)]
 struct Ends {
     pending: Vec<Output>,
@@ -401,7 +405,7 @@ impl Ends {
         }
     }
 
-    /// Takes in the next end; false when all are known. Nothing is lost if this is dropped.
+    /// Waits for the next end; false when all are known. Cancel safe.
     async fn next(&mut self) -> bool {
         if self.pending.is_empty() {
             return false;
@@ -411,13 +415,13 @@ impl Ends {
         let output = self.pending.swap_remove(index);
         let end = end.unwrap_or_else(|_| StreamEnd::Broken {
             received: 0,
-            reason: "the stream was given up".to_owned(),
+            reason: "the stream was dropped".to_owned(),
         });
         self.known.push((output.socket, output.name, end));
         true
     }
 
-    /// Waits for a stream to break; for ever if all end well.
+    /// Waits for a stream to break; for ever if all are complete.
     async fn broken(&mut self) -> String {
         loop {
             if let Some(reason) = self.first_break() {
@@ -442,14 +446,14 @@ impl Ends {
     }
 }
 
-/// What the operation and the streams say together.
-fn judge(
+/// Combines the operation's result with the ends of the streams.
+fn exit_status(
     operation: Operation,
     ends: Vec<(&'static str, &'static str, StreamEnd)>,
 ) -> Result<ExitStatus, ClientError> {
     let ended: Option<ExecEnded> = serde_json::from_value(operation.metadata).ok();
     if operation.status_code != OperationStatus::Success.code() {
-        // Never started, or ended by the agent: the streams end as they may.
+        // Never started, or ended by the agent: the streams may end without a marker.
         let text = if operation.err.is_empty() {
             bounded(&operation.status)
         } else {
@@ -484,7 +488,7 @@ fn judge(
     })
 }
 
-/// Whether everything the agent sent on a stream has arrived.
+/// Checks that everything the agent sent on a stream has arrived.
 fn check(stream: &'static str, end: StreamEnd, expected: Option<u64>) -> Result<(), ClientError> {
     match (end, expected) {
         (StreamEnd::Complete { .. }, None) => Ok(()),
@@ -502,7 +506,7 @@ fn check(stream: &'static str, end: StreamEnd, expected: Option<u64>) -> Result<
     }
 }
 
-/// A stream that lets something go when it is dropped.
+/// A stream that cancels a token when it is dropped.
 #[derive(Debug)]
 struct Guarded<S> {
     stream: S,
@@ -550,8 +554,8 @@ mod tests {
     }
 
     #[test]
-    fn a_result_of_a_stock_agent_is_taken_as_it_is() {
-        let status = judge(operation(200, json!({"return": 7})), vec![complete(3)]).unwrap();
+    fn the_result_of_an_lxd_agent_is_not_checked_against_byte_counts() {
+        let status = exit_status(operation(200, json!({"return": 7})), vec![complete(3)]).unwrap();
         assert_eq!(status.code, 7);
         assert!(status.output_complete);
     }
@@ -560,7 +564,7 @@ mod tests {
     fn missing_bytes_are_an_error_whatever_the_exit_status() {
         let operation = operation(200, json!({"return": 0, "bytes": {"1": 4}}));
         assert!(matches!(
-            judge(operation, vec![complete(3)]),
+            exit_status(operation, vec![complete(3)]),
             Err(ClientError::IncompleteOutput {
                 expected: 4,
                 received: 3,
@@ -573,25 +577,25 @@ mod tests {
     fn a_stream_without_its_end_is_an_error_unless_every_byte_is_there() {
         let stock = operation(200, json!({"return": 0}));
         assert!(matches!(
-            judge(stock, vec![broken(3)]),
+            exit_status(stock, vec![broken(3)]),
             Err(ClientError::ConnectionLost { .. })
         ));
         let ours = operation(200, json!({"return": 0, "bytes": {"1": 3}}));
-        judge(ours, vec![broken(3)]).unwrap();
+        exit_status(ours, vec![broken(3)]).unwrap();
     }
 
     #[test]
-    fn a_command_that_was_not_found_has_its_status_and_the_words() {
-        let status = judge(operation(400, json!({"return": 127})), vec![broken(0)]).unwrap();
+    fn a_command_that_was_not_found_has_its_status_and_the_agents_error() {
+        let status = exit_status(operation(400, json!({"return": 127})), vec![broken(0)]).unwrap();
         assert_eq!(status.code, 127);
         assert_eq!(status.failure.as_deref(), Some("words"));
         assert!(!status.success());
     }
 
     #[test]
-    fn a_failure_without_a_status_is_the_agents_no() {
+    fn a_failure_without_an_exit_status_is_an_agent_error() {
         assert!(matches!(
-            judge(operation(400, json!(null)), vec![]),
+            exit_status(operation(400, json!(null)), vec![]),
             Err(ClientError::Agent { status: 400, .. })
         ));
     }
@@ -599,7 +603,7 @@ mod tests {
     #[test]
     fn success_without_a_result_breaks_the_protocol() {
         assert!(matches!(
-            judge(operation(200, json!({})), vec![]),
+            exit_status(operation(200, json!({})), vec![]),
             Err(ClientError::Protocol { .. })
         ));
     }

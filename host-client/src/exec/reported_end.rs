@@ -1,7 +1,7 @@
-//! What the agent says of a command's end, for the readers of its output.
+//! The end of a command as the agent reports it, for the readers of its output.
 //!
-//! A stream that breaks off is a loss, unless the command was never started, or every byte that the
-//! agent counted has arrived. Only the operation's result says so.
+//! A stream without its end marker is incomplete, unless the command was never started, or every byte
+//! that the agent counted has arrived. Only the operation's result shows this.
 
 use std::{
     collections::BTreeMap,
@@ -17,43 +17,43 @@ use crate::protocol::{
     operation::{Operation, OperationStatus},
 };
 
-/// What is known of the end, and later will be. Clones share it.
+/// The reported end, once it is known. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Verdict {
+pub(super) struct ReportedEnd {
     end: Arc<OnceLock<End>>,
     known: CancellationToken,
 }
 
 #[derive(Debug)]
 enum End {
-    /// The command was not started, or the agent ended it: its streams end as they may.
+    /// The command was not started, or was ended by the agent: its streams may end without a marker.
     Failed,
-    /// It ended. The bytes of each stream, by its socket, where the agent counts.
+    /// It ended. The bytes of each stream, by its socket, if the agent counts them.
     Ran(BTreeMap<String, u64>),
 }
 
-impl Verdict {
-    /// The end is known, or never will be, when what is returned is dropped.
+impl ReportedEnd {
+    /// Until the guard is dropped, the end may still be [set](Self::set).
     pub(super) fn pending(&self) -> DropGuard {
         self.known.clone().drop_guard()
     }
 
-    /// Tells the end.
-    pub(super) fn tell(&self, operation: &Operation) {
+    /// Stores the end from the result of the operation.
+    pub(super) fn set(&self, operation: &Operation) {
         let end = if operation.status_code == OperationStatus::Success.code() {
             let ended: Option<ExecEnded> = serde_json::from_value(operation.metadata.clone()).ok();
             End::Ran(ended.and_then(|ended| ended.bytes).unwrap_or_default())
         } else {
             End::Failed
         };
-        // The first word counts; there is no second one.
+        // There is only one result.
         let _ = self.end.set(end);
     }
 
-    /// Whether a stream that broke off after `received` bytes is complete all the same. Waits for
-    /// the end to be known, but not for ever.
-    pub(super) async fn excuses(&self, socket: &str, received: u64) -> bool {
-        // A command may go on without its streams; who reads them is told of the loss soon.
+    /// Whether a stream without an end marker is complete with `received` bytes. Waits up to
+    /// [`GRACE_TIMEOUT`] for the end.
+    pub(super) async fn covers(&self, socket: &str, received: u64) -> bool {
+        // Limited, because a command may go on after its streams were lost.
         let _ = timeout(GRACE_TIMEOUT, self.known.cancelled()).await;
         match self.end.get() {
             Some(End::Failed) => true,
