@@ -1,4 +1,4 @@
-//! Copying files and trees between the two sides, each file whole under its name or not there.
+//! Copying files and trees between host and guest. A file appears under its name when it is complete.
 //!
 //! ```text
 //! push: local directories ──walk──► batches ──► many files at once ──► Sftp
@@ -6,21 +6,21 @@
 //! ```
 //!
 //! A file is written under a temporary name in its directory (its *part*, see [`part_name`]), gets its
-//! attributes, and is renamed over what was there. What breaks off leaves the old file as it was. A
+//! attributes, and is renamed over the target. An interrupted copy leaves the old file intact. A
 //! copy that fails or is dropped removes its part; one that cannot, because the connection or the
 //! process ended, leaves it for the next copy to the same target, which removes it or continues with
 //! it. Of several copies to one target at the same time the last that ends wins, and none fails: a
 //! part that is locked (`flock(2)`) belongs to a copy that still runs.
 //!
-//! Only a regular file of one's own that has no other name is ever taken for a part.
+//! Only a regular file of the same user with one link is ever taken for a part.
 //!
-//! What is there is looked at first. A regular file leaves the new one its owner, mode, ACL, extended
-//! attributes and security label. What must not be replaced is written to ([`CopyEvent::InPlace`]),
-//! and what is no regular file always is; a pipe that nobody reads is waited for until the copy is
-//! dropped. Links are followed: all that a caller names, and in a push
-//! also those in directories of the guest; a guest's names never lead through a link of ours.
+//! A new file gets owner, mode, ACL, extended attributes and security label of the regular file that it
+//! replaces. A file that must not be replaced is written in place ([`CopyEvent::InPlace`]), and so is
+//! every file that is not regular; a copy to a pipe waits for its reader. Links in paths from the caller
+//! are followed, and in a push also those in directories of the guest. Names from the guest are never
+//! resolved through local links.
 //!
-//! The guest is not trusted: nothing it says makes a pull write outside its destination, see
+//! The guest is not trusted: no reply makes a pull write outside its destination, see
 //! [`pull()`].
 
 mod attributes;
@@ -50,7 +50,7 @@ pub use self::{
 };
 use crate::error::ClientError;
 
-/// What is copied and how.
+/// Options of a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CopyOptions {
@@ -82,13 +82,13 @@ pub struct CopyOptions {
     pub in_place: bool,
     /// A symbolic link that has the name of a file is replaced; else what it leads to is.
     pub no_dereference: bool,
-    /// Most directories above each other. The default is what a path has room for (`PATH_MAX`, 4096
-    /// bytes, `linux/limits.h`).
+    /// Most directories above each other. The default is the most that fit in a path (`PATH_MAX`,
+    /// 4096 bytes, `linux/limits.h`).
     pub max_depth: usize,
     /// Most files, directories and links in all.
     pub max_entries: u64,
-    /// Most bytes of files in all. A copy that would need more ends before a file is begun that
-    /// would be too much; only of what nobody knows the length of, more is read than is counted.
+    /// Most bytes of files in all. A copy that would need more ends before the file that would
+    /// exceed it; a file of unknown length is read until the limit.
     pub max_bytes: Option<u64>,
 }
 
@@ -113,7 +113,7 @@ impl Default for CopyOptions {
 }
 
 /// What happens during a copy. A `path` is that of the source, as bytes; one of a guest may hold
-/// anything a terminal would obey.
+/// terminal control sequences.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CopyEvent<'a> {
@@ -126,7 +126,7 @@ pub enum CopyEvent<'a> {
     },
     /// A file is being copied.
     Started {
-        /// Which.
+        /// Path of the source.
         path: &'a [u8],
         /// Its size, as far as known. That of a guest's file may be a lie.
         size: Option<u64>,
@@ -140,7 +140,7 @@ pub enum CopyEvent<'a> {
     },
     /// A file, directory or link is complete under its name.
     Finished {
-        /// Which.
+        /// Path of the source.
         path: &'a [u8],
         /// Its bytes; 0 for what is no file.
         bytes: u64,
@@ -148,36 +148,36 @@ pub enum CopyEvent<'a> {
     /// A source grew or changed while it was copied: what was copied are as many bytes as it had at
     /// the start.
     Changed {
-        /// Which.
+        /// Path of the source.
         path: &'a [u8],
     },
     /// Something was not copied, and that is no failure.
     Skipped {
-        /// Which.
+        /// Path of the source.
         path: &'a [u8],
-        /// Why.
+        /// Reason.
         reason: SkipReason,
     },
     /// A file is written to instead of being replaced, although that was not asked for: what breaks
     /// off now leaves it incomplete.
     InPlace {
-        /// Which.
+        /// Path of the source.
         path: &'a [u8],
-        /// Why.
+        /// Reason.
         reason: InPlace,
     },
     /// What an earlier copy left beside a file could not be removed. The file is complete.
     LeftBehind {
-        /// Which file.
+        /// Path of the source.
         path: &'a [u8],
-        /// Why.
+        /// Error of the file.
         error: &'a CopyError,
     },
     /// Something could not be copied. The rest goes on.
     Failed {
-        /// Which.
+        /// Path of the source.
         path: &'a [u8],
-        /// Why.
+        /// Error of the file.
         error: &'a CopyError,
     },
 }
@@ -192,13 +192,13 @@ pub enum SkipReason {
     Complete,
 }
 
-/// Told what happens during a copy, from the task that copies: it should return soon.
+/// Gets the events of a copy. Called by the task that copies, so it must not block.
 pub trait CopyObserver: Send + Sync {
-    /// Something happened.
+    /// Called for each event.
     fn observe(&self, event: CopyEvent<'_>);
 }
 
-/// Nobody looks.
+/// Ignores all events.
 impl CopyObserver for () {
     fn observe(&self, _: CopyEvent<'_>) {}
 }
@@ -236,15 +236,15 @@ impl std::ops::AddAssign for CopySummary {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CopyError {
-    /// The guest's side.
+    /// An error of the agent or the connection.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// This side.
+    /// A local error.
     #[error("cannot {action}")]
     Local {
-        /// What was to be done.
+        /// The operation.
         action: &'static str,
-        /// Why not.
+        /// Its error.
         #[source]
         source: io::Error,
     },
@@ -281,13 +281,13 @@ pub enum CopyError {
     #[error("the target is a device or a pipe")]
     SpecialTarget,
     /// The target is not as it was when it was looked at.
-    #[error("it was changed by somebody else meanwhile: nothing was written")]
+    #[error("it was changed by another process meanwhile: nothing was written")]
     TargetChanged,
     /// The target must not be replaced by a new file, and this server cannot do more, or the disk has
-    /// no room for the complete file and the target at once. Nothing was written to the target.
+    /// no space for the complete file and the target at once. Nothing was written to the target.
     #[error("it can only be written in place: {0}")]
     OnlyInPlace(InPlace),
-    /// Somebody removed or renamed the part, or the directory that it was in.
+    /// The part or its directory was removed or renamed.
     #[error("the unfinished file or its directory was removed or renamed meanwhile")]
     PartGone,
     /// A directory that was left for one below it was moved, or the one below was.
@@ -299,7 +299,7 @@ pub enum CopyError {
     /// A limit of [`CopyOptions`] was reached.
     #[error("{what} is over the limit of {limit}")]
     Limit {
-        /// What.
+        /// What is limited.
         what: &'static str,
         /// The limit.
         limit: u64,

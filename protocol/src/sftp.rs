@@ -57,26 +57,26 @@ pub mod open_flags {
 
 /// Codes of the STATUS reply (draft-02, section 7).
 pub mod status {
-    /// It worked.
+    /// Success.
     pub const OK: u32 = 0;
-    /// Nothing more to read.
+    /// End of a file or a listing.
     pub const EOF: u32 = 1;
-    /// A path does not lead anywhere.
+    /// A path does not exist.
     pub const NO_SUCH_FILE: u32 = 2;
-    /// Not allowed.
+    /// Permission denied.
     pub const PERMISSION_DENIED: u32 = 3;
-    /// It failed in another way; the text says how.
+    /// Any other error; the message describes it.
     pub const FAILURE: u32 = 4;
-    /// The request makes no sense.
+    /// The request is invalid.
     pub const BAD_MESSAGE: u32 = 5;
-    /// The client has no connection (made up by clients).
+    /// The client has no connection (never sent by a server).
     pub const NO_CONNECTION: u32 = 6;
-    /// The connection ended (made up by clients).
+    /// The connection ended (never sent by a server).
     pub const CONNECTION_LOST: u32 = 7;
-    /// The server cannot do this.
+    /// The server does not support the operation.
     pub const OP_UNSUPPORTED: u32 = 8;
 
-    /// The words draft-02 has for a code.
+    /// The message for a code.
     #[must_use]
     pub const fn text(code: u32) -> &'static str {
         match code {

@@ -17,7 +17,7 @@ pub(super) const fn filled_mode(attributes: &Attributes) -> u32 {
     }
 }
 
-/// What something is.
+/// Kind of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     File,
@@ -26,7 +26,7 @@ pub(super) enum Kind {
     Special,
 }
 
-/// What a guest says something is; nothing if it does not say.
+/// The type of a guest's file, if the guest gives it.
 pub(super) fn kind(attributes: &Attributes) -> Option<Kind> {
     Some(match attributes.file_type()? {
         FileType::Regular => Kind::File,
@@ -36,7 +36,7 @@ pub(super) fn kind(attributes: &Attributes) -> Option<Kind> {
     })
 }
 
-/// Whether a guest says that it is a directory.
+/// Whether a guest's file is a directory.
 pub(super) fn is_directory(attributes: &Attributes) -> bool {
     kind(attributes) == Some(Kind::Directory)
 }
@@ -57,7 +57,7 @@ pub(super) fn size(bytes: u64) -> Attributes {
     }
 }
 
-/// What is copied of a local file's attributes.
+/// The attributes of a local file that are copied.
 pub(super) fn of(metadata: &Metadata, options: &CopyOptions) -> Attributes {
     Attributes {
         size: None,
@@ -71,8 +71,8 @@ pub(super) fn of(metadata: &Metadata, options: &CopyOptions) -> Attributes {
     }
 }
 
-/// What is copied of a guest's attributes.
-pub(super) fn wanted(attributes: &Attributes, options: &CopyOptions) -> Attributes {
+/// The attributes of a guest's file that are copied.
+pub(super) fn to_set(attributes: &Attributes, options: &CopyOptions) -> Attributes {
     Attributes {
         size: None,
         owner: attributes.owner.filter(|_| options.owners),
@@ -121,8 +121,8 @@ mod tests {
     fn special_bits_are_copied_only_when_asked_for() {
         let special = mode(0o104_755);
         let mut options = CopyOptions::default();
-        assert_eq!(wanted(&special, &options).permissions, Some(0o755));
+        assert_eq!(to_set(&special, &options).permissions, Some(0o755));
         options.special_bits = true;
-        assert_eq!(wanted(&special, &options).permissions, Some(0o4755));
+        assert_eq!(to_set(&special, &options).permissions, Some(0o4755));
     }
 }

@@ -1,5 +1,5 @@
-//! How many files and directories a copy has open at once: what the process may have open
-//! (`RLIMIT_NOFILE`, `getrlimit(2)`) and has not.
+//! Limits how many files and directories a copy has open at once: the process's limit (`RLIMIT_NOFILE`,
+//! `getrlimit(2)`) less what it has open.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Why a file was written to, and not replaced by another one.
+//! Why a file was written in place, and not replaced.
 
 use std::fmt;
 
@@ -6,13 +6,13 @@ use vsock_agent_files as files;
 
 use crate::protocol::sftp::extension::Replaced;
 
-/// Why a file was written to instead of being replaced by a new one.
+/// Why a file was written in place instead of being replaced by a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InPlace {
     /// No other file can be created in its directory.
     NoPart,
-    /// There is no room for the old content and the new one at once.
+    /// The disk has no space for the old content and the new one at once.
     NoRoom,
     /// Its owner, ACL, extended attributes or security label cannot be given to another file.
     Attributes,
@@ -22,13 +22,13 @@ pub enum InPlace {
     Busy,
     /// A symbolic link leads there, and the name that it leads to is not known.
     Link,
-    /// Another reason, which the agent does not tell.
+    /// Another reason; the agent does not report which.
     Other,
 }
 
 impl InPlace {
-    /// What an agent says; `None` if it is done.
-    pub(super) const fn told(replaced: Replaced) -> Option<Self> {
+    /// From the reply of an agent; `None` if the file was replaced.
+    pub(super) const fn from_reply(replaced: Replaced) -> Option<Self> {
         Some(match replaced {
             Replaced::Done => return None,
             Replaced::Attributes => Self::Attributes,

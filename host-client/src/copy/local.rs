@@ -1,5 +1,5 @@
-//! Directories and files on this side, reached only through open directories and by one component
-//! at a time: whatever a guest says, and whatever link lies in the way, nothing outside is touched.
+//! Local directories and files, reached only through open directories and by one component at a
+//! time: neither a name from the guest nor a link leads outside.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -44,7 +44,7 @@ pub(super) struct LocalDirectory {
     _permit: Option<Permit>,
 }
 
-/// Which directory it was that is not open.
+/// The directory that was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DirectoryId(u64, u64);
 
@@ -288,10 +288,10 @@ fn as_bytes(names: &[OsString]) -> Vec<&[u8]> {
     names.iter().map(|name| name.as_bytes()).collect()
 }
 
-/// What is to be told of a file that is complete.
+/// Events of a file that is complete.
 #[derive(Debug, Default)]
 pub(super) struct Completed {
-    /// Why it was written in place, if nobody asked for that.
+    /// Why it was written in place, if the options did not ask for that.
     pub(super) in_place: Option<InPlace>,
     /// Why what earlier copies left is still there.
     pub(super) left: Option<CopyError>,
@@ -327,7 +327,7 @@ impl Part {
     }
 
     /// Gives the file its attributes and its name. What must not be replaced gets its content; then
-    /// this says why.
+    /// this returns the reason.
     pub(super) fn complete(
         mut self,
         target: &Target,
@@ -340,7 +340,7 @@ impl Part {
         };
         let mut first = attributes.clone();
         if let Some(old) = target.old().filter(|_| !finish.replacement.sets_mode) {
-            // It gets the old one's mode. Until then nobody gets rights that that does not give.
+            // It gets the mode of the old file. Until then it grants no rights that the old one does not.
             first.permissions = first.permissions.map(|mode| mode & old.mode());
         }
         set_attributes(&*self.file, &first)?;
@@ -443,17 +443,17 @@ fn complete_in_place(
     attributes: &Attributes,
     finish: Finish,
 ) -> Result<(), CopyError> {
-    let told = finish.replacement;
+    let replacement = finish.replacement;
     let mut attributes = attributes.clone();
     if target.has_file() {
-        attributes.permissions = attributes.permissions.filter(|_| told.sets_mode);
+        attributes.permissions = attributes.permissions.filter(|_| replacement.sets_mode);
     }
     let set = set_attributes(file, &attributes);
-    if !target.has_file() || told.sets_mode || told.sets_owner {
+    if !target.has_file() || replacement.sets_mode || replacement.sets_owner {
         set?;
     }
     match finish.fsync.then(|| file.sync_all()) {
-        // What the kernel makes up is on no disk.
+        // A file of `/proc` or `/sys` cannot be synced.
         Some(Err(error)) if error.kind() != io::ErrorKind::InvalidInput => Err(unsynced(error)),
         _ => Ok(()),
     }
@@ -491,7 +491,7 @@ fn set_attributes(file: impl AsFd, attributes: &Attributes) -> Result<(), CopyEr
 /// The bits that this process takes from the mode of what it makes (`umask(2)`). To ask by the
 /// system call would change it for a moment, for all threads.
 pub(super) fn umask() -> u32 {
-    /// That of most systems, where the kernel does not say (before Linux 4.7).
+    /// The usual one, where `/proc/self/status` has none (before Linux 4.7).
     const USUAL: u32 = 0o022;
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
@@ -507,7 +507,7 @@ fn time(seconds: u32) -> TimeSpec {
     TimeSpec::new(seconds.into(), 0)
 }
 
-/// What a local link says.
+/// The target of a local link.
 pub(super) fn read_link(directory: impl AsFd, name: &OsStr) -> io::Result<OsString> {
     Ok(nix::fcntl::readlinkat(directory, name)?)
 }

@@ -1,9 +1,9 @@
 //! Names of parts: files that are not complete yet.
 //!
 //! `.NAME.DIGITS.part` in the directory of NAME. The digits are always the same few, so that the next
-//! copy to the same target finds what an earlier one left without listing the directory. Nobody
-//! relies on the names being free, or on what has them being a copy's: each is created with `O_EXCL`,
-//! and what is there is looked at ([`super::local`], and `open-part@vsock-agent` in the guest).
+//! copy to the same target finds what an earlier one left without listing the directory. The
+//! names need not be free, and a file under one need not be a part: each is created with `O_EXCL`, and an
+//! existing one is checked ([`super::local`], and `open-part@vsock-agent` in the guest).
 
 use std::{
     ffi::{OsStr, OsString},
@@ -59,8 +59,8 @@ pub fn part_name(name: &OsStr) -> OsString {
     with_digits(name, DIGITS[0])
 }
 
-/// All that are tried, in their order. The last is one that nobody can know before: it is free, also
-/// where somebody has put something at all others.
+/// All names that are tried, in order. The last one is random: it is free even if another user has
+/// occupied all others.
 pub(super) fn names(name: &OsStr) -> Vec<OsString> {
     let known = DIGITS.into_iter();
     let digits = known.chain([RandomState::new().build_hasher().finish()]);

@@ -1,5 +1,5 @@
-//! Threads for local files. A trip to another thread costs as much as several calls of the kernel,
-//! so a thread that works takes the next job too: another one is woken only for a queue.
+//! Threads for local files. To wake a thread costs as much as several system calls, so a busy thread
+//! takes the next job too: another one is woken only for a queue.
 
 use std::{
     collections::VecDeque,
@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::CopyError;
 
-/// Threads. More only wait for the same disk.
+/// Number of threads. More would wait for the same disk.
 const THREADS: usize = 4;
 
 /// Jobs that may wait for each thread that works before another one is woken.
@@ -21,7 +21,7 @@ const QUEUED_EACH: usize = 4;
 type Job = Box<dyn FnOnce() + Send>;
 
 /// The threads. Dropping this waits until each has done the job that it is at, which may have a file
-/// to remove; jobs that nobody began with are dropped.
+/// to remove; jobs that have not started are dropped.
 #[derive(Debug)]
 pub(super) struct Pool {
     shared: Arc<Shared>,
@@ -76,10 +76,10 @@ impl Pool {
         work: impl FnOnce() -> T + Send + 'static,
         queued_each: usize,
     ) -> Result<oneshot::Receiver<T>, CopyError> {
-        let (tell, told) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         let job = Box::new(move || {
-            // Who asked may have left.
-            let _ = tell.send(work());
+            // The caller may have been dropped.
+            let _ = sender.send(work());
         });
         let mut queue = self.shared.lock();
         queue.jobs.push_back(job);
@@ -98,7 +98,7 @@ impl Pool {
                 _ => self.shared.wake.notify_one(),
             }
         }
-        Ok(told)
+        Ok(receiver)
     }
 }
 
@@ -128,7 +128,7 @@ impl Shared {
         loop {
             if let Some(job) = queue.jobs.pop_front() {
                 drop(queue);
-                // The thread must live on; who asked hears that nothing came.
+                // The thread must live on; the caller gets an error.
                 let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
                 queue = self.lock();
             } else if queue.closed {

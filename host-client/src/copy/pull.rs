@@ -136,7 +136,7 @@ pub(super) async fn top(sftp: &Sftp, source: &RemotePath, links: bool) -> Result
     } else {
         sftp.stat(source).await?
     };
-    // A server that does not say has nothing but files.
+    // Without a type from the server it is taken for a file.
     let kind = attributes::kind(&attributes).unwrap_or(Kind::File);
     Ok((kind, attributes))
 }
@@ -203,7 +203,7 @@ async fn walk_one(
         attributes,
         is_named: true,
     };
-    // Nobody takes it any more only if the copy ended.
+    // Fails only if the copy has ended.
     let _ = queue.send(Job::One(work)).await;
     Ok(())
 }
@@ -312,7 +312,7 @@ async fn walk_tree(
             attributes,
             is_named: false,
         };
-        // Nobody takes it any more only if the copy ended.
+        // Fails only if the copy has ended.
         let _ = queue.send(Job::One(work)).await;
     }
     Ok(())
@@ -352,7 +352,7 @@ impl Level {
             None => Arc::clone(parent),
             Some(name) => {
                 let (local, name) = (parent.open()?, name.to_owned());
-                let attributes = run.wanted(attributes);
+                let attributes = run.attributes_to_set(attributes);
                 let mode = attributes::filled_mode(&attributes);
                 let open = run.descriptors.directory().await;
                 let (local, made) = run
@@ -385,7 +385,7 @@ impl Level {
         let mut files = std::mem::take(&mut self.files);
         files.permit = run.whole().await;
         let job = Job::Files(Arc::clone(&self.directory), local, files);
-        // Nobody takes it any more only if the copy ended.
+        // Fails only if the copy has ended.
         let _ = queue.send(job).await;
         Ok(())
     }
@@ -499,7 +499,7 @@ async fn put_one(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
 
 async fn put_link(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
     let target = run.sftp.readlink(&work.source).await?;
-    let attributes = run.wanted(&work.attributes);
+    let attributes = run.attributes_to_set(&work.attributes);
     let local = Arc::clone(&work.local);
     let link = move || {
         let special = local.metadata(&work.name).map(|there| there.file_type());

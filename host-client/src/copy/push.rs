@@ -88,7 +88,7 @@ struct Level {
 ///
 /// [`CopyError`] when nothing more can be done: the connection broke, a limit was reached, or the
 /// destination is wrong. Also when there is one source and it is no directory and fails. Every
-/// other failure is told to `observer` and counted in [`CopySummary::failed`].
+/// other error is reported to `observer` and counted in [`CopySummary::failed`].
 pub async fn push(
     sftp: &Sftp,
     sources: &[PathBuf],
@@ -223,7 +223,7 @@ fn size(found: &Found) -> u64 {
 
 async fn send(queue: &mpsc::Sender<Work>, directory: &Arc<Directory>, what: What) {
     let directory = Arc::clone(directory);
-    // Nobody takes it any more only if the copy ended.
+    // Fails only if the copy has ended.
     let _ = queue.send(Work { directory, what }).await;
 }
 
@@ -361,7 +361,7 @@ impl Level {
 
     /// Reads some more of the directory.
     async fn next(&mut self, run: &Run<'_>, queue: &mpsc::Sender<Work>) -> Result<(), CopyError> {
-        // A server that does not replace files as we want it is told each step.
+        // A server without the extension to replace files needs a request for each step.
         let permit = if run.sftp.replaces() {
             run.whole().await
         } else {
@@ -416,7 +416,7 @@ fn has_setgid(attributes: &Attributes) -> bool {
         .is_some_and(|mode| mode & SETGID != 0)
 }
 
-/// Makes a directory that is to get `attributes`, or finds it there; then says what it has.
+/// Makes a directory that is to get `attributes`, or finds it there; then returns its attributes.
 async fn make_directory(
     sftp: &Sftp,
     path: &RemotePath,

@@ -1,4 +1,4 @@
-//! How far two files are the same: their beginnings are hashed, each where it is.
+//! How far two files are the same: the beginning of each is hashed where the file is.
 
 use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
@@ -66,7 +66,7 @@ fn hash(file: &File, mut offset: u64, mut bytes: u64) -> io::Result<[u8; 32]> {
     Ok(hasher.finalize().into())
 }
 
-/// The hash of a range in the guest: it is told, or what is there is read. `None` if not all of
+/// The hash of a range in the guest, by extension or by reading it. `None` if not all of
 /// the range is there.
 async fn remote_hash(
     run: &Run<'_>,

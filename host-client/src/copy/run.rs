@@ -1,4 +1,4 @@
-//! What every copy has: the session, the options, who is told, and the count.
+//! State of one copy: session, options, observer, and counts.
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
@@ -25,13 +25,13 @@ use crate::{
     sftp::Sftp,
 };
 
-/// Files under way at once.
+/// Files copied at once.
 const MAX_FILES: usize = 128;
 
-/// What the walk may have found and nobody has begun with.
+/// Entries that the walk may have found and that have not started.
 const QUEUE_DEPTH: usize = 64;
 
-/// Requests under way that are about several small files.
+/// Requests in flight for several small files each.
 const MAX_WHOLE: usize = 8;
 
 /// Files up to this size are held in memory and sent in one request, in bytes.
@@ -51,7 +51,7 @@ pub(super) fn own_name(source: &OsStr) -> Option<&OsStr> {
     }
 }
 
-/// A copy that is under way.
+/// A running copy.
 pub(super) struct Run<'a> {
     pub(super) sftp: &'a Sftp,
     pub(super) options: &'a CopyOptions,
@@ -59,7 +59,7 @@ pub(super) struct Run<'a> {
     pub(super) descriptors: Descriptors,
     /// Whether files must be on their disk.
     pub(super) fsync: bool,
-    /// Permissions that nothing new gets.
+    /// The umask: permissions that new files do not get.
     pub(super) umask: u32,
     /// Whether there is one file only, whose error is that of the copy.
     single: bool,
@@ -77,21 +77,21 @@ struct Tally {
     summary: CopySummary,
     entries: u64,
     bytes: u64,
-    /// Bytes that were copied or are about to be.
-    claimed: u64,
+    /// Bytes that were copied or will be, counted against [`CopyOptions::max_bytes`].
+    reserved: u64,
 }
 
-/// Bytes that are about to be copied. Those that were not when this is dropped are not counted.
-pub(super) struct Claim<'r, 'a> {
+/// Bytes that will be copied, counted against the limit. Dropping it gives back those that were not.
+pub(super) struct Reservation<'r, 'a> {
     run: &'r Run<'a>,
     left: u64,
 }
 
-impl Claim<'_, '_> {
-    /// So many were copied, also more than were claimed if the options allow that.
+impl Reservation<'_, '_> {
+    /// Counts copied bytes, also more than were reserved if the limit allows that.
     pub(super) fn copied(&mut self, bytes: u64) -> Result<(), CopyError> {
-        let claimed = bytes.min(self.left);
-        self.left -= claimed;
+        let reserved = bytes.min(self.left);
+        self.left -= reserved;
         if bytes == 0 {
             return Ok(());
         }
@@ -100,14 +100,14 @@ impl Claim<'_, '_> {
             summary.bytes = summary.bytes.saturating_add(bytes);
         }
         self.run.observer.observe(CopyEvent::Moved { bytes });
-        self.run.claim_more(bytes - claimed)
+        self.run.reserve_more(bytes - reserved)
     }
 }
 
-impl Drop for Claim<'_, '_> {
+impl Drop for Reservation<'_, '_> {
     fn drop(&mut self) {
         let mut tally = self.run.tally();
-        tally.claimed = tally.claimed.saturating_sub(self.left);
+        tally.reserved = tally.reserved.saturating_sub(self.left);
     }
 }
 
@@ -176,16 +176,16 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// What is copied of a guest's attributes.
-    pub(super) fn wanted(&self, attributes: &Attributes) -> Attributes {
-        let mut wanted = attributes::wanted(attributes, self.options);
+    /// The attributes that a copy of a guest's file gets.
+    pub(super) fn attributes_to_set(&self, attributes: &Attributes) -> Attributes {
+        let mut wanted = attributes::to_set(attributes, self.options);
         if self.options.mode.is_none() || attributes::is_directory(attributes) {
             wanted.permissions = wanted.permissions.map(|mode| mode & !self.umask);
         }
         wanted
     }
 
-    /// What becomes of files that are there.
+    /// What existing files keep when they are replaced.
     pub(super) fn replacement(&self) -> Replacement {
         let options = self.options;
         Replacement {
@@ -204,7 +204,7 @@ impl<'a> Run<'a> {
         self.single
     }
 
-    /// A place for a request about several small files, if they may go together.
+    /// A permit for a request for several small files, if they may be sent together.
     pub(super) async fn whole(&self) -> Option<OwnedSemaphorePermit> {
         let whole = Arc::clone(self.whole.as_ref()?);
         whole.acquire_owned().await.ok()
@@ -257,33 +257,37 @@ impl<'a> Run<'a> {
         });
     }
 
-    /// Bytes are about to be copied; not more than the options allow.
-    pub(super) fn claim(&self, bytes: u64) -> Result<Claim<'_, 'a>, CopyError> {
-        self.claim_more(bytes)?;
-        Ok(Claim {
+    /// Reserves bytes that will be copied.
+    ///
+    /// # Errors
+    ///
+    /// [`CopyError::Limit`].
+    pub(super) fn reserve(&self, bytes: u64) -> Result<Reservation<'_, 'a>, CopyError> {
+        self.reserve_more(bytes)?;
+        Ok(Reservation {
             run: self,
             left: bytes,
         })
     }
 
-    fn claim_more(&self, bytes: u64) -> Result<(), CopyError> {
+    fn reserve_more(&self, bytes: u64) -> Result<(), CopyError> {
         let mut tally = self.tally();
-        let claimed = tally.claimed.saturating_add(bytes);
+        let reserved = tally.reserved.saturating_add(bytes);
         match self.options.max_bytes {
-            Some(limit) if claimed > limit => Err(CopyError::Limit {
+            Some(limit) if reserved > limit => Err(CopyError::Limit {
                 what: "the number of bytes",
                 limit,
             }),
             _ => {
-                tally.claimed = claimed;
+                tally.reserved = reserved;
                 Ok(())
             }
         }
     }
 
-    /// Bytes were copied of which nobody knew before; not more than the options allow.
+    /// Counts copied bytes that were not reserved.
     pub(super) fn moved(&self, bytes: u64) -> Result<(), CopyError> {
-        self.claim(0)?.copied(bytes)
+        self.reserve(0)?.copied(bytes)
     }
 
     pub(super) fn finished(
@@ -306,13 +310,13 @@ impl<'a> Run<'a> {
         self.observer.observe(CopyEvent::Skipped { path, reason });
     }
 
-    /// A file is written in place although nobody asked for it.
+    /// Reports a file that is written in place although the options do not ask for it.
     pub(super) fn in_place(&self, path: &[u8], reason: InPlace) {
         self.observer.observe(CopyEvent::InPlace { path, reason });
     }
 
     /// The same, if there is a reason.
-    pub(super) fn told_in_place(&self, path: &[u8], reason: Option<InPlace>) {
+    pub(super) fn report_in_place(&self, path: &[u8], reason: Option<InPlace>) {
         if let Some(reason) = reason {
             self.in_place(path, reason);
         }
@@ -320,18 +324,18 @@ impl<'a> Run<'a> {
 
     /// A file is complete.
     pub(super) fn completed(&self, path: &[u8], completed: Completed) {
-        self.told_in_place(path, completed.in_place);
+        self.report_in_place(path, completed.in_place);
         self.removed(path, completed.left.map_or(Ok(()), Err));
     }
 
-    /// What an earlier copy left was to be removed, beside a file that is complete.
+    /// Reports the part of an earlier copy that could not be removed beside a complete file.
     pub(super) fn removed(&self, path: &[u8], removed: Result<(), CopyError>) {
         if let Err(error) = &removed {
             self.observer.observe(CopyEvent::LeftBehind { path, error });
         }
     }
 
-    /// Something failed. The rest goes on, unless this is all there is or nothing can go on.
+    /// Reports an error. It ends the copy if there is one file only, or the connection or a limit failed.
     pub(super) fn failed(&self, path: &[u8], error: CopyError) -> Result<(), CopyError> {
         if self.single || self.sftp.has_ended() || matches!(error, CopyError::Limit { .. }) {
             return Err(error);

@@ -1,9 +1,9 @@
-//! Reading local directories for a push: a batch of files in one trip to a thread, small ones with
+//! Reading local directories for a push: a batch of files per job of the thread pool, small ones with
 //! their content.
 
 #![expect(
     unsafe_code,
-    reason = "nix lends the descriptor of a directory that is being read as a number only"
+    reason = "nix gives the descriptor of a directory that is being read as a number only"
 )]
 
 use std::{
@@ -335,7 +335,7 @@ impl Scanner {
             .map_err(|source| CopyError::local("read the attributes", source))
     }
 
-    /// For file systems that do not say it in their listings.
+    /// For file systems that do not give the type in their listings (`DT_UNKNOWN`).
     fn kind(&self, name: &OsStr) -> Result<Type, CopyError> {
         let stat = fstatat(self.directory()?, name, AtFlags::AT_SYMLINK_NOFOLLOW)
             .map_err(|errno| CopyError::local("read the attributes", errno.into()))?;

@@ -1,4 +1,4 @@
-//! From one place in the guest to another one.
+//! Copies within the guest.
 
 use super::{
     CopyError, CopyObserver, CopyOptions, CopySummary, InPlace, attributes,
@@ -75,7 +75,7 @@ async fn attempt(
     };
     let wanted = Attributes {
         times: None,
-        ..run.wanted(found)
+        ..run.attributes_to_set(found)
     };
     output.complete(to, &wanted, bytes).await?;
     Ok(bytes)

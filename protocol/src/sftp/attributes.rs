@@ -13,7 +13,7 @@ const FLAG_PERMISSIONS: u32 = 0x0000_0004;
 const FLAG_TIMES: u32 = 0x0000_0008;
 const FLAG_EXTENDED: u32 = 0x8000_0000;
 
-/// What is said about a file. A field that is `None` is not said, or not to be changed. Owner and
+/// Attributes of a file. A field that is `None` is unknown, or not to be changed. Owner and
 /// group come in one pair, and so do the two times: the wire has no way to give only one of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attributes {
@@ -22,18 +22,18 @@ pub struct Attributes {
     /// User id and group id.
     ///
     /// Where they are set, [`UNCHANGED`](crate::id::UNCHANGED) leaves either as it is: OpenSSH's server
-    /// hands it to `chown(2)`, and so do we.
+    /// passes it to `chown(2)`, as ours does.
     pub owner: Option<(u32, u32)>,
     /// `st_mode`: type bits and permissions.
     pub permissions: Option<u32>,
     /// Access and modification time, in seconds since 1970, to 2106.
     pub times: Option<(u32, u32)>,
-    /// Name and value of attributes that somebody else defined.
+    /// Name and value of vendor-specific attributes.
     pub extended: Vec<(Bytes, Bytes)>,
 }
 
 impl Attributes {
-    /// What it is; `None` if that is not said.
+    /// Type of the file; `None` if it is not given.
     #[must_use]
     pub fn file_type(&self) -> Option<FileType> {
         FileType::of(self.permissions?)
@@ -56,7 +56,7 @@ impl Attributes {
             attributes.times = Some((reader.u32()?, reader.u32()?));
         }
         if flags & FLAG_EXTENDED != 0 {
-            // No capacity is reserved: the count is the peer's word, the frame is the bound.
+            // No capacity is reserved: the count comes from the peer, the frame is the bound.
             for _ in 0..reader.u32()? {
                 attributes
                     .extended

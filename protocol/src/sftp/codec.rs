@@ -11,24 +11,24 @@ const LENGTH_BYTES: usize = 4;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// The frame is larger than both ends agreed on, or empty. The stream cannot go on: what
-    /// follows is not the head of a frame.
+    /// The frame is empty, or larger than [`MAX_FRAME_BYTES`]. The stream is unusable: what follows is
+    /// not the head of a frame.
     #[error("a frame of {0} bytes is not within 1 to {MAX_FRAME_BYTES}")]
     Length(u32),
-    /// The body ends too early, or a string says it is longer than the frame.
+    /// The body ends too early, or the length of a string exceeds the frame.
     #[error("a frame of type {kind} is malformed")]
     Malformed {
         /// The type byte.
         kind: u8,
-        /// The id to answer with, if that much could be read.
+        /// The request's id, if it could be read.
         id: Option<u32>,
     },
-    /// Nobody defined this type.
+    /// The type is not defined in the protocol.
     #[error("a frame has the unknown type {kind}")]
     UnknownType {
         /// The type byte.
         kind: u8,
-        /// The id to answer with, if that much could be read.
+        /// The request's id, if it could be read.
         id: Option<u32>,
     },
 }
@@ -123,7 +123,7 @@ pub(super) fn put_frame(out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
     body(out);
     let length = out.len() - start - LENGTH_BYTES;
     #[expect(clippy::expect_used, reason = "no body of 4 GiB is ever built")]
-    let length = u32::try_from(length).expect("a frame longer than its length word can say");
+    let length = u32::try_from(length).expect("a frame longer than its length word can express");
     out[start..start + LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());
 }
 

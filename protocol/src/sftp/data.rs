@@ -1,33 +1,33 @@
-//! READ and WRITE, read in place: a server does little else, and their data need not be copied.
+//! READ and WRITE, decoded without copying: most requests to a server are these two.
 
 use super::request::{READ, WRITE};
 
-/// A request for data, borrowed from its frame. [`super::Request`] has the same two and all others.
+/// READ or WRITE, borrowed from its frame. [`super::Request`] has all requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DataRequest<'a> {
     /// Read from a file.
     Read {
         /// The handle.
         handle: &'a [u8],
-        /// Where, in bytes from the start.
+        /// Offset in the file, in bytes.
         offset: u64,
-        /// How much, in bytes, at most.
+        /// Most bytes to read.
         length: u32,
     },
     /// Write to a file.
     Write {
         /// The handle.
         handle: &'a [u8],
-        /// Where, in bytes from the start.
+        /// Offset in the file, in bytes.
         offset: u64,
-        /// What.
+        /// The data.
         data: &'a [u8],
     },
 }
 
 impl<'a> DataRequest<'a> {
-    /// Reads the body of a frame: the id, and the request. `None` when it is another request, or
-    /// malformed: [`super::Request::decode`] tells which.
+    /// Decodes the body of a frame: id and request. `None` if it is another request, or malformed:
+    /// [`super::Request::decode`] gives the error.
     #[must_use]
     pub fn decode(frame: &'a [u8]) -> Option<(u32, Self)> {
         let mut rest = frame;
@@ -54,22 +54,22 @@ impl<'a> DataRequest<'a> {
     }
 }
 
-/// A WRITE whose data need not be there yet.
+/// The fields of a WRITE before its data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WriteHead<'a> {
     /// The request's id.
     pub id: u32,
     /// The handle.
     pub handle: &'a [u8],
-    /// Where, in bytes from the start.
+    /// Offset in the file, in bytes.
     pub offset: u64,
     /// Length of the data, in bytes.
     pub length: u32,
 }
 
 impl<'a> WriteHead<'a> {
-    /// Reads the front of a frame whose body has `body_bytes`: the head, and what there is of the
-    /// data. `None` when it is no WRITE, not enough, or not as long as its parts say.
+    /// Decodes the front of a frame whose body has `body_bytes`: the head, and the data so far.
+    /// `None` if it is no WRITE, too short, or its lengths do not fit each other.
     #[must_use]
     pub fn decode(front: &'a [u8], body_bytes: usize) -> Option<(Self, &'a [u8])> {
         let mut rest = front;

@@ -1,4 +1,4 @@
-//! What EXTENDED requests and their replies say: OpenSSH's extensions (its `PROTOCOL`, section 4)
+//! Data of EXTENDED requests and their replies: OpenSSH's extensions (its `PROTOCOL`, section 4)
 //! and some of our own.
 //!
 //! Each message here is what follows the extension's name in [`super::Request::Extended`], or the
@@ -63,7 +63,7 @@ use super::{
 
 /// Rename that replaces the target: `string from, string to`.
 pub const POSIX_RENAME: &str = "posix-rename@openssh.com";
-/// What the file system of a path has room for: `string path`, answered by [`FileSystem`].
+/// Size and free space of the file system of a path: `string path`, answered by [`FileSystem`].
 pub const STATVFS: &str = "statvfs@openssh.com";
 /// The same for an open file: `string handle`.
 pub const FSTATVFS: &str = "fstatvfs@openssh.com";
@@ -73,7 +73,7 @@ pub const HARDLINK: &str = "hardlink@openssh.com";
 pub const FSYNC: &str = "fsync@openssh.com";
 /// Set the attributes of a path itself, of a link if it is one: [`SetLinkAttributes`].
 pub const LSETSTAT: &str = "lsetstat@openssh.com";
-/// What the server can take: nothing, answered by [`Limits`].
+/// Limits of the server: no data, answered by [`Limits`].
 pub const LIMITS: &str = "limits@openssh.com";
 /// REALPATH that knows `~` and `~user`: `string path`, answered by one name.
 pub const EXPAND_PATH: &str = "expand-path@openssh.com";
@@ -88,21 +88,20 @@ pub const USERS_GROUPS_BY_ID: &str = "users-groups-by-id@openssh.com";
 pub const HASH: &str = "hash@vsock-agent";
 /// Our own: where an open file has holes. [`HolesFrom`], answered by [`Holes`].
 pub const HOLES: &str = "holes@vsock-agent";
-/// Our own: puts small files into a directory, each whole under its name or not there.
+/// Our own: puts small files into a directory, each complete or not at all.
 /// [`StoreFiles`], answered by [`StoredFiles`].
 pub const STORE: &str = "store@vsock-agent";
-/// Our own: gives small files of a directory. [`FetchFiles`], answered by [`FetchedFiles`].
+/// Our own: reads small files of a directory. [`FetchFiles`], answered by [`FetchedFiles`].
 pub const FETCH: &str = "fetch@vsock-agent";
 /// Our own: renames a file over another one, whose owner, mode, ACL, extended attributes and security
 /// label it gets before. [`ReplaceFile`], answered by [`Replaced`].
 pub const REPLACE: &str = "replace@vsock-agent";
 /// Our own: opens a file under a temporary name. [`OpenPart`], answered by [`OpenedPart`].
 pub const OPEN_PART: &str = "open-part@vsock-agent";
-/// Our own, in VERSION only: under which [`super::SessionOptions`] the session runs, as their query
-/// text. A server that does not know the options does not send it.
+/// Our own, in VERSION only: the [`super::SessionOptions`] of the session, as their query text. A server that does not know the options does not send it.
 pub const SESSION: &str = "session@vsock-agent";
 
-/// Data of an extension that ends too early or makes no sense.
+/// Data of an extension that end too early or are invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the data of the extension is malformed")]
 pub struct MalformedExtension;
@@ -113,7 +112,7 @@ impl From<Short> for MalformedExtension {
     }
 }
 
-/// What a message is made of.
+/// A field of a message.
 trait Field: Sized {
     fn put(&self, out: &mut BytesMut);
     fn take(reader: &mut Reader) -> Result<Self, MalformedExtension>;

@@ -3,10 +3,10 @@
 /// The bits of a mode that can be set: permissions, setuid, setgid and sticky.
 pub const PERMISSION_BITS: u32 = 0o7777;
 
-/// The bits of a mode that say what it is.
+/// The type bits of a mode (`S_IFMT`).
 const TYPE_BITS: u32 = 0o170_000;
 
-/// What something is.
+/// Type of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileType {
     /// A regular file.
@@ -19,16 +19,16 @@ pub enum FileType {
     BlockDevice,
     /// A character device.
     CharacterDevice,
-    /// A pipe with a name.
+    /// A FIFO.
     Fifo,
     /// A Unix socket.
     Socket,
-    /// Something that Linux does not know.
+    /// A type that Linux does not have.
     Other,
 }
 
 impl FileType {
-    /// What a mode says; `None` if it has permissions only.
+    /// The type in a mode; `None` if it has permissions only.
     #[must_use]
     pub const fn of(mode: u32) -> Option<Self> {
         Some(match mode & TYPE_BITS {

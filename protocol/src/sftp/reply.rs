@@ -1,4 +1,4 @@
-//! What a server answers.
+//! Replies.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -20,7 +20,7 @@ const EXTENDED_REPLY: u8 = 201;
 pub struct Name {
     /// The name: one component in a listing. A client must not trust it.
     pub name: Bytes,
-    /// A line like that of `ls -l`, for a person.
+    /// A line like that of `ls -l`, for people.
     pub long_name: Bytes,
     /// Attributes of the file, of a link itself.
     pub attributes: Attributes,
@@ -31,24 +31,24 @@ pub struct Name {
 pub enum Reply {
     /// The first frame: the version to speak, and names and values of extensions.
     Version {
-        /// Version.
+        /// Protocol version.
         version: u32,
         /// Name and value of each extension.
         extensions: Vec<(Bytes, Bytes)>,
     },
-    /// How it went.
+    /// Success, or an error.
     Status {
         /// One of [`super::status`]; others may come.
         code: u32,
-        /// For a person.
+        /// A message for people.
         message: Bytes,
     },
-    /// What was opened.
+    /// The handle of an opened file or directory.
     Handle {
         /// Opaque, at most [`super::MAX_HANDLE_BYTES`].
         handle: Bytes,
     },
-    /// What was read; at least a byte, or it would be STATUS with EOF.
+    /// Data that were read, at least one byte; the end of the file is STATUS with EOF.
     Data {
         /// The bytes.
         data: Bytes,
@@ -71,7 +71,7 @@ pub enum Reply {
 }
 
 impl Reply {
-    /// Reads the body of a frame: the id, and the reply. VERSION has the id 0.
+    /// Decodes the body of a frame: id and reply. VERSION has the id 0.
     ///
     /// # Errors
     ///
@@ -124,7 +124,7 @@ impl Reply {
 
     fn take_names(reader: &mut Reader) -> Result<Self, Short> {
         let mut names = Vec::new();
-        // No capacity is reserved: the count is the peer's word, the frame is the bound.
+        // No capacity is reserved: the count comes from the peer, the frame is the bound.
         for _ in 0..reader.u32()? {
             names.push(Name {
                 name: reader.string()?,

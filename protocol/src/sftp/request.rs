@@ -1,4 +1,4 @@
-//! What a client asks for.
+//! Requests.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -34,7 +34,7 @@ const EXTENDED: u8 = 200;
 pub enum Request {
     /// The first frame: the highest version the client speaks.
     Init {
-        /// Version.
+        /// Protocol version.
         version: u32,
     },
     /// Open a file.
@@ -55,18 +55,18 @@ pub enum Request {
     Read {
         /// The handle.
         handle: Bytes,
-        /// Where, in bytes from the start.
+        /// Offset in the file, in bytes.
         offset: u64,
-        /// How much, in bytes, at most.
+        /// Most bytes to read.
         length: u32,
     },
     /// Write to a file.
     Write {
         /// The handle.
         handle: Bytes,
-        /// Where, in bytes from the start.
+        /// Offset in the file, in bytes.
         offset: u64,
-        /// What.
+        /// The data.
         data: Bytes,
     },
     /// Attributes of a path, of a link itself.
@@ -83,14 +83,14 @@ pub enum Request {
     Setstat {
         /// The path.
         path: Bytes,
-        /// What to change.
+        /// Attributes to change.
         attributes: Attributes,
     },
     /// Change attributes of an open file.
     Fsetstat {
         /// The handle.
         handle: Bytes,
-        /// What to change.
+        /// Attributes to change.
         attributes: Attributes,
     },
     /// Open a directory to list it.
@@ -120,7 +120,7 @@ pub enum Request {
         /// Its path.
         path: Bytes,
     },
-    /// Make a path absolute and plain.
+    /// Canonicalize a path.
     Realpath {
         /// The path.
         path: Bytes,
@@ -137,21 +137,21 @@ pub enum Request {
         /// The new path.
         to: Bytes,
     },
-    /// Where a symbolic link points.
+    /// The target of a symbolic link.
     Readlink {
         /// The link.
         path: Bytes,
     },
     /// Create a symbolic link.
     Symlink {
-        /// What the link says.
+        /// The target.
         target: Bytes,
-        /// Where the link goes.
+        /// Path of the new link.
         link: Bytes,
     },
-    /// Something of somebody's own.
+    /// A vendor-specific extension.
     Extended {
-        /// What, such as `posix-rename@openssh.com`.
+        /// Its name, such as `posix-rename@openssh.com`.
         name: Bytes,
         /// The rest of the frame.
         data: Bytes,
@@ -159,17 +159,17 @@ pub enum Request {
 }
 
 impl Request {
-    /// Reads the body of a frame: the id, and the request. INIT has the id 0.
+    /// Decodes the body of a frame: id and request. INIT has the id 0.
     ///
     /// # Errors
     ///
-    /// [`DecodeError::UnknownType`] or [`DecodeError::Malformed`]; both leave the stream in step.
+    /// [`DecodeError::UnknownType`] or [`DecodeError::Malformed`]; after both, the next frame can be read.
     pub fn decode(frame: Bytes) -> Result<(u32, Self), DecodeError> {
         let mut reader = Reader(frame);
         let kind = reader.u8().unwrap_or(0);
         if kind == INIT {
             return match reader.u32() {
-                // Extensions a client may add say nothing a server has to know.
+                // A server may ignore the extensions of a client.
                 Ok(version) => Ok((0, Self::Init { version })),
                 Err(Short) => Err(DecodeError::Malformed { kind, id: None }),
             };

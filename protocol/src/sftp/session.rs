@@ -1,27 +1,27 @@
-//! Under which conditions a session runs: the query of `GET /1.0/sftp`.
+//! Options of a session: the query of `GET /1.0/sftp`.
 
 const USER: &str = "user";
 const ROOT: &str = "root";
 const READ_ONLY: &str = "read-only";
 
-/// What a client may ask of a session. By default it runs as the agent's user, may write, and sees
+/// Options of a session. By default it runs as the agent's user, may write, and sees
 /// the whole file system.
 ///
-/// An agent that does not know the query ignores it. One that does says so in VERSION, by the
-/// extension [`super::extension::SESSION`] with the same text; a client that asked for something
-/// must not go on without.
+/// An agent that does not know the query ignores it. One that does confirms it in VERSION, by the
+/// extension [`super::extension::SESSION`] with the same text; a client that sent options must not go
+/// on without it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SessionOptions {
-    /// Name or number of the user whose rights hold; relative paths start at their home.
+    /// Name or number of the user that the session runs as; relative paths start at their home.
     pub user: Option<String>,
     /// A directory, absolute, that is `/` for the session. Nothing outside it can be reached, but what
     /// is mounted in it belongs to it: a procfs there leads to all that the session's user may reach.
     pub root: Option<String>,
-    /// Whether everything that would change something is refused.
+    /// Whether requests that change something are refused.
     pub read_only: bool,
 }
 
-/// A query that asks for something that makes no sense.
+/// An invalid query.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionOptionsError {
@@ -37,7 +37,7 @@ pub enum SessionOptionsError {
 }
 
 impl SessionOptions {
-    /// Whether nothing is asked for.
+    /// Whether no option is set.
     #[must_use]
     pub fn is_default(&self) -> bool {
         *self == Self::default()
@@ -59,7 +59,7 @@ impl SessionOptions {
         query.finish()
     }
 
-    /// Reads a query. Parameters that are not known are ignored, as everywhere in the API; of one
+    /// Parses a query. Parameters that are not known are ignored, as everywhere in the API; of one
     /// that comes twice the last holds.
     ///
     /// # Errors

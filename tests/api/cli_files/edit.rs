@@ -106,7 +106,7 @@ fn a_file_that_somebody_else_changed_is_left_and_so_is_the_draft() {
         );
         let output = edit(&ends, &file, &script);
         let words = failed(&output);
-        assert!(words.contains("changed by somebody else"), "{words}");
+        assert!(words.contains("changed by another process"), "{words}");
         let kept = drafts(&ends).remove(0);
         assert!(words.contains(kept.to_str().unwrap()), "{words}");
         assert_eq!(fs::read(kept.join("file")).unwrap(), b"mine\n");
@@ -128,7 +128,7 @@ fn a_new_file_is_made_if_the_editor_writes_it() {
     assert_eq!(fs::read(&file).unwrap(), b"new\n");
     let taken = ends.path("taken");
     let script = format!("echo mine > \"$1\"; echo theirs > '{}'", taken.display());
-    assert!(failed(&edit(&ends, &taken, &script)).contains("changed by somebody else"));
+    assert!(failed(&edit(&ends, &taken, &script)).contains("changed by another process"));
     assert_eq!(fs::read(&taken).unwrap(), b"theirs\n");
 }
 

@@ -1,7 +1,7 @@
-//! What the end of a file's data means, together with what the guest says of its size.
+//! Checks the end of a file's data against the size from the guest.
 //!
 //! A file that grows is copied as long as it was at the start. One that shrinks, or whose data are
-//! not as many as it says, is an error. What the guest's kernel makes up (`/proc`, `/sys`) often
+//! not as many as it says, is an error. A file of `/proc` or `/sys` often
 //! tells no length or a wrong one: it is known by a file system without blocks (`f_blocks` is 0 in
 //! `statvfs(3)`; `simple_statfs` in Linux's `fs/libfs.c` leaves it so) together with a length that
 //! is the same before and after, and is read to its end.
@@ -20,7 +20,7 @@ pub(super) enum Ending {
     Whole,
     /// There is more than at the start, or something else.
     Changed,
-    /// The kernel makes up more than it says: it is to be read on.
+    /// A file of `/proc` or `/sys` that is longer than its size: it must be read on.
     GoOn,
 }
 
@@ -32,9 +32,9 @@ pub(super) fn limit(before: &Attributes) -> u64 {
     }
 }
 
-/// Judges a file that looked like `before`, and whose data ended at `end`; also says what it looks
-/// like now.
-pub(super) async fn judge(
+/// Checks a file that had the attributes `before`, and whose data ended at `end`. Also returns its
+/// attributes now.
+pub(super) async fn check_end(
     run: &Run<'_>,
     file: &RemoteFile,
     before: &Attributes,
@@ -45,7 +45,7 @@ pub(super) async fn judge(
     let is_touched = modified(before) != modified(&after);
     let (size, now) = (before.size.unwrap_or(0), after.size.unwrap_or(0));
     if size == 0 {
-        // Only reading it told how long it is.
+        // Its length was only known by reading it.
         let is_changed = now != 0 && (now != end || is_touched);
         let ending = if is_changed {
             Ending::Changed

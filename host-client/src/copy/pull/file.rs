@@ -13,7 +13,7 @@ use super::{
     Work,
     ending::{self, Ending},
     stream,
-    target::{self, Begun, Finish, Look, Target},
+    target::{self, Finish, Look, OpenedTarget, Target},
 };
 use crate::{
     error::ClientError,
@@ -117,7 +117,7 @@ async fn is_complete(run: &Run<'_>, target: &Target, work: &Work) -> Result<bool
     Ok(resume::same_prefix(run, &Arc::new(there), &file, size).await? == size)
 }
 
-/// A file that is believed to be small: two trips, however many requests. `None` if it was not.
+/// A file that is small by its attributes: two round trips, however many requests. `None` if it was not.
 async fn small(
     run: &Run<'_>,
     work: &Work,
@@ -137,8 +137,8 @@ async fn small(
         return Ok(None);
     }
     run.started(source, Some(bytes), 0);
-    let mut claim = run.claim(bytes)?;
-    let attributes = run.wanted(&now);
+    let mut reservation = run.reserve(bytes)?;
+    let attributes = run.attributes_to_set(&now);
     let (target, finish) = (target.clone(), Finish::of(run));
     let write = move || target::save(&target, &data, &attributes, finish);
     let completed = if finish.fsync {
@@ -147,7 +147,7 @@ async fn small(
         run.pool.run(write).await??
     };
     run.completed(source, completed);
-    claim.copied(bytes)?;
+    reservation.copied(bytes)?;
     Ok(Some(bytes))
 }
 
@@ -164,7 +164,7 @@ async fn large(run: &Run<'_>, work: &Work, target: &Target) -> Result<u64, CopyE
     let before = file.stat().await?;
     let bytes = before.size.unwrap_or(0);
     let ((part, length), in_place) = begin(run, target, bytes, finish).await?;
-    run.told_in_place(source.as_bytes(), in_place);
+    run.report_in_place(source.as_bytes(), in_place);
     let size = before.size.filter(|size| *size > 0);
     let start = match length {
         0 => 0,
@@ -191,7 +191,7 @@ async fn large(run: &Run<'_>, work: &Work, target: &Target) -> Result<u64, CopyE
             return Err(error);
         }
     };
-    let attributes = run.wanted(&attributes);
+    let attributes = run.attributes_to_set(&attributes);
     let target = target.clone();
     let complete = move || part.complete(&target, &attributes, finish);
     let completed = run.pool.run_long(complete).await??;
@@ -204,7 +204,7 @@ async fn begin(
     target: &Target,
     bytes: u64,
     finish: Finish,
-) -> Result<Begun, CopyError> {
+) -> Result<OpenedTarget, CopyError> {
     let keep = run.options.resume;
     let begin = || {
         let target = target.clone();
@@ -212,12 +212,12 @@ async fn begin(
             .run_long(move || target::begin(&target, bytes, finish, keep))
     };
     for _ in 0..BUSY_TRIES {
-        let begun = begin().await??;
-        let ((part, length), _) = &begun;
+        let opened = begin().await??;
+        let ((part, length), _) = &opened;
         if !(keep && *length == 0 && part.is_second(&target.name)) {
-            return Ok(begun);
+            return Ok(opened);
         }
-        drop(begun);
+        drop(opened);
         tokio::time::sleep(BUSY_INTERVAL).await;
     }
     begin().await?
@@ -235,7 +235,7 @@ async fn receive(
     let size = before.size.filter(|size| *size > 0);
     let limit = ending::limit(&before);
     let end = fetch(run, &file, local, (start, limit), size).await?;
-    let (ending, after) = ending::judge(run, &file, &before, end).await?;
+    let (ending, after) = ending::check_end(run, &file, &before, end).await?;
     let bytes = match (ending, size) {
         (Ending::GoOn, _) => fetch_range(run, &file, local, (end, u64::MAX), None).await?,
         (Ending::Changed, Some(size)) if end > size => {
@@ -308,18 +308,18 @@ async fn fetch_range(
 ) -> Result<u64, CopyError> {
     let failed = |source| CopyError::local("write the file", source);
     let known = guess.map_or(0, |size| size.min(to).saturating_sub(from));
-    let mut claim = run.claim(known)?;
+    let mut reservation = run.reserve(known)?;
     let mut reads = file.reads(from, to, guess).into_file(local);
     let mut writes: VecDeque<Write> = VecDeque::new();
     while let Some(chunk) = reads.next().await? {
         if chunk.data.is_empty() {
-            claim.copied(chunk.length.into())?;
+            reservation.copied(chunk.length.into())?;
             continue;
         }
         if writes.len() >= MAX_WRITES
             && let Some(write) = writes.pop_front()
         {
-            claim.copied(write.await?.map_err(failed)?)?;
+            reservation.copied(write.await?.map_err(failed)?)?;
         }
         let local = Arc::clone(local);
         writes.push_back(Box::pin(run.pool.run_long(move || {
@@ -330,7 +330,7 @@ async fn fetch_range(
         })));
     }
     for write in writes {
-        claim.copied(write.await?.map_err(failed)?)?;
+        reservation.copied(write.await?.map_err(failed)?)?;
     }
     Ok(reads.position())
 }

@@ -58,7 +58,7 @@ where
         .open(source, OpenFlags::READ, Attributes::default())
         .await?;
     let end = copy(run, &file, (0, ending::limit(attributes)), size, sink).await?;
-    let (ending, _) = ending::judge(run, &file, attributes, end).await?;
+    let (ending, _) = ending::check_end(run, &file, attributes, end).await?;
     let bytes = match (ending, size) {
         (Ending::GoOn, Some(size)) => copy(run, &file, (size, u64::MAX), None, sink).await?,
         (_, Some(size)) => end.min(size),

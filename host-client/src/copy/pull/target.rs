@@ -36,7 +36,7 @@ use crate::protocol::sftp::{Attributes, extension::Replacement};
 /// How often a pipe or a device is tried that takes no more.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// First and longest pause before a pipe is opened again that nobody reads.
+/// First and longest pause before a pipe is opened again that has no reader.
 const READER_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// Bytes that are written at once to what is no regular file.
@@ -163,7 +163,7 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// What the kernel says; also when something else is there by now.
+    /// Errors of the file system, or when another file is there by now.
     pub(in super::super) fn open(&self) -> io::Result<File> {
         let mut flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let looked = match &self.there {
@@ -184,7 +184,7 @@ impl Target {
         let is_next = matches!(self.there, There::File(_)) && there.is_file();
         if !(is_next || is_same(&there, looked)) {
             return Err(io::Error::other(
-                "the target was replaced by somebody else meanwhile",
+                "the target was replaced by another process meanwhile",
             ));
         }
         if looked.is_file() {
@@ -193,21 +193,21 @@ impl Target {
         Ok(file)
     }
 
-    /// Whether so many bytes have no room beside what is there, but in its place.
+    /// Whether the disk has no space for so many bytes beside the existing file, but in its place.
     fn needs_room(&self, bytes: u64) -> bool {
-        self.room()
+        self.space()
             .is_some_and(|(free, old)| free < bytes && bytes <= free.saturating_add(old))
     }
 
-    /// Whether so many bytes have room in the place of what is there, as far as is known.
+    /// Whether the disk has space for so many bytes in place of the existing file, as far as is known.
     pub(in super::super) fn fits(&self, bytes: u64) -> bool {
-        self.room()
+        self.space()
             .is_none_or(|(free, old)| bytes <= free.saturating_add(old))
     }
 
     /// How many bytes are free, and how many the file that is there takes. None if there is no file,
     /// or it is on a file system without blocks.
-    fn room(&self) -> Option<(u64, u64)> {
+    fn space(&self) -> Option<(u64, u64)> {
         let old = self.old()?;
         let mut follow = OFlag::empty();
         follow.set(OFlag::O_NOFOLLOW, !matches!(self.there, There::Linked(_)));
@@ -219,7 +219,7 @@ impl Target {
             .saturating_mul(system.fragment_size());
         let old = match has_own_blocks(&file) {
             true => old.blocks().saturating_mul(512),
-            // Nobody knows how much emptying it would give back.
+            // How much truncating it would free is not known.
             false => 0,
         };
         (system.blocks() > 0).then_some((free, old))
@@ -352,9 +352,9 @@ impl Finish {
     }
 }
 
-/// What is written to, with the bytes that are in it; and why it is not a part, if nobody asked for
+/// The file that is written, with its length; and why it is not a part, if the options did not ask for
 /// that.
-pub(super) type Begun = ((Part, u64), Option<InPlace>);
+pub(super) type OpenedTarget = ((Part, u64), Option<InPlace>);
 
 /// What so many bytes are written to for a target: a part of it, with `keep` the one that an earlier copy left, or
 /// what is there. Blocking.
@@ -363,7 +363,7 @@ pub(super) fn begin(
     bytes: u64,
     finish: Finish,
     keep: bool,
-) -> Result<Begun, CopyError> {
+) -> Result<OpenedTarget, CopyError> {
     let write_to = |reason| Ok(((Part::in_place(target)?, 0), reason));
     match &target.there {
         There::Linked(_) => return write_to(Some(InPlace::Link)),

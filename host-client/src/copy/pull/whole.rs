@@ -27,7 +27,7 @@ use crate::{
 /// Most files in one request.
 const MAX_FILES: usize = 64;
 
-/// Files of one directory that are believed to be small.
+/// Files of one directory that are small by their attributes.
 #[derive(Debug, Default)]
 pub(super) struct Files {
     /// The directory in the guest.
@@ -58,7 +58,7 @@ impl Files {
     /// Whether another one is too much.
     pub(super) fn is_full_for(&self, attributes: &Attributes) -> bool {
         self.files.len() >= MAX_FILES
-            || self.bytes.saturating_add(wanted(attributes)) > MAX_FETCHED_BYTES
+            || self.bytes.saturating_add(request_length(attributes)) > MAX_FETCHED_BYTES
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -67,13 +67,13 @@ impl Files {
 
     pub(super) fn add(&mut self, source: &RemotePath, name: OsString, attributes: Attributes) {
         self.source.get_or_insert_with(|| source.clone());
-        self.bytes = self.bytes.saturating_add(wanted(&attributes));
+        self.bytes = self.bytes.saturating_add(request_length(&attributes));
         self.files.push((name, attributes));
     }
 }
 
 /// One byte more than there should be tells whether there is more.
-fn wanted(attributes: &Attributes) -> u32 {
+fn request_length(attributes: &Attributes) -> u32 {
     let size = attributes.size.unwrap_or(0).saturating_add(1);
     u32::try_from(size).unwrap_or(u32::MAX)
 }
@@ -89,21 +89,21 @@ pub(super) async fn pull(
     };
     let name = |name: &OsString| Bytes::copy_from_slice(name.as_bytes());
     let request = files.files.iter();
-    let request = request.map(|(file, attributes)| (name(file), wanted(attributes)));
+    let request = request.map(|(file, attributes)| (name(file), request_length(attributes)));
     let fetched = match run.sftp.fetch(&source, request.collect()).await {
         Ok(fetched) => fetched.into_iter().map(Some).collect(),
-        // Each hears for itself why.
+        // Each file gets the error by itself.
         Err(ClientError::File { .. }) => files.files.iter().map(|_| None).collect::<Vec<_>>(),
         Err(error) => return Err(error.into()),
     };
-    let (mut whole, mut rest, mut claims) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut whole, mut rest, mut reservations) = (Vec::new(), Vec::new(), Vec::new());
     for ((name, listed), fetched) in files.files.into_iter().zip(fetched) {
         let source = source.join(name.as_bytes());
         match fetched {
             Some(Ok(FetchedFile { attributes, data })) if is_all(&attributes, &data) => {
                 run.started(source.as_bytes(), attributes.size, 0);
-                claims.push(run.claim(length(&data))?);
-                let attributes = run.wanted(&attributes);
+                reservations.push(run.reserve(length(&data))?);
+                let attributes = run.attributes_to_set(&attributes);
                 whole.push(Whole {
                     name,
                     source,
@@ -134,12 +134,14 @@ pub(super) async fn pull(
         };
         whole.into_iter().map(write).collect::<Vec<_>>()
     };
-    for ((file, written), mut claim) in run.pool.run(write).await?.into_iter().zip(claims) {
+    for ((file, written), mut reservation) in
+        run.pool.run(write).await?.into_iter().zip(reservations)
+    {
         let bytes = length(&file.data);
         match written {
             Ok(completed) => {
                 run.completed(file.source.as_bytes(), completed);
-                claim.copied(bytes)?;
+                reservation.copied(bytes)?;
                 run.finished(file.source.as_bytes(), bytes, |summary| &mut summary.files);
             }
             Err(error) => run.failed(file.source.as_bytes(), error)?,

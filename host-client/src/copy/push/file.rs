@@ -97,8 +97,8 @@ async fn is_complete(run: &Run<'_>, target: &Target, found: &FoundFile) -> Resul
     }
 }
 
-/// Writes the file. Where there is no room for it beside what is there, it is written in place, if
-/// there is room for it then.
+/// Writes the file. Without disk space for it beside the existing one, it is written in place, if
+/// there is space for it then.
 async fn write(
     run: &Run<'_>,
     target: &Target,
@@ -119,7 +119,7 @@ async fn write(
         return Err(error);
     };
     if run.options.resume {
-        // What was kept takes room. If it cannot be removed there is none.
+        // The part of an earlier copy takes space. If it cannot be removed, there is none.
         let _ = remove_left(run.sftp, &target.path).await;
     }
     run.sftp.removed().await;
@@ -131,7 +131,7 @@ async fn write(
     attempt(run, output, again, source).await
 }
 
-/// Whether a new file of so many bytes has no room beside the one that is there, but in its place.
+/// Whether the disk has no space for so many bytes beside the existing file, but in its place.
 pub(in super::super) async fn needs_room(run: &Run<'_>, target: &Target, bytes: u64) -> bool {
     let Ok(system) = run.sftp.statvfs(&target.path).await else {
         return false;
@@ -162,9 +162,9 @@ async fn attempt(
         } => {
             let bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);
             run.started(source, Some(bytes), 0);
-            let mut claim = run.claim(bytes)?;
+            let mut reservation = run.reserve(bytes)?;
             small(run, output, content, attributes).await?;
-            claim.copied(bytes)?;
+            reservation.copied(bytes)?;
             Ok(bytes)
         }
         FoundFile {
@@ -259,10 +259,10 @@ async fn large(
     } else {
         (offset < size).then_some((offset, size))
     } {
-        let mut claim = run.claim(to - from)?;
+        let mut reservation = run.reserve(to - from)?;
         file.send(local, from, to, |bytes| {
             output.keep(run.options.resume);
-            claim.copied(bytes)
+            reservation.copied(bytes)
         })
         .await?;
         offset = to;

@@ -16,7 +16,7 @@ use crate::{
     sftp::{RemotePath, Sftp},
 };
 
-/// Makes a link that says `text` at `path`, over what is there if that is no directory.
+/// Creates a symbolic link to `text` at `path`, over what is there if that is no directory.
 pub(super) async fn put(
     sftp: &Sftp,
     path: &RemotePath,

@@ -34,7 +34,7 @@ pub(super) async fn push(
     files: Files,
 ) -> Result<(), CopyError> {
     let Files { files, _permit } = files;
-    let mut claim = run.claim(files.iter().map(|(_, found)| bytes_of(found)).sum())?;
+    let mut reservation = run.reserve(files.iter().map(|(_, found)| bytes_of(found)).sum())?;
     let mut request = Vec::with_capacity(files.len());
     for (name, found) in &files {
         let Found::File(file) = found else { continue };
@@ -62,12 +62,12 @@ pub(super) async fn push(
             continue;
         }
         let (source, bytes) = (shown(&directory.source, &name), bytes_of(&found));
-        claim.copied(bytes)?;
+        reservation.copied(bytes)?;
         run.finished(&source, bytes, |summary| &mut summary.files);
     }
-    drop(claim);
+    drop(reservation);
     // What must be written to instead of being replaced goes by itself, and so does what finds that an
-    // earlier copy left something. The others hear why.
+    // earlier copy left something. The others get the error.
     for (name, found) in rest {
         let source = shown(&directory.source, &name);
         put_one(run, directory, name, source, found).await?;

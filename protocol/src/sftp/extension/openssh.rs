@@ -1,4 +1,4 @@
-//! What OpenSSH's extensions say of limits, file systems, links and copies.
+//! Messages of OpenSSH's extensions for limits, file systems, links and copies.
 
 use bytes::Bytes;
 
@@ -60,7 +60,7 @@ in_order!(FileSystem: block_size, fragment_size, blocks, blocks_free, blocks_ava
 pub struct SetLinkAttributes {
     /// The path, not followed if it is a link.
     pub path: Bytes,
-    /// What to change. A size cannot be set.
+    /// Attributes to change. A size cannot be set.
     pub attributes: Attributes,
 }
 
@@ -73,7 +73,7 @@ pub struct CopyData {
     pub from: Bytes,
     /// Where reading starts.
     pub from_offset: u64,
-    /// How much; 0 is everything to the end.
+    /// Length; 0 is everything to the end.
     pub length: u64,
     /// Handle of the file that is written.
     pub to: Bytes,

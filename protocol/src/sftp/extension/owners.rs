@@ -1,4 +1,4 @@
-//! What OpenSSH's extension [`USERS_GROUPS_BY_ID`](super::USERS_GROUPS_BY_ID) says: names of owners.
+//! Messages of OpenSSH's extension [`USERS_GROUPS_BY_ID`](super::USERS_GROUPS_BY_ID).
 
 use bytes::Bytes;
 
@@ -33,7 +33,7 @@ impl IdLists {
     ///
     /// # Errors
     ///
-    /// [`MalformedExtension`], also when a list is no whole number of ids.
+    /// [`MalformedExtension`], also when the length of a list is no multiple of four.
     pub fn decode(data: Bytes) -> Result<Self, MalformedExtension> {
         let list = |bytes: Bytes| -> Result<Vec<u32>, MalformedExtension> {
             let (ids, rest) = bytes.as_chunks::<4>();
@@ -50,7 +50,7 @@ impl IdLists {
     }
 }
 
-/// Answer to [`USERS_GROUPS_BY_ID`](super::USERS_GROUPS_BY_ID): a name for each id in its place, empty where there is none.
+/// Answer to [`USERS_GROUPS_BY_ID`](super::USERS_GROUPS_BY_ID): a name for each id, in their order, empty where there is none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NameLists {
     /// Names of the users.

@@ -1,5 +1,5 @@
-//! Files under a temporary name until they are whole: what our own extension
-//! [`OPEN_PART`](super::OPEN_PART) says.
+//! Messages of our own extension [`OPEN_PART`](super::OPEN_PART): files under a temporary name until
+//! they are complete.
 
 use bytes::{Bytes, BytesMut};
 
@@ -12,16 +12,16 @@ pub const MAX_PART_NAMES: usize = 16;
 /// several names, locked (`flock(2)`) until its handle is closed.
 ///
 /// A file that has one of the names and is not locked is *abandoned*, if it is a regular file of the
-/// session's own user without another name. What is abandoned is removed, but for the longest that
-/// nobody else may write to if `keep` says so: that one is opened with its content. Else a new file
-/// of mode 0600 is created under the first name that is free. What is not abandoned stays as it is.
+/// session's own user without another name. Abandoned files are removed. With `keep` the longest that
+/// no other user may write to is opened with its content instead. Else a new file
+/// of mode 0600 is created under the first name that is free. Other files are not touched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenPart {
     /// The directory of all of them.
     pub directory: Bytes,
     /// At most [`MAX_PART_NAMES`]; each one component.
     pub names: Vec<Bytes>,
-    /// Whether to go on with the longest that is abandoned.
+    /// Whether to continue with the longest abandoned file.
     pub keep: bool,
 }
 
@@ -47,9 +47,9 @@ impl Field for Vec<Bytes> {
 pub struct OpenedPart {
     /// The handle of the file.
     pub handle: Bytes,
-    /// Which of the names it has, counted from 0.
+    /// Index of the name it has, from 0.
     pub name: u32,
-    /// Bytes that are in it already.
+    /// Its length, in bytes.
     pub length: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What our own extensions [`HASH`](super::HASH) and [`HOLES`](super::HOLES) say of an open file.
+//! Messages of our own extensions [`HASH`](super::HASH) and [`HOLES`](super::HOLES).
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -23,7 +23,7 @@ in_order!(HashRange: handle, offset, length);
 /// Answer to [`HASH`](super::HASH).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RangeHash {
-    /// Bytes that were there and were hashed.
+    /// Bytes that were hashed.
     pub length: u64,
     /// Their BLAKE3 hash.
     pub hash: [u8; 32],
@@ -70,8 +70,8 @@ in_order!(HolesFrom: handle, offset);
 /// What is not a hole is data. All in bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Holes {
-    /// Up to where this map goes: the size of the file, or less when there were [`MAX_HOLES`] and
-    /// more is to be asked for.
+    /// Up to where this map goes: the size of the file, or less after [`MAX_HOLES`]: the
+    /// client must ask for the rest.
     pub end: u64,
     /// The size of the file at that time.
     pub size: u64,

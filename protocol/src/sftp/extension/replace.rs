@@ -1,23 +1,23 @@
-//! A complete file takes the name and the attributes of another one: what our own extension
-//! [`REPLACE`](super::REPLACE) says.
+//! Messages of our own extension [`REPLACE`](super::REPLACE): a complete file gets the name and the
+//! attributes of another one.
 
 use bytes::Bytes;
 
 use super::{MalformedExtension, Reader};
 
-/// Request of [`REPLACE`](super::REPLACE). If the answer is not [`Replaced::Done`], what is at `to`
-/// is as it was.
+/// Request of [`REPLACE`](super::REPLACE). If the answer is not [`Replaced::Done`], `to` is
+/// unchanged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplaceFile {
     /// The path of the new file: regular, complete, closed.
     pub from: Bytes,
-    /// Its path to be. There may be nothing.
+    /// Its new path, which need not exist.
     pub to: Bytes,
-    /// What is kept.
+    /// What the new file keeps.
     pub replacement: Replacement,
 }
 
-/// What becomes of a file that is replaced. By default the new one gets the old one's owner and
+/// How a file is replaced. By default the new one gets the old one's owner and
 /// mode, and links are replaced.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Replacement {
@@ -36,17 +36,17 @@ pub struct Replacement {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Replaced {
-    /// It has its name.
+    /// The file was replaced.
     Done,
     /// The owner, the ACL or something like them cannot be given to another file.
     Attributes,
-    /// What is there has other names, which would keep the old content.
+    /// The target has other hard links, which would keep the old content.
     HardLinks,
     /// Something is mounted there.
     Busy,
-    /// What is there is no regular file.
+    /// The target is no regular file.
     NotRegular,
-    /// Some other reason to write to what is there instead.
+    /// Another reason to write to the target instead.
     Other,
 }
 
@@ -65,7 +65,7 @@ impl Replacement {
         bits.map(|(flag, set)| if set { *flag } else { 0 }).sum()
     }
 
-    /// From a number; bits that are not known mean nothing.
+    /// From a number; unknown bits are ignored.
     pub(super) fn from_bits(bits: u32) -> Self {
         let [sets_mode, sets_owner, leaves_links, syncs_directory] =
             Self::FLAGS.map(|flag| bits & flag != 0);

@@ -1,7 +1,7 @@
-//! Several small files of one directory in one request, each whole or not there: what our own
-//! extensions [`STORE`](super::STORE) and [`FETCH`](super::FETCH) say.
+//! Messages of our own extensions [`STORE`](super::STORE) and [`FETCH`](super::FETCH): several small
+//! files of one directory in one request.
 //!
-//! Both do what five or four plain requests for each file would do, and refuse what those would.
+//! They replace five and four plain requests for each file, and refuse what those would.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -13,22 +13,22 @@ use super::{
 /// Most files in one request.
 pub const MAX_WHOLE_FILES: usize = 256;
 
-/// Most data that one [`FETCH`](super::FETCH) may ask for, in bytes: what it says of the files has
-/// to fit in the frame too.
+/// Most data that one [`FETCH`](super::FETCH) may ask for, in bytes: the attributes of the
+/// files must fit in the frame too.
 pub const MAX_FETCHED_BYTES: u32 = MAX_DATA_BYTES / 2;
 
-/// Why one file failed.
+/// Error of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// One of [`super::super::status`], but not OK; others may come.
     pub code: u32,
-    /// For a person.
+    /// A message for people.
     pub message: Bytes,
 }
 
 /// Request of [`STORE`](super::STORE): each file is created under the name of its part, which must
 /// be free, gets its data and its attributes, and takes its name as [`REPLACE`](super::REPLACE)
-/// does. When a step fails, or something has the name that must be written to instead, the part is
+/// does. When a step fails, or the target must be written in place instead, the part is
 /// removed again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreFiles {
@@ -36,7 +36,7 @@ pub struct StoreFiles {
     pub directory: Bytes,
     /// At most [`MAX_WHOLE_FILES`].
     pub files: Vec<StoreFile>,
-    /// What becomes of the files that are there. A request that ends before it has the default.
+    /// How existing files are replaced. A request that ends before it has the default.
     pub replacement: Replacement,
 }
 
@@ -47,7 +47,7 @@ pub struct StoreFile {
     pub part: Bytes,
     /// Its name: one component.
     pub name: Bytes,
-    /// Its attributes; a size makes no sense.
+    /// Its attributes, without a size.
     pub attributes: Attributes,
     /// Its content.
     pub data: Bytes,
@@ -114,7 +114,7 @@ impl StoreFile {
     }
 }
 
-/// Answer to [`STORE`](super::STORE): how it went, for each file in its place.
+/// Answer to [`STORE`](super::STORE): a result for each file, in their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredFiles(pub Vec<Result<(), Failure>>);
 
@@ -150,8 +150,8 @@ impl StoredFiles {
 pub struct FetchFiles {
     /// The directory of all of them.
     pub directory: Bytes,
-    /// Name, which is one component and not followed if it is a link, and how many bytes from the
-    /// start are wanted. At most [`MAX_WHOLE_FILES`], and [`MAX_FETCHED_BYTES`] in all.
+    /// Name, which is one component and not followed if it is a link, and how many bytes to read from the
+    /// start. At most [`MAX_WHOLE_FILES`], and [`MAX_FETCHED_BYTES`] in all.
     pub files: Vec<(Bytes, u32)>,
 }
 
@@ -177,7 +177,7 @@ impl FetchFiles {
     ///
     /// # Errors
     ///
-    /// [`MalformedExtension`], also when more is asked for than may be.
+    /// [`MalformedExtension`], also when a limit is exceeded.
     pub fn decode(data: Bytes) -> Result<Self, MalformedExtension> {
         let mut reader = Reader(data);
         let directory = reader.string()?;
@@ -195,11 +195,11 @@ impl FetchFiles {
 pub struct FetchedFile {
     /// Its attributes.
     pub attributes: Attributes,
-    /// Its first bytes, as many as were wanted or as there are.
+    /// Its first bytes, as many as were requested or as there are.
     pub data: Bytes,
 }
 
-/// Answer to [`FETCH`](super::FETCH): for each file in its place. Only regular files are fetched.
+/// Answer to [`FETCH`](super::FETCH): a result for each file, in their order. Only regular files are fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchedFiles(pub Vec<Result<FetchedFile, Failure>>);
 
@@ -258,7 +258,7 @@ fn list<T>(
     }
 }
 
-/// Writes a code, and what belongs to it.
+/// Writes a status code and its fields.
 fn put_outcome<T>(
     out: &mut BytesMut,
     outcome: Result<T, &Failure>,

@@ -20,7 +20,7 @@ use crate::{
     sftp::{OpenFlags, RemoteFile},
 };
 
-/// First and longest pause before a pipe is opened again that nobody reads.
+/// First and longest pause before a pipe is opened again that has no reader.
 const READER_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// Most bytes that are written at once to what has no offsets.
@@ -39,7 +39,7 @@ pub(in super::super::super) struct Output<'r, 'a> {
     pub(super) target: Target,
     /// Nothing if it is written in place.
     part: Option<RemotePart<'a>>,
-    /// Of what is copied, for who is told.
+    /// Path of the source, for the observer.
     source: &'r [u8],
     /// Whether what is there is not emptied when it is opened.
     keeps_content: bool,
@@ -63,7 +63,7 @@ impl<'r, 'a> Output<'r, 'a> {
         output
     }
 
-    /// From now on in place, which is told.
+    /// Writes in place from now on, and reports it.
     pub(in super::super::super) fn write_in_place(&mut self, reason: InPlace) {
         if self.part.take().is_some() {
             self.run.in_place(self.source, reason);
@@ -140,7 +140,7 @@ impl<'r, 'a> Output<'r, 'a> {
                 Err(ClientError::File { status, .. })
                     if waits && status.code() == status::FAILURE =>
                 {
-                    // There is no code for "nobody reads".
+                    // There is no code for "there is no reader".
                     let there = sftp.stat(&self.target.path).await?;
                     if there.file_type() != Some(FileType::Fifo) {
                         return Err(CopyError::TargetChanged);
@@ -185,7 +185,7 @@ impl<'r, 'a> Output<'r, 'a> {
         }
     }
 
-    /// Has the server say something from time to time.
+    /// Sends a request from time to time, so that the server is not taken for silent.
     async fn stay_heard(&self) {
         loop {
             sleep(SILENCE_INTERVAL).await;
@@ -197,27 +197,27 @@ impl<'r, 'a> Output<'r, 'a> {
 
     /// What the open file gets of `wanted`, and of what is there; nothing if it stays as it is.
     pub(super) fn attributes(&self, wanted: &Attributes) -> Option<Attributes> {
-        let told = self.run.replacement();
+        let replacement = self.run.replacement();
         let mut attributes = wanted.clone();
         match &self.target.there {
             There::Nothing => {}
             There::BlockDevice | There::CharacterDevice | There::Fifo => return None,
             There::Linked | There::File(_) if self.is_in_place() => {
-                attributes.permissions = wanted.permissions.filter(|_| told.sets_mode);
+                attributes.permissions = wanted.permissions.filter(|_| replacement.sets_mode);
             }
-            // The server sees to it. Until then nobody gets rights that the old file does not give.
+            // The server sets them. Until then the part grants no rights that the old file does not.
             There::File(old) if self.run.sftp.replaces() => {
-                if let Some(old) = old.permissions.filter(|_| !told.sets_mode) {
+                if let Some(old) = old.permissions.filter(|_| !replacement.sets_mode) {
                     attributes.permissions = wanted.permissions.map(|mode| mode & old);
                 }
             }
             There::File(old) => {
-                let kept = if told.sets_owner {
+                let kept = if replacement.sets_owner {
                     0o777
                 } else {
                     0o777 | SPECIAL_BITS
                 };
-                if !told.sets_mode {
+                if !replacement.sets_mode {
                     attributes.permissions = old.permissions.map(|mode| mode & kept);
                 }
                 attributes.owner = wanted.owner.or(old.owner);
@@ -238,7 +238,7 @@ impl<'r, 'a> Output<'r, 'a> {
         self.publish(file, set, attributes).await
     }
 
-    /// Says of a file that was written whether it has its attributes.
+    /// Whether a file that was written has its attributes.
     async fn finish(
         &self,
         file: &RemoteFile,
@@ -296,7 +296,7 @@ impl<'r, 'a> Output<'r, 'a> {
                 return Ok(());
             }
             Ok(Some(reason)) => reason,
-            // A server that does not say why.
+            // A server that gives no reason.
             Err(CopyError::Client(ClientError::File { .. }))
                 if target.old().is_some() && !sftp.replaces() =>
             {
@@ -344,10 +344,12 @@ impl<'r, 'a> Output<'r, 'a> {
 
     /// What is written in place need not get the times of the source.
     fn unless_needed(&self, set: Result<(), ClientError>) -> Result<(), CopyError> {
-        let told = self.run.replacement();
+        let replacement = self.run.replacement();
         let is_new = matches!(self.target.there, There::Nothing);
         match set {
-            Err(ClientError::File { .. }) if !(is_new || told.sets_mode || told.sets_owner) => {
+            Err(ClientError::File { .. })
+                if !(is_new || replacement.sets_mode || replacement.sets_owner) =>
+            {
                 Ok(())
             }
             set => Ok(set?),

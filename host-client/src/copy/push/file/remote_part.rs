@@ -29,7 +29,7 @@ use crate::{
 pub(super) struct RemotePart<'a> {
     sftp: &'a Sftp,
     target: RemotePath,
-    // Removed before it is closed: as long as it is open nobody else takes it.
+    // Removed before it is closed: as long as it is open, no other copy takes it.
     name: Option<PartName<'a>>,
     file: Option<Arc<RemoteFile>>,
     /// Whether the first name was not free: another copy writes there, or did.
@@ -193,7 +193,7 @@ impl<'a> RemotePart<'a> {
     }
 }
 
-/// Closes a file that nobody else has.
+/// Closes a file that has no other user.
 pub(super) async fn close(file: Arc<RemoteFile>) -> Result<(), ClientError> {
     match Arc::into_inner(file) {
         Some(file) => file.close().await,
@@ -235,7 +235,7 @@ impl<'a> PartName<'a> {
         let replaced = self.sftp.replace_file(&self.path, target, replacement);
         let replaced = replaced.await.map_err(renamed)?;
         self.keep = replaced == Replaced::Done;
-        Ok(InPlace::told(replaced))
+        Ok(InPlace::from_reply(replaced))
     }
 
     /// Renames what has it over the target, whatever that is.
@@ -296,7 +296,7 @@ async fn longest(sftp: &Sftp, paths: &[&RemotePath]) -> Result<Option<Left>, Cop
             path: path.clone(),
             file,
         })),
-        // Somebody else removed it.
+        // Another process removed it.
         Err(ClientError::File { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }

@@ -9,7 +9,7 @@ use crate::{
 /// Where a file goes.
 #[derive(Debug, Clone)]
 pub(in super::super::super) struct Target {
-    /// Links followed, as far as they are to be and the server says where they lead.
+    /// The path with links followed, if they are to be and the server resolves them.
     pub(super) path: RemotePath,
     pub(super) there: There,
 }
@@ -84,8 +84,8 @@ impl Target {
         }
     }
 
-    /// Whether a file of so many bytes has room in the place of the one that is there, as far as the
-    /// server says.
+    /// Whether the disk has space for so many bytes in place of the existing file, as far as the
+    /// server reports.
     pub(super) async fn fits(&self, run: &Run<'_>, bytes: u64) -> bool {
         let Ok(system) = run.sftp.statvfs(&self.path).await else {
             return true;
@@ -97,7 +97,7 @@ impl Target {
             || bytes <= free.saturating_add(self.data_bytes(run).await)
     }
 
-    /// How many bytes of the file that is there are no holes, as far as the server says: about what
+    /// How many bytes of the file that is there are no holes, as far as the server reports: about what
     /// emptying it gives back, unless it shares them with other files.
     pub(super) async fn data_bytes(&self, run: &Run<'_>) -> u64 {
         let size = self.old().and_then(|old| old.size).unwrap_or(0);
@@ -124,7 +124,7 @@ impl Target {
 }
 
 impl There {
-    /// A server that does not say has nothing but files.
+    /// Without a type from the server it is taken for a file.
     fn of(attributes: Attributes) -> Result<Self, CopyError> {
         Ok(match attributes.file_type() {
             None | Some(FileType::Regular) => Self::File(attributes),
