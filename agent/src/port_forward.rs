@@ -7,9 +7,12 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
+use futures_util::future;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
     net::TcpStream,
+    select,
+    sync::Notify,
     time::timeout,
 };
 use vsock_agent_protocol::port_forward::PortForward;
@@ -76,17 +79,42 @@ async fn resolve(address: &str) -> Vec<IpAddr> {
 }
 
 /// Copies both ways until both directions have ended, and returns the bytes from the client and to
-/// it. The end of one direction is passed on, and the other goes on.
+/// it. The end of one direction is passed on, and the other goes on, unless the client has `left` by
+/// then: a port that says nothing would never notice. `early` came from the client before.
 ///
 /// # Errors
 ///
-/// The first error of either end; then both are closed.
+/// The first error of either end, or that the client has left; then both are closed.
 pub(crate) async fn copy(
-    mut client: impl AsyncRead + AsyncWrite + Unpin,
+    client: impl AsyncRead + AsyncWrite,
+    early: &[u8],
     mut guest: TcpStream,
+    left: impl Future<Output = ()>,
 ) -> io::Result<(u64, u64)> {
-    let size = defaults::FORWARD_BUFFER_BYTES;
-    copy_bidirectional_with_sizes(&mut client, &mut guest, size, size).await
+    let (mut from_client, mut to_client) = split(client);
+    let (mut from_guest, mut to_guest) = guest.split();
+    let client_ended = Notify::new();
+    let forth = async {
+        let mut all = early.chain(&mut from_client);
+        let bytes = tokio::io::copy(&mut all, &mut to_guest).await?;
+        to_guest.shutdown().await?;
+        client_ended.notify_one();
+        Ok(bytes)
+    };
+    let back = async {
+        let bytes = tokio::io::copy(&mut from_guest, &mut to_client).await?;
+        to_client.shutdown().await?;
+        Ok(bytes)
+    };
+    let gone = async {
+        client_ended.notified().await;
+        left.await;
+        Err(io::ErrorKind::BrokenPipe.into())
+    };
+    select! {
+        ended = future::try_join(forth, back) => ended,
+        gone = gone => gone,
+    }
 }
 
 #[cfg(test)]

@@ -145,6 +145,20 @@ async fn a_connection_counts_while_it_lasts() {
     assert!(eventually(PATIENCE, async || counts("0").await).await);
 }
 
+#[tokio::test]
+async fn a_client_that_leaves_keeps_no_connection_to_a_silent_port() {
+    let (_agent, client, listener, port) = start().await;
+    let (mut near, mut far) = forward(&client, &listener, json!({ "port": port }), "").await;
+    near.write_all(b"last words").await.unwrap();
+    drop(near);
+    let mut words = String::new();
+    far.read_to_string(&mut words).await.unwrap();
+    assert_eq!(words, "last words");
+    let none = "\nvsock_agent_port_forwards 0\n";
+    let is_closed = async || ask(&client, "GET", "/metrics").await.1.contains(none);
+    assert!(eventually(PATIENCE, is_closed).await);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_of_the_agent_ends_both_sides() {
     let (mut agent, client, listener, port) = start().await;

@@ -13,6 +13,7 @@ use crate::{
     defaults,
     http::{
         client,
+        connection::{self, Transport},
         reply::{ApiError, Reply, read_json, switching_protocols},
     },
     port_forward,
@@ -55,9 +56,15 @@ pub(crate) async fn post(
         let Ok(Ok(upgraded)) = timeout(defaults::UPGRADE_TIMEOUT, upgrade).await else {
             return;
         };
+        // There is no other kind.
+        let Ok(parts) = upgraded.downcast::<TokioIo<Transport>>() else {
+            return;
+        };
         tracing::info!(address = to.address, port = to.port, "a port is forwarded");
+        let stream = parts.io.into_inner();
+        let watch = connection::socket(&stream).watch();
         let ended = select! {
-            ended = port_forward::copy(TokioIo::new(upgraded), guest) => ended,
+            ended = port_forward::copy(stream, &parts.read_buf, guest, watch.closed()) => ended,
             () = stop.cancelled() => return,
         };
         tracing::info!(port = to.port, ?ended, "a forwarded connection ended");

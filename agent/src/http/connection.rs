@@ -36,10 +36,11 @@ pub(crate) async fn serve(
     stop: CancellationToken,
     answer: &(dyn Fn(Request<Incoming>) -> BoxFuture<'static, Reply> + Sync),
 ) -> io::Result<()> {
-    let watch = socket(&stream).watch();
+    let (watch, closer) = (socket(&stream).watch(), socket(&stream).closer());
     // Locked while a request that changes something is handled.
     let changing = Mutex::new(());
-    let service = service_fn(|request| async {
+    let service = service_fn(|mut request: Request<Incoming>| async {
+        request.extensions_mut().insert(closer.clone());
         let _guard = if request.method().is_safe() {
             None
         } else {

@@ -13,7 +13,10 @@ use hyper::body::{Frame, Incoming};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     select,
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{
+        OwnedSemaphorePermit, Semaphore,
+        mpsc::{self, error::SendTimeoutError},
+    },
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_tungstenite::{
@@ -26,6 +29,7 @@ use crate::{
     defaults,
     events::{self, Events},
     http::{
+        listen::Closer,
         query::parameter,
         reply::{ApiError, Reply},
         ws::{self, Carries},
@@ -83,7 +87,8 @@ pub(crate) fn send_events(
     };
     let stop = source.stop.clone();
     if !ws::is_requested(request.headers()) {
-        return Ok(stream(listener, stop));
+        let closer = request.extensions().get().cloned();
+        return Ok(stream(listener, source.shutdown, stop, closer));
     }
     let (reply, upgrading) = ws::accept(request)?;
     source.shutdown.spawn(async move {
@@ -162,16 +167,37 @@ where
     ws::linger(socket).await;
 }
 
-/// An endless body with one event a line.
-fn stream(listener: Listener, stop: CancellationToken) -> Reply {
-    let lines = futures_util::stream::unfold((listener, stop), |(mut listener, stop)| async move {
-        let event = select! {
-            event = listener.next() => event?,
-            () = stop.cancelled() => return None,
-        };
-        let line = Frame::data(Bytes::from([event.as_bytes(), b"\n"].concat()));
-        Some((Ok::<_, io::Error>(line), (listener, stop)))
+/// An endless body with one event a line. A client that takes nothing for
+/// [`defaults::EVENT_WRITE_TIMEOUT`] is cut off.
+fn stream(
+    mut listener: Listener,
+    shutdown: &Shutdown,
+    stop: CancellationToken,
+    closer: Option<Closer>,
+) -> Reply {
+    let (lines, mut due) = mpsc::channel(1);
+    shutdown.spawn(async move {
+        loop {
+            let event = select! {
+                event = listener.next() => event,
+                () = lines.closed() => return,
+                () = stop.cancelled() => return,
+            };
+            let Some(event) = event else { return };
+            let line = Frame::data(Bytes::from([event.as_bytes(), b"\n"].concat()));
+            let sent = lines.send_timeout(Ok::<_, io::Error>(line), defaults::EVENT_WRITE_TIMEOUT);
+            match stop.run_until_cancelled(sent).await {
+                Some(Ok(())) => {}
+                Some(Err(SendTimeoutError::Timeout(_))) => break,
+                Some(Err(SendTimeoutError::Closed(_))) | None => return,
+            }
+        }
+        tracing::warn!("a listener takes nothing and is dropped");
+        if let Some(closer) = closer {
+            closer.close();
+        }
     });
+    let lines = futures_util::stream::poll_fn(move |cx| due.poll_recv(cx));
     let mut reply = Response::new(StreamBody::new(lines).boxed_unsync());
     let headers = reply.headers_mut();
     headers.insert(
@@ -189,10 +215,15 @@ fn stream(listener: Listener, stop: CancellationToken) -> Reply {
 mod tests {
     use std::{future::Future, time::Duration};
 
-    use tokio::{io::DuplexStream, time::sleep};
+    use tokio::{
+        io::{AsyncReadExt, DuplexStream},
+        net::UnixStream,
+        time::sleep,
+    };
     use tokio_tungstenite::tungstenite::protocol::Role;
 
     use super::*;
+    use crate::http::listen::Stream;
 
     /// The agent's work for a listener to the kind `a`, and the socket of that.
     async fn listening(
@@ -268,6 +299,26 @@ mod tests {
             () = agent => panic!("the listener was dropped"),
             text = hear(&mut far, Duration::ZERO) => assert!(text.contains("late"), "{text}"),
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listener_that_does_not_read_its_lines_is_cut_off() {
+        let events = Events::new();
+        let permits = Arc::new(Semaphore::new(1));
+        let listener = Listener {
+            events: events.listen(vec!["a".to_owned()]),
+            _permit: Arc::clone(&permits).try_acquire_owned().unwrap(),
+        };
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let ours = Stream::from(ours);
+        let (shutdown, stop) = (Shutdown::default(), CancellationToken::new());
+        let _body = stream(listener, &shutdown, stop, Some(ours.closer()));
+        for _ in 0..2 {
+            events.publish("a", serde_json::json!(""));
+        }
+        let longest = defaults::EVENT_WRITE_TIMEOUT + Duration::from_secs(1);
+        drop(timeout(longest, permits.acquire()).await.unwrap());
+        assert_eq!(theirs.read(&mut [0]).await.unwrap(), 0);
     }
 
     #[test]
