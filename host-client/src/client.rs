@@ -32,18 +32,18 @@ use crate::{
     ws::{self, Socket},
 };
 
-/// Shortest silence that means something: guests under emulation are slow.
+/// Shortest allowed [`Timeouts::silence`]: guests under emulation are slow.
 const MIN_SILENCE: Duration = Duration::from_secs(1);
 
-/// How long an agent may take to cancel an operation.
-const CANCEL_PATIENCE: Duration = Duration::from_secs(30);
+/// Additional time for an agent to cancel an operation.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An agent, as seen from its host.
+/// A client of one agent.
 ///
-/// Making one does nothing yet: each method connects when it needs to, and tries again while the
+/// Creating one does not connect: each method connects when it needs to, and tries again while the
 /// machine boots. Cheap to clone; clones share their connections.
 ///
-/// Dropping the last clone closes the idle connection. What was started goes on.
+/// Dropping the last clone closes the idle connection. Sessions and commands go on.
 #[derive(Debug, Clone)]
 pub struct Client {
     inner: Arc<Inner>,
@@ -54,23 +54,23 @@ struct Inner {
     http: Http,
     timeouts: Timeouts,
     info: Mutex<Option<Arc<ServerInfo>>>,
-    /// What goes on after its caller has left.
+    /// Tasks that go on after their caller is gone.
     background: TaskTracker,
 }
 
-/// How long an agent is waited for.
+/// Time limits of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Timeouts {
-    /// How long a connection is tried for: 30 s unless told otherwise.
+    /// Time limit for connecting, over all attempts. The default is 30 s.
     pub connect: Duration,
-    /// How long an agent may be silent when it owes something: an answer, the next of its words
-    /// while a command runs, the reply to a request for a file. Then it is
-    /// [`Silent`](ClientError::Silent), or the command
+    /// Time limit for an agent that sends nothing: instead of a reply, the next pong while a command
+    /// runs, or the reply to an SFTP request. After it, the request fails with
+    /// [`Silent`](ClientError::Silent), the command with
     /// [`ConnectionLost`](ClientError::ConnectionLost).
     ///
-    /// `None` is 30 s for answers, 45 s for commands, and 300 s for files, because writing to a
-    /// slow disk is silence too. Less than a second is taken as a second.
+    /// `None` is 30 s for replies, 45 s for commands, and 300 s for files, whose disk may be slow. Less
+    /// than a second counts as a second.
     pub silence: Option<Duration>,
 }
 
@@ -98,7 +98,7 @@ impl Timeouts {
         self
     }
 
-    /// The silence that ends something that usually waits for `usual`.
+    /// The value of `silence`, or `usual` if it is `None`.
     pub(crate) fn silence_or(self, usual: Duration) -> Duration {
         self.silence
             .map_or(usual, |silence| silence.max(MIN_SILENCE))
@@ -106,13 +106,13 @@ impl Timeouts {
 }
 
 impl Client {
-    /// An agent at `endpoint`. A connection is tried for 30 s.
+    /// A client of the agent at `endpoint`, with a connect timeout of 30 s.
     #[must_use]
     pub fn new(endpoint: Endpoint, security: Security) -> Self {
         Self::with_connect_timeout(endpoint, security, DEFAULT_CONNECT_TIMEOUT)
     }
 
-    /// An agent at `endpoint`. A connection is tried for `timeout`.
+    /// A client of the agent at `endpoint`, with this connect timeout.
     #[must_use]
     pub fn with_connect_timeout(endpoint: Endpoint, security: Security, timeout: Duration) -> Self {
         Self::with_timeouts(
@@ -122,14 +122,14 @@ impl Client {
         )
     }
 
-    /// An agent at `endpoint`, waited for as `timeouts` says.
+    /// A client of the agent at `endpoint`, with these time limits.
     #[must_use]
     pub fn with_timeouts(endpoint: Endpoint, security: Security, timeouts: Timeouts) -> Self {
         let connector = Connector::new(endpoint, security, timeouts.connect);
         Self::over(connector, timeouts)
     }
 
-    /// As [`Client::with_connect_timeout`], but nothing is logged of a guest that is waited for.
+    /// As [`Client::with_connect_timeout`], without a log message while it waits for a guest.
     #[must_use]
     pub fn quiet(endpoint: Endpoint, security: Security, timeout: Duration) -> Self {
         let connector = Connector::new(endpoint, security, timeout).quiet();
@@ -147,17 +147,19 @@ impl Client {
         }
     }
 
-    /// Where the agent is.
+    /// The endpoint of the agent.
     #[must_use]
     pub fn endpoint(&self) -> &Endpoint {
         self.http().connector().endpoint()
     }
 
-    /// What the agent is and can do.
+    /// The agent's version and API extensions (`GET /1.0`).
     ///
     /// # Errors
     ///
-    /// [`ClientError`], as for every method: it cannot be reached, it refuses, it does not answer.
+    /// As of every method, [`ClientError::Connect`], [`ClientError::IdentityRefused`],
+    /// [`ClientError::Agent`], [`ClientError::ConnectionLost`], [`ClientError::Silent`] or
+    /// [`ClientError::Protocol`].
     pub async fn server_info(&self) -> Result<ServerInfo, ClientError> {
         let call = Call::get(path::SERVER, "asking what the agent is");
         let info: ServerInfo = metadata(self.http().call(call).await?, "the description")?;
@@ -165,36 +167,36 @@ impl Client {
         Ok(info)
     }
 
-    /// Asks once what the agent is, without trying again.
+    /// As [`Client::server_info`], with a single attempt to connect.
     ///
     /// # Errors
     ///
     /// [`ClientError`].
     pub async fn probe(&self) -> Result<ServerInfo, ClientError> {
         let call = Call::get(path::SERVER, "asking what the agent is");
-        metadata(self.http().call_impatiently(call).await?, "the description")
+        metadata(self.http().call_once(call).await?, "the description")
     }
 
-    /// Tells the agent where its host listens, in the words of the agent's family.
+    /// Sends the agent the address of its host (`PUT /1.0`), with the field names of LXD or Incus.
     ///
     /// # Errors
     ///
-    /// [`ClientError::Agent`] when that makes no sense to it; LXD's agents say so too when they
-    /// cannot reach the host there. Or another [`ClientError`].
+    /// [`ClientError::Agent`] if the agent refuses it; LXD's agent also does if it cannot connect to
+    /// that address. Or another [`ClientError`].
     pub async fn tell_host(&self, host: &HostConnection) -> Result<(), ClientError> {
-        let family = match &self.known_info().await?.environment.server[..] {
+        let flavour = match &self.known_info().await?.environment.server[..] {
             INCUS_SERVER_NAME => Family::Incus,
             _ => Family::Lxd,
         };
         let call = Call {
             method: Method::PUT,
-            body: Some(host.to_json(family).to_string().into_bytes()),
+            body: Some(host.to_json(flavour).to_string().into_bytes()),
             ..Call::get(path::SERVER, "telling where the host is")
         };
         self.http().call(call).await.map(drop)
     }
 
-    /// Has the agent tell an event to everybody who listens in the guest.
+    /// Sends an event to all listeners in the guest (`POST /1.0/events`).
     ///
     /// # Errors
     ///
@@ -210,7 +212,7 @@ impl Client {
         self.http().call(call).await.map(drop)
     }
 
-    /// What the agent said last of itself; asks if it has not yet.
+    /// The last result of [`Client::server_info`], requested if there is none.
     pub(crate) async fn known_info(&self) -> Result<Arc<ServerInfo>, ClientError> {
         let known = self.info().clone();
         match known {
@@ -219,7 +221,7 @@ impl Client {
         }
     }
 
-    /// The agent's live operations, and those that ended lately.
+    /// The agent's running operations, and those that ended recently.
     ///
     /// # Errors
     ///
@@ -247,16 +249,16 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ClientError::Agent`] when the agent does not know it. LXD's agents say this also when the
-    /// operation failed and when the time is over, and version 5.0.2 cannot wait at all.
+    /// [`ClientError::Agent`] when the agent does not know it. LXD's agent also returns this when
+    /// the operation failed and after `seconds`; version 5.0.2 does not support waiting.
     pub async fn wait_operation(
         &self,
         id: OperationId,
         seconds: Option<u32>,
     ) -> Result<Operation, ClientError> {
-        let patience = seconds.map_or(Duration::MAX / 2, |s| Duration::from_secs(s.into()));
+        let limit = seconds.map_or(Duration::MAX / 2, |s| Duration::from_secs(s.into()));
         let path = path::operation_wait(id, seconds);
-        let call = Call::get(path, "waiting for an operation").patiently(patience);
+        let call = Call::get(path, "waiting for an operation").with_extra_time(limit);
         metadata(self.http().call(call).await?, "the operation")
     }
 
@@ -264,13 +266,15 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ClientError::Agent`] when it cannot be cancelled: LXD's agents never cancel a command.
+    /// [`ClientError::Agent`] when it cannot be cancelled: LXD's agent cannot cancel a command.
     pub async fn cancel_operation(&self, id: OperationId) -> Result<(), ClientError> {
         let call = Call {
             method: Method::DELETE,
             ..Call::get(path::operation(id), "cancelling an operation")
         };
-        self.http().call(call.patiently(CANCEL_PATIENCE)).await?;
+        self.http()
+            .call(call.with_extra_time(CANCEL_TIMEOUT))
+            .await?;
         Ok(())
     }
 
@@ -299,7 +303,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ClientError::Unsupported`] when the agent does not say that it keeps to `options`;
+    /// [`ClientError::Unsupported`] when the agent does not confirm that it applies `options`;
     /// [`ClientError::Agent`] when it refuses them, or another [`ClientError`].
     pub async fn sftp_with(&self, options: &SessionOptions) -> Result<Sftp, ClientError> {
         let stream = self.open_sftp(options).await?;
@@ -335,13 +339,12 @@ impl Client {
         Ok(stream)
     }
 
-    /// Events of the given kinds from now on; with no kinds, of every kind the agent offers.
+    /// Events of the given kinds from now on; without kinds, of all kinds of the agent.
     ///
     /// # Errors
     ///
-    /// [`ClientError::Local`] with [`io::ErrorKind::InvalidInput`] for a kind that is none of
-    /// [`DEFAULT_KINDS`]: nothing would ever come of it. Or
-    /// another [`ClientError`].
+    /// [`ClientError::Local`] with [`io::ErrorKind::InvalidInput`] for a kind that is not one of
+    /// [`DEFAULT_KINDS`], of which there are no events. Or another [`ClientError`].
     pub async fn events(&self, kinds: &[&str]) -> Result<Events, ClientError> {
         if let Some(kind) = kinds.iter().find(|kind| !DEFAULT_KINDS.contains(kind)) {
             let reason = format!("there are no events of the kind {kind:?}");
@@ -353,8 +356,8 @@ impl Client {
         self.any_events(kinds).await
     }
 
-    /// As [`Client::events`], also of kinds that do not exist. The stream of such events is a sign of
-    /// the agent's presence: it ends with the agent.
+    /// As [`Client::events`], also for unknown kinds. A stream without events shows that the agent is
+    /// running: it ends with the agent.
     ///
     /// # Errors
     ///
@@ -373,9 +376,9 @@ impl Client {
         ws::open(self.http(), &path, ws::SMALL_BUFFER_BYTES, LISTENING).await
     }
 
-    /// Waits until nothing is half done that must not be abandoned: a handshake with the monitor
-    /// of a virtual machine, the end of a command whose start was given up. Worth a moment before a
-    /// process ends, after an error to connect.
+    /// Waits for background work that must not be aborted: a handshake with a virtual machine monitor,
+    /// and ending a command whose start was cancelled. Call it before the process ends, after a failed
+    /// connection.
     pub async fn settle(&self) {
         let background = self.background();
         background.close();
@@ -404,14 +407,14 @@ impl Client {
     }
 }
 
-/// Events as they happen. Dropping it ends the listening.
+/// A stream of events. Dropping it closes the connection.
 #[derive(Debug)]
 pub struct Events {
-    /// Until the agent ended the stream, or it was lost.
+    /// `None` after the stream has ended.
     socket: Result<Socket, Ended>,
 }
 
-/// How the events ended. Said again to whoever still asks.
+/// How the stream ended, returned again by every later call.
 #[derive(Debug, Clone)]
 enum Ended {
     ByAgent,
@@ -427,17 +430,17 @@ impl Ended {
     }
 }
 
-/// What is going on, for errors.
+/// The action in errors.
 const LISTENING: &str = "listening for events";
 
 impl Events {
-    /// The next event; `None` when the agent ended the stream. Nothing is lost if this is dropped.
-    /// What was said of the end is said again when this is called again.
+    /// The next event; `None` when the agent has ended the stream. Cancel safe. After the end, every
+    /// call returns the same result.
     ///
     /// # Errors
     ///
-    /// [`ClientError::ConnectionLost`] when the connection ended, and the agent did not say so: events
-    /// may be missing. [`ClientError::Protocol`] for what is no event; the next may be one.
+    /// [`ClientError::ConnectionLost`] when the connection ended without a close frame: events may be
+    /// missing. [`ClientError::Protocol`] for an invalid event; later ones may be valid.
     pub async fn next(&mut self) -> Result<Option<Event>, ClientError> {
         loop {
             let socket = match &mut self.socket {

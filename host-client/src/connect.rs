@@ -1,5 +1,4 @@
-//! From an endpoint to a stream: with deadlines, with patience for a machine that is still
-//! booting, and over TLS if asked.
+//! Connects to an endpoint: with time limits, repeated attempts while a machine boots, and TLS.
 //!
 //! Every failure that a booting machine or a busy agent can cause is tried again until the overall
 //! deadline. Over virtio there is no "connection refused": a machine whose agent is not up yet and
@@ -33,14 +32,14 @@ pub(crate) use self::stream::{RawStream, Stream, Upgraded};
 /// must be a limit here.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a connection is tried for in all, unless the caller says otherwise.
+/// Default time limit for all attempts together.
 pub(crate) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// First and longest pause between attempts; each is shortened by up to half, at random, so that
 /// many clients of one machine do not come back in step.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
-/// After this long without a connection a person is told what is being waited for.
+/// After this time without a connection, a warning is logged.
 const QUIET_WAIT: Duration = Duration::from_secs(3);
 
 /// Makes connections to one endpoint.
@@ -50,7 +49,7 @@ pub(crate) struct Connector {
     security: Security,
     overall_timeout: Duration,
     is_quiet: bool,
-    /// `CONNECT` handshakes, finished even if nobody wants their connection any more.
+    /// `CONNECT` handshakes, which are finished even if the caller is gone.
     handshakes: TaskTracker,
 }
 
@@ -65,7 +64,7 @@ impl Connector {
         }
     }
 
-    /// The same, which never says in the log what is being waited for.
+    /// The same, without the warning.
     pub(crate) fn quiet(self) -> Self {
         Self {
             is_quiet: true,
@@ -73,8 +72,8 @@ impl Connector {
         }
     }
 
-    /// Whether a connection that came about has been answered by the agent itself, and not by what
-    /// leads to it: so it is after a TLS handshake.
+    /// Whether a new connection proves that the agent answers, and not only a proxy or monitor before
+    /// it. A TLS handshake does.
     pub(crate) const fn is_answered(&self) -> bool {
         matches!(self.security, Security::Tls(_))
     }
@@ -83,7 +82,7 @@ impl Connector {
         &self.endpoint
     }
 
-    /// Waits until no `CONNECT` handshake is half way any more.
+    /// Waits for the end of all `CONNECT` handshakes.
     pub(crate) async fn settle(&self) {
         self.handshakes.close();
         self.handshakes.wait().await;
@@ -98,7 +97,7 @@ impl Connector {
             start,
             deadline: start + self.overall_timeout,
             pause: PAUSE.0,
-            told: self.is_quiet,
+            is_logged: self.is_quiet,
             count: 1,
         }
     }
@@ -165,7 +164,8 @@ pub(crate) struct Attempts<'a> {
     start: Instant,
     deadline: Instant,
     pause: Duration,
-    told: bool,
+    /// Whether the warning was logged, or is not wanted.
+    is_logged: bool,
     count: u32,
 }
 
@@ -204,8 +204,8 @@ impl Attempts<'_> {
                 source: error,
             });
         }
-        if !self.told && self.start.elapsed() >= QUIET_WAIT {
-            self.told = true;
+        if !self.is_logged && self.start.elapsed() >= QUIET_WAIT {
+            self.is_logged = true;
             warn!(%endpoint, %error, "not reachable yet, still trying");
         }
         debug!(%endpoint, attempts, %error, "cannot connect, trying again");
@@ -216,7 +216,7 @@ impl Attempts<'_> {
     }
 }
 
-/// Whether a machine that is still booting, or an agent with too much to do, can be the reason.
+/// Whether a booting machine or a busy agent can be the reason.
 fn is_worth_another_try(error: &ConnectError) -> bool {
     match error {
         ConnectError::Io(error) => {
@@ -247,7 +247,7 @@ fn is_worth_another_try(error: &ConnectError) -> bool {
 
 /// Between half of `pause` and all of it.
 fn jittered(pause: Duration) -> Duration {
-    // A fresh RandomState is seeded at random: enough to spread clients, and no dependency.
+    // A new RandomState has random keys: enough to spread clients, and no dependency.
     let random = RandomState::new().build_hasher().finish();
     let share = u32::try_from(random % 512).unwrap_or(0);
     pause / 2 + pause * share / 1024

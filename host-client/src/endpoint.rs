@@ -1,4 +1,4 @@
-//! Where an agent is reached: three ways, one word each.
+//! The address of an agent, of three kinds.
 
 use std::{fmt, os::unix::ffi::OsStrExt, path::PathBuf, str::FromStr};
 
@@ -7,7 +7,7 @@ use crate::protocol::address::{self, Cid, DEFAULT_PORT, ParseAddressError, Vsock
 /// Longest path of a Unix socket, in bytes: `sun_path` less its NUL (`unix(7)`).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 
-/// Where an agent is reached.
+/// The address of an agent.
 ///
 /// | Written | Means |
 /// | --- | --- |
@@ -70,7 +70,7 @@ impl FromStr for Endpoint {
     }
 }
 
-/// Takes `:PORT` off the end. What follows the last colon is a port if it is all digits, else it
+/// Splits `:PORT` off the end. The part after the last colon is a port if it is all digits, else it
 /// belongs to the path.
 fn split_port(text: &str) -> Result<(&str, u32), EndpointError> {
     match text.rsplit_once(':') {
@@ -91,23 +91,23 @@ fn socket_path(text: &str) -> Result<PathBuf, EndpointError> {
     }
 }
 
-/// Text that names no endpoint.
+/// Why a text is not an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EndpointError {
-    /// It does not begin with a known word.
+    /// It does not begin with a known prefix.
     #[error("{0:?} is not vsock:CID[:PORT], unix:PATH or hybrid:PATH[:PORT]")]
     Unknown(String),
-    /// A context id or port is no number.
+    /// A context id or port is not a number.
     #[error("the address cannot be read")]
     Address(#[source] ParseAddressError),
-    /// `any` is for those who listen.
+    /// `any` is only for listening.
     #[error("a connection needs the context id of one machine, not \"any\"")]
     NotOneMachine,
-    /// No path.
+    /// The path is empty.
     #[error("the path of the socket is empty")]
     EmptyPath,
-    /// The kernel has no room for the path.
+    /// The path is longer than `sun_path`.
     #[error(
         "the path of the socket has {bytes} bytes, a Unix socket at most {MAX_SOCKET_PATH_BYTES}: \
          use a shorter path or a symbolic link to its directory"
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_form_is_written_as_it_is_read() {
+    fn every_form_is_displayed_as_it_is_parsed() {
         for text in [
             "vsock:3:8443",
             "vsock:1:1024",
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_endpoint_is_refused() {
+    fn an_invalid_endpoint_is_refused() {
         for text in [
             "",
             "demo",
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_the_kernel_has_no_room_for_is_refused_by_its_length() {
+    fn a_path_longer_than_sun_path_is_refused() {
         let fits = format!("unix:/{}", "x".repeat(106));
         fits.parse::<Endpoint>().unwrap();
         let too_long = format!("unix:/{}", "x".repeat(107));

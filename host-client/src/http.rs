@@ -1,8 +1,8 @@
-//! One typed request, one typed reply: HTTP/1.1 inside, envelopes taken off, errors sorted.
+//! Typed requests and replies over HTTP/1.1, in LXD's envelopes.
 //!
-//! Connections are kept alive one at a time: a request takes the idle one or makes its own, and
-//! gives it back. Only requests that change nothing go over an idle connection, because only they
-//! may be sent again if the agent closed it meanwhile.
+//! At most one connection is kept alive: a request uses the idle one or opens its own. Only requests
+//! that change nothing use an idle connection, because only they may be sent again if the agent closed
+//! it meanwhile.
 
 use std::{
     error::Error,
@@ -33,16 +33,15 @@ use crate::{
     tls,
 };
 
-/// How long an answer's head may take, for requests an agent answers at once, and then each piece
-/// of its body, unless the caller says otherwise.
+/// Default time limit for the head of a reply, and for each part of its body.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Largest body of an answer, in bytes. The longest that an agent has to say is a list of
-/// operations with their commands, and a request may have 4 MiB.
+/// Largest body of a reply, in bytes. The longest is a list of operations with their commands; a
+/// request may have 4 MiB.
 const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 
-/// Most values in the JSON of an answer. A body of many small ones (`[0,0,…`) takes more than twenty
-/// times its size when it is read.
+/// Most values in the JSON of a reply. A body of many small ones (`[0,0,…`) needs more than twenty
+/// times its size when it is parsed.
 const MAX_JSON_VALUES: usize = 250_000;
 
 /// Longest text quoted from a body that is not an envelope, in characters.
@@ -56,17 +55,17 @@ pub(crate) struct Http {
     idle: Mutex<Option<Connection>>,
 }
 
-/// What is asked of an agent.
+/// A request to an agent.
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) method: Method,
     pub(crate) path: String,
     /// A JSON body.
     pub(crate) body: Option<Vec<u8>>,
-    /// For error messages: what is going on.
+    /// The action, for errors.
     pub(crate) during: &'static str,
-    /// How much longer than usual the head of the answer may take.
-    pub(crate) patience: Duration,
+    /// Added to the time limit for the head of the reply.
+    pub(crate) extra_time: Duration,
 }
 
 impl Call {
@@ -76,13 +75,13 @@ impl Call {
             path: path.into(),
             body: None,
             during,
-            patience: Duration::ZERO,
+            extra_time: Duration::ZERO,
         }
     }
 
-    /// Waits `patience` longer than usual for the answer.
-    pub(crate) fn patiently(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+    /// Adds to the time limit for the reply.
+    pub(crate) fn with_extra_time(mut self, extra_time: Duration) -> Self {
+        self.extra_time = extra_time;
         self
     }
 }
@@ -100,7 +99,7 @@ impl Http {
         &self.connector
     }
 
-    /// Makes a call and takes the envelope off.
+    /// Makes a call and returns its envelope.
     pub(crate) async fn call(&self, call: Call) -> Result<Envelope<Value>, ClientError> {
         if call.method != Method::GET {
             let connection = self.connect_for_change().await?;
@@ -115,10 +114,7 @@ impl Http {
     }
 
     /// Makes a call with a single attempt to connect.
-    pub(crate) async fn call_impatiently(
-        &self,
-        call: Call,
-    ) -> Result<Envelope<Value>, ClientError> {
+    pub(crate) async fn call_once(&self, call: Call) -> Result<Envelope<Value>, ClientError> {
         let connection = self.open(self.connector.connect_once().await?).await?;
         self.call_on(connection, &call).await
     }
@@ -135,8 +131,8 @@ impl Http {
         }
     }
 
-    /// A connection for a call that must not be made twice, so that it is made only when the agent
-    /// is there. What maps ports to sockets accepts connections before it is.
+    /// A connection for a call that must not be made twice, checked with a request before: a proxy or
+    /// monitor may accept connections before the agent is running.
     pub(crate) async fn connect_for_change(&self) -> Result<Connection, ClientError> {
         if self.connector.is_answered() {
             return self.open(self.connector.connect().await?).await;
@@ -151,8 +147,8 @@ impl Http {
         }
     }
 
-    /// Makes a call that changes nothing, again until it is answered or the deadline for a
-    /// connection is over.
+    /// Makes a call that changes nothing. Repeats it until there is a reply, or until the deadline for
+    /// connecting.
     async fn ask(&self, call: &Call) -> Result<Answer, ClientError> {
         let mut attempts = self.connector.attempts();
         loop {
@@ -169,13 +165,13 @@ impl Http {
         }
     }
 
-    /// Makes a call on a connection. The outer error says that no answer came at all.
+    /// Makes a call on a connection. The outer error means that there was no reply.
     async fn call_over(&self, connection: Connection, call: &Call) -> Result<Answer, hyper::Error> {
-        let patience = self.answer_timeout.saturating_add(call.patience);
-        let Ok(sent) = timeout(patience, connection.send(request(call))).await else {
+        let limit = self.answer_timeout.saturating_add(call.extra_time);
+        let Ok(sent) = timeout(limit, connection.send(request(call))).await else {
             return Ok(Answer::failed(ClientError::Silent {
                 during: call.during,
-                after: patience,
+                after: limit,
             }));
         };
         let (response, connection) = sent?;
@@ -196,7 +192,7 @@ impl Http {
         Ok(answer)
     }
 
-    /// Keeps the connection of an answer for the next call.
+    /// Keeps the connection of a reply for the next call.
     fn keep(&self, answer: Answer) -> Result<Envelope<Value>, ClientError> {
         if let Some(connection) = answer.connection {
             *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
@@ -251,8 +247,8 @@ impl Http {
         Ok((upgraded, headers))
     }
 
-    /// Sends a request to upgrade, again until it is answered or the deadline for a connection is
-    /// over: no more than a GET it starts anything before that.
+    /// Sends an upgrade request. Repeats it until there is a reply, or until the deadline for
+    /// connecting: like any GET, it has no effect before that.
     async fn send_upgrade(
         &self,
         path: &str,
@@ -292,7 +288,7 @@ impl Http {
         idle.take().filter(|connection| connection.is_ready())
     }
 
-    /// What a failed exchange means.
+    /// The error for a failed exchange.
     fn lost(&self, during: &'static str, error: hyper::Error) -> ClientError {
         match take_io_error(&error) {
             Some(source) if tls::is_identity_alert(source) => ClientError::IdentityRefused {
@@ -301,7 +297,7 @@ impl Http {
             },
             Some(_) => ClientError::lost(during, error),
             None if is_closed(&error) => ClientError::lost(during, error),
-            // What came cannot be read, or came without being asked for, as SSH's banner does.
+            // Not HTTP, or data before the request, such as the banner of SSH.
             None => ClientError::protocol_because(
                 "the answer is not HTTP (an agent that uses TLS answers like that to --plain)",
                 error,
@@ -324,7 +320,7 @@ impl Http {
         if usize::try_from(expected).map_or(true, |bytes| bytes > MAX_BODY_BYTES) {
             return Err(too_large());
         }
-        // However small the pieces are in which it comes.
+        // Checked for every part of the body.
         let deadline = Instant::now() + self.answer_timeout;
         let mut bytes = BytesMut::new();
         loop {
@@ -349,7 +345,7 @@ impl Http {
     }
 }
 
-/// An answer, and its connection if that can be used again.
+/// A reply, and its connection if that can be used again.
 #[derive(Debug)]
 struct Answer {
     connection: Option<Connection>,
@@ -373,7 +369,7 @@ fn is_closed(error: &hyper::Error) -> bool {
         || error.is_body_write_aborted()
 }
 
-/// Whether a connection was closed before an answer, and not because of who we are.
+/// Whether a connection was closed before a reply, and not because our certificate was refused.
 fn is_unanswered(error: &hyper::Error) -> bool {
     use io::ErrorKind::{
         BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof,
@@ -413,9 +409,9 @@ fn request(call: &Call) -> Request<Full<Bytes>> {
     request
 }
 
-/// Sorts an answer: a result, a no, or nonsense.
+/// Parses a reply: a result, an error of the agent, or a violation of the protocol.
 fn take_envelope(status: StatusCode, body: &[u8]) -> Result<Envelope<Value>, ClientError> {
-    // Too many are counted where a text has some of these in it; that does no harm.
+    // Also counts these characters inside strings, which is harmless.
     let values = body
         .iter()
         .filter(|byte| matches!(byte, b',' | b'[' | b'{'));
@@ -478,7 +474,7 @@ mod tests {
     use crate::{Endpoint, Security, connect::RawStream};
 
     #[test]
-    fn an_error_envelope_is_the_agents_no() {
+    fn an_error_envelope_is_an_agent_error() {
         let body = br#"{"type":"error","status":"","status_code":0,"operation":"","error_code":404,"error":"not found","metadata":null}"#;
         match take_envelope(StatusCode::NOT_FOUND, body) {
             Err(ClientError::Agent { status, text }) => {
@@ -489,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_envelope_is_a_no_whatever_the_status() {
+    fn an_error_envelope_is_an_agent_error_with_any_status() {
         let body = br#"{"type":"error","error":"boom","metadata":null}"#;
         assert!(matches!(
             take_envelope(StatusCode::OK, body),
@@ -498,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_text_no_is_quoted() {
+    fn a_plain_text_error_is_quoted() {
         match take_envelope(StatusCode::NOT_FOUND, b"404 page not found\n") {
             Err(ClientError::Agent { status: 404, text }) => assert_eq!(text, "404 page not found"),
             other => panic!("{other:?}"),
@@ -539,7 +535,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_has_ended_a_connection_is_said_to_who_asks_later() {
+    async fn a_later_call_gets_the_reason_why_the_connection_ended() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let stream = Stream::Plain(RawStream::Unix(ours));
         let connection = Connection::start(stream).await.unwrap();

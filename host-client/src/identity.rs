@@ -1,12 +1,12 @@
-//! Where identities are kept, one directory for all guests of a host, and how they come to be.
+//! The directory of identities for all guests of a host, and how they are created.
 //!
 //! ```text
-//! DIR/client.crt  DIR/client.key       this host's own pair, for every guest: shown to their agents,
-//!                                      and by `serve` to guests that ask
+//! DIR/client.crt  DIR/client.key       this host's own pair, for every guest: for connections to
+//!                                      their agents, and as the server certificate of `serve`
 //! DIR/GUEST/agent.crt                  the guest's certificate, pinned. Without it DIR/agent.crt, one
 //!                                      for all guests
-//! DIR/GUEST/guest/agent.crt agent.key  what the guest is to have in /etc/vsock-agent,
-//! DIR/GUEST/guest/server.crt           with this host's certificate, which it pins in turn
+//! DIR/GUEST/guest/agent.crt agent.key  files for /etc/vsock-agent in the guest,
+//! DIR/GUEST/guest/server.crt           with this host's certificate, which the guest pins
 //! ```
 
 #[cfg(feature = "identity")]
@@ -19,14 +19,14 @@ pub use self::generate::{GUEST_FILES, GeneratedIdentity, host_name};
 use crate::tls::{AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, Identity, IdentityError};
 
 impl Identity {
-    /// Reads the identity for `guest` from a directory as `agent-cli identity init` makes them: its
-    /// `client.crt` and `client.key`, and `GUEST/agent.crt` or else `agent.crt`, all PEM. It blocks
-    /// on the files.
+    /// Reads the identity for `guest` from a directory of `agent-cli identity init`: its
+    /// `client.crt` and `client.key`, and `GUEST/agent.crt` or else `agent.crt`, all PEM. Blocks on the
+    /// files.
     ///
     /// # Errors
     ///
-    /// [`IdentityError::Name`] when no guest can have this name, [`IdentityError::Read`] when a file
-    /// cannot be read, and the errors of [`Identity::from_parts`].
+    /// [`IdentityError::Name`] for an invalid guest name, [`IdentityError::Read`] when a file cannot be
+    /// read, and the errors of [`Identity::from_parts`].
     pub fn load(directory: &Path, guest: &str) -> Result<Self, IdentityError> {
         let [certificate, key, agent] = identity_files(directory, guest)?;
         Self::from_files(&certificate, &key, &agent)
@@ -34,11 +34,11 @@ impl Identity {
 }
 
 /// The files of the identity for `guest` in a directory: the certificate and the key of this host,
-/// and the agent's certificate. Only of the last it is looked whether it is there.
+/// and the agent's certificate. Only the last one is checked for existence.
 ///
 /// # Errors
 ///
-/// [`IdentityError::Name`] when no guest can have this name.
+/// [`IdentityError::Name`] for an invalid guest name.
 pub fn identity_files(directory: &Path, guest: &str) -> Result<[PathBuf; 3], IdentityError> {
     let pinned = guest_directory(directory, guest)?.join(AGENT_CERTIFICATE);
     let shared = directory.join(AGENT_CERTIFICATE);
@@ -54,7 +54,7 @@ pub fn identity_files(directory: &Path, guest: &str) -> Result<[PathBuf; 3], Ide
     ])
 }
 
-/// Where the files of one guest are. An endpoint can be a name: its slashes become `_`.
+/// The directory of one guest. The name can be an endpoint, whose slashes become `_`.
 fn guest_directory(directory: &Path, guest: &str) -> Result<PathBuf, IdentityError> {
     if guest.is_empty() || guest.starts_with('.') || guest.contains('\0') {
         return Err(IdentityError::Name(guest.to_owned()));
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guests_name_leads_nowhere_else() {
+    fn a_guest_name_cannot_leave_the_directory() {
         let directory = Path::new("/nowhere");
         for name in ["", ".", "..", "../x", ".hidden", "a\0b"] {
             identity_files(directory, name).unwrap_err();

@@ -1,4 +1,4 @@
-//! Waiting for an operation's end: by long poll, or by events with agents that have no long poll.
+//! Waits for the end of an operation: by long poll, or by events from agents without long poll.
 
 use std::time::Duration;
 
@@ -20,15 +20,14 @@ use crate::{
     ws::Socket,
 };
 
-/// Length of one long poll, in seconds. Between two of them it is seen whether the agent still
-/// answers, so this is how long a dead one goes unnoticed.
+/// Length of one long poll, in seconds. A lost agent is noticed at the latest after this time.
 const POLL_SECONDS: u32 = 30;
 
-/// Time between two looks at an operation whose end is not announced: less than the 5 s for which
-/// LXD's agents remember an operation that ended.
+/// Time between two polls of an operation without an event: less than the 5 s for which LXD's agent
+/// keeps an operation that ended.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How the end of an operation becomes known.
+/// How to wait for the end of an operation.
 #[derive(Debug)]
 pub(crate) enum Watch {
     /// `GET …/wait`.
@@ -54,8 +53,8 @@ async fn end_by_long_poll(client: &Client, id: OperationId) -> Result<Operation,
         match poll(client, id).await {
             Ok(operation) if operation.is_final() => return Ok(operation),
             Ok(_) => {}
-            // LXD's agents answer the wait with an error when the poll's time is over and when the
-            // operation failed. The operation itself says which.
+            // LXD's agent answers the wait with an error after the poll's time, and if the operation
+            // failed. `GET` of the operation distinguishes them.
             Err(error) => debug!(%error, "the long poll ended without the operation"),
         }
         match look(client, id).await? {
@@ -82,7 +81,7 @@ async fn end_by_events(
                     }
                 }
                 Some(Ok(_)) => {}
-                // An agent drops listeners that are slow. Looking is enough.
+                // An agent drops slow listeners. Polling is enough.
                 Some(Err(_)) | None => listening = false,
             },
             _ = looks.tick() => {
@@ -95,8 +94,8 @@ async fn end_by_events(
     }
 }
 
-/// The state in an event, if it is the final one of `id`. Events may come out of order, so one
-/// that is not final says nothing.
+/// The state in an event, if it is the final one of `id`. Events may arrive out of order, so others
+/// are ignored.
 fn final_state(text: &str, id: OperationId) -> Option<Operation> {
     let event: Event = serde_json::from_str(text).ok()?;
     if event.kind != event::OPERATION {
@@ -106,29 +105,29 @@ fn final_state(text: &str, id: OperationId) -> Option<Operation> {
     (operation.id == id && operation.is_final()).then_some(operation)
 }
 
-/// What is going on, for errors.
+/// The action in errors.
 const DURING: &str = "waiting for the command to end";
 
 /// Waits for the end, for the length of one poll.
 async fn poll(client: &Client, id: OperationId) -> Result<Operation, ClientError> {
     let path = path::operation_wait(id, Some(POLL_SECONDS));
-    let call = Call::get(path, DURING).patiently(Duration::from_secs(POLL_SECONDS.into()));
-    metadata(client.http().call_impatiently(call).await?, "the operation")
+    let call = Call::get(path, DURING).with_extra_time(Duration::from_secs(POLL_SECONDS.into()));
+    metadata(client.http().call_once(call).await?, "the operation")
 }
 
-/// The state of an operation now. Like the poll, and unlike other calls, this does not wait for an
-/// agent to come back: one that restarted does not know the operation.
+/// The current state of an operation. As for the poll, there is one attempt to connect: an agent that
+/// restarted does not know the operation.
 async fn look(client: &Client, id: OperationId) -> Result<Operation, ClientError> {
     let call = Call::get(path::operation(id), DURING);
-    match client.http().call_impatiently(call).await {
+    match client.http().call_once(call).await {
         Ok(envelope) => metadata(envelope, "the operation"),
-        // LXD's agents say 500 for an operation they do not know any more.
+        // LXD's agent returns 500 for an unknown operation.
         Err(ClientError::Agent {
             status: 404 | 500,
             text,
         }) => Err(ClientError::ConnectionLost {
             during: DURING,
-            source: Some(format!("the agent does not know the command any more: {text}").into()),
+            source: Some(format!("the agent no longer knows the command: {text}").into()),
         }),
         Err(error @ ClientError::Connect { .. }) => Err(ClientError::lost(DURING, error)),
         Err(error) => Err(error),

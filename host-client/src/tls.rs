@@ -1,4 +1,4 @@
-//! Who this client is, and which agent it talks to: the two certificates of a mutual TLS connection.
+//! The identity of a client: its certificate and key, and the pinned certificate of an agent.
 
 use std::{fmt, fs, io, path::Path, path::PathBuf, sync::Arc};
 
@@ -18,15 +18,15 @@ pub const CLIENT_KEY: &str = "client.key";
 /// identities.
 pub const AGENT_CERTIFICATE: &str = "agent.crt";
 
-/// Name sent to the agent: the one DNS name in the certificates LXD makes for its agents. It
-/// chooses nothing here, but stock agents are tested with it.
+/// Name sent to the agent: the one DNS name in the certificates LXD makes for its agents. Our
+/// agent ignores it, but LXD's is tested with it.
 const SERVER_NAME: &str = "unspecified";
 
 /// How a connection to an agent is protected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Security {
-    /// Not at all: whoever can open the socket is in, on both ends.
+    /// No TLS: every process that can open the socket has access, on both ends.
     Plain,
     /// Mutual TLS.
     Tls(Identity),
@@ -58,13 +58,13 @@ impl fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Reads the three PEM files of an identity. It blocks on the files.
+    /// Reads the three PEM files of an identity. Blocks on the files.
     ///
     /// # Errors
     ///
     /// [`IdentityError::Read`] when a file cannot be read, or when the key is not a regular file that
-    /// belongs to root or the effective user and that others have no permission for;
-    /// [`IdentityError::Pem`] when a file is not what it should be, and the errors of
+    /// belongs to root or the effective user, without permissions for others;
+    /// [`IdentityError::Pem`] when a file has other content, and the errors of
     /// [`Identity::from_parts`].
     pub fn from_files(certificate: &Path, key: &Path, agent: &Path) -> Result<Self, IdentityError> {
         let agent_pem = read(agent)?;
@@ -83,7 +83,7 @@ impl Identity {
     /// # Errors
     ///
     /// [`IdentityError::Pem`] when something is not PEM of its kind, [`IdentityError::Unusable`]
-    /// when the key is of a kind not known here or belongs to another certificate.
+    /// when the key is of an unknown kind or belongs to another certificate.
     pub fn from_parts(
         certificate_pem: &[u8],
         key_pem: &[u8],
@@ -135,56 +135,56 @@ fn unread(path: &Path, source: io::Error) -> IdentityError {
     }
 }
 
-/// An identity that cannot be used.
+/// Why an identity cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdentityError {
     /// A file of it cannot be read.
     #[error("cannot read {}", .path.display())]
     Read {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         #[source]
         source: io::Error,
     },
     /// A file of it cannot be written.
     #[error("cannot write {}", .path.display())]
     Write {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         #[source]
         source: io::Error,
     },
-    /// No guest can have this name.
+    /// An invalid guest name.
     #[error("{0:?} is no name for a virtual machine")]
     Name(String),
-    /// One half of a pair of certificate and key is there without the other.
+    /// Of a certificate and its key, only one file exists.
     #[error("{} is there without {}", .there.display(), .missing.display())]
     Half {
-        /// What is there.
+        /// The file that exists.
         there: PathBuf,
-        /// What is not.
+        /// The missing file.
         missing: PathBuf,
     },
-    /// There is one for this guest already.
+    /// The guest already has an identity.
     #[error("{} has a set for this guest already", .directory.display())]
     Exists {
-        /// Where.
+        /// Its file.
         directory: PathBuf,
     },
-    /// A key or certificate cannot be made.
+    /// A key or certificate cannot be generated.
     #[error("cannot make a key and its certificate")]
     Make {
-        /// Why.
+        /// The reason.
         #[source]
         source: Cause,
     },
     /// It is not PEM, or not of the right kind.
     #[error("{what} is not usable PEM")]
     Pem {
-        /// What was to be read.
+        /// The expected content.
         what: &'static str,
         /// What is wrong with it.
         #[source]
@@ -199,7 +199,7 @@ pub enum IdentityError {
     },
 }
 
-/// What a failed handshake means.
+/// The error for a failed handshake.
 pub(crate) fn handshake_error(error: io::Error) -> ConnectError {
     let tls = error
         .get_ref()
@@ -214,10 +214,10 @@ pub(crate) fn handshake_error(error: io::Error) -> ConnectError {
     }
 }
 
-/// Whether `error` is the agent's alert that it does not take our certificate.
+/// Whether `error` is the agent's alert that it refuses our certificate.
 ///
-/// In TLS 1.3 the client is done before the agent has judged its certificate, so the alert comes
-/// with the first answer.
+/// In TLS 1.3 the client's handshake ends before the agent has verified its certificate, so the alert
+/// arrives with the first read.
 pub(crate) fn is_identity_alert(error: &io::Error) -> bool {
     use rustls::AlertDescription as Alert;
     let tls = error
@@ -283,7 +283,7 @@ CqFpcRfzss8=
 
     fn pair() -> Pair {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        let parameters = CertificateParams::new(vec!["somebody".to_owned()]).unwrap();
+        let parameters = CertificateParams::new(vec!["example".to_owned()]).unwrap();
         let certificate = parameters.self_signed(&key).unwrap();
         Pair { certificate, key }
     }
@@ -328,7 +328,7 @@ CqFpcRfzss8=
     }
 
     #[tokio::test]
-    async fn the_pinned_certificate_is_accepted_whatever_its_name() {
+    async fn the_pinned_certificate_is_accepted_with_any_name() {
         let theirs = pair();
         let identity = identity_for(theirs.certificate.der());
         let key = PrivateKeyDer::from_pem_slice(theirs.key.serialize_pem().as_bytes()).unwrap();
@@ -361,7 +361,7 @@ CqFpcRfzss8=
     }
 
     #[tokio::test]
-    async fn keys_as_lxd_makes_them_work_on_both_ends() {
+    async fn keys_of_lxd_work_on_both_ends() {
         let certificate = CertificateDer::from_pem_slice(STOCK_CERTIFICATE.as_bytes()).unwrap();
         let identity = Identity::from_parts(
             STOCK_CERTIFICATE.as_bytes(),
@@ -404,7 +404,7 @@ CqFpcRfzss8=
     }
 
     #[test]
-    fn what_is_no_pem_is_refused() {
+    fn text_that_is_not_pem_is_refused() {
         assert!(matches!(
             Identity::from_parts(b"nonsense", b"nonsense", b""),
             Err(IdentityError::Pem { .. })

@@ -15,16 +15,16 @@ use crate::{connect::Upgraded, error::ClientError, http::Http};
 pub(crate) type Socket = WebSocketStream<Upgraded>;
 
 /// Largest message accepted, in bytes. Agents send up to 128 KiB of output, and events with a whole
-/// command in them; the limit is for those that do not mean well.
+/// command in them; the limit is against hostile agents.
 const MAX_MESSAGE_BYTES: usize = 2 * 1024 * 1024;
 
-/// Bytes read at once on a socket that carries data: a whole vsock packet.
+/// Size of the read buffer of a socket for data, in bytes: a whole vsock packet.
 pub(crate) const DATA_BUFFER_BYTES: usize = 64 * 1024;
 
-/// Bytes read at once on a socket that carries short messages.
+/// Size of the read buffer of a socket for short messages, in bytes.
 pub(crate) const SMALL_BUFFER_BYTES: usize = 4 * 1024;
 
-/// Most bytes kept for a socket that does not take them. Above the largest message sent.
+/// Most bytes buffered for a socket that cannot be written to. Above the largest message sent.
 const MAX_WRITE_BUFFER_BYTES: usize = 1024 * 1024;
 
 /// Opens a WebSocket.
@@ -61,7 +61,7 @@ pub(crate) fn end_of_stream() -> Message {
     Message::text("")
 }
 
-/// Asks the other end for a sign of life.
+/// A ping.
 pub(crate) fn ping() -> Message {
     Message::Ping(Bytes::from_static(b"alive?"))
 }

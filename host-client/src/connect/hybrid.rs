@@ -5,11 +5,10 @@
 //! client ◄── "OK 1073741824\n" ── monitor          then bytes, both ways
 //! ```
 //!
-//! What three monitors have in common is narrow, so this is strict: the line goes out in one
-//! write, because a fragment is dropped; nothing is sent before the answer, because bytes behind
-//! the line are swallowed; the answer is read byte by byte, because the guest's first bytes follow
-//! it at once; and a handshake is never abandoned, because one monitor's device thread dies if
-//! the client has left when the guest answers.
+//! The handshake is strict, because three monitors differ: the line is sent in one write, because a
+//! fragment is dropped; nothing is sent before the answer, because bytes after the line are lost; the
+//! answer is read byte by byte, because the guest's first bytes may follow it; and a handshake is never
+//! aborted, because one monitor's device thread panics if the client is gone when the guest answers.
 
 use std::{io, path::Path, time::Duration};
 
@@ -23,12 +22,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::error::ConnectError;
 
-/// Longest answer to `CONNECT`, in bytes: `OK `, ten digits, newline, and room for spaces. The
-/// monitors have the same limit for the request.
+/// Longest answer to `CONNECT`, in bytes: `OK `, ten digits, newline, and some spaces. The monitors
+/// have the same limit for the request.
 const MAX_ANSWER_BYTES: usize = 32;
 
-/// How long a handshake is kept alive after its caller gave up on it. A guest that is still
-/// booting answers when its driver is up, which under emulation takes a minute.
+/// Time limit for a handshake after its caller is gone. A booting guest answers when its driver is
+/// loaded, which takes a minute under emulation.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Connects to `port` in the guest. If this future is dropped, the handshake goes on in
@@ -46,14 +45,14 @@ pub(super) async fn connect(
         let outcome = timeout(LINGER_TIMEOUT, handshake(&mut stream, port))
             .await
             .unwrap_or(Err(ConnectError::TimedOut(LINGER_TIMEOUT)));
-        // Nobody may want it any more; then it is closed here, after the handshake.
+        // If the caller is gone, the connection is closed here, after the handshake.
         let _ = give.send(outcome.map(|()| stream));
     });
     take.await
         .unwrap_or_else(|_| Err(ConnectError::Io(io::ErrorKind::UnexpectedEof.into())))
 }
 
-/// Asks for `port` and reads the answer, and not one byte more.
+/// Requests `port` and reads the answer, without reading any byte after it.
 async fn handshake<S>(stream: &mut S, port: u32) -> Result<(), ConnectError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -75,7 +74,7 @@ where
     }
     let answer = String::from_utf8_lossy(&answer).into_owned();
     let host_port = answer.strip_prefix("OK ").map(str::trim);
-    // What the number means differs between monitors; that it is one does not.
+    // The meaning of the number differs between monitors, but all send one.
     match host_port.map(str::parse::<u32>) {
         Some(Ok(_)) => Ok(()),
         _ => Err(ConnectError::NotHybrid(answer)),
@@ -106,21 +105,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_in_fragments_is_understood() {
+    async fn an_answer_in_fragments_is_accepted() {
         let (outcome, rest) = answered_with(&["O", "K 10", "24", "\n"]).await;
         outcome.unwrap();
         assert_eq!(rest, "");
     }
 
     #[tokio::test]
-    async fn bytes_of_the_guest_behind_the_answer_are_kept() {
+    async fn bytes_of_the_guest_after_the_answer_are_kept() {
         let (outcome, rest) = answered_with(&["OK 1\nhello"]).await;
         outcome.unwrap();
         assert_eq!(rest, "hello");
     }
 
     #[tokio::test]
-    async fn a_monitor_that_closes_says_that_nobody_listens() {
+    async fn a_closed_handshake_means_that_nothing_listens() {
         let (outcome, _) = answered_with(&[]).await;
         assert!(matches!(
             outcome,
@@ -129,7 +128,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_answer_is_no_handshake() {
+    async fn another_answer_is_an_error() {
         for answer in [
             "HTTP/1.1 400 Bad\n",
             "OK\n",
@@ -146,14 +145,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_without_an_end_is_cut_off() {
+    async fn an_endless_answer_is_an_error() {
         let endless = "OK 1".to_owned() + &"1".repeat(100);
         let (outcome, _) = answered_with(&[&endless]).await;
         assert!(matches!(outcome, Err(ConnectError::NotHybrid(text)) if text.len() == 32));
     }
 
     #[tokio::test]
-    async fn a_handshake_nobody_waits_for_is_finished() {
+    async fn a_handshake_is_finished_after_its_caller_is_gone() {
         let directory = std::env::temp_dir().join(format!("hybrid-{}", std::process::id()));
         let _ = std::fs::remove_file(&directory);
         let listener = tokio::net::UnixListener::bind(&directory).unwrap();
@@ -169,7 +168,7 @@ mod tests {
             };
             let stream = tokio::select! {
                 stream = monitor => stream,
-                _ = &mut connecting => panic!("nobody answered yet"),
+                _ = &mut connecting => panic!("there is no answer yet"),
             };
             drop(connecting);
             assert_eq!(handshakes.len(), 1);

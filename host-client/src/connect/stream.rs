@@ -1,4 +1,4 @@
-//! A connection: bytes both ways, whatever is below.
+//! A connection over any kind of socket, with or without TLS.
 
 use std::{
     io,
@@ -16,8 +16,8 @@ use tokio_vsock::VsockStream;
 
 /// A connected socket.
 ///
-/// It is never closed in one direction only: the monitors' proxies make that a full close, and
-/// what the guest still had to say is lost. Shutting it down flushes it; dropping it closes it.
+/// It is never closed in one direction only: the monitors' proxies turn that into a full close, and
+/// data from the guest would be lost. Shutting it down flushes it; dropping it closes it.
 #[derive(Debug)]
 pub(crate) enum RawStream {
     Vsock(VsockStream),
@@ -69,8 +69,8 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    /// The reason behind a failed write, which may wait to be read: an agent that refuses our
-    /// certificate sends an alert and closes, and we may be writing when that happens.
+    /// The reason of a failed write, which may still have to be read: an agent that refuses our
+    /// certificate sends an alert and closes the connection, perhaps while we write.
     fn write_error(&mut self, cx: &mut Context<'_>, error: io::Error) -> io::Error {
         let Self::Tls(stream) = self else {
             return error;
@@ -127,7 +127,7 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// A connection that HTTP handed over, with the bytes the agent sent right behind its answer.
+/// An upgraded HTTP connection, with the bytes that the agent sent right after its reply.
 #[derive(Debug)]
 pub(crate) struct Upgraded {
     pub(crate) early: Bytes,

@@ -1,4 +1,4 @@
-//! Making keys and certificates, for this host and for a guest.
+//! Generates keys and certificates for this host and for a guest.
 
 use std::path::{Path, PathBuf};
 
@@ -12,49 +12,48 @@ use vsock_agent_files::{private_directory, write_whole};
 use super::guest_directory;
 use crate::tls::{AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, Identity, IdentityError};
 
-/// What a guest is to have in `/etc/vsock-agent`: LXD's names for its agent's certificate, its key,
-/// and the certificate of the host.
+/// The files for `/etc/vsock-agent` in a guest: LXD's names for its agent's certificate, its key, and
+/// the certificate of the host.
 pub const GUEST_FILES: [&str; 3] = [AGENT_CERTIFICATE, AGENT_KEY, HOST_CERTIFICATE];
 
 const AGENT_KEY: &str = "agent.key";
 const HOST_CERTIFICATE: &str = "server.crt";
 
-/// The one DNS name of an agent's certificate: LXD's hosts ask for it.
+/// The only DNS name in an agent's certificate. LXD's hosts require it.
 const AGENT_NAME: &str = "unspecified";
 
-/// The DNS name of the host's certificate. Stock agents ask for the first one that is in it, and need
-/// one.
+/// The DNS name in the host's certificate. LXD's agent connects with the first one, and requires one.
 const HOST_NAME: &str = "vsock-agent-host";
 
-/// Years certificates are good for. They are pinned, and a guest's clock may be anywhere; only
-/// stock agents and hosts look at dates at all.
+/// Validity of certificates, in years. They are pinned, and a guest's clock may be wrong; only LXD's
+/// agents and hosts check dates.
 const NOT_BEFORE: i32 = 2000;
 const NOT_AFTER: i32 = 2199;
 
-/// An identity that was just made.
+/// A new identity.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct GeneratedIdentity {
     /// This host's side of it.
     pub identity: Identity,
-    /// Whether the host's own pair was made too; else it was there.
+    /// Whether the host's own pair is new too.
     pub made_host_pair: bool,
-    /// The directory that has [`GUEST_FILES`] for the guest.
+    /// The directory with [`GUEST_FILES`] for the guest.
     pub guest_directory: PathBuf,
 }
 
 impl Identity {
-    /// Makes an identity for `guest` in a directory, and this host's own pair if the directory has
-    /// none, as `agent-cli identity init` does. The guest is to get
-    /// [`guest_directory`](GeneratedIdentity::guest_directory); then
-    /// [`load`](Self::load) reads this host's side of it. It blocks on the files.
+    /// Generates an identity for `guest` in a directory, and this host's own pair if the directory has
+    /// none, as `agent-cli identity init` does. Copy
+    /// [`guest_directory`](GeneratedIdentity::guest_directory) into the guest;
+    /// [`load`](Self::load) reads this host's side. Blocks on the files.
     ///
     /// Keys are ECDSA P-256, the files of keys have mode 0600 and new directories 0700.
     ///
     /// # Errors
     ///
-    /// [`IdentityError::Exists`] when there is one for this guest, and the other
-    /// [`IdentityError`]s.
+    /// [`IdentityError::Exists`] if the guest has one, [`IdentityError::Name`] for an invalid name, and
+    /// the errors of reading and writing.
     pub fn generate(directory: &Path, guest: &str) -> Result<GeneratedIdentity, IdentityError> {
         let home = guest_directory(directory, guest)?;
         let pin = home.join(AGENT_CERTIFICATE);
@@ -64,8 +63,8 @@ impl Identity {
         Self::replace(directory, guest)
     }
 
-    /// The same, in place of an identity that is there; the guest needs the new one then. This
-    /// host's own pair is never replaced: that would lock it out of every guest that trusts it.
+    /// The same, replacing an existing identity; copy the new one into the guest then. This host's own
+    /// pair is never replaced, because all other guests pin it.
     ///
     /// # Errors
     ///
@@ -81,7 +80,7 @@ impl Identity {
     }
 }
 
-/// Whether a pair is there. One half of it is a mistake.
+/// Whether a pair exists. Half of one is an error.
 fn is_whole(certificate: &Path, key: &Path) -> Result<bool, IdentityError> {
     let half = |there: &Path, missing: &Path| IdentityError::Half {
         there: there.to_owned(),
@@ -95,7 +94,7 @@ fn is_whole(certificate: &Path, key: &Path) -> Result<bool, IdentityError> {
     }
 }
 
-/// Makes the host's pair unless it is there; says whether it did.
+/// Generates the host's pair unless it exists. Returns whether it is new.
 fn make_host_pair(directory: &Path) -> Result<bool, IdentityError> {
     let certificate = directory.join(CLIENT_CERTIFICATE);
     let key = directory.join(CLIENT_KEY);
@@ -108,7 +107,7 @@ fn make_host_pair(directory: &Path) -> Result<bool, IdentityError> {
     Ok(true)
 }
 
-/// Makes what the guest needs, and pins it; returns its directory.
+/// Generates the guest's files, and pins its certificate. Returns their directory.
 fn make_guest_set(directory: &Path, home: &Path, name: &str) -> Result<PathBuf, IdentityError> {
     let guest = home.join("guest");
     let path = directory.join(CLIENT_CERTIFICATE);
@@ -139,12 +138,12 @@ struct Pair {
     key: String,
 }
 
-/// Makes a pair, good for clients and servers.
+/// Generates a pair for clients and servers.
 fn make(common_name: &str, dns_name: &str) -> Result<Pair, IdentityError> {
     let pair = || {
         let mut parameters = CertificateParams::new([dns_name.to_owned()])?;
         let mut subject = DistinguishedName::new();
-        // X.509 has room for 64 characters (`ub-common-name`).
+        // A common name has at most 64 characters (`ub-common-name` in RFC 5280).
         let common_name: String = common_name.chars().take(64).collect();
         subject.push(DnType::OrganizationName, "vsock-agent");
         subject.push(DnType::CommonName, common_name);
@@ -192,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_can_be_loaded_and_is_private() {
+    fn a_generated_identity_is_private_and_can_be_loaded() {
         let directory = fresh_directory("usable");
         let made = Identity::generate(&directory, "demo").unwrap();
         assert!(made.made_host_pair);
@@ -215,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hosts_pair_is_made_once_and_a_guests_is_replaced_only_if_that_is_asked_for() {
+    fn the_host_pair_is_never_replaced_and_a_guest_pair_only_on_request() {
         let directory = fresh_directory("once");
         let first = Identity::generate(&directory, "demo").unwrap();
         let key = std::fs::read(directory.join(CLIENT_KEY)).unwrap();
