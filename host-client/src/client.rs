@@ -183,7 +183,7 @@ impl Client {
     ///
     /// [`ClientError::Agent`] if the agent refuses it; LXD's agent also does if it cannot connect to
     /// that address. Or another [`ClientError`].
-    pub async fn tell_host(&self, host: &HostConnection) -> Result<(), ClientError> {
+    pub async fn set_host(&self, host: &HostConnection) -> Result<(), ClientError> {
         let flavour = match &self.known_info().await?.environment.server[..] {
             INCUS_SERVER_NAME => Family::Incus,
             _ => Family::Lxd,

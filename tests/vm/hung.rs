@@ -146,7 +146,7 @@ async fn a_guest_whose_host_falls_silent_keeps_its_data() {
         certificate: String::new(),
         devlxd: true,
     };
-    client_of(&vm).tell_host(&told).await.unwrap();
+    client_of(&vm).set_host(&told).await.unwrap();
     assert!(eventually(LONGEST_WAIT, async || host.taken() > 0).await);
     assert_doors(&vm, "HTTP/1.1 200 ").await;
 }

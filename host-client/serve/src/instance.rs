@@ -488,8 +488,8 @@ mod tests {
         assert_eq!(remarks.len(), 1);
         assert!(set(&mut demo(), "user.x", "hello").unwrap().is_empty());
         let remarks = set(&mut demo(), "cloud-init.network-config", "version: 2\n").unwrap();
-        let said = remarks.iter().map(|remark| remark.text);
-        assert_eq!(said.collect::<Vec<_>>(), [NO_NETWORK]);
+        let texts = remarks.iter().map(|remark| remark.text);
+        assert_eq!(texts.collect::<Vec<_>>(), [NO_NETWORK]);
     }
 
     #[test]

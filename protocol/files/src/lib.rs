@@ -102,7 +102,7 @@ impl Kind {
 /// extended attributes and security label of a regular file there, except those that `options` keeps.
 /// Times are not changed.
 ///
-/// The inner result says why the file at `to` must be written to instead. That file is unchanged then,
+/// The inner error is the reason why the file at `to` must be written to instead. That file is unchanged then,
 /// and `part` keeps its name, but may have other attributes.
 ///
 /// # Errors

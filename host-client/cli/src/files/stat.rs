@@ -1,4 +1,4 @@
-//! `stat`: everything a guest tells of a file, or of a file system.
+//! `stat`: all attributes of a file or a file system of a guest.
 
 use anyhow::Context;
 use serde_json::{Map, Value, json};

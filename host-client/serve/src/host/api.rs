@@ -82,7 +82,7 @@ async fn route(
     request: Request<Incoming>,
 ) -> Result<Reply, Refusal> {
     let view = guest.view().ok_or_else(|| {
-        let text = "the host cannot read this instance's data; its log says why";
+        let text = "the host cannot read this instance's data; see its log";
         (StatusCode::INTERNAL_SERVER_ERROR, text.to_owned())
     })?;
     if !view.is_allowed {

@@ -173,7 +173,7 @@ impl AgentMonitor<'_> {
     async fn send_host(&self, view: &GuestView) -> Result<(), ClientError> {
         let tls = self.guest.spec.tls.as_ref();
         self.client
-            .tell_host(&HostConnection {
+            .set_host(&HostConnection {
                 cid: Cid::HOST.0,
                 port: self.host.port,
                 certificate: tls.map_or_else(String::new, |tls| tls.certificate().to_owned()),

@@ -1,12 +1,12 @@
-//! YAML as cloud-init reads it, which is `PyYAML` and so YAML 1.1: is it a mapping, and write it
-//! again with more in it.
+//! YAML as cloud-init reads it, with `PyYAML` and so YAML 1.1: checks it, and writes it again with
+//! additions.
 //!
-//! libyaml reads the same language but for some corners: what it takes and `PyYAML` does not is in
-//! [`dialect`], what `PyYAML` reads and makes no value of in [`python`]. A test compares both with
+//! libyaml reads nearly the same language. Text that it accepts and `PyYAML` does not is found by
+//! [`dialect`], values that `PyYAML` cannot construct by [`python`]. A test compares both with
 //! `PyYAML` itself (`tests/peers/yaml.rs`).
 //!
-//! What is written again keeps each scalar as it was meant: one without quotes stays without, so
-//! `yes` is still what cloud-init's reader takes it for. Comments and layout are lost.
+//! A text that is written again keeps the type of each scalar: one without quotes is written without,
+//! so `yes` is still a boolean. Comments and layout are lost.
 
 mod dialect;
 mod libyaml;
@@ -17,10 +17,10 @@ use std::collections::HashMap;
 
 use self::libyaml::{Event, Mark, Parser, Properties};
 
-/// Deepest nesting. Cloud-init's own reader ends at Python's recursion limit; nobody writes this.
+/// Deepest nesting. The limit of cloud-init's reader is Python's recursion limit.
 const MAX_DEPTH: usize = 64;
 
-/// What cannot be read as YAML, and where.
+/// A syntax error with its position.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}, column {column}: {what}")]
 pub struct YamlError {
@@ -52,7 +52,7 @@ pub(super) struct Node {
     pub(super) content: Content,
 }
 
-/// What a node is.
+/// The content of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Content {
     /// Text, and whether it had no quotes: then it may mean a number, a truth value or nothing.
@@ -75,7 +75,7 @@ impl Node {
         }
     }
 
-    /// Text that means itself, whatever it looks like.
+    /// A string, whatever its form.
     pub(super) fn text(text: &str) -> Self {
         Self::new(Content::Scalar {
             text: text.to_owned(),
@@ -91,14 +91,14 @@ impl Node {
         }
     }
 
-    /// Whether it is nothing: left out, `~` or `null`.
+    /// Whether it is null: empty, `~` or `null`.
     pub(super) fn is_null(&self) -> bool {
         self.has_no_tag()
             && matches!(&self.content, Content::Scalar { text, plain: true }
             if matches!(&text[..], "" | "~" | "null" | "Null" | "NULL"))
     }
 
-    /// Whether its look decides what it is: without a tag, or with the one that says so.
+    /// Whether its form decides its type: without a tag, or with the tag `!`.
     fn has_no_tag(&self) -> bool {
         self.tag.as_deref().is_none_or(|tag| tag == "!")
     }
@@ -148,11 +148,11 @@ impl Node {
     }
 }
 
-/// Reads a text of one document. `None` when it has nothing but comments.
+/// Parses a text of one document. `None` if it has only comments.
 ///
 /// # Errors
 ///
-/// [`YamlError`], also for what cloud-init's reader refuses though it is YAML: a second document,
+/// [`YamlError`], also for YAML that cloud-init's reader refuses: a second document,
 /// a key that is not a scalar, a character that does not print, a date that does not exist.
 pub(super) fn parse(text: &str) -> Result<Option<Node>, YamlError> {
     dialect::check_characters(text)?;
@@ -272,7 +272,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Whether the reader of cloud-init makes a value of it.
+    /// Checks that cloud-init's reader can construct it.
     fn check(&self, node: &Node, mark: Mark, is_key: bool) -> Result<(), YamlError> {
         if is_key && (node.is_merge() || node.is_value_key()) {
             return Ok(());
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_has_a_place() {
+    fn an_error_has_a_position() {
         assert!(refused("a: b\nc: [d").0 > 1);
         assert_eq!(refused("a: b\nc: d: e\n"), (2, 5));
         assert_eq!(refused("a: b\n\t\nc: d\n"), (2, 1));

@@ -86,7 +86,7 @@ impl Report {
             Err(signal) => return Ok(exit::after_signal(signal)),
             Ok(Ok(summary)) => summary,
             Ok(Err(error)) => {
-                // What it is about is in the line, and in what is said to people.
+                // The path is part of the line, and of the message.
                 let copy = error.chain().position(|cause| cause.is::<CopyError>());
                 let mut causes = error.chain();
                 if let Some(before) = copy.and_then(|copy| copy.checked_sub(1)) {

@@ -96,7 +96,7 @@ impl Question {
         name.starts_with(&self.prefix) && !is_hidden
     }
 
-    /// The names that fit, typed as the word was begun, or if that cannot be then all in `$'…'`.
+    /// The names that match, quoted as the start of the word, or in `$'…'` if that is not possible.
     pub(super) fn answers(&self, found: &[Found]) -> Vec<Answer> {
         let mut found: Vec<&Found> = found
             .iter()

@@ -1,15 +1,15 @@
-//! What `PyYAML` refuses where libyaml does not.
+//! Checks for text that `PyYAML` refuses and libyaml accepts.
 
 use super::{
     YamlError,
     libyaml::{Mark, Parser, Token},
 };
 
-/// Looks for it in a text that libyaml has read.
+/// Checks a text that libyaml has accepted.
 ///
 /// # Errors
 ///
-/// [`YamlError`].
+/// [`YamlError`] at the position that `PyYAML` refuses.
 pub(super) fn check(text: &str) -> Result<(), YamlError> {
     let between = |from: usize, to: usize| text.get(from..to).unwrap_or_default();
     let mut parser = Parser::new(text);
@@ -32,7 +32,7 @@ pub(super) fn check(text: &str) -> Result<(), YamlError> {
             Token::Tag
                 if between(next_end.index, text.len()).starts_with([',', '[', ']', '{', '}']) =>
             {
-                return Err(start.error("a space is wanted behind a tag"));
+                return Err(start.error("a space is needed after a tag"));
             }
             Token::Value if before == Token::Value => {
                 return Err(start.error("a second ':' behind a key"));
@@ -44,12 +44,12 @@ pub(super) fn check(text: &str) -> Result<(), YamlError> {
     }
 }
 
-/// Looks for characters that YAML 1.1 does not allow (`c-printable`). libyaml refuses them too, but
-/// does not say where.
+/// Checks for characters that YAML 1.1 does not allow (`c-printable`). libyaml refuses them too, but
+/// without their position.
 ///
 /// # Errors
 ///
-/// [`YamlError`].
+/// [`YamlError`] at the first such character.
 pub(super) fn check_characters(text: &str) -> Result<(), YamlError> {
     let prints = |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='~' | '\u{85}' | '\u{a0}'..='\u{fffd}' | '\u{10000}'..);
     for (number, line) in text.split('\n').enumerate() {
@@ -61,7 +61,7 @@ pub(super) fn check_characters(text: &str) -> Result<(), YamlError> {
     Ok(())
 }
 
-/// Between tokens are spaces, comments and line breaks. Where a tab is, elsewhere than in a comment.
+/// The position of a tab between two tokens, outside of comments.
 fn tab_in_gap(gap: &str) -> Option<usize> {
     let is_break = |c: char| matches!(c, '\n' | '\r' | '\u{85}' | '\u{2028}' | '\u{2029}');
     let mut in_comment = false;
@@ -75,7 +75,7 @@ fn tab_in_gap(gap: &str) -> Option<usize> {
     gap.find(is_tab)
 }
 
-/// An error behind this beginning of the text.
+/// An error after this beginning of the text.
 fn error_at(before: &str, what: &str) -> YamlError {
     let mut lines = before.split('\n');
     let column = lines.next_back().map_or(0, |line| line.chars().count());
@@ -92,14 +92,14 @@ fn check_plain(source: &str, start: Mark, in_flow: bool) -> Result<(), YamlError
     Ok(())
 }
 
-/// Behind `|` or `>` and its indicators comes a space or the end of the line.
+/// Checks that `|` or `>` and its indicators are followed by a space or the end of the line.
 fn check_header(source: &str, start: Mark) -> Result<(), YamlError> {
     let is_indicator = |c: char| matches!(c, '|' | '>' | '+' | '-' | '0'..='9');
     if source
         .trim_start_matches(is_indicator)
         .starts_with(['\t', '#'])
     {
-        return Err(start.error("a space is wanted behind '|' or '>'"));
+        return Err(start.error("a space is needed after '|' or '>'"));
     }
     Ok(())
 }

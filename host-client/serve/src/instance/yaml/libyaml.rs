@@ -14,7 +14,7 @@ use libyaml_rs as sys;
 
 use super::YamlError;
 
-/// Where something begins: line and column from 0, index in bytes.
+/// A position: line and column from 0, index in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Mark {
     pub(super) index: usize,
@@ -39,7 +39,7 @@ impl Mark {
     }
 }
 
-/// What makes a document. Tags are whole, such as `tag:yaml.org,2002:str`.
+/// An event of a document. Tags are whole, such as `tag:yaml.org,2002:str`.
 #[derive(Debug)]
 pub(super) enum Event {
     StreamEnd,
@@ -62,7 +62,7 @@ pub(super) struct Properties {
     pub(super) tag: Option<String>,
 }
 
-/// What a token is, as far as the dialect asks.
+/// The kinds of tokens that the dialect distinguishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Token {
     StreamEnd,
@@ -84,7 +84,7 @@ pub(super) struct Parser<'a> {
 
 impl Drop for Parser<'_> {
     fn drop(&mut self) {
-        // SAFETY: `new` initialised it, and nobody uses it afterwards.
+        // SAFETY: `new` initialised it, and it is not used afterwards.
         unsafe { sys::yaml_parser_delete(&raw mut *self.parser) }
     }
 }
@@ -108,10 +108,10 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// The next event and where it begins. Not to be asked for after [`Event::StreamEnd`].
+    /// The next event and its start. Must not be called after [`Event::StreamEnd`].
     pub(super) fn event(&mut self) -> Result<(Event, Mark), YamlError> {
         let mut event = MaybeUninit::<sys::yaml_event_t>::uninit();
-        // SAFETY: both addresses are of what the call wants; it writes an event if it succeeds.
+        // SAFETY: both pointers are valid for the call, which writes an event if it succeeds.
         let result = unsafe { sys::yaml_parser_parse(&raw mut *self.parser, event.as_mut_ptr()) };
         if result.fail {
             return Err(self.error());
@@ -125,11 +125,11 @@ impl<'a> Parser<'a> {
         Ok((owned, mark))
     }
 
-    /// The next token, and where it begins and ends. Not to be asked for after
-    /// [`Token::StreamEnd`], nor of a parser that is asked for events.
+    /// The next token, with its start and end. Must not be called after [`Token::StreamEnd`], nor on a
+    /// parser that returns events.
     pub(super) fn token(&mut self) -> Result<(Token, Mark, Mark), YamlError> {
         let mut token = MaybeUninit::<sys::yaml_token_t>::uninit();
-        // SAFETY: both addresses are of what the call wants; it writes a token if it succeeds.
+        // SAFETY: both pointers are valid for the call, which writes a token if it succeeds.
         let result = unsafe { sys::yaml_parser_scan(&raw mut *self.parser, token.as_mut_ptr()) };
         if result.fail {
             return Err(self.error());
@@ -174,12 +174,12 @@ fn owned(event: &sys::yaml_event_t) -> Event {
         sys::YAML_STREAM_END_EVENT => Event::StreamEnd,
         sys::YAML_DOCUMENT_START_EVENT => Event::DocumentStart,
         sys::YAML_ALIAS_EVENT => {
-            // SAFETY: the type says that this field is the one that is set.
+            // SAFETY: the type shows that this field is the active one.
             let alias = unsafe { event.data.alias };
             Event::Alias(text_at(alias.anchor.cast()).unwrap_or_default())
         }
         sys::YAML_SCALAR_EVENT => {
-            // SAFETY: the type says that this field is the one that is set.
+            // SAFETY: the type shows that this field is the active one.
             let scalar = unsafe { event.data.scalar };
             let length = usize::try_from(scalar.length).unwrap_or_default();
             // SAFETY: libyaml's text at this address has this many bytes.
@@ -191,12 +191,12 @@ fn owned(event: &sys::yaml_event_t) -> Event {
             }
         }
         sys::YAML_SEQUENCE_START_EVENT => {
-            // SAFETY: the type says that this field is the one that is set.
+            // SAFETY: the type shows that this field is the active one.
             let start = unsafe { event.data.sequence_start };
             Event::SequenceStart(properties(start.anchor, start.tag))
         }
         sys::YAML_MAPPING_START_EVENT => {
-            // SAFETY: the type says that this field is the one that is set.
+            // SAFETY: the type shows that this field is the active one.
             let start = unsafe { event.data.mapping_start };
             Event::MappingStart(properties(start.anchor, start.tag))
         }
@@ -215,7 +215,7 @@ fn kind(token: &sys::yaml_token_t) -> Token {
         sys::YAML_TAG_TOKEN => Token::Tag,
         sys::YAML_VALUE_TOKEN => Token::Value,
         sys::YAML_SCALAR_TOKEN => {
-            // SAFETY: the type says that this field is the one that is set.
+            // SAFETY: the type shows that this field is the active one.
             match unsafe { token.data.scalar }.style {
                 sys::YAML_PLAIN_SCALAR_STYLE => Token::PlainScalar,
                 sys::YAML_LITERAL_SCALAR_STYLE | sys::YAML_FOLDED_SCALAR_STYLE => {

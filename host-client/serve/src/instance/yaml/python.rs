@@ -1,16 +1,16 @@
-//! What `PyYAML`'s safe loader makes no value of, and so loses the whole text.
+//! Checks for values that `PyYAML`'s safe loader cannot construct, so that it refuses the whole text.
 //!
-//! Its resolver gives a scalar without quotes a type by its look (`yaml/resolver.py`), and its
-//! constructor then has to make a value of that type (`yaml/constructor.py`).
+//! Its resolver gives a scalar without quotes a type by its form (`yaml/resolver.py`), and its
+//! constructor then fails if there is no such value (`yaml/constructor.py`).
 
 use super::{Content, Node};
 
 const PREFIX: &str = "tag:yaml.org,2002:";
 
-/// Most digits that Python makes a number of (`sys.int_info.default_max_str_digits`).
+/// Most digits of a number in Python (`sys.int_info.default_max_str_digits`).
 const MAX_INT_DIGITS: usize = 4300;
 
-/// The value of a scalar without quotes, if it is one that cannot be made: says why.
+/// Why the value of a scalar without quotes cannot be constructed; `None` if it can.
 fn implicit_problem(text: &str) -> Option<&'static str> {
     if text == "=" {
         return Some("'=' alone needs quotes: it means nothing to cloud-init's reader");
@@ -24,7 +24,7 @@ fn implicit_problem(text: &str) -> Option<&'static str> {
     timestamp_problem(text)
 }
 
-/// Whether a scalar without quotes has a look that makes it a number.
+/// Whether a scalar without quotes has the form of a number.
 fn is_int(text: &str) -> bool {
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
     let all = |text: &str, fits: fn(u8) -> bool| {
@@ -42,7 +42,7 @@ fn is_int(text: &str) -> bool {
     digits.starts_with(|c: char| c.is_ascii_digit()) && all(digits, |b| b.is_ascii_digit())
 }
 
-/// Whether a scalar without quotes has the look of a number, a truth value or a date.
+/// Whether a scalar without quotes has the form of a number, a boolean or a date.
 fn has_other_type(text: &str) -> bool {
     const WORDS: [&str; 9] = [
         "yes", "no", "true", "false", "on", "off", ".inf", ".nan", "+.inf",
@@ -117,7 +117,7 @@ fn timestamp_problem(text: &str) -> Option<&'static str> {
     }
 }
 
-/// Whether there is such a time of day; `None` for what does not look like one.
+/// Whether the time of day exists; `None` for text of another form.
 fn is_time(text: &str) -> Option<bool> {
     let (clock, zone) = match text.find([' ', '\t', 'Z', '+', '-']) {
         Some(at) => text.split_at(at),
@@ -153,8 +153,8 @@ fn number(text: &str, length: std::ops::RangeInclusive<usize>) -> Option<u32> {
 }
 
 impl Node {
-    /// Why the safe loader makes no value of this node, whatever is in it. `resolve` finds the node
-    /// that an alias stands for.
+    /// Why the safe loader cannot construct this node, apart from its children. `resolve` finds the
+    /// node of an alias.
     pub(super) fn value_problem<'a>(
         &'a self,
         resolve: &dyn Fn(&'a Node) -> &'a Node,
@@ -177,7 +177,7 @@ impl Node {
         }
     }
 
-    /// Whether Python makes a string of it, and not a number, a truth value, a date or nothing.
+    /// Whether it is a string in Python, and not a number, a boolean, a date or `None`.
     pub(in crate::instance) fn is_string(&self) -> bool {
         match (&self.content, self.tag.as_deref()) {
             (Content::Scalar { text, plain }, None) => {
@@ -210,7 +210,7 @@ fn can_be_merged<'a>(value: &'a Node, resolve: &dyn Fn(&'a Node) -> &'a Node) ->
     }
 }
 
-/// Whether a value with this tag of YAML's own can be made of this content.
+/// Whether a value with this standard tag can be constructed from this content.
 fn fits(name: &str, content: &Content) -> bool {
     let is_pair =
         |node: &Node| matches!(&node.content, Content::Mapping(pairs) if pairs.len() == 1);
@@ -233,7 +233,7 @@ fn fits(name: &str, content: &Content) -> bool {
     }
 }
 
-/// Whether Python decodes it: whatever is no digit is passed over, and the rest is in fours.
+/// Whether Python decodes it: other characters are ignored, and the rest is a multiple of four.
 fn is_base64(text: &str) -> bool {
     let digits = text.trim_end_matches(['=', '\n', ' ']);
     let is_digit = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/');
