@@ -1,4 +1,4 @@
-//! The agent as a whole: built, bound, run, stopped.
+//! The agent as a whole: builds it, binds its sockets, runs and stops it.
 
 use std::{
     future::Future,
@@ -33,7 +33,7 @@ use crate::{
     system::memory,
 };
 
-/// An agent whose sockets are bound. Nobody is answered before [`Agent::run`].
+/// An agent whose sockets are bound. Connections wait until [`Agent::run`].
 #[derive(Debug)]
 pub struct Agent {
     listeners: Vec<Listener>,
@@ -46,7 +46,7 @@ pub struct Agent {
     shutdown: Shutdown,
 }
 
-/// Why the agent cannot serve.
+/// Why the agent cannot start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BindError {
@@ -56,20 +56,20 @@ pub enum BindError {
     /// An address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
-        /// Which.
+        /// The address.
         address: ListenAddress,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
 
 impl Agent {
-    /// Reads the identity, does what the config share asks for, and binds every address. Waits
-    /// some seconds for a vsock device that is not there yet.
+    /// Reads the identity, applies the config share, and binds every address. Waits
+    /// [`defaults::BIND_TIMEOUT`] at most for a vsock device.
     ///
     /// # Errors
     ///
-    /// [`BindError`], for the first thing that fails; nothing stays bound then.
+    /// The first [`BindError`]; nothing stays bound then.
     pub async fn bind(mut config: Config) -> Result<Self, BindError> {
         raise_file_limit();
         if !config.features.has(Feature::GuestApi) {
@@ -80,7 +80,7 @@ impl Agent {
             Security::Tls(_) => {}
             Security::Plain => {
                 tracing::warn!(
-                    "serving without TLS: everybody who can reach a listener is root in this machine"
+                    "serving without TLS: everyone who can connect to a listener is root in this machine"
                 );
             }
         }
@@ -91,7 +91,7 @@ impl Agent {
             }
             None => Applied::default(),
         };
-        tracing::debug!(?applied, "the host's word before it connects");
+        tracing::debug!(?applied, "applied the config share");
         let mut listeners = Vec::new();
         for address in &config.listen {
             let listener = Listener::bind(address)
@@ -115,7 +115,7 @@ impl Agent {
         if let Some(connection) = config.share.as_ref().and_then(ConfigShare::connection)
             && let Err(error) = app.host.set_connection(connection)
         {
-            tracing::warn!(%error, "the config share says something else of the host than where it is");
+            tracing::warn!(%error, "the address of the host in the config share is invalid");
         }
         app.status_ports.write(Status::Started);
         let identity = match config.security {
@@ -159,7 +159,7 @@ impl Agent {
         })
     }
 
-    /// Takes a new configuration while the agent runs.
+    /// A handle that reloads the configuration while the agent runs.
     pub fn reloader(&self) -> Reloader {
         Reloader {
             app: Arc::clone(&self.app),
@@ -167,10 +167,11 @@ impl Agent {
         }
     }
 
-    /// Serves until `until` resolves, then stops: no new connections, running commands are left or
-    /// ended as configured, and what is not done within a few seconds is cut off. True if nothing had to be.
+    /// Serves until `until` resolves, then stops: accepts no new connections, leaves or ends running
+    /// commands as configured, and aborts what has not ended within [`defaults::SHUTDOWN_TIMEOUT`]. True if
+    /// nothing was aborted.
     ///
-    /// `ready` is called once, when the guest may go on booting: its data are there, or are not
+    /// `ready` is called once, when the boot may continue: the instance data are there, or are not
     /// expected, or have not come in time.
     pub async fn run(
         mut self,
@@ -226,7 +227,7 @@ fn policy(config: &Config) -> Policy {
     }
 }
 
-/// Takes a new configuration. Cheap to clone.
+/// Reloads the configuration. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Reloader {
     app: Arc<App>,
@@ -234,9 +235,9 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// Takes certificates, machines, features and rules for commands from `config`; nothing else of
-    /// it. Connections of clients that are no longer let in are closed at once, and what they run
-    /// ends as when they leave; what others do is left alone. It blocks on the files.
+    /// Applies the certificates, context ids, features and rules for commands in `config`, and nothing else
+    /// of it. Connections of clients that are no longer admitted are closed at once, and their commands end
+    /// as on any disconnect; other clients are not affected. Blocks on the files.
     ///
     /// # Errors
     ///

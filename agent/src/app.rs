@@ -1,4 +1,4 @@
-//! Everything a handler may reach.
+//! The state that handlers share.
 
 use std::sync::{
     Arc, PoisonError, RwLock,
@@ -24,32 +24,32 @@ use crate::{
     system::state::{AgentNumbers, Guest},
 };
 
-/// What the host may do.
+/// The permissions of the host.
 #[derive(Debug, Clone)]
 pub(crate) struct Policy {
     pub(crate) features: Features,
-    /// Which commands it may run.
+    /// The commands that it may run.
     pub(crate) exec: ExecPolicy,
 }
 
-/// The rooms, built once and shared by all connections.
+/// The modules' states, created once and shared by all connections.
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) commands: Session,
-    /// Places for connections.
+    /// Permits of connections.
     pub(crate) connections: Arc<Semaphore>,
     counts: Arc<Counts>,
     /// Whether commands end when the agent stops.
     pub(crate) end_commands: bool,
     pub(crate) events: Events,
-    /// Whose hosts it speaks to.
+    /// The flavour of the host.
     pub(crate) family: Family,
     policy: RwLock<Arc<Policy>>,
     pub(crate) guest: Guest,
     pub(crate) host: Host,
     pub(crate) hotplug: Hotplug,
     pub(crate) instance_data: InstanceData,
-    /// Places for listeners to events.
+    /// Permits of listeners to events.
     pub(crate) listeners: Arc<Semaphore>,
     pub(crate) operations: Registry,
     pub(crate) port_forwards: Arc<Semaphore>,
@@ -61,7 +61,7 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// Builds the rooms, and connects the operations to the events.
+    /// Creates the states, and publishes operations as events.
     pub(crate) fn new(
         shutdown: Shutdown,
         end_commands: bool,
@@ -101,21 +101,21 @@ impl App {
         }
     }
 
-    /// What the host may do now.
+    /// The current permissions of the host.
     pub(crate) fn policy(&self) -> Arc<Policy> {
         Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Changes that, for what is asked for from now on.
+    /// Replaces the permissions, for later requests.
     pub(crate) fn set_policy(&self, policy: Policy) {
         *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 
-    /// What the agent counts of itself.
+    /// The agent's own metrics.
     pub(crate) fn numbers(&self) -> AgentNumbers {
         let taken =
             |permits: &Semaphore, all: usize| all.saturating_sub(permits.available_permits());
-        // The ended first: one that ends in between must not seem to have ended before it started.
+        // The ended first, so that there are never more of them than started ones.
         let commands_ended = self.counts.ended.load(Ordering::Acquire);
         AgentNumbers {
             version: env!("CARGO_PKG_VERSION"),

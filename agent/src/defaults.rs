@@ -6,8 +6,8 @@ use vsock_agent_protocol::guest_api;
 use vsock_agent_transport::Limits;
 
 /// Longest queue of connections not yet accepted. The kernel caps it at `net.core.somaxconn`
-/// (4096 since Linux 5.4) and answers what does not fit with a reset, which a client cannot tell
-/// from "nobody listens"; a thousand commands at once open five sockets each.
+/// (4096 since Linux 5.4) and resets connections above it, which a client cannot distinguish from a port
+/// without a listener; a thousand commands at once open five sockets each.
 pub(crate) const BACKLOG: i32 = 4096;
 
 /// Time for the host to accept a connection: the kernel's own limit (`VSOCK_DEFAULT_CONNECT_TIMEOUT`).
@@ -25,21 +25,20 @@ pub(crate) const UNKNOWN: Limits = Limits {
     queue: 1024,
 };
 
-/// Time for a peer to say something before it must leave for another one, when no place is free. A
-/// client says its part as soon as it is connected. A crowd of silent ones is gone through at 5,120 a
-/// second.
+/// Time for a peer to send its `ClientHello` before it may be evicted for another one, when no slot is free.
+/// A client sends it as soon as it is connected. 5,120 silent peers a second are evicted.
 pub(crate) const GRACE: Duration = Duration::from_millis(100);
 
-/// The same within the handshake, for a client on a busy host: one that is cut off here has sent a
-/// request, and may not know whether that counted. A crowd is gone through at 1,024 a second, if the
-/// guest's processor can.
+/// The same within the handshake, for a client on a busy host: one that is evicted here may have sent a
+/// request, and does not know whether it was received. 1,024 peers a second are evicted, if the guest's
+/// processor allows.
 pub(crate) const HANDSHAKE_GRACE: Duration = Duration::from_millis(500);
 
-/// Time for a peer to begin the TLS handshake, and again to finish it. Under software emulation one
-/// costs some 50 ms, and [`UNKNOWN`] says how many share the cores.
+/// Time for a peer to start the TLS handshake, and again to finish it. Under software emulation one
+/// costs some 50 ms, and [`UNKNOWN`] limits how many share the cores.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Time for a client whose handshake was refused to read why, and leave.
+/// Time for a client whose handshake was refused to read the alert and close.
 pub(crate) const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time for the head of a request to arrive, idle keep-alive connections included.
@@ -57,32 +56,32 @@ pub(crate) const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 /// Pause after an `accept` that failed for want of a resource.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Pause between two tries to bind while the vsock device or its module is not there yet.
+/// Pause between two attempts to bind while the vsock device or its module is missing.
 pub(crate) const BIND_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long to wait for the vsock device at the start before giving up. A boot may be waiting for
-/// the agent; systemd tries again.
+/// Time to wait for the vsock device at the start. A boot may be waiting for the agent; systemd restarts
+/// it.
 pub(crate) const BIND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time to load a kernel module.
 pub(crate) const MODULE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time for the other end of a 101 answer to start talking the new protocol.
+/// Time for a connection to switch protocols after a 101 reply.
 pub(crate) const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time from the creation of a command to the joining of its last socket. LXD's agent gives 5 s,
-/// too short for a VM under software emulation.
+/// Time from the creation of a command to the joining of its last socket. LXD's agent waits 5 s, too short
+/// for a VM under software emulation.
 pub(crate) const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long the state of an ended operation can still be asked for. LXD's agent gives 5 s, which
-/// loses the exit code of a client that reconnects.
+/// How long the state of an ended operation can be read. LXD's agent keeps it 5 s, too short for a client
+/// that reconnects to get the exit status.
 pub(crate) const RETENTION: Duration = Duration::from_secs(600);
 
 /// Most ended operations kept. One is some 400 bytes of JSON, so this is about a megabyte.
 pub(crate) const MAX_ENDED_OPERATIONS: usize = 2_000;
 
-/// Largest JSON of one of them, in bytes. What is larger has no result, but a command that was never
-/// started, and loses that: all together take 16 MB at most.
+/// Largest JSON of one of them, in bytes. Only the command of an operation that was never started makes it
+/// larger, and that is left out: all together take 16 MB at most.
 pub(crate) const MAX_ENDED_BYTES: usize = 8 * 1024;
 
 /// Longest command that an operation shows, in bytes. Of a longer one it shows the program alone:
@@ -92,7 +91,7 @@ pub(crate) const MAX_SHOWN_COMMAND_BYTES: usize = 16 * 1024;
 /// Most commands at once.
 pub(crate) const MAX_SESSIONS: usize = 4096;
 
-/// Most commands between `fork` and `exec` at once, but for those that take long.
+/// Most commands between `fork` and `exec` at once, slow ones not counted.
 pub(crate) const MAX_SPAWNS: usize = 32;
 
 /// How long a command counts among [`MAX_SPAWNS`]. A program on a disk starts in milliseconds; one on
@@ -106,12 +105,12 @@ pub(crate) const DRAIN_QUIET: Duration = Duration::from_secs(1);
 /// Longest time an output stream goes on after the command's end.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a client may take nothing of the output of a command that was ended before the rest is
-/// dropped. Of a Unix socket three quarters of its buffer must be free before more can be sent
+/// How long a client may read nothing of the output of an ended command before the rest is dropped. Of a
+/// Unix socket three quarters of its buffer must be free before more can be sent
 /// (`unix_writable` in Linux's `net/unix/af_unix.c`): a client that reads 3 KB a second loses nothing.
 pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Time between the signals that end a command, unless its request says otherwise.
+/// Time between the signals that end a command, unless its request sets it.
 pub(crate) const KILL_PAUSE: Duration = Duration::from_secs(5);
 
 /// Largest piece of output in one message, in bytes: half a pipe's default capacity (`pipe(7)`).
@@ -119,10 +118,10 @@ pub(crate) const KILL_PAUSE: Duration = Duration::from_secs(5);
 /// able to afford it.
 pub(crate) const MAX_OUTPUT_BYTES: usize = 32 * 1024;
 
-/// Largest message a client may send on a websocket that carries words, in bytes.
+/// Largest message a client may send on a control or events websocket, in bytes.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 
-/// Read buffer of a websocket that carries words and no data, in bytes.
+/// Read buffer of a control or events websocket, in bytes.
 pub(crate) const WS_SMALL_READ_BUFFER_BYTES: usize = 1024;
 
 /// Read buffer of a websocket with a command's input, in bytes: a thousand commands at once must be
@@ -136,20 +135,19 @@ pub(crate) const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most listeners to events at once. A host has one for each command it runs.
 pub(crate) const MAX_LISTENERS: usize = MAX_SESSIONS;
 
-/// Memory of the events that some listener has yet to take, in bytes: all listeners share them. The
+/// Memory of the events that some listener has yet to receive, in bytes; all listeners share them. The
 /// events of some ten thousand commands fit, far more than can run at once.
 pub(crate) const MAX_EVENT_LOG_BYTES: usize = 16 * 1024 * 1024;
 
 /// Time between two pings on an events websocket.
 pub(crate) const EVENT_PING: Duration = Duration::from_secs(10);
 
-/// Time for one event to leave before its listener is dropped: as long as that of three pings. A client
-/// that starts hundreds of commands at once may read nothing until they run, and what waits for it
-/// costs no memory of its own ([`MAX_EVENT_LOG_BYTES`]).
+/// Time to send one event before its listener is dropped: three intervals of pings. A client that starts
+/// hundreds of commands at once may read nothing until they run, and the waiting events take no memory of
+/// their own ([`MAX_EVENT_LOG_BYTES`]).
 pub(crate) const EVENT_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Time that an event about a device is kept back for what it says to be done. Hosts wait 3 s for
-/// an answer.
+/// Time that an event about a device is delayed until the change is applied. Hosts wait 3 s for a reply.
 pub(crate) const HOTPLUG_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Time to open the directory that an SFTP session starts in. A disk that wakes up takes some seconds.
@@ -161,8 +159,8 @@ pub(crate) const MAX_SFTP_SESSIONS: usize = 256;
 /// Most open handles in one SFTP session.
 pub(crate) const MAX_SFTP_HANDLES: usize = 1000;
 
-/// Most requests of one SFTP session that are worked on at once, each by a thread. There are more
-/// than one only while files are slow, and each may hold two frames.
+/// Most requests of one SFTP session that are processed at once, each by a thread. More than one is needed
+/// only while files are slow, and each may hold two frames.
 pub(crate) const MAX_SFTP_WORKERS: usize = 8;
 
 /// Most of them for one handle: a device that hangs leaves threads for the others.
@@ -187,14 +185,13 @@ pub(crate) const FORWARD_BUFFER_BYTES: usize = 16 * 1024;
 /// Time for a TCP port of the guest to answer. It is mostly on the loopback.
 pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time for file systems of other machines to say how full they are. LXD's hosts wait 3 s for all
-/// numbers together.
+/// Time for `statfs(2)` on network file systems. LXD's hosts wait 3 s for all metrics together.
 pub(crate) const STATFS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Most file systems that may owe an answer at once: each holds a thread.
+/// Most pending calls of `statfs(2)` at once: each holds a thread.
 pub(crate) const MAX_STATFS: usize = 8;
 
-/// Time for the host to accept a connection of the agent's, TLS included.
+/// Time to connect to the host, TLS included.
 pub(crate) const HOST_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time for the host to answer, and between two pieces of its answer.
@@ -203,18 +200,18 @@ pub(crate) const HOST_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest answer of the host, in bytes.
 pub(crate) const MAX_HOST_ANSWER_BYTES: usize = guest_api::MAX_ANSWER_BYTES;
 
-/// Time for all that the host has to say of the instance. Of LXD's and Incus's hosts, a thousand keys
-/// are a thousand answers: 21 s in an emulated guest (November 2026).
+/// Time to fetch the instance data. From LXD's and Incus's hosts, a thousand keys take a thousand requests:
+/// 21 s in an emulated guest (November 2026).
 pub(crate) const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// First pause after a host that did not answer; the next is twice as long. A host hears that the
-/// agent is there before it listens itself. Also the time in which changes are taken together.
+/// First pause after a failed fetch; the next is twice as long. A host may announce its address before it
+/// listens. Also the time in which changes are collected.
 pub(crate) const FETCH_PAUSE: Duration = Duration::from_millis(50);
 
 /// Longest such pause.
 pub(crate) const MAX_FETCH_PAUSE: Duration = Duration::from_secs(5);
 
-/// Time for the host to take a report of the guest's, who waits for it.
+/// Time to report the guest's state to the host; a program in the guest waits for it.
 pub(crate) const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Most connections at once from programs in the guest.
@@ -227,8 +224,8 @@ pub(crate) const METADATA: Limits = Limits {
     queue: 1024,
 };
 
-/// Time for such a connection before it must leave for another one. Answers take milliseconds: one that
-/// is older does not ask, or does not read.
+/// Time of such a connection before it may be closed for a newer one. Replies take milliseconds: the client
+/// of an older connection sends no request, or does not read.
 pub(crate) const METADATA_GRACE: Duration = Duration::from_millis(50);
 
 /// Most listeners to events at once in the guest.
@@ -247,57 +244,57 @@ pub(crate) const MAX_FORWARDS: usize = 32;
 /// thousand.
 pub(crate) const MAX_FORWARD_BODY_BYTES: usize = 64 * 1024;
 
-/// Largest answer of the host to such a request, in bytes: some thousand volumes. A file has no limit,
-/// and is not kept.
+/// Largest reply of the host to such a request, in bytes: some thousand volumes. A file has no limit, and is
+/// streamed.
 pub(crate) const MAX_FORWARD_ANSWER_BYTES: usize = 1024 * 1024;
 
-/// Time for such a request, from its first byte to the whole answer: less than
-/// [`GUEST_CONNECTION_TIMEOUT`], so that a program hears of it.
+/// Time for such a request, from its first byte to the complete reply: less than
+/// [`GUEST_CONNECTION_TIMEOUT`], so that the program gets an error.
 pub(crate) const FORWARD_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// Time for the requests that take longer, which are a wait for an operation and a file.
 pub(crate) const LONG_FORWARD_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// Longest connection of a program in the guest, unless it listens to events or waits for the host
-/// ([`LONG_FORWARD_TIMEOUT`]): nobody else keeps a place by not reading.
+/// ([`LONG_FORWARD_TIMEOUT`]), so that a program that does not read does not hold a permit.
 pub(crate) const GUEST_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Queue of connections to a metadata service that are not yet accepted: as long as the kernel lets it
-/// be (`net.core.somaxconn`). Who finds no place there tries again after a second.
+/// Queue of connections to a metadata service that are not yet accepted: the kernel's maximum
+/// (`net.core.somaxconn`). TCP retries a connection that does not fit after a second.
 pub(crate) const GUEST_BACKLOG: u32 = 4096;
 
-/// Pause before a metadata service tries again to have an address or port that it could not get.
+/// Pause before a metadata service tries again to get an address or port that is in use.
 pub(crate) const LISTEN_RETRY: Duration = Duration::from_secs(5);
 
-/// Time for somebody who has the address of a metadata service to show it, before the agent takes it.
-/// A real one is on the next hop, a millisecond away.
+/// Time for another machine with the address of a metadata service to respond, before the agent assigns it.
+/// A real service is on the next hop, a millisecond away.
 pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Time for a host to answer where it usually does, before the start of the guest goes on without one:
-/// it takes 0.7 s in an emulated guest on a busy computer, TLS included (November 2026). Where nobody
-/// listens, a connection fails at once.
+/// Time for a host to answer at its default address, before the boot continues without one: it takes 0.7 s
+/// in an emulated guest on a busy computer, TLS included (November 2026). Without a listener, a connection
+/// fails at once.
 pub(crate) const HOST_PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Time for the host to tell the instance's data before those of an earlier boot are served in their
-/// place: half of what the guest waits, so that cloud-init finds them in time.
+/// Time to fetch the instance data before those of an earlier boot are served: half of [`READY_TIMEOUT`], so
+/// that cloud-init finds them in time.
 pub(crate) const SAVED_DATA_DELAY: Duration = Duration::from_secs(5);
 
-/// How long the start of the guest waits for the host's data when they are expected.
+/// How long the boot waits for the instance data when they are expected.
 pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time for one command that makes cloud-init look again. Reloading systemd takes some 6 s under
-/// software emulation.
+/// Time for one program that has cloud-init detect its datasource again. Reloading systemd takes some 6 s
+/// under software emulation.
 pub(crate) const CLOUD_INIT_PROGRAM_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Time for all of that, after which the guest goes on booting.
+/// Time for all of them, after which the boot continues.
 pub(crate) const PROVISION_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// Longest time since the machine's start in which the agent may reboot it for cloud-init's sake. A
-/// boot takes a minute under software emulation.
+/// Longest uptime at which the agent may reboot the machine for cloud-init. A boot takes a minute under
+/// software emulation.
 pub(crate) const MAX_REBOOT_UPTIME: Duration = Duration::from_secs(300);
 
-/// Pause between two looks at such a command.
+/// Interval of checks whether such a program has ended.
 pub(crate) const CLOUD_INIT_PROGRAM_POLL: Duration = Duration::from_millis(20);
 
-/// How long a shutdown waits for sessions to end before it cuts them off.
+/// How long a shutdown waits for sessions to end before it aborts them.
 pub(crate) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,8 +1,8 @@
-//! Events, from whoever has one to whoever listens. Nobody waits for a listener.
+//! Publishes events to listeners. A publisher never waits for a listener.
 //!
-//! All listeners share one log. An event stays in it until every listener has taken it. Memory is
-//! bounded by [`defaults::MAX_EVENT_LOG_BYTES`]: above it the oldest events go, and a listener that
-//! had not taken them yet is told so.
+//! All listeners share one log. An event stays in it until every listener has received it. Memory is
+//! bounded by [`defaults::MAX_EVENT_LOG_BYTES`]: above it the oldest events are dropped, and a listener
+//! that had not received them gets [`Lagged`].
 
 use std::collections::VecDeque;
 
@@ -13,17 +13,17 @@ use vsock_agent_protocol::event::Event;
 
 use crate::{defaults, system::clock};
 
-/// Where events are published and heard. Cheap to clone.
+/// The event log and its listeners. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Events(watch::Sender<Log>);
 
 impl Events {
-    /// Without listeners and events.
+    /// A log with no listeners and no events.
     pub(crate) fn new() -> Self {
         Self(watch::Sender::default())
     }
 
-    /// Tells every listener, now. Never waits. `metadata` must have no secret in it.
+    /// Publishes an event to every listener. Does not block. `metadata` must not contain a secret.
     pub(crate) fn publish(&self, kind: &str, metadata: Value) {
         self.0.send_if_modified(|log| {
             if log.listeners == 0 {
@@ -36,14 +36,14 @@ impl Events {
                 location: String::new(),
                 project: String::new(),
             };
-            // Only a map with keys that are no strings cannot be written, and JSON has none.
+            // Fails only for a map whose keys are not strings, and JSON has none.
             let text = serde_json::to_string(&event).unwrap_or_default();
             log.push(event.kind, text.into());
             true
         });
     }
 
-    /// Hears all events from now on that are of one of `kinds`.
+    /// Listens to all events from now on that are of one of `kinds`.
     pub(crate) fn listen(&self, kinds: Vec<String>) -> Listener {
         let changes = self.0.subscribe();
         let mut next = 0;
@@ -61,25 +61,25 @@ impl Events {
     }
 }
 
-/// Hears the events of some kinds, in order.
+/// Receives the events of some kinds, in order.
 #[derive(Debug)]
 pub(crate) struct Listener {
     log: watch::Sender<Log>,
     changes: watch::Receiver<Log>,
     kinds: Vec<String>,
-    /// Number of the event to be taken next.
+    /// Number of the next event to receive.
     next: u64,
 }
 
 impl Listener {
-    /// The next event, as JSON. Safe to drop while it waits.
+    /// The next event, as JSON. Cancel safe.
     ///
     /// # Errors
     ///
-    /// [`Lagged`] when the next event is gone, once; after that come those that are left.
+    /// [`Lagged`] once when the next event has been dropped; after that come the remaining ones.
     pub(crate) async fn next(&mut self) -> Result<Utf8Bytes, Lagged> {
         loop {
-            // First marked, then looked: a change in between is found by one or the other.
+            // Marked before the check, so that a change in between is not missed.
             self.changes.mark_unchanged();
             let mut taken = Ok(None);
             self.log.send_if_modified(|log| {
@@ -104,14 +104,14 @@ impl Drop for Listener {
     }
 }
 
-/// A listener took its events so slowly that some are gone.
+/// A listener received events so slowly that some have been dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{missed} events are lost")]
 pub(crate) struct Lagged {
     missed: u64,
 }
 
-/// The events that somebody has yet to take.
+/// The events that some listener has yet to receive.
 #[derive(Debug, Default)]
 struct Log {
     entries: VecDeque<Entry>,
@@ -126,7 +126,7 @@ struct Log {
 struct Entry {
     kind: String,
     text: Utf8Bytes,
-    /// Listeners that have not taken it.
+    /// Listeners that have not received it.
     waiting: usize,
 }
 
@@ -176,7 +176,7 @@ impl Log {
         Ok(found)
     }
 
-    /// A listener goes that would have taken `next`.
+    /// Removes a listener whose next event is `next`.
     fn leave(&mut self, next: u64) {
         self.listeners -= 1;
         let taken = usize::try_from(next.saturating_sub(self.first)).unwrap_or(usize::MAX);
@@ -186,7 +186,7 @@ impl Log {
         self.trim();
     }
 
-    /// Drops what everybody has taken.
+    /// Drops the events that all listeners have received.
     fn trim(&mut self) {
         while self.entries.front().is_some_and(|entry| entry.waiting == 0) {
             self.pop();

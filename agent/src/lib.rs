@@ -1,7 +1,7 @@
 //! The guest agent: runs commands and moves files in a virtual machine for its host.
 //!
 //! This crate has no stable API: it is the program `vsock-agent`, and what its tests need. [`Agent`]
-//! is made of a [`Config`].
+//! is created from a [`Config`].
 //!
 //! ```text
 //! main ─► agent ─► http ─► api ─┬─► exec          one command and its streams
@@ -11,7 +11,7 @@
 //!           │                   ├─► port_forward  a TCP port of the guest
 //!           │                   └─► system::state metrics and state of the guest
 //!           ├─► guest      instance data from the host, for programs in the guest and cloud-init
-//!           └─► lxd_host   what LXD's and Incus's hosts do outside HTTP
+//!           └─► lxd_host   LXD's and Incus's config share, status port and host address
 //! ```
 //!
 //! `http` accepts connections, routes requests and writes replies. `api` has a file for each resource:

@@ -1,5 +1,5 @@
-//! What LXD's and Incus's hosts hand over outside HTTP: the share with the configuration, and where the
-//! host listens.
+//! Interfaces to LXD's and Incus's hosts beside the HTTP API: the config share, the status port, and the
+//! address that the host announces.
 
 pub(crate) mod config_share;
 pub(crate) mod host;

@@ -17,11 +17,11 @@ use vsock_agent::{
     notify, serve_sftp_on_stdio,
 };
 
-/// Exit status for a configuration that makes no sense (`EX_USAGE`, `sysexits.h`).
+/// Exit status for an invalid configuration (`EX_USAGE`, `sysexits.h`).
 const EXIT_USAGE: u8 = 64;
 
-/// Threads that run tasks: one busy stream must not keep the others waiting, and a guest has few
-/// cores to give.
+/// Worker threads of the runtime: more than one, so that a busy stream does not delay the others; few,
+/// because a guest has few cores.
 const WORKER_THREADS: usize = 2;
 
 fn main() -> ExitCode {
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    // Its memory has keys, and what clients send: not for core dumps, nor for other processes.
+    // The memory contains keys and data of clients: no core dumps, no access by other processes.
     if let Err(error) = set_dumpable(false) {
         eprint_error(
             &anyhow::Error::from(error).context("cannot keep the memory out of core dumps"),
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
     };
     let log = log_to_stderr(config.log);
     if !ignored.is_empty() {
-        tracing::warn!(?ignored, "these arguments mean nothing");
+        tracing::warn!(?ignored, "unknown arguments are ignored");
     }
     match serve(flags, config, &log) {
         Ok(()) => ExitCode::SUCCESS,
@@ -132,7 +132,7 @@ fn serve(flags: Flags, config: Config, log: &LogLimit) -> anyhow::Result<()> {
     })
 }
 
-/// Takes what has changed in the files; `started` is what the agent was started with.
+/// Applies the changes in the files; `started` is the configuration at the start.
 fn reload(flags: &Flags, started: &Config, reloader: &Reloader, log: &LogLimit) {
     let config = match Config::load(flags.clone()) {
         Ok(config) => config,
@@ -158,7 +158,7 @@ fn reload(flags: &Flags, started: &Config, reloader: &Reloader, log: &LogLimit) 
         ..started.clone()
     };
     if taken != config {
-        tracing::warn!("some of what has changed takes effect when the agent is started again");
+        tracing::warn!("some of the changes take effect when the agent is restarted");
     }
 }
 

@@ -1,6 +1,6 @@
-//! From a client's connection to a TCP port of the guest.
+//! Connects a client to a TCP port of the guest.
 //!
-//! Called by `api/port_forward.rs`. Owns the connection in the guest; knows nothing of HTTP.
+//! Called by `api/port_forward.rs`. Owns the connection in the guest; independent of HTTP.
 
 use std::{
     fs, io,
@@ -22,28 +22,28 @@ use crate::{
     system::{blocking::run_blocking, names},
 };
 
-/// Why there is no connection.
+/// Why the connection failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DialError {
-    /// Nobody can listen on port 0.
+    /// Port 0.
     #[error("0 is not a port")]
     Port,
-    /// It is no address, and no name in `/etc/hosts`.
+    /// Neither an address nor a name in `/etc/hosts`.
     #[error("{0:?} is no address, and /etc/hosts does not have it")]
     Name(String),
-    /// Nobody answered in time.
+    /// No answer in time.
     #[error("nobody answers at {0}")]
     Timeout(SocketAddr),
-    /// The kernel says why.
+    /// The error of `connect(2)`.
     #[error("cannot connect to {0}")]
     Connect(SocketAddr, #[source] io::Error),
 }
 
-/// Connects, to the first of the name's addresses that can be.
+/// Connects to the first of the name's addresses that accepts.
 ///
 /// # Errors
 ///
-/// [`DialError`]; of several addresses the last one's.
+/// [`DialError`]; that of the last of several addresses.
 pub(crate) async fn dial(to: &PortForward) -> Result<TcpStream, DialError> {
     if to.port == 0 {
         return Err(DialError::Port);
@@ -54,7 +54,7 @@ pub(crate) async fn dial(to: &PortForward) -> Result<TcpStream, DialError> {
         let address = SocketAddr::new(ip, to.port);
         match timeout(defaults::DIAL_TIMEOUT, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
-                // Small packets must not wait for each other; it works without.
+                // Less delay for small packets; optional.
                 let _ = stream.set_nodelay(true);
                 return Ok(stream);
             }
@@ -78,9 +78,9 @@ async fn resolve(address: &str) -> Vec<IpAddr> {
     names::addresses(&hosts, address)
 }
 
-/// Copies both ways until both directions have ended, and returns the bytes from the client and to
-/// it. The end of one direction is passed on, and the other goes on, unless the client has `left` by
-/// then: a port that says nothing would never notice. `early` came from the client before.
+/// Copies both ways until both directions have ended, and returns the numbers of bytes from the client and
+/// to it. The end of one direction is forwarded, and the other goes on, unless the client has `left` by
+/// then: a silent port would never notice. `early` is what the client had sent before.
 ///
 /// # Errors
 ///

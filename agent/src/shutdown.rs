@@ -1,7 +1,7 @@
-//! The one way everything stops: stop accepting, let sessions end, cut off what is left.
+//! The shutdown: stop accepting, let sessions end, abort the rest.
 //!
-//! [`Shutdown`] is handed to every task the agent starts. Dropping a future is not enough for a
-//! session with a child, so tasks watch [`Shutdown::child_token`] and leave by themselves.
+//! Every task of the agent has a [`Shutdown`]. Dropping a future is not enough for a session with a child
+//! process, so tasks watch [`Shutdown::child_token`] and end themselves.
 
 use std::{future::Future, time::Duration};
 
@@ -9,7 +9,7 @@ use futures_util::FutureExt as _;
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Token and tracker in one: who must stop, and who has not yet. Cheap to clone.
+/// A cancellation token and a task tracker. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shutdown {
     token: CancellationToken,
@@ -19,7 +19,7 @@ pub(crate) struct Shutdown {
 impl Shutdown {
     /// Starts a task that the shutdown waits for.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        // The runtime's code is there once for each kind of task; boxed, all are of one kind.
+        // The runtime's code is compiled for each type of future; boxed, all have one type.
         self.tasks.spawn(work.boxed());
     }
 
@@ -28,7 +28,7 @@ impl Shutdown {
         self.token.child_token()
     }
 
-    /// Tells every task to stop and waits for them, `limit` at most. True if all of them ended.
+    /// Cancels every task and waits for them, `limit` at most. True if all of them ended.
     pub(crate) async fn finish(&self, limit: Duration) -> bool {
         self.token.cancel();
         self.tasks.close();

@@ -11,6 +11,7 @@ pub(crate) mod mount_table;
 pub(crate) mod names;
 pub(crate) mod netlink;
 pub(crate) mod notify;
+pub(crate) mod proc_stat;
 pub(crate) mod reaper;
 pub(crate) mod root;
 pub(crate) mod rtnetlink;

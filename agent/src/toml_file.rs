@@ -12,7 +12,7 @@ pub(crate) fn line(text: &str, byte: usize) -> usize {
         .count()
 }
 
-/// The number, if the value is one that `N` can be.
+/// The number, if the value is one in the range of `N`.
 pub(crate) fn number<N: TryFrom<u64>>(value: &DeValue<'_>) -> Option<N> {
     let number = value.as_integer()?;
     let number = u64::from_str_radix(number.as_str(), number.radix()).ok()?;

@@ -1,16 +1,17 @@
-//! YAML documents as trees: an image's metadata, an instance's meta-data and Incus's switches.
+//! YAML documents as trees: an image's metadata, an instance's meta-data and Incus's features.
 //!
-//! Scalars stay text: what they mean is up to who asks. `PyYAML`, which reads the same meta-data in
-//! the guest, takes the last of two equal keys, and so does [`Node::get`].
+//! Scalars stay text, which the caller interprets. `PyYAML`, which reads the same meta-data in the guest,
+//! takes the last of two equal keys, and so does [`Node::get`].
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput};
 
-/// Deepest nesting that is read. The reader is recursive; a thread's stack has room for far more.
+/// Deepest nesting that is accepted. The reader is recursive; a thread's stack is large enough for far
+/// more.
 const MAX_DEPTH: usize = 64;
 
-/// Most maps that are looked into for one key, those that are merged included.
+/// Most maps that are searched for one key, merged ones included.
 const MAX_MERGED: usize = 1000;
 
 /// A node of a document.
@@ -20,12 +21,12 @@ pub(crate) enum Node {
     Scalar { text: String, plain: bool },
     /// Items, in order.
     List(Vec<Arc<Node>>),
-    /// Keys and values, in order; a key may be there more than once.
+    /// Keys and values, in order; a key may occur more than once.
     Map(Vec<(Arc<Node>, Arc<Node>)>),
 }
 
 impl Node {
-    /// Whether it is null: nothing at all, `~` or `null`.
+    /// Whether it is null: empty, `~` or `null`.
     pub(crate) fn is_null(&self) -> bool {
         matches!(self, Self::Scalar { text, plain: true }
             if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
@@ -39,8 +40,8 @@ impl Node {
         }
     }
 
-    /// A truth value, by the words of YAML 1.1 (<https://yaml.org/type/bool.html>), which Go's and
-    /// Python's readers take. `None` for everything else.
+    /// A boolean, in the spellings of YAML 1.1 (<https://yaml.org/type/bool.html>), which Go's and
+    /// Python's readers accept. `None` for everything else.
     pub(crate) fn truth(&self) -> Option<bool> {
         let is = |words: [&str; 4]| {
             let text = self.text()?;
@@ -54,7 +55,7 @@ impl Node {
             .or_else(|| is(["false", "no", "off", "n"]).map(|()| false))
     }
 
-    /// The items of a list; of anything else, none.
+    /// The items of a list; none for other nodes.
     pub(crate) fn items(&self) -> impl Iterator<Item = &Self> {
         let items = match self {
             Self::List(items) => items.as_slice(),
@@ -63,7 +64,7 @@ impl Node {
         items.iter().map(AsRef::as_ref)
     }
 
-    /// The keys that are text and their values, in order; of anything but a map, none.
+    /// The keys that are text and their values, in order; none for a node that is not a map.
     pub(crate) fn entries(&self) -> impl DoubleEndedIterator<Item = (&str, &Self)> {
         let pairs = match self {
             Self::Map(pairs) => pairs.as_slice(),
@@ -74,12 +75,12 @@ impl Node {
             .filter_map(|(key, value)| Some((key.text()?, value.as_ref())))
     }
 
-    /// The value of a key: the last with that name, else of a map that is merged (`<<`).
+    /// The value of a key: the last with that name, or that in a merged map (`<<`).
     pub(crate) fn get(&self, key: &str) -> Option<&Self> {
         self.find(key, &mut { MAX_MERGED })
     }
 
-    /// `budget` is how many more maps are looked into: aliases can merge one map very often.
+    /// `budget` is how many more maps are searched: aliases can merge one map very often.
     fn find(&self, key: &str, budget: &mut usize) -> Option<&Self> {
         *budget = budget.checked_sub(1)?;
         let own = self.entries().rev().find(|(name, _)| *name == key);
@@ -94,7 +95,7 @@ impl Node {
     }
 }
 
-/// Text that is not a YAML document, and where.
+/// An error in a YAML document, and its position.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}, column {column}: {what}")]
 pub struct YamlError {
@@ -124,7 +125,7 @@ impl From<ScanError> for YamlError {
     }
 }
 
-/// Reads a text of one document. `None` if there is none in it, or it is null.
+/// Parses one document. `None` if the text is empty, or the document is null.
 ///
 /// # Errors
 ///
@@ -146,7 +147,7 @@ pub(crate) fn parse(text: &str) -> Result<Option<Node>, YamlError> {
                 let (event, span) = reader.next()?;
                 let node = reader.node(event, span, MAX_DEPTH)?;
                 reader.anchors.clear();
-                // Nobody else has it, now that the anchors are gone; null if that were not so.
+                // The only reference, now that the anchors are dropped.
                 root = Some(Arc::into_inner(node).unwrap_or_else(null));
             }
             _ => {}
@@ -163,8 +164,8 @@ const fn null() -> Node {
 
 struct Reader<'a> {
     events: Parser<'a, StrInput<'a>>,
-    /// Nodes with an anchor, by its number: an alias is the same node, not a copy, so a text of
-    /// aliases of aliases takes no more memory than it is long.
+    /// Nodes with an anchor, by its number. An alias shares the node, so memory is bounded by the length of
+    /// the text, even with aliases of aliases.
     anchors: BTreeMap<usize, Arc<Node>>,
 }
 

@@ -1,14 +1,14 @@
-//! Where an agent listens on AF_VSOCK.
+//! Addresses on AF_VSOCK.
 
 use std::{fmt, num::ParseIntError, str::FromStr};
 
 /// Port LXD and Incus use for their agents, and the default here.
 pub const DEFAULT_PORT: u32 = 8443;
 
-/// Port on which our own host answers its guests, unless it is told another.
+/// Default port on which `agent-cli serve` answers its guests.
 pub const DEFAULT_HOST_PORT: u32 = 8444;
 
-/// Context id: which machine an AF_VSOCK address means (`include/uapi/linux/vm_sockets.h`).
+/// Context id of a machine on AF_VSOCK (`include/uapi/linux/vm_sockets.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Cid(pub u32);
 
@@ -17,7 +17,7 @@ impl Cid {
     pub const LOCAL: Self = Self(1);
     /// `VMADDR_CID_HOST`: the host of this guest.
     pub const HOST: Self = Self(2);
-    /// `VMADDR_CID_ANY`: whatever context id this machine has, now or later.
+    /// `VMADDR_CID_ANY`: any context id of this machine.
     pub const ANY: Self = Self(u32::MAX);
 }
 
@@ -94,7 +94,7 @@ pub fn parse_port(text: &str) -> Result<u32, ParseAddressError> {
     })
 }
 
-/// A vsock address that cannot be read.
+/// Text that is not a vsock address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a vsock {what}")]
 pub struct ParseAddressError {

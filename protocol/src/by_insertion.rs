@@ -1,7 +1,7 @@
-//! Maps and sets that are made by inserting.
+//! Collects maps and sets by inserting.
 
-/// What `collect` would make of `items`, without its sorting, of which every type has a copy: 5 KB
-/// in an agent that is to be small.
+/// As `collect`, but inserts the items one by one. `collect` sorts them first, which takes 5 KB of code for
+/// each type.
 #[must_use]
 pub fn by_insertion<C, T>(items: impl IntoIterator<Item = T>) -> C
 where

@@ -1,10 +1,10 @@
-//! What every JSON answer is wrapped in.
+//! The envelope of JSON replies.
 
 use serde::{Deserialize, Serialize};
 
 use crate::null::null_as_default;
 
-/// Which of the three kinds of answer this is.
+/// The type of a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EnvelopeKind {
@@ -12,14 +12,14 @@ pub enum EnvelopeKind {
     Sync,
     /// An operation was created; its state is in `metadata`, its path in `operation`.
     Async,
-    /// It did not work: `error_code` and `error`.
+    /// An error, in `error_code` and `error`.
     Error,
 }
 
-/// An answer. All seven keys are always written, as LXD does.
+/// A reply. All seven keys are always written, as LXD does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Envelope<T> {
-    /// Which kind of answer.
+    /// The type of the reply.
     #[serde(rename = "type")]
     pub kind: EnvelopeKind,
     /// `Success`, `Operation created`, or empty for an error.
@@ -34,7 +34,7 @@ pub struct Envelope<T> {
     /// The HTTP status of an error, or 0.
     #[serde(default)]
     pub error_code: u16,
-    /// What went wrong, for a person, or empty.
+    /// The error message, or empty.
     #[serde(default, deserialize_with = "null_as_default")]
     pub error: String,
     /// The result.
@@ -70,7 +70,7 @@ impl<T> Envelope<T> {
 }
 
 impl Envelope<()> {
-    /// A refusal with an HTTP status and a text for a person.
+    /// An error with an HTTP status and a message.
     #[must_use]
     pub fn error(code: u16, text: String) -> Self {
         Self {

@@ -1,16 +1,16 @@
-//! Events: what `GET /1.0/events` carries, one JSON object each.
+//! Events of `GET /1.0/events`, one JSON object each.
 
 use serde::{Deserialize, Serialize};
 
-/// Something happened.
+/// An event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// The kind: `operation`, `config`, `device`, `logging` or `lifecycle`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// When, on the agent's clock, in RFC 3339.
+    /// The time on the agent's clock, in RFC 3339.
     pub timestamp: String,
-    /// The matter itself; for `operation` an [`Operation`](crate::operation::Operation).
+    /// The content; for `operation` an [`Operation`](crate::operation::Operation).
     #[serde(default)]
     pub metadata: serde_json::Value,
     /// Cluster member it happened on; agents leave it out.
@@ -21,26 +21,25 @@ pub struct Event {
     pub project: String,
 }
 
-/// An event that somebody else wants told: what `POST /1.0/events` takes. Any other key of an
-/// [`Event`] may be there, and is passed over.
+/// An event to publish, the body of `POST /1.0/events`. Other keys of an [`Event`] are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewEvent {
     /// The kind.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The matter itself.
+    /// The content.
     #[serde(default)]
     pub metadata: serde_json::Value,
 }
 
-/// Kinds a listener gets that asks for none.
+/// The default kinds of a listener.
 pub const DEFAULT_KINDS: &[&str] = &["logging", "operation", "lifecycle", "config", "device"];
 
-/// The kind of event that says that a key of the instance changed.
+/// Kind of an event about a changed key of the instance.
 pub const CONFIG: &str = "config";
 
-/// The kind of event that says that a device came, went or changed.
+/// Kind of an event about an added, removed or updated device.
 pub const DEVICE: &str = "device";
 
-/// The kind of event that carries an operation's state.
+/// Kind of an event with an operation's state.
 pub const OPERATION: &str = "operation";

@@ -1,4 +1,4 @@
-//! Commands: the request, the words on the control socket, and what is left at the end.
+//! Commands: the request, the control messages, and the result.
 //!
 //! ```text
 //! POST /1.0/exec ──► operation, metadata ExecStarted { fds: name → secret }
@@ -38,10 +38,10 @@ pub const EXIT_SIGNAL_BASE: i32 = 128;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ExecRequest {
-    /// The program and its arguments. Empty is refused.
+    /// The program and its arguments. Must not be empty.
     #[serde(default, deserialize_with = "null_as_default")]
     pub command: Vec<String>,
-    /// Must be true: an agent gives output to sockets only.
+    /// Must be true: an agent sends output to sockets only.
     #[serde(default)]
     pub wait_for_websocket: bool,
     /// True for a terminal, false for three pipes.
@@ -105,7 +105,7 @@ pub struct ExecRequest {
     /// moment longer than the command ([`EXEC_OPTIONS`](crate::version::EXEC_OPTIONS)).
     #[serde(default, rename = "wait_for_eof", skip_serializing_if = "is_false")]
     pub wait_for_eof: bool,
-    /// What becomes of the command when its client is gone
+    /// What happens to the command when its client disconnects
     /// ([`EXEC_ON_DISCONNECT`](crate::version::EXEC_ON_DISCONNECT)).
     #[serde(
         default,
@@ -115,9 +115,9 @@ pub struct ExecRequest {
     pub on_disconnect: OnDisconnect,
 }
 
-/// What becomes of a command when its client is gone: when its control socket, its input or, without a
-/// control socket, its standard output is lost. A time limit and the cancelling of its operation end it
-/// whatever is said here.
+/// What happens to a command when its client disconnects: when its control socket, its input or, without a
+/// control socket, its standard output is lost. A time limit and cancelling the operation end it in any
+/// case.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnDisconnect {
@@ -134,7 +134,7 @@ pub enum OnDisconnect {
 }
 
 impl OnDisconnect {
-    /// Whether it need not be said.
+    /// Whether it is the default, which is left out of a request.
     #[expect(
         clippy::trivially_copy_pass_by_ref,
         reason = "serde passes a reference"
@@ -145,7 +145,7 @@ impl OnDisconnect {
 }
 
 impl ExecRequest {
-    /// How long the command may run, if there is a limit.
+    /// The time limit of the command, if there is one.
     #[must_use]
     pub fn time_limit(&self) -> Option<Duration> {
         let seconds = || Some(Duration::from_secs(self.timeout?.into()));
@@ -153,7 +153,7 @@ impl ExecRequest {
         time.or_else(seconds).filter(|time| !time.is_zero())
     }
 
-    /// How long it has after each of the signals that end it, if the request says so.
+    /// The time between the signals that end it, if the request sets one.
     #[must_use]
     pub fn kill_pause(&self) -> Option<Duration> {
         self.kill_pause_ms.map(Duration::from_millis)
@@ -170,16 +170,16 @@ const fn is_false(value: &bool) -> bool {
 
 /// Metadata of a command's operation from its creation on.
 ///
-/// Only the answer to the `POST` has the secrets; later views have empty `fds`.
+/// Only the reply to the `POST` has the secrets; later replies have empty `fds`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecStarted {
-    /// Socket name to the secret that joins it: 64 hexadecimal digits, good for one use.
+    /// The secrets that join the sockets, by the names of the sockets: 64 hexadecimal digits, for one use.
     #[serde(default, deserialize_with = "null_as_default")]
     pub fds: BTreeMap<String, String>,
     /// As requested.
     #[serde(default, deserialize_with = "null_as_default")]
     pub command: Vec<String>,
-    /// The whole environment the command gets. Left out of later views.
+    /// The complete environment of the command. Left out of later replies.
     #[serde(default, deserialize_with = "null_as_default")]
     pub environment: BTreeMap<String, String>,
     /// As requested.
@@ -206,7 +206,7 @@ pub struct ExecEnded {
     /// received the end of the input. Absent from other agents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<BTreeMap<String, u64>>,
-    /// Why the command did not start: `not-found`, `not-executable`, `bad-cwd`, `too-long`,
+    /// The reason why the command did not start: `not-found`, `not-executable`, `bad-cwd`, `too-long`,
     /// `identity`, `system`, or `killed` by a signal or by the agent. Absent from other agents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_error: Option<String>,
@@ -219,7 +219,7 @@ pub struct ExecEnded {
     pub input_lost: Option<u64>,
 }
 
-/// What a client says on the control socket.
+/// A message of the client on the control socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "ControlWire", try_from = "ControlWire")]
 pub enum ControlMessage {
@@ -244,14 +244,14 @@ struct ControlWire {
     signal: i64,
 }
 
-/// A control message that means nothing.
+/// An error in a control message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ControlMessageError {
-    /// The word is not known.
+    /// The command is not known.
     #[error("unknown control command {0:?}")]
     UnknownCommand(String),
-    /// A size is missing, no number, or beyond 65535.
+    /// A size is missing, not a number, or above 65535.
     #[error("window-resize without a usable {0}")]
     BadSize(&'static str),
     /// No signal has this number.

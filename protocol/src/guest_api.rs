@@ -1,10 +1,12 @@
-//! What programs in the guest may know of their instance: LXD's `devlxd`, Incus's `dev_incus`.
+//! The guest API, by which programs in the guest read their instance data: LXD's `devlxd`, Incus's
+//! `dev_incus`.
 //!
-//! The same paths are spoken twice. The agent asks the host for them, in [`Envelope`]s; a program in
-//! the guest asks the agent, without one: lists and objects are JSON, values are their plain text.
-//! `GET` of [`INFO`], [`CONFIG`], [`config_key`], [`META_DATA`] and [`DEVICES`], and `PATCH` of
-//! [`INFO`] travel to the host, and of our own host all values at once ([`CONFIG_WITH_VALUES`]);
-//! [`EVENTS`] stay in the guest. Each request for a [`HostRoute`] is passed to the host.
+//! The same paths are used twice. The agent requests them from the host, which replies in [`Envelope`]s; a
+//! program in the guest requests them from the agent, which replies without: lists and objects as JSON,
+//! values as plain text. `GET` of [`INFO`], [`CONFIG`], [`config_key`], [`META_DATA`] and [`DEVICES`], and
+//! `PATCH` of [`INFO`] are sent to the host, and to our own host one request for all values
+//! ([`CONFIG_WITH_VALUES`]); [`EVENTS`] are served in the guest. Each request for a [`HostRoute`] is
+//! forwarded to the host.
 //!
 //! [`Envelope`]: crate::envelope::Envelope
 
@@ -19,12 +21,12 @@ use crate::null::null_as_default;
 
 pub use self::host_route::{HostFeature, HostRoute, UbuntuPro};
 
-/// The instance ([`GuestInfo`]); `PATCH` says how far it is ([`StateReport`]).
+/// The instance ([`GuestInfo`]); `PATCH` reports its state ([`StateReport`]).
 pub const INFO: &str = "/1.0";
 /// The paths of all keys that have a value, as they are, without escapes.
 pub const CONFIG: &str = "/1.0/config";
-/// The same with the values: an object of them by key. A host that does not know the query answers
-/// with the paths alone, as LXD's and Incus's do, and so does one whose answer would be larger than
+/// The same with the values: an object of them by key. A host that does not support the query, such as
+/// LXD's and Incus's, replies with the paths alone, and so does one whose reply would be larger than
 /// [`MAX_ANSWER_BYTES`].
 pub const CONFIG_WITH_VALUES: &str = "/1.0/config?recursion=1";
 /// Meta-data for cloud-init: text, a YAML mapping.
@@ -58,8 +60,8 @@ pub fn config_key(key: &str) -> String {
     format!("{CONFIG}/{}", utf8_percent_encode(key, RESERVED))
 }
 
-/// The key a path asks for, with its escapes decoded. `None` when the path is not one of a key, or
-/// the key is no UTF-8.
+/// The key of a path, with its escapes decoded. `None` when the path is not one of a key, or the key is
+/// not UTF-8.
 #[must_use]
 pub fn key_of_path(path: &str) -> Option<Cow<'_, str>> {
     let key = path.strip_prefix(CONFIG)?.strip_prefix('/')?;
@@ -73,14 +75,14 @@ pub fn is_guest_key(key: &str) -> bool {
     key.starts_with("user.") || key.starts_with("cloud-init.")
 }
 
-/// Whether this key is not shown though it is of a guest's kind: the host merges these SSH keys into
-/// the user-data and the vendor-data.
+/// Whether this key of a guest is hidden: the host merges these SSH keys into the user-data and the
+/// vendor-data.
 #[must_use]
 pub fn is_hidden_key(key: &str) -> bool {
     key.starts_with("cloud-init.ssh-keys.")
 }
 
-/// What `GET /1.0` says of the instance.
+/// The instance, as in `GET /1.0`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestInfo {
     /// `1.0`.
@@ -92,10 +94,10 @@ pub struct GuestInfo {
     /// Name of the host, or of its member in a cluster.
     #[serde(default)]
     pub location: String,
-    /// How far the instance says it is. LXD 5.0 leaves it empty.
+    /// The state that the instance has reported. LXD 5.0 leaves it empty.
     #[serde(default)]
     pub state: String,
-    /// What other versions say, such as `auth` and `supported_storage_drivers`.
+    /// Fields of other versions, such as `auth` and `supported_storage_drivers`.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
 }
@@ -124,18 +126,18 @@ fn instance_type() -> String {
     "virtual-machine".to_owned()
 }
 
-/// How far an instance is.
+/// The state of an instance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GuestState {
     /// It runs.
     #[default]
     Started,
-    /// It says that it does what it is there for.
+    /// Its workload is ready.
     Ready,
 }
 
 impl GuestState {
-    /// The word on the wire.
+    /// The name on the wire.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -145,38 +147,38 @@ impl GuestState {
     }
 }
 
-/// What `PATCH /1.0` takes. The answer is an empty result.
+/// The body of `PATCH /1.0`. The reply is an empty result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateReport {
-    /// How far the instance is now.
+    /// The current state.
     pub state: GuestState,
 }
 
 /// Devices by name: key to value, `type` always among them, and `hwaddr` for a `nic`.
 pub type Devices = BTreeMap<String, BTreeMap<String, String>>;
 
-/// The matter of an event of kind [`CONFIG`](crate::event::CONFIG): a key got another value, or none
+/// The metadata of an event of kind [`CONFIG`](crate::event::CONFIG): a key has a new value, or none
 /// (empty).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigChange {
-    /// Which key.
+    /// The key.
     pub key: String,
-    /// What it was.
+    /// The old value.
     #[serde(default, deserialize_with = "null_as_default")]
     pub old_value: String,
-    /// What it is.
+    /// The new value.
     #[serde(default, deserialize_with = "null_as_default")]
     pub value: String,
 }
 
-/// The matter of an event of kind [`DEVICE`](crate::event::DEVICE).
+/// The metadata of an event of kind [`DEVICE`](crate::event::DEVICE).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceChange {
     /// `added`, `removed` or `updated`.
     pub action: String,
     /// The device.
     pub name: String,
-    /// What it is made of.
+    /// Its configuration.
     #[serde(default, deserialize_with = "null_as_default")]
     pub config: BTreeMap<String, String>,
 }

@@ -1,13 +1,13 @@
-//! What a host tells the agent of itself with `PUT /1.0`.
+//! The host's announcement, `PUT /1.0`.
 
 use serde::{Deserialize, Serialize};
 
 use crate::version::Family;
 
-/// Where the host listens, and how it is known.
+/// The host's address and certificate.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostConnection {
-    /// Context id of the host. Read as it is: some hosts do not know their own.
+    /// Context id of the host. Not validated: some hosts do not know their own.
     #[serde(default)]
     pub cid: u32,
     /// Port it listens on.
@@ -16,13 +16,13 @@ pub struct HostConnection {
     /// Its certificate, in PEM, or empty.
     #[serde(default)]
     pub certificate: String,
-    /// Whether the guest's programs may ask the host. Incus calls it `dev_incus`; both are read.
+    /// Whether the guest API is enabled. Incus calls it `dev_incus`; both are read.
     #[serde(default, alias = "dev_incus")]
     pub devlxd: bool,
 }
 
 impl HostConnection {
-    /// The JSON for an agent of this family.
+    /// The JSON for an agent of this flavour.
     #[must_use]
     pub fn to_json(&self, family: Family) -> serde_json::Value {
         let devlxd = match family {

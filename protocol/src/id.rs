@@ -1,11 +1,10 @@
 //! Numbers of users and groups.
 
-/// `(uid_t) -1` and `(gid_t) -1`: nobody has it, and system calls take it for "as it is now"
-/// (`chown(2)`, `setresuid(2)`). A command that were to run as this user would run as root.
+/// `(uid_t) -1` and `(gid_t) -1`: not a valid id; system calls take it for "unchanged" (`chown(2)`,
+/// `setresuid(2)`). A command that is started as this user would run as root.
 pub const UNCHANGED: u32 = u32::MAX;
 
-/// Reads a number of a user or group, decimal digits alone. `None` for [`UNCHANGED`] and for what is no
-/// such number.
+/// Parses an id of a user or group, decimal digits alone. `None` for [`UNCHANGED`] and for other text.
 #[must_use]
 pub fn parse(text: &str) -> Option<u32> {
     let is_digits = text.bytes().all(|byte| byte.is_ascii_digit());

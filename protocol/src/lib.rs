@@ -1,14 +1,14 @@
-//! The words both ends of the agent share: requests, replies, events, file frames.
+//! The protocol of the agent: requests, replies, events, SFTP frames.
 //!
-//! Plain data and pure functions only. Nothing here opens a socket, reads a clock or spawns a
-//! task, so the agent, the client and the tests can all link it and mean the same thing.
+//! Plain data and pure functions only. Nothing here opens a socket, reads a clock or spawns a task, so that
+//! the agent, the client and the tests can share it.
 //!
 //! # The wire contract
 //!
 //! Paths and JSON are those of LXD's agent (`lxd-agent` 5.0.2 and later, and `incus-agent`), so
 //! that their hosts can drive this agent and this client can drive theirs:
 //!
-//! * JSON over HTTP/1.1, every answer in an [`envelope`].
+//! * JSON over HTTP/1.1, every reply in an [`envelope`].
 //! * A command is an [`operation`] whose streams are websockets, one a stream, each joined once
 //!   with a secret ([`exec`]). Data is binary; a text message is the end of that direction.
 //! * Files are SFTP version 3 on a connection that HTTP upgraded ([`sftp`]).

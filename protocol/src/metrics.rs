@@ -1,7 +1,7 @@
-//! What `GET /1.0/metrics` says of the guest: numbers that hosts turn into `OpenMetrics`.
+//! The metrics of `GET /1.0/metrics`, which hosts convert to `OpenMetrics`.
 //!
-//! LXD and Incus have the same numbers in two shapes. LXD's groups are maps by device; Incus's are
-//! lists whose elements carry the device.
+//! LXD and Incus have the same metrics in two formats. LXD's groups are maps by device; Incus's are lists
+//! whose elements contain the device.
 //!
 //! ```text
 //! LXD    "disk": { "sda": { "disk_read_bytes": 1 } }
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{by_insertion, null::null_as_default};
 
-/// The numbers in LXD's shape.
+/// The metrics in LXD's format.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LxdMetrics {
@@ -26,7 +26,7 @@ pub struct LxdMetrics {
     /// Disks, partitions and loop devices, by name.
     #[serde(deserialize_with = "null_as_default")]
     pub disk: BTreeMap<String, DiskMetrics>,
-    /// Mounted file systems by what is mounted.
+    /// Mounted file systems by device.
     #[serde(deserialize_with = "null_as_default")]
     pub filesystem: BTreeMap<String, FilesystemMetrics>,
     /// Memory.
@@ -34,11 +34,11 @@ pub struct LxdMetrics {
     /// Network interfaces by name.
     #[serde(deserialize_with = "null_as_default")]
     pub network: BTreeMap<String, NetworkMetrics>,
-    /// Number of processes, the kernel's own not among them.
+    /// Number of processes without the kernel's threads.
     pub procs_total: u64,
 }
 
-/// The numbers in Incus's shape.
+/// The metrics in Incus's format.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct IncusMetrics {
@@ -66,20 +66,20 @@ pub struct IncusMetrics {
     pub time_seconds: u64,
 }
 
-/// Numbers of a processor.
+/// Metrics of a processor.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct OfCpu {
-    /// Which: `cpu0`.
+    /// The name of the processor: `cpu0`.
     pub cpu: String,
     /// The numbers.
     #[serde(flatten)]
     pub metrics: CpuMetrics,
 }
 
-/// Numbers of a device.
+/// Metrics of a device.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OfDevice<T> {
-    /// Which.
+    /// The name of the device.
     pub device: String,
     /// The numbers.
     #[serde(flatten)]
@@ -90,21 +90,21 @@ pub struct OfDevice<T> {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CpuMetrics {
-    /// On programs.
+    /// On user programs.
     pub cpu_seconds_user: f64,
-    /// On programs that are nice to others.
+    /// On user programs with a positive nice value.
     pub cpu_seconds_nice: f64,
     /// In the kernel.
     pub cpu_seconds_system: f64,
-    /// On nothing.
+    /// Idle.
     pub cpu_seconds_idle: f64,
-    /// On nothing, while something waited for a disk.
+    /// Idle, while a process waited for a disk.
     pub cpu_seconds_iowait: f64,
     /// On interrupts.
     pub cpu_seconds_irq: f64,
     /// On soft interrupts.
     pub cpu_seconds_softirq: f64,
-    /// By other guests of the host.
+    /// Stolen by other guests of the host.
     pub cpu_seconds_steal: f64,
 }
 
@@ -130,11 +130,11 @@ pub struct FilesystemMetrics {
     pub mountpoint: String,
     /// Its type, such as `ext4`.
     pub fstype: String,
-    /// Free for everybody.
+    /// Free for unprivileged users.
     pub filesystem_avail_bytes: u64,
     /// Free for root.
     pub filesystem_free_bytes: u64,
-    /// All of it.
+    /// Total size.
     pub filesystem_size_bytes: u64,
 }
 
@@ -165,7 +165,7 @@ pub struct MemoryMetrics {
     pub memory_swap_bytes: u64,
     pub memory_unevictable_bytes: u64,
     pub memory_writeback_bytes: u64,
-    /// Processes the kernel ended for want of memory.
+    /// Processes killed by the OOM killer.
     pub memory_oom_kills: u64,
 }
 
@@ -173,27 +173,27 @@ pub struct MemoryMetrics {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NetworkMetrics {
-    /// Bytes that came.
+    /// Bytes received.
     pub network_receive_bytes: u64,
-    /// Packets that came and were dropped.
+    /// Received packets that were dropped.
     pub network_receive_drop: u64,
-    /// Packets that came damaged.
+    /// Received packets with errors.
     pub network_receive_errs: u64,
-    /// Packets that came.
+    /// Packets received.
     pub network_receive_packets: u64,
-    /// Bytes that went.
+    /// Bytes sent.
     pub network_transmit_bytes: u64,
     /// Packets to be sent that were dropped.
     pub network_transmit_drop: u64,
     /// Packets that could not be sent.
     pub network_transmit_errs: u64,
-    /// Packets that went.
+    /// Packets sent.
     pub network_transmit_packets: u64,
 }
 
 impl From<IncusMetrics> for LxdMetrics {
-    /// Puts the lists into maps. What would take another's key gets one with its mount point in
-    /// it, unless it is the same device, mounted once more.
+    /// Converts the lists to maps. A file system whose key is in use gets one with its mount point, unless
+    /// it is another mount of the same device.
     fn from(metrics: IncusMetrics) -> Self {
         let cpus = metrics.cpu_seconds_total.into_iter();
         Self {

@@ -1,14 +1,14 @@
-//! Reading what Go writes: a nil map or slice becomes JSON `null`.
+//! Deserializes JSON written by Go, in which a nil map or slice is `null`.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
 
-/// Reads a value, taking `null` for its default.
+/// Deserializes a value; `null` becomes its default.
 ///
 /// # Errors
 ///
-/// Whatever the value's own reader says of anything that is not `null`.
+/// Those of deserializing the value.
 pub fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -17,11 +17,11 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// Reads a map without the keys that are `null`; `null` itself is an empty map.
+/// Deserializes a map without the keys whose value is `null`; `null` itself becomes an empty map.
 ///
 /// # Errors
 ///
-/// Whatever the values' own reader says of anything that is not `null`.
+/// Those of deserializing the values.
 pub(crate) fn without_nulls<'de, D, T>(deserializer: D) -> Result<BTreeMap<String, T>, D::Error>
 where
     D: Deserializer<'de>,

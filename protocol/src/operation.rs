@@ -7,13 +7,13 @@ use uuid::Uuid;
 
 use crate::null::null_as_default;
 
-/// Name of one operation: a UUID.
+/// Id of an operation: a UUID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct OperationId(Uuid);
 
 impl OperationId {
-    /// Makes a version 4 id out of random bytes.
+    /// Makes a version 4 UUID of random bytes.
     #[must_use]
     pub fn from_random_bytes(bytes: [u8; 16]) -> Self {
         Self(uuid::Builder::from_random_bytes(bytes).into_uuid())
@@ -43,20 +43,20 @@ pub struct ParseOperationIdError {
     source: uuid::Error,
 }
 
-/// Where an operation stands. The numbers are LXD's status codes.
+/// The status of an operation. The numbers are LXD's status codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OperationStatus {
     /// Not started.
     Pending = 105,
-    /// At work.
+    /// Running.
     Running = 103,
-    /// Asked to stop, and stopping.
+    /// Cancelled, and not ended yet.
     Cancelling = 104,
-    /// Ended as it should.
+    /// Succeeded.
     Success = 200,
-    /// Could not be done; `err` says why.
+    /// Failed; the reason is in `err`.
     Failure = 400,
-    /// Stopped because somebody asked.
+    /// Cancelled by a client.
     Cancelled = 401,
 }
 
@@ -77,7 +77,7 @@ impl OperationStatus {
         self as u16
     }
 
-    /// The word on the wire.
+    /// The name on the wire.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -103,7 +103,7 @@ pub const FIRST_FINAL_STATUS_CODE: u16 = 200;
 /// The state of an operation as the API shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
-    /// Its name.
+    /// The id.
     pub id: OperationId,
     /// `websocket` for a command.
     #[serde(default)]
@@ -117,21 +117,21 @@ pub struct Operation {
     /// When it last changed, on the agent's clock, in RFC 3339.
     #[serde(default)]
     pub updated_at: String,
-    /// The word for `status_code`.
+    /// The name of `status_code`.
     #[serde(default)]
     pub status: String,
-    /// One of [`OperationStatus`]; from [`FIRST_FINAL_STATUS_CODE`] on nothing more will happen.
+    /// One of [`OperationStatus`]; final from [`FIRST_FINAL_STATUS_CODE`] on.
     pub status_code: u16,
-    /// What it works on; agents have nothing here.
+    /// Resources of the operation; empty in agents.
     #[serde(default, deserialize_with = "null_as_default")]
     pub resources: BTreeMap<String, Vec<String>>,
-    /// What it says of itself; see [`crate::exec`].
+    /// Details; see [`crate::exec`].
     #[serde(default)]
     pub metadata: serde_json::Value,
     /// Whether `DELETE` may end it.
     #[serde(default)]
     pub may_cancel: bool,
-    /// Why it failed, or empty.
+    /// The cause of a failure, or empty.
     #[serde(default, deserialize_with = "null_as_default")]
     pub err: String,
     /// Cluster member; empty in agents.

@@ -4,11 +4,11 @@ use crate::operation::OperationId;
 
 /// The list of API versions. Any method, no certificate checked beyond TLS itself.
 pub const ROOT: &str = "/";
-/// What the agent is and can do; `PUT` tells it where its host listens.
+/// Information about the agent; `PUT` announces the host's address.
 pub const SERVER: &str = "/1.0";
 /// `POST` starts a command.
 pub const EXEC: &str = "/1.0/exec";
-/// The live operations and those that ended lately.
+/// The running operations and those that ended recently.
 pub const OPERATIONS: &str = "/1.0/operations";
 /// Events as they happen, by websocket or as a stream of JSON lines.
 pub const EVENTS: &str = "/1.0/events";
@@ -16,9 +16,9 @@ pub const EVENTS: &str = "/1.0/events";
 pub const SFTP: &str = "/1.0/sftp";
 /// The guest: its memory, network and processes.
 pub const STATE: &str = "/1.0/state";
-/// Numbers of the guest, for the host to turn into `OpenMetrics`.
+/// Metrics of the guest, for the host to convert to `OpenMetrics`.
 pub const METRICS: &str = "/1.0/metrics";
-/// Numbers of the guest and of the agent, in Prometheus's text format.
+/// Metrics of the guest and of the agent, in Prometheus's text format.
 pub const METRICS_TEXT: &str = "/metrics";
 /// Upgrade to a TCP connection in the guest.
 pub const PORT_FORWARD: &str = "/1.0/port-forward";
@@ -29,7 +29,7 @@ pub fn operation(id: OperationId) -> String {
     format!("{OPERATIONS}/{id}")
 }
 
-/// The end of one operation, at the latest after `timeout_seconds`; `None` waits for ever.
+/// Waits for the end of one operation, `timeout_seconds` at most; `None` is no limit.
 #[must_use]
 pub fn operation_wait(id: OperationId, timeout_seconds: Option<u32>) -> String {
     match timeout_seconds {
@@ -38,8 +38,8 @@ pub fn operation_wait(id: OperationId, timeout_seconds: Option<u32>) -> String {
     }
 }
 
-/// One stream of one operation. `secret` is a word of the operation's `fds`: hexadecimal, so it
-/// needs no escaping.
+/// One stream of one operation. `secret` is from the operation's `fds`: hexadecimal, so it needs no
+/// escaping.
 #[must_use]
 pub fn operation_websocket(id: OperationId, secret: &str) -> String {
     format!("{OPERATIONS}/{id}/websocket?secret={secret}")

@@ -1,4 +1,4 @@
-//! What `POST /1.0/port-forward` is asked for: a connection to a port in the guest.
+//! The request `POST /1.0/port-forward`: a connection to a TCP port of the guest.
 
 use std::net::Ipv4Addr;
 
@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 /// The protocol's name in `Upgrade`.
 pub const PROTOCOL: &str = "tcp";
 
-/// Where to connect to, seen from the guest.
+/// The address to connect to from the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortForward {
-    /// Address, or a name the guest knows by itself. Empty is the loopback too.
+    /// An address, or a name in the guest's `/etc/hosts`. Empty is the loopback address.
     #[serde(default = "loopback")]
     pub address: String,
-    /// TCP port; 0 is refused.
+    /// TCP port, not 0.
     pub port: u16,
 }
 

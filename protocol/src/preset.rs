@@ -1,9 +1,9 @@
-//! Metadata services of other clouds, as they can be imitated for a guest: a file for each.
+//! The built-in presets: metadata services of other clouds, one TOML file each.
 //!
-//! The agent answers requests by them; the host takes from their `[smbios]` what cloud-init in the
-//! guest knows the cloud by. `agent/src/presets/file.rs` says how they are written.
+//! The agent serves them; the host takes from `[smbios]` the strings by which cloud-init in the guest
+//! detects the cloud. The format is described in `agent/docs/metadata.md`.
 
-/// The presets that are shipped, by name, with their text in TOML.
+/// The built-in presets, by name, with their text in TOML.
 pub const SHIPPED: [(&str, &str); 8] = [
     ("aliyun", include_str!("../presets/aliyun.toml")),
     ("brightbox", include_str!("../presets/brightbox.toml")),
@@ -15,11 +15,11 @@ pub const SHIPPED: [(&str, &str); 8] = [
     ("zstack", include_str!("../presets/zstack.toml")),
 ];
 
-/// What a host calls the maker of the mainboard when the rest of the machine's description says
-/// that it is of a cloud: a guest that reads it knows that it is in none.
+/// The manufacturer of the board that our host sets in SMBIOS when the other strings are those of a cloud: by
+/// it the agent detects that the cloud is not real.
 pub const BOARD_MAKER: &str = "vsock-agent";
 
-/// The text of a preset that is shipped.
+/// The text of a built-in preset.
 #[must_use]
 pub fn shipped(name: &str) -> Option<&'static str> {
     let mut presets = SHIPPED.iter();

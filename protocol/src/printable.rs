@@ -1,6 +1,6 @@
-//! Text of another party, made fit to be shown: in a terminal, in a log, in a file.
+//! Escapes text of another party for a terminal, a log or a file.
 //!
-//! A name or a message may hold anything a terminal obeys, and be of any length.
+//! A name or a message may contain control sequences of a terminal, and be of any length.
 
 use std::fmt::Write as _;
 
@@ -27,8 +27,8 @@ pub fn escape(bytes: &[u8]) -> String {
 /// UTF-8 counts as a character.
 #[must_use]
 pub fn excerpt(bytes: &[u8], most: usize) -> String {
-    // No character has more than four bytes, so this has at least `most` of them, if there are so
-    // many; what is cut off in the middle of a character lies behind them.
+    // No character has more than four bytes, so this has at least `most` of them, if there are so many; a
+    // character that is cut off comes after them.
     let head = &bytes[..bytes.len().min(most.saturating_add(1).saturating_mul(4))];
     let mut left = most;
     let mut end = 0;
@@ -45,8 +45,8 @@ pub fn excerpt(bytes: &[u8], most: usize) -> String {
     escape(bytes)
 }
 
-/// Escapes what [`escape`] does in text that is JSON already, as JSON does it: `\u009b`. It means
-/// the same to whoever reads it.
+/// Escapes the same characters as [`escape`] in JSON text, by JSON's escapes: `\u009b`. Parsers read the
+/// same value.
 ///
 /// JSON's own escapes take care of C0 only (RFC 8259, section 7); none of the other characters can
 /// stand outside a string.

@@ -1,13 +1,13 @@
-//! What `GET /1.0` says of an agent.
+//! Information about an agent, `GET /1.0`.
 
 use serde::{Deserialize, Serialize};
 
 use crate::null::null_as_default;
 
-/// What the agent is and can do.
+/// The agent and its API extensions.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerInfo {
-    /// Names of abilities; see [`crate::version`].
+    /// Names of extensions; see [`crate::version`].
     #[serde(default, deserialize_with = "null_as_default")]
     pub api_extensions: Vec<String>,
     /// `stable`.
@@ -16,7 +16,7 @@ pub struct ServerInfo {
     /// `1.0`.
     #[serde(default)]
     pub api_version: String,
-    /// `trusted`: a client that is not never gets this far.
+    /// Always `trusted`: other clients are refused in the handshake.
     #[serde(default)]
     pub auth: String,
     /// Always false.
@@ -31,14 +31,13 @@ pub struct ServerInfo {
     /// The system it runs on.
     #[serde(default)]
     pub environment: Environment,
-    /// What tells this run of the guest's kernel from all others (`/proc/sys/kernel/random/boot_id`,
-    /// `random(4)`). Only our own agent says it.
+    /// Id of this boot (`/proc/sys/kernel/random/boot_id`, `random(4)`). Absent from other agents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<String>,
 }
 
 impl ServerInfo {
-    /// Whether the agent announces the ability `name`.
+    /// Whether the agent has the extension `name`.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.api_extensions
@@ -79,8 +78,8 @@ pub struct Environment {
     pub os_version: String,
     /// Empty.
     pub project: String,
-    /// Which agent: `lxd-agent` or `incus-agent`. LXD's and Incus's client libraries use an
-    /// agent's paths only for exactly their own name.
+    /// `lxd-agent` or `incus-agent`. LXD's and Incus's client libraries use an agent's paths only for
+    /// exactly their own name.
     pub server: String,
     /// Always false.
     pub server_clustered: bool,

@@ -1,7 +1,7 @@
-//! What `GET /1.0/state` says of the guest.
+//! The state of the guest, `GET /1.0/state`.
 //!
-//! The keys are those of LXD's `InstanceState`. Hosts read the numbers as signed 64-bit integers,
-//! so they are that here. What only Incus's agent says is optional, and left out for LXD.
+//! The keys are those of LXD's `InstanceState`. Hosts read the numbers as signed 64-bit integers, so they
+//! have that type here. Fields of Incus's agent alone are optional, and left out for LXD.
 
 use std::collections::BTreeMap;
 
@@ -9,15 +9,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::null::null_as_default;
 
-/// The guest, now.
+/// The state of the guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct InstanceState {
-    /// Empty: the host knows.
+    /// Empty; the host fills it in.
     pub status: String,
-    /// 0: the host knows.
+    /// 0; the host fills it in.
     pub status_code: u16,
-    /// Null: the host knows.
+    /// Null; the host fills it in.
     pub disk: serde_json::Value,
     /// Memory in use.
     pub memory: MemoryState,
@@ -26,11 +26,11 @@ pub struct InstanceState {
     pub network: BTreeMap<String, NetworkState>,
     /// 1: the guest's first process.
     pub pid: i64,
-    /// Number of processes, or -1 if nobody knows.
+    /// Number of processes, or -1 if unknown.
     pub processes: i64,
     /// Processor time.
     pub cpu: CpuState,
-    /// When the guest booted, in RFC 3339. Incus only.
+    /// Time of the boot, in RFC 3339. Incus only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<String>,
     /// The operating system. Incus only.
@@ -42,9 +42,9 @@ pub struct InstanceState {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CpuState {
-    /// Used since the boot, in nanoseconds, or -1 if nobody knows.
+    /// Used since the boot, in nanoseconds, or -1 if unknown.
     pub usage: i64,
-    /// Nanoseconds a second there may be; agents say 0. Incus only.
+    /// Limit in nanoseconds a second; 0 in agents. Incus only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allocated_time: Option<i64>,
 }
@@ -53,15 +53,15 @@ pub struct CpuState {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MemoryState {
-    /// What is not free; the page cache counts as used.
+    /// Not free; the page cache counts as used.
     pub usage: i64,
-    /// The most there was of it, or 0 if nobody knows.
+    /// Peak of `usage`, or 0 if unknown.
     pub usage_peak: i64,
-    /// All there is. Not in LXD 5.0.2.
+    /// Total size. Not in LXD 5.0.2.
     pub total: i64,
     /// Swap in use.
     pub swap_usage: i64,
-    /// The most there was of it, or 0 if nobody knows.
+    /// Peak of `swap_usage`, or 0 if unknown.
     pub swap_usage_peak: i64,
 }
 
@@ -76,7 +76,7 @@ pub struct NetworkState {
     pub counters: NetworkCounters,
     /// Hardware address, such as `00:16:3e:12:34:56`, or empty.
     pub hwaddr: String,
-    /// Empty: the name of its other end, which the host knows.
+    /// Empty: the name of the interface on the host, which the host fills in.
     pub host_name: String,
     /// Largest packet, in bytes.
     pub mtu: i64,
@@ -105,21 +105,21 @@ pub struct NetworkAddress {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NetworkCounters {
-    /// Bytes that came.
+    /// Bytes received.
     pub bytes_received: i64,
-    /// Bytes that went.
+    /// Bytes sent.
     pub bytes_sent: i64,
-    /// Packets that came.
+    /// Packets received.
     pub packets_received: i64,
-    /// Packets that went.
+    /// Packets sent.
     pub packets_sent: i64,
-    /// Packets that came damaged.
+    /// Received packets with errors.
     pub errors_received: i64,
     /// Packets that could not be sent.
     pub errors_sent: i64,
     /// Packets to be sent that were dropped.
     pub packets_dropped_outbound: i64,
-    /// Packets that came and were dropped.
+    /// Received packets that were dropped.
     pub packets_dropped_inbound: i64,
 }
 

@@ -1,4 +1,4 @@
-//! Versions, families, and the names of abilities.
+//! Versions, host flavours, and names of API extensions.
 
 use std::{fmt, str::FromStr};
 
@@ -11,7 +11,7 @@ pub const LXD_SERVER_NAME: &str = "lxd-agent";
 /// Value of `environment.server` by which Incus's client library recognises an agent.
 pub const INCUS_SERVER_NAME: &str = "incus-agent";
 
-/// Whose hosts an agent is made for: LXD and Incus write some things differently.
+/// The flavour of the host: LXD and Incus differ in some formats.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Family {
     /// LXD.
@@ -22,7 +22,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// The name by which its hosts recognise an agent.
+    /// The name by which these hosts recognise an agent.
     #[must_use]
     pub const fn server_name(self) -> &'static str {
         match self {
@@ -53,7 +53,7 @@ impl FromStr for Family {
     }
 }
 
-/// Text that names no family.
+/// Text that is not a flavour.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is neither lxd nor incus")]
 pub struct ParseFamilyError(String);
@@ -76,13 +76,13 @@ pub const EXEC_ON_DISCONNECT: &str = "vsock_agent_exec_on_disconnect";
 /// Extension: `GET /metrics` has numbers in Prometheus's text format.
 pub const METRICS_TEXT: &str = "vsock_agent_metrics_text";
 
-/// Extension, Incus's: `POST /1.0/port-forward` leads to a TCP port of the guest.
+/// Extension of Incus: `POST /1.0/port-forward` connects to a TCP port of the guest.
 pub const PORT_FORWARD: &str = "instance_port_forward";
 
 /// Extension: `GET /1.0/sftp` takes [`crate::sftp::SessionOptions`] as its query.
 pub const SFTP_SESSION: &str = "vsock_agent_sftp_session";
 
-/// Abilities an agent of this version announces in `GET /1.0`, LXD's names first.
+/// The extensions that an agent of this version announces in `GET /1.0`, LXD's names first.
 ///
 /// LXD 5.0.2 hosts refuse to run a command unless `container_exec_user_group_cwd` and
 /// `container_exec_recording` are among them.

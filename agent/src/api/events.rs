@@ -1,4 +1,4 @@
-//! `/1.0/events`: hear them, by websocket or as a stream of JSON lines, and tell them.
+//! `/1.0/events`: listen by websocket or as a stream of JSON lines, and publish.
 
 use http::Request;
 use hyper::body::Incoming;
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// Sends every event from now on whose kind is asked for (`?type=a,b`).
+/// Sends every event from now on of the kinds in the query (`?type=a,b`).
 ///
 /// # Errors
 ///
@@ -31,12 +31,11 @@ pub(crate) fn get(app: &App, mut request: Request<Incoming>) -> Result<Reply, Ap
     send_events(&source, kinds, &mut request)
 }
 
-/// `POST /1.0/events`: tells an event to everybody who listens, as of now. What it says of a
-/// device is done first.
+/// `POST /1.0/events`: publishes an event with the current time. A change of a device is applied first.
 ///
 /// # Errors
 ///
-/// 400 for what is no event.
+/// 400 for an invalid event.
 pub(crate) async fn post(app: &App, request: Request<Incoming>) -> Result<Reply, ApiError> {
     let event: NewEvent = read_json(request.into_body()).await?;
     if event.kind.is_empty() {
@@ -49,7 +48,7 @@ pub(crate) async fn post(app: &App, request: Request<Incoming>) -> Result<Reply,
     Ok(sync(()))
 }
 
-/// Mounts a share that has come, or takes one away that has gone, and waits a moment for it.
+/// Mounts an added share, or unmounts a removed one, and waits [`defaults::HOTPLUG_TIMEOUT`] at most.
 async fn apply_device_event(app: &App, metadata: &serde_json::Value) {
     let Some(change) = app.hotplug.change(metadata) else {
         return;
@@ -59,9 +58,9 @@ async fn apply_device_event(app: &App, metadata: &serde_json::Value) {
     let stop = app.shutdown.child_token();
     app.shutdown.spawn(async move {
         stop.run_until_cancelled(hotplug.apply(change)).await;
-        // Nobody may be waiting any more.
+        // The receiver may have been dropped.
         let _ = done.send(());
     });
-    // Too late is no error: it goes on.
+    // A timeout is no error: the task goes on.
     let _ = timeout(defaults::HOTPLUG_TIMEOUT, is_done).await;
 }

@@ -1,4 +1,4 @@
-//! `POST /1.0/exec`: the one place that has both a command and its operation.
+//! `POST /1.0/exec`: creates an operation that runs a command.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -32,7 +32,7 @@ use crate::{
     system::{accounts::Accounts, blocking::run_blocking},
 };
 
-/// Longest text of a failure, in characters: it names a program, and a name may be very long.
+/// Longest text of a failure, in characters: it contains the program's name, which may be very long.
 const MAX_ERROR_CHARS: usize = 1000;
 
 /// Longest name of a program in the log, and of one whose command is too long to be shown, in characters.
@@ -42,7 +42,8 @@ const MAX_NAME_CHARS: usize = 200;
 ///
 /// # Errors
 ///
-/// 400 for a request that makes no sense, 403 for another user when the agent is not root, 503 when there are too many commands.
+/// 400 for an invalid request, 403 for another user when the agent is not root, 503 when there are too many
+/// commands.
 pub(crate) async fn post(app: &Arc<App>, request: Request<Incoming>) -> Result<Reply, ApiError> {
     let client = client::of(&request);
     let mut request: ExecRequest = read_json(request.into_body()).await?;
@@ -86,7 +87,7 @@ pub(crate) async fn post(app: &Arc<App>, request: Request<Incoming>) -> Result<R
     Ok(operation_created(path::operation(operation.id), operation))
 }
 
-/// As much of a command as its operation shows to others.
+/// The command as its operation shows it.
 fn shown(command: &[String]) -> Vec<String> {
     // In JSON each argument has two quotation marks and a comma.
     let bytes: usize = command.iter().map(|argument| argument.len() + 3).sum();
@@ -136,7 +137,7 @@ fn secrets(interactive: bool) -> Result<Vec<(String, Secret)>, ApiError> {
         .map_err(|error| ApiError::busy(error.to_string()))
 }
 
-/// The work of the operation: wait for the sockets, run the command, say how it ended.
+/// The task of the operation: waits for the sockets, runs the command, returns the outcome.
 async fn run(app: Arc<App>, spec: Arc<ExecSpec>, who: Who, handle: Handle) -> Outcome {
     let Handle {
         id,
@@ -175,7 +176,7 @@ async fn run(app: Arc<App>, spec: Arc<ExecSpec>, who: Who, handle: Handle) -> Ou
     outcome(ended, &cancel)
 }
 
-/// Who runs what, for the log: the program, but not its arguments, which may be secrets.
+/// The client, the user and the program, for the log. Without arguments, which may be secrets.
 struct Who {
     client: Option<Arc<Client>>,
     uid: u32,
@@ -191,13 +192,13 @@ impl fmt::Display for Who {
     }
 }
 
-/// As much of a name as is shown.
+/// A name, shortened to [`MAX_NAME_CHARS`].
 fn cut(name: &str) -> String {
     name.chars().take(MAX_NAME_CHARS).collect()
 }
 
-/// Waits until every socket is there that a command needs: as with LXD's hosts, a command without a
-/// terminal needs no control socket. `None` if that cannot happen any more.
+/// Waits until all required sockets are joined: as with LXD's hosts, a command without a terminal needs no
+/// control socket. `None` if that cannot happen any more.
 async fn join(
     mut sockets: tokio::sync::mpsc::Receiver<(String, WebSocket)>,
     interactive: bool,
@@ -250,7 +251,7 @@ fn outcome(ended: Ended, cancel: &CancellationToken) -> Outcome {
                 None => unless_cancelled(OperationStatus::Success),
             },
             metadata: json!(ExecEnded {
-                // LXD's hosts look at nothing but this number.
+                // LXD's hosts evaluate this number only.
                 exit_code: if input_lost.is_some() && code == 0 {
                     EXIT_SIGNAL_BASE + libc::SIGHUP
                 } else {
@@ -292,7 +293,7 @@ fn outcome(ended: Ended, cancel: &CancellationToken) -> Outcome {
     }
 }
 
-/// Closes the sockets in the background: each waits for its client, as [`ws::linger`] says.
+/// Closes the sockets in the background: each waits for its client ([`ws::linger`]).
 fn close(shutdown: &Shutdown, sockets: Vec<WebSocket>) {
     for socket in sockets {
         let stop = shutdown.child_token();

@@ -8,11 +8,11 @@ use crate::{
     system::state::CONTENT_TYPE,
 };
 
-/// `GET /1.0/metrics`, in the family's shape.
+/// `GET /1.0/metrics`, in the format of the host's flavour.
 ///
 /// # Errors
 ///
-/// 500 when the guest cannot be looked at.
+/// 500 when the metrics cannot be read.
 pub(crate) async fn get(app: &App) -> Result<Reply, ApiError> {
     let metrics = app.guest.metrics(app.family).await?;
     Ok(match app.family {
@@ -25,7 +25,7 @@ pub(crate) async fn get(app: &App) -> Result<Reply, ApiError> {
 ///
 /// # Errors
 ///
-/// 500 when the guest cannot be looked at.
+/// 500 when the metrics cannot be read.
 pub(crate) async fn get_text(app: &App) -> Result<Reply, ApiError> {
     Ok(text(CONTENT_TYPE, app.guest.text(app.numbers()).await?))
 }

@@ -45,12 +45,12 @@ pub(crate) fn get(app: &App, id: OperationId) -> Result<Reply, ApiError> {
     Ok(sync(app.operations.get(id)?))
 }
 
-/// `GET /1.0/operations/{id}/wait[?timeout=SECONDS]`: without a time, or with −1, for ever.
+/// `GET /1.0/operations/{id}/wait[?timeout=SECONDS]`: without a timeout, or with −1, it has no limit.
 ///
 /// # Errors
 ///
-/// 404 when there is no such operation, 400 for a time that is no number, 504 when it has passed.
-/// LXD answers a failed operation with an error here; this is the operation, with its `err`.
+/// 404 when there is no such operation, 400 for an invalid timeout, 504 after the timeout. For a failed
+/// operation LXD replies with an error; this replies with the operation and its `err`.
 pub(crate) async fn wait(app: &App, id: OperationId, query: &str) -> Result<Reply, ApiError> {
     let limit = match parameter(query, "timeout").as_deref() {
         None | Some("" | "-1") => None,
@@ -69,7 +69,7 @@ pub(crate) async fn wait(app: &App, id: OperationId, query: &str) -> Result<Repl
     Ok(sync(operation))
 }
 
-/// `DELETE /1.0/operations/{id}`: asks it to stop, and does not wait for that.
+/// `DELETE /1.0/operations/{id}`: cancels it, and does not wait for its end.
 ///
 /// # Errors
 ///

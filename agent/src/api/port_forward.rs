@@ -19,13 +19,12 @@ use crate::{
     port_forward,
 };
 
-/// Connects to the port, and then switches the connection to it: what cannot be reached is said in
-/// HTTP.
+/// Connects to the port, and then switches the connection to it. So a failure is an HTTP error.
 ///
 /// # Errors
 ///
-/// 400 without `Upgrade: tcp` or for a request that makes no sense, 500 when the port cannot be
-/// reached, 503 when there are too many such connections.
+/// 400 without `Upgrade: tcp` or for an invalid request, 500 when the connection fails, 503 when there are
+/// too many such connections.
 pub(crate) async fn post(
     app: &Arc<App>,
     mut request: Request<Incoming>,
@@ -51,7 +50,7 @@ pub(crate) async fn post(
         None => app.shutdown.child_token(),
     };
     app.shutdown.spawn(async move {
-        // Who is taken off the list is found by the client.
+        // Holds the client, so that it can be closed when it is no longer admitted.
         let _kept = (permit, client);
         let Ok(Ok(upgraded)) = timeout(defaults::UPGRADE_TIMEOUT, upgrade).await else {
             return;

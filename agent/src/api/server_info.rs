@@ -1,4 +1,4 @@
-//! `GET /` and `/1.0`: what this is, and what its host is.
+//! `GET /` and `/1.0`: information about the agent, and the host's address.
 
 use data_encoding::HEXLOWER;
 use http::{HeaderValue, Request, header};
@@ -23,7 +23,7 @@ pub(crate) fn versions() -> Reply {
     sync([path::SERVER])
 }
 
-/// `GET /1.0`, with an `ETag` that changes when the answer does.
+/// `GET /1.0`, with an `ETag` of the reply.
 pub(crate) fn get(app: &App) -> Reply {
     let info = info(app.family);
     let tag =
@@ -39,11 +39,11 @@ fn quoted(tag: &str) -> Option<HeaderValue> {
     HeaderValue::try_from(format!("\"{tag}\"")).ok()
 }
 
-/// `PUT /1.0`: the host says where it listens.
+/// `PUT /1.0`: the host announces its address.
 ///
 /// # Errors
 ///
-/// 400 for what makes no sense.
+/// 400 for an invalid address or certificate.
 pub(crate) async fn put(app: &App, request: Request<Incoming>) -> Result<Reply, ApiError> {
     let connection: HostConnection = read_json(request.into_body()).await?;
     app.host.set_connection(connection)?;

@@ -1,4 +1,4 @@
-//! `GET /1.0/sftp`: from HTTP to SFTP on the same connection.
+//! `GET /1.0/sftp`: upgrades the connection to SFTP.
 
 use std::{io, os::unix::net::UnixStream, path::PathBuf, sync::Arc};
 
@@ -32,21 +32,21 @@ use crate::{
 /// The protocol's name in `Upgrade`.
 const PROTOCOL: &str = "sftp";
 
-/// Where a session runs.
+/// The server of a session.
 enum Backend {
     InProcess(Setup),
     /// In a process of another user.
     OfUser(UserSession, UnixStream),
 }
 
-/// Switches the connection to SFTP, under the conditions of the query. Bytes that came with the
-/// request are not lost.
+/// Switches the connection to SFTP, with the options in the query. Bytes that came with the request are
+/// not lost.
 ///
 /// # Errors
 ///
-/// 400 without `Upgrade: sftp`, for a query that makes no sense, and for a user or a directory that
-/// is not there; 403 for another user when the agent is not root; 501 when the kernel cannot keep a
-/// session in a directory; 503 when there are too many sessions; 504 when the directory does not answer.
+/// 400 without `Upgrade: sftp`, for an invalid query, and for a user or a directory that does not exist;
+/// 403 for another user when the agent is not root; 501 when the kernel cannot confine a session to a
+/// directory; 503 when there are too many sessions; 504 when the directory does not answer.
 pub(crate) async fn get(
     app: &Arc<App>,
     mut request: Request<Incoming>,
@@ -81,7 +81,7 @@ pub(crate) async fn get(
         .as_ref()
         .map_or_else(String::new, |client| client.to_string());
     app.shutdown.spawn(async move {
-        // Who is taken off the list is found by this: the runtime no longer has the socket.
+        // Holds the client, so that it can be closed when it is no longer admitted.
         let _client = client;
         let Ok(Ok(upgraded)) = timeout(defaults::UPGRADE_TIMEOUT, upgrade).await else {
             return;
@@ -101,16 +101,16 @@ pub(crate) async fn get(
     Ok(switching_protocols(PROTOCOL))
 }
 
-/// Sees to everything that can be refused, while it can be said in HTTP. A directory on a file system
-/// that does not answer keeps `permit`, and nothing else.
+/// Opens the backend before the upgrade, so that a failure is an HTTP error. A directory on a file system
+/// that does not answer holds `permit`, and blocks nothing else.
 async fn prepare(
     app: &App,
     options: SessionOptions,
     permit: OwnedSemaphorePermit,
 ) -> Result<(Backend, OwnedSemaphorePermit), ApiError> {
     let budget = Arc::clone(&app.sftp_budget);
-    // Incus's agent has `/` as its working directory, and its hosts leave the first slash out when they
-    // make folders on the way to a file.
+    // Incus's agent has `/` as its working directory, and its hosts omit the first slash when they create
+    // the parent folders of a file.
     let starts_at_root = app.family == Family::Incus;
     let work = move || {
         let backend = open_backend(&options, starts_at_root, budget)?;
@@ -152,7 +152,7 @@ fn open_backend(
             "the agent is not root, and cannot become another user",
         )),
         Some(_) => {
-            // The user's process looks for the home itself. A root that is not there is said now.
+            // The user's process finds the home itself. A missing root is an error now.
             setup("/".into())?;
             let (process, socket) = UserSession::start(options)
                 .map_err(|error| failed("the session's process cannot start", &error))?;
@@ -186,13 +186,13 @@ fn failed(what: &str, error: &dyn std::error::Error) -> ApiError {
     )
 }
 
-/// Where relative paths start: the home of whom the agent runs as.
+/// The base of relative paths: the home of the agent's user.
 fn home() -> PathBuf {
     let uid = Uid::effective();
     if uid.is_root() {
         return "/root".into();
     }
-    // `std::env::home_dir` would ask NSS, which a static binary does not do.
+    // `std::env::home_dir` would use NSS, which a static binary does not have.
     let own = || Some(Accounts::read().ok()?.user_numbered(uid.as_raw())?.home);
     let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
     home.or_else(|| own().map(Into::into))
@@ -200,7 +200,7 @@ fn home() -> PathBuf {
         .into()
 }
 
-/// Serves the client until it leaves, or the agent stops.
+/// Serves the client until it disconnects, or the agent stops.
 async fn serve(
     upgraded: Upgraded,
     setup: Setup,
@@ -220,7 +220,7 @@ async fn serve(
     let ended = select! {
         ended = &mut over => ended,
         () = stop.cancelled() => {
-            // Files are closed on the way, and that may block.
+            // This closes files, which may block.
             within(defaults::SFTP_START_TIMEOUT, "end of SFTP", move || session.stop()).await;
             over.await
         }
@@ -228,8 +228,7 @@ async fn serve(
     tracing::info!(?ended, "an SFTP session ended");
 }
 
-/// Copies between the client and the process that serves it, until either is gone or the agent
-/// stops.
+/// Copies between the client and the process that serves it, until either closes or the agent stops.
 async fn relay(upgraded: Upgraded, socket: UnixStream, stop: CancellationToken) {
     let copy = async {
         socket.set_nonblocking(true)?;
@@ -245,8 +244,8 @@ async fn relay(upgraded: Upgraded, socket: UnixStream, stop: CancellationToken) 
     tracing::info!(?ended, "an SFTP session of a user ended");
 }
 
-/// The connection itself, from which HTTP and the runtime have gone, and what they had read of it. The
-/// socket has another descriptor, which blocks; the runtime's own is closed here.
+/// Takes the socket out of HTTP and the runtime, with the bytes that they had read. The socket gets
+/// another descriptor, in blocking mode; the runtime's own is closed here.
 fn channel(upgraded: Upgraded) -> io::Result<(Channel, Bytes)> {
     let unknown = || io::Error::other("the connection is of an unknown kind");
     let parts = upgraded

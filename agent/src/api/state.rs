@@ -1,4 +1,4 @@
-//! `/1.0/state`: the guest, now.
+//! `/1.0/state`: the current state of the guest.
 
 use http::StatusCode;
 
@@ -11,7 +11,7 @@ use crate::{
 ///
 /// # Errors
 ///
-/// 500 when the guest cannot be looked at.
+/// 500 when the state cannot be read.
 pub(crate) async fn get(app: &App) -> Result<Reply, ApiError> {
     Ok(sync(app.guest.state(app.family).await?))
 }

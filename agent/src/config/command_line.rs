@@ -178,7 +178,7 @@ mod tests {
         }
     }
 
-    /// What the help says of each option, by its name, in one line.
+    /// The help text of each option by its name, in one line.
     fn options(help: &str) -> BTreeMap<&str, String> {
         let (_, lines) = help.split_once("\nOptions:\n").unwrap();
         let mut options: BTreeMap<&str, String> = BTreeMap::new();

@@ -348,7 +348,7 @@ mod tests {
         Options::of_toml(Path::new("/etc/file"), text)
     }
 
-    fn told(error: ConfigError) -> String {
+    fn message(error: ConfigError) -> String {
         format!("{:#}", anyhow::Error::from(error))
     }
 
@@ -381,7 +381,7 @@ mod tests {
             ("VSOCK_AGENT_FEATURES", "exec,,files", "missing"),
             ("VSOCK_AGENT_READY_TIMEOUT", "-1", "digit"),
         ] {
-            let error = told(environment(&[(variable, value)]).unwrap_err());
+            let error = message(environment(&[(variable, value)]).unwrap_err());
             assert!(error.starts_with(&format!("{variable}: ")), "{error}");
             assert!(error.contains(reason), "{error}");
         }
@@ -396,18 +396,18 @@ mod tests {
             ("ready-timeout = \"1\"", "ready-timeout: a number"),
             ("log = \"loud\"", "\"loud\" is not a log level"),
         ] {
-            let error = told(read(&format!("\n{text}")).unwrap_err());
+            let error = message(read(&format!("\n{text}")).unwrap_err());
             assert!(error.starts_with("/etc/file, line 2: "), "{error}");
             assert!(error.contains(reason), "{error}");
         }
         for name in NOT_IN_FILE {
-            let error = told(read(&format!("{name} = true")).unwrap_err());
+            let error = message(read(&format!("{name} = true")).unwrap_err());
             assert!(
                 error.contains("line 1: ") && error.contains("allow-cid, "),
                 "{error}"
             );
         }
-        let error = told(read("plain = true\nplain = true\n").unwrap_err());
+        let error = message(read("plain = true\nplain = true\n").unwrap_err());
         assert!(
             error.contains("line 2: ") && error.contains("duplicate"),
             "{error}"

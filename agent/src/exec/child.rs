@@ -42,7 +42,7 @@ use vsock_agent_protocol::exec::{
 };
 
 use super::spec::{Directory, ExecSpec};
-use crate::system::{descriptors::close_all_from, reaper};
+use crate::system::{descriptors::close_all_from, proc_stat::ProcStat, reaper};
 
 /// Soft limit on open files of a command: what login shells have. The agent raises its own.
 const CHILD_OPEN_FILES: libc::rlim_t = 1024;
@@ -374,11 +374,7 @@ fn exit_of(pid: Pid) -> io::Result<Option<ExitStatus>> {
 /// Whether a process that is not reaped yet ended before it executed anything.
 fn never_executed(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The second field is in brackets and may have spaces in it; the flags are the ninth
-    // (`proc_pid_stat(5)`).
-    let flags = stat
-        .rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(6)?.parse::<u64>().ok());
+    let flags = ProcStat::parse(&stat).and_then(|stat| stat.number::<u64>(9));
     flags.is_some_and(|flags| flags & FORKED_WITHOUT_EXEC != 0)
 }
 

@@ -15,7 +15,10 @@ use super::{
     cgroup::Cgroup,
     child::{Child, signal_process},
 };
-use crate::{defaults, system::blocking::run_blocking};
+use crate::{
+    defaults,
+    system::{blocking::run_blocking, proc_stat::ProcStat},
+};
 
 /// Time between two looks at whether anything lives.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -150,14 +153,10 @@ struct Stat {
 }
 
 fn parse_stat(text: &str) -> Option<Stat> {
-    // The second field is the program's name in brackets, and may have spaces and brackets in it.
-    let (_, rest) = text.rsplit_once(')')?;
-    let mut fields = rest.split_ascii_whitespace();
-    let state = fields.next()?;
-    let session = fields.nth(2)?.parse().ok()?;
+    let stat = ProcStat::parse(text)?;
     Some(Stat {
-        session: Pid::from_raw(session),
-        is_ended: matches!(state, "Z" | "X"),
+        session: Pid::from_raw(stat.number(6)?),
+        is_ended: stat.has_ended()?,
     })
 }
 

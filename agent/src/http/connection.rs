@@ -80,7 +80,7 @@ pub(crate) async fn serve(
         }
     };
     if ended.is_err() {
-        // It may have been told why, in the middle of what it sends.
+        // The client may still be sending when it gets an error reply.
         let _ = timeout(defaults::REFUSAL_TIMEOUT, watch.drain()).await;
     }
     ended.map_err(io::Error::other)

@@ -241,7 +241,7 @@ mod tests {
     }
 
     /// The next event, after `pause`.
-    async fn hear(far: &mut WebSocketStream<DuplexStream>, pause: Duration) -> Utf8Bytes {
+    async fn next_text(far: &mut WebSocketStream<DuplexStream>, pause: Duration) -> Utf8Bytes {
         loop {
             if let Message::Text(text) = far.next().await.unwrap().unwrap() {
                 sleep(pause).await;
@@ -265,7 +265,7 @@ mod tests {
         let slow = async {
             sleep(defaults::EVENT_WRITE_TIMEOUT - Duration::from_secs(1)).await;
             for number in 0..EVENTS {
-                let event = hear(&mut far, Duration::from_secs(9)).await;
+                let event = next_text(&mut far, Duration::from_secs(9)).await;
                 assert!(event.contains(&format!("{number} xxx")), "{event}");
             }
         };
@@ -297,7 +297,7 @@ mod tests {
         events.publish("a", serde_json::json!("late"));
         select! {
             () = agent => panic!("the listener was dropped"),
-            text = hear(&mut far, Duration::ZERO) => assert!(text.contains("late"), "{text}"),
+            text = next_text(&mut far, Duration::ZERO) => assert!(text.contains("late"), "{text}"),
         }
     }
 

@@ -1,17 +1,16 @@
-//! The config share: what LXD's and Incus's hosts put into a folder for the guest, to be read once
-//! at the start, before anybody can connect.
+//! The config share: a folder in which LXD's and Incus's hosts provide configuration for the guest. Read
+//! once at the start, before the agent listens.
 //!
 //! ```text
-//! agent.conf          where the host listens: what PUT /1.0 would say
+//! agent.conf          the host's address, as in PUT /1.0
 //! agent-mounts.json   shares of the host to mount
 //! nics/*.json         names and sizes of network devices
-//! files/              files for the guest, already rendered, and metadata.yaml with their places
+//! files/              files for the guest, already rendered, and metadata.yaml with their paths
 //! agent.crt, agent.key, server.crt   the identity, which tls.rs reads
 //! ```
 //!
-//! Called by `agent.rs`, and by `api/events.rs` for shares that come later. Nothing in it stops the
-//! agent from starting: what is wrong is logged and passed over, and what takes too long is left
-//! behind.
+//! Called by `agent.rs`, and by `api/events.rs` for shares that are added later. Nothing in it prevents
+//! the agent from starting: errors are logged, and steps have time limits.
 
 #[cfg(test)]
 mod alone;
@@ -34,7 +33,7 @@ pub use self::fetch::{FetchError, fetch_config_share};
 pub(crate) use self::hotplug::Hotplug;
 use crate::system::bounded;
 
-/// Where the agent keeps a copy that it made itself.
+/// The folder of the copy that [`fetch_config_share`] makes.
 pub(crate) const FETCHED: &str = "/run/vsock-agent/share";
 
 /// Time for each of the steps before the agent listens; a boot may be waiting for it.
@@ -42,10 +41,10 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
 const CONNECTION_FILE: &str = "agent.conf";
 
-/// A folder with what the host says at the start.
+/// A config share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigShare {
-    /// Where it is. Any of its files may be missing.
+    /// The folder. Any of its files may be missing.
     pub folder: PathBuf,
 }
 
@@ -56,8 +55,8 @@ impl ConfigShare {
         Self { folder }
     }
 
-    /// Does what the host wants done before the agent listens: files, names of network devices,
-    /// mounts if it may, all below `guest`. Takes a quarter of a minute at most, and a moment usually.
+    /// Applies the share before the agent listens: files, names of network devices, mounts if `may_mount`,
+    /// all below `guest`. Takes three times [`STEP_TIMEOUT`] at most.
     pub(crate) async fn apply(&self, guest: &Path, may_mount: bool) -> Applied {
         let (folder, root) = (self.folder.clone(), guest.to_owned());
         let files = move || templates::apply(&folder, &root);
@@ -83,7 +82,7 @@ impl ConfigShare {
         let path = self.folder.join(CONNECTION_FILE);
         let text = read_if_there(&path)?;
         serde_json::from_slice(&text)
-            .inspect_err(|error| tracing::warn!(?path, %error, "this is not what a host says"))
+            .inspect_err(|error| tracing::warn!(?path, %error, "invalid announcement of the host"))
             .ok()
     }
 }

@@ -1,6 +1,6 @@
-//! What the host has told the agent of itself: where it listens, and how it is known.
+//! The address and certificate that the host has announced.
 //!
-//! Called by `api/server_info.rs`. Keeps the last word only, and connects to nobody.
+//! Called by `api/server_info.rs`. Stores the last announcement, and makes no connection.
 
 use data_encoding::HEXLOWER;
 use ring::digest::{SHA256, digest};
@@ -8,17 +8,17 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio::sync::watch;
 use vsock_agent_protocol::host::HostConnection;
 
-/// `VMADDR_PORT_ANY` (`include/uapi/linux/vm_sockets.h`): nobody can listen there.
+/// `VMADDR_PORT_ANY` (`include/uapi/linux/vm_sockets.h`): not a port to listen on.
 const PORT_ANY: u32 = u32::MAX;
 
-/// The last word of the host.
+/// The last announcement of the host.
 #[derive(Debug, Default)]
 pub(crate) struct Host(watch::Sender<Option<HostConnection>>);
 
-/// Why what the host says makes no sense.
+/// An error in an announcement.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HostError {
-    /// Nobody can listen on this port.
+    /// The port is not valid.
     #[error("{0} is not a port")]
     Port(u32),
     /// The certificate is not PEM, or there is none in it.
@@ -27,16 +27,16 @@ pub(crate) enum HostError {
 }
 
 impl Host {
-    /// The last word, now and whenever the host says it again or says another.
+    /// The last announcement and later ones, repeated ones included.
     pub(crate) fn watch(&self) -> watch::Receiver<Option<HostConnection>> {
         self.0.subscribe()
     }
 
-    /// Remembers what the host says, if it makes sense.
+    /// Stores an announcement, if it is valid.
     ///
     /// # Errors
     ///
-    /// [`HostError`]. What was known before stays.
+    /// [`HostError`]. The last announcement stays.
     pub(crate) fn set_connection(&self, connection: HostConnection) -> Result<(), HostError> {
         if matches!(connection.port, 0 | PORT_ANY) {
             return Err(HostError::Port(connection.port));
@@ -46,12 +46,18 @@ impl Host {
             cid, port, devlxd, ..
         } = connection;
         let is_new = self.0.borrow().as_ref() != Some(&connection);
-        // Said again, it may mean that the host was away.
+        // A repeated announcement may mean that the host has restarted.
         self.0.send_replace(Some(connection));
         if is_new {
-            tracing::info!(cid, port, devlxd, fingerprint, "the host says where it is");
+            tracing::info!(
+                cid,
+                port,
+                devlxd,
+                fingerprint,
+                "the host announced its address"
+            );
         } else {
-            tracing::debug!("the host says again where it is");
+            tracing::debug!("the host announced its address again");
         }
         Ok(())
     }

@@ -1,9 +1,8 @@
-//! The virtio ports by which a host learns that the agent is there, before it connects.
+//! The virtio ports by which the host detects the agent before it connects.
 //!
-//! The host keeps the last few bytes of such a port in a ring (QEMU's chardev `ringbuf`, 16 bytes
-//! with LXD), so the words are short and written again and again. A port may be there and lead
-//! nowhere, and a write to it would wait for ever: ports are opened non-blocking, for one write
-//! each, and nothing that goes wrong with them matters.
+//! The host keeps the last bytes of a port in a ring buffer (QEMU's chardev `ringbuf`, 16 bytes with
+//! LXD), so a status is short and written repeatedly. A port may have no reader, and a write to it would
+//! block: ports are opened non-blocking, once for each write, and errors are only logged.
 
 use std::{
     fs::OpenOptions,
@@ -22,17 +21,17 @@ pub(crate) const KNOWN: [&str; 3] = [
     "/dev/virtio-ports/org.linuxcontainers.incus",
 ];
 
-/// Time after which a host that was restarted finds the status again, as with LXD's agent.
+/// Interval of the repeated status, as with LXD's agent: a restarted host finds it after that time.
 const REPEAT: Duration = Duration::from_secs(5);
 
-/// What there is to say.
+/// A status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Status {
     /// The agent listens.
     Started,
-    /// The host has said where it is.
+    /// The host has announced its address.
     Connected,
-    /// The agent is about to go.
+    /// The agent is stopping.
     Stopped,
 }
 
@@ -46,17 +45,17 @@ impl Status {
     }
 }
 
-/// The ports, all of which are told everything.
+/// The ports. Each status is written to all of them.
 #[derive(Debug)]
 pub(crate) struct StatusPorts(Vec<PathBuf>);
 
 impl StatusPorts {
-    /// Those ports, whether they are there or not.
+    /// Ports at these paths, which need not exist.
     pub(crate) fn new(paths: Vec<PathBuf>) -> Self {
         Self(paths)
     }
 
-    /// Says a status to every port that is there. Never waits.
+    /// Writes a status to every port that exists. Does not block.
     pub(crate) fn write(&self, status: Status) {
         for path in &self.0 {
             match write_line(path, status.line()) {
@@ -67,11 +66,11 @@ impl StatusPorts {
         }
     }
 
-    /// Says that the agent is there, again and again, until it is dropped.
+    /// Repeats [`Status::Started`]. Never returns.
     pub(crate) async fn repeat(&self) {
         let mut tick = interval(REPEAT);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The first tick is at once, and the first status has been said.
+        // The first tick is immediate, and the first status has been written.
         tick.tick().await;
         loop {
             tick.tick().await;

@@ -1,4 +1,4 @@
-//! Every operation there is, and those that ended lately.
+//! The running operations, and those that ended recently.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -18,14 +18,14 @@ use vsock_agent_protocol::operation::{Operation, OperationId, OperationStatus};
 use super::{OperationError, Secret, secret};
 use crate::{defaults, http::ws::WebSocket, shutdown::Shutdown, system::clock};
 
-/// The one owner of every operation. Cheap to clone.
+/// The table of all operations. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Registry(Arc<Inner>);
 
 struct Inner {
-    /// Locked for access to the table only, never across an `.await`.
+    /// Not locked across an `.await`.
     table: Mutex<Table>,
-    /// Told each new state of each operation.
+    /// Called with each new state of each operation.
     on_change: Box<dyn Fn(&Operation) + Send + Sync>,
     shutdown: Shutdown,
 }
@@ -33,35 +33,35 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Table {
     live: HashMap<OperationId, Arc<Entry>>,
-    /// The last state of those that ended, as JSON: there may be many, and few are asked for.
+    /// The last state of ended ones, as JSON: there may be many, and few are read.
     ended: HashMap<OperationId, Box<str>>,
-    /// The ended ones, oldest first, with the time of their end.
+    /// The ended ones, oldest first, with the times of their ends.
     order: VecDeque<(Instant, OperationId)>,
 }
 
 #[derive(Debug)]
 struct Entry {
-    /// What the API shows.
+    /// The state that the API shows.
     view: watch::Sender<Operation>,
-    /// The sockets nobody has joined yet.
+    /// The sockets that are not joined yet.
     sockets: Mutex<Vec<(String, Secret)>>,
     joined: mpsc::Sender<Joined>,
     cancel: CancellationToken,
 }
 
-/// A socket somebody joined, and its name.
+/// A joined socket, and its name.
 pub(crate) type Joined = (String, WebSocket);
 
-/// What an operation is created from.
+/// The parameters of a new operation.
 #[derive(Debug)]
 pub(crate) struct New {
     /// LXD's class, such as `websocket`.
     pub(crate) class: &'static str,
-    /// For a person.
+    /// A description, for a person.
     pub(crate) description: &'static str,
-    /// What it says of itself until its end. No secret may be in it.
+    /// The metadata until its end. Must not contain a secret.
     pub(crate) metadata: serde_json::Value,
-    /// The sockets that are to be joined.
+    /// The sockets to be joined.
     pub(crate) sockets: Vec<(String, Secret)>,
 }
 
@@ -70,14 +70,14 @@ pub(crate) struct New {
 pub(crate) struct Outcome {
     /// A final status.
     pub(crate) status: OperationStatus,
-    /// What takes the place of the metadata, if it is not null.
+    /// The new metadata, if not null.
     pub(crate) metadata: serde_json::Value,
-    /// Why it failed, or empty.
+    /// The cause of a failure, or empty.
     pub(crate) error: String,
 }
 
 impl Registry {
-    /// An empty registry. `on_change` is told each new state and must not block.
+    /// An empty registry. `on_change` is called with each new state, and must not block.
     pub(crate) fn new(
         shutdown: Shutdown,
         on_change: impl Fn(&Operation) + Send + Sync + 'static,
@@ -90,7 +90,7 @@ impl Registry {
         }))
     }
 
-    /// Creates an operation and runs `work` for it, in a task the registry owns.
+    /// Creates an operation and runs `work` for it, in a task that the registry owns.
     ///
     /// # Errors
     ///
@@ -168,7 +168,7 @@ impl Registry {
         ended.ok_or(OperationError::Unknown(id))
     }
 
-    /// The state of every operation, in no order.
+    /// The states of all operations, in no order.
     pub(crate) fn list(&self) -> Vec<Operation> {
         let mut table = self.table();
         table.forget_old();
@@ -204,7 +204,7 @@ impl Registry {
         Ok(operation)
     }
 
-    /// Asks an operation to stop.
+    /// Cancels an operation.
     ///
     /// # Errors
     ///
@@ -219,7 +219,7 @@ impl Registry {
                 return false;
             }
             view.set_status(OperationStatus::Cancelling);
-            // It may have ended before it is told.
+            // It may have ended meanwhile.
             cancelling = Some(view.clone());
             true
         });
@@ -228,7 +228,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Uses up the secret of one socket. What it returns takes the socket once it is there.
+    /// Consumes the secret of one socket. The result takes the socket once it is open.
     ///
     /// # Errors
     ///
@@ -238,7 +238,7 @@ impl Registry {
             return self.get(id).and(Err(OperationError::Ended));
         };
         let mut sockets = entry.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        // Every secret is compared, so that the time does not tell which one was meant.
+        // Every secret is compared, so that the time does not depend on which one matches.
         let found = sockets
             .iter()
             .enumerate()
@@ -266,10 +266,10 @@ impl Registry {
 }
 
 impl Table {
-    /// Moves an operation from the living to the ended.
+    /// Moves an operation from the running to the ended ones.
     fn end(&mut self, operation: &Operation) {
         self.live.remove(&operation.id);
-        // Only a map with keys that are no strings cannot be written, and JSON has none.
+        // Fails only for a map whose keys are not strings, and JSON has none.
         let write = |operation| serde_json::to_string(operation).unwrap_or_default();
         let mut text = write(operation);
         if text.len() > defaults::MAX_ENDED_BYTES {
@@ -284,7 +284,7 @@ impl Table {
         self.forget_old();
     }
 
-    /// Drops what ended too long ago, or is too much.
+    /// Drops operations that ended too long ago, and the oldest above the limit.
     fn forget_old(&mut self) {
         while let Some((ended, id)) = self.order.front() {
             let keep = ended.elapsed() < defaults::RETENTION
@@ -298,7 +298,7 @@ impl Table {
     }
 }
 
-/// The right to hand over one socket.
+/// Permission to hand over one socket.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     pub(crate) name: String,
@@ -306,27 +306,27 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    /// Hands over the socket. If nobody wants it any more, it is closed.
+    /// Hands over the socket. It is closed if the operation has ended.
     pub(crate) fn hand_over(self, socket: WebSocket) {
-        // There is a place in the channel for each secret.
+        // The channel has capacity for each secret.
         let _ = self.joined.try_send((self.name, socket));
     }
 }
 
-/// An operation, seen from the task that does its work.
+/// The handle of an operation in its task.
 #[derive(Debug)]
 pub(crate) struct Handle {
-    /// Its name.
+    /// The id of the operation.
     pub(crate) id: OperationId,
-    /// Brings the sockets as they are joined.
+    /// Receives the sockets as they are joined.
     pub(crate) sockets: mpsc::Receiver<Joined>,
-    /// Cancelled when somebody wants the operation to stop.
+    /// Cancelled by a client.
     pub(crate) cancel: CancellationToken,
     /// Cancelled when the agent stops.
     pub(crate) stopping: CancellationToken,
 }
 
-/// Ends the operation when its task does, after a panic too.
+/// Ends the operation in `Drop`, so also after a panic.
 struct Ending {
     registry: Registry,
     entry: Arc<Entry>,
@@ -334,7 +334,7 @@ struct Ending {
 }
 
 impl Ending {
-    /// Ends the operation with what the work came to.
+    /// Ends the operation with its outcome.
     fn finish(mut self, outcome: Outcome) {
         self.outcome = Some(outcome);
     }

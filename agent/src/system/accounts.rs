@@ -1,14 +1,13 @@
 //! Users and groups, read from `/etc/passwd` and `/etc/group`.
 //!
-//! The agent is a static binary, and the C library's look-up (NSS) loads libraries at run time, so
-//! the two files are read here. Users that only a directory service knows are not found; their
-//! numbers work.
+//! The agent is a static binary, and the C library's lookup (NSS) loads libraries at run time, so the two
+//! files are read here. Users of a directory service are not found by name; their numbers work.
 
 use std::{fs, io, path::Path};
 
 use vsock_agent_protocol::id;
 
-/// The two files, as they are.
+/// The contents of the two files.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Accounts {
     passwd: String,
@@ -26,11 +25,11 @@ pub(crate) struct User {
 }
 
 impl Accounts {
-    /// Reads the files. One that is not there is empty: numbers need no names.
+    /// Reads the files. A missing one counts as empty, because numbers need no names.
     ///
     /// # Errors
     ///
-    /// When a file is there and cannot be read.
+    /// When an existing file cannot be read.
     pub(crate) fn read() -> io::Result<Self> {
         Ok(Self {
             passwd: read(Path::new("/etc/passwd"))?,

@@ -1,5 +1,5 @@
-//! Work that may block, on threads of their own. Tokio's would panic where the system has no thread
-//! for it (a limit of processes), and its runtime waits for them at the end.
+//! A pool of threads for blocking work. Tokio's own panics if no thread can be created (`RLIMIT_NPROC`),
+//! and its runtime waits for its threads at shutdown.
 
 use std::{
     collections::VecDeque,
@@ -12,10 +12,10 @@ use std::{
 
 use tokio::{runtime::Handle, sync::oneshot};
 
-/// Most threads: what is more waits in turn.
+/// Most threads; more jobs are queued.
 const MAX_THREADS: usize = 64;
 
-/// How long a thread without work stays.
+/// How long an idle thread stays.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -29,11 +29,11 @@ static POOL: Pool = Pool {
     has_work: Condvar::new(),
 };
 
-/// Does the work, and waits for its result. The work goes on if this is dropped.
+/// Runs the work, and waits for its result. The work goes on if this is dropped.
 ///
 /// # Errors
 ///
-/// `WouldBlock` when there is no thread to be had; and when the work panics.
+/// `WouldBlock` when no thread can be created; another error when the work panics.
 pub(crate) async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
@@ -42,7 +42,7 @@ pub(crate) async fn run_blocking<T: Send + 'static>(
     POOL.start(Box::new(move || {
         // The work may register descriptors with it.
         let _entered = runtime.enter();
-        // Nobody may be waiting any more.
+        // The receiver may have been dropped.
         let _ = answer.send(work());
     }))?;
     due.await.map_err(|_| io::Error::other("the work failed"))
@@ -65,7 +65,7 @@ impl Pool {
         let mut state = self.lock();
         if state.idle <= state.jobs.len() && state.threads < MAX_THREADS {
             let thread = thread::Builder::new().name("blocking".to_owned());
-            // A job is not left to threads that may never be done with theirs.
+            // The job must not wait for threads that may hang.
             thread.spawn(|| self.work())?;
             state.threads += 1;
         }
@@ -76,12 +76,12 @@ impl Pool {
 
     fn work(&self) {
         while let Some(job) = self.next() {
-            // What panicked has said so, and whoever waits for it hears of it.
+            // A panic is printed by the hook, and the receiver gets an error.
             let _ = catch_unwind(AssertUnwindSafe(job));
         }
     }
 
-    /// The next job, or `None` for a thread that has waited long enough.
+    /// The next job, or `None` after [`KEEP_ALIVE`].
     fn next(&self) -> Option<Job> {
         let mut state = self.lock();
         state.idle += 1;

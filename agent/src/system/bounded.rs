@@ -6,8 +6,8 @@ use std::{thread, time::Duration};
 
 use tokio::{sync::oneshot, time::timeout};
 
-/// Does the work and waits for its result, `limit` at most. `None`, with a word in the log, when
-/// there is none by then.
+/// Runs the work in a thread and waits for its result, `limit` at most. `None` on a timeout, a panic or
+/// without a thread, which is logged.
 pub(crate) async fn within<T: Send + 'static>(
     limit: Duration,
     what: &'static str,
@@ -16,11 +16,11 @@ pub(crate) async fn within<T: Send + 'static>(
     let (answer, due) = oneshot::channel();
     let thread = thread::Builder::new().name(what.to_owned());
     let started = thread.spawn(move || {
-        // Nobody may be waiting any more.
+        // The receiver may have been dropped.
         let _ = answer.send(work());
     });
     if let Err(error) = started {
-        tracing::error!(what, %error, "no thread for this");
+        tracing::error!(what, %error, "cannot start a thread");
         return None;
     }
     match timeout(limit, due).await {
@@ -30,7 +30,11 @@ pub(crate) async fn within<T: Send + 'static>(
             None
         }
         Err(_) => {
-            tracing::error!(what, ?limit, "this takes too long and is left behind");
+            tracing::error!(
+                what,
+                ?limit,
+                "this takes too long; the agent goes on without it"
+            );
             None
         }
     }

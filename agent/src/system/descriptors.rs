@@ -18,7 +18,7 @@ const OLD_KERNEL_DESCRIPTORS: RawFd = 65_536;
 ///
 /// # Errors
 ///
-/// None in practice; what `close_range(2)` says.
+/// The errno of `close_range(2)`; none in practice.
 pub(crate) fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
     let flag = libc::CLOSE_RANGE_CLOEXEC;
     // SAFETY: takes numbers only, and closes nothing by itself.
@@ -41,14 +41,14 @@ pub(crate) fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
 ///
 /// # Errors
 ///
-/// None in practice; what `close_range(2)` says.
+/// The errno of `close_range(2)`; none in practice.
 ///
 /// # Safety
 ///
 /// Nobody may use a descriptor that is closed here: this is the child of a `fork`, or a process in
 /// which nothing was opened yet.
 pub(crate) unsafe fn close_all_from(first: RawFd) -> Result<(), Errno> {
-    // SAFETY: takes numbers only; that nobody misses the descriptors is the caller's promise.
+    // SAFETY: takes numbers only; the caller guarantees that the descriptors have no owner.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
     match Errno::result(closed) {
         Err(Errno::ENOSYS) => {

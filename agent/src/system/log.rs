@@ -1,8 +1,8 @@
-//! The log: lines on standard error, and a limit for those that repeat themselves.
+//! The log on standard error, with a rate limit.
 //!
-//! A peer that is refused is worth a line, and can come back thousands of times a second. So each
-//! callsite in the program that warns has [`LINES`] lines in [`INTERVAL`]; what is more is counted, and
-//! the count is logged. Lines of other levels are what somebody asked for, and are all there.
+//! A refused peer is worth a line, and may connect thousands of times a second. So each
+//! callsite of a warning or an error may log [`LINES`] lines in [`INTERVAL`]; the others are counted, and
+//! the count is logged. Lines of other levels are not limited.
 
 use std::{
     collections::HashMap,
@@ -26,13 +26,13 @@ use tracing_subscriber::{
     layer::{Context, Layer, SubscriberExt},
 };
 
-/// Lines of one callsite in the program in an [`INTERVAL`].
+/// Most lines of one callsite in an [`INTERVAL`].
 const LINES: u32 = 10;
 
-/// How often the lines that were left out are counted.
+/// The interval of the limit, and of the log of suppressed lines.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// What the log leaves out, and its level. Cheap to clone.
+/// The rate limit of the log, and its level. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct LogLimit(Arc<Shared>);
 
@@ -47,15 +47,15 @@ struct Callsite {
     since: Instant,
     lines: u32,
     suppressed: u64,
-    /// What its lines say.
+    /// The text of its lines.
     text: String,
 }
 
-/// Logs to standard error from now on: `level` and what is more important.
+/// Logs to standard error from now on, events of `level` and more severe.
 #[must_use]
 pub fn log_to_stderr(level: Level) -> LogLimit {
     let (subscriber, limit) = subscriber(level, std::io::stderr);
-    // It fails if there is a log already, which is as good.
+    // Fails if a subscriber is set already, which is as good.
     let _ = tracing::subscriber::set_global_default(subscriber);
     limit
 }
@@ -87,13 +87,13 @@ const fn number(level: Level) -> u8 {
 }
 
 impl LogLimit {
-    /// Changes what is logged.
+    /// Changes the level.
     pub fn set_level(&self, level: Level) {
         self.0.level.store(number(level), Ordering::Relaxed);
         tracing::callsite::rebuild_interest_cache();
     }
 
-    /// Logs how many lines were left out, every ten seconds. Never returns.
+    /// Logs the number of suppressed lines every [`INTERVAL`]. Never returns.
     pub async fn report(&self) {
         loop {
             sleep(INTERVAL).await;
@@ -124,7 +124,7 @@ impl LogLimit {
         }
     }
 
-    /// Whether there is a line left for it.
+    /// Whether the event is within the limit.
     fn has_line(&self, event: &Event<'_>) -> bool {
         let now = Instant::now();
         let mut callsites = self
@@ -176,7 +176,7 @@ impl<S: Subscriber> Layer<S> for LogLimit {
     }
 
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
-        // What has a count of its own is what was left out.
+        // The counts themselves are not limited.
         let metadata = event.metadata();
         *metadata.level() > Level::WARN
             || metadata.fields().field("more").is_some()

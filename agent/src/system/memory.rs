@@ -1,4 +1,4 @@
-//! Memory goes back to the system after a peak: the C library keeps what was freed.
+//! Returns freed memory to the system after a peak; the C library keeps it otherwise.
 
 #![expect(unsafe_code, reason = "malloc_trim has no safe wrapper")]
 
@@ -8,10 +8,10 @@ use tokio::time::sleep;
 
 use crate::system::blocking::run_blocking;
 
-/// How often the size is looked at.
+/// How often the size is checked.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Growth in pages of 4 KiB for which it is worth the time: 8 MiB.
+/// Growth that is worth the time, in pages of 4 KiB: 8 MiB.
 const GROWTH: u64 = 2048;
 
 /// Gives freed memory back while the process is larger than it was. Never returns.
@@ -25,7 +25,7 @@ pub(crate) async fn trim() {
         let Some(before) = resident() else { continue };
         least = least.min(before);
         if before > least + GROWTH {
-            // Without a thread it is tried again later.
+            // If no thread can be created, the next check tries again.
             let _ = run_blocking(release).await;
             let after = resident();
             tracing::debug!(before, ?after, "freed memory is given back");
@@ -41,10 +41,10 @@ fn resident() -> Option<u64> {
 
 #[cfg(target_env = "gnu")]
 fn release() {
-    // SAFETY: it locks the heap as `free` does, and touches nothing that is in use.
+    // SAFETY: it locks the heap as `free` does, and touches no memory in use.
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Other C libraries have no such call.
+/// Other C libraries have no `malloc_trim`.
 #[cfg(not(target_env = "gnu"))]
 fn release() {}

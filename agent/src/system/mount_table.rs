@@ -1,4 +1,4 @@
-//! The table of what is mounted: `/proc/self/mounts` (`fstab(5)`).
+//! The mount table `/proc/self/mounts` (`fstab(5)`).
 
 use std::{
     ffi::OsString,
@@ -7,28 +7,28 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// File systems that may forget what was written. The upper layer of an overlay may be in memory.
+/// File systems that may not survive a reboot. The upper layer of an overlay may be in memory.
 const VOLATILE: [&str; 4] = ["tmpfs", "ramfs", "rootfs", "overlay"];
 
 /// A mounted file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mount {
-    /// What is mounted: a device, or a word.
+    /// The device, or any text.
     pub(crate) source: String,
-    /// Where. May not be UTF-8.
+    /// The mount point. May not be UTF-8.
     pub(crate) mountpoint: PathBuf,
-    /// The kind of file system, such as `ext4`.
+    /// The type of the file system, such as `ext4`.
     pub(crate) kind: String,
     pub(crate) is_read_only: bool,
 }
 
-/// Parses the table, oldest mount first. Lines that make no sense are passed over.
+/// Parses the table, oldest mount first. Invalid lines are skipped.
 pub(crate) fn parse(text: &[u8]) -> impl Iterator<Item = Mount> {
     text.split(|byte| *byte == b'\n').filter_map(parse_line)
 }
 
-/// Whether what is written to this absolute path is there after a reboot of the guest whose `/` is
-/// `root`. False where its file systems are not known.
+/// Whether a file at this absolute path survives a reboot of the guest whose `/` is `root`. False if the
+/// mount table cannot be read.
 pub(crate) fn outlives_reboot(root: &Path, path: &Path) -> bool {
     let table = fs::read(root.join("proc/self/mounts")).unwrap_or_default();
     parse(&table)

@@ -1,9 +1,9 @@
-//! Names by `/etc/hosts` (`hosts(5)`): the agent has no name service, so that it does not depend
-//! on the guest's network or libraries.
+//! Resolves names by `/etc/hosts` (`hosts(5)`) alone, so that the agent does not depend on the guest's
+//! network or libraries.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The addresses of a name, in the order of the file. `localhost` is known without it.
+/// The addresses of a name, in the order of the file. `localhost` needs no entry.
 pub(crate) fn addresses(hosts: &str, name: &str) -> Vec<IpAddr> {
     let has_name = |names: &[&str]| names.iter().any(|other| other.eq_ignore_ascii_case(name));
     let lines = lines(hosts).filter(|(_, names)| has_name(names));
@@ -14,8 +14,8 @@ pub(crate) fn addresses(hosts: &str, name: &str) -> Vec<IpAddr> {
     found
 }
 
-/// A host's name with its domain: the first name on the first line that has the host's. The
-/// host's name itself, if there is none.
+/// The fully qualified name of a host: the first name on the first line that contains `host`; `host`
+/// itself without such a line.
 pub(crate) fn full_name(hosts: &str, host: &str) -> String {
     let line = lines(hosts).find(|(_, names)| names.contains(&host));
     let full = line.and_then(|(_, names)| names.first().copied());

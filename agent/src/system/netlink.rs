@@ -1,4 +1,4 @@
-//! Questions to the kernel by `netlink(7)`: messages, attributes, and the exchange itself.
+//! Requests to the kernel by `netlink(7)`: messages, attributes, and the exchange itself.
 
 use std::{
     io,
@@ -30,12 +30,11 @@ pub(crate) struct Netlink {
 }
 
 impl Netlink {
-    /// A connection for questions of one protocol, whose answers come in parts of at most
-    /// `answer_bytes`.
+    /// Opens a socket of one protocol, whose replies come in parts of at most `answer_bytes`.
     ///
     /// # Errors
     ///
-    /// What `socket(2)` says.
+    /// The errno of `socket(2)`.
     pub(crate) fn open(protocol: SockProtocol, answer_bytes: usize) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC;
         let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
@@ -47,12 +46,12 @@ impl Netlink {
         })
     }
 
-    /// Sends a request, which asks for an acknowledgement or a dump, and hands over the body of each
-    /// message of the answer.
+    /// Sends a request with `NLM_F_ACK` or `NLM_F_DUMP`, and calls `part` with the body of each message of
+    /// the reply.
     ///
     /// # Errors
     ///
-    /// What the kernel says, or `recv(2)`.
+    /// The errno in the reply, or that of `send(2)` or `recv(2)`.
     pub(crate) fn ask(&self, request: &[u8], mut part: impl FnMut(&[u8])) -> io::Result<()> {
         let socket = self.socket.as_raw_fd();
         send(socket, request, MsgFlags::empty())?;
@@ -77,7 +76,7 @@ impl Netlink {
     }
 }
 
-/// Splits a buffer at the end of its first message: its kind, its body, what follows.
+/// Splits a buffer after its first message: its type, its body, the rest.
 pub(crate) fn split(buffer: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = usize::try_from(read_u32(buffer).ok()?).ok()?;
     let kind = read_u16(buffer.get(4..)?)?;
@@ -109,7 +108,7 @@ pub(crate) fn message(kind: u16, flags: i32, body: &[u8]) -> Vec<u8> {
     message.extend(length.to_ne_bytes());
     message.extend(kind.to_ne_bytes());
     message.extend(u16::try_from(flags).unwrap_or_default().to_ne_bytes());
-    // Sequence number and sender: one question at a time, and the kernel knows who asks.
+    // Sequence number and port id may be 0: one request at a time.
     message.extend([0; 8]);
     message.extend(body);
     message
@@ -126,17 +125,17 @@ pub(crate) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     attribute
 }
 
-/// Where the next one begins (`NLMSG_ALIGN`, `RTA_ALIGN`).
+/// The offset of the next one (`NLMSG_ALIGN`, `RTA_ALIGN`).
 const fn aligned(length: usize) -> usize {
     length.next_multiple_of(4)
 }
 
-/// The number that begins here, if it is all there.
+/// The number at the start of `bytes`. `None` if there are fewer than two.
 pub(crate) fn read_u16(bytes: &[u8]) -> Option<u16> {
     Some(u16::from_ne_bytes(*bytes.first_chunk()?))
 }
 
-/// The same, of four bytes.
+/// The number of four bytes at the start of `bytes`.
 ///
 /// # Errors
 ///

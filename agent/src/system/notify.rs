@@ -1,4 +1,4 @@
-//! Telling systemd how far we are (`sd_notify(3)`).
+//! Notifies systemd (`sd_notify(3)`).
 
 use std::{
     env,
@@ -8,8 +8,7 @@ use std::{
     },
 };
 
-/// Sends a state such as `READY=1` to the service manager. Without one, or if it does not listen,
-/// nothing happens: the agent works all the same.
+/// Sends a state such as `READY=1` to the service manager, if there is one. Errors are logged.
 pub fn notify(state: &str) {
     let Some(path) = env::var_os("NOTIFY_SOCKET") else {
         return;
@@ -21,6 +20,6 @@ pub fn notify(state: &str) {
     let sent = address
         .and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
     if let Err(error) = sent {
-        tracing::warn!(%error, "cannot tell the service manager");
+        tracing::warn!(%error, "cannot notify the service manager");
     }
 }

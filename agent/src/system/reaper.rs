@@ -1,8 +1,8 @@
-//! Processes of the agent that nobody waits for any more: killed, but perhaps not ended.
+//! Reaps killed children that may not have ended yet.
 //!
 //! A process that waits in the kernel for a file system that does not answer cannot be killed
-//! (`TASK_UNINTERRUPTIBLE`), and waiting for it would take a thread or a task for as long. They are
-//! looked at whenever a child ends; until then the pids of those that have ended are nobody else's.
+//! (`TASK_UNINTERRUPTIBLE`), and waiting for it would block a thread or a task. All of them are checked
+//! whenever a child ends; until then their pids are not reused.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -12,11 +12,11 @@ use nix::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Those that had not ended when they were looked at.
+/// The children that had not ended at the last check.
 static WAITED_FOR: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
-/// Reaps a child that has ended or was killed, at once or later, and never blocks. Nobody else may
-/// wait for it.
+/// Reaps a child that has ended or was killed, now or later. Does not block. Nothing else may wait for
+/// the child.
 pub(crate) fn reap(child: Pid) {
     if is_alive(child) {
         let mut children = WAITED_FOR.lock().unwrap_or_else(PoisonError::into_inner);
@@ -26,7 +26,7 @@ pub(crate) fn reap(child: Pid) {
     reap_ended();
 }
 
-/// Reaps those that end, for ever.
+/// Reaps children as they end. Never returns.
 pub(crate) async fn watch() {
     let mut child_ended = match signal(SignalKind::child()) {
         Ok(child_ended) => child_ended,

@@ -1,5 +1,5 @@
-//! A folder that is the root of everything below it: no path, `..` or symlink leads out of it, and no
-//! symlink is followed that an unprivileged user can have made.
+//! File access below a root folder: no path, `..` or symlink leads out of it, and no symlink is followed
+//! that an unprivileged user may have created.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -21,13 +21,13 @@ use vsock_agent_transport::{Missing, open_directory};
 #[derive(Debug)]
 pub(crate) struct Root(OwnedFd);
 
-/// How a file is written.
+/// Attributes of a new file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Attributes {
     pub(crate) mode: u32,
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
-    /// Whether a file that is there stays as it is.
+    /// Whether an existing file stays as it is.
     pub(crate) create_only: bool,
 }
 
@@ -36,12 +36,12 @@ impl Root {
     ///
     /// # Errors
     ///
-    /// What `open(2)` says.
+    /// The errno of `open(2)`.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self(open(path, folder_flags(), Mode::empty())?))
     }
 
-    /// A folder as a root of its own, made if it is missing.
+    /// A folder as a root of its own, created if it is missing.
     ///
     /// # Errors
     ///
@@ -50,15 +50,15 @@ impl Root {
         Ok(Self(self.make_folder(path)?))
     }
 
-    /// The first `limit` bytes of a file. `ELOOP` if it is a symlink.
+    /// The first `limit` bytes of a file.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// `ELOOP` if it is a symlink, and others of `openat(2)` and `read(2)`.
     pub(crate) fn read(&self, path: &Path, limit: usize) -> io::Result<Vec<u8>> {
         let (folder, name) = split(path)?;
         let folder = self.folder(folder)?;
-        // A pipe that somebody has put there must not hold anybody up.
+        // Opening a FIFO must not block.
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = File::from(openat(folder, name, flags, Mode::empty())?);
         let mut content = Vec::new();
@@ -67,31 +67,31 @@ impl Root {
         Ok(content)
     }
 
-    /// Opens a folder that is there.
+    /// Opens an existing folder.
     ///
     /// # Errors
     ///
-    /// As [`Root::make_folder`]'s.
+    /// As [`Root::make_folder`], and `ENOENT`.
     pub(crate) fn folder(&self, path: &Path) -> io::Result<OwnedFd> {
         open_directory(self, path, Missing::Refuse)
     }
 
-    /// Opens a folder, making what is missing of it with mode 0755.
+    /// Opens a folder, creating missing ones with mode 0755.
     ///
     /// # Errors
     ///
-    /// What the kernel says: `ENOTDIR` when something else is in the way. `PermissionDenied` for a
-    /// symlink of a user's.
+    /// `ENOTDIR` when a part of the path is not a folder, `PermissionDenied` for a symlink of an
+    /// unprivileged user.
     pub(crate) fn make_folder(&self, path: &Path) -> io::Result<OwnedFd> {
         open_directory(self, path, Missing::Create)
     }
 
-    /// Writes a file: whole or not at all, and never through a symlink. One that is there keeps
-    /// its owner and mode. True if it was written.
+    /// Replaces a file atomically, and never through a symlink. An existing file keeps its owner and mode.
+    /// True if it was written.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the system call that failed.
     pub(crate) fn write(&self, path: &Path, content: &[u8], how: Attributes) -> io::Result<bool> {
         let (folder, name) = split(path)?;
         let folder = self.make_folder(folder)?;
@@ -117,7 +117,7 @@ fn folder_flags() -> OFlag {
     OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC
 }
 
-/// A path as a folder and a name in it.
+/// Splits a path into its folder and the name in it.
 ///
 /// # Errors
 ///
@@ -131,7 +131,7 @@ fn is_file(stat: &FileStat) -> bool {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG
 }
 
-/// A file beside the one it will become. Removed when it does not become it.
+/// A temporary file in the folder of its target. `Drop` removes it if it was not renamed.
 struct NewFile<'a> {
     folder: &'a OwnedFd,
     name: OsString,
@@ -194,7 +194,7 @@ impl<'a> NewFile<'a> {
 
 impl Drop for NewFile<'_> {
     fn drop(&mut self) {
-        // After a rename it is not there any more.
+        // Fails after a rename.
         let _ = unlinkat(
             self.folder,
             self.name.as_os_str(),

@@ -1,4 +1,4 @@
-//! The kernel's network devices and addresses: listed and changed by `rtnetlink(7)`.
+//! Lists and changes network devices and addresses by `rtnetlink(7)`.
 
 use std::{io, net::IpAddr};
 
@@ -23,7 +23,7 @@ pub(crate) struct Link {
     pub(crate) is_up: bool,
 }
 
-/// One thing that can be changed.
+/// A change of a device.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Change<'a> {
     /// Only while it is down.
@@ -39,7 +39,7 @@ pub(crate) struct Rtnetlink(Netlink);
 impl Rtnetlink {
     /// # Errors
     ///
-    /// What `socket(2)` says.
+    /// The errno of `socket(2)`.
     pub(crate) fn open() -> io::Result<Self> {
         Netlink::open(SockProtocol::NetlinkRoute, ANSWER_BYTES).map(Self)
     }
@@ -48,7 +48,7 @@ impl Rtnetlink {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The errno of the request.
     pub(crate) fn links(&self) -> io::Result<Vec<Link>> {
         let mut links = Vec::new();
         let request = request(libc::RTM_GETLINK, libc::NLM_F_DUMP, 0, None, &[]);
@@ -57,12 +57,11 @@ impl Rtnetlink {
         Ok(links)
     }
 
-    /// Changes one thing of a device.
+    /// Changes a device.
     ///
     /// # Errors
     ///
-    /// What the kernel says: `EBUSY` for the name of a device that is up, `EEXIST` for a name that
-    /// is taken.
+    /// `EBUSY` for the name of a device that is up, `EEXIST` for a name in use, and others of the kernel.
     pub(crate) fn change(&self, index: u32, change: Change<'_>) -> io::Result<()> {
         let attribute = match change {
             Change::Name(name) => attribute(libc::IFLA_IFNAME, &[name.as_bytes(), &[0]].concat()),
@@ -78,11 +77,11 @@ impl Rtnetlink {
         self.0.ask(&request, |_| {})
     }
 
-    /// Gives a device an address of its own, which is nobody's beside the machine.
+    /// Adds an address to a device, with a prefix of that address alone.
     ///
     /// # Errors
     ///
-    /// What the kernel says: `EEXIST` if it has it, `EPERM` without the right.
+    /// `EEXIST` if the device has it, `EPERM` without `CAP_NET_ADMIN`.
     pub(crate) fn add_address(&self, index: u32, address: IpAddr) -> io::Result<()> {
         let flags = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
         self.0.ask(
@@ -91,11 +90,11 @@ impl Rtnetlink {
         )
     }
 
-    /// Takes the address away.
+    /// Removes an address.
     ///
     /// # Errors
     ///
-    /// What the kernel says: `EADDRNOTAVAIL` if the device does not have it.
+    /// `EADDRNOTAVAIL` if the device does not have it.
     pub(crate) fn remove_address(&self, index: u32, address: IpAddr) -> io::Result<()> {
         let flags = libc::NLM_F_ACK;
         self.0.ask(

@@ -9,8 +9,8 @@
 //!                                         └─► text       GET /metrics
 //! ```
 //!
-//! What cannot be read is left out or 0, and the rest is still said. Nothing is remembered between
-//! two questions, but which file systems hang.
+//! A value that cannot be read is left out or 0. Nothing is stored between two requests but the file
+//! systems that hang.
 
 mod cpu;
 mod disks;
@@ -37,17 +37,17 @@ use crate::system::blocking::run_blocking;
 
 pub(crate) use text::{AgentNumbers, CONTENT_TYPE, CannotWrite};
 
-/// Answers questions about the guest. Cheap to clone.
+/// Reads the state of the guest. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Guest {
     sources: Sources,
     prober: Prober,
 }
 
-/// The guest could not be looked at.
+/// The state cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StateError {
-    /// There is no thread to read it, or reading failed.
+    /// No thread can be started, or reading failed.
     #[error("cannot look at this machine")]
     Read(#[from] io::Error),
     /// The page could not be written.
@@ -56,7 +56,7 @@ pub(crate) enum StateError {
 }
 
 impl Guest {
-    /// The state as hosts of this family know it.
+    /// The state in the format of this host flavour.
     ///
     /// # Errors
     ///
@@ -67,7 +67,7 @@ impl Guest {
         Ok(instance::state(snapshot, family))
     }
 
-    /// The numbers, in Incus's shape; for LXD's convert them. `family` decides what counts as a
+    /// The metrics, in Incus's format; for LXD's convert them. `family` determines what counts as a
     /// process.
     ///
     /// # Errors
@@ -80,7 +80,7 @@ impl Guest {
         Ok(numbers::metrics(snapshot, filesystems, family))
     }
 
-    /// The numbers of the guest and of the agent in Prometheus's text format.
+    /// The metrics of the guest and of the agent in Prometheus's text format.
     ///
     /// # Errors
     ///

@@ -1,18 +1,18 @@
-//! The routes of LXD's `devlxd` that need the host for each request: a guest's agent passes them on.
+//! The routes of LXD's `devlxd` that the agent forwards to the host.
 
 use percent_encoding::{percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
 use super::RESERVED;
 
-/// What the routes are for. LXD has each of them on or off, for the host or for an instance.
+/// The feature of a route. LXD switches each of them on or off, for the host or for an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostFeature {
     /// Whether the guest may have a token ([`UbuntuPro`]).
     UbuntuPro,
     /// A token for Ubuntu Pro.
     UbuntuProToken,
-    /// Images of the host. Its answers are files, and refusals in an envelope.
+    /// Images of the host. Replies are files, and errors in an envelope.
     ImageExport,
     /// Storage volumes, and the instance they are attached to.
     Volumes,
@@ -21,8 +21,8 @@ pub enum HostFeature {
 }
 
 impl HostFeature {
-    /// Why LXD refuses it with status 403 when it is off. [`Self::UbuntuPro`] is not refused: LXD
-    /// answers with [`UbuntuPro::off`].
+    /// LXD's error text, with status 403, when it is off. For [`Self::UbuntuPro`] LXD replies with
+    /// [`UbuntuPro::off`] instead.
     #[must_use]
     pub const fn refusal(self) -> &'static str {
         match self {
@@ -34,7 +34,7 @@ impl HostFeature {
     }
 }
 
-/// What `GET /1.0/ubuntu-pro` says.
+/// The reply to `GET /1.0/ubuntu-pro`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UbuntuPro {
     /// `on`, `available` or `off`.
@@ -59,7 +59,7 @@ pub struct HostRoute {
     pub path: String,
     /// The methods that the route has, as in the header `Allow`.
     pub allow: &'static str,
-    /// What it is for.
+    /// The feature.
     pub feature: HostFeature,
 }
 
@@ -101,7 +101,7 @@ const ROUTES: [(&str, &str, HostFeature); 12] = [
 ];
 
 impl HostRoute {
-    /// The route that a path is, without a query. `None` if it is none.
+    /// The route of a path without a query. `None` if there is none.
     #[must_use]
     pub fn of(path: &str) -> Option<Self> {
         let given: Vec<&str> = path.strip_prefix("/1.0/")?.split('/').collect();

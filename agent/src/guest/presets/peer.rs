@@ -132,7 +132,7 @@ mod tests {
         });
     }
 
-    /// The answer for ends that nobody has must not be that of the listener they would come to.
+    /// The reply for a connection that does not exist must not be that of the listening socket.
     #[test]
     fn a_listener_is_no_peer() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -81,13 +81,13 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.0.poll_read_ready(cx))?;
-            let room = buf.initialize_unfilled();
+            let unfilled = buf.initialize_unfilled();
             let mut taken = None;
             let read = self.0.try_io(Interest::READABLE, || {
-                let count = recv(self.0.as_raw_fd(), room, MsgFlags::empty())?;
+                let count = recv(self.0.as_raw_fd(), unfilled, MsgFlags::empty())?;
                 taken = Some(count);
                 // A short read has emptied the buffer (`epoll(7)`): the next read would return EAGAIN.
-                if count > 0 && count < room.len() {
+                if count > 0 && count < unfilled.len() {
                     Err(io::ErrorKind::WouldBlock.into())
                 } else {
                     Ok(())

@@ -179,9 +179,9 @@ impl Cut {
                 return Poll::Ready(Ok(()));
             }
             if self.piece > 0 {
-                let room = usize::try_from(self.piece).unwrap_or(usize::MAX);
-                let room = room.min(buffer.remaining());
-                let mut part = ReadBuf::new(buffer.initialize_unfilled_to(room));
+                let limit = usize::try_from(self.piece).unwrap_or(usize::MAX);
+                let limit = limit.min(buffer.remaining());
+                let mut part = ReadBuf::new(buffer.initialize_unfilled_to(limit));
                 ready!(io.as_mut().poll_read(cx, &mut part))?;
                 let count = part.filled().len();
                 buffer.advance(count);

@@ -1,4 +1,4 @@
-//! For tests: a tree of mounts that nobody else sees.
+//! For tests: a mount namespace of their own.
 
 use std::{fs, path::Path, thread};
 
@@ -7,7 +7,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-/// Runs a test, as root, in a thread that has mounts of its own, with a new folder.
+/// Runs a test, as root, with a new folder, in a thread with its own mount namespace.
 pub(super) fn with_own_mounts(name: &str, test: impl FnOnce(&Path) + Send + 'static) {
     let folder = std::env::temp_dir().join(format!("agent-{name}-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();

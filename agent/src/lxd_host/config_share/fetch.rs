@@ -1,8 +1,7 @@
-//! Copying the config share out of where the host keeps it: a virtiofs or 9p device, or a CD-ROM.
+//! Copies the config share from the host's device: virtiofs, 9p, or a CD-ROM.
 //!
-//! Run by the unit before the agent, as a process of its own, which takes what hangs with it when
-//! it ends. The copy is in memory, for root alone, and stays when the share has gone
-//! by the next start.
+//! Run by the unit before the agent, as a process of its own, so that a thread that hangs ends with it. The
+//! copy is in memory, readable by root, and stays if the device has been removed by the next start.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -20,13 +19,13 @@ use nix::{
 use super::FETCHED;
 use crate::system::bounded;
 
-/// Where it is done: `mnt` is mounted for a moment, `new` becomes `share`.
+/// The working folder: `mnt` is a temporary mount point, `new` is renamed to `share`.
 const FOLDER: &str = "/run/vsock-agent";
 
-/// Size of the copy at most: rendered files, mostly.
+/// Options of the tmpfs. Its size is mostly for rendered files.
 const MEMORY: &str = "mode=0700,size=64m";
 
-/// What is copied. The agent of the share is not.
+/// The files that are copied; the agent in the share is not.
 const FILES: [&str; 7] = [
     "agent.crt",
     "agent.key",
@@ -37,7 +36,7 @@ const FILES: [&str; 7] = [
     "nics",
 ];
 
-/// Without it, a folder is nobody's config share.
+/// A folder without this file is not a config share.
 const CERTIFICATE: &str = "agent.crt";
 
 /// The tag of the share, LXD's and Incus's.
@@ -52,27 +51,27 @@ const SHARES: [(&str, &str); 2] = [
 /// Labels of a CD-ROM with the share. The first is Incus's.
 const LABELS: [&str; 2] = ["incus-agent", "vsock-agent"];
 
-/// Where the label of an ISO 9660 image is: `volume_id` of `struct iso_primary_descriptor`
+/// Offset of the label of an ISO 9660 image: `volume_id` of `struct iso_primary_descriptor`
 /// (`include/uapi/linux/iso_fs.h`), 40 bytes into the 17th sector.
 const LABEL_OFFSET: u64 = 16 * 2048 + 40;
 const LABEL_BYTES: usize = 32;
 
-/// Flags of everything that is mounted: nothing in it is a program or a device.
+/// Flags of all mounts: the share has no programs and no devices.
 const FLAGS: MsFlags = MsFlags::MS_NODEV
     .union(MsFlags::MS_NOEXEC)
     .union(MsFlags::MS_NOSUID);
 
-/// Time for all of it; a boot may be waiting.
+/// Time for the whole copy; a boot may be waiting.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why there is no copy.
+/// Why the share was not copied.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FetchError {
-    /// There is no place for it.
+    /// The working folder cannot be set up.
     #[error("cannot prepare {FOLDER}")]
     Prepare(#[source] io::Error),
-    /// It cannot be copied.
+    /// The copy failed.
     #[error("cannot copy the config share")]
     Copy(#[source] io::Error),
     /// A device does not answer.
@@ -81,11 +80,11 @@ pub enum FetchError {
 }
 
 /// Copies the config share of this machine's host to `/run/vsock-agent/share`. False if the host
-/// offers none; a copy from before stays then.
+/// offers none; an earlier copy stays then.
 ///
 /// # Errors
 ///
-/// [`FetchError`]. A copy from before stays.
+/// [`FetchError`]. An earlier copy stays.
 pub async fn fetch_config_share() -> Result<bool, FetchError> {
     let work = || {
         let folder = Path::new(FOLDER);
@@ -96,7 +95,7 @@ pub async fn fetch_config_share() -> Result<bool, FetchError> {
     result.unwrap_or(Err(FetchError::Silent))
 }
 
-/// Something that may be the share.
+/// A device that may be the share.
 #[derive(Debug)]
 struct Source {
     kind: &'static str,
@@ -118,7 +117,7 @@ fn sources() -> Vec<Source> {
     shares.chain(discs).collect()
 }
 
-/// CD-ROMs with the right label. A drive that is empty cannot be opened.
+/// CD-ROMs with the right label. An empty drive cannot be opened.
 fn discs() -> Vec<PathBuf> {
     let drives = fs::read_dir("/sys/class/block").into_iter().flatten();
     let drives = drives.flatten().map(|drive| drive.file_name());
@@ -137,7 +136,7 @@ fn label(device: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&label).trim_end().to_owned())
 }
 
-/// Makes a folder in memory that only root can look into.
+/// Mounts a tmpfs that only root can access.
 fn prepare(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
@@ -150,7 +149,7 @@ fn prepare(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether something is mounted there: its device is not its parent's.
+/// Whether this is a mount point: its device differs from its parent's.
 fn is_mount(folder: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
     let parent = folder.parent().unwrap_or(folder);
@@ -199,7 +198,7 @@ impl Drop for Mounted<'_> {
     }
 }
 
-/// Puts a new copy in the place of the old one.
+/// Replaces the old copy by a new one.
 fn replace(from: &Path, folder: &Path) -> io::Result<()> {
     let new = folder.join("new");
     let share = folder.join(Path::new(FETCHED).file_name().unwrap_or_default());
@@ -219,8 +218,8 @@ fn remove(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Copies files and folders; only the owner may read the copies, whatever the modes were: a disc may
-/// have none. What is neither is passed over, and so is what is missing.
+/// Copies files and folders. Only the owner may read the copies, whatever the modes were: a disc may have
+/// none. Other types and missing files are skipped.
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let metadata = match fs::symlink_metadata(from) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

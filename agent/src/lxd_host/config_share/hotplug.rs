@@ -1,6 +1,6 @@
-//! Shares that come and go while the guest runs, as the host's `device` events say.
+//! Mounts and unmounts shares while the guest runs, by the host's `device` events.
 //!
-//! Called by `api/events.rs`. The events of one host are followed one after the other.
+//! Called by `api/events.rs`. Changes are applied one after the other.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -14,17 +14,16 @@ use vsock_agent_protocol::{null_as_default, version::Family};
 use super::mounts::{self, Mount};
 use crate::system::bounded;
 
-/// How long a device that was announced may take to be there. LXD's agent gives 2.5 s, Incus's
-/// 10 s.
+/// Time for an announced device to appear. LXD's agent waits 2.5 s, Incus's 10 s.
 const ADD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time between two looks.
+/// Pause between two attempts to mount it.
 const ADD_PAUSE: Duration = Duration::from_millis(500);
 
 /// Time for the kernel to mount or unmount.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The places where shares come and go.
+/// Applies changes of shares.
 #[derive(Debug, Clone)]
 pub(crate) struct Hotplug {
     root: PathBuf,
@@ -33,12 +32,12 @@ pub(crate) struct Hotplug {
     turn: Arc<Mutex<()>>,
 }
 
-/// What is to be done.
+/// A change of a share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
     /// Mount it.
     Add(Share),
-    /// Take it away.
+    /// Unmount it.
     Remove(Share),
 }
 
@@ -46,7 +45,7 @@ pub(crate) enum Change {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Share(Mount);
 
-/// What is said of a device.
+/// A device in an event.
 #[derive(Debug, Deserialize)]
 struct Device {
     action: String,
@@ -64,7 +63,7 @@ struct Config {
     path: PathBuf,
 }
 
-/// How the host offers it.
+/// The tag of the device, and its mount options.
 #[derive(Debug, Default, Deserialize)]
 struct Tag {
     #[serde(default, deserialize_with = "null_as_default")]
@@ -74,7 +73,7 @@ struct Tag {
 }
 
 impl Hotplug {
-    /// For the machine whose file system has this root.
+    /// For the guest whose `/` is `root`.
     pub(crate) fn new(root: PathBuf, family: Family) -> Self {
         Self {
             root,
@@ -86,7 +85,7 @@ impl Hotplug {
         }
     }
 
-    /// What an event asks for. `None` if it is not about a share.
+    /// The change of an event. `None` if it is not about a share.
     pub(crate) fn change(&self, metadata: &serde_json::Value) -> Option<Change> {
         let device = Device::deserialize(metadata).ok()?;
         let config = device.config.unwrap_or_default();
@@ -113,7 +112,7 @@ impl Hotplug {
         }
     }
 
-    /// Follows a change, after those that were there before it. What fails is logged.
+    /// Applies a change, after the earlier ones. Errors are logged.
     pub(crate) async fn apply(&self, change: Change) {
         let _turn = self.turn.lock().await;
         match change {
@@ -133,11 +132,11 @@ impl Hotplug {
             let Mount { source, target, .. } = &mount;
             match result {
                 Ok(how) => {
-                    tracing::info!(source, ?target, ?how, "a share of the host has come");
+                    tracing::info!(source, ?target, ?how, "mounted a share of the host");
                     return;
                 }
                 Err(error) if error.is_final() || Instant::now() >= deadline => {
-                    tracing::error!(source, ?target, %error, "a share is missing");
+                    tracing::error!(source, ?target, %error, "cannot mount a share of the host");
                     return;
                 }
                 Err(_) => sleep(ADD_PAUSE).await,
@@ -151,8 +150,12 @@ impl Hotplug {
             let result = mounts::unmount(&root, &mount.source, &mount.target);
             let Mount { source, target, .. } = mount;
             match result {
-                Ok(count) => tracing::info!(source, ?target, count, "a share of the host has gone"),
-                Err(error) => tracing::error!(source, ?target, %error, "a share does not go"),
+                Ok(count) => {
+                    tracing::info!(source, ?target, count, "unmounted a share of the host")
+                }
+                Err(error) => {
+                    tracing::error!(source, ?target, %error, "cannot unmount a share of the host")
+                }
             }
         };
         bounded::within(CALL_TIMEOUT, "unmount", work).await;

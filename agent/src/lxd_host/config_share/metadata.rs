@@ -1,4 +1,4 @@
-//! An image's `metadata.yaml`: which of the files that the host has rendered goes where.
+//! An image's `metadata.yaml`: the paths of the files that the host has rendered.
 
 use std::path::PathBuf;
 
@@ -9,21 +9,21 @@ use crate::yaml::{self, Node, YamlError};
 /// A file for the guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Template {
-    /// Where it goes.
+    /// The path in the guest.
     pub(super) target: PathBuf,
-    /// Its name in the share, without the ending of the rendered file.
+    /// The name in the share, without the suffix of the rendered file.
     pub(super) name: String,
-    /// Whether a file that is there stays as it is.
+    /// Whether an existing file stays as it is.
     pub(super) create_only: bool,
     pub(super) uid: Option<u32>,
     pub(super) gid: Option<u32>,
     pub(super) mode: Option<u32>,
 }
 
-/// Why the templates are not known.
+/// An error in the templates.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum MetadataError {
-    /// It is not written in a way that is understood here.
+    /// It is not YAML.
     #[error("the templates are not understood")]
     Yaml(#[from] YamlError),
     /// It is YAML, of another shape.
@@ -31,11 +31,11 @@ pub(super) enum MetadataError {
     Shape(String),
 }
 
-/// Parses the file. Keys that nobody knows are passed over.
+/// Parses the file. Unknown keys are ignored.
 ///
 /// # Errors
 ///
-/// [`MetadataError`], for the first thing that is wrong.
+/// The first [`MetadataError`].
 pub(super) fn templates(text: &str) -> Result<Vec<Template>, MetadataError> {
     let root = yaml::parse(text)?;
     let templates = match root.as_ref().and_then(|root| root.get("templates")) {
@@ -73,7 +73,7 @@ fn template(target: &str, keys: &Node) -> Result<Template, MetadataError> {
             _ => {}
         }
     }
-    // The name is one of a file in a folder, and leads nowhere else.
+    // The name must be a file in the folder, not a path.
     if template.name.is_empty() || template.name.contains('/') {
         Err(wrong("template"))
     } else {

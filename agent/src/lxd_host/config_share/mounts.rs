@@ -1,7 +1,6 @@
-//! Shares of the host in the guest's tree: those of `agent-mounts.json` at the start, and those
-//! that come and go later.
+//! Mounts shares of the host: those of `agent-mounts.json` at the start, and those that are added later.
 //!
-//! Mounted by `mount(2)`, so a guest needs no program for it.
+//! By `mount(2)`, so the guest needs no program for it.
 
 use std::{
     fs, io,
@@ -20,18 +19,17 @@ use crate::system::{
 
 const FILE: &str = "agent-mounts.json";
 
-/// The mounts that this thread sees, which are the process's, but for tests.
+/// The mount table of this thread: in tests it has a namespace of its own.
 const TABLE: &str = "/proc/thread-self/mounts";
 
-/// The kinds that a host shares folders by.
+/// The file systems of shares.
 pub(super) const VIRTIOFS: &str = "virtiofs";
 const PLAN9: &str = "9p";
 
-/// Options that only 9p knows, so that a share can be tried by virtiofs too.
+/// Options of 9p that are left out for virtiofs.
 const PLAN9_OPTIONS: [&str; 2] = ["trans=", "msize="];
 
-/// Options that are flags of `mount(2)`, as `mount(8)` calls them. The rest is for the file
-/// system.
+/// Options that are flags of `mount(2)`, by their names in `mount(8)`. The others are for the file system.
 const FLAGS: [(&str, MsFlags); 10] = [
     ("ro", MsFlags::MS_RDONLY),
     ("nosuid", MsFlags::MS_NOSUID),
@@ -45,15 +43,15 @@ const FLAGS: [(&str, MsFlags); 10] = [
     ("strictatime", MsFlags::MS_STRICTATIME),
 ];
 
-/// Options that say what is so anyway.
+/// Options without effect.
 const DEFAULTS: [&str; 3] = ["", "rw", "defaults"];
 
-/// A share and its path.
+/// A share and its mount point.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(super) struct Mount {
-    /// The tag by which the host offers it.
+    /// The tag of the device.
     pub(super) source: String,
-    /// Where it goes.
+    /// The path in the guest.
     pub(super) target: PathBuf,
     #[serde(default)]
     pub(super) fstype: String,
@@ -63,13 +61,13 @@ pub(super) struct Mount {
 /// Why a share is not mounted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum MountError {
-    /// A host shares folders by other kinds.
+    /// The file system is not supported.
     #[error("{0:?} is neither virtiofs nor 9p")]
     Kind(String),
-    /// It names no folder below the root.
-    #[error("{0} is no path for a share")]
+    /// The path is not a folder below the root.
+    #[error("{0} is not a mount point for a share")]
     Target(PathBuf),
-    /// The path cannot be made.
+    /// The folder cannot be made.
     #[error("cannot make the folder {0}")]
     Folder(PathBuf, #[source] io::Error),
     /// The kernel does not mount it.
@@ -78,22 +76,22 @@ pub(super) enum MountError {
 }
 
 impl MountError {
-    /// Whether it makes no sense to try again.
+    /// Whether another attempt would fail, too.
     pub(super) fn is_final(&self) -> bool {
         matches!(self, Self::Kind(_) | Self::Target(_))
     }
 }
 
-/// What mounting came to.
+/// The result of mounting.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Mounted {
-    /// By this kind.
+    /// Mounted, with this file system.
     As(&'static str),
-    /// Something is mounted there.
+    /// Something is mounted there already.
     Already,
 }
 
-/// Mounts what the share lists. What cannot be mounted is logged and passed over.
+/// Mounts the listed shares. Errors are logged.
 pub(super) fn apply(share: &Path, root: &Path) {
     let path = share.join(FILE);
     let Some(text) = read_if_there(&path) else {
@@ -102,15 +100,17 @@ pub(super) fn apply(share: &Path, root: &Path) {
     let mounts: Vec<Mount> = match serde_json::from_slice(&text) {
         Ok(mounts) => mounts,
         Err(error) => {
-            tracing::error!(?path, %error, "the host's shares are not known");
+            tracing::error!(?path, %error, "cannot read the list of shares");
             return;
         }
     };
     for share in mounts {
         let Mount { source, target, .. } = &share;
         match mount(root, &share) {
-            Ok(how) => tracing::info!(source, ?target, ?how, "a share of the host"),
-            Err(error) => tracing::error!(source, ?target, %error, "a share is missing"),
+            Ok(how) => tracing::info!(source, ?target, ?how, "mounted a share of the host"),
+            Err(error) => {
+                tracing::error!(source, ?target, %error, "cannot mount a share of the host")
+            }
         }
     }
 }
@@ -127,13 +127,13 @@ pub(super) fn mount(root: &Path, share: &Mount) -> Result<Mounted, MountError> {
 fn kinds(fstype: &str) -> Result<&'static [&'static str], MountError> {
     match fstype {
         VIRTIOFS => Ok(&[VIRTIOFS]),
-        // Hosts that offer both ways say 9p.
+        // Hosts that support both list 9p.
         PLAN9 => Ok(&[VIRTIOFS, PLAN9]),
         _ => Err(MountError::Kind(fstype.to_owned())),
     }
 }
 
-/// Tries one kind after the other.
+/// Tries one file system after the other.
 fn mount_as(root: &Path, share: &Mount, kinds: &[&'static str]) -> Result<Mounted, MountError> {
     let mount_point = MountPoint::make(root, &share.target)?;
     if mount_point.is_mounted() {
@@ -173,8 +173,8 @@ fn options(kind: &str, words: &[String]) -> (MsFlags, String) {
     (flags, data.join(","))
 }
 
-/// Takes a share away, wherever it is mounted or at that path; who still uses it keeps it until
-/// they are done. Tells how many mounts that were.
+/// Unmounts a share lazily, wherever it is mounted, and any share at `target`. Returns the number of
+/// mounts.
 ///
 /// # Errors
 ///
@@ -199,8 +199,8 @@ fn unmount_kinds(root: &Path, source: &str, target: &Path, kinds: &[&str]) -> io
     result
 }
 
-/// Takes away what is mounted there. The folder it is in is opened first, so that nobody can have
-/// another path unmounted by moving folders about.
+/// Unmounts a mount point. Its parent folder is opened first, so that a user cannot redirect the path by
+/// renaming folders.
 fn unmount_at(mountpoint: &Path) -> io::Result<()> {
     let (folder, name) = split(mountpoint)?;
     let folder = Root::open(Path::new("/"))?.folder(folder)?;
@@ -209,12 +209,12 @@ fn unmount_at(mountpoint: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A name that leads to the open folder (`proc_pid_fd(5)`).
+/// A path of the open folder (`proc_pid_fd(5)`).
 fn handle(folder: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/thread-self/fd/{}", folder.as_raw_fd()))
 }
 
-/// A path of the guest as one of ours. `None` for the root itself and for what has `..` in it.
+/// A path of the guest below `root`. `None` for the root itself and for a path with `..`.
 fn below(root: &Path, path: &Path) -> Option<PathBuf> {
     let mut names = Vec::new();
     for component in path.components() {
@@ -232,8 +232,7 @@ fn below(root: &Path, path: &Path) -> Option<PathBuf> {
     })
 }
 
-/// An open folder to mount on: what is mounted is where the folder is, whatever happens to the
-/// path meanwhile.
+/// An open folder to mount on, so that a change of its path meanwhile has no effect.
 struct MountPoint(OwnedFd);
 
 impl MountPoint {

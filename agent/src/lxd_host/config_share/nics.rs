@@ -1,5 +1,4 @@
-//! Names and sizes of network devices, as the host wants them: `nics/*.json`, told apart by MAC
-//! address.
+//! Sets names and MTUs of network devices from `nics/*.json`. A device is identified by its MAC address.
 
 use std::{
     fs, io,
@@ -12,47 +11,47 @@ use crate::system::rtnetlink::{Change, Link, Rtnetlink};
 
 const FOLDER: &str = "nics";
 
-/// What the host wants of a device.
+/// The configuration of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 struct Nic {
     #[serde(rename = "nic_name", default)]
     name: String,
     #[serde(rename = "mac_address")]
     address: String,
-    /// 0 for as it is.
+    /// 0 leaves it unchanged.
     #[serde(default)]
     mtu: u32,
 }
 
-/// Why the devices stay as they are.
+/// Why no device is changed.
 #[derive(Debug, thiserror::Error)]
 enum NicsError {
     /// A file cannot be read.
-    #[error("cannot read what the host wants")]
+    #[error("cannot read the files")]
     Read(#[from] io::Error),
-    /// A file is not what it should be.
+    /// A file cannot be parsed.
     #[error("cannot understand {0}")]
     Parse(String, #[source] serde_json::Error),
 }
 
-/// Changes what the share says. A device that cannot be changed is put back and logged; if any
-/// file makes no sense, none is.
+/// Changes the devices of the share. One that cannot be changed is restored, and the error is logged. An
+/// error in any file leaves all devices unchanged.
 pub(super) fn apply(share: &Path) {
     let nics = match read(&share.join(FOLDER)) {
         Ok(nics) if nics.is_empty() => return,
         Ok(nics) => nics,
         Err(error) => {
             let error = &error as &dyn std::error::Error;
-            tracing::error!(error, "network devices stay as they are");
+            tracing::error!(error, "network devices are not changed");
             return;
         }
     };
     if let Err(error) = change_all(&nics) {
-        tracing::error!(%error, "cannot ask the kernel for its network devices");
+        tracing::error!(%error, "cannot list the network devices");
     }
 }
 
-/// What the files say, by their names.
+/// Reads the files, in the order of their names.
 fn read(folder: &Path) -> Result<Vec<Nic>, NicsError> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -90,15 +89,15 @@ fn change_all(nics: &[Nic]) -> io::Result<()> {
             }
             Err(error) => {
                 let name = &link.name;
-                tracing::error!(name, configured = nic.name, %error, "a network device stays as it is");
+                tracing::error!(name, configured = nic.name, %error, "cannot change a network device");
             }
         }
     }
     Ok(())
 }
 
-/// Devices may want each other's names: the one that has a name that another wants, and wants
-/// another itself, gives it up first.
+/// Devices may swap names: one whose name another is to get, and that is renamed itself, gets a temporary
+/// name first.
 fn free_names(kernel: &Rtnetlink, links: &mut [Link], nics: &[Nic]) {
     let all = links.to_vec();
     for link in links {
@@ -116,7 +115,9 @@ fn free_names(kernel: &Rtnetlink, links: &mut [Link], nics: &[Nic]) {
             .and_then(|()| kernel.change(link.index, Change::Name(&temporary)));
         match renamed {
             Ok(()) => link.name = temporary,
-            Err(error) => tracing::error!(name = link.name, %error, "cannot free this name"),
+            Err(error) => {
+                tracing::error!(name = link.name, %error, "cannot rename a network device")
+            }
         }
     }
 }
@@ -130,7 +131,7 @@ fn is_renamed(link: &Link, nic: &Nic) -> bool {
     !nic.name.is_empty() && nic.name != link.name
 }
 
-/// Changes a device, or puts it back. True if there was something to do.
+/// Changes a device, or restores it. True if there was something to do.
 fn change(kernel: &Rtnetlink, link: &Link, nic: &Nic) -> io::Result<bool> {
     let rename = is_renamed(link, nic).then_some(nic.name.as_str());
     let mtu = Some(nic.mtu).filter(|mtu| *mtu > 0 && *mtu != link.mtu);
@@ -154,14 +155,14 @@ fn change(kernel: &Rtnetlink, link: &Link, nic: &Nic) -> io::Result<bool> {
         ];
         for step in back {
             if let Err(error) = kernel.change(link.index, step) {
-                tracing::debug!(name = link.name, ?step, %error, "cannot put this back");
+                tracing::debug!(name = link.name, ?step, %error, "cannot restore a network device");
             }
         }
     }
     done.map(|()| true)
 }
 
-/// Six bytes in hexadecimal, between colons. `None` for all zeros, which are nobody's.
+/// Six hexadecimal bytes, separated by colons. `None` for all zeros.
 fn parse_address(text: &str) -> Option<Vec<u8>> {
     let bytes: Option<Vec<u8>> = text
         .split(':')

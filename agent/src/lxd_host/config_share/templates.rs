@@ -1,4 +1,4 @@
-//! Files for the guest that the host has rendered: written where `metadata.yaml` says.
+//! Writes the files that the host has rendered to the paths in `metadata.yaml`.
 
 use std::{
     fs, io,
@@ -14,23 +14,23 @@ use crate::system::root::{Attributes, Root};
 const FOLDER: &str = "files";
 const METADATA_FILE: &str = "metadata.yaml";
 
-/// Ending of a file that is rendered.
+/// Suffix of a rendered file.
 const RENDERED: &str = ".out";
 
-/// Mode of a file for which none is said.
+/// Default mode of a file.
 const FILE_MODE: u32 = 0o644;
 
-/// The kernel's name of the machine, which anything started later goes by.
+/// The kernel's host name.
 const LIVE_HOSTNAME: &str = "proc/sys/kernel/hostname";
 const HOSTNAME: &str = "/etc/hostname";
 
-/// Where cloud-init's datasource `NoCloud` looks for its instance.
+/// Paths of cloud-init's datasource `NoCloud`.
 const SEEDS: [&str; 2] = [
     "/var/lib/cloud/seed/nocloud-net/meta-data",
     "/var/lib/cloud/seed/nocloud/meta-data",
 ];
 
-/// What became of the files.
+/// The written files.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Written {
     files: Vec<PathBuf>,
@@ -43,7 +43,7 @@ impl Written {
         self.files.iter().any(|file| is_seed(file))
     }
 
-    /// Whether the image has templates for seeds, be they rendered this time or not.
+    /// Whether the image has templates for seeds, rendered this time or not.
     pub(super) const fn is_seeded(&self) -> bool {
         self.is_seeded
     }
@@ -57,8 +57,8 @@ fn is_seed(path: &Path) -> bool {
     SEEDS.iter().any(|seed| path == Path::new(seed))
 }
 
-/// Writes every file that the share has, below `root`, and renames the machine when its name is
-/// among them. A file that cannot be written is logged and passed over.
+/// Writes every file of the share below `root`, and sets the host name if `/etc/hostname` is one of them.
+/// Errors are logged.
 pub(super) fn apply(share: &Path, root: &Path) -> Written {
     let folder = share.join(FOLDER);
     let Some(text) = read_if_there(&folder.join(METADATA_FILE)) else {
@@ -69,7 +69,7 @@ pub(super) fn apply(share: &Path, root: &Path) -> Written {
         Err(error) => {
             tracing::error!(
                 error = &error as &dyn std::error::Error,
-                "the image's metadata has no files for the guest"
+                "cannot read the image's metadata"
             );
             return Written::default();
         }
@@ -84,18 +84,18 @@ pub(super) fn apply(share: &Path, root: &Path) -> Written {
                 written.files.push(target);
             }
             Ok(false) => {}
-            Err(error) => tracing::error!(?target, %error, "cannot write this"),
+            Err(error) => tracing::error!(?target, %error, "cannot write a file of the host"),
         }
     }
     if written.has(HOSTNAME)
         && let Err(error) = rename_machine(root)
     {
-        tracing::error!(%error, "the machine keeps its name");
+        tracing::error!(%error, "cannot set the host name");
     }
     written
 }
 
-/// False when there is nothing to write, or it must not be.
+/// False when there is nothing to write, or an existing file stays.
 fn write(folder: &Path, root: &Path, template: &Template) -> io::Result<bool> {
     let rendered = folder.join(template.name.clone() + RENDERED);
     let content = match fs::read(rendered) {

@@ -4,7 +4,7 @@
 /// (`include/asm-generic/param.h`).
 pub(super) const TICKS_PER_SECOND: f64 = 100.0;
 
-/// `/proc/stat` (`proc_stat(5)`). What is not there is 0.
+/// `/proc/stat` (`proc_stat(5)`). Missing values are 0.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Stat {
     pub(super) cpus: Vec<Cpu>,
@@ -32,11 +32,11 @@ pub(super) struct Cpu {
     pub(super) steal: f64,
 }
 
-/// Processes that ran or waited to, on average over 1, 5 and 15 minutes.
+/// Load averages over 1, 5 and 15 minutes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Load(pub(super) [f64; 3]);
 
-/// Parses `/proc/stat`. Lines that make no sense are passed over.
+/// Parses `/proc/stat`. Invalid lines are skipped.
 pub(super) fn parse_stat(text: &str) -> Stat {
     let mut stat = Stat::default();
     for line in text.lines() {
@@ -64,7 +64,7 @@ fn parse_cpu<'a>(key: &str, fields: impl Iterator<Item = &'a str>) -> Option<Cpu
     let number = key.strip_prefix("cpu")?;
     number.parse::<u32>().ok()?;
     let mut seconds = fields.map(|ticks| ticks.parse::<u64>().ok());
-    // The kernel's counters are whole and not negative, and so is what is made of them.
+    // The kernel's counters are whole and not negative.
     let mut next = || match seconds.next() {
         None => Some(0.0),
         Some(ticks) => ticks.map(|ticks| ticks as f64 / TICKS_PER_SECOND),

@@ -8,7 +8,7 @@ const SECTOR_BYTES: u64 = 512;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Disk {
     pub(super) name: String,
-    /// Whether it is a part of another one.
+    /// Whether it is a partition.
     pub(super) is_partition: bool,
     pub(super) reads: u64,
     pub(super) reads_merged: u64,
@@ -26,7 +26,7 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// Whether it is a disk of its own, and not memory or a file in disguise.
+    /// Whether it is a disk, and not a RAM disk or a loop device.
     pub(super) fn is_real(&self) -> bool {
         let disguised = ["loop", "ram", "zram", "fd"].iter().any(|kind| {
             let number = self.name.strip_prefix(kind);
@@ -36,7 +36,7 @@ impl Disk {
     }
 }
 
-/// Parses `/proc/diskstats`. Lines that make no sense are passed over.
+/// Parses `/proc/diskstats`. Invalid lines are skipped.
 pub(super) fn parse(text: &str) -> Vec<Disk> {
     text.lines().filter_map(parse_line).collect()
 }

@@ -1,4 +1,4 @@
-//! How full file systems are.
+//! The usage of file systems.
 //!
 //! A file system of another machine or process may never answer, and the thread that calls `statvfs(3)`
 //! then cannot be ended. So each of those is probed by a thread of its own, with a time limit, and not
@@ -25,14 +25,14 @@ use crate::{defaults, system::blocking::run_blocking};
 /// Stack of a thread that makes one system call, in bytes.
 const STACK_BYTES: usize = 64 * 1024;
 
-/// A mounted file system, and how full it is if it said so.
+/// A mounted file system, and its usage if it is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Filesystem {
     pub(super) mount: Mount,
     pub(super) usage: Option<Usage>,
 }
 
-/// How full it is, in bytes and files.
+/// The usage, in bytes and files.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Usage {
     pub(super) size: u64,
@@ -44,10 +44,10 @@ pub(super) struct Usage {
     pub(super) files_free: u64,
 }
 
-/// Asks file systems how full they are, and knows which ones hang. Cheap to clone.
+/// Measures file systems, and remembers those that hang. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Prober {
-    /// One asks at a time, or a second one would take what is being probed for what hangs.
+    /// One measurement at a time: a second one would take running probes for hanging ones.
     turn: Arc<AsyncMutex<()>>,
     pending: Pending,
 }
@@ -60,11 +60,11 @@ enum Answer {
 }
 
 impl Prober {
-    /// Measures all that is mounted and of interest, in the order of mounting.
+    /// Measures all reported mounts, in the order of mounting.
     ///
     /// # Errors
     ///
-    /// If there is no thread to ask with, or asking failed.
+    /// If no thread can be started, or it panicked.
     pub(super) async fn measure(&self, sources: Sources) -> io::Result<Vec<Filesystem>> {
         let _turn = self.turn.lock().await;
         let pending = Arc::clone(&self.pending);
@@ -78,12 +78,12 @@ impl Prober {
                     Ok(usage) => usage.ok().flatten(),
                     Err(_) => {
                         let path = mount.mountpoint.display();
-                        tracing::warn!(%path, "a file system does not answer and is passed over");
+                        tracing::warn!(%path, "a file system does not answer and is skipped");
                         None
                     }
                 },
             };
-            // A file system without a size is a view of something else.
+            // A file system without a size is a pseudo file system.
             if usage.is_none_or(|usage| usage.size > 0) {
                 filesystems.push(Filesystem { mount, usage });
             }
@@ -104,14 +104,14 @@ fn probe_all(mounts: Vec<Mount>, pending: &Pending) -> Vec<(Mount, Answer)> {
     answers.collect()
 }
 
-/// `None` if it still owes an answer, or too many others do.
+/// `None` if its last probe is still pending, or too many others are.
 fn probe_in_thread(path: &Path, pending: &Pending) -> Option<oneshot::Receiver<Option<Usage>>> {
     let question = Probe::new(path, pending)?;
     let (answer, due) = oneshot::channel();
     let work = move || {
         let usage = usage(&question.path);
         drop(question);
-        // Nobody may be waiting any more.
+        // The receiver may have been dropped.
         let _ = answer.send(usage);
     };
     let thread = thread::Builder::new().name("statvfs".to_owned());
@@ -119,7 +119,7 @@ fn probe_in_thread(path: &Path, pending: &Pending) -> Option<oneshot::Receiver<O
     Some(due)
 }
 
-/// A file system that owes an answer, until this is dropped.
+/// A pending probe of a file system, until `Drop`.
 struct Probe {
     path: PathBuf,
     pending: Pending,
@@ -156,7 +156,7 @@ fn usage(path: &Path) -> Option<Usage> {
             })
         }
         Err(error) => {
-            tracing::debug!(%error, path = %path.display(), "cannot ask a file system");
+            tracing::debug!(%error, path = %path.display(), "cannot measure a file system");
             None
         }
     }

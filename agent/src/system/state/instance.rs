@@ -13,10 +13,10 @@ use vsock_agent_protocol::{
 use super::{network::Interface, sources::Snapshot, system::System};
 use crate::system::clock;
 
-/// What a count is that nobody knows.
+/// A count that is not known.
 const UNKNOWN: i64 = -1;
 
-/// Writes the state for hosts of this family.
+/// Converts a snapshot for this host flavour.
 pub(super) fn state(snapshot: Snapshot, family: Family) -> InstanceState {
     let memory = MemoryState {
         usage: signed(snapshot.memory.without("MemTotal", "MemFree")),
@@ -110,7 +110,7 @@ fn os_info(system: &System) -> OsInfo {
     }
 }
 
-/// Hosts read signed numbers. No counter of a kernel gets this far.
+/// Hosts read signed numbers. No counter of a kernel is that large.
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

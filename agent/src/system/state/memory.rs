@@ -1,10 +1,10 @@
-//! Memory: `/proc/meminfo`, and what else is written as `Name: 12 kB`.
+//! Memory: `/proc/meminfo`, and other files with lines `Name: 12 kB`.
 
 /// Lines `Name: VALUE [kB]` (`proc_meminfo(5)`), in the kernel's order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Fields(Vec<Field>);
 
-/// One of them.
+/// One line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Field {
     pub(super) name: String,
@@ -31,7 +31,7 @@ impl Fields {
     }
 }
 
-/// Parses such lines. Those that are something else are passed over.
+/// Parses such lines. Others are skipped.
 pub(super) fn parse(text: &str) -> Fields {
     Fields(text.lines().filter_map(parse_line).collect())
 }
@@ -52,7 +52,7 @@ fn parse_line(line: &str) -> Option<Field> {
     })
 }
 
-/// How often the kernel ended a process for want of memory, by `/proc/vmstat`.
+/// The number of processes killed by the OOM killer, from `/proc/vmstat`.
 pub(super) fn parse_oom_kills(text: &str) -> Option<u64> {
     let mut lines = text.lines();
     let count = lines.find_map(|line| line.strip_prefix("oom_kill "))?;

@@ -1,9 +1,9 @@
-//! What is mounted and of interest.
+//! Selects the mounts that are reported.
 
 use crate::system::mount_table;
 pub(super) use crate::system::mount_table::Mount;
 
-/// Kinds that hold no data of the guest, as LXD's agent passes them over.
+/// File systems without data of the guest, which LXD's agent ignores, too.
 const IGNORED_KINDS: &[&str] = &[
     "autofs",
     "binfmt_misc",
@@ -32,18 +32,18 @@ const IGNORED_KINDS: &[&str] = &[
     "tracefs",
 ];
 
-/// Folders whose mounts, and those below, are nobody's business.
+/// Folders whose mounts, and those below, are ignored.
 const IGNORED_FOLDERS: &[&str] = &["/dev", "/proc", "/sys", "/var/lib/docker"];
 
-/// Kinds that the kernel answers for by itself. Any other may have to ask another machine or
-/// process, which may never answer.
+/// Local file systems. `statfs(2)` on any other may wait for another machine or process that never
+/// answers.
 const LOCAL: &[&str] = &[
     "bcachefs", "btrfs", "efivarfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "hfsplus",
     "jfs", "minix", "nilfs2", "ntfs3", "ramfs", "reiserfs", "tmpfs", "udf", "vfat", "xfs", "zfs",
 ];
 
 impl Mount {
-    /// Whether asking for its size cannot hang.
+    /// Whether `statfs(2)` cannot hang.
     pub(super) fn is_local(&self) -> bool {
         LOCAL.contains(&self.kind.as_str())
     }
@@ -56,7 +56,7 @@ impl Mount {
     }
 }
 
-/// What is of interest in the table of mounts: each mount point once, the way it was mounted last.
+/// The reported mounts of the table: the last one of each mount point.
 pub(super) fn parse(text: &[u8]) -> Vec<Mount> {
     let mut mounts: Vec<Mount> = Vec::new();
     for mount in mount_table::parse(text) {

@@ -7,7 +7,7 @@ use std::{
 
 use vsock_agent_protocol::by_insertion;
 
-/// What `getifaddrs(3)` says: an interface, and perhaps one of its addresses.
+/// An item of `getifaddrs(3)`: an interface, and perhaps one of its addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Address {
     pub(super) interface: String,
@@ -19,13 +19,13 @@ pub(super) struct Address {
     pub(super) ip: Option<(IpAddr, u32)>,
 }
 
-/// What sysfs says of an interface.
+/// The properties of an interface in sysfs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Link {
     pub(super) hwaddr: String,
     /// In bytes.
     pub(super) mtu: u64,
-    /// Whether packets can go.
+    /// Whether it is up.
     pub(super) is_operational: bool,
 }
 
@@ -53,7 +53,7 @@ pub(super) struct Counters {
     pub(super) dropped: u64,
 }
 
-/// Puts interfaces together, by name.
+/// Combines the properties of interfaces by name.
 pub(super) fn interfaces(
     addresses: Vec<Address>,
     counters: &BTreeMap<String, (Counters, Counters)>,
@@ -84,8 +84,7 @@ pub(super) fn interfaces(
     all.into_values().collect()
 }
 
-/// Parses `/proc/net/dev`: what was received and sent, by name. Lines that make no sense are
-/// passed over.
+/// Parses `/proc/net/dev`: received and sent traffic, by name. Invalid lines are skipped.
 pub(super) fn parse_counters(text: &str) -> BTreeMap<String, (Counters, Counters)> {
     by_insertion(text.lines().filter_map(parse_line))
 }

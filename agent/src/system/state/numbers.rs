@@ -1,4 +1,4 @@
-//! The guest in the numbers LXD's and Incus's hosts collect: `GET /1.0/metrics`.
+//! The metrics that LXD's and Incus's hosts collect: `GET /1.0/metrics`.
 
 use vsock_agent_protocol::{
     metrics::{
@@ -13,7 +13,7 @@ use super::{
     sources::Snapshot,
 };
 
-/// Writes the numbers. LXD counts programs as processes, Incus the kernel's threads too.
+/// Converts a snapshot. LXD counts programs as processes, Incus also the kernel's threads.
 pub(super) fn metrics(
     snapshot: Snapshot,
     filesystems: Vec<Filesystem>,
@@ -39,7 +39,7 @@ pub(super) fn metrics(
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "the fraction is what is to go, and time is counted from 1970 and not negative"
+    reason = "drops the fraction; time is counted from 1970 and not negative"
 )]
 const fn whole_seconds(time: f64) -> u64 {
     time as u64
@@ -73,7 +73,7 @@ fn disk(disk: Disk) -> OfDevice<DiskMetrics> {
     }
 }
 
-/// `None` for a file system that did not say how full it is.
+/// `None` for a file system whose usage is not known.
 fn filesystem(filesystem: Filesystem) -> Option<OfDevice<FilesystemMetrics>> {
     let usage = filesystem.usage?;
     let mountpoint = filesystem.mount.mountpoint.to_string_lossy().into_owned();

@@ -1,5 +1,5 @@
-//! A page in Prometheus's text format, written by the `prometheus` crate from families made for
-//! one answer: the numbers are the kernel's, and nothing here counts.
+//! A page in Prometheus's text format, encoded by the `prometheus` crate from families that are created for
+//! one reply: the values are the kernel's, and nothing here counts.
 
 use prometheus::{
     TextEncoder,
@@ -13,13 +13,13 @@ pub(super) type Labels<'a> = Vec<(&'a str, &'a str)>;
 #[derive(Debug, Default)]
 pub(super) struct Page(Vec<MetricFamily>);
 
-/// A number has no name, or is none of its kind.
+/// A metric has no name, or has the wrong type.
 #[derive(Debug, thiserror::Error)]
 #[error("the numbers cannot be written")]
 pub(crate) struct CannotWrite(#[source] prometheus::Error);
 
 impl Page {
-    /// Numbers that go up and down.
+    /// Metrics that can decrease.
     pub(super) fn gauges<'a>(
         &mut self,
         name: &str,
@@ -33,7 +33,7 @@ impl Page {
         });
     }
 
-    /// Numbers that only go up.
+    /// Metrics that only increase.
     pub(super) fn counters<'a>(
         &mut self,
         name: &str,
@@ -74,7 +74,7 @@ impl Page {
                 metric
             })
             .collect();
-        // A family without numbers cannot be written, and says nothing.
+        // A family without metrics cannot be encoded, and is left out.
         if metrics.is_empty() {
             return;
         }

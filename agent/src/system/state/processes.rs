@@ -1,6 +1,7 @@
 //! Processes: `/proc/PID/stat`.
 
 use super::{cpu::TICKS_PER_SECOND, memory::Fields};
+use crate::system::proc_stat::ProcStat;
 
 /// A thread of the kernel: `PF_KTHREAD` (`include/linux/sched.h`).
 const KERNEL_THREAD: u64 = 0x0020_0000;
@@ -37,8 +38,8 @@ struct Stat {
     start: u64,
 }
 
-/// Counts processes by what `/proc/PID/stat` says of each. One that ended since it was listed says
-/// nothing, and still counts.
+/// Counts processes by their `/proc/PID/stat`. One that has ended since it was listed has an empty text,
+/// and still counts.
 pub(super) fn count(stats: impl Iterator<Item = String>) -> Processes {
     let mut processes = Processes::default();
     for text in stats {
@@ -65,17 +66,13 @@ pub(super) fn own(stat: &str, status: &Fields, open_files: usize, boot_time: u64
 }
 
 fn parse(text: &str) -> Option<Stat> {
-    // The second field is the program's name in brackets, and may have spaces and brackets in it.
-    let (_, rest) = text.rsplit_once(')')?;
-    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-    // The first of these fields is the third of the manual page.
-    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
-    let (user, system) = (number(14)?, number(15)?);
+    let stat = ProcStat::parse(text)?;
+    let (user, system): (u64, u64) = (stat.number(14)?, stat.number(15)?);
     Some(Stat {
-        has_ended: matches!(*fields.first()?, "Z" | "X"),
-        flags: number(9)?,
+        has_ended: stat.has_ended()?,
+        flags: stat.number(9)?,
         cpu: user.saturating_add(system),
-        start: number(22)?,
+        start: stat.number(22)?,
     })
 }
 

@@ -1,5 +1,4 @@
-//! Where everything is read, but the sizes of file systems. Blocks; nothing here waits for a
-//! network or a disk.
+//! Reads everything but the usage of file systems. Blocking, but nothing here waits for a network or a disk.
 
 use std::{
     fs, io,
@@ -25,7 +24,7 @@ use super::{
 };
 use crate::system::names;
 
-/// The folders, so that tests can have their own.
+/// The folders to read, which tests replace.
 #[derive(Debug, Clone)]
 pub(super) struct Sources {
     proc: PathBuf,
@@ -43,7 +42,7 @@ impl Default for Sources {
     }
 }
 
-/// The guest at one moment.
+/// The state of the guest at one time.
 #[derive(Debug, Default)]
 pub(super) struct Snapshot {
     /// Seconds since 1970.
@@ -53,9 +52,9 @@ pub(super) struct Snapshot {
     pub(super) cpu_usage: Option<u64>,
     pub(super) load: Option<Load>,
     pub(super) memory: Fields,
-    /// The most memory there was in use, in bytes.
+    /// Peak memory usage, in bytes.
     pub(super) memory_peak: u64,
-    /// Processes ended for want of memory.
+    /// Processes killed by the OOM killer.
     pub(super) oom_kills: Option<u64>,
     pub(super) disks: Vec<Disk>,
     pub(super) interfaces: Vec<Interface>,
@@ -70,7 +69,7 @@ impl Sources {
         let stat = cpu::parse_stat(&self.proc("stat"));
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         Snapshot {
-            // A clock before 1970 is not set; there is no better number than 0.
+            // A clock before 1970 is not set; 0 is as good.
             time: since_1970.unwrap_or_default().as_secs_f64(),
             cpu_usage: self.cpu_usage(),
             load: cpu::parse_load(&self.proc("loadavg")),
@@ -86,7 +85,7 @@ impl Sources {
         }
     }
 
-    /// What is mounted, and of interest.
+    /// The reported mounts.
     pub(super) fn mounts(&self) -> Vec<Mount> {
         mounts::parse(&fs::read(self.proc.join("self/mounts")).unwrap_or_default())
     }
@@ -176,7 +175,7 @@ impl Sources {
     }
 }
 
-/// A file as text, empty if it cannot be read: an older kernel has not all of them.
+/// A file as text, empty if it cannot be read: older kernels do not have all of them.
 fn text(path: &Path) -> String {
     match fs::read(path) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),

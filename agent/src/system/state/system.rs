@@ -21,7 +21,7 @@ impl System {
     }
 }
 
-/// What `uname(2)` says.
+/// The fields of `uname(2)`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Kernel {
     pub(super) sysname: String,
