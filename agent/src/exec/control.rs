@@ -1,6 +1,6 @@
 //! What the client says on the control socket, done to the command.
 
-use std::{io, sync::Weak};
+use std::{io, sync::Arc};
 
 use futures_util::{Stream, StreamExt};
 use nix::unistd::Pid;
@@ -14,7 +14,7 @@ use super::{
 
 /// Does what the client says until its socket ends. A message that makes no sense is passed over,
 /// as LXD's agent does.
-pub(super) async fn obey<R>(socket: &mut R, pid: Pid, pty: &Weak<Pty>)
+pub(super) async fn obey<R>(socket: &mut R, pid: Pid, pty: Option<&Arc<Pty>>)
 where
     R: Stream<Item = Result<Message, WsError>> + Unpin + Send,
 {
@@ -35,12 +35,12 @@ where
     }
 }
 
-fn obey_one(message: ControlMessage, pid: Pid, pty: &Weak<Pty>) -> io::Result<()> {
+fn obey_one(message: ControlMessage, pid: Pid, pty: Option<&Arc<Pty>>) -> io::Result<()> {
     match message {
         // A size of nothing comes from clients whose terminal has not got one yet.
         ControlMessage::WindowResize { width: 0, .. }
         | ControlMessage::WindowResize { height: 0, .. } => Ok(()),
-        ControlMessage::WindowResize { width, height } => pty.upgrade().map_or(Ok(()), |pty| {
+        ControlMessage::WindowResize { width, height } => pty.map_or(Ok(()), |pty| {
             pty.resize(TermSize {
                 rows: height,
                 cols: width,

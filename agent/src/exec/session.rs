@@ -27,7 +27,7 @@ use std::{
     os::fd::OwnedFd,
     pin::pin,
     sync::{
-        Arc, Weak,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -368,8 +368,9 @@ impl Running {
         };
         match (forked.streams, sockets.outputs) {
             (Streams::Terminal(pty), _) => {
-                // It must not keep the terminal from hanging up.
-                let pty_for_control = Arc::downgrade(&pty);
+                // It keeps the terminal: one that is closed would hang up on a program that has closed
+                // its own side, and is about to end.
+                let pty_for_control = Some(Arc::clone(&pty));
                 running.read_control(sockets.control, sockets.later, pty_for_control);
                 running.pump_terminal(pty, sockets.stdin);
             }
@@ -381,7 +382,7 @@ impl Running {
                 },
                 outputs,
             ) => {
-                running.read_control(sockets.control, sockets.later, Weak::new());
+                running.read_control(sockets.control, sockets.later, None);
                 running.pump_stdin(stdin, sockets.stdin);
                 if let Some((stdout_socket, stderr_socket)) = outputs {
                     running.pump_output(exec::STDOUT, stdout, stdout_socket);
@@ -396,7 +397,7 @@ impl Running {
         &mut self,
         socket: Option<WebSocket>,
         mut later: mpsc::Receiver<(String, WebSocket)>,
-        pty: Weak<Pty>,
+        pty: Option<Arc<Pty>>,
     ) {
         let (pid, lost, stop) = (
             self.child.pid(),
@@ -414,7 +415,7 @@ impl Running {
                 }
             };
             select! {
-                () = control::obey(&mut socket, pid, &pty) => lost.cancel(),
+                () = control::obey(&mut socket, pid, pty.as_ref()) => lost.cancel(),
                 () = stop.cancelled() => {}
             }
             Some(socket)
