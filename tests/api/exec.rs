@@ -715,6 +715,18 @@ async fn a_terminal_whose_output_cannot_be_sent_has_lost_its_input() {
 }
 
 #[tokio::test]
+async fn a_program_that_closes_its_terminal_is_not_hung_up() {
+    let (agent, client) = start();
+    let go = agent.socket().with_file_name("go");
+    let script = "exec <&- >&- 2>&-; until [ -e $0 ]; do sleep 0.1; done; exit 5";
+    let command = ["sh", "-c", script, go.to_str().unwrap()];
+    let mut exec = client.exec(&command, json!({ "interactive": true })).await;
+    exec.read_all("0").await;
+    std::fs::write(go, "").unwrap();
+    assert_eq!(exec.wait().await["metadata"]["return"], json!(5));
+}
+
+#[tokio::test]
 async fn a_command_that_lives_on_without_its_input_and_says_all_is_well_has_failed() {
     let (_agent, client) = start();
     let script = "trap 'exit 0' HUP; echo up; while :; do sleep 0.1; done";
