@@ -5,7 +5,7 @@ agent=$1 folder=$2 layer=$3
 ip link set lo up
 "$agent" --config /dev/null --plain --listen "unix:$folder/agent.sock" --guest-socket off \
     --host "unix:$folder/host.sock" --metadata ec2 --metadata-token >"$folder/log" 2>&1 &
-until grep -q -e 'serving metadata' -e 'is not served' "$folder/log"; do sleep 0.1; done
+until grep -q -e 'serving metadata' -e 'cannot serve metadata' "$folder/log"; do sleep 0.1; done
 export PATH="$layer/usr/bin:$PATH" PYTHONPATH="$layer/usr/lib/python3/dist-packages"
 export LD_LIBRARY_PATH="$layer/usr/lib/$(uname -m)-linux-gnu"
 

@@ -18,7 +18,7 @@ start() {
     "$agent" --config /dev/null --plain --listen "unix:$folder/agent.sock" --guest-socket off \
         --host "unix:$folder/host.sock" --metadata ec2 --metadata-all-users >"$folder/log" 2>&1 &
     id=$!
-    until grep -q -e 'serving metadata' -e 'is not served' "$folder/log"; do sleep 0.1; done
+    until grep -q -e 'serving metadata' -e 'cannot serve metadata' "$folder/log"; do sleep 0.1; done
 }
 stop() {
     kill "$id"

@@ -11,7 +11,7 @@ start() {
     "$@" "$agent" --config /dev/null --plain --listen "unix:$folder/agent.sock" \
         --guest-socket off --host "unix:$folder/host.sock" --metadata ec2 >"$folder/log" 2>&1 &
     id=$!
-    until grep -q -e 'serving metadata' -e 'is not served' "$folder/log"; do sleep 0.1; done
+    until grep -q -e 'serving metadata' -e 'cannot serve metadata' "$folder/log"; do sleep 0.1; done
 }
 stop() {
     kill "$1"
@@ -54,7 +54,7 @@ stop "$id"
 # An agent that may not use BPF, as under lockdown.
 server 0.0.0.0
 start setpriv --bounding-set=-sys_admin,-bpf
-grep -q 'is not served' "$folder/log" && echo "without bpf, a server is first: not served"
+grep -q 'cannot serve metadata' "$folder/log" && echo "without bpf, a server is first: not served"
 stop "$server"
 until grep -q 'serving metadata' "$folder/log"; do sleep 0.1; done
 echo "the server has gone: $(metadata)"
