@@ -166,18 +166,18 @@ fn parts(path: &[u8]) -> Vec<&[u8]> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn read(handle: u64, start: u64) -> AccessSet {
+    pub(in crate::sftp) fn read(handle: u64, start: u64) -> AccessSet {
         AccessSet::default().reads(handle, start, 10)
     }
 
-    fn write(handle: u64, start: u64) -> AccessSet {
+    pub(in crate::sftp) fn write(handle: u64, start: u64) -> AccessSet {
         AccessSet::default().writes(handle, start, 10, Some(Bytes::from_static(b"/d/f")))
     }
 
-    fn all(handle: u64) -> AccessSet {
+    pub(in crate::sftp) fn all(handle: u64) -> AccessSet {
         AccessSet::default().writes(handle, 0, u64::MAX, None)
     }
 

@@ -135,21 +135,10 @@ impl<J> Scheduler<J> {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
-    use super::*;
-
-    fn read(handle: u64, start: u64) -> AccessSet {
-        AccessSet::default().reads(handle, start, 10)
-    }
-
-    fn write(handle: u64, start: u64) -> AccessSet {
-        AccessSet::default().writes(handle, start, 10, Some(Bytes::from_static(b"/d/f")))
-    }
-
-    fn all(handle: u64) -> AccessSet {
-        AccessSet::default().writes(handle, 0, u64::MAX, None)
-    }
+    use super::{
+        super::access::tests::{all, read, write},
+        *,
+    };
 
     #[test]
     fn a_request_does_not_overtake_one_it_conflicts_with() {
