@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    connect::{Connector, DEFAULT_CONNECT_TIMEOUT},
+    connect::{Connector, DEFAULT_CONNECT_TIMEOUT, Stream},
     endpoint::Endpoint,
     error::ClientError,
     exec::Exec,
@@ -106,20 +106,10 @@ impl Timeouts {
 }
 
 impl Client {
-    /// A client of the agent at `endpoint`, with a connect timeout of 30 s.
+    /// A client of the agent at `endpoint`, with the default time limits.
     #[must_use]
     pub fn new(endpoint: Endpoint, security: Security) -> Self {
-        Self::with_connect_timeout(endpoint, security, DEFAULT_CONNECT_TIMEOUT)
-    }
-
-    /// A client of the agent at `endpoint`, with this connect timeout.
-    #[must_use]
-    pub fn with_connect_timeout(endpoint: Endpoint, security: Security, timeout: Duration) -> Self {
-        Self::with_timeouts(
-            endpoint,
-            security,
-            Timeouts::default().with_connect(timeout),
-        )
+        Self::with_timeouts(endpoint, security, Timeouts::default())
     }
 
     /// A client of the agent at `endpoint`, with these time limits.
@@ -129,11 +119,15 @@ impl Client {
         Self::over(connector, timeouts)
     }
 
-    /// As [`Client::with_connect_timeout`], without a log message while it waits for a guest.
+    /// As [`Client::with_timeouts`], for a daemon that connects to guests of other users.
+    ///
+    /// It logs no warning while it waits for a guest. It looks up the path of a Unix socket on a thread
+    /// of its own, which a file system that does not answer may block, and follows no symbolic link
+    /// that another user could have created.
     #[must_use]
-    pub fn quiet(endpoint: Endpoint, security: Security, timeout: Duration) -> Self {
-        let connector = Connector::new(endpoint, security, timeout).quiet();
-        Self::over(connector, Timeouts::default().with_connect(timeout))
+    pub fn for_daemon(endpoint: Endpoint, security: Security, timeouts: Timeouts) -> Self {
+        let connector = Connector::new(endpoint, security, timeouts.connect).for_daemon();
+        Self::over(connector, timeouts)
     }
 
     fn over(connector: Connector, timeouts: Timeouts) -> Self {
@@ -323,10 +317,7 @@ impl Client {
             .map(RawSftp::new)
     }
 
-    async fn open_sftp(
-        &self,
-        options: &SessionOptions,
-    ) -> Result<crate::connect::Upgraded, ClientError> {
+    async fn open_sftp(&self, options: &SessionOptions) -> Result<Stream, ClientError> {
         let path = if options.is_default() {
             path::SFTP.to_owned()
         } else {

@@ -11,11 +11,15 @@ mod stream;
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
     io,
+    path::Path,
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tokio_util::task::TaskTracker;
+use tokio::{
+    net::UnixStream,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tokio_util::{either::Either, task::TaskTracker};
 use tracing::{debug, warn};
 use vsock_agent_transport::vsock;
 
@@ -25,7 +29,8 @@ use crate::{
     tls::{self, Security},
 };
 
-pub(crate) use self::stream::{RawStream, Stream, Upgraded};
+use self::stream::Socket;
+pub(crate) use self::stream::Stream;
 
 /// Longest single attempt, TLS handshake included. The kernel's own limit for vsock is 2 s, which
 /// a guest under emulation exceeds; the kernel may also never answer a connect at all, so there
@@ -48,7 +53,8 @@ pub(crate) struct Connector {
     endpoint: Endpoint,
     security: Security,
     overall_timeout: Duration,
-    is_quiet: bool,
+    /// Whether it logs no warning, and distrusts the directory of a Unix socket.
+    is_daemon: bool,
     /// `CONNECT` handshakes, which are finished even if the caller is gone.
     handshakes: TaskTracker,
 }
@@ -59,15 +65,15 @@ impl Connector {
             endpoint,
             security,
             overall_timeout,
-            is_quiet: false,
+            is_daemon: false,
             handshakes: TaskTracker::new(),
         }
     }
 
-    /// The same, without the warning.
-    pub(crate) fn quiet(self) -> Self {
+    /// The same for a daemon: see [`Client::for_daemon`](crate::Client::for_daemon).
+    pub(crate) fn for_daemon(self) -> Self {
         Self {
-            is_quiet: true,
+            is_daemon: true,
             ..self
         }
     }
@@ -97,7 +103,7 @@ impl Connector {
             start,
             deadline: start + self.overall_timeout,
             pause: PAUSE.0,
-            is_logged: self.is_quiet,
+            is_logged: self.is_daemon,
             count: 1,
         }
     }
@@ -112,30 +118,37 @@ impl Connector {
     }
 
     async fn attempt(&self) -> Result<Stream, ConnectError> {
-        let raw = match &self.endpoint {
-            Endpoint::Vsock(address) => RawStream::Vsock(
+        let socket = Socket(match &self.endpoint {
+            Endpoint::Vsock(address) => Either::Left(
                 vsock::connect(*address, ATTEMPT_TIMEOUT)
                     .await
                     .map_err(ConnectError::Io)?,
             ),
-            Endpoint::Unix(path) => RawStream::Unix(
-                vsock_agent_transport::connect(path)
-                    .await
-                    .map_err(ConnectError::Io)?,
-            ),
+            Endpoint::Unix(path) => Either::Right(self.connect_unix(path).await?),
             Endpoint::Hybrid { path, port } => {
-                RawStream::Unix(hybrid::connect(path, *port, &self.handshakes).await?)
+                let stream = self.connect_unix(path).await?;
+                Either::Right(hybrid::connect(stream, *port, &self.handshakes).await?)
             }
-        };
+        });
         let Security::Tls(identity) = &self.security else {
-            return Ok(Stream::Plain(raw));
+            return Ok(Stream::plain(socket));
         };
         let (connector, name) = identity.connector();
         let stream = connector
-            .connect(name, raw)
+            .connect(name, socket)
             .await
             .map_err(tls::handshake_error)?;
-        Ok(Stream::Tls(Box::new(stream)))
+        Ok(Stream::tls(stream))
+    }
+
+    /// Fails with `EAGAIN` while the listener's queue is full, which is tried again.
+    async fn connect_unix(&self, path: &Path) -> Result<UnixStream, ConnectError> {
+        let connected = if self.is_daemon {
+            vsock_agent_transport::connect(path).await
+        } else {
+            UnixStream::connect(path).await
+        };
+        connected.map_err(ConnectError::Io)
     }
 
     /// One attempt, for callers that already had a connection and only ask whether the agent is
@@ -274,8 +287,39 @@ mod tests {
         assert!(!is_worth_another_try(&ConnectError::Io(forbidden)));
     }
 
-    /// In real time: an attempt waits for a thread, which a paused clock does not know of.
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
+    async fn a_listener_with_a_full_queue_is_tried_until_the_overall_deadline() {
+        let path = std::env::temp_dir().join(format!("full-queue-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+        let mut queue = Vec::new();
+        let full = loop {
+            match UnixStream::connect(&path).await {
+                Ok(stream) => queue.push(stream),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.raw_os_error(), Some(libc::EAGAIN));
+        let endpoint = Endpoint::Unix(path.clone());
+        let connector = Connector::new(endpoint, Security::Plain, Duration::from_secs(2));
+        let connecting = tokio::time::timeout(Duration::from_secs(60), connector.connect());
+        let error = connecting.await.unwrap().unwrap_err();
+        std::fs::remove_file(&path).unwrap();
+        match error {
+            ClientError::Connect {
+                attempts,
+                source: ConnectError::Io(error),
+                ..
+            } => {
+                assert!(attempts > 3, "{attempts}");
+                assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_socket_that_never_appears_is_tried_until_the_overall_deadline() {
         let overall = Duration::from_secs(2);
         let connector = Connector::new(

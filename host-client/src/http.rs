@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use vsock_agent_transport::http::Connection;
 
 use crate::{
-    connect::{Connector, Stream, Upgraded},
+    connect::{Connector, Stream},
     error::{ClientError, ConnectError, bounded},
     protocol::{
         envelope::{Envelope, EnvelopeKind},
@@ -207,7 +207,7 @@ impl Http {
         protocol: &'static str,
         extra: &[(&'static str, String)],
         during: &'static str,
-    ) -> Result<(Upgraded, http::HeaderMap), ClientError> {
+    ) -> Result<(Stream, http::HeaderMap), ClientError> {
         let mut headers = http::HeaderMap::new();
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(UPGRADE, HeaderValue::from_static(protocol));
@@ -240,11 +240,9 @@ impl Http {
         let parts = upgraded
             .downcast::<TokioIo<Stream>>()
             .map_err(|_| ClientError::protocol("an upgraded connection that is not ours"))?;
-        let upgraded = Upgraded {
-            early: parts.read_buf,
-            stream: parts.io.into_inner(),
-        };
-        Ok((upgraded, headers))
+        let mut stream = parts.io.into_inner();
+        stream.early = parts.read_buf;
+        Ok((stream, headers))
     }
 
     /// Sends an upgrade request. Repeats it until there is a reply, or until the deadline for
@@ -471,7 +469,7 @@ mod tests {
     use tokio::{io::AsyncWriteExt, net::UnixStream, task::yield_now};
 
     use super::*;
-    use crate::{Endpoint, Security, connect::RawStream};
+    use crate::{Endpoint, Security};
 
     #[test]
     fn an_error_envelope_is_an_agent_error() {
@@ -537,7 +535,7 @@ mod tests {
     #[tokio::test]
     async fn a_later_call_gets_the_reason_why_the_connection_ended() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let stream = Stream::Plain(RawStream::Unix(ours));
+        let stream = Stream::from(ours);
         let connection = Connection::start(stream).await.unwrap();
         theirs.write_all(b"an answer to nothing").await.unwrap();
         while !connection.is_closed() {

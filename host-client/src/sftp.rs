@@ -49,7 +49,7 @@ use self::{
 };
 use crate::{
     client::Timeouts,
-    connect::{RawStream, Stream, Upgraded},
+    connect::Stream,
     error::ClientError,
     protocol::sftp::{
         Attributes, MAX_DATA_BYTES, MAX_FRAME_BYTES, Reply, Request, SessionOptions,
@@ -102,16 +102,13 @@ impl Sftp {
 
     /// The same on a connection that HTTP handed over.
     pub(crate) async fn start_upgraded(
-        upgraded: Upgraded,
+        stream: Stream,
         timeouts: Timeouts,
     ) -> Result<Self, ClientError> {
         let silence = timeouts.silence_or(SILENCE_TIMEOUT);
-        let engine = match upgraded {
-            Upgraded {
-                early,
-                stream: Stream::Plain(RawStream::Unix(stream)),
-            } => Engine::start_unix(stream, &early, silence).await?,
-            other => Engine::start(other, silence).await?,
+        let engine = match stream.into_unix() {
+            Ok((early, socket)) => Engine::start_unix(socket, &early, silence).await?,
+            Err(stream) => Engine::start(stream, silence).await?,
         };
         Ok(Self::on(engine).await)
     }
@@ -514,10 +511,10 @@ fn read_limits(data: Bytes) -> Sizes {
 
 /// A connection that speaks SFTP. Closing one direction is not possible: end it by dropping it.
 #[derive(Debug)]
-pub struct RawSftp(Upgraded);
+pub struct RawSftp(Stream);
 
 impl RawSftp {
-    pub(crate) const fn new(stream: Upgraded) -> Self {
+    pub(crate) const fn new(stream: Stream) -> Self {
         Self(stream)
     }
 }

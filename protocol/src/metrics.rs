@@ -215,10 +215,12 @@ fn by_device<T>(list: Vec<OfDevice<T>>) -> BTreeMap<String, T> {
 fn by_source(list: Vec<OfDevice<FilesystemMetrics>>) -> BTreeMap<String, FilesystemMetrics> {
     let mut map = BTreeMap::new();
     for OfDevice { device, metrics } in list {
-        let key = match map.contains_key(&device) {
-            false => device,
-            true if device.starts_with('/') => continue,
-            true => format!("{device}:{}", metrics.mountpoint),
+        let key = if !map.contains_key(&device) {
+            device
+        } else if device.starts_with('/') {
+            continue;
+        } else {
+            format!("{device}:{}", metrics.mountpoint)
         };
         map.insert(key, metrics);
     }

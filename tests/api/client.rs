@@ -55,7 +55,11 @@ async fn an_agent_that_is_not_there_is_a_failure_to_connect() {
     let folder = TestFolder::new("client");
     let endpoint = format!("unix:{}", folder.path().join("no.sock").display());
     let patience = std::time::Duration::from_millis(300);
-    let client = Client::with_connect_timeout(endpoint.parse().unwrap(), Security::Plain, patience);
+    let client = Client::with_timeouts(
+        endpoint.parse().unwrap(),
+        Security::Plain,
+        Timeouts::default().with_connect(patience),
+    );
     let error = client.server_info().await.unwrap_err();
     assert!(matches!(error, ClientError::Connect { .. }), "{error:?}");
 }
@@ -418,7 +422,11 @@ async fn an_endpoint_that_accepts_and_closes_is_tried_again() {
     // No longer than asked.
     mapped.lead.send_replace(None);
     let patience = Duration::from_millis(500);
-    let client = Client::with_connect_timeout(endpoint, Security::Plain, patience);
+    let client = Client::with_timeouts(
+        endpoint,
+        Security::Plain,
+        Timeouts::default().with_connect(patience),
+    );
     let error = soon(client.server_info()).await.unwrap_err();
     assert!(
         matches!(

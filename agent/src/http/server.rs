@@ -165,10 +165,11 @@ impl Server {
         let server = Arc::clone(self);
         let span = tracing::debug_span!("connection", %peer);
         let connection = async move {
-            let served = match trust.is_tls() {
+            let served = if trust.is_tls() {
                 // Boxed, because most connections of a flood do not get further than this.
-                true => Box::pin(server.serve_tls(stream, peer)).await,
-                false => server.serve_http(Either::Left(stream), peer).await,
+                Box::pin(server.serve_tls(stream, peer)).await
+            } else {
+                server.serve_http(Either::Left(stream), peer).await
             };
             if let Err(error) = served {
                 tracing::debug!(%error, "connection ended");

@@ -10,7 +10,7 @@
 //! answer is read byte by byte, because the guest's first bytes may follow it; and a handshake is never
 //! aborted, because one monitor's device thread panics if the client is gone when the guest answers.
 
-use std::{io, path::Path, time::Duration};
+use std::{io, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -30,16 +30,13 @@ const MAX_ANSWER_BYTES: usize = 32;
 /// loaded, which takes a minute under emulation.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Connects to `port` in the guest. If this future is dropped, the handshake goes on in
-/// `handshakes` until it is over.
+/// Connects to `port` in the guest, on a connection to the monitor. If this future is dropped, the
+/// handshake goes on in `handshakes` until it is over.
 pub(super) async fn connect(
-    path: &Path,
+    mut stream: UnixStream,
     port: u32,
     handshakes: &TaskTracker,
 ) -> Result<UnixStream, ConnectError> {
-    let mut stream = vsock_agent_transport::connect(path)
-        .await
-        .map_err(ConnectError::Io)?;
     let (give, take) = oneshot::channel();
     handshakes.spawn(async move {
         let outcome = timeout(LINGER_TIMEOUT, handshake(&mut stream, port))
@@ -158,7 +155,8 @@ mod tests {
         let listener = tokio::net::UnixListener::bind(&directory).unwrap();
         let handshakes = TaskTracker::new();
         {
-            let mut connecting = Box::pin(connect(&directory, 8443, &handshakes));
+            let stream = UnixStream::connect(&directory).await.unwrap();
+            let mut connecting = Box::pin(connect(stream, 8443, &handshakes));
             // Polled until the line is sent, then dropped before the answer.
             let monitor = async {
                 let (mut stream, _) = listener.accept().await.unwrap();

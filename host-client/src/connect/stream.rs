@@ -6,12 +6,13 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::UnixStream,
 };
 use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 use tokio_vsock::VsockStream;
 
 /// A connected socket.
@@ -19,41 +20,29 @@ use tokio_vsock::VsockStream;
 /// It is never closed in one direction only: the monitors' proxies turn that into a full close, and
 /// data from the guest would be lost. Shutting it down flushes it; dropping it closes it.
 #[derive(Debug)]
-pub(crate) enum RawStream {
-    Vsock(VsockStream),
-    Unix(UnixStream),
-}
+pub(crate) struct Socket(pub(super) Either<VsockStream, UnixStream>);
 
-impl AsyncRead for RawStream {
+impl AsyncRead for Socket {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Vsock(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
+        Pin::new(&mut self.0).poll_read(cx, buffer)
     }
 }
 
-impl AsyncWrite for RawStream {
+impl AsyncWrite for Socket {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Vsock(stream) => Pin::new(stream).poll_write(cx, buffer),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buffer),
-        }
+        Pin::new(&mut self.0).poll_write(cx, buffer)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Vsock(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -63,16 +52,40 @@ impl AsyncWrite for RawStream {
 
 /// A connection to an agent.
 #[derive(Debug)]
-pub(crate) enum Stream {
-    Plain(RawStream),
-    Tls(Box<TlsStream<RawStream>>),
+pub(crate) struct Stream {
+    /// Bytes that the agent sent right after the reply that upgraded the connection, to be read first.
+    pub(crate) early: Bytes,
+    socket: Either<Socket, Box<TlsStream<Socket>>>,
 }
 
 impl Stream {
+    pub(super) fn plain(socket: Socket) -> Self {
+        Self {
+            early: Bytes::new(),
+            socket: Either::Left(socket),
+        }
+    }
+
+    pub(super) fn tls(stream: TlsStream<Socket>) -> Self {
+        Self {
+            early: Bytes::new(),
+            socket: Either::Right(Box::new(stream)),
+        }
+    }
+
+    /// The bytes to be read first and the socket of a connection without TLS on a Unix socket, else the
+    /// connection.
+    pub(crate) fn into_unix(self) -> Result<(Bytes, UnixStream), Self> {
+        match self.socket {
+            Either::Left(Socket(Either::Right(socket))) => Ok((self.early, socket)),
+            socket => Err(Self { socket, ..self }),
+        }
+    }
+
     /// The reason of a failed write, which may still have to be read: an agent that refuses our
     /// certificate sends an alert and closes the connection, perhaps while we write.
     fn write_error(&mut self, cx: &mut Context<'_>, error: io::Error) -> io::Error {
-        let Self::Tls(stream) = self else {
+        let Either::Right(stream) = &mut self.socket else {
             return error;
         };
         let mut scratch = [0; 1];
@@ -83,88 +96,44 @@ impl Stream {
     }
 }
 
+#[cfg(test)]
+impl From<UnixStream> for Stream {
+    fn from(socket: UnixStream) -> Self {
+        Self::plain(Socket(Either::Right(socket)))
+    }
+}
+
 impl AsyncRead for Stream {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        if self.early.is_empty() {
+            return Pin::new(&mut self.socket).poll_read(cx, buffer);
         }
+        let count = self.early.len().min(buffer.remaining());
+        buffer.put_slice(&self.early.split_to(count));
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = ready!(match this {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buffer),
-        });
-        Poll::Ready(written.map_err(|error| this.write_error(cx, error)))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let flushed = ready!(match this {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        });
-        Poll::Ready(flushed.map_err(|error| this.write_error(cx, error)))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
-}
-
-/// An upgraded HTTP connection, with the bytes that the agent sent right after its reply.
-#[derive(Debug)]
-pub(crate) struct Upgraded {
-    pub(crate) early: Bytes,
-    pub(crate) stream: Stream,
-}
-
-impl AsyncRead for Upgraded {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.early.is_empty() {
-            return Pin::new(&mut this.stream).poll_read(cx, buffer);
-        }
-        let count = this.early.len().min(buffer.remaining());
-        buffer.put_slice(&this.early[..count]);
-        this.early.advance(count);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Upgraded {
-    fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buffer)
+        let written = ready!(Pin::new(&mut self.socket).poll_write(cx, buffer));
+        Poll::Ready(written.map_err(|error| self.write_error(cx, error)))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = ready!(Pin::new(&mut self.socket).poll_flush(cx));
+        Poll::Ready(flushed.map_err(|error| self.write_error(cx, error)))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }

@@ -53,10 +53,12 @@ impl FileStatus {
 
 impl fmt::Display for FileStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.text.is_empty() {
-            false => f.write_str(&self.text),
-            true if self.code <= codes::OP_UNSUPPORTED => f.write_str(codes::text(self.code)),
-            true => write!(f, "status {}", self.code),
+        if !self.text.is_empty() {
+            f.write_str(&self.text)
+        } else if self.code <= codes::OP_UNSUPPORTED {
+            f.write_str(codes::text(self.code))
+        } else {
+            write!(f, "status {}", self.code)
         }
     }
 }

@@ -17,7 +17,7 @@ use super::{
     guest::{ServedGuest, now},
     limits,
 };
-use vsock_agent_client::{Client, ClientError, ConnectError, Events};
+use vsock_agent_client::{Client, ClientError, ConnectError, Events, Timeouts};
 use vsock_agent_protocol::{
     address::Cid,
     event::NewEvent,
@@ -42,10 +42,10 @@ struct AgentMonitor<'a> {
 
 /// Monitors the agent of `guest` until that is no longer served.
 pub(super) async fn run(host: &HostState, guest: &ServedGuest) {
-    let client = Client::quiet(
+    let client = Client::for_daemon(
         guest.spec.endpoint.clone(),
         guest.spec.security.clone(),
-        limits::CONNECT_TIMEOUT,
+        Timeouts::default().with_connect(limits::CONNECT_TIMEOUT),
     );
     let mut monitor = AgentMonitor {
         host,

@@ -261,10 +261,11 @@ impl Session {
 
     async fn link(&self, symbolic: bool, old: &Word, new: &Word) -> anyhow::Result<()> {
         let new = self.path(new).await?;
-        let made = match symbolic {
+        let made = if symbolic {
             // The target of a link is not read.
-            true => self.sftp.symlink(old.bytes(), &new).await,
-            false => self.sftp.hardlink(self.path(old).await?, &new).await,
+            self.sftp.symlink(old.bytes(), &new).await
+        } else {
+            self.sftp.hardlink(self.path(old).await?, &new).await
         };
         made.with_context(|| format!("cannot link {old} to {}", shown(&new)))
     }

@@ -106,11 +106,15 @@ impl Node {
             Content::Scalar {
                 text: scalar,
                 plain,
-            } => match *plain && !scalar.contains('\n') {
-                true if scalar.is_empty() => text.push('~'),
-                true => text.push_str(scalar),
-                false => quote(scalar, text),
-            },
+            } => {
+                if !plain || scalar.contains('\n') {
+                    quote(scalar, text);
+                } else if scalar.is_empty() {
+                    text.push('~');
+                } else {
+                    text.push_str(scalar);
+                }
+            }
         }
     }
 
