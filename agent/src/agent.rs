@@ -186,7 +186,7 @@ impl Agent {
         let app = Arc::clone(&self.app);
         self.shutdown.spawn(async move {
             stop.run_until_cancelled(async {
-                tokio::join!(app.commands.tidy(), memory::trim());
+                tokio::join!(app.commands.clean_up(), memory::trim());
             })
             .await;
         });

@@ -15,7 +15,7 @@ use crate::{
     config::Features,
     defaults,
     events::Events,
-    exec::{ExecPolicy, Session},
+    exec::{CommandRunner, ExecPolicy},
     guest::instance_data::InstanceData,
     lxd_host::{config_share::Hotplug, host::Host, status_port::StatusPorts},
     operation::Registry,
@@ -35,7 +35,7 @@ pub(crate) struct Policy {
 /// The modules' states, created once and shared by all connections.
 #[derive(Debug)]
 pub(crate) struct App {
-    pub(crate) commands: Session,
+    pub(crate) commands: CommandRunner,
     /// Permits of connections.
     pub(crate) connections: Arc<Semaphore>,
     counts: Arc<Counts>,
@@ -80,7 +80,7 @@ impl App {
             bus.publish(vsock_agent_protocol::event::OPERATION, metadata);
         });
         Self {
-            commands: Session::new(shutdown.clone()),
+            commands: CommandRunner::new(shutdown.clone()),
             connections: Arc::new(Semaphore::new(defaults::MAX_CONNECTIONS)),
             counts,
             end_commands,

@@ -96,7 +96,7 @@ pub(crate) const MAX_SPAWNS: usize = 32;
 
 /// How long a command counts among [`MAX_SPAWNS`]. A program on a disk starts in milliseconds; one on
 /// a file system that does not answer must not keep others from starting.
-pub(crate) const SPAWN_PATIENCE: Duration = Duration::from_millis(250);
+pub(crate) const SPAWN_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Quiet time on an output stream after the command's end, when something it left behind still
 /// holds the stream, after which the stream ends.

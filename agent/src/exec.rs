@@ -1,19 +1,22 @@
-//! One command and its streams.
+//! Runs commands.
 //!
-//! Called by `api/exec.rs`, which has the request and the sockets. Owns the process from `fork` to
-//! the last signal. Knows neither HTTP nor the registry.
+//! `spec` resolves a request into what `fork` needs, `policy` restricts it, `runner` runs it: `child`
+//! is the process, `process_tree` and `cgroup` all that it starts, `pump` copies its streams,
+//! `control` handles the control socket. `background` reads what outlives its command.
+//!
+//! Called by `api/exec.rs`, which has the request and the sockets. Knows no operation.
 
+mod background;
 mod cgroup;
 mod child;
 mod control;
-mod family;
-mod leftovers;
 mod policy;
+mod process_tree;
 mod pty;
 mod pump;
-mod session;
+mod runner;
 mod spec;
 
 pub use policy::{CommandPattern, ExecPolicy, ParsePatternError};
-pub(crate) use session::{Ended, Session, Sockets, Stops};
+pub(crate) use runner::{CommandRunner, Ended, Sockets, StopTokens};
 pub(crate) use spec::{AgentUser, ExecSpec, SpecError};

@@ -21,7 +21,7 @@ use vsock_agent_protocol::{
 use crate::{
     app::App,
     defaults,
-    exec::{AgentUser, Ended, ExecPolicy, ExecSpec, Sockets, SpecError, Stops},
+    exec::{AgentUser, Ended, ExecPolicy, ExecSpec, Sockets, SpecError, StopTokens},
     http::{
         client::{self, Client},
         reply::{ApiError, Reply, operation_created, read_json},
@@ -161,7 +161,7 @@ async fn run(app: Arc<App>, spec: Arc<ExecSpec>, who: Who, handle: Handle) -> Ou
     };
     let start = Instant::now();
     tracing::info!(%id, %who, interactive = spec.is_interactive(), "a command starts");
-    let stops = Stops {
+    let stops = StopTokens {
         cancel: cancel.clone(),
         stopping,
         end_on_stop: app.end_commands,
@@ -276,7 +276,7 @@ fn outcome(ended: Ended, cancel: &CancellationToken) -> Outcome {
                 )
             }),
         },
-        Ended::Left(why) => without_result(
+        Ended::Detached(why) => without_result(
             OperationStatus::Failure,
             &format!("{why}, and the command goes on"),
         ),

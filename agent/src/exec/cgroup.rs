@@ -1,11 +1,10 @@
-//! A control group for each command, where the kernel has cgroup v2 and the agent is root. Where it is not
-//! mounted, as in guests with cgroup v1 or without an init that mounts it, the agent has a mount of its
-//! own that nobody sees.
+//! A control group per command, if the kernel has cgroup v2 and the agent is root. If cgroup v2 is not
+//! mounted, as in guests with cgroup v1, the agent uses a detached mount of its own.
 //!
-//! A group holds whatever a command starts, also what leaves its session, so that the end of the
-//! command can be the end of all of it. The groups are in one of the agent's own at the top of the
-//! hierarchy, not below its service: what limits or ends the service must not limit or end the
-//! commands. No controller is switched on.
+//! A group contains all processes that a command starts, also those that leave its session, so that
+//! they can be ended with it. The groups are below one of the agent's at the top of the hierarchy, not
+//! below its service: limits and the end of the service must not apply to commands. No controller is
+//! enabled.
 
 #![allow(
     unsafe_code,
@@ -33,14 +32,13 @@ use crate::system::blocking::run_blocking;
 /// Name of the directory of all agents' groups, at the top of the hierarchy.
 const TOP: &str = "vsock-agent";
 
-/// `include/uapi/linux/mount.h`: a context and a mount that `exec` closes, and the making of the file
-/// system.
+/// `include/uapi/linux/mount.h`.
 const FSOPEN_CLOEXEC: libc::c_int = 1;
 const FSMOUNT_CLOEXEC: libc::c_int = 1;
 const FSCONFIG_CMD_CREATE: libc::c_int = 6;
 
-/// Time between two looks at the groups that something still lives in.
-const TIDY_PAUSE: Duration = Duration::from_secs(2);
+/// Time between two attempts to remove groups that still have processes.
+const CLEAN_UP_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The groups of this agent. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -51,15 +49,15 @@ struct Inner {
     folder: PathBuf,
     /// The agent's own mount, if `folder` is in one.
     _mount: Option<OwnedFd>,
-    /// Groups whose command has ended and that something still lives in.
+    /// Groups whose command has exited and that still have processes.
     left: Mutex<Vec<PathBuf>>,
-    /// Told when there is one more.
+    /// Notified when a group is added to `left`.
     more: Notify,
 }
 
 impl Cgroups {
-    /// Finds the hierarchy or mounts it, and removes what agents that are gone have left empty. Without
-    /// cgroup v2, or without the right to it, there are no groups, and sessions have to do.
+    /// Finds or mounts the hierarchy, and removes empty groups of agents that no longer run. Without
+    /// cgroup v2 or without permission there are no groups.
     pub(super) fn open() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let found = find_mount().map(|path| (path, None));
@@ -68,7 +66,7 @@ impl Cgroups {
             let number = COUNT.fetch_add(1, Ordering::Relaxed);
             let folder = top.join(format!("{}.{number}", std::process::id()));
             fs::create_dir_all(&folder)?;
-            sweep(&top);
+            remove_stale(&top);
             Ok((folder, mount))
         });
         match opened {
@@ -85,14 +83,14 @@ impl Cgroups {
         }
     }
 
-    /// A new group.
+    /// Creates a group.
     pub(super) fn create(&self, name: &str) -> Option<Cgroup> {
         let owner = self.0.clone()?;
         let path = owner.folder.join(name);
         match fs::create_dir(&path) {
             Ok(()) => Some(Cgroup { path, owner }),
             Err(error) => {
-                tracing::warn!(%error, "cannot make a control group");
+                tracing::warn!(%error, "cannot create a control group");
                 None
             }
         }
@@ -100,26 +98,26 @@ impl Cgroups {
 }
 
 impl Cgroups {
-    /// Removes groups as they become empty, for ever. Idle while there are none to look after.
-    pub(super) async fn tidy(&self) {
+    /// Removes groups as they become empty. Never returns.
+    pub(super) async fn clean_up(&self) {
         let Some(inner) = &self.0 else { return };
         loop {
             inner.more.notified().await;
             loop {
                 let left = Arc::clone(inner);
-                // Commands may have made many groups below theirs.
+                // On a thread: a command may have created many groups below its own.
                 let others = run_blocking(move || left.remove_left()).await;
                 if !others.unwrap_or(false) {
                     break;
                 }
-                sleep(TIDY_PAUSE).await;
+                sleep(CLEAN_UP_INTERVAL).await;
             }
         }
     }
 }
 
 impl Inner {
-    /// Removes the groups that have become empty. True if something lives in others.
+    /// Removes the groups that have become empty. True if others have processes.
     fn remove_left(&self) -> bool {
         let left = std::mem::take(&mut *self.left());
         let others: Vec<_> = left
@@ -139,12 +137,12 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.remove_left();
-        // Fails while something lives in a group below it; the next agent removes it then.
+        // Fails while a group below it has processes; the next agent removes it then.
         let _ = fs::remove_dir(&self.folder);
     }
 }
 
-/// The group of one command. Removed in `Drop`, or later if something lives in it.
+/// The group of one command. Removed on drop, or later if it still has processes.
 #[derive(Debug)]
 pub(super) struct Cgroup {
     path: PathBuf,
@@ -152,27 +150,23 @@ pub(super) struct Cgroup {
 }
 
 impl Cgroup {
-    /// A descriptor that moves whoever writes `0` to it into the group.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says.
-    pub(super) fn entrance(&self) -> io::Result<OwnedFd> {
+    /// Its `cgroup.procs`: a process that writes `0` to it moves into the group.
+    pub(super) fn procs_file(&self) -> io::Result<OwnedFd> {
         Ok(OpenOptions::new()
             .write(true)
             .open(self.path.join("cgroup.procs"))?
             .into())
     }
 
-    /// Whether anything lives in it, or in a group below it.
+    /// Whether it or a group below it has processes.
     pub(super) fn is_populated(&self) -> bool {
         is_populated(&self.path)
     }
 
-    /// What lives in it, groups below it included.
+    /// Its processes, including those of groups below it.
     pub(super) fn members(&self) -> Vec<Pid> {
         let mut pids = Vec::new();
-        for folder in with_all_below(&self.path) {
+        for folder in subtree(&self.path) {
             let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
             pids.extend(
                 text.lines()
@@ -183,7 +177,7 @@ impl Cgroup {
         pids
     }
 
-    /// Whether a process is in it, or in a group below it. Its name is random, and no other group has it.
+    /// Whether a process is in it, or in a group below it. Its name is random and therefore unique.
     pub(super) fn has(&self, pid: Pid) -> bool {
         let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         self.path
@@ -192,7 +186,7 @@ impl Cgroup {
             .is_some_and(|name| is_within(&text, name))
     }
 
-    /// Kills everything in it at once (Linux 5.14), or one by one.
+    /// Kills all its processes at once (Linux 5.14), or one by one.
     pub(super) fn kill(&self) {
         let whole = OpenOptions::new()
             .write(true)
@@ -200,7 +194,6 @@ impl Cgroup {
             .and_then(|mut file| file.write_all(b"1"));
         if whole.is_err() {
             for pid in self.members() {
-                // It may have ended since, and that is what was wanted.
                 let _ = kill(pid, nix::sys::signal::SIGKILL);
             }
         }
@@ -223,17 +216,17 @@ fn is_within(text: &str, name: &str) -> bool {
     unified.is_some_and(|path| path.split('/').any(|part| part == name))
 }
 
-/// Whether anything lives in a group, or in one below it.
+/// Whether a group or one below it has processes.
 fn is_populated(group: &Path) -> bool {
     let events = fs::read_to_string(group.join("cgroup.events")).unwrap_or_default();
     events.lines().any(|line| line == "populated 1")
 }
 
-/// A group and all below it, each before those in it.
-fn with_all_below(group: &Path) -> Vec<PathBuf> {
+/// A group and all groups below it, parents first.
+fn subtree(group: &Path) -> Vec<PathBuf> {
     let mut folders = vec![group.to_owned()];
-    let mut looked_at = 0;
-    while let Some(folder) = folders.get(looked_at) {
+    let mut next = 0;
+    while let Some(folder) = folders.get(next) {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
         let is_folder = |entry: &DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
         let below: Vec<_> = entries
@@ -241,26 +234,25 @@ fn with_all_below(group: &Path) -> Vec<PathBuf> {
             .map(|entry| entry.path())
             .collect();
         folders.extend(below);
-        looked_at += 1;
+        next += 1;
     }
     folders
 }
 
-/// Removes a group in which nothing lives, and the empty ones that a command made in it. True if it is
-/// gone.
+/// Removes a group without processes and the groups below it. True on success.
 fn remove_empty(group: &Path) -> bool {
-    let folders = with_all_below(group);
+    let folders = subtree(group);
     let mut removed = Ok(());
     for folder in folders.iter().rev() {
         removed = fs::remove_dir(folder);
     }
     if let Err(error) = &removed {
-        tracing::debug!(?group, %error, "a control group stays");
+        tracing::debug!(?group, %error, "cannot remove a control group");
     }
     removed.is_ok()
 }
 
-/// A mount of cgroup v2 that is nowhere in the tree, and a path to it (`fsopen(2)`, Linux 5.2).
+/// A detached mount of cgroup v2, and a path to it (`fsopen(2)`, Linux 5.2).
 fn own_mount() -> io::Result<(PathBuf, Option<OwnedFd>)> {
     let kind = c"cgroup2".as_ptr();
     // SAFETY: the name ends with a null.
@@ -279,14 +271,14 @@ fn own_mount() -> io::Result<(PathBuf, Option<OwnedFd>)> {
     Ok((path.into(), Some(mount)))
 }
 
-/// A descriptor that the kernel has just made, or why it has not.
+/// The result of a system call that returns a new descriptor.
 fn descriptor(made: libc::c_long) -> io::Result<OwnedFd> {
     let raw = RawFd::try_from(Errno::result(made)?).map_err(io::Error::other)?;
-    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    // SAFETY: the kernel has just created this descriptor; it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
-/// Where cgroup v2 is mounted.
+/// The mount point of cgroup v2.
 fn find_mount() -> io::Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
     parse_mounts(&mounts).ok_or_else(|| io::Error::other("cgroup v2 is not mounted"))
@@ -301,7 +293,7 @@ fn parse_mounts(text: &str) -> Option<PathBuf> {
 }
 
 /// Removes the empty groups of agents that no longer run.
-fn sweep(top: &Path) {
+fn remove_stale(top: &Path) {
     for agent in fs::read_dir(top).into_iter().flatten().flatten() {
         let name = agent.file_name();
         let pid = name

@@ -1,17 +1,17 @@
-//! One process: started, waited for, sent signals.
+//! One process: fork, exec, wait, signals.
 //!
-//! Everything is worked out before `fork`, because between `fork` and `exec` the child of a
-//! threaded process may make system calls and nothing else (`signal-safety(7)`): no allocation, no
-//! lock, no NSS. The order of the child's steps matters: signals while they are still blocked, groups
-//! before the user, the directory as the user. Every descriptor that is not the command's is closed
-//! before the first path is looked up: a path may lead to a file system that does not answer, and a
-//! child that waits there must not keep other commands' pipes open.
+//! All preparation happens before `fork`, because between `fork` and `exec` the child of a threaded
+//! process may only make async-signal-safe calls (`signal-safety(7)`): no allocation, no lock, no NSS.
+//! The order of the child's steps matters: signals while they are still blocked, groups before the
+//! user, the working directory as the user. Descriptors that are not the command's are closed before
+//! the first path look-up: a path may be on a file system that does not respond, and a child that waits
+//! there must not keep other commands' pipes open.
 //!
-//! Starting has two halves. [`Child::fork`] makes the process, which takes no longer than the kernel
-//! needs; [`Child::wait`] learns that its program runs, which a file system can delay for ever.
+//! Starting has two steps. [`Child::fork`] creates the process without waiting for a file system;
+//! [`Child::wait`] learns whether `exec` succeeded, which a file system can delay for ever.
 //!
-//! A child that has ended is not reaped until its [`Child`] is dropped, so that its pid, which is
-//! also its group and its session, cannot mean anybody else while it is still sent signals.
+//! A child that has exited is not reaped until its [`Child`] is dropped, so that its pid, which is also
+//! its process group and session, is not reused while signals are sent to it.
 
 #![allow(unsafe_code, reason = "fork, and the system calls of the child")]
 
@@ -54,9 +54,9 @@ const CHILD_UMASK: libc::mode_t = 0o022;
 #[derive(Debug)]
 pub(super) struct Child {
     pid: Pid,
-    /// Readable when the process has ended.
+    /// Readable when the process has exited.
     pidfd: AsyncFd<OwnedFd>,
-    /// Brings what the child says when it cannot run its program, and ends when it can.
+    /// The child writes an error here if it cannot execute its program. Closed by `exec`.
     report: pipe::Receiver,
     kill_on_drop: AtomicBool,
     spec: Arc<ExecSpec>,
@@ -70,7 +70,7 @@ pub(super) enum ExitStatus {
 }
 
 impl ExitStatus {
-    /// The number a shell would give.
+    /// The exit status as a shell reports it: 128 + signal for a signal.
     pub(super) const fn code(self) -> i32 {
         match self {
             Self::Code(code) => code,
@@ -78,7 +78,7 @@ impl ExitStatus {
         }
     }
 
-    /// The signal, if it was one.
+    /// The signal that killed it, if any.
     pub(super) const fn signal(self) -> Option<i32> {
         match self {
             Self::Code(_) => None,
@@ -90,44 +90,44 @@ impl ExitStatus {
 /// Why a command has no exit status of its own.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RunError {
-    /// There is no such program, or no such interpreter of it.
+    /// The program or its interpreter does not exist.
     #[error("command not found: {program}")]
     NotFound { program: String, source: io::Error },
-    /// It is there, and the user may not run it or it is no program.
+    /// The program exists, but is not executable for the user.
     #[error("command not executable: {program}")]
     NotExecutable { program: String, source: io::Error },
-    /// The directory to start in is not there, or closed to the user.
+    /// The working directory does not exist, or is not accessible for the user.
     #[error("cannot change to the directory {directory}")]
     Directory {
         directory: String,
         source: io::Error,
     },
-    /// Arguments and environment are more than the kernel takes.
+    /// Arguments and environment exceed the kernel's limit (`E2BIG`).
     #[error("the argument list is too long")]
     TooLong { source: io::Error },
-    /// The kernel would not make the user out of us.
+    /// Setting the user or groups failed.
     #[error("cannot become the user {uid}")]
     Identity { uid: u32, source: io::Error },
-    /// The system is out of something, or forbids it.
+    /// Another system call failed.
     #[error("cannot {step}")]
     System {
         step: &'static str,
         source: io::Error,
     },
-    /// A signal ended its process before its program ran.
+    /// A signal killed its process before `exec`.
     #[error("killed by signal {0} before it ran")]
     Killed(i32),
-    /// The agent ended it before its program ran.
+    /// The agent ended it before `exec`.
     #[error("ended before it ran: {0}")]
     Ended(&'static str),
-    /// Its program runs, was sent `SIGKILL`, and goes on: it waits in the kernel for a device or a
-    /// file system (`TASK_UNINTERRUPTIBLE`).
+    /// SIGKILL has no effect: it waits in the kernel for a device or a file system
+    /// (`TASK_UNINTERRUPTIBLE`).
     #[error("ended, because {0}, but its process cannot be killed while it waits in the kernel")]
     Unkillable(&'static str),
 }
 
 impl RunError {
-    /// The exit status a shell would give; 126 stands for all that is neither 127 nor a signal.
+    /// The exit status as a shell reports it: 127 not found, 128 + signal for a signal, else 126.
     pub(crate) const fn exit_code(&self) -> i32 {
         match self {
             Self::NotFound { .. } => EXIT_NOT_FOUND,
@@ -137,7 +137,7 @@ impl RunError {
         }
     }
 
-    /// A word a program can branch on, for a command whose program never ran.
+    /// A word for programs, if the command's program was never executed.
     pub(crate) const fn start_error(&self) -> Option<&'static str> {
         Some(match self {
             Self::NotFound { .. } => "not-found",
@@ -160,7 +160,7 @@ pub(super) struct Stdio {
     pub(super) stderr: OwnedFd,
 }
 
-/// What the child was doing when it failed, in the order of doing it.
+/// The steps of the child between `fork` and `exec`, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Step {
@@ -200,10 +200,10 @@ impl Step {
     }
 }
 
-/// The descriptor of the report in the child: the first one behind the streams.
+/// The descriptor of the report in the child: the first one after the streams.
 const REPORT: RawFd = 3;
 
-/// Set in a process's flags until it has executed a program (`PF_FORKNOEXEC`,
+/// Set in a process's flags until it calls `exec` (`PF_FORKNOEXEC`,
 /// `include/linux/sched.h`).
 const FORKED_WITHOUT_EXEC: u64 = 0x40;
 
@@ -214,27 +214,27 @@ const SIGACTION_WORDS: usize = 4;
 /// Size of the kernel's signal set, in bytes: one bit for each of [`MAX_SIGNAL`].
 const SIGNAL_SET_BYTES: usize = 8;
 
-/// Size of a failure report: the step, and the errno in native order. Far below `PIPE_BUF`, so
-/// that it is written whole or not at all.
+/// Size of a failure report: the step, and the errno in native byte order. Below `PIPE_BUF`, so that
+/// the write is atomic.
 const REPORT_BYTES: usize = 5;
 
 impl Child {
-    /// Makes the process. Blocks as long as `fork(2)` does, not until its program runs.
+    /// Creates the process. Blocks as long as `fork(2)` does, not until `exec`.
     ///
     /// # Errors
     ///
-    /// [`RunError`]; nothing is left behind then.
+    /// [`RunError`]; there is no process then.
     pub(super) fn fork(
         spec: Arc<ExecSpec>,
         stdio: Stdio,
-        entrance: Option<OwnedFd>,
+        cgroup_procs: Option<OwnedFd>,
     ) -> Result<Self, RunError> {
         let system = |step| move |source| RunError::System { step, source };
         let (report, report_in) = pipe2(OFlag::O_CLOEXEC)
             .map_err(io::Error::from)
             .map_err(system("make a pipe"))?;
         let report = pipe::Receiver::from_owned_fd(report).map_err(system("watch a pipe"))?;
-        let plan = Plan::new(&spec, &stdio, entrance.as_ref());
+        let plan = Plan::new(&spec, &stdio, cgroup_procs.as_ref());
         let pid = fork(&plan, &report_in)
             .map_err(io::Error::from)
             .map_err(system("fork"))?;
@@ -254,22 +254,22 @@ impl Child {
         }
     }
 
-    /// Its pid, which is also its process group's and its session's.
+    /// Its pid, which is also the id of its process group and session.
     pub(super) fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Whether it does not wait in front of its program any more. The end of the report may come later:
-    /// a child that was forked meanwhile has a copy until it runs.
+    /// Whether `exec` has succeeded. [`started`](Self::started) may resolve later: a child that was
+    /// forked meanwhile has a copy of the report pipe until its own `exec`.
     pub(super) fn is_started(&self) -> bool {
         !never_executed(self.pid)
     }
 
-    /// Waits until its program runs, or its process has ended.
+    /// Waits until `exec` succeeds or fails.
     ///
     /// # Errors
     ///
-    /// Why the program does not run. It is told once.
+    /// Why `exec` failed. Only the first call returns it.
     pub(super) async fn started(&self) -> Result<(), RunError> {
         let mut message = [0; REPORT_BYTES];
         let length = loop {
@@ -295,11 +295,11 @@ impl Child {
         Ok(())
     }
 
-    /// Waits for its end, which stays to be seen: it is reaped in `Drop`.
+    /// Waits until it exits, without reaping it.
     ///
     /// # Errors
     ///
-    /// Why its program never ran.
+    /// Why `exec` failed.
     pub(super) async fn wait(&self) -> Result<ExitStatus, RunError> {
         self.started().await?;
         let status = self.exit().await.map_err(|source| {
@@ -324,14 +324,14 @@ impl Child {
 }
 
 impl Child {
-    /// Gives the process up, running or not. It is reaped when it has ended.
-    pub(super) fn leave(&self) {
+    /// Lets the process continue when this is dropped.
+    pub(super) fn detach(&self) {
         self.kill_on_drop.store(false, Ordering::Release);
     }
 }
 
 impl Drop for Child {
-    /// Has the process reaped. One that has not ended is killed first, with its group.
+    /// Kills the process and its group if it has not exited and is not detached. Reaps it.
     fn drop(&mut self) {
         if *self.kill_on_drop.get_mut() && matches!(exit_of(self.pid), Ok(None)) {
             let _ = killpg(self.pid, Signal::SIGKILL);
@@ -342,7 +342,7 @@ impl Drop for Child {
     }
 }
 
-/// A descriptor for a process, readable when that has ended.
+/// A pidfd: readable when the process has exited.
 fn watch(pid: Pid) -> io::Result<AsyncFd<OwnedFd>> {
     let pidfd = pidfd_open(pid)?;
     // SAFETY: an `OwnedFd` keeps one descriptor open for as long as it lives.
@@ -350,10 +350,10 @@ fn watch(pid: Pid) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(watched?)
 }
 
-/// How a process ended, if it has. It stays to be reaped.
+/// How a process exited, if it has. Does not reap it.
 fn exit_of(pid: Pid) -> io::Result<Option<ExitStatus>> {
-    // nix knows neither the real-time signals nor the two below them that C libraries keep for
-    // themselves, and fails for a process that one of them ended.
+    // nix fails for a process that was killed by a real-time signal or one of the two reserved by the C
+    // library.
     let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
     let id = libc::id_t::try_from(pid.as_raw()).map_err(io::Error::other)?;
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
@@ -361,7 +361,7 @@ fn exit_of(pid: Pid) -> io::Result<Option<ExitStatus>> {
     Errno::result(unsafe { libc::waitid(libc::P_PID, id, info.as_mut_ptr(), flags) })?;
     // SAFETY: all zero is valid, and what the kernel writes too.
     let info = unsafe { info.assume_init() };
-    // SAFETY: `waitid(2)` gives this field, or zero when there is nothing to tell.
+    // SAFETY: `waitid(2)` gives this field, or zero if the process has not exited.
     let ended = unsafe { info.si_pid() } != 0;
     // SAFETY: as above.
     let number = unsafe { info.si_status() };
@@ -371,7 +371,7 @@ fn exit_of(pid: Pid) -> io::Result<Option<ExitStatus>> {
     }))
 }
 
-/// Whether a process that is not reaped yet ended before it executed anything.
+/// Whether a process that is not reaped yet has not called `exec`.
 fn never_executed(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let flags = ProcStat::parse(&stat).and_then(|stat| stat.number::<u64>(9));
@@ -379,7 +379,7 @@ fn never_executed(pid: Pid) -> bool {
 }
 
 impl ExecSpec {
-    /// Makes an error of what the child reported.
+    /// The error that the child reported.
     fn explain(&self, step: Option<Step>, errno: Errno) -> RunError {
         let source = errno.into();
         let program = || {
@@ -428,7 +428,7 @@ impl ExecSpec {
     }
 }
 
-/// Everything the child needs, as plain pointers and numbers that stay valid through `fork`.
+/// What the child needs, as pointers and numbers that stay valid across `fork`.
 struct Plan<'a> {
     candidates: &'a [CString],
     argv: Vec<*const libc::c_char>,
@@ -438,16 +438,16 @@ struct Plan<'a> {
     uid: libc::uid_t,
     gid: libc::gid_t,
     groups: &'a [libc::gid_t],
-    /// Whether the process is this user already.
-    is_agents_own: bool,
+    /// Whether the agent runs as this user already.
+    is_agent_user: bool,
     streams: [RawFd; 3],
     terminal: bool,
     /// Writing `0` here moves the writer into its control group.
-    entrance: Option<RawFd>,
+    cgroup_procs: Option<RawFd>,
 }
 
 impl<'a> Plan<'a> {
-    fn new(spec: &'a ExecSpec, stdio: &Stdio, entrance: Option<&OwnedFd>) -> Self {
+    fn new(spec: &'a ExecSpec, stdio: &Stdio, cgroup_procs: Option<&OwnedFd>) -> Self {
         let pointers = |strings: &'a [CString]| -> Vec<*const libc::c_char> {
             strings
                 .iter()
@@ -468,21 +468,21 @@ impl<'a> Plan<'a> {
             uid: spec.uid,
             gid: spec.gid,
             groups: &spec.groups,
-            is_agents_own: spec.is_agents_own,
+            is_agent_user: spec.is_agent_user,
             streams: [
                 stdio.stdin.as_raw_fd(),
                 stdio.stdout.as_raw_fd(),
                 stdio.stderr.as_raw_fd(),
             ],
             terminal: spec.terminal.is_some(),
-            entrance: entrance.map(AsRawFd::as_raw_fd),
+            cgroup_procs: cgroup_procs.map(AsRawFd::as_raw_fd),
         }
     }
 }
 
 /// Forks, and runs `plan` in the child.
 fn fork(plan: &Plan<'_>, report: &OwnedFd) -> Result<Pid, Errno> {
-    // A signal must not run the agent's handlers in the child: they write to the agent's pipes.
+    // The agent's signal handlers must not run in the child: they write to the agent's pipes.
     let mut before = SigSet::empty();
     pthread_sigmask(
         SigmaskHow::SIG_SETMASK,
@@ -495,7 +495,7 @@ fn fork(plan: &Plan<'_>, report: &OwnedFd) -> Result<Pid, Errno> {
         // SAFETY: this is the child of a fork, and `plan` points at memory it has a copy of.
         unsafe { run(plan, report.as_raw_fd()) }
     }
-    // Cannot fail with these arguments, and a child that is there must not be forgotten.
+    // Cannot fail with these arguments.
     let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
     match forked? {
         unistd::ForkResult::Parent { child } => Ok(child),
@@ -503,14 +503,14 @@ fn fork(plan: &Plan<'_>, report: &OwnedFd) -> Result<Pid, Errno> {
     }
 }
 
-/// The child's life: set up, execute, or report and end.
+/// Runs in the child: prepares and executes, or reports an error and exits.
 ///
 /// # Safety
 ///
 /// Only between `fork` and `exec`, and only system calls. `plan` must be readable.
 unsafe fn run(plan: &Plan<'_>, mut report: RawFd) -> ! {
     let mut step = Step::Session;
-    // SAFETY: the caller's promise is handed on.
+    // SAFETY: as required of the caller.
     let errno = match unsafe { set_up(plan, &mut report, &mut step) } {
         Ok(()) => {
             step = Step::Execute;
@@ -521,13 +521,13 @@ unsafe fn run(plan: &Plan<'_>, mut report: RawFd) -> ! {
     };
     let mut message = [step as u8; REPORT_BYTES];
     message[1..].copy_from_slice(&(errno as i32).to_ne_bytes());
-    // SAFETY: `message` is as long as it says. If it cannot be written there is nobody to tell.
+    // SAFETY: `message` is as long as it says. A failure cannot be reported.
     unsafe { libc::write(report, message.as_ptr().cast(), REPORT_BYTES) };
     // SAFETY: ends the process without running anything of the parent's.
     unsafe { libc::_exit(EXIT_NOT_FOUND) }
 }
 
-/// Everything before `exec`. `step` tells what failed, `report` where to say so.
+/// All steps before `exec`. `step` is the current step; `report` is where errors are written.
 ///
 /// # Safety
 ///
@@ -539,9 +539,9 @@ unsafe fn run(plan: &Plan<'_>, mut report: RawFd) -> ! {
 unsafe fn set_up(plan: &Plan<'_>, report: &mut RawFd, step: &mut Step) -> Result<(), Errno> {
     // SAFETY: plain system calls. The pointers are to `plan`, to locals, or null.
     unsafe {
-        if let Some(entrance) = plan.entrance {
-            // If it fails the session has to do, as it does where there are no groups.
-            libc::write(entrance, c"0".as_ptr().cast(), 1);
+        if let Some(cgroup_procs) = plan.cgroup_procs {
+            // Without a control group, the session identifies the processes.
+            libc::write(cgroup_procs, c"0".as_ptr().cast(), 1);
         }
         Errno::result(libc::setsid())?;
         *step = Step::Terminal;
@@ -549,7 +549,7 @@ unsafe fn set_up(plan: &Plan<'_>, report: &mut RawFd, step: &mut Step) -> Result
             Errno::result(libc::ioctl(plan.streams[0], libc::TIOCSCTTY, 0))?;
         }
         *step = Step::Streams;
-        // The agent's own 0 to 2 are open, so none of the three can be in the way of another.
+        // The agent's own 0 to 2 are open, so none of the sources is one of the targets.
         for (target, source) in (0..).zip(plan.streams) {
             Errno::result(libc::dup2(source, target))?;
         }
@@ -563,7 +563,7 @@ unsafe fn set_up(plan: &Plan<'_>, report: &mut RawFd, step: &mut Step) -> Result
         reset_signals()?;
         reset_limits();
         *step = Step::Identity;
-        if !plan.is_agents_own {
+        if !plan.is_agent_user {
             become_user(plan)?;
         }
         *step = Step::Directory;
@@ -577,7 +577,7 @@ unsafe fn set_up(plan: &Plan<'_>, report: &mut RawFd, step: &mut Step) -> Result
     Ok(())
 }
 
-/// Takes on the groups, the group and the user.
+/// Sets the supplementary groups, the group and the user.
 ///
 /// # Safety
 ///
@@ -590,7 +590,7 @@ unsafe fn become_user(plan: &Plan<'_>) -> Result<(), Errno> {
     let Plan {
         uid, gid, groups, ..
     } = *plan;
-    // The raw calls: the C library's tell every thread, and the child has none.
+    // Raw system calls: the C library's functions signal the other threads, and the child has none.
     // SAFETY: plain system calls, and `groups` is as long as it says.
     unsafe {
         Errno::result(libc::syscall(
@@ -604,18 +604,18 @@ unsafe fn become_user(plan: &Plan<'_>) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Gives every signal its default action, then unblocks them all. What the agent ignores or
-/// handles must not be inherited.
+/// Resets all signals to their default action and unblocks them. The agent's settings must not be
+/// inherited.
 ///
 /// # Safety
 ///
 /// As [`run`].
 unsafe fn reset_signals() -> Result<(), Errno> {
-    // All zero: the default action, no flags, an empty mask. The C library's call would refuse the
-    // two signals it keeps for itself, and somebody may have ignored those too.
+    // All zero: the default action, no flags, an empty mask. The C library's function rejects the two
+    // signals it reserves, which may be ignored too.
     let default = [0_u64; SIGACTION_WORDS];
     for signal in 1..=MAX_SIGNAL {
-        // SAFETY: `default` is larger than the kernel's structure. KILL and STOP refuse.
+        // SAFETY: `default` is larger than the kernel's structure. Fails for KILL and STOP.
         unsafe {
             libc::syscall(
                 libc::SYS_rt_sigaction,
@@ -634,8 +634,8 @@ unsafe fn reset_signals() -> Result<(), Errno> {
         .map(drop)
 }
 
-/// Undoes what the agent set for itself: many open files, and protection from the kernel's
-/// out-of-memory killer. Fails quietly: without it the command still runs.
+/// Resets the agent's own limit on open files and its out-of-memory score. Errors are ignored: the
+/// command can run without.
 ///
 /// # Safety
 ///
@@ -732,7 +732,7 @@ fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
     // SAFETY: takes numbers only.
     let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
     let raw = RawFd::try_from(Errno::result(raw)?).map_err(|_| Errno::EBADF)?;
-    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    // SAFETY: the kernel has just created this descriptor; it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 

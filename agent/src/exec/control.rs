@@ -1,4 +1,4 @@
-//! What the client says on the control socket, done to the command.
+//! The control socket: window sizes and signals.
 
 use std::{io, sync::Arc};
 
@@ -12,9 +12,8 @@ use super::{
     pty::{Pty, TermSize},
 };
 
-/// Does what the client says until its socket ends. A message that makes no sense is passed over,
-/// as LXD's agent does.
-pub(super) async fn obey<R>(socket: &mut R, pid: Pid, pty: Option<&Arc<Pty>>)
+/// Applies control messages until the socket closes. Invalid messages are ignored, as in LXD's agent.
+pub(super) async fn run<R>(socket: &mut R, pid: Pid, pty: Option<&Arc<Pty>>)
 where
     R: Stream<Item = Result<Message, WsError>> + Unpin + Send,
 {
@@ -27,17 +26,17 @@ where
         };
         match serde_json::from_slice(text) {
             Ok(message) => {
-                let done = obey_one(message, pid, pty);
+                let done = apply(message, pid, pty);
                 tracing::debug!(?message, ?done, "control message");
             }
-            Err(error) => tracing::debug!(%error, "control message passed over"),
+            Err(error) => tracing::debug!(%error, "ignored a control message"),
         }
     }
 }
 
-fn obey_one(message: ControlMessage, pid: Pid, pty: Option<&Arc<Pty>>) -> io::Result<()> {
+fn apply(message: ControlMessage, pid: Pid, pty: Option<&Arc<Pty>>) -> io::Result<()> {
     match message {
-        // A size of nothing comes from clients whose terminal has not got one yet.
+        // Clients whose terminal has no size yet send zeros.
         ControlMessage::WindowResize { width: 0, .. }
         | ControlMessage::WindowResize { height: 0, .. } => Ok(()),
         ControlMessage::WindowResize { width, height } => pty.map_or(Ok(()), |pty| {

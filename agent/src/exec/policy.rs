@@ -1,4 +1,4 @@
-//! Which commands the guest lets its host run: the options `exec-users` and `exec-commands`.
+//! Restricts which commands the host may run: the options `exec-users` and `exec-commands`.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +7,11 @@ use vsock_agent_protocol::{exec::ExecRequest, id};
 use super::spec::ExecSpec;
 use crate::system::accounts::Accounts;
 
-/// The variables of a request that are kept where commands are restricted, besides `LC_*`: others,
-/// such as `PATH` and `LD_PRELOAD`, can make another program of the one that is allowed.
+/// Besides `LC_*`, the variables of a request that are kept where commands are restricted. Others, such
+/// as `PATH` and `LD_PRELOAD`, can change which code an allowed program runs.
 const KEPT_VARIABLES: [&str; 4] = ["COLORTERM", "LANG", "TERM", "TZ"];
 
-/// What may be run, and as whom. A list that is `None` restricts nothing.
+/// Allowed users and commands. `None` allows all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExecPolicy {
     /// Users, by name or number.
@@ -20,18 +20,18 @@ pub struct ExecPolicy {
     pub commands: Option<Vec<CommandPattern>>,
 }
 
-/// A command that may be run: words with one space or more between them, one for each argument.
+/// A command that is allowed: words separated by spaces, one for each argument.
 ///
-/// The first is the absolute path of the program. `*` in another stands for any text inside that
-/// argument, slashes included; the word `**` at the end for any further arguments, or none.
+/// The first is the absolute path of the program. `*` in another matches any text within that argument,
+/// including slashes; the word `**` at the end matches any further arguments, or none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandPattern {
     words: Vec<String>,
-    /// Whether more arguments may follow.
+    /// Whether more arguments are allowed.
     open: bool,
 }
 
-/// Text that is no pattern for commands.
+/// Text that is not a command pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is no pattern for commands: it begins with the program's absolute path, without *, and \
@@ -65,7 +65,7 @@ impl CommandPattern {
     }
 }
 
-/// Whether `*` in the word can stand for something so that it is the text.
+/// Whether a word with `*` matches the text.
 fn matches(word: &str, text: &str) -> bool {
     let Some((start, rest)) = word.split_once('*') else {
         return word == text;
@@ -76,7 +76,7 @@ fn matches(word: &str, text: &str) -> bool {
     let mut parts = rest.split('*');
     let end = parts.next_back().unwrap_or_default();
     for part in parts {
-        // The first place that fits leaves most for what follows.
+        // The first match leaves the most text for the rest of the pattern.
         let Some((_, behind)) = text.split_once(part) else {
             return false;
         };
@@ -85,7 +85,7 @@ fn matches(word: &str, text: &str) -> bool {
     text.ends_with(end)
 }
 
-/// What the guest does not let its host run.
+/// A command that is not allowed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refused {
     #[error("this guest does not let its host run commands as user {0}")]
@@ -97,7 +97,7 @@ pub(crate) enum Refused {
 }
 
 impl ExecPolicy {
-    /// Takes away what the request must not decide.
+    /// Removes variables from the request that could change which program runs.
     pub(crate) fn restrict(&self, request: &mut ExecRequest) {
         if self.commands.is_some() {
             let kept = |name: &str| KEPT_VARIABLES.contains(&name) || name.starts_with("LC_");
@@ -106,11 +106,9 @@ impl ExecPolicy {
         }
     }
 
-    /// Whether the command may be run.
-    ///
     /// # Errors
     ///
-    /// [`Refused`].
+    /// [`Refused`] if the command is not allowed.
     pub(crate) fn check(
         &self,
         request: &ExecRequest,

@@ -41,17 +41,17 @@ impl From<TermSize> for libc::winsize {
     }
 }
 
-/// The side of a pseudo-terminal the agent keeps. The terminal hangs up when it is dropped.
+/// The master side of a pseudo-terminal. Dropping it hangs up the terminal.
 #[derive(Debug)]
 pub(crate) struct Pty(AsyncFd<OwnedFd>);
 
 impl Pty {
-    /// Opens a pseudo-terminal, and returns the command's side of it too: owned by `uid`, with
-    /// UTF-8 line editing.
+    /// Opens a pseudo-terminal. Returns the master and the command's side, which `uid` owns and which
+    /// has UTF-8 line editing.
     ///
     /// # Errors
     ///
-    /// When the system has no free terminal, or no `/dev/pts`.
+    /// If there is no free terminal or no `/dev/pts`.
     pub(crate) fn open(size: TermSize, uid: u32) -> io::Result<(Self, OwnedFd)> {
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let master = posix_openpt(flags)?;
@@ -71,7 +71,7 @@ impl Pty {
         Ok((Self(stream), peer))
     }
 
-    /// Waits until there is something to read, or nobody holds the terminal any more. Safe to drop.
+    /// Waits for data or end of file. Cancel safe.
     ///
     /// # Errors
     ///
@@ -83,12 +83,12 @@ impl Pty {
             .map(|mut ready| ready.retain_ready())
     }
 
-    /// Takes what the command wrote. Zero means that nobody holds the terminal any more.
+    /// Reads without blocking. Zero means that all other holders have closed the terminal.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` when there is nothing yet, and any other read error but `EIO`, which Linux
-    /// gives when the last writer is gone.
+    /// `WouldBlock` if there is no data yet. `EIO`, which Linux returns once the last writer has closed
+    /// it, is reported as end of file.
     pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = |fd: &OwnedFd| match unistd::read(fd, buffer) {
             Err(Errno::EIO) => Ok(0),
@@ -97,11 +97,11 @@ impl Pty {
         self.0.try_io(Interest::READABLE, read)
     }
 
-    /// Types `data` into the terminal.
+    /// Writes terminal input.
     ///
     /// # Errors
     ///
-    /// `EIO` when nobody holds the terminal any more.
+    /// `EIO` if all other holders have closed the terminal.
     pub(crate) async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
         while !data.is_empty() {
             let mut ready = self.0.writable().await?;
@@ -112,11 +112,11 @@ impl Pty {
         Ok(())
     }
 
-    /// Tells the command its terminal changed size.
+    /// Sets the window size (`SIGWINCH` for the foreground process group).
     ///
     /// # Errors
     ///
-    /// When the terminal is already closed.
+    /// If the terminal is closed.
     pub(crate) fn resize(&self, size: TermSize) -> io::Result<()> {
         resize(self.0.get_ref(), size)
     }
@@ -135,7 +135,7 @@ fn open_peer(master: &OwnedFd) -> io::Result<OwnedFd> {
     // SAFETY: `TIOCGPTPEER` takes flags by value and touches no memory (`ioctl_tty(2)`).
     let raw: RawFd = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) };
     Errno::result(raw)?;
-    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    // SAFETY: the kernel has just created this descriptor; it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
@@ -146,7 +146,7 @@ mod tests {
     const SIZE: TermSize = TermSize { rows: 24, cols: 80 };
 
     #[tokio::test]
-    async fn a_terminal_nobody_holds_reads_as_ended() {
+    async fn a_terminal_without_other_holders_reads_as_end_of_file() {
         let (pty, peer) = Pty::open(SIZE, unistd::getuid().as_raw()).unwrap();
         drop(peer);
         pty.readable().await.unwrap();

@@ -1,4 +1,4 @@
-//! One direction of one stream: from the command to a socket, or from a socket to the command.
+//! Copies one stream: from the command to a socket, or from a socket to the command.
 
 use std::{cell::RefCell, future::Future, io, sync::Arc};
 
@@ -17,24 +17,24 @@ use tokio_tungstenite::tungstenite::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{pty::Pty, session::InputLost};
+use super::{pty::Pty, runner::InputLost};
 use crate::defaults;
 
-/// Capacity of a pipe or terminal at most, in bytes: what a command may have written and the
-/// agent not read when the command ends (`/proc/sys/fs/pipe-max-size`).
+/// Largest capacity of a pipe or terminal, in bytes (`/proc/sys/fs/pipe-max-size`): the most that a
+/// command can have written and the agent not read when the command exits.
 const MAX_BACKLOG_BYTES: u64 = 1024 * 1024;
 
 thread_local! {
-    /// What is read goes through here, so that an idle stream holds no buffer.
+    /// Shared read buffer, so that an idle stream holds no memory.
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; defaults::MAX_OUTPUT_BYTES]);
 }
 
-/// Where output comes from.
+/// A source of output.
 pub(super) trait Source: Send {
-    /// Waits until there is something, or the end. May be wrong; safe to drop.
+    /// Waits until [`try_read`](Self::try_read) may succeed. Can return too early. Cancel safe.
     fn readable(&self) -> impl Future<Output = io::Result<()>> + Send;
 
-    /// Takes what is there. Zero is the end; `WouldBlock` means that there is nothing yet.
+    /// Reads without blocking. Zero is the end of the stream; `WouldBlock` means no data yet.
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize>;
 }
 
@@ -58,49 +58,48 @@ impl Source for Arc<Pty> {
     }
 }
 
-/// Where input goes.
+/// A destination of input.
 pub(super) trait Target: Send {
-    fn deliver(&mut self, data: &[u8]) -> impl Future<Output = io::Result<()>> + Send;
+    fn write_input(&mut self, data: &[u8]) -> impl Future<Output = io::Result<()>> + Send;
 }
 
 impl Target for pipe::Sender {
-    async fn deliver(&mut self, data: &[u8]) -> io::Result<()> {
+    async fn write_input(&mut self, data: &[u8]) -> io::Result<()> {
         AsyncWriteExt::write_all(self, data).await
     }
 }
 
 impl Target for Arc<Pty> {
-    async fn deliver(&mut self, data: &[u8]) -> io::Result<()> {
+    async fn write_input(&mut self, data: &[u8]) -> io::Result<()> {
         Pty::write_all(self, data).await
     }
 }
 
-/// What became of an output stream.
+/// How an output stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Pumped {
+pub(super) struct OutputResult {
     /// Bytes sent.
     pub(super) bytes: u64,
-    /// Why it sends no more.
     pub(super) end: StreamEnd,
 }
 
 /// Why an output stream ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StreamEnd {
-    /// Nobody can write to it any more.
+    /// End of file: all writers have closed it.
     Complete,
-    /// The command has ended, and something that it left behind can still write.
-    Held,
-    /// The client has closed its socket, or is gone.
+    /// The command has exited, and another process still has it open for writing.
+    StillOpen,
+    /// The client closed its socket or disconnected.
     ClientLeft,
 }
 
-/// Whether output gets anywhere. Cheap to clone.
+/// Observes whether output is being sent. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Progress(Arc<Notify>);
 
 impl Progress {
-    /// Resolves when nothing was sent for [`defaults::STALL_TIMEOUT`].
+    /// Resolves when nothing is sent for [`defaults::STALL_TIMEOUT`].
     pub(super) async fn stalled(&self) {
         while timeout(defaults::STALL_TIMEOUT, self.0.notified())
             .await
@@ -109,19 +108,19 @@ impl Progress {
     }
 }
 
-/// Sends what the command writes, until the end of the stream. The caller tells the client of the
-/// end, with [`end_output`], and closes the stream or not.
+/// Sends the command's output until the stream ends. The caller reports the end to the client with
+/// [`end_output`].
 ///
-/// After `exited`, a stream that something else still holds ends too: what the command itself had
-/// written is sent, then the stream ends when it is quiet for [`defaults::DRAIN_QUIET`], at the
-/// latest after [`defaults::DRAIN_TIMEOUT`].
+/// After `exited`, a stream that another process still has open ends too: everything the command
+/// itself wrote is sent, then the stream ends after [`defaults::DRAIN_QUIET`] without output, or after
+/// [`defaults::DRAIN_TIMEOUT`].
 pub(super) async fn pump_output<S, W>(
     source: &S,
     socket: &mut W,
     exited: &CancellationToken,
     client_left: &CancellationToken,
     progress: &Progress,
-) -> Pumped
+) -> OutputResult
 where
     S: Source,
     W: Sink<Message, Error = WsError> + Unpin + Send,
@@ -129,11 +128,11 @@ where
     let mut bytes = 0;
     let mut drain = None;
     let end = loop {
-        match take(source) {
+        match read_available(source) {
             Ok(data) if data.is_empty() => break StreamEnd::Complete,
             Ok(data) => {
                 if Drain::is_over(&mut drain, exited, data.len()) {
-                    break StreamEnd::Held;
+                    break StreamEnd::StillOpen;
                 }
                 let length = data.len();
                 if socket.send(Message::binary(data)).await.is_err() {
@@ -146,7 +145,7 @@ where
                 let waited = select! {
                     ready = source.readable() => ready.map_err(|_| StreamEnd::Complete),
                     () = client_left.cancelled() => Err(StreamEnd::ClientLeft),
-                    () = Drain::quiet(&mut drain, exited) => Err(StreamEnd::Held),
+                    () = Drain::quiet(&mut drain, exited) => Err(StreamEnd::StillOpen),
                 };
                 if let Some(drain) = &mut drain {
                     drain.caught_up = true;
@@ -155,14 +154,14 @@ where
                     break end;
                 }
             }
-            // A terminal or pipe that cannot be read any more has nothing more to say.
+            // A terminal or pipe that cannot be read has ended.
             Err(_) => break StreamEnd::Complete,
         }
     };
-    Pumped { bytes, end }
+    OutputResult { bytes, end }
 }
 
-/// Tells the client that an output stream has ended. A client that has left needs no telling.
+/// Reports the end of an output stream to the client, unless it has disconnected.
 pub(super) async fn end_output<W>(socket: &mut W, end: StreamEnd)
 where
     W: Sink<Message, Error = WsError> + Unpin + Send,
@@ -172,14 +171,14 @@ where
     }
 }
 
-/// The time after the command's end, in which only what it left behind can still write.
+/// The time after the command's exit, in which only other processes can still write.
 #[derive(Debug, Clone, Copy)]
 struct Drain {
     deadline: Instant,
-    /// Bytes read since. What the command itself had written is within the first
-    /// [`MAX_BACKLOG_BYTES`], and no deadline cuts it off, however slow the client is.
+    /// Bytes read since. The command's own output is within the first [`MAX_BACKLOG_BYTES`], and is
+    /// sent regardless of the deadline.
     bytes: u64,
-    /// Whether all of what the command had written is read.
+    /// Whether all output of the command itself has been read.
     caught_up: bool,
 }
 
@@ -193,7 +192,7 @@ impl Drain {
         }
     }
 
-    /// Whether what was just read, `length` bytes, is not to be sent any more.
+    /// Whether the `length` bytes just read are too late to be sent.
     fn is_over(drain: &mut Option<Self>, exited: &CancellationToken, length: usize) -> bool {
         if drain.is_none() && exited.is_cancelled() {
             *drain = Some(Self::start());
@@ -205,7 +204,7 @@ impl Drain {
         })
     }
 
-    /// Resolves when there was nothing to read for long enough after the command's end.
+    /// Resolves when there was no output for long enough after the command's exit.
     async fn quiet(drain: &mut Option<Self>, exited: &CancellationToken) {
         exited.cancelled().await;
         let drain = drain.get_or_insert_with(Self::start);
@@ -213,13 +212,13 @@ impl Drain {
         if drain.caught_up {
             sleep_until(wait.min(drain.deadline)).await;
         } else {
-            // The first time: a slow client may have used up the deadline.
+            // A slow client may have used up the deadline.
             sleep_until(wait).await;
         }
     }
 }
 
-/// Reads what is there, and discards it; false at the end of the stream.
+/// Reads and discards available data; false at the end of the stream.
 pub(super) fn discard(source: &impl Source) -> bool {
     match SCRATCH.with_borrow_mut(|scratch| source.try_read(scratch)) {
         Ok(length) => length > 0,
@@ -227,25 +226,26 @@ pub(super) fn discard(source: &impl Source) -> bool {
     }
 }
 
-/// Takes what is there, in a piece of memory of its own size.
-fn take(source: &impl Source) -> io::Result<Bytes> {
+/// Reads available data into a buffer of exactly its size.
+fn read_available(source: &impl Source) -> io::Result<Bytes> {
     SCRATCH.with_borrow_mut(|scratch| {
         let length = source.try_read(scratch)?;
         Ok(Bytes::copy_from_slice(&scratch[..length]))
     })
 }
 
-/// What became of the input of a command.
+/// How the input of a command ended.
 #[derive(Debug)]
-pub(super) struct Fed {
-    /// Bytes the command was given.
+pub(super) struct InputResult {
+    /// Bytes written to the command.
     pub(super) bytes: u64,
-    /// Why it gets no more.
     pub(super) end: InputEnd,
 }
 
-impl Fed {
-    /// What was lost, if the input came to no end.
+impl InputResult {
+    /// # Errors
+    ///
+    /// [`InputLost`] if the input ended because its connection failed.
     pub(super) fn lost(self) -> Result<Self, InputLost> {
         match self.end {
             InputEnd::Lost(reason) => Err(InputLost {
@@ -257,36 +257,34 @@ impl Fed {
     }
 }
 
-/// How the input of a command ended.
+/// Why the input of a command ended.
 #[derive(Debug)]
 pub(super) enum InputEnd {
-    /// The client said so, with a text message or by closing the websocket.
+    /// The client sent a text message or closed the websocket.
     Client,
-    /// The command reads no more.
+    /// The command closed its input.
     Command,
-    /// It was told to stop.
+    /// `stop` was cancelled.
     Stopped,
-    /// The connection was lost, or something came on it that is no websocket's: more may have been
-    /// meant to come.
+    /// The connection failed; the input may be incomplete.
     Lost(Loss),
 }
 
-/// How the input broke off.
+/// How the input's connection failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Loss {
-    /// The connection was lost, or what came on it is no websocket.
+    /// A transport or websocket protocol error.
     #[error("{0}")]
     Broken(#[source] WsError),
-    /// The client closed the websocket, with a code that says that something went wrong.
+    /// The client closed the websocket with an error code.
     #[error("{0} {1}")]
     Closed(CloseCode, Utf8Bytes),
-    /// What the command wrote cannot be sent on the same connection.
+    /// Output cannot be sent on the same connection.
     #[error("its connection takes no output")]
     Unsendable,
 }
 
-/// Whether a websocket is closed as it should be: 1000, 1001 or without a code (RFC 6455, section
-/// 7.4.1).
+/// Whether a close code is no error: 1000, 1001 or none (RFC 6455, section 7.4.1).
 fn is_orderly(code: CloseCode) -> bool {
     matches!(
         code,
@@ -294,13 +292,13 @@ fn is_orderly(code: CloseCode) -> bool {
     )
 }
 
-/// Hands what the client sends to the command, until a text message, the end of the socket, or
-/// `stop`. The caller decides when the command sees the end.
+/// Writes the client's messages to the command until a text message, the end of the socket, or
+/// `stop`. The caller closes the command's input.
 pub(super) async fn pump_input<T, R>(
     socket: &mut R,
     target: &mut T,
     stop: &CancellationToken,
-) -> Fed
+) -> InputResult
 where
     T: Target,
     R: Stream<Item = Result<Message, WsError>> + Unpin + Send,
@@ -314,7 +312,7 @@ where
         match message {
             Some(Ok(Message::Binary(data))) => {
                 let written = select! {
-                    written = target.deliver(&data) => written,
+                    written = target.write_input(&data) => written,
                     () = stop.cancelled() => break InputEnd::Stopped,
                 };
                 if written.is_err() {
@@ -323,7 +321,6 @@ where
                 bytes += data.len() as u64;
             }
             Some(Ok(Message::Text(_))) => break InputEnd::Client,
-            // Who closes the websocket has said that there is no more, unless something went wrong.
             Some(Ok(Message::Close(close))) => {
                 break match close {
                     Some(CloseFrame { code, reason }) if !is_orderly(code) => {
@@ -338,10 +335,10 @@ where
             Some(Ok(_)) => {}
         }
     };
-    Fed { bytes, end }
+    InputResult { bytes, end }
 }
 
-/// Resolves when the client has closed the socket. What it sends until then means nothing.
+/// Resolves when the client has closed the socket. Discards its messages.
 pub(super) async fn closed<R>(socket: &mut R)
 where
     R: Stream<Item = Result<Message, WsError>> + Unpin + Send,
@@ -366,7 +363,7 @@ mod tests {
 
     use super::*;
 
-    /// A socket that keeps what it is sent.
+    /// A socket that records the messages sent on it.
     #[derive(Default)]
     struct Sent(Vec<Message>);
 
@@ -405,7 +402,7 @@ mod tests {
         let pumped = pump_output(&reader, &mut sent, &exited, &left, &Progress::default()).await;
         assert_eq!(
             pumped,
-            Pumped {
+            OutputResult {
                 bytes: 5,
                 end: StreamEnd::Complete
             }
@@ -441,9 +438,9 @@ mod tests {
         let pumped = pump_output(&reader, &mut sent, &exited, &left, &Progress::default()).await;
         assert_eq!(
             pumped,
-            Pumped {
+            OutputResult {
                 bytes: 5,
-                end: StreamEnd::Held
+                end: StreamEnd::StillOpen
             }
         );
         assert_eq!(start.elapsed().as_secs(), defaults::DRAIN_QUIET.as_secs());
@@ -468,7 +465,7 @@ mod tests {
             pump_output(&reader, &mut sent, &exited, &left, &Progress::default()).await
         };
         let (pumped, ()) = tokio::join!(pump, chatter);
-        assert_eq!(pumped.end, StreamEnd::Held);
+        assert_eq!(pumped.end, StreamEnd::StillOpen);
         assert!(start.elapsed() <= defaults::DRAIN_TIMEOUT + defaults::DRAIN_QUIET);
     }
 }

@@ -1,4 +1,4 @@
-//! From a request to everything the kernel needs to know, worked out before `fork`.
+//! Resolves a request into what `fork` and `exec` need.
 
 use std::{
     collections::BTreeMap,
@@ -19,13 +19,13 @@ use crate::{
     system::accounts::{Accounts, User},
 };
 
-/// Where programs are looked for unless the request says otherwise: LXD's default.
+/// `PATH` unless the request sets it: LXD's default.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Appended to `PATH` where it exists, as LXD does.
 const SNAP_BIN: &str = "/snap/bin";
 
-/// Size of a terminal nobody gave a size: LXD's default.
+/// Size of a terminal unless the request sets it: LXD's default.
 const DEFAULT_SIZE: TermSize = TermSize { rows: 25, cols: 80 };
 
 /// A command, ready to be started.
@@ -39,33 +39,33 @@ pub(crate) struct ExecSpec {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) groups: Vec<u32>,
-    /// Whether it is the agent's own user, who cannot become another.
-    pub(super) is_agents_own: bool,
+    /// Whether it is the user of an agent that is not root.
+    pub(super) is_agent_user: bool,
     /// The terminal's size; without one there are three pipes.
     pub(super) terminal: Option<TermSize>,
-    /// How long it may run.
+    /// Its time limit.
     pub(super) timeout: Option<Duration>,
-    /// Time between the signals that end it.
-    pub(super) kill_pause: Duration,
-    /// Whether its output goes on as long as anything holds it, as in LXD's agent.
+    /// Time between two of the signals that end it.
+    pub(super) signal_delay: Duration,
+    /// Whether output streams end only when all processes have closed them, as in LXD's agent.
     pub(super) wait_for_eof: bool,
-    /// What becomes of it when its client is gone.
+    /// What happens when its client disconnects.
     pub(super) on_disconnect: OnDisconnect,
 }
 
-/// Where a command starts.
+/// The working directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Directory {
-    /// There, or not at all: somebody asked for it.
+    /// Given in the request: an error if it does not exist.
     Requested(CString),
-    /// There, or in `/`: nobody asked, and a user's home may be missing.
+    /// The user's home directory: `/` if it does not exist.
     Home(CString),
 }
 
-/// A request that makes no sense.
+/// An invalid request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SpecError {
-    /// There is no program.
+    /// No program is given.
     #[error("the command is empty")]
     EmptyCommand,
     /// No such user in `/etc/passwd`.
@@ -74,13 +74,13 @@ pub(crate) enum SpecError {
     /// No such group in `/etc/group`.
     #[error("there is no group {0:?}")]
     UnknownGroup(String),
-    /// The number that system calls take for "as it is now".
+    /// The number that system calls use for "unchanged".
     #[error("{UNCHANGED} is the number of no {0}")]
     Unchanged(&'static str),
-    /// Only root can become somebody else.
+    /// An agent that is not root runs commands as its own user only.
     #[error("the agent is not root, and cannot become another user or group")]
     NotRoot,
-    /// The name of a variable is empty or has `=` in it.
+    /// The name of a variable is empty or contains `=`.
     #[error("{0:?} cannot be the name of an environment variable")]
     BadVariable(String),
     /// The kernel ends strings at a NUL byte.
@@ -89,12 +89,12 @@ pub(crate) enum SpecError {
 }
 
 impl ExecSpec {
-    /// Works everything out. Reads nothing but `accounts` and whether `/snap/bin` exists. `agent` is
-    /// who the agent is, unless it is root.
+    /// Resolves a request. Accesses no file except to check that `/snap/bin` exists. `agent` is the
+    /// agent's own user, unless it is root.
     ///
     /// # Errors
     ///
-    /// [`SpecError`], for the first thing that makes no sense.
+    /// [`SpecError`] for the first invalid field.
     pub(crate) fn resolve(
         request: &ExecRequest,
         accounts: &Accounts,
@@ -130,16 +130,16 @@ impl ExecSpec {
             uid: identity.uid,
             gid: identity.gid,
             groups: identity.groups,
-            is_agents_own: agent.is_some(),
+            is_agent_user: agent.is_some(),
             terminal: request.interactive.then(|| terminal_size(request)),
             timeout: request.time_limit(),
-            kill_pause: request.kill_pause().unwrap_or(defaults::KILL_PAUSE),
+            signal_delay: request.kill_pause().unwrap_or(defaults::KILL_PAUSE),
             wait_for_eof: request.wait_for_eof,
             on_disconnect: request.on_disconnect,
         })
     }
 
-    /// The environment the command gets, for the answer to the request.
+    /// The command's environment, for the reply to the request.
     pub(crate) fn environment(&self) -> BTreeMap<String, String> {
         let pairs = self
             .envp
@@ -148,18 +148,18 @@ impl ExecSpec {
         by_insertion(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())))
     }
 
-    /// Whether the command gets a terminal.
-    /// Whom it runs as.
+    /// The user it runs as.
     pub(crate) fn uid(&self) -> u32 {
         self.uid
     }
 
+    /// Whether the command gets a terminal.
     pub(crate) fn is_interactive(&self) -> bool {
         self.terminal.is_some()
     }
 }
 
-/// Who the command runs as.
+/// The user and groups a command runs as.
 struct Identity {
     uid: u32,
     gid: u32,
@@ -167,7 +167,7 @@ struct Identity {
     user: Option<User>,
 }
 
-/// Who the agent runs as.
+/// The user of an agent that is not root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AgentUser {
     uid: u32,
@@ -176,7 +176,7 @@ pub(crate) struct AgentUser {
 }
 
 impl AgentUser {
-    /// Who the agent runs as, unless it is root and can become everybody.
+    /// The agent's user, unless it is root.
     pub(crate) fn unless_root() -> Option<Self> {
         let uid = geteuid();
         (!uid.is_root()).then(|| Self {
@@ -193,17 +193,17 @@ impl AgentUser {
 }
 
 impl Identity {
-    /// The agent's own user, if that is who was asked for. 0 is what requests say that ask for nobody.
+    /// The agent's own user, if the request is for that user. Requests without a user have 0.
     fn own(
         request: &ExecRequest,
         accounts: &Accounts,
         agent: &AgentUser,
     ) -> Result<Self, SpecError> {
-        let wanted = Self::resolve(request, accounts)?;
-        let names_nobody = request.user_name.is_none() && request.user == 0;
+        let requested = Self::resolve(request, accounts)?;
+        let names_no_user = request.user_name.is_none() && request.user == 0;
         let names_no_group = request.group_name.is_none() && request.group == 0;
-        let is_user = names_nobody || wanted.uid == agent.uid;
-        let is_group = names_no_group || wanted.gid == agent.gid;
+        let is_user = names_no_user || requested.uid == agent.uid;
+        let is_group = names_no_group || requested.gid == agent.gid;
         if !is_user || !is_group {
             return Err(SpecError::NotRoot);
         }
@@ -227,7 +227,7 @@ impl Identity {
         };
         let gid = match &request.group_name {
             Some(name) => find_group(name, accounts)?,
-            // A name means the user as at a login; bare numbers mean what they say.
+            // A user name implies its group, as at a login; a bare number does not.
             None if request.user_name.is_some() => {
                 user.as_ref().map_or(request.group, |user| user.gid)
             }
@@ -263,7 +263,7 @@ fn find_group(name: &str, accounts: &Accounts) -> Result<u32, SpecError> {
         .ok_or_else(|| SpecError::UnknownGroup(name.to_owned()))
 }
 
-/// The agent's own environment is not handed on: only these, and what the request says.
+/// The command's environment: defaults and the request's. The agent's own is not inherited.
 fn environment(
     request: &ExecRequest,
     identity: &Identity,
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_is_not_root_runs_commands_as_itself_and_as_nobody_else() {
+    fn an_agent_that_is_not_root_runs_commands_only_as_its_own_user() {
         let named = |name: &str| {
             let name = name.to_owned();
             move |request: &mut ExecRequest| request.user_name = Some(name)
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_nobody_has_works() {
+    fn a_uid_without_an_account_works() {
         let spec = resolve(|request| request.user = 4242).unwrap();
         assert_eq!(
             (spec.uid, spec.gid, spec.groups.as_slice()),
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_nobody_knows_is_refused_by_name() {
+    fn an_unknown_user_name_is_refused() {
         let error = resolve(|request| request.user_name = Some("eve".to_owned())).unwrap_err();
         assert_eq!(error, SpecError::UnknownUser("eve".to_owned()));
     }

@@ -1,9 +1,9 @@
-//! Everything a command has started that still lives: what is in its control group, and what is
-//! in its session.
+//! The living processes that a command has started: the members of its control group and of its
+//! session.
 //!
-//! A shell with job control puts each job into a process group of its own, so signalling the
-//! leader's group misses them; the session is what they have in common. What leaves the session
-//! too is still in the control group, where there is one.
+//! A shell with job control puts each job into a process group of its own, so a signal to the leader's
+//! group is not enough; the jobs share the session. A process that leaves the session too is still in
+//! the control group, if there is one.
 
 use std::{collections::BTreeSet, fs, sync::Arc, time::Duration};
 
@@ -20,76 +20,76 @@ use crate::{
     system::{blocking::run_blocking, proc_stat::ProcStat},
 };
 
-/// Time between two looks at whether anything lives.
-const PAUSE: Duration = Duration::from_millis(50);
+/// Time between two checks whether a process is alive.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The signals that end a command, harder each time.
-pub(super) const ENDING: [Signal; 3] = [Signal::SIGHUP, Signal::SIGTERM, Signal::SIGKILL];
+/// The signals that end a command, in this order.
+pub(super) const END_SIGNALS: [Signal; 3] = [Signal::SIGHUP, Signal::SIGTERM, Signal::SIGKILL];
 
-/// Time for a thread to be had for a look at all processes.
-const THREAD_PATIENCE: Duration = Duration::from_secs(1);
+/// Longest wait for a thread of the blocking pool.
+const THREAD_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a command has started.
+/// The processes of a command.
 #[derive(Debug)]
-pub(super) struct Family {
+pub(super) struct ProcessTree {
     members: Arc<Members>,
-    /// Time between the signals that end it.
-    pause: Duration,
+    /// Time between two of the signals that end it.
+    signal_delay: Duration,
 }
 
-/// Where those are found that belong to a command.
+/// Where a command's processes are found.
 #[derive(Debug)]
 struct Members {
     cgroup: Option<Cgroup>,
-    /// Leads the session, whose number means no other as long as it is not reaped.
+    /// The session leader. Its pid is not reused until it is reaped.
     leader: Arc<Child>,
 }
 
-impl Family {
-    /// The family of `leader`, which leads a session, in `cgroup`. It has `pause` after each signal that
-    /// is to end it.
-    pub(super) fn new(leader: Arc<Child>, cgroup: Option<Cgroup>, pause: Duration) -> Self {
+impl ProcessTree {
+    /// The processes in the session of `leader` and in `cgroup`. [`end`](Self::end) waits `signal_delay`
+    /// after each signal but SIGKILL.
+    pub(super) fn new(leader: Arc<Child>, cgroup: Option<Cgroup>, signal_delay: Duration) -> Self {
         Self {
             members: Arc::new(Members { cgroup, leader }),
-            pause,
+            signal_delay,
         }
     }
 
-    /// Sends everything these signals, one after the other, until nothing lives.
+    /// Sends these signals one after the other until no process is alive.
     pub(super) async fn end(&self, signals: &[Signal]) {
         for &signal in signals {
-            self.look(move |members| members.signal(signal)).await;
-            // Nothing has a say in SIGKILL, but it takes its time.
-            let pause = match signal {
+            self.on_thread(move |members| members.signal(signal)).await;
+            // SIGKILL cannot be delayed by the process, but by the kernel.
+            let delay = match signal {
                 Signal::SIGKILL => defaults::KILL_PAUSE,
-                _ => self.pause,
+                _ => self.signal_delay,
             };
             let start = Instant::now();
             loop {
-                if !self.look(Members::live).await {
+                if !self.on_thread(Members::any_alive).await {
                     return;
                 }
-                if start.elapsed() >= pause {
+                if start.elapsed() >= delay {
                     break;
                 }
-                sleep(PAUSE).await;
+                sleep(POLL_INTERVAL).await;
             }
         }
         let session = self.members.session().as_raw();
         tracing::warn!(session, "processes survive SIGKILL");
     }
 
-    /// Does what reads `/proc`, which has as many files as the guest has processes, on a thread of its
-    /// own. Where there is none, an end must not wait for one.
-    async fn look<T: Send + 'static>(
+    /// Runs `scan`, which reads a file of each process of the guest, on a blocking thread; if there is
+    /// no free thread within [`THREAD_TIMEOUT`], on this one.
+    async fn on_thread<T: Send + 'static>(
         &self,
-        look: impl Fn(&Members) -> T + Copy + Send + 'static,
+        scan: impl Fn(&Members) -> T + Copy + Send + 'static,
     ) -> T {
         let members = Arc::clone(&self.members);
-        let work = run_blocking(move || look(&members));
-        match timeout(THREAD_PATIENCE, work).await {
+        let work = run_blocking(move || scan(&members));
+        match timeout(THREAD_TIMEOUT, work).await {
             Ok(Ok(seen)) => seen,
-            Ok(Err(_)) | Err(_) => look(&self.members),
+            Ok(Err(_)) | Err(_) => scan(&self.members),
         }
     }
 }
@@ -103,7 +103,7 @@ impl Members {
         if let (Signal::SIGKILL, Some(cgroup)) = (signal, &self.cgroup) {
             cgroup.kill();
         }
-        // The leader first: a shell whose command was ended would go on with its next.
+        // The leader first: a shell whose child ends would continue with its next command.
         let mut all = self.all();
         let leader = all.take(&self.session());
         for pid in leader.into_iter().chain(all) {
@@ -116,7 +116,7 @@ impl Members {
         is_in_session(pid, self.session()) || self.cgroup.as_ref().is_some_and(in_cgroup)
     }
 
-    fn live(&self) -> bool {
+    fn any_alive(&self) -> bool {
         match &self.cgroup {
             Some(cgroup) if cgroup.is_populated() => true,
             _ => !session_members(self.session()).is_empty(),
@@ -129,7 +129,7 @@ impl Members {
     }
 }
 
-/// What lives in a session. Reads a file of each process.
+/// The living processes of a session. Reads a file of each process.
 fn session_members(session: Pid) -> Vec<Pid> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -138,14 +138,14 @@ fn session_members(session: Pid) -> Vec<Pid> {
         .collect()
 }
 
-/// Whether a process is in a session, and lives.
+/// Whether a process is alive and in a session.
 fn is_in_session(pid: Pid, session: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok();
     let stat = stat.as_deref().and_then(parse_stat);
     stat.is_some_and(|stat| stat.session == session && !stat.is_ended)
 }
 
-/// The fields of `/proc/PID/stat` that matter here (`proc_pid_stat(5)`).
+/// The fields of `/proc/PID/stat` used here (`proc_pid_stat(5)`).
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     session: Pid,

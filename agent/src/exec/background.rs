@@ -1,10 +1,10 @@
-//! Output that nobody wants any more: of background jobs, after the command that started them has ended,
-//! and of commands that go on without their client.
+//! Reads and discards the output of background jobs whose command has exited, and of commands that
+//! continue without their client.
 //!
-//! `sh -c 'server &'` returns, and the server still has the command's pipes. Nobody reads them any
-//! more, but a pipe without a reader would end the server with `SIGPIPE` at its next output. So
-//! the agent keeps the reading ends until the jobs close theirs, and discards what comes. All
-//! pipes together get a limited share of the agent's time; a job that writes faster waits.
+//! After `sh -c 'server &'`, the server still has the command's pipes. A pipe without a reader would
+//! kill it with `SIGPIPE` at its next output. So the agent keeps the reading ends open until the job
+//! closes the writing ends. The read rate of all pipes together is limited; a job that writes faster
+//! blocks.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,23 +17,23 @@ use tokio::{
 use super::pump::{self, Source};
 use crate::shutdown::Shutdown;
 
-/// Most pipes kept. Jobs that come on top get `SIGPIPE`.
+/// Most pipes kept open. A job beyond that gets `SIGPIPE`.
 const MAX_PIPES: usize = 1024;
 
-/// Pause after each read, of [`defaults::MAX_OUTPUT_BYTES`](crate::defaults::MAX_OUTPUT_BYTES) at
-/// most. One pipe is read at a time: 6 MiB/s in all.
-const PAUSE: Duration = Duration::from_millis(5);
+/// Delay after each read of up to [`defaults::MAX_OUTPUT_BYTES`](crate::defaults::MAX_OUTPUT_BYTES).
+/// One pipe is read at a time: 6 MiB/s in all.
+const READ_DELAY: Duration = Duration::from_millis(5);
 
-/// Keeps pipes. Cheap to clone.
+/// The outputs without a client. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Leftovers {
+pub(super) struct BackgroundOutputs {
     pipes: Arc<Semaphore>,
     turn: Arc<Mutex<()>>,
     shutdown: Shutdown,
 }
 
-impl Leftovers {
-    /// Keeps nothing yet. The pipes are closed when the agent shuts down.
+impl BackgroundOutputs {
+    /// All outputs are closed when `shutdown` begins.
     pub(super) fn new(shutdown: Shutdown) -> Self {
         Self {
             pipes: Arc::new(Semaphore::new(MAX_PIPES)),
@@ -42,10 +42,10 @@ impl Leftovers {
         }
     }
 
-    /// Keeps `pipe`, or a terminal, open until nobody can write to it any more.
+    /// Reads from a pipe or terminal until all writers have closed it.
     pub(super) fn keep<S: Source + Sync + 'static>(&self, pipe: S) {
         let Ok(kept) = Arc::clone(&self.pipes).try_acquire_owned() else {
-            tracing::warn!("too many background jobs: one loses its output's reader");
+            tracing::warn!("too many background jobs: the output of one is closed");
             return;
         };
         let (turn, stop) = (Arc::clone(&self.turn), self.shutdown.child_token());
@@ -65,7 +65,7 @@ async fn read_to_end<S: Source + Sync>(pipe: &S, turn: &Mutex<()>) {
         if !pump::discard(pipe) {
             return;
         }
-        sleep(PAUSE).await;
+        sleep(READ_DELAY).await;
     }
 }
 
@@ -77,26 +77,26 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_pipe_is_kept_until_its_writer_goes_and_then_makes_room() {
-        let leftovers = Leftovers::new(Shutdown::default());
+        let background = BackgroundOutputs::new(Shutdown::default());
         let (mut writer, reader) = pipe::pipe().unwrap();
-        leftovers.keep(reader);
+        background.keep(reader);
         for _ in 0..100 {
             writer.write_all(&[0; 65536]).await.unwrap();
         }
-        assert_eq!(leftovers.pipes.available_permits(), MAX_PIPES - 1);
+        assert_eq!(background.pipes.available_permits(), MAX_PIPES - 1);
         drop(writer);
-        while leftovers.pipes.available_permits() < MAX_PIPES {
-            sleep(PAUSE).await;
+        while background.pipes.available_permits() < MAX_PIPES {
+            sleep(READ_DELAY).await;
         }
     }
 
     #[tokio::test]
     async fn the_number_of_pipes_is_bounded() {
-        let leftovers = Leftovers::new(Shutdown::default());
+        let background = BackgroundOutputs::new(Shutdown::default());
         let all = u32::try_from(MAX_PIPES).unwrap();
-        let _taken = leftovers.pipes.try_acquire_many(all).unwrap();
+        let _taken = background.pipes.try_acquire_many(all).unwrap();
         let (mut writer, reader) = pipe::pipe().unwrap();
-        leftovers.keep(reader);
+        background.keep(reader);
         writer.write_all(b"x").await.unwrap_err();
     }
 }

@@ -1,25 +1,23 @@
-//! From the joined sockets to the exit status.
+//! Runs one command: from the joined sockets to the exit status.
 //!
 //! ```text
-//! Session::run ─► fork ─► not started ─► command runs ─► it ends ──► output drains ─► Exited
-//!                           │    │          │                ▲           │ or it is to end:
-//!                           │    │          │ to end:        │           └─► all of it ends ─► Exited
-//!                           │    │          │                │
-//!                           │    │          └─► HUP, 5 s, TERM, 5 s, KILL ─► lives on ─► Failed
-//!                           │    └ to end: KILL ─► Failed
-//!                           └ no such program, … ─► Failed
+//! fork ─► exec ─► command runs ─► exits ─► output drains ─► Exited
+//!  │       │           │             ▲          │
+//!  │       │           │ must end    │          └ must end: process tree ends ─► Exited
+//!  │       │           └─► SIGHUP, 5 s, SIGTERM, 5 s, SIGKILL ─► unkillable ─► Failed
+//!  │       └ must end: SIGKILL ─► Failed
+//!  └ program not found, … ─► Failed
 //! ```
 //!
-//! A command is to end when its client is gone, when it is cancelled, and when its time is over, from
-//! the fork on: a program or a directory on a file system that does not answer may never start. It is
-//! also to end when the connection of its input breaks off, and never sees that as an end of file. When
-//! the agent stops, what is not to end then is Left. A request can say that the loss of its client hangs
-//! it up, or means nothing. Each stream is pumped by a task of its own, so
-//! that none waits for another.
+//! A command must end when its client disconnects, when it is cancelled, when its time limit expires,
+//! and when its input connection fails: it never reads an incomplete input as end of file. This holds
+//! from `fork` on, because a file system that does not respond can delay `exec` for ever. With
+//! `on-disconnect`, a client's disconnect sends SIGHUP only, or has no effect. When the agent stops, the
+//! command ends or is detached, as configured.
 //!
-//! What a command wrote waits for its client, however slowly that reads. Of a command that was ended it
-//! waits as long as the client reads anything ([`defaults::STALL_TIMEOUT`]), or the operation would never
-//! be final.
+//! Each stream has a task of its own, so that none waits for another. Output waits for a slow client
+//! without limit. Once the agent has ended the command, it waits only while the client reads
+//! ([`defaults::STALL_TIMEOUT`]), so that the operation becomes final.
 
 use std::{
     collections::BTreeMap,
@@ -49,13 +47,13 @@ use vsock_agent_protocol::exec::{self, OnDisconnect};
 
 use super::{
     ExecSpec,
+    background::BackgroundOutputs,
     cgroup::Cgroups,
     child::{Child, ExitStatus, RunError, Stdio, signal_group},
     control,
-    family::{ENDING, Family},
-    leftovers::Leftovers,
+    process_tree::{END_SIGNALS, ProcessTree},
     pty::Pty,
-    pump::{self, Fed, InputEnd, Loss, Progress, Pumped, StreamEnd},
+    pump::{self, InputEnd, InputResult, Loss, OutputResult, Progress, StreamEnd},
 };
 use crate::{
     defaults,
@@ -67,9 +65,9 @@ use crate::{
 /// The sockets of a command.
 #[derive(Debug)]
 pub(crate) struct Sockets {
-    /// Without it the client is there as long as standard output's socket is.
+    /// Without it, the client counts as connected while standard output's socket is open.
     pub(crate) control: Option<WebSocket>,
-    /// Brings the control socket if it is joined later.
+    /// Yields the control socket if it is joined later.
     pub(crate) later: mpsc::Receiver<(String, WebSocket)>,
     pub(crate) stdin: WebSocket,
     /// Standard output and standard error; a command with a terminal has none.
@@ -81,70 +79,68 @@ pub(crate) struct Sockets {
 pub(crate) enum Ended {
     /// It ran.
     Exited {
-        /// The number a shell would give.
+        /// The exit status as a shell reports it: 128 + signal for a signal.
         code: i32,
         /// The signal that ended it.
         signal: Option<i32>,
         /// Whether every output stream was read to its end.
         output_complete: bool,
-        /// Bytes sent on each output socket, and received on that of the input if it came to its
-        /// end.
+        /// Bytes sent on each output socket, and received on the input socket if the input is complete.
         bytes: BTreeMap<&'static str, u64>,
-        /// Set if the command was ended because its input was lost.
+        /// Set if the agent ended the command because its input connection failed.
         input_lost: Option<InputLost>,
-        /// Whether it was ended because its time was over.
+        /// Whether its time limit expired.
         timed_out: bool,
     },
-    /// It goes on without the agent, for this reason.
-    Left(&'static str),
+    /// It continues without the agent, for this reason.
+    Detached(&'static str),
     /// It has no exit status.
     Failed {
-        /// Why.
         error: RunError,
-        /// Whether it was ended because its time was over.
+        /// Whether its time limit expired.
         timed_out: bool,
     },
 }
 
-/// The connection that brought the input broke off before the end of the input.
+/// The input's connection failed before the end of the input.
 #[derive(Debug)]
 pub(crate) struct InputLost {
-    /// Bytes the command had been given.
+    /// Bytes written to the command before that.
     pub(crate) after: u64,
-    /// How it broke off.
+    /// Why it failed.
     pub(crate) reason: Loss,
 }
 
-/// What runs commands: one for the agent. Cheap to clone.
+/// Runs the agent's commands. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Session {
+pub(crate) struct CommandRunner {
     spawns: Arc<Semaphore>,
     cgroups: Cgroups,
-    leftovers: Leftovers,
+    background: BackgroundOutputs,
 }
 
-/// Why a command is to end before it does by itself.
+/// The events that end or detach a command.
 #[derive(Debug, Clone)]
-pub(crate) struct Stops {
-    /// Somebody asked for its end.
+pub(crate) struct StopTokens {
+    /// The operation is cancelled.
     pub(crate) cancel: CancellationToken,
     /// The agent stops.
     pub(crate) stopping: CancellationToken,
-    /// Whether the command is to end then, or goes on without the agent.
+    /// Whether the command ends then; otherwise it is detached.
     pub(crate) end_on_stop: bool,
 }
 
-impl Stops {
-    /// Resolves when the command is to end, with the reason.
-    async fn end(&self) -> Why {
+impl StopTokens {
+    /// Resolves when the command must end, with the reason.
+    async fn end(&self) -> EndReason {
         select! {
-            () = self.cancel.cancelled() => Why::Cancelled,
-            () = self.stopping.cancelled(), if self.end_on_stop => Why::AgentStops,
+            () = self.cancel.cancelled() => EndReason::Cancelled,
+            () = self.stopping.cancelled(), if self.end_on_stop => EndReason::AgentStops,
         }
     }
 
-    /// Resolves when the command is to go on without the agent.
-    async fn leave(&self) {
+    /// Resolves when the command must be detached.
+    async fn detached(&self) {
         if self.end_on_stop {
             std::future::pending::<()>().await;
         }
@@ -152,67 +148,67 @@ impl Stops {
     }
 }
 
-/// Why a command was ended.
+/// Why the agent ends a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Why {
-    ClientGone,
+enum EndReason {
+    Disconnected,
     InputLost,
     Cancelled,
     AgentStops,
-    TimeOver,
+    Timeout,
 }
 
-impl Why {
+impl EndReason {
     const fn describe(self) -> &'static str {
         match self {
-            Self::ClientGone => "its client is gone",
+            Self::Disconnected => "its client is gone",
             Self::InputLost => "its input was lost",
             Self::Cancelled => "it was cancelled",
             Self::AgentStops => "the agent stops",
-            Self::TimeOver => "its time is over",
+            Self::Timeout => "its time is over",
         }
     }
 }
 
-impl Session {
+impl CommandRunner {
     pub(crate) fn new(shutdown: Shutdown) -> Self {
         Self {
             spawns: Arc::new(Semaphore::new(defaults::MAX_SPAWNS)),
             cgroups: Cgroups::open(),
-            leftovers: Leftovers::new(shutdown),
+            background: BackgroundOutputs::new(shutdown),
         }
     }
 
-    /// Looks after what commands leave behind, until it is dropped.
-    pub(crate) async fn tidy(&self) {
-        tokio::join!(self.cgroups.tidy(), reaper::watch());
+    /// Removes control groups and reaps processes that outlive their commands. Never returns.
+    pub(crate) async fn clean_up(&self) {
+        tokio::join!(self.cgroups.clean_up(), reaper::watch());
     }
 
-    /// Runs a command to its end, or to one of `stops`. `name` is its control group's. Returns the
-    /// sockets too, all streams ended, for the caller to close.
+    /// Runs a command until it exits or `stops` ends it. `name` names its control group. The caller closes
+    /// the returned sockets, whose streams have ended.
     ///
-    /// Dropping the future kills the command and leaves what it started.
+    /// Dropping the future kills the command, but not the processes it started.
     pub(crate) async fn run(
         &self,
         name: &str,
         spec: Arc<ExecSpec>,
         sockets: Sockets,
-        stops: Stops,
+        stops: StopTokens,
     ) -> (Ended, Vec<WebSocket>) {
-        // What is too far away to be told is no limit.
+        // A time limit beyond the clock's range is none.
         let deadline = spec
             .timeout
             .and_then(|time| Instant::now().checked_add(time));
         let forked = select! {
             forked = self.fork(name, Arc::clone(&spec)) => forked,
             why = stops.end() => Err(RunError::Ended(why.describe())),
-            () = stops.leave() => Err(RunError::Ended(Why::AgentStops.describe())),
-            () = passed(deadline) => Err(RunError::Ended(Why::TimeOver.describe())),
+            () = stops.detached() => Err(RunError::Ended(EndReason::AgentStops.describe())),
+            () = passed(deadline) => Err(RunError::Ended(EndReason::Timeout.describe())),
         };
         match forked {
             Ok(forked) => {
-                let leftovers = self.leftovers.clone();
-                Running::new(forked, sockets, leftovers, spec.on_disconnect)
+                let background = self.background.clone();
+                Running::new(forked, sockets, background, spec.on_disconnect)
                     .finish(spec.wait_for_eof, deadline, stops)
                     .await
             }
@@ -237,25 +233,25 @@ impl Session {
             .map_err(io::Error::other)
             .map_err(failed("start"))?;
         let (streams, stdio) = Streams::open(&spec).map_err(failed("make the streams"))?;
-        let (cgroup, pause) = (self.cgroups.create(name), spec.kill_pause);
-        let entrance = cgroup.as_ref().and_then(|cgroup| cgroup.entrance().ok());
-        let child = run_blocking(move || Child::fork(spec, stdio, entrance))
+        let (cgroup, signal_delay) = (self.cgroups.create(name), spec.signal_delay);
+        let cgroup_procs = cgroup.as_ref().and_then(|cgroup| cgroup.procs_file().ok());
+        let child = run_blocking(move || Child::fork(spec, stdio, cgroup_procs))
             .await
             .map_err(failed("start"))??;
         let child = Arc::new(child);
-        let family = Family::new(Arc::clone(&child), cgroup, pause);
+        let processes = ProcessTree::new(Arc::clone(&child), cgroup, signal_delay);
         Ok(Forked {
             child,
-            family,
+            processes,
             streams,
             permit,
         })
     }
 }
 
-/// The process of a command, not listened to yet.
+/// A forked command whose streams are not read yet.
 struct Forked {
-    family: Family,
+    processes: ProcessTree,
     child: Arc<Child>,
     streams: Streams,
     permit: OwnedSemaphorePermit,
@@ -305,39 +301,39 @@ impl Streams {
     }
 }
 
-/// A pipe, its end to read first. It belongs to the user, who may open `/dev/stdout` again.
+/// A pipe as (reader, writer). The user owns it, and so can open `/dev/stdout`.
 fn new_pipe(uid: u32) -> io::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
     nix::unistd::fchown(&writer, Some(uid.into()), None)?;
     Ok((reader, writer))
 }
 
-/// A command at work.
+/// A forked command and the tasks of its streams.
 struct Running {
-    family: Family,
+    processes: ProcessTree,
     child: Arc<Child>,
-    /// Its place among those that start.
+    /// Limits how many commands start at once.
     permit: Option<OwnedSemaphorePermit>,
     /// The pumps of the output.
     outputs: JoinSet<OutputEnd>,
     /// The pump of the input.
-    input: JoinSet<(Fed, WebSocket)>,
-    tell_input_lost: Option<mpsc::Sender<InputLost>>,
-    /// Told when the input is lost, if the command is to end then. Closed when it has ended.
+    input: JoinSet<(InputResult, WebSocket)>,
+    input_lost_sender: Option<mpsc::Sender<InputLost>>,
+    /// Set if a lost input ends the command. Closed once the command has ended.
     input_lost: Option<mpsc::Receiver<InputLost>>,
     /// The reader of the control socket.
     control: JoinSet<Option<WebSocket>>,
     /// Whether there is a control socket, or was.
     has_control: Arc<AtomicBool>,
-    leftovers: Leftovers,
+    background: BackgroundOutputs,
     on_disconnect: OnDisconnect,
-    /// Of all output streams.
+    /// Of all output streams together.
     progress: Progress,
     /// Cancelled when the command has ended.
     exited: CancellationToken,
     /// Cancelled when the control socket is lost, or without one standard output's.
     control_lost: CancellationToken,
-    /// Cancelled when everything is over.
+    /// Cancelled when all output streams have ended.
     stop: CancellationToken,
 }
 
@@ -345,21 +341,21 @@ impl Running {
     fn new(
         forked: Forked,
         sockets: Sockets,
-        leftovers: Leftovers,
+        background: BackgroundOutputs,
         on_disconnect: OnDisconnect,
     ) -> Self {
-        let (tell_input_lost, input_lost) = mpsc::channel(1);
+        let (input_lost_sender, input_lost) = mpsc::channel(1);
         let mut running = Self {
-            family: forked.family,
+            processes: forked.processes,
             child: forked.child,
             permit: Some(forked.permit),
             outputs: JoinSet::new(),
             input: JoinSet::new(),
             input_lost: (on_disconnect == OnDisconnect::End).then_some(input_lost),
-            tell_input_lost: Some(tell_input_lost),
+            input_lost_sender: Some(input_lost_sender),
             control: JoinSet::new(),
             has_control: Arc::new(AtomicBool::new(sockets.control.is_some())),
-            leftovers,
+            background,
             on_disconnect,
             progress: Progress::default(),
             exited: CancellationToken::new(),
@@ -368,8 +364,8 @@ impl Running {
         };
         match (forked.streams, sockets.outputs) {
             (Streams::Terminal(pty), _) => {
-                // It keeps the terminal: one that is closed would hang up on a program that has closed
-                // its own side, and is about to end.
+                // The control task keeps the terminal open: closing it would send SIGHUP to a program that
+                // has closed its side and is about to exit.
                 let pty_for_control = Some(Arc::clone(&pty));
                 running.read_control(sockets.control, sockets.later, pty_for_control);
                 running.pump_terminal(pty, sockets.stdin);
@@ -415,7 +411,7 @@ impl Running {
                 }
             };
             select! {
-                () = control::obey(&mut socket, pid, pty.as_ref()) => lost.cancel(),
+                () = control::run(&mut socket, pid, pty.as_ref()) => lost.cancel(),
                 () = stop.cancelled() => {}
             }
             Some(socket)
@@ -423,34 +419,33 @@ impl Running {
     }
 
     fn pump_stdin(&mut self, mut target: pipe::Sender, mut socket: WebSocket) {
-        let (stop, tell) = (self.stop.clone(), self.tell_input_lost.take());
+        let (stop, sender) = (self.stop.clone(), self.input_lost_sender.take());
         self.input.spawn(async move {
-            let fed = pump::pump_input(&mut socket, &mut target, &stop).await;
-            let fed = match fed.lost() {
-                Ok(fed) => fed,
+            let input = pump::pump_input(&mut socket, &mut target, &stop).await;
+            let input = match input.lost() {
+                Ok(input) => input,
                 Err(lost) => {
                     let after = lost.after;
-                    tell.map(|tell| tell.try_send(lost));
-                    // The command is ended, and must not take this for the end of its input.
+                    sender.map(|sender| sender.try_send(lost));
+                    // Keep the pipe open until the command has ended: it must not read end of file.
                     stop.cancelled().await;
-                    Fed {
+                    InputResult {
                         bytes: after,
                         end: InputEnd::Stopped,
                     }
                 }
             };
             drop(target);
-            if matches!(fed.end, InputEnd::Command) {
-                // The client need not send what nobody will read. One that reads nothing itself may
-                // never take this.
+            if matches!(input.end, InputEnd::Command) {
+                // The client need not send more. A client that does not read may never receive this.
                 let _ = stop.run_until_cancelled(socket.close(None)).await;
             }
-            (fed, socket)
+            (input, socket)
         });
     }
 
     fn pump_output(&mut self, name: &'static str, source: pipe::Receiver, socket: WebSocket) {
-        let (exited, leftovers) = (self.exited.clone(), self.leftovers.clone());
+        let (exited, background) = (self.exited.clone(), self.background.clone());
         let (lost, has_control) = (self.control_lost.clone(), Arc::clone(&self.has_control));
         let keeps = self.on_disconnect == OnDisconnect::Keep;
         let progress = self.progress.clone();
@@ -466,8 +461,8 @@ impl Running {
                 let pumped =
                     pump::pump_output(&source, &mut sink, &exited, &client_left, &progress).await;
                 match pumped.end {
-                    StreamEnd::Held => leftovers.keep(source),
-                    StreamEnd::ClientLeft if keeps => leftovers.keep(source),
+                    StreamEnd::StillOpen => background.keep(source),
+                    StreamEnd::ClientLeft if keeps => background.keep(source),
                     StreamEnd::Complete | StreamEnd::ClientLeft => drop(source),
                 }
                 pump::end_output(&mut sink, pumped.end).await;
@@ -485,10 +480,10 @@ impl Running {
         });
     }
 
-    /// One socket carries both directions, and ends with the output.
+    /// One socket carries both directions. It ends when the output ends.
     fn pump_terminal(&mut self, pty: Arc<Pty>, socket: WebSocket) {
-        let (exited, tell) = (self.exited.clone(), self.tell_input_lost.take());
-        let leftovers = self.leftovers.clone();
+        let (exited, sender) = (self.exited.clone(), self.input_lost_sender.take());
+        let background = self.background.clone();
         let keeps = self.on_disconnect == OnDisconnect::Keep;
         let progress = self.progress.clone();
         self.outputs.spawn(async move {
@@ -496,16 +491,15 @@ impl Running {
             let client_left = CancellationToken::new();
             let mut target = Arc::clone(&pty);
             let input = async {
-                let mut fed = pump::pump_input(&mut stream, &mut target, &client_left).await;
-                if matches!(fed.end, InputEnd::Stopped) {
-                    fed.end = InputEnd::Lost(Loss::Unsendable);
+                let mut input = pump::pump_input(&mut stream, &mut target, &client_left).await;
+                if matches!(input.end, InputEnd::Stopped) {
+                    input.end = InputEnd::Lost(Loss::Unsendable);
                 }
-                // An end the client says is the end of what it types, not of what it sees.
-                tracing::debug!(?fed, "terminal input ended");
-                if let (Err(lost), Some(tell)) = (fed.lost(), tell) {
-                    // A command that is ended must not take the end of its terminal for that of its input.
-                    if tell.try_send(lost).is_ok() {
-                        tell.closed().await;
+                tracing::debug!(?input, "terminal input ended");
+                if let (Err(lost), Some(sender)) = (input.lost(), sender) {
+                    // Keep the terminal open until the command has ended: it must not read end of file.
+                    if sender.try_send(lost).is_ok() {
+                        sender.closed().await;
                     }
                 }
             };
@@ -513,7 +507,7 @@ impl Running {
                 let pumped =
                     pump::pump_output(&pty, &mut sink, &exited, &client_left, &progress).await;
                 if keeps && pumped.end == StreamEnd::ClientLeft {
-                    leftovers.keep(pty);
+                    background.keep(pty);
                 } else {
                     drop(pty);
                 }
@@ -522,7 +516,7 @@ impl Running {
             };
             let pumped = match future::select(pin!(output), pin!(input)).await {
                 Either::Left((pumped, input)) => {
-                    // What cannot be written is lost, whether or not that is seen yet where it is read.
+                    // The read side may not have noticed that the connection is lost.
                     if pumped.end == StreamEnd::ClientLeft {
                         client_left.cancel();
                         input.await;
@@ -540,7 +534,7 @@ impl Running {
         mut self,
         waits_for_eof: bool,
         deadline: Option<Instant>,
-        stops: Stops,
+        stops: StopTokens,
     ) -> (Ended, Vec<WebSocket>) {
         let lost = match self.on_disconnect {
             OnDisconnect::End | OnDisconnect::Hangup => self.control_lost.clone(),
@@ -548,9 +542,9 @@ impl Running {
         };
         let to_end = async {
             select! {
-                () = lost.cancelled() => Why::ClientGone,
+                () = lost.cancelled() => EndReason::Disconnected,
                 why = stops.end() => why,
-                () = passed(deadline) => Why::TimeOver,
+                () = passed(deadline) => EndReason::Timeout,
             }
         };
         tokio::pin!(to_end);
@@ -559,16 +553,16 @@ impl Running {
         let mut input_loss = self.input_lost.take();
         let permit = self.permit.take();
         let status = select! {
-            // What has ended by itself was ended by nothing else that is known at the same time.
+            // If the command has exited, that wins over an event that is ready at the same time.
             biased;
             status = self.run(permit) => status,
-            () = stops.leave() => return self.leave(Why::AgentStops),
+            () = stops.detached() => return self.detach(EndReason::AgentStops),
             ended = &mut to_end => {
                 why = Some(ended);
-                if ended == Why::ClientGone && self.on_disconnect == OnDisconnect::Hangup {
+                if ended == EndReason::Disconnected && self.on_disconnect == OnDisconnect::Hangup {
                     match self.hang_up().await {
                         Some(status) => status,
-                        None => return self.leave(ended),
+                        None => return self.detach(ended),
                     }
                 } else {
                     self.end(ended).await
@@ -576,8 +570,8 @@ impl Running {
             }
             Some(Some(lost)) = OptionFuture::from(input_loss.as_mut().map(mpsc::Receiver::recv)) => {
                 input_lost = Some(lost);
-                why = Some(Why::InputLost);
-                self.end(Why::InputLost).await
+                why = Some(EndReason::InputLost);
+                self.end(EndReason::InputLost).await
             }
         };
         drop(input_loss);
@@ -593,7 +587,7 @@ impl Running {
             select! {
                 biased;
                 Some(output) = self.outputs.join_next() => drained.add(output),
-                () = stops.leave() => return self.leave(Why::AgentStops),
+                () = stops.detached() => return self.detach(EndReason::AgentStops),
                 () = lost.cancelled(), if self.on_disconnect == OnDisconnect::Hangup => {
                     self.outputs.shutdown().await;
                     drained.complete = false;
@@ -603,7 +597,7 @@ impl Running {
                 ended = &mut to_end, if why.is_none() => {
                     why = Some(ended);
                     tracing::info!(pid = self.child.pid().as_raw(), ?ended, "ending what a command left");
-                    self.family.end(&ENDING).await;
+                    self.processes.end(&END_SIGNALS).await;
                     self.exited.cancel();
                 }
             }
@@ -612,13 +606,13 @@ impl Running {
         drained
             .sockets
             .extend(self.control.join_all().await.into_iter().flatten());
-        for (fed, socket) in self.input.join_all().await {
-            if matches!(fed.end, InputEnd::Client) {
-                drained.bytes.insert(exec::STDIN, fed.bytes);
+        for (input, socket) in self.input.join_all().await {
+            if matches!(input.end, InputEnd::Client) {
+                drained.bytes.insert(exec::STDIN, input.bytes);
             }
             drained.sockets.push(socket);
         }
-        let timed_out = why == Some(Why::TimeOver);
+        let timed_out = why == Some(EndReason::Timeout);
         let ended = match status {
             Ok(status) => Ended::Exited {
                 code: status.code(),
@@ -633,10 +627,10 @@ impl Running {
         (ended, drained.sockets)
     }
 
-    /// Waits for the command's end. One that is slow to start gives `permit` back before that: others
-    /// may be quicker.
+    /// Waits until the command exits. `permit` is released once it has started, or after
+    /// [`defaults::SPAWN_TIMEOUT`].
     async fn run(&self, permit: Option<OwnedSemaphorePermit>) -> Result<ExitStatus, RunError> {
-        let started = timeout(defaults::SPAWN_PATIENCE, self.child.started()).await;
+        let started = timeout(defaults::SPAWN_TIMEOUT, self.child.started()).await;
         drop(permit);
         match started {
             Ok(Err(error)) => Err(error),
@@ -644,36 +638,34 @@ impl Running {
         }
     }
 
-    /// Lets the command go on without us.
-    fn leave(self, why: Why) -> (Ended, Vec<WebSocket>) {
-        self.child.leave();
-        (Ended::Left(why.describe()), Vec::new())
+    /// Lets the command continue without the agent.
+    fn detach(self, why: EndReason) -> (Ended, Vec<WebSocket>) {
+        self.child.detach();
+        (Ended::Detached(why.describe()), Vec::new())
     }
 
-    /// Does what the loss of a terminal does, and closes the streams. `None` if the command goes on.
+    /// Sends SIGHUP and closes the streams, as when a terminal is lost. `None` if the command continues.
     async fn hang_up(&mut self) -> Option<Result<ExitStatus, RunError>> {
         let pid = self.child.pid();
         tracing::info!(pid = pid.as_raw(), "hanging up a command");
-        // It may have ended just now.
         let _ = signal_group(pid, Signal::SIGHUP as i32);
         self.stop.cancel();
         self.outputs.shutdown().await;
         timeout(defaults::KILL_PAUSE, self.child.wait()).await.ok()
     }
 
-    /// Ends the command and what it started. One that is not a program yet has nothing to put in order.
-    async fn end(&self, why: Why) -> Result<ExitStatus, RunError> {
+    /// Ends the process tree. Before `exec` there is no program that could clean up, so SIGKILL is enough.
+    async fn end(&self, why: EndReason) -> Result<ExitStatus, RunError> {
         let why = why.describe();
         tracing::info!(pid = self.child.pid().as_raw(), why, "ending a command");
         let had_started = self.child.is_started();
         let signals: &[Signal] = if had_started {
-            &ENDING
+            &END_SIGNALS
         } else {
             &[Signal::SIGKILL]
         };
-        self.family.end(signals).await;
-        // Its end is known at once, if it has ended.
-        match timeout(defaults::SPAWN_PATIENCE, self.child.wait()).await {
+        self.processes.end(signals).await;
+        match timeout(defaults::SPAWN_TIMEOUT, self.child.wait()).await {
             Ok(Err(RunError::Killed(_))) => Err(RunError::Ended(why)),
             Ok(status) => status,
             Err(_) if had_started => Err(RunError::Unkillable(why)),
@@ -681,15 +673,15 @@ impl Running {
         }
     }
 
-    /// The client is gone, or takes nothing: so goes what still writes.
+    /// The client is gone or stalled: ends what still writes.
     async fn cut_off(&mut self, drained: &mut Drained) {
-        self.family.end(&ENDING).await;
+        self.processes.end(&END_SIGNALS).await;
         self.outputs.shutdown().await;
         drained.complete = false;
     }
 }
 
-/// Resolves when a command's time is over, if it has one.
+/// Resolves at the deadline, if there is one.
 async fn passed(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
@@ -697,10 +689,10 @@ async fn passed(deadline: Option<Instant>) {
     }
 }
 
-/// The name of an output socket, what became of the stream, and the socket.
-type OutputEnd = (&'static str, Pumped, Option<WebSocket>);
+/// An output stream that has ended: the name of its socket, how it ended, and the socket.
+type OutputEnd = (&'static str, OutputResult, Option<WebSocket>);
 
-/// What is left of the output streams.
+/// The output streams that have ended.
 #[derive(Debug, Default)]
 struct Drained {
     bytes: BTreeMap<&'static str, u64>,
@@ -713,7 +705,7 @@ impl Drained {
         match output {
             Ok((name, pumped, socket)) => {
                 self.bytes.insert(name, pumped.bytes);
-                self.complete &= pumped.end != StreamEnd::Held;
+                self.complete &= pumped.end != StreamEnd::StillOpen;
                 self.sockets.extend(socket);
             }
             Err(error) => {
