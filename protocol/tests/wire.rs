@@ -111,16 +111,16 @@ fn server_info_has_the_keys_hosts_look_at() {
 #[test]
 fn a_host_is_told_of_in_both_families_words() {
     let lxd = include_str!("wire/host_connection.json");
-    let told: HostConnection = check(lxd);
+    let connection: HostConnection = check(lxd);
     assert_eq!(
-        told.to_json(Family::Lxd),
+        connection.to_json(Family::Lxd),
         serde_json::from_str::<Value>(lxd).unwrap()
     );
     let incus = include_str!("wire/host_connection_incus.json");
-    let told: HostConnection = serde_json::from_str(incus).unwrap();
-    assert!(told.devlxd);
+    let connection: HostConnection = serde_json::from_str(incus).unwrap();
+    assert!(connection.devlxd);
     assert_eq!(
-        told.to_json(Family::Incus),
+        connection.to_json(Family::Incus),
         serde_json::from_str::<Value>(incus).unwrap()
     );
 }

@@ -138,12 +138,12 @@ fn input_whose_connection_is_lost_is_a_failure_that_says_what_was_lost() {
     let output = feed(&mut command, &vec![b'x'; 5 * MIB]);
     let words = failed(&output);
     let given = std::fs::read(part).unwrap().len();
-    let told = words.split_once("incomplete: ").unwrap().1;
-    let told: usize = told.split_once(" of ").unwrap().0.parse().unwrap();
-    assert!((MIB / 2..MIB).contains(&told), "{words}");
+    let sent = words.split_once("incomplete: ").unwrap().1;
+    let sent: usize = sent.split_once(" of ").unwrap().0.parse().unwrap();
+    assert!((MIB / 2..MIB).contains(&sent), "{words}");
     // The rest was in the pipe, and in the 128 KiB that `cat` reads at once, when that got SIGHUP.
     assert!(
-        (told - 192 * 1024..=told).contains(&given),
+        (sent - 192 * 1024..=sent).contains(&given),
         "{given}: {words}"
     );
     assert!(!whole.exists());
@@ -219,7 +219,7 @@ fn homeless(command: &mut Command) -> &mut Command {
 #[test]
 fn who_has_no_home_can_still_use_an_endpoint() {
     // A user without an entry in /etc/passwd.
-    const STRANGER: u32 = 4242;
+    const UID: u32 = 4242;
     let ends = Ends::start();
     let socket = ends.agent.socket();
     for path in [&socket, ends.agent.folder()] {
@@ -233,7 +233,7 @@ fn who_has_no_home_can_still_use_an_endpoint() {
     let endpoint = ends.agent.endpoint();
     let run = |arguments: &[&str]| {
         let mut command = Command::new(&program);
-        let command = homeless(command.args(arguments)).uid(STRANGER);
+        let command = homeless(command.args(arguments)).uid(UID);
         command.stdin(Stdio::null()).output().unwrap()
     };
     let output = run(&["--plain", "exec", &endpoint, "--", "echo", "ok"]);

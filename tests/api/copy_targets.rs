@@ -38,9 +38,9 @@ struct Both {
 
 /// Remembers what was written in place.
 #[derive(Default)]
-struct Told(Mutex<Vec<InPlace>>);
+struct Reported(Mutex<Vec<InPlace>>);
 
-impl CopyObserver for Told {
+impl CopyObserver for Reported {
     fn observe(&self, event: CopyEvent<'_>) {
         if let CopyEvent::InPlace { reason, .. } = event {
             self.0.lock().unwrap().push(reason);
@@ -75,18 +75,18 @@ impl Both {
         options: &CopyOptions,
     ) -> Result<(CopySummary, Vec<InPlace>), CopyError> {
         let (from, to) = (self.at(from), self.at(to));
-        let told = Told::default();
+        let reported = Reported::default();
         let copied = match way {
             Way::Push => {
                 let to = RemotePath::from(to.as_path());
-                copy::push(&self.sftp, &[from], &to, options, &told).await
+                copy::push(&self.sftp, &[from], &to, options, &reported).await
             }
             Way::Pull => {
                 let from = RemotePath::from(from.as_path());
-                copy::pull(&self.sftp, &[from], &to, options, &told).await
+                copy::pull(&self.sftp, &[from], &to, options, &reported).await
             }
         };
-        Ok((copied?, told.0.into_inner().unwrap()))
+        Ok((copied?, reported.0.into_inner().unwrap()))
     }
 }
 
@@ -152,13 +152,13 @@ async fn a_file_that_is_overwritten_keeps_its_owner_mode_and_attributes() {
             set_mode(&target, 0o600);
             chown(&target, Some(OTHERS.0), Some(OTHERS.1)).unwrap();
             let by_default = options(|options| options.resume = resume);
-            let (_, told) = both
+            let (_, reported) = both
                 .copy(way, "source", "target", &by_default)
                 .await
                 .unwrap();
             assert_eq!((mode(&target), owner(&target)), (0o600, OTHERS), "{way:?}");
             assert_eq!(fs::read(&target).unwrap(), b"new content");
-            assert_eq!(told, []);
+            assert_eq!(reported, []);
             fs::remove_file(&target).unwrap();
         }
 
@@ -201,14 +201,14 @@ async fn small_files_of_a_tree_keep_what_was_there() {
         fs::write(to.join("other-name"), "").unwrap();
         fs::hard_link(to.join("other-name"), to.join("hard")).unwrap();
         let recursive = options(|options| options.recursive = true);
-        let (copied, told) = both.copy(way, "from", &name, &recursive).await.unwrap();
+        let (copied, reported) = both.copy(way, "from", &name, &recursive).await.unwrap();
         assert_eq!((copied.files, copied.failed), (4, 0), "{way:?}");
         assert_eq!(
             (mode(&to.join("old")), owner(&to.join("old"))),
             (0o640, OTHERS)
         );
         assert_eq!(fs::read(to.join("hard")).unwrap(), b"other-name", "{way:?}");
-        assert_eq!(told, [InPlace::HardLinks], "{way:?}");
+        assert_eq!(reported, [InPlace::HardLinks], "{way:?}");
         // A guest's names do not lead through links of ours.
         let (link, elsewhere) = match way {
             Way::Push => (true, &b"linked"[..]),
@@ -279,11 +279,11 @@ async fn what_is_no_regular_file_is_written_to() {
             let read = reader.join().unwrap();
             assert_eq!(read, fs::read(both.at(source)).unwrap(), "{way:?} {source}");
         }
-        let (_, told) = both
+        let (_, reported) = both
             .copy(way, "large", "../../dev/null", &options(|_| {}))
             .await
             .unwrap();
-        assert_eq!(told, []);
+        assert_eq!(reported, []);
 
         let socket = both.at("socket");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
@@ -370,8 +370,8 @@ async fn what_is_overwritten_keeps_its_acl_its_attributes_and_its_label() {
                     )
                 });
             }
-            let (_, told) = both.copy(way, "source", "target", &by).await.unwrap();
-            assert_eq!(told, [], "{way:?}");
+            let (_, reported) = both.copy(way, "source", "target", &by).await.unwrap();
+            assert_eq!(reported, [], "{way:?}");
             assert_eq!(fs::read(&target).unwrap(), b"new content");
             for (name, value) in &attributes {
                 let there = xattr::get(&target, name).unwrap();
@@ -389,20 +389,20 @@ async fn other_names_of_a_file_and_those_who_want_it_have_it_written_in_place() 
     for way in WAYS {
         fs::write(&target, "old and longer than what is new").unwrap();
         fs::hard_link(&target, both.at("other")).unwrap();
-        let (_, told) = both
+        let (_, reported) = both
             .copy(way, "source", "target", &options(|_| {}))
             .await
             .unwrap();
-        assert_eq!(told, [InPlace::HardLinks], "{way:?}");
+        assert_eq!(reported, [InPlace::HardLinks], "{way:?}");
         assert_eq!(fs::read(both.at("other")).unwrap(), b"new content");
         fs::remove_file(both.at("other")).unwrap();
 
         let inode = fs::metadata(&target).unwrap().ino();
         fs::write(&target, "old").unwrap();
         let in_place = options(|options| options.in_place = true);
-        let (_, told) = both.copy(way, "source", "target", &in_place).await.unwrap();
+        let (_, reported) = both.copy(way, "source", "target", &in_place).await.unwrap();
         assert_eq!(
-            (told, fs::metadata(&target).unwrap().ino()),
+            (reported, fs::metadata(&target).unwrap().ino()),
             (vec![], inode)
         );
         assert_eq!(fs::read(&target).unwrap(), b"new content");

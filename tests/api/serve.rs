@@ -52,7 +52,7 @@ impl Machine {
     }
 
     /// Where this guest finds its host.
-    fn door(&self) -> PathBuf {
+    fn host_socket(&self) -> PathBuf {
         PathBuf::from(format!("{}_{PORT}", self.socket.display()))
     }
 }
@@ -105,9 +105,9 @@ impl Host {
         store.change(name, &changes).unwrap();
     }
 
-    /// Connects to `door` as `own` does, with another program's TLS, checks our certificate as stock
+    /// Connects to `socket` as `own` does, with another program's TLS, checks our certificate as stock
     /// agents do, and sends `request`. What came back.
-    async fn send(&self, door: &Path, own: Option<&Pair>, request: &str) -> String {
+    async fn send(&self, socket: &Path, own: Option<&Pair>, request: &str) -> String {
         let folder = TestFolder::new("openssl");
         let file = |name: &str, text: &str| {
             let path = folder.path().join(name);
@@ -120,7 +120,7 @@ impl Host {
             .args(["-verify_hostname", "unspecified", "-CAfile"])
             .arg(file("host.crt", &self.own.certificate))
             .arg("-unix")
-            .arg(door)
+            .arg(socket)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -148,7 +148,7 @@ impl Host {
             body.len()
         );
         let answer = self
-            .send(&machine.door(), Some(&machine.pair), &request)
+            .send(&machine.host_socket(), Some(&machine.pair), &request)
             .await;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
@@ -280,24 +280,24 @@ async fn a_guest_is_known_by_its_certificate_and_by_where_it_comes_from() {
     let (one, two) = (Machine::new(&host, "one"), Machine::new(&host, "two"));
     host.serve(&[&one, &two]).await;
     let request = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-    for (door, own, is_let_in) in [
-        (one.door(), Some(&one.pair), true),
-        (two.door(), Some(&two.pair), true),
-        (one.door(), Some(&two.pair), false),
-        (two.door(), Some(&one.pair), false),
-        (one.door(), Some(&Pair::lxd()), false),
-        (one.door(), Some(&host.own), false),
-        (one.door(), None, false),
+    for (socket, own, is_let_in) in [
+        (one.host_socket(), Some(&one.pair), true),
+        (two.host_socket(), Some(&two.pair), true),
+        (one.host_socket(), Some(&two.pair), false),
+        (two.host_socket(), Some(&one.pair), false),
+        (one.host_socket(), Some(&Pair::lxd()), false),
+        (one.host_socket(), Some(&host.own), false),
+        (one.host_socket(), None, false),
     ] {
-        let answer = host.send(&door, own, request).await;
+        let answer = host.send(&socket, own, request).await;
         assert_eq!(
             answer.contains("HTTP"),
             is_let_in,
             "{}: {answer}",
-            door.display()
+            socket.display()
         );
     }
-    let mut plain = UnixStream::connect(one.door()).await.unwrap();
+    let mut plain = UnixStream::connect(one.host_socket()).await.unwrap();
     plain.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     let _ = plain.read_to_end(&mut answer).await;
@@ -311,7 +311,7 @@ async fn a_guest_that_takes_all_it_can_takes_nothing_from_another() {
     host.serve(&[&one, &two]).await;
     let mut held = Vec::new();
     for _ in 0..200 {
-        held.push(UnixStream::connect(one.door()).await.unwrap());
+        held.push(UnixStream::connect(one.host_socket()).await.unwrap());
     }
     assert_eq!(host.get(&two, "/1.0").await.0, 200);
     // Nor from itself: who says nothing makes room.
@@ -319,7 +319,9 @@ async fn a_guest_that_takes_all_it_can_takes_nothing_from_another() {
     drop(held);
     until(async || {
         let request = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        let answer = host.send(&one.door(), Some(&one.pair), request).await;
+        let answer = host
+            .send(&one.host_socket(), Some(&one.pair), request)
+            .await;
         answer.contains("200 OK")
     })
     .await;
@@ -353,14 +355,14 @@ async fn a_socket_that_is_taken_away_comes_back_and_goes_at_the_end() {
     let mut host = Host::start();
     let one = Machine::new(&host, "one");
     host.serve(&[&one]).await;
-    std::fs::remove_file(one.door()).unwrap();
-    until(async || one.door().exists()).await;
+    std::fs::remove_file(one.host_socket()).unwrap();
+    until(async || one.host_socket().exists()).await;
     assert_eq!(host.get(&one, "/1.0").await.0, 200);
     host.serve(&[]).await;
-    until(async || !one.door().exists()).await;
+    until(async || !one.host_socket().exists()).await;
     host.serve(&[&one]).await;
     host.process.stop().await;
-    assert!(!one.door().exists());
+    assert!(!one.host_socket().exists());
 }
 
 /// Our agent for a machine, which asks where the machine's host listens.
@@ -374,7 +376,7 @@ fn start_agent(host: &Host, machine: &Machine) -> TestAgent {
         machine.pair.write_agent(&identity, &[&host.own]);
         config.security = Security::Tls(identity);
         config.listen = vec![ListenAddress::Unix(machine.socket.clone())];
-        config.guest.host = Some(ListenAddress::Unix(machine.door()));
+        config.guest.host = Some(ListenAddress::Unix(machine.host_socket()));
     })
 }
 

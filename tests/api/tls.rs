@@ -54,9 +54,9 @@ async fn dates_do_not_matter() {
 
 #[tokio::test]
 async fn another_pair_is_refused_on_every_path() {
-    let (host, stranger) = (Pair::lxd(), Pair::lxd());
+    let (host, other) = (Pair::lxd(), Pair::lxd());
     let (agent, pair) = start(&[&host]);
-    let client = connect(&agent, &stranger, &pair);
+    let client = connect(&agent, &other, &pair);
     let error = client.server_info().await.unwrap_err();
     assert!(
         matches!(error, ClientError::IdentityRefused { .. }),

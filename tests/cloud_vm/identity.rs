@@ -104,7 +104,12 @@ async fn the_identity_comes_by_smbios_and_so_does_the_hosts_address() {
         ("cloud-init.user-data", &user_data("erste")),
         ("cloud-init.network-config", &network_config()),
     ]);
-    let _host = MockHost::start_tls(vm.door(HOST_PORT), data, &server, Some(&given.agent));
+    let _host = MockHost::start_tls(
+        vm.host_address(HOST_PORT),
+        data,
+        &server,
+        Some(&given.agent),
+    );
     assert_started(&mut vm, CREDENTIAL).await;
     assert_applied(&vm, &["erste"]).await;
     let answer = run(vm.exec(["python3", "-c", ASK, "/1.0/config/user.role"])).await;

@@ -64,7 +64,7 @@ async fn our_binary_in_the_place_of_incuss_agent_serves_its_host() {
     };
     let mut vm = TestVm::prepare(options).await.unwrap();
     let data = HostData::with(&[("user.role", "web")]);
-    let _host = MockHost::start_tls(vm.door(HOST_PORT), data, &server, Some(&agent));
+    let _host = MockHost::start_tls(vm.host_address(HOST_PORT), data, &server, Some(&agent));
     let client = RawClient::at(&vm.endpoint()).with_tls(&client, &agent);
     vm.boot().await.unwrap();
     let mut ring = Ring::open(&vm, RING_BYTES).await;

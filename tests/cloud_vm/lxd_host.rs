@@ -85,7 +85,7 @@ impl Host {
             ..VmOptions::new(name)
         };
         let mut vm = TestVm::prepare(options).await.unwrap();
-        let data = MockHost::start_tls(vm.door(HOST_PORT), data, &server, Some(&agent));
+        let data = MockHost::start_tls(vm.host_address(HOST_PORT), data, &server, Some(&agent));
         let client = RawClient::at(&vm.endpoint()).with_tls(&client, &agent);
         vm.boot().await.unwrap();
         let ring = Ring::open(&vm, RING_BYTES).await;

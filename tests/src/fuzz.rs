@@ -5,7 +5,7 @@
 //! changes of it, on every toolchain. A target panics when something does not hold.
 
 mod agent;
-mod cage;
+mod confined;
 mod control;
 mod guest_api;
 pub(crate) mod hostile;

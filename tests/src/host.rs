@@ -91,20 +91,20 @@ impl HostData {
 
 /// Where a host listens for its guest.
 #[derive(Debug, Clone)]
-pub enum Door {
+pub enum HostAddress {
     /// On this Unix socket.
     Unix(PathBuf),
     /// On this port of AF_VSOCK.
     Vsock(u32),
 }
 
-impl<P: AsRef<Path> + ?Sized> From<&P> for Door {
+impl<P: AsRef<Path> + ?Sized> From<&P> for HostAddress {
     fn from(path: &P) -> Self {
         Self::Unix(path.as_ref().to_owned())
     }
 }
 
-impl Door {
+impl HostAddress {
     fn open(&self) -> Listener {
         match self {
             Self::Unix(path) => {
@@ -120,7 +120,7 @@ impl Door {
     }
 }
 
-/// An open [`Door`].
+/// An open [`HostAddress`].
 enum Listener {
     Unix(UnixListener),
     Vsock(VsockListener),
@@ -152,25 +152,29 @@ pub struct MockHost {
 }
 
 impl MockHost {
-    /// Listens at `door`, and speaks HTTP without TLS.
+    /// Listens at `address`, and speaks HTTP without TLS.
     #[must_use]
-    pub fn start(door: impl Into<Door>, data: HostData) -> Self {
-        Self::run(door.into(), data, None)
+    pub fn start(address: impl Into<HostAddress>, data: HostData) -> Self {
+        Self::run(address.into(), data, None)
     }
 
-    /// Listens at `door` with TLS; with an `agent`, only for that one.
+    /// Listens at `address` with TLS; with an `agent`, only for that one.
     #[must_use]
     pub fn start_tls(
-        door: impl Into<Door>,
+        address: impl Into<HostAddress>,
         data: HostData,
         own: &Pair,
         agent: Option<&Pair>,
     ) -> Self {
         let config = server_config(own, agent);
-        Self::run(door.into(), data, Some(TlsAcceptor::from(Arc::new(config))))
+        Self::run(
+            address.into(),
+            data,
+            Some(TlsAcceptor::from(Arc::new(config))),
+        )
     }
 
-    fn run(door: Door, data: HostData, tls: Option<TlsAcceptor>) -> Self {
+    fn run(address: HostAddress, data: HostData, tls: Option<TlsAcceptor>) -> Self {
         let data = Arc::new(Mutex::new(data));
         let (stop, stopped) = oneshot::channel();
         let (bound, is_bound) = mpsc::channel();
@@ -181,7 +185,7 @@ impl MockHost {
                 .build()
                 .unwrap();
             runtime.block_on(async {
-                let listener = door.open();
+                let listener = address.open();
                 bound.send(()).unwrap();
                 tokio::select! {
                     () = accept(&listener, shared, tls) => {}

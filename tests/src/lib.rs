@@ -35,7 +35,7 @@ pub use agent::{TestAgent, TestFolder};
 pub use base64::base64;
 pub use eventually::eventually;
 pub use hanging::{HangingFolder, in_own_mounts};
-pub use host::{Door, HostData, MockHost};
+pub use host::{HostAddress, HostData, MockHost};
 pub use identity::Pair;
 pub use nobody::as_nobody;
 pub use pinned::client_hello;

@@ -40,7 +40,7 @@ use self::{
     disk::Disk,
     identity::Identity,
     image::Guest,
-    qemu::{Hardware, Places, Qemu},
+    qemu::{Hardware, Qemu, VmPaths},
 };
 pub use self::{
     error::VmError,
@@ -54,7 +54,7 @@ pub use self::{
     serve::Serve,
     stock::StockAgent,
 };
-use crate::{Door, eventually};
+use crate::{HostAddress, eventually};
 
 /// Time a guest has to boot. It needs 3 s under TCG on two idle cores.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -68,7 +68,7 @@ const SYSTEM_TIMEOUT: &str = "240";
 pub struct TestVm {
     lab: &'static Lab,
     options: VmOptions,
-    places: Places,
+    paths: VmPaths,
     cid: u32,
     identity: Option<Identity>,
     disk: Option<Disk>,
@@ -116,7 +116,7 @@ impl TestVm {
             }
             None => None,
         };
-        let places = Places {
+        let paths = VmPaths {
             sockets,
             logs,
             name: options.name.clone(),
@@ -124,7 +124,7 @@ impl TestVm {
         let vm = Self {
             lab,
             options,
-            places,
+            paths,
             cid: unique_cid(),
             identity,
             disk,
@@ -152,7 +152,7 @@ impl TestVm {
             flags: &self.agent_flags(),
             identity: self.identity.as_ref().map(Identity::guest),
         };
-        let initramfs = self.places.sockets.join("initramfs");
+        let initramfs = self.paths.sockets.join("initramfs");
         fs::write(&initramfs, guest.initramfs()?)
             .map_err(VmError::io(format!("writing {}", initramfs.display())))?;
         let hardware = Hardware {
@@ -168,10 +168,8 @@ impl TestVm {
             cid: self.cid,
             lifetime: self.options.lifetime,
         };
-        let qemu = self
-            .qemu
-            .insert(Qemu::start(&hardware, &self.places).await?);
-        let log = self.places.serial_log();
+        let qemu = self.qemu.insert(Qemu::start(&hardware, &self.paths).await?);
+        let log = self.paths.serial_log();
         let is_up = || fs::read(&log).is_ok_and(|log| contains(&log, image::UP));
         let settled =
             eventually(BOOT_TIMEOUT, async || is_up() || qemu.has_ended().is_some()).await;
@@ -208,7 +206,7 @@ impl TestVm {
             cid: self.cid,
             lifetime: self.options.lifetime,
         };
-        self.qemu = Some(Qemu::start(&hardware, &self.places).await?);
+        self.qemu = Some(Qemu::start(&hardware, &self.paths).await?);
         Ok(())
     }
 
@@ -221,7 +219,7 @@ impl TestVm {
         Serve::start(
             &self.lab.product.cli,
             &self.config(),
-            &self.places.log("serve"),
+            &self.paths.log("serve"),
         )
     }
 
@@ -237,7 +235,7 @@ impl TestVm {
         match self.lab.machine.device {
             Device::VhostVsock => format!("vsock:{}:{port}", self.cid),
             Device::VhostDeviceVsock(_) => {
-                format!("hybrid:{}:{port}", self.places.guest().display())
+                format!("hybrid:{}:{port}", self.paths.guest().display())
             }
         }
     }
@@ -274,11 +272,11 @@ impl TestVm {
 
     /// Where the guest reaches a port of the host.
     #[must_use]
-    pub fn door(&self, port: u32) -> Door {
+    pub fn host_address(&self, port: u32) -> HostAddress {
         match self.lab.machine.device {
-            Device::VhostVsock => Door::Vsock(port),
+            Device::VhostVsock => HostAddress::Vsock(port),
             Device::VhostDeviceVsock(_) => {
-                Door::Unix(format!("{}_{port}", self.places.guest().display()).into())
+                HostAddress::Unix(format!("{}_{port}", self.paths.guest().display()).into())
             }
         }
     }
@@ -289,7 +287,7 @@ impl TestVm {
     ///
     /// Any that a Unix socket has.
     pub async fn monitor(&self) -> Result<Monitor, VmError> {
-        let path = self.places.monitor();
+        let path = self.paths.monitor();
         // What a QEMU before left there refuses.
         let is_up = eventually(BOOT_TIMEOUT, async || {
             UnixStream::connect(&path).await.is_ok()
@@ -308,7 +306,7 @@ impl TestVm {
     /// The configuration of `agent-cli` that has this VM's name in it.
     #[must_use]
     pub fn config(&self) -> PathBuf {
-        self.places.sockets.join("agent-cli.toml")
+        self.paths.sockets.join("agent-cli.toml")
     }
 
     /// The host's half of the identity.
@@ -320,13 +318,13 @@ impl TestVm {
     /// What the guest and the agent print.
     #[must_use]
     pub fn serial_log(&self) -> PathBuf {
-        self.places.serial_log()
+        self.paths.serial_log()
     }
 
     /// A folder of its own, readable by its owner only, that goes when the VM does.
     #[must_use]
     pub fn scratch(&self) -> &Path {
-        &self.places.sockets
+        &self.paths.sockets
     }
 
     /// The ids of its processes.
@@ -404,7 +402,7 @@ impl Drop for TestVm {
         if self.options.lifetime == Lifetime::Owned {
             // The processes first: they have sockets in there.
             self.qemu = None;
-            let _ = fs::remove_dir_all(&self.places.sockets);
+            let _ = fs::remove_dir_all(&self.paths.sockets);
         }
     }
 }

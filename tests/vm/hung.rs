@@ -17,7 +17,7 @@ use vsock_agent_client::{Endpoint, protocol::host::HostConnection};
 
 use crate::{
     client_of,
-    knock::{self, ask},
+    probe::{self, ask},
     succeed, wait_data,
 };
 
@@ -82,9 +82,9 @@ async fn machine(name: &str) -> TestVm {
     TestVm::prepare(options).await.unwrap()
 }
 
-/// Checks that each door of the guest that leads to data answers `answers`, at once.
+/// Checks that each socket of the guest that leads to data answers `answers`, at once.
 async fn assert_doors(vm: &TestVm, answers: &str) {
-    for (door, request) in [
+    for (socket, request) in [
         ("unix /dev/lxd/sock", "GET /1.0/meta-data"),
         ("unix /dev/lxd/sock", "GET /1.0/config/user.a"),
         (
@@ -93,12 +93,15 @@ async fn assert_doors(vm: &TestVm, answers: &str) {
         ),
     ] {
         let start = Instant::now();
-        for knock in ask(vm, "0", door, &[request; 5]).await {
-            assert!(knock.answer.starts_with(answers), "{door}: {knock:?}");
+        for exchange in ask(vm, "0", socket, &[request; 5]).await {
+            assert!(
+                exchange.answer.starts_with(answers),
+                "{socket}: {exchange:?}"
+            );
         }
         assert!(
             start.elapsed() < LONGEST_WAIT,
-            "{door}: {:?}",
+            "{socket}: {:?}",
             start.elapsed()
         );
     }
@@ -121,7 +124,7 @@ async fn a_guest_whose_host_says_nothing_goes_on_without_data() {
         start.elapsed()
     );
     vm.wait_agent().await.unwrap();
-    knock::install(&vm).await;
+    probe::install(&vm).await;
     assert_doors(&vm, "no connection: ").await;
     assert!(host.taken() > 0, "it asked");
 }
@@ -134,19 +137,19 @@ async fn a_guest_whose_host_falls_silent_keeps_its_data() {
     vm.boot().await.unwrap();
     vm.wait_agent().await.unwrap();
     wait_data(&vm).await;
-    knock::install(&vm).await;
+    probe::install(&vm).await;
     assert_doors(&vm, "HTTP/1.1 200 ").await;
 
     drop(serve);
     let host = HungHost::start(&vm);
-    // An agent that is told where its host is asks for everything again.
-    let told = HostConnection {
+    // An agent that is connection where its host is asks for everything again.
+    let connection = HostConnection {
         cid: 2,
         port: PORT,
         certificate: String::new(),
         devlxd: true,
     };
-    client_of(&vm).set_host(&told).await.unwrap();
+    client_of(&vm).set_host(&connection).await.unwrap();
     assert!(eventually(LONGEST_WAIT, async || host.taken() > 0).await);
     assert_doors(&vm, "HTTP/1.1 200 ").await;
 }

@@ -9,14 +9,14 @@
     reason = "a test stops at the first surprise"
 )]
 
-mod doors;
 mod exec;
 mod files;
 mod footprint;
 mod hung;
-mod knock;
 mod loopback;
 mod matrix;
+mod permissions;
+mod probe;
 mod restart;
 mod running;
 mod serve;

@@ -7,7 +7,7 @@ use harness::{TestVm, eventually, vm::VmOptions};
 
 use crate::{
     in_guest,
-    knock::{self, Knock, ask_once},
+    probe::{self, Exchange, ask_once},
     running::Running,
 };
 
@@ -30,17 +30,17 @@ fn agent(folder: &str, identity: &str) -> String {
 }
 
 /// One answer of the guest API at `socket`.
-async fn value(vm: &TestVm, socket: &str) -> Knock {
-    let door = format!("unix {socket}");
-    ask_once(vm, "0", &door, "GET /1.0/config/user.a").await
+async fn value(vm: &TestVm, socket: &str) -> Exchange {
+    let socket = format!("unix {socket}");
+    ask_once(vm, "0", &socket, "GET /1.0/config/user.a").await
 }
 
 #[tokio::test]
 async fn a_guest_gets_its_data_and_its_changes_over_af_vsock_and_nobody_else_does() {
     let vm = TestVm::start(VmOptions::new("serve")).await.unwrap();
-    knock::install(&vm).await;
+    probe::install(&vm).await;
     let set_up = format!(
-        "{HOST}; mkdir -m 700 /tmp/host /tmp/inner /tmp/stranger /tmp/elsewhere
+        "{HOST}; mkdir -m 700 /tmp/host /tmp/inner /tmp/other /tmp/elsewhere
          agent-cli identity init inner --dir /tmp/host/identity &&
          agent-cli vm add inner vsock:1:9443 --identity /tmp/host/identity &&
          agent-cli config set inner user.a=eins"
@@ -58,10 +58,10 @@ async fn a_guest_gets_its_data_and_its_changes_over_af_vsock_and_nobody_else_doe
     let first = value(&vm, "/tmp/inner/sock").await;
     assert!(first.answer.ends_with("eins"), "{first:?}");
 
-    // The host has told the agent where it is, by `PUT /1.0`.
+    // The host has connection the agent where it is, by `PUT /1.0`.
     serve.says("the agent knows where its host is").await;
 
-    let stream = knock::at("unix /tmp/inner/sock") + " <<'END'\nGET /1.0/events?type=config\nEND";
+    let stream = probe::at("unix /tmp/inner/sock") + " <<'END'\nGET /1.0/events?type=config\nEND";
     let mut events = Running::start(&vm, &stream);
     events.says("HTTP/1.1 200").await;
     in_guest(
@@ -73,7 +73,7 @@ async fn a_guest_gets_its_data_and_its_changes_over_af_vsock_and_nobody_else_doe
     let second = value(&vm, "/tmp/inner/sock").await;
     assert!(second.answer.ends_with("zwei"), "{second:?}");
 
-    // The right machine, without TLS: it is heard out as far as to be told what is wrong.
+    // The right machine, without TLS: it is heard out as far as to be connection what is wrong.
     let get = "GET /1.0/config/user.a";
     let plain = ask_once(&vm, "0", HOST_DOOR, get).await;
     assert!(
@@ -82,18 +82,18 @@ async fn a_guest_gets_its_data_and_its_changes_over_af_vsock_and_nobody_else_doe
     );
 
     // The right machine, with another certificate.
-    let stranger = "/tmp/stranger/identity/inner/guest";
+    let other = "/tmp/other/identity/inner/guest";
     let other_identity = format!(
-        "agent-cli identity init inner --dir /tmp/stranger/identity &&
-         cp /tmp/host/identity/client.crt {stranger}/server.crt"
+        "agent-cli identity init inner --dir /tmp/other/identity &&
+         cp /tmp/host/identity/client.crt {other}/server.crt"
     );
     in_guest(&vm, &other_identity).await;
-    let start = agent("/tmp/stranger", stranger) + " --listen unix:/tmp/stranger/agent";
+    let start = agent("/tmp/other", other) + " --listen unix:/tmp/other/agent";
     let mut other = Running::start(&vm, &start);
     other.says("no instance data in time").await;
     serve.says("refused").await;
     assert_eq!(
-        in_guest(&vm, "test -e /tmp/stranger/sock || echo no").await,
+        in_guest(&vm, "test -e /tmp/other/sock || echo no").await,
         "no\n"
     );
 

@@ -269,32 +269,32 @@ mod tests {
     }
 
     /// Silent peers in `count` slots.
-    async fn crowd(admission: &Arc<Admission>, count: usize) -> JoinSet<Option<()>> {
-        let mut crowd = JoinSet::new();
+    async fn flood(admission: &Arc<Admission>, count: usize) -> JoinSet<Option<()>> {
+        let mut flood = JoinSet::new();
         for _ in 0..count {
             let slot = admission.enter(false).await.unwrap();
-            crowd.spawn(async move { slot.wait_for(GRACE, pending()).await });
+            flood.spawn(async move { slot.wait_for(GRACE, pending()).await });
         }
-        crowd
+        flood
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_peer_is_evicted_only_for_another_one() {
         let admission = admission(2, 0);
-        let mut crowd = crowd(&admission, 2).await;
-        timeout(LONG, crowd.join_next()).await.unwrap_err();
+        let mut flood = flood(&admission, 2).await;
+        timeout(LONG, flood.join_next()).await.unwrap_err();
         let start = Instant::now();
         let slot = admission.enter(false).await.unwrap();
         assert_eq!(start.elapsed(), Duration::ZERO, "both are old");
-        assert_eq!(crowd.join_next().await.unwrap().unwrap(), None);
-        assert_eq!(crowd.len(), 1);
+        assert_eq!(flood.join_next().await.unwrap().unwrap(), None);
+        assert_eq!(flood.len(), 1);
         drop(slot);
     }
 
     #[tokio::test(start_paused = true)]
     async fn no_peer_is_evicted_within_its_grace_period() {
         let admission = admission(4, 0);
-        let _crowd = crowd(&admission, 4).await;
+        let _crowd = flood(&admission, 4).await;
         let start = Instant::now();
         admission.enter(false).await.unwrap();
         assert!(start.elapsed() >= GRACE, "{:?}", start.elapsed());
@@ -304,7 +304,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn all_slots_can_change_hands_in_one_grace_period() {
         let admission = admission(10, 0);
-        let crowd = crowd(&admission, 10).await;
+        let flood = flood(&admission, 10).await;
         let start = Instant::now();
         let mut more = JoinSet::new();
         for _ in 0..100 {
@@ -317,7 +317,7 @@ mod tests {
         let slot = admission.enter(false).await;
         assert!(slot.is_some());
         assert!(start.elapsed() < 12 * GRACE, "{:?}", start.elapsed());
-        drop((crowd, more));
+        drop((flood, more));
     }
 
     #[tokio::test(start_paused = true)]
@@ -337,7 +337,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn privileged_peers_have_reserved_slots_and_are_not_evicted() {
         let admission = admission(1, 1);
-        let _crowd = crowd(&admission, 1).await;
+        let _crowd = flood(&admission, 1).await;
         let start = Instant::now();
         let privileged = admission.enter(true).await.unwrap();
         assert_eq!(start.elapsed(), Duration::ZERO);

@@ -122,8 +122,8 @@ fn a_tree_without_end_is_given_up() {
     let below: Vec<String> = (0..32).map(|number| number.to_string()).collect();
     let below: Vec<_> = below.iter().map(|name| (&name[..], DIRECTORY)).collect();
     let output = removed(stubborn(|_| names(&below)));
-    let told = failed(&output);
-    assert!(told.contains("too many directories"), "{told:.999}");
+    let stderr = failed(&output);
+    assert!(stderr.contains("too many directories"), "{stderr:.999}");
 }
 
 #[test]
@@ -132,12 +132,12 @@ fn every_directory_that_stays_is_named_also_after_others() {
         b"/top" => names(&[("one", DIRECTORY), ("other", DIRECTORY)]),
         _ => said(status::EOF),
     }));
-    let told = failed(&output);
+    let stderr = failed(&output);
     for name in ["one", "other"] {
         assert!(
-            told.contains(&format!("cannot remove /top/{name}: ")),
-            "{told}"
+            stderr.contains(&format!("cannot remove /top/{name}: ")),
+            "{stderr}"
         );
     }
-    assert!(told.contains("2 of the files in it"), "{told}");
+    assert!(stderr.contains("2 of the files in it"), "{stderr}");
 }

@@ -37,12 +37,12 @@ async fn a_host_is_known_by_the_certificates_of_the_identity() {
 async fn another_host_is_told_nothing_and_believed_nothing() {
     let (own, host) = (Pair::lxd(), Pair::lxd());
     let mut agent = start(&own, &[&host]);
-    let stranger = listen(&agent, &Pair::lxd(), &own);
+    let other = listen(&agent, &Pair::lxd(), &own);
     // The start waits as long as it may, and every try within that fails.
     agent.ready().await;
     assert!(!answers(&agent.guest_socket()).await);
-    assert!(stranger.log().is_empty());
-    drop(stranger);
+    assert!(other.log().is_empty());
+    drop(other);
     let _host = listen(&agent, &host, &own);
     eventually_answers(&agent.guest_socket()).await;
 }

@@ -28,7 +28,7 @@ struct Way {
 
 impl Way {
     fn to(machine: &Machine, has_query: bool) -> Self {
-        let (socket, door) = (machine.socket.with_extension("way"), machine.door());
+        let (socket, host_socket) = (machine.socket.with_extension("way"), machine.host_socket());
         let _ = std::fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).unwrap();
         let seen = Arc::new(Mutex::new(String::new()));
@@ -38,7 +38,7 @@ impl Way {
             let mut open = JoinSet::new();
             loop {
                 let (agent, _) = listener.accept().await.unwrap();
-                let host = UnixStream::connect(&door).await.unwrap();
+                let host = UnixStream::connect(&host_socket).await.unwrap();
                 let (mut from_agent, mut to_agent) = agent.into_split();
                 let (mut from_host, mut to_host) = host.into_split();
                 open.spawn(async move { drop(copy(&mut from_host, &mut to_agent).await) });

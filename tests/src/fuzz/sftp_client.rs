@@ -14,7 +14,7 @@ use vsock_agent_client::{
     copy::{self, CopyOptions},
 };
 
-use super::{Target, agent::Panics, cage::Cage, hostile};
+use super::{Target, agent::Panics, confined::ConfinedFolder, hostile};
 use crate::TestFolder;
 
 /// Longest that a client may take with a server that has said all it had, on a busy machine.
@@ -61,27 +61,27 @@ impl Target for SftpClient {
     fn run(&self, data: &[u8]) {
         // The first byte says what the client does.
         let (first, script) = data.split_first().unwrap_or((&0, &[]));
-        let cage = Cage::new();
-        *self.script.lock().unwrap() = hostile::Script::new(script, cage.outside());
+        let folder = ConfinedFolder::new();
+        *self.script.lock().unwrap() = hostile::Script::new(script, folder.outside());
         let endpoint = Endpoint::Unix(self.folder.path().join("socket"));
         let work = async {
             let client = Client::new(endpoint, Security::Plain);
             if let Ok(sftp) = client.sftp().await {
-                use_all(&sftp, *first, &cage).await;
+                use_all(&sftp, *first, &folder).await;
             }
         };
         let done = self
             .runtime
             .block_on(async { timeout(END_TIMEOUT, work).await });
         assert!(done.is_ok(), "the client hangs");
-        cage.check();
+        folder.check();
         self.panics.check();
     }
 }
 
-async fn use_all(sftp: &Sftp, choice: u8, cage: &Cage) {
+async fn use_all(sftp: &Sftp, choice: u8, folder: &ConfinedFolder) {
     let source = RemotePath::from("source");
-    let inside = cage.inside();
+    let inside = folder.inside();
     let options = {
         let mut options = CopyOptions::default();
         options.recursive = choice & 1 == 0;
@@ -100,7 +100,7 @@ async fn use_all(sftp: &Sftp, choice: u8, cage: &Cage) {
         }
     }
     if choice & 32 != 0 {
-        let local = [cage.outside()];
+        let local = [folder.outside()];
         let _ = copy::push(sftp, &local, &source, &options, &()).await;
     }
     let destination = if choice & 64 != 0 {

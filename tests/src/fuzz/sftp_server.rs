@@ -6,7 +6,7 @@ use vsock_agent_protocol::sftp::{FrameHead, Reply, Request, SessionOptions};
 use super::{
     Target,
     agent::{FuzzedAgent, exchange},
-    cage::Cage,
+    confined::ConfinedFolder,
 };
 use crate::upgrade;
 
@@ -26,9 +26,9 @@ impl Target for SftpServer {
     fn run(&self, data: &[u8]) {
         // The first byte says which session.
         let (first, frames) = data.split_first().unwrap_or((&0, &[]));
-        let cage = Cage::new();
+        let folder = ConfinedFolder::new();
         let options = SessionOptions {
-            root: Some(cage.inside().display().to_string()),
+            root: Some(folder.inside().display().to_string()),
             read_only: first & 1 == 1,
             ..SessionOptions::default()
         };
@@ -40,9 +40,9 @@ impl Target for SftpServer {
         said.extend_from_slice(frames);
         check_replies(exchange(&mut stream, &said).into());
         if options.read_only {
-            cage.check_untouched()
+            folder.check_untouched()
         } else {
-            cage.check()
+            folder.check()
         }
         self.0.check();
     }

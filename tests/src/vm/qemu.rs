@@ -50,7 +50,7 @@ pub(super) struct Hardware<'a> {
 
 /// Where one VM's sockets and logs are.
 #[derive(Clone, Debug)]
-pub(super) struct Places {
+pub(super) struct VmPaths {
     /// For sockets: short, as a Unix socket's path has 107 bytes at most.
     pub(super) sockets: PathBuf,
     /// For logs: stays when the VM is gone.
@@ -59,7 +59,7 @@ pub(super) struct Places {
     pub(super) name: String,
 }
 
-impl Places {
+impl VmPaths {
     /// The socket on which guest ports are reached, if the device is in user space.
     pub(super) fn guest(&self) -> PathBuf {
         self.sockets.join("vm.vsock")
@@ -99,28 +99,28 @@ pub(super) struct Qemu {
 
 impl Qemu {
     /// Starts the processes; the guest begins to boot.
-    pub(super) async fn start(hardware: &Hardware<'_>, places: &Places) -> Result<Self, VmError> {
+    pub(super) async fn start(hardware: &Hardware<'_>, paths: &VmPaths) -> Result<Self, VmError> {
         let device = match &hardware.machine.device {
             Device::VhostVsock => None,
             Device::VhostDeviceVsock(program) => {
-                Some(start_device(program, hardware, places).await?)
+                Some(start_device(program, hardware, paths).await?)
             }
         };
         let mut shares = Vec::new();
         for (number, (tag, folder)) in hardware.shares.iter().enumerate() {
-            shares.push(start_share(number, tag, folder, hardware, places).await?);
+            shares.push(start_share(number, tag, folder, hardware, paths).await?);
         }
         // Emptied here, for QEMU does it only once it is up, and what the last one said must not
         // count as news.
-        let serial = File::create(places.serial_log());
+        let serial = File::create(paths.serial_log());
         serial.map_err(VmError::io(format!(
             "creating {}",
-            places.serial_log().display()
+            paths.serial_log().display()
         )))?;
-        let log = places.log("qemu");
+        let log = paths.log("qemu");
         let qemu = Process::start(
             Path::new(QEMU),
-            &arguments(hardware, places),
+            &arguments(hardware, paths),
             &log,
             hardware.lifetime,
         );
@@ -170,22 +170,22 @@ impl Qemu {
 async fn start_device(
     program: &Path,
     hardware: &Hardware<'_>,
-    places: &Places,
+    paths: &VmPaths,
 ) -> Result<Process, VmError> {
     let vm = format!(
         "guest-cid={},socket={},uds-path={}",
         hardware.cid,
-        places.device().display(),
-        places.guest().display()
+        paths.device().display(),
+        paths.guest().display()
     );
     // Left by the machine's last run.
-    for socket in [places.device(), places.guest()] {
+    for socket in [paths.device(), paths.guest()] {
         let _ = fs::remove_file(socket);
     }
-    let log = places.log("vsock");
+    let log = paths.log("vsock");
     let device = Process::start(program, &["--vm".to_owned(), vm], &log, hardware.lifetime);
     let device = device.map_err(VmError::io("starting vhost-device-vsock"))?;
-    until_up(device, "vhost-device-vsock", &places.device(), log).await
+    until_up(device, "vhost-device-vsock", &paths.device(), log).await
 }
 
 async fn start_share(
@@ -193,16 +193,16 @@ async fn start_share(
     tag: &str,
     folder: &Path,
     hardware: &Hardware<'_>,
-    places: &Places,
+    paths: &VmPaths,
 ) -> Result<Process, VmError> {
-    let socket = places.share(number);
+    let socket = paths.share(number);
     let _ = fs::remove_file(&socket);
     let arguments = [
         format!("--socket-path={}", socket.display()),
         "-o".to_owned(),
         format!("source={}", folder.display()),
     ];
-    let log = places.log(&format!("share-{tag}"));
+    let log = paths.log(&format!("share-{tag}"));
     let share = Process::start(Path::new(VIRTIOFSD), &arguments, &log, hardware.lifetime);
     let share = share.map_err(VmError::io("starting virtiofsd"))?;
     until_up(share, "virtiofsd, which needs root,", &socket, log).await
@@ -230,7 +230,7 @@ async fn until_up(
     Ok(device)
 }
 
-fn arguments(hardware: &Hardware<'_>, places: &Places) -> Vec<String> {
+fn arguments(hardware: &Hardware<'_>, paths: &VmPaths) -> Vec<String> {
     let cpu = match hardware.machine.accelerator {
         Accelerator::Kvm => ["-accel", "kvm", "-cpu", "host"],
         Accelerator::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
@@ -243,14 +243,14 @@ fn arguments(hardware: &Hardware<'_>, places: &Places) -> Vec<String> {
     add("-kernel", hardware.kernel.display().to_string());
     add("-initrd", hardware.initramfs.display().to_string());
     add("-append", format!("{CMDLINE} {}", hardware.cmdline));
-    add("-serial", format!("file:{}", places.serial_log().display()));
+    add("-serial", format!("file:{}", paths.serial_log().display()));
     if let Some(disk) = hardware.disk {
         let drive = format!("file={},if=virtio,format=raw,cache=unsafe", disk.display());
         add("-drive", drive);
         // A network of its own that leads nowhere.
         add("-netdev", "user,id=net,restrict=on".to_owned());
         add("-device", format!("virtio-net-pci,netdev=net,mac={MAC}"));
-        let monitor = places.monitor();
+        let monitor = paths.monitor();
         add(
             "-qmp",
             format!("unix:{},server=on,wait=off", monitor.display()),
@@ -265,7 +265,7 @@ fn arguments(hardware: &Hardware<'_>, places: &Places) -> Vec<String> {
         add("-device", port.to_owned());
     }
     for (number, (tag, _)) in hardware.shares.iter().enumerate() {
-        let socket = places.share(number);
+        let socket = paths.share(number);
         let socket = format!("socket,id=share-{number},path={}", socket.display());
         add("-chardev", socket);
         let device = format!("vhost-user-fs-pci,chardev=share-{number},tag={tag}");
@@ -284,7 +284,7 @@ fn arguments(hardware: &Hardware<'_>, places: &Places) -> Vec<String> {
         let device = format!("vhost-vsock-pci,guest-cid={}", hardware.cid);
         add("-device", device);
     } else {
-        let socket = format!("socket,id=vsock,path={}", places.device().display());
+        let socket = format!("socket,id=vsock,path={}", paths.device().display());
         add("-chardev", socket);
         add("-device", "vhost-user-vsock-pci,chardev=vsock".to_owned());
     }

@@ -1,7 +1,7 @@
-# Knocks at a door of this machine, without any module of perl, as there are none:
+# Sends requests to a socket of this machine. Uses no module of perl, as there are none:
 #
-#   knock.pl scan CID FIRST LAST                          ports of AF_VSOCK that let somebody in
-#   knock.pl (unix PATH | tcp A.B.C.D PORT | vsock CID PORT) < REQUESTS
+#   probe.pl scan CID FIRST LAST                          ports of AF_VSOCK that accept a connection
+#   probe.pl (unix PATH | tcp A.B.C.D PORT | vsock CID PORT) < REQUESTS
 #
 # A request is a line, "METHOD PATH [HEADER: VALUE]"; each has a connection of its own, and a line
 # of output: the request, " => ", and all that came back, escaped.
@@ -37,7 +37,7 @@ if ($kind eq 'scan') {
 while (my $line = <STDIN>) {
     chomp $line;
     my ($method, $path, $header) = split / /, $line, 3;
-    # A door that neither answers nor closes ends all of this.
+    # A socket that neither answers nor closes ends all of this.
     alarm 30;
     print "$line => ";
     my $socket = dial($kind, @where);
@@ -45,7 +45,7 @@ while (my $line = <STDIN>) {
         print "no connection: $!\n";
         next;
     }
-    my $request = "$method $path HTTP/1.1\r\nHost: door\r\nConnection: close\r\n";
+    my $request = "$method $path HTTP/1.1\r\nHost: socket\r\nConnection: close\r\n";
     $request .= "$header\r\n" if defined $header;
     syswrite($socket, "$request\r\n");
     while (sysread($socket, my $piece, 65536)) {

@@ -1,4 +1,4 @@
-//! A folder for somebody who may write in one corner of it only.
+//! A folder in which the code under test may write to one subfolder only.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ const INSIDE: &str = "inside";
 
 /// `inside` may become anything, all else must stay as it is. Gone in `Drop`.
 #[derive(Debug)]
-pub(super) struct Cage {
+pub(super) struct ConfinedFolder {
     folder: TestFolder,
     before: Contents,
 }
@@ -22,10 +22,10 @@ pub(super) struct Cage {
 /// What is seen of each path: mode, size, time of change, and the contents of a file.
 type Contents = BTreeMap<PathBuf, (u32, u64, i64, i64, Vec<u8>)>;
 
-impl Cage {
+impl ConfinedFolder {
     /// Makes one with a few things in both places.
     pub(super) fn new() -> Self {
-        let folder = TestFolder::in_memory("cage");
+        let folder = TestFolder::in_memory("folder");
         for path in ["inside/folder", "outside/folder"] {
             fs::create_dir_all(folder.path().join(path)).unwrap();
         }
@@ -109,25 +109,25 @@ mod tests {
 
     #[test]
     fn a_tree_deeper_than_a_path_is_long_is_looked_over_and_removed() {
-        let cage = Cage::new();
-        let mut folder = std::fs::File::open(cage.inside()).unwrap().into();
+        let confined = ConfinedFolder::new();
+        let mut folder = std::fs::File::open(confined.inside()).unwrap().into();
         let name = "x".repeat(255);
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
         for _ in 0..20 {
             mkdirat(&folder, &*name, Mode::S_IRWXU).unwrap();
             folder = openat(&folder, &*name, flags, Mode::empty()).unwrap();
         }
-        cage.check();
-        let top = cage.folder.path().to_owned();
-        drop(cage);
+        confined.check();
+        let top = confined.folder.path().to_owned();
+        drop(confined);
         assert!(!top.exists());
     }
 
     #[test]
     #[should_panic(expected = "outside the folder")]
     fn a_change_outside_is_seen() {
-        let cage = Cage::new();
-        fs::write(cage.outside().join("file"), "after").unwrap();
-        cage.check();
+        let folder = ConfinedFolder::new();
+        fs::write(folder.outside().join("file"), "after").unwrap();
+        folder.check();
     }
 }

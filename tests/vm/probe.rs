@@ -1,5 +1,5 @@
-//! A stranger in the guest: it shares no code with the product, and knocks at whatever door it is
-//! told. It is this computer's perl, which Debian always has, with the libraries it needs.
+//! A other in the guest: it shares no code with the product, and exchanges at whatever socket it is
+//! connection. It is this computer's perl, which Debian always has, with the libraries it needs.
 
 use std::{fs, process::Stdio};
 
@@ -8,22 +8,22 @@ use tokio::process::Command;
 
 use crate::{in_guest, succeed};
 
-/// What runs in the guest.
+/// The interpreter that is copied into the guest.
 const PERL: &str = "/usr/bin/perl";
-const SCRIPT: &str = include_str!("knock/knock.pl");
+const SCRIPT: &str = include_str!("probe/probe.pl");
 
-/// Where the guest has it, for all its users.
-const FOLDER: &str = "/tmp/knock";
+/// Its directory in the guest, readable for all users.
+const FOLDER: &str = "/tmp/probe";
 
-/// One request at a door and all that came back.
+/// One request and the whole reply.
 #[derive(Debug)]
-pub(crate) struct Knock {
+pub(crate) struct Exchange {
     pub(crate) request: String,
     pub(crate) answer: String,
 }
 
-impl Knock {
-    /// The status of an answer in HTTP.
+impl Exchange {
+    /// The status of an HTTP reply.
     pub(crate) fn status(&self) -> Option<u16> {
         self.answer
             .strip_prefix("HTTP/1.1 ")?
@@ -33,7 +33,7 @@ impl Knock {
     }
 }
 
-/// Puts the stranger into the guest.
+/// Copies the client into the guest.
 pub(crate) async fn install(vm: &TestVm) {
     let mut ldd = Command::new("ldd");
     ldd.arg(PERL).stdout(Stdio::piped());
@@ -41,7 +41,7 @@ pub(crate) async fn install(vm: &TestVm) {
     let libraries = listed
         .split_ascii_whitespace()
         .filter(|word| word.starts_with('/'));
-    let script = vm.scratch().join("knock.pl");
+    let script = vm.scratch().join("probe.pl");
     fs::write(&script, SCRIPT).unwrap();
     in_guest(vm, &format!("mkdir -p {FOLDER}")).await;
     let mut push = vm.cli(["push", PERL]);
@@ -52,31 +52,31 @@ pub(crate) async fn install(vm: &TestVm) {
     in_guest(vm, &format!("chmod -R a+rX {FOLDER}")).await;
 }
 
-/// The command in the guest that knocks at `door`, such as `tcp 127.0.0.1 80`.
-pub(crate) fn at(door: &str) -> String {
+/// The command in the guest that exchanges at `socket`, such as `tcp 127.0.0.1 80`.
+pub(crate) fn at(socket: &str) -> String {
     let perl = format!("{FOLDER}/ld-linux-x86-64.so.2 --library-path {FOLDER} {FOLDER}/perl");
-    format!("LC_ALL=C {perl} {FOLDER}/knock.pl {door}")
+    format!("LC_ALL=C {perl} {FOLDER}/probe.pl {socket}")
 }
 
-/// Makes these requests at `door` as a user of the guest, each on a connection of its own.
-pub(crate) async fn ask(vm: &TestVm, user: &str, door: &str, requests: &[&str]) -> Vec<Knock> {
-    let script = format!("{} <<'END'\n{}\nEND\n", at(door), requests.join("\n"));
+/// Makes these requests at `socket` as a user of the guest, each on a connection of its own.
+pub(crate) async fn ask(vm: &TestVm, user: &str, socket: &str, requests: &[&str]) -> Vec<Exchange> {
+    let script = format!("{} <<'END'\n{}\nEND\n", at(socket), requests.join("\n"));
     let said = as_user(vm, user, &script).await;
-    let knocks: Vec<Knock> = said
+    let exchanges: Vec<Exchange> = said
         .lines()
         .filter_map(|line| line.split_once(" => "))
-        .map(|(request, answer)| Knock {
+        .map(|(request, answer)| Exchange {
             request: request.to_owned(),
             answer: answer.to_owned(),
         })
         .collect();
-    assert_eq!(knocks.len(), requests.len(), "{door}: {said}");
-    knocks
+    assert_eq!(exchanges.len(), requests.len(), "{socket}: {said}");
+    exchanges
 }
 
-/// Makes one request at `door` as a user of the guest.
-pub(crate) async fn ask_once(vm: &TestVm, user: &str, door: &str, request: &str) -> Knock {
-    ask(vm, user, door, &[request]).await.remove(0)
+/// Makes one request at `socket` as a user of the guest.
+pub(crate) async fn ask_once(vm: &TestVm, user: &str, socket: &str, request: &str) -> Exchange {
+    ask(vm, user, socket, &[request]).await.remove(0)
 }
 
 /// Runs a shell script in the guest as one of its users, and gives what it printed.

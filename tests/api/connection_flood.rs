@@ -1,4 +1,4 @@
-//! A crowd that connects to a TLS listener, of the agent or of `agent-cli serve`, and says nothing, or
+//! Many connections to a TLS listener, of the agent or of `agent-cli serve`, and says nothing, or
 //! only the first word.
 
 use std::{
@@ -27,7 +27,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// More than there are places, by far.
-const CROWD: usize = 640;
+const CONNECTIONS: usize = 640;
 
 /// A listener's process, and what those who may ask it need.
 struct Scene {
@@ -40,7 +40,7 @@ struct Scene {
 
 impl Scene {
     fn agent() -> Self {
-        Self::new("crowd-agent", |folder| {
+        Self::new("flood-agent", |folder| {
             let socket = folder.join("vm");
             let agent = Command::new(build("vsock-agent", "vsock-agent"))
                 .args(["--config", "/dev/null", "--cloud-init", "off"])
@@ -60,7 +60,7 @@ impl Scene {
     }
 
     fn serve() -> Self {
-        Self::new("crowd-serve", |folder| {
+        Self::new("flood-serve", |folder| {
             let serving = start_serving(folder, &folder.join("log"));
             (folder.join(format!("vm_{PORT}")), serving)
         })
@@ -113,13 +113,13 @@ fn endpoint(socket: &Path) -> String {
 }
 
 /// Connections that say `word` and no more, and are opened again whenever they are closed.
-struct Crowd {
+struct Flood {
     stop: Arc<AtomicBool>,
     opened: Arc<AtomicUsize>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
-impl Crowd {
+impl Flood {
     fn gather(socket: &Path, word: &'static [u8]) -> Self {
         let (stop, opened) = (
             Arc::new(AtomicBool::new(false)),
@@ -128,32 +128,32 @@ impl Crowd {
         let (stopped, count) = (Arc::clone(&stop), Arc::clone(&opened));
         let socket = socket.to_owned();
         let thread = thread::spawn(move || {
-            let mut crowd: Vec<UnixStream> = Vec::new();
+            let mut flood: Vec<UnixStream> = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
-                crowd.retain_mut(is_open);
-                while crowd.len() < CROWD {
+                flood.retain_mut(is_open);
+                while flood.len() < CONNECTIONS {
                     let Ok(mut one) = UnixStream::connect(&socket) else {
                         break;
                     };
                     one.set_nonblocking(true).unwrap();
                     let _ = one.write_all(word);
-                    crowd.push(one);
+                    flood.push(one);
                     count.fetch_add(1, Ordering::Relaxed);
                 }
-                wait(&crowd);
+                wait(&flood);
             }
         });
-        let crowd = Self {
+        let flood = Self {
             stop,
             opened,
             thread: Some(thread),
         };
         let start = Instant::now();
-        while crowd.opened() < CROWD {
+        while flood.opened() < CONNECTIONS {
             assert!(start.elapsed() < PATIENCE);
             thread::yield_now();
         }
-        crowd
+        flood
     }
 
     fn opened(&self) -> usize {
@@ -161,7 +161,7 @@ impl Crowd {
     }
 }
 
-impl Drop for Crowd {
+impl Drop for Flood {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
@@ -172,9 +172,9 @@ impl Drop for Crowd {
 
 /// Waits until one of them hears something, or some time has passed: the processor belongs to those
 /// who are measured.
-fn wait(crowd: &[UnixStream]) {
+fn wait(flood: &[UnixStream]) {
     let one = |stream| PollFd::new(UnixStream::as_fd(stream), PollFlags::POLLIN);
-    let mut all: Vec<_> = crowd.iter().map(one).collect();
+    let mut all: Vec<_> = flood.iter().map(one).collect();
     poll(&mut all, PollTimeout::from(100_u8)).unwrap();
 }
 
@@ -202,7 +202,7 @@ fn p99(ask: &dyn Fn(), rounds: usize) -> Duration {
     times[rounds * 99 / 100 - 1]
 }
 
-/// Holds that asking takes less than a second beside each crowd; a computer that has other things to
+/// Holds that asking takes less than a second beside each flood; a computer that has other things to
 /// do is given as much longer as one alone takes.
 #[expect(clippy::print_stdout, reason = "measurements, with --show-output")]
 fn no_crowd_keeps_out(scene: &Scene, ask: &dyn Fn()) {
@@ -212,16 +212,19 @@ fn no_crowd_keeps_out(scene: &Scene, ask: &dyn Fn()) {
     // Nothing; the first byte of a record; and all of a client's first part of the handshake, which
     // costs the listener its own part.
     for word in [b"".as_slice(), b"\x16", hello.leak()] {
-        let crowd = Crowd::gather(&scene.socket, word);
+        let flood = Flood::gather(&scene.socket, word);
         let beside = p99(ask, 100);
-        let (opened, bytes) = (crowd.opened(), word.len());
+        let (opened, bytes) = (flood.opened(), word.len());
         println!("{alone:?} alone, {beside:?} beside {opened} that say {bytes} bytes");
         let memory = peak_memory(&scene.process.0).unwrap();
         let slots = scene.descriptor_slots();
         println!("less than {slots} descriptors and {memory} KiB at most");
-        assert!(opened > CROWD, "nobody had to leave");
+        assert!(opened > CONNECTIONS, "nobody had to leave");
         assert!(beside < limit, "{beside:?}, alone {alone:?}");
-        assert!(slots <= CROWD.next_power_of_two(), "{slots} descriptors");
+        assert!(
+            slots <= CONNECTIONS.next_power_of_two(),
+            "{slots} descriptors"
+        );
     }
 }
 

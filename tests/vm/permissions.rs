@@ -1,6 +1,5 @@
-//! Every way to the instance's data that a program in the guest could try, in a guest where all of
-//! them are open to root: a program without root reads nothing, and root gets no further than its
-//! own data.
+//! Who in the guest can read instance data. All sockets that serve it are open: a program without root
+//! reads nothing, and root reads only the data of its own instance.
 
 use std::{
     fs::{self, File},
@@ -14,7 +13,7 @@ use harness::{
 
 use crate::{
     OUR_FAULT, client_files, finish, in_guest,
-    knock::{self, Knock, as_user, ask, ask_once},
+    probe::{self, Exchange, as_user, ask, ask_once},
     succeed, wait_data,
 };
 
@@ -24,10 +23,10 @@ const SECRET: &str = "geheim-eins";
 const OTHERS_SECRET: &str = "geheim-zwei";
 const PATTERN: &str = "geheim[-]";
 
-/// Not root, and nobody that the guest knows.
+/// A uid without an account in the guest.
 const NOBODY: &str = "65534";
 
-/// What leads to commands, files, other machines and the host in the agent's API or in LXD's.
+/// Paths for commands, files, other instances and the host in the agent's API and in LXD's.
 const ELSEWHERE: [&str; 18] = [
     "/1.0/exec",
     "/1.0/sftp",
@@ -49,7 +48,7 @@ const ELSEWHERE: [&str; 18] = [
     "/1.0/images/other/export",
 ];
 
-/// What the metadata services of clouds answer, and where they give tokens.
+/// Requests that the metadata services of clouds answer.
 const METADATA: [&str; 8] = [
     "GET /",
     "GET /latest/user-data",
@@ -61,8 +60,8 @@ const METADATA: [&str; 8] = [
     "GET http://169.254.169.254/latest/user-data",
 ];
 
-/// A guest with all doors open, and what serves its data.
-struct House {
+/// A guest with all sockets open, and the host that serves its data.
+struct Guest {
     vm: TestVm,
     /// Held for its `Drop`.
     _serve: Serve,
@@ -70,7 +69,7 @@ struct House {
     services: &'static [&'static str],
 }
 
-impl House {
+impl Guest {
     async fn open(name: &str, presets: &str, services: &'static [&'static str]) -> Self {
         let options = VmOptions {
             agent_flags: format!("--host vsock:2:8444 --cloud-init nocloud --metadata {presets}"),
@@ -94,7 +93,7 @@ impl House {
         vm.boot().await.unwrap();
         vm.wait_agent().await.unwrap();
         wait_data(&vm).await;
-        knock::install(&vm).await;
+        probe::install(&vm).await;
         Self {
             vm,
             _serve: serve,
@@ -102,7 +101,7 @@ impl House {
         }
     }
 
-    fn http_doors(&self) -> Vec<String> {
+    fn http_sockets(&self) -> Vec<String> {
         let services = self
             .services
             .iter()
@@ -113,15 +112,18 @@ impl House {
             .collect()
     }
 
-    /// All that root reads at the doors that are for it, and files: else the rest proves nothing.
+    /// Checks that root can read the data, which the other checks rely on.
     async fn root_reads_the_data(&self) {
         let own = "GET /1.0/config/user.own";
-        let knock = ask_once(&self.vm, "0", "unix /dev/lxd/sock", own).await;
-        assert!(knock.answer.ends_with(SECRET), "{knock:?}");
+        let exchange = ask_once(&self.vm, "0", "unix /dev/lxd/sock", own).await;
+        assert!(exchange.answer.ends_with(SECRET), "{exchange:?}");
         for address in self.services {
-            let knocks = ask(&self.vm, "0", &format!("tcp {address} 80"), &METADATA).await;
-            let mut answers = knocks.iter().map(|knock| &knock.answer);
-            assert!(answers.any(|answer| answer.contains(SECRET)), "{knocks:?}");
+            let exchanges = ask(&self.vm, "0", &format!("tcp {address} 80"), &METADATA).await;
+            let mut answers = exchanges.iter().map(|exchange| &exchange.answer);
+            assert!(
+                answers.any(|answer| answer.contains(SECRET)),
+                "{exchanges:?}"
+            );
         }
         let found = as_user(&self.vm, "0", &search_files()).await;
         assert!(
@@ -132,18 +134,18 @@ impl House {
 
     async fn nobody_reads_the_data(&self) {
         let vm = &self.vm;
-        for door in self.http_doors() {
+        for socket in self.http_sockets() {
             let own = ["GET /1.0/config/user.own", "GET /1.0/meta-data"];
             let requests = [&METADATA[..], &own].concat();
-            for knock in ask(vm, NOBODY, &door, &requests).await {
-                let is_refused = knock.answer == "no connection: Permission denied"
-                    || knock.answer.starts_with("HTTP/1.1 403 ");
-                assert!(is_refused && !is_told(&knock), "{door}: {knock:?}");
-                assert!(!knock.answer.contains("token"), "{door}: {knock:?}");
+            for exchange in ask(vm, NOBODY, &socket, &requests).await {
+                let is_refused = exchange.answer == "no connection: Permission denied"
+                    || exchange.answer.starts_with("HTTP/1.1 403 ");
+                assert!(is_refused && !has_data(&exchange), "{socket}: {exchange:?}");
+                assert!(!exchange.answer.contains("token"), "{socket}: {exchange:?}");
             }
         }
         // The host's port: open to every user of the guest, and closed to who has no certificate.
-        for knock in ask(
+        for exchange in ask(
             vm,
             NOBODY,
             "vsock 2 8444",
@@ -151,11 +153,14 @@ impl House {
         )
         .await
         {
-            assert!(knock.status().is_none() && !is_told(&knock), "{knock:?}");
+            assert!(
+                exchange.status().is_none() && !has_data(&exchange),
+                "{exchange:?}"
+            );
         }
         // Not even an error from the agent's own port.
-        for knock in ask(vm, NOBODY, "vsock 1 8443", &["GET /1.0", "POST /1.0/exec"]).await {
-            assert_eq!(knock.answer, "", "{knock:?}");
+        for exchange in ask(vm, NOBODY, "vsock 1 8443", &["GET /1.0", "POST /1.0/exec"]).await {
+            assert_eq!(exchange.answer, "", "{exchange:?}");
         }
         let found = as_user(vm, NOBODY, &search_files()).await;
         assert_eq!(found, "", "files that everybody can read");
@@ -163,7 +168,7 @@ impl House {
         assert_eq!(as_user(vm, NOBODY, keys).await, "0\n");
     }
 
-    /// What listens in the guest is what the tests above knock at.
+    /// What listens in the guest is what the tests above exchange at.
     async fn there_are_no_other_doors(&self) {
         let vm = &self.vm;
         // State 0A is LISTEN; addresses are words of this processor (`proc(5)`).
@@ -192,7 +197,7 @@ impl House {
         for name in in_guest(vm, &named).await.lines() {
             assert_eq!(name, "open directory/socket");
         }
-        let ports = as_user(vm, NOBODY, &knock::at("scan 1 1 10000")).await;
+        let ports = as_user(vm, NOBODY, &probe::at("scan 1 1 10000")).await;
         assert_eq!(ports, "8443\n");
     }
 
@@ -203,17 +208,20 @@ impl House {
             .flat_map(|path| methods.map(|method| format!("{method} {path}")))
             .collect();
         let requests: Vec<&str> = requests.iter().map(String::as_str).collect();
-        for door in self.http_doors() {
-            for knock in ask(&self.vm, "0", &door, &requests).await {
+        for socket in self.http_sockets() {
+            for exchange in ask(&self.vm, "0", &socket, &requests).await {
                 // No key of the instance, whose paths have other methods; or images, which are refused.
-                let refused = matches!(knock.status(), Some(400 | 403 | 404 | 405));
-                assert!(refused, "{door}: {knock:?}");
-                assert!(!knock.answer.contains(OTHERS_SECRET), "{door}: {knock:?}");
-                let leads_to_agent =
-                    knock.request.contains("/exec") || knock.request.contains("/sftp");
+                let refused = matches!(exchange.status(), Some(400 | 403 | 404 | 405));
+                assert!(refused, "{socket}: {exchange:?}");
                 assert!(
-                    !leads_to_agent || knock.status() == Some(404),
-                    "{door}: {knock:?}"
+                    !exchange.answer.contains(OTHERS_SECRET),
+                    "{socket}: {exchange:?}"
+                );
+                let leads_to_agent =
+                    exchange.request.contains("/exec") || exchange.request.contains("/sftp");
+                assert!(
+                    !leads_to_agent || exchange.status() == Some(404),
+                    "{socket}: {exchange:?}"
                 );
             }
         }
@@ -270,7 +278,7 @@ impl House {
 #[tokio::test]
 async fn only_root_reads_the_data_and_root_gets_no_further() {
     let services = &["169.254.169.254", "100.100.100.200"];
-    let house = House::open("doors", "ec2,aliyun", services).await;
+    let house = Guest::open("sockets", "ec2,aliyun", services).await;
     house.root_reads_the_data().await;
     house.nobody_reads_the_data().await;
     house.there_are_no_other_doors().await;
@@ -281,7 +289,7 @@ async fn only_root_reads_the_data_and_root_gets_no_further() {
 
 #[tokio::test]
 async fn openstacks_door_is_no_wider() {
-    let house = House::open("doors-openstack", "openstack", &["169.254.169.254"]).await;
+    let house = Guest::open("sockets-openstack", "openstack", &["169.254.169.254"]).await;
     house.root_reads_the_data().await;
     house.nobody_reads_the_data().await;
     house.there_are_no_other_doors().await;
@@ -299,8 +307,8 @@ fn search_files() -> String {
     )
 }
 
-fn is_told(knock: &Knock) -> bool {
+fn has_data(exchange: &Exchange) -> bool {
     [SECRET, OTHERS_SECRET]
         .iter()
-        .any(|secret| knock.answer.contains(secret))
+        .any(|secret| exchange.answer.contains(secret))
 }
