@@ -23,7 +23,6 @@ mod files;
 mod handles;
 mod input;
 mod listing;
-mod pipe;
 mod ranges;
 mod read_buffer;
 mod realpath;

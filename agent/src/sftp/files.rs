@@ -211,7 +211,6 @@ impl Files {
             _ => Ok(Open {
                 kind: Kind::File {
                     file,
-                    writes: has(open_flags::WRITE),
                     appends: has(open_flags::APPEND),
                 },
                 path,

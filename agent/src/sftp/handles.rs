@@ -26,8 +26,6 @@ pub(super) struct Open {
 pub(super) enum Kind {
     File {
         file: File,
-        /// Whether it may be written to.
-        writes: bool,
         /// Whether every write goes to the end.
         appends: bool,
     },
@@ -57,11 +55,6 @@ impl Open {
             } => Some(file),
             _ => None,
         }
-    }
-
-    /// Whether it may be written to.
-    pub(super) fn writes(&self) -> bool {
-        matches!(self.kind, Kind::File { writes: true, .. })
     }
 
     /// Whether every write goes to the end.
@@ -169,7 +162,6 @@ mod tests {
         Open {
             kind: Kind::File {
                 file: File::open("/dev/null").unwrap(),
-                writes: false,
                 appends: false,
             },
             path: Bytes::new(),

@@ -12,7 +12,7 @@ use vsock_agent_protocol::sftp::{DecodeError, FrameHead, MAX_FRAME_BYTES, WriteH
 use super::{
     SessionError,
     handles::HANDLE_BYTES,
-    stream::{Outgoing, Sink, Source, lock},
+    stream::{Sink, Source, lock},
 };
 
 /// How much is read at a time beyond the frame that is needed, in bytes: requests that arrived with
@@ -259,7 +259,7 @@ impl Input {
     ///
     /// As [`Sink::write`].
     pub(super) fn flush(&mut self, sink: &Mutex<Sink>) -> io::Result<()> {
-        self.send(Outgoing::EMPTY, sink)
+        self.send(&[], sink)
     }
 
     /// Sends the gathered replies once there are many.
@@ -280,8 +280,8 @@ impl Input {
     /// # Errors
     ///
     /// As [`Sink::write`].
-    pub(super) fn send(&mut self, last: Outgoing<'_>, sink: &Mutex<Sink>) -> io::Result<()> {
-        if !self.replies.is_empty() || !last.bytes.is_empty() {
+    pub(super) fn send(&mut self, last: &[u8], sink: &Mutex<Sink>) -> io::Result<()> {
+        if !self.replies.is_empty() || !last.is_empty() {
             lock(sink).write(&self.replies, last)?;
             self.replies.clear();
         }

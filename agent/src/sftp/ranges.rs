@@ -238,7 +238,6 @@ mod tests {
         Open {
             kind: Kind::File {
                 file,
-                writes: true,
                 appends: false,
             },
             path: Bytes::new(),
@@ -271,7 +270,6 @@ mod tests {
         let again = Open {
             kind: Kind::File {
                 file: from.file().unwrap().try_clone().unwrap(),
-                writes: true,
                 appends: true,
             },
             path: Bytes::from_static(b"another name"),

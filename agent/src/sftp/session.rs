@@ -72,7 +72,7 @@ use super::{
     read_buffer::ReadBuffer,
     request::{ParsedRequest, decode},
     scheduler::Scheduler,
-    stream::{Channel, Closer, Outgoing, Sink, lock},
+    stream::{Channel, Closer, Sink, lock},
     tree::Tree,
 };
 use crate::defaults;
@@ -101,8 +101,6 @@ struct Shared {
     progress: Condvar,
     sink: Mutex<Sink>,
     closer: Closer,
-    /// Whether pages of files are spliced to the connection.
-    splices: bool,
     files: Files,
     options: SessionOptions,
     budget: Arc<Budget>,
@@ -190,14 +188,12 @@ impl Session {
         permit: Option<OwnedSemaphorePermit>,
     ) -> io::Result<(Self, oneshot::Receiver<Option<SessionError>>)> {
         let (on_end, end) = oneshot::channel();
-        let splices = channel.splices();
         let input = Box::new(Input::new(channel.source, read_ahead));
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             watch: Condvar::new(),
             wake: Condvar::new(),
             progress: Condvar::new(),
-            splices,
             sink: Mutex::new(channel.sink),
             closer: channel.closer,
             files: Files {
@@ -328,7 +324,7 @@ impl Shared {
     }
 
     /// Sends the unsent replies, and `frame` after them.
-    fn send_unsent_and(&self, frame: Outgoing<'_>) -> io::Result<()> {
+    fn send_unsent_and(&self, frame: &[u8]) -> io::Result<()> {
         let mut sink = lock(&self.sink);
         let unsent = std::mem::take(&mut self.lock().unsent);
         sink.write(&unsent, frame)
@@ -339,7 +335,7 @@ impl Shared {
         let frame = match response {
             Response::Reply(reply) => {
                 reply.encode(id, &mut replies);
-                Outgoing::from(&replies[..])
+                &replies[..]
             }
             Response::Data(length) => buffer.frame(id, length),
         };

@@ -21,8 +21,6 @@ use nix::{
 };
 use rustls::ServerConnection;
 
-use super::pipe::Pipe;
-
 /// Size of the buffer for incoming TLS records, in bytes: four of the largest (RFC 8446, section 5.2).
 const RECORDS_BYTES: usize = 64 * 1024;
 
@@ -35,8 +33,6 @@ pub(crate) struct Channel {
     pub(super) source: Source,
     pub(super) sink: Sink,
     pub(super) closer: Closer,
-    /// Whether it is a pair of standard streams.
-    is_pair: bool,
 }
 
 impl Channel {
@@ -47,7 +43,6 @@ impl Channel {
         let output = Arc::new(File::from(output));
         Self {
             closer: Closer(Arc::clone(&input)),
-            is_pair: true,
             source: Source::Plain(input),
             sink: Sink::Plain(output),
         }
@@ -59,7 +54,6 @@ impl Channel {
         let socket = Arc::new(File::from(socket));
         Self {
             closer: Closer(Arc::clone(&socket)),
-            is_pair: false,
             source: Source::Plain(Arc::clone(&socket)),
             sink: Sink::Plain(socket),
         }
@@ -71,7 +65,6 @@ impl Channel {
         let connection = Arc::new(Mutex::new(connection));
         Self {
             closer: Closer(Arc::clone(&socket)),
-            is_pair: false,
             source: Source::Tls(TlsSource {
                 socket: Arc::clone(&socket),
                 connection: Arc::clone(&connection),
@@ -83,19 +76,6 @@ impl Channel {
                 connection,
                 records: Vec::new(),
             }),
-        }
-    }
-}
-
-impl Channel {
-    /// Whether pages of files are spliced to the connection, through a pipe. Unix sockets take them;
-    /// `AF_VSOCK` copies them, before Linux 6.5 into a packet for each page.
-    pub(super) fn splices(&self) -> bool {
-        match &self.sink {
-            // Programs that start a server on standard streams copy what they get, which is
-            // faster if the data are in the processor's cache.
-            Sink::Plain(sink) => !self.is_pair && is_unix(sink),
-            Sink::Tls(_) => false,
         }
     }
 }
@@ -172,7 +152,7 @@ impl TlsSource {
             let (got, wants_write) = self.decrypt(out)?;
             // The answer to a key update, or an alert. If the sink is locked, its holder sends it.
             if wants_write && let Ok(mut sink) = sink.try_lock() {
-                sink.write(&[], Outgoing::EMPTY)?;
+                sink.write(&[], &[])?;
             }
             if let Some(got) = got {
                 return got;
@@ -208,30 +188,6 @@ impl TlsSource {
     }
 }
 
-/// A frame to be sent.
-#[derive(Debug)]
-pub(super) struct Outgoing<'a> {
-    pub(super) bytes: &'a [u8],
-    /// Spliced behind them; only if the channel [splices](Channel::splices).
-    pub(super) spliced: Option<&'a mut Pipe>,
-}
-
-impl Outgoing<'_> {
-    pub(super) const EMPTY: Self = Self {
-        bytes: &[],
-        spliced: None,
-    };
-}
-
-impl<'a> From<&'a [u8]> for Outgoing<'a> {
-    fn from(bytes: &'a [u8]) -> Self {
-        Self {
-            bytes,
-            spliced: None,
-        }
-    }
-}
-
 /// The sending half.
 #[derive(Debug)]
 pub(super) enum Sink {
@@ -245,16 +201,10 @@ impl Sink {
     /// # Errors
     ///
     /// Errors of the socket or of TLS.
-    pub(super) fn write(&mut self, before: &[u8], frame: Outgoing<'_>) -> io::Result<()> {
-        let pieces = [before, frame.bytes];
+    pub(super) fn write(&mut self, before: &[u8], frame: &[u8]) -> io::Result<()> {
         match self {
-            Self::Plain(file) => {
-                write_all(file, pieces)?;
-                frame
-                    .spliced
-                    .map_or(Ok(()), |pipe| pipe.empty_into(&**file))
-            }
-            Self::Tls(tls) => tls.write(pieces),
+            Self::Plain(file) => write_all(file, [before, frame]),
+            Self::Tls(tls) => tls.write([before, frame]),
         }
     }
 

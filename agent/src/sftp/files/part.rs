@@ -40,7 +40,6 @@ impl Files {
             open: Open {
                 kind: Kind::File {
                     file: part.file,
-                    writes: true,
                     appends: false,
                 },
                 path: join(&request.directory, names[part.name]),

@@ -8,8 +8,7 @@ use std::{
 };
 
 use super::{
-    super::{access::AccessSet, stream::Outgoing},
-    Input, ReadBuffer, SessionError, Shared, State, Waiting, decode,
+    super::access::AccessSet, Input, ReadBuffer, SessionError, Shared, State, Waiting, decode,
 };
 use crate::defaults;
 
@@ -74,7 +73,7 @@ impl Shared {
     /// The main loop of a thread: leads while it has the input, then takes one role after the other.
     pub(super) fn run_thread(self: &Arc<Self>, input: Option<Box<Input>>) {
         let _guard = PanicGuard(self);
-        let mut buffer = ReadBuffer::new(self.splices);
+        let mut buffer = ReadBuffer::default();
         let mut result = match input {
             Some(input) => self.lead_watched(input, &mut buffer),
             None => Ok(()),
@@ -84,7 +83,7 @@ impl Shared {
                 self.end(Some(error));
             }
             // Frees its memory: it may be long until this thread reads again.
-            buffer = ReadBuffer::new(self.splices);
+            buffer = ReadBuffer::default();
             result = match self.next_role() {
                 Role::Lead(input) => self.lead_watched(input, &mut buffer),
                 Role::Run(ticket, waiting) => self.run_deferred(ticket, &waiting, &mut buffer),
@@ -105,7 +104,7 @@ impl Shared {
             self.wake_follower(&mut state);
         }
         drop(state);
-        self.send_unsent_and(Outgoing::EMPTY)?;
+        self.send_unsent_and(&[])?;
         self.lead(input, buffer)
     }
 
@@ -253,7 +252,7 @@ impl Shared {
         }
         drop(state);
         // If that fails, so does the next read.
-        let _ = self.send_unsent_and(Outgoing::EMPTY);
+        let _ = self.send_unsent_and(&[]);
         self.lock()
     }
 

@@ -164,10 +164,10 @@ impl Shared {
             Response::Reply(reply) => reply.encode(id, &mut input.replies),
             Response::Data(length) => {
                 let frame = buffer.frame(id, length);
-                if length > SMALL_DATA_BYTES || frame.spliced.is_some() {
+                if length > SMALL_DATA_BYTES {
                     return input.send(frame, &self.sink);
                 }
-                input.replies.extend_from_slice(frame.bytes);
+                input.replies.extend_from_slice(frame);
             }
         }
         input.flush_if_many(&self.sink)

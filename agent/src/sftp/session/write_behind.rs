@@ -22,7 +22,7 @@ use vsock_agent_protocol::sftp::MAX_DATA_BYTES;
 use super::{
     super::{
         SftpError, access::AccessSet, error::ok, file_io::write, files::Outcome, handles::Open,
-        input::PartialWrite, stream::Outgoing,
+        input::PartialWrite,
     },
     Budget, Response, SessionError, Shared, State,
 };
@@ -232,7 +232,7 @@ impl Shared {
             if unsent == GATHERED_REPLIES || state.write_behind.queue.is_empty() {
                 drop(state);
                 // Data that arrived completely are written, also when the client is gone.
-                result = result.and(self.send_unsent_and(Outgoing::EMPTY));
+                result = result.and(self.send_unsent_and(&[]));
                 unsent = 0;
                 state = self.lock();
             }
