@@ -17,7 +17,7 @@ use crate::{
     guest::{
         guest_api::GuestApi,
         instance_data::{Refresher, SavedSnapshot},
-        presets::Presets,
+        metadata::MetadataServices,
         provisioner::{Provisioner, wait_until_ready},
     },
     http::{
@@ -134,7 +134,7 @@ impl Agent {
             saved.flatten(),
         );
         let known = data.watch();
-        let presets = Presets::new(
+        let metadata = MetadataServices::new(
             config.guest.presets.clone(),
             data.clone(),
             config.root.clone(),
@@ -145,7 +145,7 @@ impl Agent {
         let looks_for_host = !is_told && wants_data;
         let usual_host = config.guest.usual_host.take().filter(|_| looks_for_host);
         let ready_timeout = config.guest.ready_timeout;
-        let guest = Provisioner::new(api, presets, config.guest, config.root, applied, known);
+        let guest = Provisioner::new(api, metadata, config.guest, config.root, applied, known);
         let server = Server::new(Arc::clone(&app), trust);
         Ok(Self {
             listeners,
@@ -263,13 +263,13 @@ fn raise_file_limit() {
 mod tests {
     use std::{fs, path::Path};
 
+    use vsock_agent_metadata::PresetConfig;
     use vsock_agent_protocol::{host::HostConnection, version::Family};
 
     use super::*;
     use crate::{
         config::{CloudInit, Features, GuestConfig},
         exec::ExecPolicy,
-        guest::presets::PresetConfig,
     };
 
     async fn known(folder: &Path, connection: &str) -> Option<HostConnection> {

@@ -20,6 +20,7 @@ use std::{
 };
 
 use tracing::Level;
+use vsock_agent_metadata::{Preset, PresetConfig, PresetError};
 use vsock_agent_protocol::{
     address::{Cid, DEFAULT_PORT, VsockAddress},
     version::Family,
@@ -28,7 +29,6 @@ use vsock_agent_protocol::{
 use self::{folders::Folders, guest::Host, options::Options, program::Program};
 use crate::{
     exec::ExecPolicy,
-    guest::presets::{Preset, PresetConfig, PresetError},
     http::listen::ListenAddress,
     lxd_host::{
         config_share::{self, ConfigShare},

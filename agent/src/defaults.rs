@@ -259,16 +259,8 @@ pub(crate) const LONG_FORWARD_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 /// ([`LONG_FORWARD_TIMEOUT`]), so that a program that does not read does not hold a permit.
 pub(crate) const GUEST_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Queue of connections to a metadata service that are not yet accepted: the kernel's maximum
-/// (`net.core.somaxconn`). TCP retries a connection that does not fit after a second.
-pub(crate) const GUEST_BACKLOG: u32 = 4096;
-
 /// Pause before a metadata service tries again to get an address or port that is in use.
 pub(crate) const LISTEN_RETRY: Duration = Duration::from_secs(5);
-
-/// Time for another machine with the address of a metadata service to respond, before the agent assigns it.
-/// A real service is on the next hop, a millisecond away.
-pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Time for a host to answer at its default address, before the boot continues without one: it takes 0.7 s
 /// in an emulated guest on a busy computer, TLS included (November 2026). Without a listener, a connection

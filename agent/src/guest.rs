@@ -3,5 +3,5 @@
 pub(crate) mod cloud_init;
 pub(crate) mod guest_api;
 pub(crate) mod instance_data;
-pub(crate) mod presets;
+pub(crate) mod metadata;
 pub(crate) mod provisioner;

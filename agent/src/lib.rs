@@ -35,10 +35,7 @@ mod port_forward;
 mod sftp;
 mod shutdown;
 mod system;
-mod toml_file;
-mod yaml;
 
-pub use self::guest::presets::{Preset, PresetConfig, PresetError};
 pub use self::http::listen::{ListenAddress, ParseListenError};
 pub use self::http::tls::{IdentityError, PemFileError};
 pub use self::lxd_host::config_share::{ConfigShare, FetchError, fetch_config_share};
@@ -51,4 +48,3 @@ pub use config::{
 };
 pub use exec::{CommandPattern, ExecPolicy, ParsePatternError};
 pub use sftp::{SftpServerError, serve_sftp_on_stdio};
-pub use yaml::YamlError;

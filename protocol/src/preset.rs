@@ -1,7 +1,7 @@
 //! The built-in presets: metadata services of other clouds, one TOML file each.
 //!
 //! The agent serves them; the host takes from `[smbios]` the strings by which cloud-init in the guest
-//! detects the cloud. The format is described in `agent/docs/metadata.md`.
+//! detects the cloud. The files are in `agent/metadata/presets/`, and `agent/metadata/README.md` describes them.
 
 /// The built-in presets, by name, with their text in TOML.
 pub const SHIPPED: [(&str, &str); 8] = [

@@ -17,7 +17,8 @@ use tokio::{
     process::Command,
     time::{Instant, timeout},
 };
-use vsock_agent::{Config, Preset};
+use vsock_agent::Config;
+use vsock_agent_metadata::Preset;
 use vsock_agent_protocol::preset::shipped;
 
 use crate::wire::header;

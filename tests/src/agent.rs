@@ -16,8 +16,9 @@ use tokio::{
 };
 use vsock_agent::{
     Agent, CloudInit, Config, ConfigShare, ExecPolicy, Features, GuestConfig, ListenAddress,
-    PresetConfig, Security,
+    Security,
 };
+use vsock_agent_metadata::PresetConfig;
 use vsock_agent_protocol::{address::Cid, version::Family};
 
 /// An agent that listens. `Drop` stops it as SIGTERM would, and removes its folder.

@@ -7,9 +7,8 @@ use std::{
     str::FromStr,
 };
 
+use vsock_agent_metadata::yaml::{self, Node, YamlError};
 use vsock_agent_protocol::by_insertion;
-
-use crate::yaml::{self, Node, YamlError};
 
 /// The configuration file of Incus's agent.
 pub(super) const FILE: &str = "/etc/incus-agent.yml";

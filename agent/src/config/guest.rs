@@ -2,15 +2,13 @@
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
+use vsock_agent_metadata::PresetConfig;
 use vsock_agent_protocol::{
     address::{Cid, DEFAULT_HOST_PORT, VsockAddress},
     version::Family,
 };
 
-use crate::{
-    guest::presets::PresetConfig,
-    http::listen::{ListenAddress, ParseListenError},
-};
+use crate::http::listen::{ListenAddress, ParseListenError};
 
 /// The value that disables an option.
 const OFF: &str = "off";

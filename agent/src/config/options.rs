@@ -14,10 +14,11 @@ use std::{
 
 use toml::de::{DeTable, DeValue};
 use tracing::Level;
+use vsock_agent_metadata::toml_file;
 use vsock_agent_protocol::{address::Cid, version::Family};
 
 use super::{CloudInit, ConfigError, Feature, guest::Host};
-use crate::{exec::CommandPattern, http::listen::ListenAddress, toml_file};
+use crate::{exec::CommandPattern, http::listen::ListenAddress};
 
 /// Options that the file cannot have: its own path, and what is meant for one start.
 pub(super) const NOT_IN_FILE: [&str; 4] = ["config", "debug", "fetch-share", "verbose"];

@@ -16,6 +16,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
+use vsock_agent_metadata::Instance as _;
 
 use crate::{
     config::{CloudInit, GuestConfig},
@@ -24,7 +25,7 @@ use crate::{
         cloud_init::{self, Datasource, Outcome, RedetectError, Seed},
         guest_api::{GuestApi, OpenSockets},
         instance_data::{Availability, Snapshot},
-        presets::{OpenPresets, Presets},
+        metadata::{MetadataServices, OpenServices},
     },
     lxd_host::config_share::Applied,
     system::blocking::run_blocking,
@@ -37,7 +38,7 @@ const NO_USER_DATA: &str = "#cloud-config\n{}\n";
 #[derive(Debug)]
 pub(crate) struct Provisioner {
     api: Arc<GuestApi>,
-    presets: Presets,
+    metadata: MetadataServices,
     config: GuestConfig,
     root: PathBuf,
     applied: Applied,
@@ -45,7 +46,7 @@ pub(crate) struct Provisioner {
     stage: watch::Sender<Stage>,
     is_released: Arc<AtomicBool>,
     sockets: Option<OpenSockets>,
-    open_presets: Option<OpenPresets>,
+    open_metadata: Option<OpenServices>,
 }
 
 /// Progress of the provisioning.
@@ -62,11 +63,11 @@ pub(crate) enum Stage {
 }
 
 impl Provisioner {
-    /// Takes data from `known` and serves them by `api` and `presets`. `root` is the guest's `/`, `applied`
+    /// Takes data from `known` and serves them by `api` and `metadata`. `root` is the guest's `/`, `applied`
     /// what the config share has set up already.
     pub(crate) fn new(
         api: Arc<GuestApi>,
-        presets: Presets,
+        metadata: MetadataServices,
         config: GuestConfig,
         root: PathBuf,
         applied: Applied,
@@ -79,7 +80,7 @@ impl Provisioner {
         };
         Self {
             api,
-            presets,
+            metadata,
             config,
             root,
             applied,
@@ -87,7 +88,7 @@ impl Provisioner {
             stage: watch::Sender::new(stage),
             is_released: Arc::default(),
             sockets: None,
-            open_presets: None,
+            open_metadata: None,
         }
     }
 
@@ -140,7 +141,7 @@ impl Provisioner {
                 Availability::Unknown => {}
                 Availability::Disabled => {
                     self.sockets = None;
-                    self.open_presets = None;
+                    self.open_metadata = None;
                     self.stage.send_replace(Stage::Settled);
                 }
                 Availability::Available(snapshot) => {
@@ -173,9 +174,9 @@ impl Provisioner {
                 }
             }
         }
-        self.presets.log_unsupported_keys(&snapshot);
-        if self.open_presets.is_none() {
-            self.open_presets = Some(self.presets.open().await);
+        self.metadata.log_unsupported_keys(&snapshot);
+        if self.open_metadata.is_none() {
+            self.open_metadata = Some(self.metadata.open().await);
         }
         if *self.stage.borrow() == Stage::Waiting {
             self.stage.send_replace(Stage::Known);

@@ -13,11 +13,13 @@ use std::{
     path::Path,
 };
 
+use vsock_agent_metadata::yaml;
+
 use super::{
     boot::is_systemd,
     redetect::{RedetectError, is_boot_over, run, systemctl},
 };
-use crate::{defaults, system::mount_table, yaml};
+use crate::{defaults, system::mount_table};
 
 const FOLDER: &str = "var/lib/vsock-agent";
 const LOG: &str = "var/lib/vsock-agent/cloud-init-reboots";

@@ -27,14 +27,6 @@ impl Snapshot {
         self.info.other.insert(SAVED.to_owned(), true.into());
         self
     }
-
-    /// A value for cloud-init: of the key `cloud-init.NAME`, or else of the older `user.NAME`.
-    pub(crate) fn cloud_init(&self, name: &str) -> Option<&str> {
-        let value = |prefix| self.config.get(&format!("{prefix}.{name}"));
-        value("cloud-init")
-            .or_else(|| value("user"))
-            .map(String::as_str)
-    }
 }
 
 /// Values may be secrets, so none is printed.
@@ -49,6 +41,7 @@ impl fmt::Debug for Snapshot {
 
 #[cfg(test)]
 mod tests {
+    use vsock_agent_metadata::Instance as _;
     use vsock_agent_protocol::guest_api::GuestState;
 
     use super::*;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use vsock_agent_protocol::id;
 
-use crate::yaml::{self, Node, YamlError};
+use vsock_agent_metadata::yaml::{self, Node, YamlError};
 
 /// A file for the guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

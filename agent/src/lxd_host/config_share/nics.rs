@@ -7,7 +7,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::system::rtnetlink::{Change, Link, Rtnetlink};
+use vsock_agent_metadata::rtnetlink::{Change, Link, Rtnetlink};
 
 const FOLDER: &str = "nics";
 

@@ -16,9 +16,14 @@ const MAX_MERGED: usize = 1000;
 
 /// A node of a document.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Node {
-    /// Text. Only `plain` text, without quotes and not in a block, can mean null.
-    Scalar { text: String, plain: bool },
+pub enum Node {
+    /// Text.
+    Scalar {
+        /// Without quotes and escapes.
+        text: String,
+        /// Neither quoted nor in a block. Only such text can mean null.
+        plain: bool,
+    },
     /// Items, in order.
     List(Vec<Arc<Node>>),
     /// Keys and values, in order; a key may occur more than once.
@@ -27,13 +32,13 @@ pub(crate) enum Node {
 
 impl Node {
     /// Whether it is null: empty, `~` or `null`.
-    pub(crate) fn is_null(&self) -> bool {
+    pub fn is_null(&self) -> bool {
         matches!(self, Self::Scalar { text, plain: true }
             if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
     }
 
     /// The text of a scalar that is not null.
-    pub(crate) fn text(&self) -> Option<&str> {
+    pub fn text(&self) -> Option<&str> {
         match self {
             Self::Scalar { text, .. } if !self.is_null() => Some(text),
             _ => None,
@@ -42,7 +47,7 @@ impl Node {
 
     /// A boolean, in the spellings of YAML 1.1 (<https://yaml.org/type/bool.html>), which Go's and
     /// Python's readers accept. `None` for everything else.
-    pub(crate) fn truth(&self) -> Option<bool> {
+    pub fn truth(&self) -> Option<bool> {
         let is = |words: [&str; 4]| {
             let text = self.text()?;
             words
@@ -56,7 +61,7 @@ impl Node {
     }
 
     /// The items of a list; none for other nodes.
-    pub(crate) fn items(&self) -> impl Iterator<Item = &Self> {
+    pub fn items(&self) -> impl Iterator<Item = &Self> {
         let items = match self {
             Self::List(items) => items.as_slice(),
             _ => &[],
@@ -65,7 +70,7 @@ impl Node {
     }
 
     /// The keys that are text and their values, in order; none for a node that is not a map.
-    pub(crate) fn entries(&self) -> impl DoubleEndedIterator<Item = (&str, &Self)> {
+    pub fn entries(&self) -> impl DoubleEndedIterator<Item = (&str, &Self)> {
         let pairs = match self {
             Self::Map(pairs) => pairs.as_slice(),
             _ => &[],
@@ -76,7 +81,7 @@ impl Node {
     }
 
     /// The value of a key: the last with that name, or that in a merged map (`<<`).
-    pub(crate) fn get(&self, key: &str) -> Option<&Self> {
+    pub fn get(&self, key: &str) -> Option<&Self> {
         self.find(key, &mut { MAX_MERGED })
     }
 
@@ -130,7 +135,7 @@ impl From<ScanError> for YamlError {
 /// # Errors
 ///
 /// [`YamlError`] if it is not YAML, nested more than [`MAX_DEPTH`] deep, or has a second document.
-pub(crate) fn parse(text: &str) -> Result<Option<Node>, YamlError> {
+pub fn parse(text: &str) -> Result<Option<Node>, YamlError> {
     let mut reader = Reader {
         events: Parser::new_from_str(text.strip_prefix('\u{feff}').unwrap_or(text)),
         anchors: BTreeMap::new(),

@@ -1,4 +1,4 @@
-//! Parses a preset's TOML. The format is described in `docs/metadata.md`.
+//! Parses a preset's TOML. The format is described in `../README.md`.
 
 use std::net::IpAddr;
 
@@ -10,15 +10,15 @@ use toml::{
 };
 use vsock_agent_protocol::preset::shipped;
 
-use super::{
+use crate::{
     preset::{Preset, known},
     scope::{self, LISTS},
     shape::{Shape, ShapeError},
     table::{Body, Route},
     template::{Template, TemplateError},
     token::TokenRule,
+    toml_file,
 };
-use crate::toml_file;
 
 /// The keys of a file, of a route, and of what is said of tokens.
 const KEYS: [&str; 11] = [
@@ -44,7 +44,7 @@ const JSON: &str = "application/json";
 
 /// What is wrong with a part of a file.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     #[error("{0}")]
     Toml(String),
     #[error(transparent)]
@@ -76,14 +76,14 @@ pub(super) enum Fault {
 }
 
 /// A fault, and where it is in the text, in bytes.
-pub(super) type Located<T> = Result<T, (usize, Fault)>;
+pub(crate) type Located<T> = Result<T, (usize, Fault)>;
 
 /// Reads a preset.
 ///
 /// # Errors
 ///
 /// A [`Fault`], for the first thing that is wrong.
-pub(super) fn parse(name: &str, text: &str) -> Located<Preset> {
+pub(crate) fn parse(name: &str, text: &str) -> Located<Preset> {
     let document = DeTable::parse(text).map_err(|error| {
         let at = error.span().unwrap_or_default().start;
         (at, Fault::Toml(error.message().to_owned()))

@@ -11,30 +11,30 @@ use tokio::time::Instant;
 
 /// The token rules of a preset.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct TokenRule {
+pub(crate) struct TokenRule {
     /// The path that issues them, by `PUT`.
-    pub(super) path: String,
+    pub(crate) path: String,
     /// The header with the token of a request.
-    pub(super) header: HeaderName,
+    pub(crate) header: HeaderName,
     /// The header with the requested lifetime, in seconds.
-    pub(super) ttl_header: HeaderName,
+    pub(crate) ttl_header: HeaderName,
     /// The longest lifetime, in seconds.
-    pub(super) max_ttl: u32,
+    pub(crate) max_ttl: u32,
     /// A request with this header is refused.
-    pub(super) refuse: Option<HeaderName>,
+    pub(crate) refuse: Option<HeaderName>,
 }
 
 /// Issues and verifies tokens. None is stored: a token is its expiry time, signed with a key of this
 /// value.
 #[derive(Debug)]
-pub(super) struct Tokens {
+pub(crate) struct Tokens {
     key: hmac::Key,
     since: Instant,
 }
 
 impl Tokens {
     /// `None` if the system has no random numbers.
-    pub(super) fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).ok()?;
         Some(Self {
             key,
@@ -43,12 +43,12 @@ impl Tokens {
     }
 
     /// A token for `ttl` seconds.
-    pub(super) fn issue(&self, ttl: u32) -> String {
+    pub(crate) fn issue(&self, ttl: u32) -> String {
         self.expiring_at(self.since.elapsed() + Duration::from_secs(ttl.into()))
     }
 
     /// Whether this token is valid and has not expired.
-    pub(super) fn verify(&self, token: &str) -> bool {
+    pub(crate) fn verify(&self, token: &str) -> bool {
         let end = token.split_once('-').and_then(|(end, _)| end.parse().ok());
         let Some(end) = end.map(Duration::from_millis) else {
             return false;

@@ -8,7 +8,7 @@ use std::{
 use nix::sys::socket::SockProtocol;
 
 use super::Ends;
-use crate::system::netlink::{Netlink, message, read_u32};
+use crate::netlink::{Netlink, message, read_u32};
 
 /// The type of the request (`SOCK_DIAG_BY_FAMILY` in `linux/sock_diag.h`).
 const BY_FAMILY: u16 = 20;
@@ -34,7 +34,7 @@ const INODE_AT: usize = 68;
 /// Proof that the kernel supports `sock_diag`. Each request uses a socket of its own, so several threads
 /// may send requests at once.
 #[derive(Debug)]
-pub(in crate::guest::presets) struct SockDiag(());
+pub(crate) struct SockDiag(());
 
 /// A socket in the kernel's reply.
 #[derive(Debug)]

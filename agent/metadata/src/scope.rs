@@ -17,9 +17,8 @@ use std::{borrow::Cow, cell::OnceCell};
 
 use serde_json::Value;
 
-use super::{Preset, network_data, user_data};
 use crate::{
-    guest::instance_data::Snapshot,
+    Instance, Preset, instance, network_data, user_data,
     yaml::{self, Node},
 };
 
@@ -35,22 +34,22 @@ const TEXTS: [&str; 7] = [
 ];
 
 /// The user-data and vendor-data as one text.
-pub(super) const COMBINED: &str = "combined-user-data";
+pub(crate) const COMBINED: &str = "combined-user-data";
 
 /// The network configuration as `OpenStack` has it.
-pub(super) const NETWORK_DATA: &str = "network-data";
+pub(crate) const NETWORK_DATA: &str = "network-data";
 
 /// Those that are lists, and can be looped over.
-pub(super) const LISTS: [&str; 4] = ["nics", "public-keys", "versions", "document-versions"];
+pub(crate) const LISTS: [&str; 4] = ["nics", "public-keys", "versions", "document-versions"];
 
 /// The version of a request, of those of either list.
-pub(super) const VERSION: &str = "version";
-pub(super) const DOCUMENT_VERSION: &str = "document-version";
+pub(crate) const VERSION: &str = "version";
+pub(crate) const DOCUMENT_VERSION: &str = "document-version";
 
 /// The values of one request.
 #[derive(Debug)]
-pub(super) struct Values<'a> {
-    snapshot: &'a Snapshot,
+pub(crate) struct Values<'a> {
+    instance: &'a dyn Instance,
     /// The meta-data; `None` if they are empty, or no YAML.
     meta_data: Option<Node>,
     nics: Value,
@@ -62,13 +61,13 @@ pub(super) struct Values<'a> {
 }
 
 impl<'a> Values<'a> {
-    pub(super) fn new(snapshot: &'a Snapshot, nics: Vec<Value>, preset: &Preset) -> Self {
-        let meta_data = yaml::parse(&snapshot.meta_data).unwrap_or_default();
+    pub(crate) fn new(instance: &'a dyn Instance, preset: &Preset) -> Self {
+        let meta_data = yaml::parse(instance.meta_data()).unwrap_or_default();
         let keys = meta_data.as_ref().map(public_keys).unwrap_or_default();
         Self {
-            snapshot,
+            instance,
             meta_data,
-            nics: nics.into(),
+            nics: instance::nics(instance).into(),
             keys: keys.into(),
             versions: preset.versions.clone().into(),
             document_versions: preset.document_versions.clone().into(),
@@ -79,7 +78,7 @@ impl<'a> Values<'a> {
 
     fn combined(&self) -> Option<&str> {
         let combined = self.combined.get_or_init(|| {
-            let text = |name| self.snapshot.cloud_init(name);
+            let text = |name| self.instance.cloud_init(name);
             let combined = user_data::combine(text("user-data"), text("vendor-data"))?;
             Some(combined.into_owned())
         });
@@ -88,7 +87,7 @@ impl<'a> Values<'a> {
 
     fn network_data(&self) -> Option<&str> {
         let document = self.network_data.get_or_init(|| {
-            let config = self.snapshot.cloud_init("network-config")?;
+            let config = self.instance.cloud_init("network-config")?;
             let nics = self.nics.as_array().map_or(&[][..], Vec::as_slice);
             Some(network_data::of(config, nics)?.to_string())
         });
@@ -96,7 +95,7 @@ impl<'a> Values<'a> {
     }
 
     /// The scope outside of any loop.
-    pub(super) const fn scope(&self) -> Scope<'_> {
+    pub(crate) const fn scope(&self) -> Scope<'_> {
         Scope {
             values: self,
             version: None,
@@ -107,7 +106,7 @@ impl<'a> Values<'a> {
 
 /// The values that a template can use.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Scope<'a> {
+pub(crate) struct Scope<'a> {
     values: &'a Values<'a>,
     /// The name of the version, and its value.
     version: Option<(&'static str, &'a str)>,
@@ -116,7 +115,7 @@ pub(super) struct Scope<'a> {
 
 impl<'a> Scope<'a> {
     /// This scope with a version.
-    pub(super) const fn at_version(self, name: &'static str, version: &'a str) -> Self {
+    pub(crate) const fn at_version(self, name: &'static str, version: &'a str) -> Self {
         Self {
             version: Some((name, version)),
             ..self
@@ -124,7 +123,7 @@ impl<'a> Scope<'a> {
     }
 
     /// This scope with each item of a list, in turn.
-    pub(super) fn each(self, list: &str) -> impl Iterator<Item = Self> {
+    pub(crate) fn each(self, list: &str) -> impl Iterator<Item = Self> {
         let items = self.list(list).iter().enumerate();
         items.map(move |item| Self {
             item: Some(item),
@@ -133,7 +132,7 @@ impl<'a> Scope<'a> {
     }
 
     /// Whether this value exists and is not empty.
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         if LISTS.contains(&name) {
             !self.list(name).is_empty()
         } else {
@@ -142,12 +141,12 @@ impl<'a> Scope<'a> {
     }
 
     /// A value as text, lists as lines. `None` if it is empty.
-    pub(super) fn text(&self, name: &str) -> Option<Cow<'a, str>> {
-        let snapshot = self.values.snapshot;
+    pub(crate) fn text(&self, name: &str) -> Option<Cow<'a, str>> {
+        let instance = self.values.instance;
         let text = match name {
             "instance-id" => self.meta(name)?.into(),
             "hostname" => self.meta("local-hostname")?.into(),
-            "user-data" | "vendor-data" | "network-config" => snapshot.cloud_init(name)?.into(),
+            "user-data" | "vendor-data" | "network-config" => instance.cloud_init(name)?.into(),
             COMBINED => self.values.combined()?.into(),
             NETWORK_DATA => self.values.network_data()?.into(),
             VERSION | DOCUMENT_VERSION => {
@@ -157,7 +156,7 @@ impl<'a> Scope<'a> {
             "index" => self.item?.0.to_string().into(),
             _ => {
                 if let Some(key) = name.strip_prefix("config.") {
-                    snapshot.config.get(key)?.into()
+                    instance.config(key)?.into()
                 } else if let Some(key) = name.strip_prefix("meta.") {
                     self.meta(key)?.into()
                 } else if let Some(field) = name.strip_prefix("item.") {
@@ -195,7 +194,7 @@ impl<'a> Scope<'a> {
 }
 
 /// Whether this is the name of a value.
-pub(super) fn is_known(name: &str, has_item: bool) -> bool {
+pub(crate) fn is_known(name: &str, has_item: bool) -> bool {
     let after = |prefix| {
         name.strip_prefix(prefix)
             .is_some_and(|rest: &str| !rest.is_empty())
@@ -246,40 +245,15 @@ fn public_keys(meta_data: &Node) -> Vec<Value> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use serde_json::{Map, json};
-    use vsock_agent_protocol::guest_api::{GuestInfo, GuestState};
-
+pub(crate) mod tests {
     use super::*;
+    use crate::instance::tests::{TestInstance, instance};
 
-    /// An instance with a little of everything.
-    pub(in crate::guest::presets) fn snapshot() -> Snapshot {
-        let config = [
-            ("cloud-init.user-data", "#cloud-config\n{}\n"),
-            ("user.a.b", "c"),
-            ("user.empty", ""),
-        ];
-        Snapshot {
-            info: GuestInfo::new("none".to_owned(), GuestState::Started),
-            config: config
-                .map(|(key, value)| (key.to_owned(), value.to_owned()))
-                .into(),
-            meta_data: "instance-id: first\nlocal-hostname: guest\nregion: here\n\
-                        public-keys:\n- ssh-rsa A a\n- ssh-rsa B b\ninstance-id: i-1\n"
-                .to_owned(),
-            devices: Map::new(),
-        }
-    }
-
-    pub(in crate::guest::presets) fn nics() -> Vec<Value> {
-        vec![json!({ "name": "eth0", "mac": "00:16:3e:00:00:01", "mtu": 1500 })]
-    }
-
-    pub(in crate::guest::presets) fn with_scope<T>(run: impl FnOnce(&Scope<'_>) -> T) -> T {
-        let snapshot = snapshot();
+    pub(crate) fn with_scope<T>(run: impl FnOnce(&Scope<'_>) -> T) -> T {
+        let instance = instance();
         let preset = "address = \"127.0.0.1\"\nversions = [\"1\", \"latest\"]\n";
         let preset = Preset::parse("test", preset).unwrap();
-        run(&Values::new(&snapshot, nics(), &preset).scope())
+        run(&Values::new(&instance, &preset).scope())
     }
 
     #[test]
@@ -330,13 +304,13 @@ pub(super) mod tests {
 
     #[test]
     fn meta_data_are_read_as_yaml() {
-        let snapshot = Snapshot {
+        let instance = TestInstance {
             meta_data: "instance-id: >-\n  i-1\nlocal-hostname: &h web\nzone: *h\nregion: null\n"
                 .to_owned(),
-            ..snapshot()
+            ..instance()
         };
         let preset = Preset::parse("test", "address = \"127.0.0.1\"\n").unwrap();
-        let values = Values::new(&snapshot, Vec::new(), &preset);
+        let values = Values::new(&instance, &preset);
         let text = |name| values.scope().text(name).map(Cow::into_owned);
         assert_eq!(text("instance-id").as_deref(), Some("i-1"));
         assert_eq!(text("hostname").as_deref(), Some("web"));

@@ -4,7 +4,7 @@
 use toml::de::DeValue;
 
 /// The line of a byte in a text, counted from 1.
-pub(crate) fn line(text: &str, byte: usize) -> usize {
+pub fn line(text: &str, byte: usize) -> usize {
     1 + text
         .bytes()
         .take(byte)
@@ -13,7 +13,7 @@ pub(crate) fn line(text: &str, byte: usize) -> usize {
 }
 
 /// The number, if the value is one in the range of `N`.
-pub(crate) fn number<N: TryFrom<u64>>(value: &DeValue<'_>) -> Option<N> {
+pub fn number<N: TryFrom<u64>>(value: &DeValue<'_>) -> Option<N> {
     let number = value.as_integer()?;
     let number = u64::from_str_radix(number.as_str(), number.radix()).ok()?;
     N::try_from(number).ok()

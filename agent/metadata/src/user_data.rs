@@ -6,8 +6,9 @@
 
 use std::borrow::Cow;
 
-use crate::yaml::{self, Node};
 use data_encoding::BASE64;
+
+use crate::yaml::{self, Node};
 
 /// Text in which cloud-init looks for the mark of a MIME message, in bytes (`convert_string` of its
 /// `user_data.py`).
@@ -17,7 +18,7 @@ const MARK_BYTES: usize = 4096;
 const MARK: &[u8] = b"mime-version:";
 
 /// Both texts as one. An empty text or an empty `#cloud-config` is left out.
-pub(super) fn combine<'a>(user: Option<&'a str>, vendor: Option<&'a str>) -> Option<Cow<'a, str>> {
+pub(crate) fn combine<'a>(user: Option<&'a str>, vendor: Option<&'a str>) -> Option<Cow<'a, str>> {
     let user = user.filter(|text| !text.is_empty());
     match vendor.filter(|text| has_content(text)) {
         None => user.map(Cow::Borrowed),
@@ -29,7 +30,7 @@ pub(super) fn combine<'a>(user: Option<&'a str>, vendor: Option<&'a str>) -> Opt
 }
 
 /// Whether it is more than an empty `#cloud-config`.
-pub(super) fn has_content(text: &str) -> bool {
+pub(crate) fn has_content(text: &str) -> bool {
     let rest = text.trim_start().strip_prefix("#cloud-config");
     let is_empty = |rest: &str| match yaml::parse(rest) {
         Ok(None) => true,

@@ -16,11 +16,18 @@ use tokio::{
 };
 use vsock_agent_protocol::preset::BOARD_MAKER;
 
-use super::sk_lookup::SkLookup;
-use crate::{defaults, system::rtnetlink::Rtnetlink};
+use crate::{rtnetlink::Rtnetlink, sk_lookup::SkLookup};
 
 /// The loopback device, which only this machine can reach.
 const LOOPBACK: &str = "lo";
+
+/// Queue of connections that are not yet accepted: the kernel's maximum (`net.core.somaxconn`). TCP
+/// retries a connection that does not fit after a second.
+const BACKLOG: u32 = 4096;
+
+/// Time for another machine with the address to respond, before it is assigned to this one. A real
+/// service is on the next hop, a millisecond away.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// DMI fields of real clouds (`/sys/class/dmi/id`), and how their values begin: those of cloud-init's
 /// `ds-identify`, and the vendors.
@@ -60,13 +67,18 @@ const CLOUDS_BY_END: [(&str, &str); 2] = [
 
 /// Why a preset is not served.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum AddressError {
+#[non_exhaustive]
+pub enum AddressError {
+    /// It would hide a real one.
     #[error("this is a real cloud by its firmware: {0}")]
     RealCloud(String),
+    /// Something answers at the address.
     #[error("{0} is in use by another machine")]
     InUse(IpAddr),
+    /// The kernel refuses the address.
     #[error("cannot assign {0} to the loopback device")]
     Address(IpAddr, #[source] io::Error),
+    /// The port is in use, or another error of the socket.
     #[error("cannot listen on {0}")]
     Listen(SocketAddr, #[source] io::Error),
 }
@@ -76,15 +88,7 @@ static USERS: Mutex<BTreeMap<IpAddr, usize>> = Mutex::new(BTreeMap::new());
 
 /// An address that is assigned to this machine. `Drop` of the last one removes it from the loopback.
 #[derive(Debug)]
-pub(super) struct LoopbackAddress(IpAddr);
-
-/// A service's socket, with its address and the redirection to it.
-#[derive(Debug)]
-pub(super) struct PresetListener {
-    pub(super) socket: TcpListener,
-    _sk_lookup: Option<SkLookup>,
-    _address: LoopbackAddress,
-}
+pub(crate) struct LoopbackAddress(IpAddr);
 
 impl LoopbackAddress {
     /// Assigns the address to the loopback device, unless another machine has it. `root` is the guest's
@@ -93,12 +97,12 @@ impl LoopbackAddress {
     /// # Errors
     ///
     /// [`AddressError`].
-    pub(super) async fn acquire(root: &Path, address: SocketAddr) -> Result<Self, AddressError> {
+    pub(crate) async fn acquire(root: &Path, address: SocketAddr) -> Result<Self, AddressError> {
         if let Some(cloud) = real_cloud(root) {
             return Err(AddressError::RealCloud(cloud));
         }
         let ip = address.ip();
-        if !is_assigned(ip) && responds(address, defaults::PROBE_TIMEOUT).await {
+        if !is_assigned(ip) && responds(address, PROBE_TIMEOUT).await {
             return Err(AddressError::InUse(ip));
         }
         Self::add(ip).map_err(|error| AddressError::Address(ip, error))
@@ -118,31 +122,23 @@ impl LoopbackAddress {
     /// Listens on the address, bound to the loopback device: Linux accepts packets for any of its
     /// addresses on every device, so other machines could connect otherwise.
     ///
-    /// The port stays free for the guest's programs if the kernel supports `sk_lookup`.
+    /// The port stays free for the guest's programs if the kernel supports `sk_lookup`; the redirection
+    /// ends when it is dropped.
     ///
     /// # Errors
     ///
-    /// [`AddressError::Listen`].
-    pub(super) fn listen(self, port: u16) -> Result<PresetListener, AddressError> {
+    /// Those of `bind(2)`.
+    pub(crate) fn listen(&self, port: u16) -> io::Result<(TcpListener, Option<SkLookup>)> {
         let address = SocketAddr::new(self.0, port);
         let through_sk_lookup = || {
             let socket = listen(SocketAddr::new(self.0, 0))?;
             let sk_lookup = SkLookup::attach(address, &socket)?;
             io::Result::Ok((socket, Some(sk_lookup)))
         };
-        let (socket, sk_lookup) = match through_sk_lookup() {
-            Ok(both) => both,
-            Err(error) => {
-                let wrong = |error| AddressError::Listen(address, error);
-                let socket = listen(address).map_err(wrong)?;
-                tracing::warn!(%address, %error, "this kernel cannot leave the port to other programs");
-                (socket, None)
-            }
-        };
-        Ok(PresetListener {
-            socket,
-            _sk_lookup: sk_lookup,
-            _address: self,
+        through_sk_lookup().or_else(|error| {
+            let socket = listen(address)?;
+            tracing::warn!(%address, %error, "this kernel cannot leave the port to other programs");
+            Ok((socket, None))
         })
     }
 }
@@ -156,7 +152,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind_device(Some(LOOPBACK.as_bytes()))?;
     socket.bind(address)?;
-    socket.listen(defaults::GUEST_BACKLOG)
+    socket.listen(BACKLOG)
 }
 
 impl Drop for LoopbackAddress {

@@ -13,7 +13,7 @@ use crate::yaml::{self, Node};
 
 /// The document. `None` if the configuration has something that it cannot express, or a device whose
 /// hardware address is not known. `nics` are the machine's devices, for those configured by name.
-pub(super) fn of(config: &str, nics: &[Value]) -> Option<Value> {
+pub(crate) fn of(config: &str, nics: &[Value]) -> Option<Value> {
     let root = yaml::parse(config).ok()??;
     let root = root.get("network").unwrap_or(&root);
     let mut document = Document {
@@ -275,7 +275,12 @@ fn ones(mask: IpAddr) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::scope::tests::nics, *};
+    use super::*;
+    use crate::instance;
+
+    fn nics() -> Vec<Value> {
+        instance::nics(&instance::tests::instance())
+    }
 
     fn links() -> Value {
         json!([{ "id": "eth0", "type": "phy", "ethernet_mac_address": "00:16:3e:00:00:01" }])

@@ -13,28 +13,31 @@
 mod diag;
 mod lists;
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, path::Path};
 
-use self::{diag::SockDiag, lists::Lists};
-use crate::shutdown::Shutdown;
+use self::{
+    diag::SockDiag,
+    lists::{LISTS, Lists},
+};
+use vsock_agent_transport::run_blocking;
 
 /// The addresses of both ends of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Ends {
+pub(crate) struct Ends {
     peer: SocketAddr,
     own: SocketAddr,
 }
 
 /// Looks up the users of peers.
 #[derive(Debug)]
-pub(super) enum Peers {
+pub(crate) enum Peers {
     Diag(SockDiag),
     Lists(Lists),
 }
 
 impl Ends {
     /// The ends of a connection. An IPv4-mapped IPv6 address becomes IPv4.
-    pub(super) fn new(peer: SocketAddr, own: SocketAddr) -> Self {
+    pub(crate) fn new(peer: SocketAddr, own: SocketAddr) -> Self {
         let plain =
             |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
         Self {
@@ -46,13 +49,15 @@ impl Ends {
 
 impl Peers {
     /// Uses `sock_diag`, or `/proc` without it. `listening` is the address of a listening socket of this
-    /// machine, for a test lookup. May block while the kernel loads a module.
-    pub(super) fn open(listening: SocketAddr, shutdown: &Shutdown) -> Self {
-        match SockDiag::open(listening) {
+    /// machine, for a test lookup.
+    pub(crate) async fn open(listening: SocketAddr) -> Self {
+        // Blocks while the kernel loads a module.
+        let opening = run_blocking(Path::new(LISTS[0]), move || SockDiag::open(listening));
+        match opening.await {
             Ok(diag) => Self::Diag(diag),
             Err(error) => {
                 tracing::info!(%error, "sock_diag is not available: reading /proc/net/tcp instead");
-                Self::Lists(Lists::open(shutdown))
+                Self::Lists(Lists::open())
             }
         }
     }
@@ -63,7 +68,7 @@ impl Peers {
     /// # Errors
     ///
     /// Those of netlink, or of reading the lists.
-    pub(super) async fn user(&self, ends: Ends) -> io::Result<Option<u32>> {
+    pub(crate) async fn user(&self, ends: Ends) -> io::Result<Option<u32>> {
         match self {
             Self::Diag(diag) => diag.user(ends),
             Self::Lists(lists) => lists.user(ends).await,
@@ -82,11 +87,10 @@ mod tests {
     /// A peer that is there, one that has gone, and one that never was, by each way.
     #[tokio::test]
     async fn the_user_at_the_other_end_is_found() {
-        let shutdown = Shutdown::default();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let listening = listener.local_addr().unwrap();
         let diag = SockDiag::open(listening).unwrap();
-        for peers in [Peers::Diag(diag), Peers::Lists(Lists::open(&shutdown))] {
+        for peers in [Peers::Diag(diag), Peers::Lists(Lists::open())] {
             for mapped in [false, true] {
                 let to = if mapped {
                     SocketAddr::from(([0, 0, 0, 0, 0, 0xffff, 0x7f00, 1], listening.port()))

@@ -5,18 +5,25 @@ use std::{
     fs::File,
     io::{self, BufRead, BufReader},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
 };
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
+use vsock_agent_transport::run_blocking;
 
 use super::Ends;
-use crate::{defaults, shutdown::Shutdown, system::blocking::run_blocking};
 
 /// The lists. Programs connect to an IPv4 address from sockets of both families.
-const LISTS: [&str; 2] = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
+pub(super) const LISTS: [&str; 2] = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
 
 /// How often they are read for one lookup: a row can be missed if the kernel's table changes meanwhile.
 const LOOKS: u32 = 3;
+
+/// Most lookups that wait for one reading.
+const MAX_LOOKUPS: usize = 128;
 
 /// A pending lookup.
 #[derive(Debug)]
@@ -27,14 +34,21 @@ struct Question {
 
 /// A task that reads the lists, once for all pending lookups. It ends in `Drop`.
 #[derive(Debug)]
-pub(in crate::guest::presets) struct Lists(mpsc::Sender<Question>);
+pub(crate) struct Lists {
+    questions: mpsc::Sender<Question>,
+    _task: JoinSet<()>,
+}
 
 impl Lists {
     /// Starts the task.
-    pub(super) fn open(shutdown: &Shutdown) -> Self {
-        let (questions, asked) = mpsc::channel(defaults::MAX_GUEST_CONNECTIONS);
-        shutdown.spawn(answer_all(asked));
-        Self(questions)
+    pub(super) fn open() -> Self {
+        let (questions, asked) = mpsc::channel(MAX_LOOKUPS);
+        let mut task = JoinSet::new();
+        task.spawn(answer_all(asked));
+        Self {
+            questions,
+            _task: task,
+        }
     }
 
     /// As [`super::Peers::user`].
@@ -45,7 +59,7 @@ impl Lists {
     pub(super) async fn user(&self, ends: Ends) -> io::Result<Option<u32>> {
         let (answer, answered) = oneshot::channel();
         let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
-        let asked = self.0.send(Question { ends, answer }).await;
+        let asked = self.questions.send(Question { ends, answer }).await;
         asked.map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     }
@@ -53,14 +67,14 @@ impl Lists {
 
 async fn answer_all(mut asked: mpsc::Receiver<Question>) {
     let mut questions = Vec::new();
-    while asked
-        .recv_many(&mut questions, defaults::MAX_GUEST_CONNECTIONS)
-        .await
-        > 0
-    {
+    while asked.recv_many(&mut questions, MAX_LOOKUPS).await > 0 {
         let batch = std::mem::take(&mut questions);
         // If no thread can be started, the senders are dropped, and the lookups fail.
-        let _ = run_blocking(move || answer(batch)).await;
+        let _ = run_blocking(Path::new(LISTS[0]), move || {
+            answer(batch);
+            Ok(())
+        })
+        .await;
     }
 }
 

@@ -9,11 +9,11 @@
 
 use data_encoding::BASE64;
 
-use super::scope::{self, Scope};
+use crate::scope::{self, Scope};
 
 /// Text with placeholders for values.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Template(Vec<Piece>);
+pub(crate) struct Template(Vec<Piece>);
 
 #[derive(Debug, PartialEq, Eq)]
 enum Piece {
@@ -35,7 +35,7 @@ enum Filter {
 
 /// An error in a template.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum TemplateError {
+pub(crate) enum TemplateError {
     #[error("a dollar sign is neither $$ nor the beginning of ${{name}}")]
     Dollar,
     #[error("a ${{ has no end")]
@@ -52,7 +52,7 @@ impl Template {
     /// # Errors
     ///
     /// The first [`TemplateError`].
-    pub(super) fn parse(text: &str, has_item: bool) -> Result<Self, TemplateError> {
+    pub(crate) fn parse(text: &str, has_item: bool) -> Result<Self, TemplateError> {
         let mut pieces = Vec::new();
         let mut literal = String::new();
         let mut rest = text;
@@ -79,7 +79,7 @@ impl Template {
     }
 
     /// The text. `None` if a value without a default is missing.
-    pub(super) fn render(&self, scope: &Scope<'_>) -> Option<String> {
+    pub(crate) fn render(&self, scope: &Scope<'_>) -> Option<String> {
         let mut text = String::new();
         for piece in &self.0 {
             match piece {
@@ -102,7 +102,7 @@ impl Template {
     }
 
     /// Whether all values without a default exist.
-    pub(super) fn has_values(&self, scope: &Scope<'_>) -> bool {
+    pub(crate) fn has_values(&self, scope: &Scope<'_>) -> bool {
         self.0.iter().all(|piece| match piece {
             Piece::Literal(_) => true,
             Piece::Value { name, default, .. } => default.is_some() || scope.has(name),
@@ -110,7 +110,7 @@ impl Template {
     }
 
     /// Whether it uses this value.
-    pub(super) fn uses(&self, value: &str) -> bool {
+    pub(crate) fn uses(&self, value: &str) -> bool {
         self.0.iter().any(|piece| match piece {
             Piece::Literal(_) => false,
             Piece::Value { name, .. } => name == value,
@@ -162,7 +162,8 @@ impl Filter {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::scope::tests::with_scope, *};
+    use super::*;
+    use crate::scope::tests::with_scope;
 
     fn render(text: &str) -> Option<String> {
         let template = Template::parse(text, false).unwrap();

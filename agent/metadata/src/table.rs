@@ -3,8 +3,8 @@
 use http::{HeaderValue, Method, StatusCode};
 use serde_json::Value;
 
-use super::{
-    preset::Preset,
+use crate::{
+    Preset,
     scope::{DOCUMENT_VERSION, Scope, VERSION, Values},
     shape::Shape,
     template::Template,
@@ -12,23 +12,23 @@ use super::{
 
 /// The reply at one path, or at one for each item of a list.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Route {
-    pub(super) method: Method,
+pub(crate) struct Route {
+    pub(crate) method: Method,
     /// With a slash at its end it is a folder, which is also found without.
-    pub(super) path: Template,
-    pub(super) each: Option<String>,
+    pub(crate) path: Template,
+    pub(crate) each: Option<String>,
     /// The route exists only if this value does.
-    pub(super) when: Option<String>,
+    pub(crate) when: Option<String>,
     /// Not in listings.
-    pub(super) hidden: bool,
-    pub(super) status: StatusCode,
-    pub(super) kind: HeaderValue,
-    pub(super) body: Body,
+    pub(crate) hidden: bool,
+    pub(crate) status: StatusCode,
+    pub(crate) kind: HeaderValue,
+    pub(crate) body: Body,
 }
 
 /// The body of a reply.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Body {
+pub(crate) enum Body {
     Text(Template),
     /// A list, one item a line.
     Lines(Shape),
@@ -37,7 +37,7 @@ pub(super) enum Body {
 
 /// The result of a lookup.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(crate) enum Found {
     /// A reply.
     Answer {
         status: StatusCode,
@@ -54,7 +54,7 @@ pub(super) enum Found {
 impl Preset {
     /// Looks up a decoded path. Repeated slashes count as one, and one at the end is ignored: clients
     /// send both, and the services accept both.
-    pub(super) fn find_path(&self, values: &Values<'_>, method: &Method, path: &str) -> Found {
+    pub(crate) fn find_path(&self, values: &Values<'_>, method: &Method, path: &str) -> Found {
         if !path.starts_with('/') {
             return Found::Nothing;
         }
@@ -169,14 +169,14 @@ impl Preset {
 }
 
 /// A path without redundant slashes: `/a/b` for `//a/b/`, and an empty string for `/`.
-pub(super) fn plain(path: &str) -> String {
+pub(crate) fn plain(path: &str) -> String {
     let words = path.split('/').filter(|word| !word.is_empty());
     words.flat_map(|word| ["/", word]).collect()
 }
 
 impl Route {
     /// Whether its body uses this value.
-    pub(super) fn uses(&self, name: &str) -> bool {
+    pub(crate) fn uses(&self, name: &str) -> bool {
         match &self.body {
             Body::Text(template) => template.uses(name),
             Body::Lines(shape) | Body::Json(shape) => shape.uses(name),
@@ -209,15 +209,13 @@ impl Body {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::scope::tests::{nics, snapshot},
-        *,
-    };
+    use super::*;
+    use crate::instance::tests::instance;
 
     fn get(preset: &str, path: &str) -> Option<String> {
         let preset = Preset::find(preset).unwrap();
-        let snapshot = snapshot();
-        let values = Values::new(&snapshot, nics(), &preset);
+        let instance = instance();
+        let values = Values::new(&instance, &preset);
         match preset.find_path(&values, &Method::GET, path) {
             Found::Answer { text, .. } | Found::Listing(text) => Some(text),
             Found::WrongMethod(_) | Found::Nothing => None,
@@ -373,11 +371,11 @@ mod tests {
     #[test]
     fn openstacks_network_is_the_configured_one() {
         let config = "version: 2\nethernets: {eth0: {addresses: [192.0.2.7/24]}}\n";
-        let mut snapshot = snapshot();
+        let mut instance = instance();
         let key = "cloud-init.network-config".to_owned();
-        snapshot.config.insert(key, config.to_owned());
+        instance.config.insert(key, config.to_owned());
         let preset = Preset::find("openstack").unwrap();
-        let values = Values::new(&snapshot, nics(), &preset);
+        let values = Values::new(&instance, &preset);
         let path = "/openstack/latest/network_data.json";
         let Found::Answer { text, .. } = preset.find_path(&values, &Method::GET, path) else {
             panic!("{path} is there");
@@ -397,8 +395,8 @@ mod tests {
             ]
         "#;
         let preset = Preset::parse("own", text).unwrap();
-        let snapshot = snapshot();
-        let values = Values::new(&snapshot, Vec::new(), &preset);
+        let instance = instance();
+        let values = Values::new(&instance, &preset);
         let find = |method, path| preset.find_path(&values, &method, path);
         let text = |found| match found {
             Found::Answer { status, text, .. } => (status.as_u16(), text),

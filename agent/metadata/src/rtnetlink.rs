@@ -4,7 +4,7 @@ use std::{io, net::IpAddr};
 
 use nix::sys::socket::SockProtocol;
 
-use crate::system::netlink::{Netlink, attribute, message, read_u32, split_attribute};
+use crate::netlink::{Netlink, attribute, message, read_u32, split_attribute};
 
 /// Size of `struct ifinfomsg` (`linux/rtnetlink.h`), in bytes.
 const LINK_BYTES: usize = 16;
@@ -14,33 +14,41 @@ const ANSWER_BYTES: usize = 32 * 1024;
 
 /// A network device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Link {
-    pub(crate) index: u32,
-    pub(crate) name: String,
+pub struct Link {
+    /// Its number.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
     /// Its MAC address.
-    pub(crate) address: Vec<u8>,
-    pub(crate) mtu: u32,
-    pub(crate) is_up: bool,
+    pub address: Vec<u8>,
+    /// Its MTU, in bytes.
+    pub mtu: u32,
+    /// Whether it is switched on.
+    pub is_up: bool,
 }
 
 /// A change of a device.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Change<'a> {
+pub enum Change<'a> {
     /// Only while it is down.
     Name(&'a str),
+    /// In bytes.
     Mtu(u32),
+    /// Switches it on or off.
     Up(bool),
 }
 
 /// A connection to the kernel.
 #[derive(Debug)]
-pub(crate) struct Rtnetlink(Netlink);
+pub struct Rtnetlink(Netlink);
 
 impl Rtnetlink {
+    /// Opens a socket.
+    ///
     /// # Errors
     ///
     /// The errno of `socket(2)`.
-    pub(crate) fn open() -> io::Result<Self> {
+    pub fn open() -> io::Result<Self> {
         Netlink::open(SockProtocol::NetlinkRoute, ANSWER_BYTES).map(Self)
     }
 
@@ -49,7 +57,7 @@ impl Rtnetlink {
     /// # Errors
     ///
     /// The errno of the request.
-    pub(crate) fn links(&self) -> io::Result<Vec<Link>> {
+    pub fn links(&self) -> io::Result<Vec<Link>> {
         let mut links = Vec::new();
         let request = request(libc::RTM_GETLINK, libc::NLM_F_DUMP, 0, None, &[]);
         self.0
@@ -62,7 +70,7 @@ impl Rtnetlink {
     /// # Errors
     ///
     /// `EBUSY` for the name of a device that is up, `EEXIST` for a name in use, and others of the kernel.
-    pub(crate) fn change(&self, index: u32, change: Change<'_>) -> io::Result<()> {
+    pub fn change(&self, index: u32, change: Change<'_>) -> io::Result<()> {
         let attribute = match change {
             Change::Name(name) => attribute(libc::IFLA_IFNAME, &[name.as_bytes(), &[0]].concat()),
             Change::Mtu(mtu) => attribute(libc::IFLA_MTU, &mtu.to_ne_bytes()),
@@ -82,7 +90,7 @@ impl Rtnetlink {
     /// # Errors
     ///
     /// `EEXIST` if the device has it, `EPERM` without `CAP_NET_ADMIN`.
-    pub(crate) fn add_address(&self, index: u32, address: IpAddr) -> io::Result<()> {
+    pub fn add_address(&self, index: u32, address: IpAddr) -> io::Result<()> {
         let flags = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
         self.0.ask(
             &message(libc::RTM_NEWADDR, flags, &of_address(index, address)),
@@ -95,7 +103,7 @@ impl Rtnetlink {
     /// # Errors
     ///
     /// `EADDRNOTAVAIL` if the device does not have it.
-    pub(crate) fn remove_address(&self, index: u32, address: IpAddr) -> io::Result<()> {
+    pub fn remove_address(&self, index: u32, address: IpAddr) -> io::Result<()> {
         let flags = libc::NLM_F_ACK;
         self.0.ask(
             &message(libc::RTM_DELADDR, flags, &of_address(index, address)),
@@ -160,7 +168,7 @@ fn of_address(index: u32, address: IpAddr) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::system::netlink::split;
+    use crate::netlink::split;
 
     #[test]
     fn the_loopback_is_found() {

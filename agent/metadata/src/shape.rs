@@ -5,14 +5,14 @@
 
 use serde_json::{Map, Value};
 
-use super::{
+use crate::{
     scope::{LISTS, Scope},
     template::{Template, TemplateError},
 };
 
 /// A template of a document, or of a part of one.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Shape {
+pub(crate) enum Shape {
     Text(Template),
     List(Vec<Shape>),
     Object(Vec<(String, Shape)>),
@@ -27,7 +27,7 @@ pub(super) enum Shape {
 
 /// An error in a document.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum ShapeError {
+pub(crate) enum ShapeError {
     #[error(transparent)]
     Template(#[from] TemplateError),
     #[error("each is one of nics, public-keys, versions, document-versions")]
@@ -42,7 +42,7 @@ impl Shape {
     /// # Errors
     ///
     /// The first [`ShapeError`].
-    pub(super) fn parse(value: Value, has_item: bool) -> Result<Self, ShapeError> {
+    pub(crate) fn parse(value: Value, has_item: bool) -> Result<Self, ShapeError> {
         Ok(match value {
             Value::String(text) => Self::Text(Template::parse(&text, has_item)?),
             Value::Array(items) => {
@@ -61,7 +61,7 @@ impl Shape {
     }
 
     /// The document. `None` if it is a string with a missing value.
-    pub(super) fn render(&self, scope: &Scope<'_>) -> Option<Value> {
+    pub(crate) fn render(&self, scope: &Scope<'_>) -> Option<Value> {
         Some(match self {
             Self::Text(template) => template.render(scope)?.into(),
             Self::Other(value) => value.clone(),
@@ -104,7 +104,7 @@ impl Shape {
 
 impl Shape {
     /// Whether it uses this value.
-    pub(super) fn uses(&self, name: &str) -> bool {
+    pub(crate) fn uses(&self, name: &str) -> bool {
         match self {
             Self::Text(template) => template.uses(name),
             Self::List(items) => items.iter().any(|item| item.uses(name)),
@@ -144,7 +144,8 @@ fn each(mut map: Map<String, Value>) -> Result<Shape, ShapeError> {
 mod tests {
     use serde_json::json;
 
-    use super::{super::scope::tests::with_scope, *};
+    use super::*;
+    use crate::scope::tests::with_scope;
 
     fn render(value: Value) -> Option<Value> {
         let shape = Shape::parse(value, false).unwrap();

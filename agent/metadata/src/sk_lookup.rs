@@ -54,7 +54,7 @@ const NAMESPACE: &str = "/proc/thread-self/ns/net";
 
 /// An attached program. `Drop` detaches it.
 #[derive(Debug)]
-pub(super) struct SkLookup(#[expect(dead_code, reason = "held for its `Drop`")] OwnedFd);
+pub(crate) struct SkLookup(#[expect(dead_code, reason = "held for its `Drop`")] OwnedFd);
 
 impl SkLookup {
     /// Hands TCP connections that come by the loopback to `address` over to `listener`, a listening
@@ -65,7 +65,7 @@ impl SkLookup {
     ///
     /// The errno of `bpf(2)`: `ENOSYS` or `EINVAL` if the kernel does not support it, `EPERM` without the
     /// capability or if the kernel is locked down.
-    pub(super) fn attach(address: SocketAddr, listener: &impl AsFd) -> io::Result<Self> {
+    pub(crate) fn attach(address: SocketAddr, listener: &impl AsFd) -> io::Result<Self> {
         let listener = listener.as_fd().as_raw_fd();
         let map = create_map()?;
         let (key, value) = (0_u32, u64::try_from(listener).unwrap_or_default());
@@ -185,18 +185,18 @@ struct Instruction {
 
 /// Codes of instructions (`linux/bpf.h` and `linux/bpf_common.h`).
 mod code {
-    pub(super) const MOVE: u8 = 0xbf;
-    pub(super) const MOVE_IMMEDIATE: u8 = 0xb7;
-    pub(super) const ADD_IMMEDIATE: u8 = 0x07;
-    pub(super) const LOAD_WORD: u8 = 0x61;
-    pub(super) const STORE_WORD_IMMEDIATE: u8 = 0x62;
-    pub(super) const LOAD_MAP: u8 = 0x18;
-    pub(super) const JUMP_IF_WORD_NOT: u8 = 0x56;
-    pub(super) const JUMP_IF: u8 = 0x15;
-    pub(super) const CALL: u8 = 0x85;
-    pub(super) const EXIT: u8 = 0x95;
+    pub(crate) const MOVE: u8 = 0xbf;
+    pub(crate) const MOVE_IMMEDIATE: u8 = 0xb7;
+    pub(crate) const ADD_IMMEDIATE: u8 = 0x07;
+    pub(crate) const LOAD_WORD: u8 = 0x61;
+    pub(crate) const STORE_WORD_IMMEDIATE: u8 = 0x62;
+    pub(crate) const LOAD_MAP: u8 = 0x18;
+    pub(crate) const JUMP_IF_WORD_NOT: u8 = 0x56;
+    pub(crate) const JUMP_IF: u8 = 0x15;
+    pub(crate) const CALL: u8 = 0x85;
+    pub(crate) const EXIT: u8 = 0x95;
     /// The source register of [`LOAD_MAP`]: the immediate is a descriptor.
-    pub(super) const BY_DESCRIPTOR: u8 = 1;
+    pub(crate) const BY_DESCRIPTOR: u8 = 1;
 }
 
 const fn instruction(code: u8, target: u8, source: u8, offset: i16, immediate: i32) -> Instruction {

@@ -7,18 +7,17 @@ use std::{
 };
 
 use http::{HeaderName, HeaderValue};
-use serde_json::Value;
 use vsock_agent_protocol::preset;
 
-use super::{
-    file, network_data,
+use crate::{
+    Instance, file, instance, network_data,
     scope::{COMBINED, NETWORK_DATA},
     table::Route,
     template::Template,
     token::TokenRule,
+    toml_file,
     user_data::has_content,
 };
-use crate::{guest::instance_data::Snapshot, toml_file};
 
 /// Largest file, in bytes. The largest built-in one has five thousand.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -26,16 +25,16 @@ const MAX_FILE_BYTES: u64 = 1024 * 1024;
 /// A metadata service: its address and its routes.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Preset {
-    pub(super) name: String,
-    pub(super) address: IpAddr,
-    pub(super) port: u16,
-    pub(super) versions: Vec<String>,
-    pub(super) document_versions: Vec<String>,
-    pub(super) listings: Vec<Template>,
-    pub(super) require: Vec<(HeaderName, HeaderValue)>,
-    pub(super) respond: Vec<(HeaderName, HeaderValue)>,
-    pub(super) token: Option<TokenRule>,
-    pub(super) routes: Vec<Route>,
+    pub(crate) name: String,
+    pub(crate) address: IpAddr,
+    pub(crate) port: u16,
+    pub(crate) versions: Vec<String>,
+    pub(crate) document_versions: Vec<String>,
+    pub(crate) listings: Vec<Template>,
+    pub(crate) require: Vec<(HeaderName, HeaderValue)>,
+    pub(crate) respond: Vec<(HeaderName, HeaderValue)>,
+    pub(crate) token: Option<TokenRule>,
+    pub(crate) routes: Vec<Route>,
 }
 
 /// Why a preset cannot be used.
@@ -66,7 +65,7 @@ pub enum PresetError {
 }
 
 /// The names of the built-in presets.
-pub(super) fn known() -> String {
+pub(crate) fn known() -> String {
     preset::SHIPPED.map(|(name, _)| name).join(", ")
 }
 
@@ -115,13 +114,14 @@ impl Preset {
         })
     }
 
-    /// The cloud-init keys of the snapshot that this service does not serve.
-    pub(super) fn unsupported(&self, snapshot: &Snapshot, nics: &[Value]) -> Vec<&'static str> {
-        let has = |name| snapshot.cloud_init(name).is_some_and(has_content);
-        let network = snapshot
+    /// The cloud-init keys of the instance that this service does not serve.
+    pub fn unsupported(&self, instance: &dyn Instance) -> Vec<&'static str> {
+        let nics = instance::nics(instance);
+        let has = |name| instance.cloud_init(name).is_some_and(has_content);
+        let network = instance
             .cloud_init("network-config")
             .filter(|text| !text.is_empty());
-        let has_document = network.is_some_and(|text| network_data::of(text, nics).is_some());
+        let has_document = network.is_some_and(|text| network_data::of(text, &nics).is_some());
         let uses = |name| self.routes.iter().any(|route| route.uses(name));
         let unsupported = [
             (
@@ -145,6 +145,12 @@ impl Preset {
         unsupported.map(|(key, _)| key).collect()
     }
 
+    /// Its name, or its path.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The address and port.
     #[must_use]
     pub const fn address(&self) -> (IpAddr, u16) {
@@ -154,16 +160,14 @@ impl Preset {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::scope::tests::{nics, snapshot},
-        *,
-    };
+    use super::*;
+    use crate::instance::tests::{TestInstance, instance};
 
     #[test]
     fn what_a_cloud_has_no_way_for_is_known() {
-        let mut snapshot = snapshot();
+        let mut instance = instance();
         let mut set = |key: &str, value: &str| {
-            snapshot
+            instance
                 .config
                 .insert(format!("cloud-init.{key}"), value.to_owned());
         };
@@ -172,23 +176,23 @@ mod tests {
             "network-config",
             "version: 2\nethernets: {eth0: {dhcp4: true}}\n",
         );
-        let unsupported = |preset: &str, snapshot: &Snapshot| -> Vec<_> {
+        let unsupported = |preset: &str, instance: &TestInstance| -> Vec<_> {
             let preset = Preset::find(preset).unwrap();
-            preset.unsupported(snapshot, &nics())
+            preset.unsupported(instance)
         };
         for preset in ["ec2", "aliyun", "outscale"] {
             assert_eq!(
-                unsupported(preset, &snapshot),
+                unsupported(preset, &instance),
                 ["network-config"],
                 "{preset}"
             );
         }
-        assert!(unsupported("openstack", &snapshot).is_empty());
+        assert!(unsupported("openstack", &instance).is_empty());
         let bond = "version: 2\nbonds: {bond0: {}}\n".to_owned();
-        snapshot
+        instance
             .config
             .insert("cloud-init.network-config".to_owned(), bond);
-        assert_eq!(unsupported("openstack", &snapshot), ["network-config"]);
+        assert_eq!(unsupported("openstack", &instance), ["network-config"]);
     }
 
     #[test]
