@@ -1,5 +1,5 @@
-//! A other in the guest: it shares no code with the product, and exchanges at whatever socket it is
-//! connection. It is this computer's perl, which Debian always has, with the libraries it needs.
+//! A client in the guest that shares no code with the product: a perl script, with this computer's perl
+//! (which Debian always has) and the libraries it needs.
 
 use std::{fs, process::Stdio};
 
