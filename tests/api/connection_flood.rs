@@ -1,5 +1,5 @@
 //! Many connections to a TLS listener, of the agent or of `agent-cli serve`, that send nothing or only
-//! part of a ClientHello.
+//! part of a `ClientHello`.
 
 use std::{
     fs,

@@ -52,7 +52,7 @@ pub(crate) async fn install(vm: &TestVm) {
     in_guest(vm, &format!("chmod -R a+rX {FOLDER}")).await;
 }
 
-/// The command in the guest that exchanges at `socket`, such as `tcp 127.0.0.1 80`.
+/// The shell command that runs the client for `socket`, such as `tcp 127.0.0.1 80`.
 pub(crate) fn at(socket: &str) -> String {
     let perl = format!("{FOLDER}/ld-linux-x86-64.so.2 --library-path {FOLDER} {FOLDER}/perl");
     format!("LC_ALL=C {perl} {FOLDER}/probe.pl {socket}")
