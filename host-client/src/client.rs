@@ -35,6 +35,9 @@ use crate::{
 /// Shortest allowed [`Timeouts::silence`]: guests under emulation are slow.
 const MIN_SILENCE: Duration = Duration::from_secs(1);
 
+/// A kind of events that no agent sends.
+const NO_EVENTS: &str = "vsock-agent-host-presence";
+
 /// Additional time for an agent to cancel an operation.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -182,11 +185,8 @@ impl Client {
             INCUS_SERVER_NAME => Family::Incus,
             _ => Family::Lxd,
         };
-        let call = Call {
-            method: Method::PUT,
-            body: Some(host.to_json(flavour).to_string().into_bytes()),
-            ..Call::get(path::SERVER, "telling where the host is")
-        };
+        let body = host.to_json(flavour).to_string().into_bytes();
+        let call = Call::change(Method::PUT, path::SERVER, body, "telling where the host is");
         self.http().call(call).await.map(drop)
     }
 
@@ -198,11 +198,7 @@ impl Client {
     pub async fn send_event(&self, event: &NewEvent) -> Result<(), ClientError> {
         let body = serde_json::to_vec(event)
             .map_err(|error| ClientError::protocol_because("an event is no JSON", error))?;
-        let call = Call {
-            method: Method::POST,
-            body: Some(body),
-            ..Call::get(path::EVENTS, "telling an event")
-        };
+        let call = Call::change(Method::POST, path::EVENTS, body, "telling an event");
         self.http().call(call).await.map(drop)
     }
 
@@ -237,22 +233,22 @@ impl Client {
         metadata(self.http().call(call).await?, "the operation")
     }
 
-    /// Waits for the end of an operation, at most `seconds`, or for ever.
+    /// Waits for the end of an operation, at most `limit`, which is rounded up to whole seconds, or for
+    /// ever.
     ///
     /// The operation that comes back need not have ended: see [`Operation::is_final`].
     ///
     /// # Errors
     ///
     /// [`ClientError::Agent`] when the agent does not know it. LXD's agent also returns this when
-    /// the operation failed and after `seconds`; version 5.0.2 does not support waiting.
+    /// the operation failed and after `limit`; version 5.0.2 does not support waiting.
     pub async fn wait_operation(
         &self,
         id: OperationId,
-        seconds: Option<u32>,
+        limit: Option<Duration>,
     ) -> Result<Operation, ClientError> {
-        let limit = seconds.map_or(Duration::MAX / 2, |s| Duration::from_secs(s.into()));
-        let path = path::operation_wait(id, seconds);
-        let call = Call::get(path, "waiting for an operation").with_extra_time(limit);
+        let call = Call::get(path::operation_wait(id, limit), "waiting for an operation");
+        let call = call.with_extra_time(limit.unwrap_or(Duration::MAX / 2));
         metadata(self.http().call(call).await?, "the operation")
     }
 
@@ -262,14 +258,10 @@ impl Client {
     ///
     /// [`ClientError::Agent`] when it cannot be cancelled: LXD's agent cannot cancel a command.
     pub async fn cancel_operation(&self, id: OperationId) -> Result<(), ClientError> {
-        let call = Call {
-            method: Method::DELETE,
-            ..Call::get(path::operation(id), "cancelling an operation")
-        };
-        self.http()
-            .call(call.with_extra_time(CANCEL_TIMEOUT))
-            .await?;
-        Ok(())
+        let during = "cancelling an operation";
+        let call = Call::change(Method::DELETE, path::operation(id), None, during);
+        let call = call.with_extra_time(CANCEL_TIMEOUT);
+        self.http().call(call).await.map(drop)
     }
 
     /// A command to run: `program` with `arguments`.
@@ -347,14 +339,16 @@ impl Client {
         self.any_events(kinds).await
     }
 
-    /// As [`Client::events`], also for unknown kinds. A stream without events shows that the agent is
-    /// running: it ends with the agent.
+    /// A stream without events, which shows that the agent is running: it ends with the agent.
     ///
     /// # Errors
     ///
     /// [`ClientError`].
-    #[doc(hidden)]
-    pub async fn any_events(&self, kinds: &[&str]) -> Result<Events, ClientError> {
+    pub async fn presence(&self) -> Result<Events, ClientError> {
+        self.any_events(&[NO_EVENTS]).await
+    }
+
+    async fn any_events(&self, kinds: &[&str]) -> Result<Events, ClientError> {
         let socket = self.event_socket(kinds).await?;
         Ok(Events { socket: Ok(socket) })
     }

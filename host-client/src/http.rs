@@ -6,21 +6,21 @@
 
 use std::{
     error::Error,
-    io,
+    io, iter,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode,
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
     header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE},
 };
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 use vsock_agent_transport::http::Connection;
 
 use crate::{
@@ -33,7 +33,7 @@ use crate::{
     tls,
 };
 
-/// Default time limit for the head of a reply, and for each part of its body.
+/// Default time limit for the head of a reply, and for its body.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Largest body of a reply, in bytes. The longest is a list of operations with their commands; a
@@ -66,6 +66,8 @@ pub(crate) struct Call {
     pub(crate) during: &'static str,
     /// Added to the time limit for the head of the reply.
     pub(crate) extra_time: Duration,
+    /// Added to the usual headers.
+    pub(crate) headers: HeaderMap,
 }
 
 impl Call {
@@ -76,6 +78,21 @@ impl Call {
             body: None,
             during,
             extra_time: Duration::ZERO,
+            headers: HeaderMap::new(),
+        }
+    }
+
+    /// A call that changes something, with a JSON body.
+    pub(crate) fn change(
+        method: Method,
+        path: impl Into<String>,
+        body: impl Into<Option<Vec<u8>>>,
+        during: &'static str,
+    ) -> Self {
+        Self {
+            method,
+            body: body.into(),
+            ..Self::get(path, during)
         }
     }
 
@@ -106,11 +123,12 @@ impl Http {
             return self.call_on(connection, &call).await;
         }
         if let Some(connection) = self.take_idle()
-            && let Ok(answer) = self.call_over(connection, &call).await
+            && let Ok(sent) = self.send(connection, &call).await?
         {
-            return self.keep(answer);
+            return self.finish(sent, &call).await;
         }
-        self.keep(self.ask(&call).await?)
+        let sent = self.send_until_answered(&call).await?;
+        self.finish(sent, &call).await
     }
 
     /// Makes a call with a single attempt to connect.
@@ -125,36 +143,33 @@ impl Http {
         connection: Connection,
         call: &Call,
     ) -> Result<Envelope<Value>, ClientError> {
-        match self.call_over(connection, call).await {
-            Ok(answer) => self.keep(answer),
-            Err(error) => Err(self.lost(call.during, error)),
-        }
+        let sent = self.send(connection, call).await?;
+        let sent = sent.map_err(|error| self.lost(call.during, error))?;
+        self.finish(sent, call).await
     }
 
     /// A connection for a call that must not be made twice, checked with a request before: a proxy or
     /// monitor may accept connections before the agent is running.
     pub(crate) async fn connect_for_change(&self) -> Result<Connection, ClientError> {
-        if self.connector.is_answered() {
-            return self.open(self.connector.connect().await?).await;
-        }
-        let answer = self
-            .ask(&Call::get(path::SERVER, "looking for the agent"))
-            .await?;
-        match answer.connection {
-            Some(connection) => Ok(connection),
+        if !self.connector.is_answered() {
+            let call = Call::get(path::SERVER, "looking for the agent");
+            let sent = self.send_until_answered(&call).await?;
+            if let (_, Some(connection)) = self.read(sent, &call).await {
+                return Ok(connection);
+            }
             // It closes after each answer.
-            None => self.open(self.connector.connect().await?).await,
         }
+        self.open(self.connector.connect().await?).await
     }
 
-    /// Makes a call that changes nothing. Repeats it until there is a reply, or until the deadline for
+    /// Sends a call that changes nothing. Repeats it until there is a reply, or until the deadline for
     /// connecting.
-    async fn ask(&self, call: &Call) -> Result<Answer, ClientError> {
+    async fn send_until_answered(&self, call: &Call) -> Result<Sent, ClientError> {
         let mut attempts = self.connector.attempts();
         loop {
             let connection = self.open(attempts.connect().await?).await?;
-            match self.call_over(connection, call).await {
-                Ok(answer) => return Ok(answer),
+            match self.send(connection, call).await? {
+                Ok(sent) => return Ok(sent),
                 Err(error) if is_unanswered(&error) => {
                     attempts
                         .failed(ConnectError::ClosedUnanswered(error.into()))
@@ -165,50 +180,59 @@ impl Http {
         }
     }
 
-    /// Makes a call on a connection. The outer error means that there was no reply.
-    async fn call_over(&self, connection: Connection, call: &Call) -> Result<Answer, hyper::Error> {
-        let limit = self.answer_timeout.saturating_add(call.extra_time);
-        let Ok(sent) = timeout(limit, connection.send(request(call))).await else {
-            return Ok(Answer::failed(ClientError::Silent {
-                during: call.during,
-                after: limit,
-            }));
-        };
-        let (response, connection) = sent?;
+    /// Sends a call and waits for the head of the reply. The inner error means that the connection ended
+    /// without one.
+    async fn send(
+        &self,
+        connection: Connection,
+        call: &Call,
+    ) -> Result<Result<Sent, hyper::Error>, ClientError> {
+        let after = self.answer_timeout.saturating_add(call.extra_time);
+        let sent = timeout(after, connection.send(request(call))).await;
+        sent.map_err(|_| ClientError::Silent {
+            during: call.during,
+            after,
+        })
+    }
+
+    /// Reads a reply, and keeps its connection for the next call.
+    async fn finish(&self, sent: Sent, call: &Call) -> Result<Envelope<Value>, ClientError> {
+        let (reply, connection) = self.read(sent, call).await;
+        if let Some(connection) = connection {
+            *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
+        }
+        reply
+    }
+
+    /// Reads a reply. Returns its connection too, if that can be used again.
+    async fn read(
+        &self,
+        (response, connection): Sent,
+        call: &Call,
+    ) -> (Result<Envelope<Value>, ClientError>, Option<Connection>) {
         let status = response.status();
         let body = match self.read_body(response, call.during).await {
             Ok(body) => body,
-            Err(error) => return Ok(Answer::failed(error)),
+            Err(error) => return (Err(error), None),
         };
-        let mut answer = Answer {
-            connection: None,
-            outcome: take_envelope(status, &body),
-        };
-        if let Some(mut connection) = connection
-            && connection.ready().await.is_ok()
-        {
-            answer.connection = Some(connection);
+        let reply = take_envelope(status, &body);
+        match connection {
+            Some(mut connection) if connection.ready().await.is_ok() => (reply, Some(connection)),
+            _ => (reply, None),
         }
-        Ok(answer)
     }
 
-    /// Keeps the connection of a reply for the next call.
-    fn keep(&self, answer: Answer) -> Result<Envelope<Value>, ClientError> {
-        if let Some(connection) = answer.connection {
-            *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
-        }
-        answer.outcome
-    }
-
-    /// Asks the agent to speak `protocol` on a connection of its own.
+    /// Asks the agent to speak `protocol` on a connection of its own. Like any GET, the request has no
+    /// effect before there is a reply.
     pub(crate) async fn upgrade(
         &self,
         path: &str,
         protocol: &'static str,
         extra: &[(&'static str, String)],
         during: &'static str,
-    ) -> Result<(Stream, http::HeaderMap), ClientError> {
-        let mut headers = http::HeaderMap::new();
+    ) -> Result<(Stream, HeaderMap), ClientError> {
+        let mut call = Call::get(path, during);
+        let headers = &mut call.headers;
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(UPGRADE, HeaderValue::from_static(protocol));
         for (name, value) in extra {
@@ -216,7 +240,7 @@ impl Http {
                 .map_err(|error| ClientError::protocol_because("a header has no value", error))?;
             headers.insert(*name, value);
         }
-        let (mut response, _connection) = self.send_upgrade(path, headers, during).await?;
+        let (mut response, _connection) = self.send_until_answered(&call).await?;
         let status = response.status();
         if status != StatusCode::SWITCHING_PROTOCOLS {
             let body = self.read_body(response, during).await?;
@@ -245,36 +269,6 @@ impl Http {
         Ok((stream, headers))
     }
 
-    /// Sends an upgrade request. Repeats it until there is a reply, or until the deadline for
-    /// connecting: like any GET, it has no effect before that.
-    async fn send_upgrade(
-        &self,
-        path: &str,
-        headers: http::HeaderMap,
-        during: &'static str,
-    ) -> Result<(Response<Incoming>, Option<Connection>), ClientError> {
-        let mut attempts = self.connector.attempts();
-        loop {
-            let connection = self.open(attempts.connect().await?).await?;
-            let mut request = request(&Call::get(path, during));
-            request.headers_mut().extend(headers.clone());
-            let sent = timeout(self.answer_timeout, connection.send(request)).await;
-            let sent = sent.map_err(|_| ClientError::Silent {
-                during,
-                after: self.answer_timeout,
-            })?;
-            match sent {
-                Ok(answer) => return Ok(answer),
-                Err(error) if is_unanswered(&error) => {
-                    attempts
-                        .failed(ConnectError::ClosedUnanswered(error.into()))
-                        .await?;
-                }
-                Err(error) => return Err(self.lost(during, error)),
-            }
-        }
-    }
-
     async fn open(&self, stream: Stream) -> Result<Connection, ClientError> {
         Connection::start(stream)
             .await
@@ -288,7 +282,7 @@ impl Http {
 
     /// The error for a failed exchange.
     fn lost(&self, during: &'static str, error: hyper::Error) -> ClientError {
-        match take_io_error(&error) {
+        match io_error(&error) {
             Some(source) if tls::is_identity_alert(source) => ClientError::IdentityRefused {
                 endpoint: self.connector.endpoint().clone(),
                 source: io::Error::other(source.to_string()),
@@ -318,46 +312,27 @@ impl Http {
         if usize::try_from(expected).map_or(true, |bytes| bytes > MAX_BODY_BYTES) {
             return Err(too_large());
         }
-        // Checked for every part of the body.
-        let deadline = Instant::now() + self.answer_timeout;
-        let mut bytes = BytesMut::new();
-        loop {
-            let frame =
-                timeout_at(deadline, body.frame())
-                    .await
-                    .map_err(|_| ClientError::Silent {
-                        during,
-                        after: self.answer_timeout,
-                    })?;
-            let Some(frame) = frame else {
-                return Ok(bytes.freeze());
-            };
-            let frame = frame.map_err(|error| ClientError::lost(during, error))?;
-            if let Some(data) = frame.data_ref() {
+        let reading = async {
+            // One buffer: the frames may be very many and of one byte each.
+            let mut bytes = BytesMut::new();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|error| ClientError::lost(during, error))?;
+                let data = frame.into_data().unwrap_or_default();
                 if bytes.len() + data.len() > MAX_BODY_BYTES {
                     return Err(too_large());
                 }
-                bytes.extend_from_slice(data);
+                bytes.extend_from_slice(&data);
             }
-        }
+            Ok(bytes.freeze())
+        };
+        let after = self.answer_timeout;
+        let read = timeout(after, reading).await;
+        read.unwrap_or(Err(ClientError::Silent { during, after }))
     }
 }
 
-/// A reply, and its connection if that can be used again.
-#[derive(Debug)]
-struct Answer {
-    connection: Option<Connection>,
-    outcome: Result<Envelope<Value>, ClientError>,
-}
-
-impl Answer {
-    const fn failed(error: ClientError) -> Self {
-        Self {
-            connection: None,
-            outcome: Err(error),
-        }
-    }
-}
+/// The head of a reply, and its connection unless that ended with it.
+type Sent = (Response<Incoming>, Option<Connection>);
 
 /// Whether a connection ended, and not because of what came on it.
 fn is_closed(error: &hyper::Error) -> bool {
@@ -372,7 +347,7 @@ fn is_unanswered(error: &hyper::Error) -> bool {
     use io::ErrorKind::{
         BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof,
     };
-    match take_io_error(error) {
+    match io_error(error) {
         None => is_closed(error),
         Some(cause) => matches!(
             cause.kind(),
@@ -381,16 +356,10 @@ fn is_unanswered(error: &hyper::Error) -> bool {
     }
 }
 
-/// The I/O error an HTTP error was caused by.
-fn take_io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
-    let mut cause = Some(error);
-    while let Some(current) = cause {
-        if let Some(found) = current.downcast_ref::<io::Error>() {
-            return Some(found);
-        }
-        cause = current.source();
-    }
-    None
+/// The I/O error that caused an HTTP error.
+fn io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
+    let causes = iter::successors(Some(error), |error| error.source());
+    causes.into_iter().find_map(|error| error.downcast_ref())
 }
 
 fn request(call: &Call) -> Request<Full<Bytes>> {
@@ -404,6 +373,7 @@ fn request(call: &Call) -> Request<Full<Bytes>> {
     if call.body.is_some() {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     }
+    headers.extend(call.headers.clone());
     request
 }
 

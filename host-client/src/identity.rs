@@ -12,46 +12,84 @@
 #[cfg(feature = "identity")]
 mod generate;
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use vsock_agent_transport::read_secret;
 
 #[cfg(feature = "identity")]
-pub use self::generate::{GUEST_FILES, GeneratedIdentity, host_name};
-use crate::tls::{AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, Identity, IdentityError};
+pub use self::generate::{GUEST_FILES, GeneratedIdentity};
+use crate::tls::{Identity, IdentityError, IdentityPem};
 
-impl Identity {
-    /// Reads the identity for `guest` from a directory of `agent-cli identity init`: its
-    /// `client.crt` and `client.key`, and `GUEST/agent.crt` or else `agent.crt`, all PEM. Blocks on the
-    /// files.
+const CLIENT_CERTIFICATE: &str = "client.crt";
+const CLIENT_KEY: &str = "client.key";
+const AGENT_CERTIFICATE: &str = "agent.crt";
+
+/// The files of an identity, PEM each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentityFiles {
+    /// The certificate of this host.
+    pub certificate: PathBuf,
+    /// Its key. A regular file that belongs to root or the effective user, without permissions for
+    /// others.
+    pub key: PathBuf,
+    /// The certificate of the agent.
+    pub agent: PathBuf,
+}
+
+impl IdentityFiles {
+    /// The files for `guest` in a directory of `agent-cli identity init`: `client.crt`, `client.key`,
+    /// and `GUEST/agent.crt` or else `agent.crt`. Only the last one is checked for existence.
     ///
     /// # Errors
     ///
-    /// [`IdentityError::Name`] for an invalid guest name, [`IdentityError::Read`] when a file cannot be
-    /// read, and the errors of [`Identity::from_parts`].
-    pub fn load(directory: &Path, guest: &str) -> Result<Self, IdentityError> {
-        let [certificate, key, agent] = identity_files(directory, guest)?;
-        Self::from_files(&certificate, &key, &agent)
+    /// [`IdentityError::Name`] for an invalid guest name.
+    pub fn find(directory: &Path, guest: &str) -> Result<Self, IdentityError> {
+        let pinned = guest_directory(directory, guest)?.join(AGENT_CERTIFICATE);
+        let shared = directory.join(AGENT_CERTIFICATE);
+        Ok(Self {
+            certificate: directory.join(CLIENT_CERTIFICATE),
+            key: directory.join(CLIENT_KEY),
+            agent: if !pinned.exists() && shared.exists() {
+                shared
+            } else {
+                pinned
+            },
+        })
+    }
+
+    /// Reads the files. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::Read`] when a file cannot be read, or when others have permissions for the
+    /// key.
+    pub fn read(&self) -> Result<IdentityPem, IdentityError> {
+        let unread = |path: &Path| {
+            let path = path.to_owned();
+            move |source: io::Error| IdentityError::Read { path, source }
+        };
+        let read = |path: &Path| fs::read(path).map_err(unread(path));
+        Ok(IdentityPem {
+            peer: read(&self.agent)?,
+            key: read_secret(&self.key).map_err(unread(&self.key))?,
+            certificate: read(&self.certificate)?,
+        })
     }
 }
 
-/// The files of the identity for `guest` in a directory: the certificate and the key of this host,
-/// and the agent's certificate. Only the last one is checked for existence.
-///
-/// # Errors
-///
-/// [`IdentityError::Name`] for an invalid guest name.
-pub fn identity_files(directory: &Path, guest: &str) -> Result<[PathBuf; 3], IdentityError> {
-    let pinned = guest_directory(directory, guest)?.join(AGENT_CERTIFICATE);
-    let shared = directory.join(AGENT_CERTIFICATE);
-    let agent = if !pinned.exists() && shared.exists() {
-        shared
-    } else {
-        pinned
-    };
-    Ok([
-        directory.join(CLIENT_CERTIFICATE),
-        directory.join(CLIENT_KEY),
-        agent,
-    ])
+impl Identity {
+    /// Reads the identity for `guest` from a directory, as [`IdentityFiles::find`] finds it. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError`]: those of [`IdentityFiles::find`], [`IdentityFiles::read`] and
+    /// [`Identity::from_pem`].
+    pub fn load(directory: &Path, guest: &str) -> Result<Self, IdentityError> {
+        Self::from_pem(&IdentityFiles::find(directory, guest)?.read()?)
+    }
 }
 
 /// The directory of one guest. The name can be an endpoint, whose slashes become `_`.
@@ -70,11 +108,11 @@ mod tests {
     fn a_guest_name_cannot_leave_the_directory() {
         let directory = Path::new("/nowhere");
         for name in ["", ".", "..", "../x", ".hidden", "a\0b"] {
-            identity_files(directory, name).unwrap_err();
+            IdentityFiles::find(directory, name).unwrap_err();
         }
-        let [certificate, key, agent] = identity_files(directory, "unix:/a/../b").unwrap();
-        assert_eq!(certificate, directory.join("client.crt"));
-        assert_eq!(key, directory.join("client.key"));
-        assert_eq!(agent, directory.join("unix:_a_.._b/agent.crt"));
+        let files = IdentityFiles::find(directory, "unix:/a/../b").unwrap();
+        assert_eq!(files.certificate, directory.join("client.crt"));
+        assert_eq!(files.key, directory.join("client.key"));
+        assert_eq!(files.agent, directory.join("unix:_a_.._b/agent.crt"));
     }
 }

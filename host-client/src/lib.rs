@@ -46,10 +46,10 @@ pub use self::{
         Account, Exec, ExecControl, ExecReader, ExecSession, ExecStdin, ExitStatus, OnDisconnect,
         Output, TerminalSize,
     },
-    identity::identity_files,
+    identity::IdentityFiles,
     sftp::{DirectoryEntry, DirectoryReader, OpenFlags, RawSftp, RemoteFile, RemotePath, Sftp},
-    tls::{AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, Identity, IdentityError, Security},
+    tls::{Identity, IdentityError, IdentityPem, Security},
 };
 
 #[cfg(feature = "identity")]
-pub use self::identity::{GUEST_FILES, GeneratedIdentity, host_name};
+pub use self::identity::{GUEST_FILES, GeneratedIdentity};

@@ -20,8 +20,8 @@ use crate::{
     ws::Socket,
 };
 
-/// Length of one long poll, in seconds. A lost agent is noticed at the latest after this time.
-const POLL_SECONDS: u32 = 30;
+/// Length of one long poll. A lost agent is noticed at the latest after this time.
+const POLL_TIME: Duration = Duration::from_secs(30);
 
 /// Time between two polls of an operation without an event: less than the 5 s for which LXD's agent
 /// keeps an operation that ended.
@@ -110,8 +110,8 @@ const DURING: &str = "waiting for the command to end";
 
 /// Waits for the end, for the length of one poll.
 async fn poll(client: &Client, id: OperationId) -> Result<Operation, ClientError> {
-    let path = path::operation_wait(id, Some(POLL_SECONDS));
-    let call = Call::get(path, DURING).with_extra_time(Duration::from_secs(POLL_SECONDS.into()));
+    let path = path::operation_wait(id, Some(POLL_TIME));
+    let call = Call::get(path, DURING).with_extra_time(POLL_TIME);
     metadata(client.http().call_once(call).await?, "the operation")
 }
 

@@ -1,22 +1,12 @@
 //! The identity of a client: its certificate and key, and the pinned certificate of an agent.
 
-use std::{fmt, fs, io, path::Path, path::PathBuf, sync::Arc};
+use std::{fmt, io, path::PathBuf, sync::Arc};
 
-use rustls::{
-    ClientConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
-};
-use vsock_agent_transport::{read_secret, tls};
+use rustls::{ClientConfig, pki_types::ServerName};
+pub use vsock_agent_transport::tls::IdentityPem;
+use vsock_agent_transport::tls::{self, PemError, PinnedIdentity};
 
 use crate::error::{Cause, ConnectError};
-
-/// File of the client's certificate, in the directory of identities.
-pub const CLIENT_CERTIFICATE: &str = "client.crt";
-/// File of the client's key, in the directory of identities.
-pub const CLIENT_KEY: &str = "client.key";
-/// File of an agent's certificate, in the directory of its guest or, one for all, in that of
-/// identities.
-pub const AGENT_CERTIFICATE: &str = "agent.crt";
 
 /// Name sent to the agent: the one DNS name in the certificates LXD makes for its agents. Our
 /// agent ignores it, but LXD's is tested with it.
@@ -34,18 +24,16 @@ pub enum Security {
 
 /// The certificate and key of this client, and the certificate of the agent it talks to.
 ///
-/// Cheap to clone.
+/// Cheap to clone. Equality is that of the certificates.
 #[derive(Clone)]
 pub struct Identity {
     config: Arc<ClientConfig>,
-    /// This client's certificate and the agent's, DER.
-    certificates: Arc<[CertificateDer<'static>; 2]>,
+    pinned: Arc<PinnedIdentity>,
 }
 
-/// By the certificates: each has one key.
 impl PartialEq for Identity {
     fn eq(&self, other: &Self) -> bool {
-        self.certificates == other.certificates
+        self.pinned == other.pinned
     }
 }
 
@@ -58,61 +46,18 @@ impl fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Reads the three PEM files of an identity. Blocks on the files.
-    ///
-    /// # Errors
-    ///
-    /// [`IdentityError::Read`] when a file cannot be read, or when the key is not a regular file that
-    /// belongs to root or the effective user, without permissions for others;
-    /// [`IdentityError::Pem`] when a file has other content, and the errors of
-    /// [`Identity::from_parts`].
-    pub fn from_files(certificate: &Path, key: &Path, agent: &Path) -> Result<Self, IdentityError> {
-        let agent_pem = read(agent)?;
-        let agent =
-            CertificateDer::from_pem_slice(&agent_pem).map_err(|source| IdentityError::Pem {
-                what: "the agent's certificate",
-                source: source.into(),
-            })?;
-        let secret = read_secret(key).map_err(|source| unread(key, source))?;
-        Self::from_parts(&read(certificate)?, &secret, &agent)
-    }
-
-    /// Makes an identity of a PEM certificate, its PEM key (PKCS #8 or SEC 1, ECDSA P-256 or
-    /// P-384), and the DER certificate of the agent.
+    /// Makes an identity of PEM.
     ///
     /// # Errors
     ///
     /// [`IdentityError::Pem`] when something is not PEM of its kind, [`IdentityError::Unusable`]
     /// when the key is of an unknown kind or belongs to another certificate.
-    pub fn from_parts(
-        certificate_pem: &[u8],
-        key_pem: &[u8],
-        agent_der: &[u8],
-    ) -> Result<Self, IdentityError> {
-        let pem = |what| {
-            move |source: rustls::pki_types::pem::Error| IdentityError::Pem {
-                what,
-                source: source.into(),
-            }
-        };
-        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(certificate_pem)
-            .collect::<Result<_, _>>()
-            .map_err(pem("the client's certificate"))?;
-        let own = chain.first().cloned().ok_or_else(|| IdentityError::Pem {
-            what: "the client's certificate",
-            source: "it holds no certificate".into(),
-        })?;
-        let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(pem("the client's key"))?;
-        let unusable = |source: rustls::Error| IdentityError::Unusable {
-            source: source.into(),
-        };
-        let agent = CertificateDer::from(agent_der.to_vec());
-        let credentials = tls::credentials(chain, key).map_err(unusable)?;
-        let config =
-            tls::client_config(Some(credentials), vec![agent.clone()]).map_err(unusable)?;
+    pub fn from_pem(pem: &IdentityPem) -> Result<Self, IdentityError> {
+        let pinned = pem.parse()?;
+        let config = tls::client_config(Some(Arc::clone(&pinned.own)), vec![pinned.peer.clone()]);
         Ok(Self {
-            config,
-            certificates: Arc::new([own, agent]),
+            config: config.map_err(PemError::Mismatch)?,
+            pinned: Arc::new(pinned),
         })
     }
 
@@ -121,17 +66,6 @@ impl Identity {
         #[expect(clippy::expect_used, reason = "the name is a constant and a DNS name")]
         let name = ServerName::try_from(SERVER_NAME).expect("a DNS name");
         (Arc::clone(&self.config).into(), name)
-    }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
-    fs::read(path).map_err(|source| unread(path, source))
-}
-
-fn unread(path: &Path, source: io::Error) -> IdentityError {
-    IdentityError::Read {
-        path: path.to_owned(),
-        source,
     }
 }
 
@@ -199,12 +133,23 @@ pub enum IdentityError {
     },
 }
 
+impl From<PemError> for IdentityError {
+    fn from(error: PemError) -> Self {
+        match error {
+            PemError::Pem { what, source } => Self::Pem {
+                what,
+                source: source.into(),
+            },
+            other => Self::Unusable {
+                source: other.into(),
+            },
+        }
+    }
+}
+
 /// The error for a failed handshake.
 pub(crate) fn handshake_error(error: io::Error) -> ConnectError {
-    let tls = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match tls {
+    match tls_error(&error) {
         Some(rustls::Error::InvalidCertificate(
             rustls::CertificateError::ApplicationVerificationFailure,
         )) => ConnectError::WrongAgent,
@@ -220,11 +165,8 @@ pub(crate) fn handshake_error(error: io::Error) -> ConnectError {
 /// arrives with the first read.
 pub(crate) fn is_identity_alert(error: &io::Error) -> bool {
     use rustls::AlertDescription as Alert;
-    let tls = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     matches!(
-        tls,
+        tls_error(error),
         Some(rustls::Error::AlertReceived(
             Alert::BadCertificate
                 | Alert::UnsupportedCertificate
@@ -239,12 +181,17 @@ pub(crate) fn is_identity_alert(error: &io::Error) -> bool {
     )
 }
 
+fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
 #[cfg(test)]
 mod tests {
     use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
     use rustls::{
         ServerConfig,
         crypto::ring,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
         server::{ClientHello, ResolvesServerCert},
         sign::CertifiedKey,
     };
@@ -317,20 +264,27 @@ CqFpcRfzss8=
         connected.map(drop).map_err(handshake_error)
     }
 
-    fn identity_for(agent: &[u8]) -> Identity {
+    /// The identity of `certificate` and `key` for an agent with the certificate `peer`.
+    fn identity_of(certificate: &str, key: &str, peer: &str) -> Result<Identity, IdentityError> {
+        let [certificate, key, peer] =
+            [certificate, key, peer].map(|text| text.as_bytes().to_vec());
+        Identity::from_pem(&IdentityPem {
+            certificate,
+            key,
+            peer,
+        })
+    }
+
+    fn identity_for(agent: &Pair) -> Identity {
         let ours = pair();
-        Identity::from_parts(
-            ours.certificate.pem().as_bytes(),
-            ours.key.serialize_pem().as_bytes(),
-            agent,
-        )
-        .unwrap()
+        let (certificate, key) = (ours.certificate.pem(), ours.key.serialize_pem());
+        identity_of(&certificate, &key, &agent.certificate.pem()).unwrap()
     }
 
     #[tokio::test]
     async fn the_pinned_certificate_is_accepted_with_any_name() {
         let theirs = pair();
-        let identity = identity_for(theirs.certificate.der());
+        let identity = identity_for(&theirs);
         let key = PrivateKeyDer::from_pem_slice(theirs.key.serialize_pem().as_bytes()).unwrap();
         let agent = agent(theirs.certificate.der(), &key);
         handshake(&identity, &agent).await.unwrap();
@@ -339,7 +293,7 @@ CqFpcRfzss8=
     #[tokio::test]
     async fn another_certificate_is_the_wrong_agent() {
         let (theirs, other) = (pair(), pair());
-        let identity = identity_for(other.certificate.der());
+        let identity = identity_for(&other);
         let key = PrivateKeyDer::from_pem_slice(theirs.key.serialize_pem().as_bytes()).unwrap();
         let agent = agent(theirs.certificate.der(), &key);
         assert!(matches!(
@@ -351,7 +305,7 @@ CqFpcRfzss8=
     #[tokio::test]
     async fn the_pinned_certificate_without_its_key_is_refused() {
         let (theirs, thief) = (pair(), pair());
-        let identity = identity_for(theirs.certificate.der());
+        let identity = identity_for(&theirs);
         let key = PrivateKeyDer::from_pem_slice(thief.key.serialize_pem().as_bytes()).unwrap();
         let agent = agent(theirs.certificate.der(), &key);
         assert!(matches!(
@@ -363,12 +317,7 @@ CqFpcRfzss8=
     #[tokio::test]
     async fn keys_of_lxd_work_on_both_ends() {
         let certificate = CertificateDer::from_pem_slice(STOCK_CERTIFICATE.as_bytes()).unwrap();
-        let identity = Identity::from_parts(
-            STOCK_CERTIFICATE.as_bytes(),
-            STOCK_KEY.as_bytes(),
-            &certificate,
-        )
-        .unwrap();
+        let identity = identity_of(STOCK_CERTIFICATE, STOCK_KEY, STOCK_CERTIFICATE).unwrap();
         let key = PrivateKeyDer::from_pem_slice(STOCK_KEY.as_bytes()).unwrap();
         handshake(&identity, &agent(&certificate, &key))
             .await
@@ -377,28 +326,26 @@ CqFpcRfzss8=
 
     #[test]
     fn identities_are_equal_by_both_certificates() {
-        let identity = identity_for(b"an agent");
+        let (agent, other) = (pair(), pair());
+        let identity = identity_for(&agent);
         assert_eq!(identity, identity.clone());
-        assert_ne!(identity, identity_for(b"an agent"));
+        assert_ne!(identity, identity_for(&agent));
         let ours = pair();
-        let with = |agent: &[u8]| {
+        let with = |agent: &Pair| {
             let (certificate, key) = (ours.certificate.pem(), ours.key.serialize_pem());
-            Identity::from_parts(certificate.as_bytes(), key.as_bytes(), agent).unwrap()
+            identity_of(&certificate, &key, &agent.certificate.pem()).unwrap()
         };
-        assert_eq!(with(b"an agent"), with(b"an agent"));
-        assert_ne!(with(b"an agent"), with(b"another"));
-        assert_ne!(Security::Tls(with(b"an agent")), Security::Plain);
+        assert_eq!(with(&agent), with(&agent));
+        assert_ne!(with(&agent), with(&other));
+        assert_ne!(Security::Tls(with(&agent)), Security::Plain);
     }
 
     #[test]
     fn a_key_of_another_certificate_is_refused() {
         let (ours, other) = (pair(), pair());
+        let (certificate, key) = (ours.certificate.pem(), other.key.serialize_pem());
         assert!(matches!(
-            Identity::from_parts(
-                ours.certificate.pem().as_bytes(),
-                other.key.serialize_pem().as_bytes(),
-                b"",
-            ),
+            identity_of(&certificate, &key, &certificate),
             Err(IdentityError::Unusable { .. })
         ));
     }
@@ -406,7 +353,7 @@ CqFpcRfzss8=
     #[test]
     fn text_that_is_not_pem_is_refused() {
         assert!(matches!(
-            Identity::from_parts(b"nonsense", b"nonsense", b""),
+            identity_of("nonsense", "nonsense", ""),
             Err(IdentityError::Pem { .. })
         ));
     }

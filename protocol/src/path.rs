@@ -1,6 +1,8 @@
 //! Every route, as a constant or a builder, for both ends.
 
-use crate::operation::OperationId;
+use std::time::Duration;
+
+use crate::{exec::whole_seconds, operation::OperationId};
 
 /// The list of API versions. Any method, no certificate checked beyond TLS itself.
 pub const ROOT: &str = "/";
@@ -29,10 +31,11 @@ pub fn operation(id: OperationId) -> String {
     format!("{OPERATIONS}/{id}")
 }
 
-/// Waits for the end of one operation, `timeout_seconds` at most; `None` is no limit.
+/// Waits for the end of one operation, at most `limit`, which is rounded up to whole seconds; `None` is
+/// no limit.
 #[must_use]
-pub fn operation_wait(id: OperationId, timeout_seconds: Option<u32>) -> String {
-    match timeout_seconds {
+pub fn operation_wait(id: OperationId, limit: Option<Duration>) -> String {
+    match limit.map(whole_seconds) {
         None => format!("{OPERATIONS}/{id}/wait"),
         Some(seconds) => format!("{OPERATIONS}/{id}/wait?timeout={seconds}"),
     }

@@ -10,7 +10,7 @@ use std::{
 
 use harness::{TestAgent, TestFolder, vm::paths};
 use vsock_agent::Security;
-use vsock_agent_client::{AGENT_CERTIFICATE, GUEST_FILES};
+use vsock_agent_client::{GUEST_FILES, IdentityFiles};
 
 use crate::cli_files::{build, build_example, succeeded};
 
@@ -79,7 +79,8 @@ fn the_commands_and_the_example_of_the_readme_work_one_after_the_other() {
         }
         Security::Tls(folder.to_owned())
     });
-    assert!(identities.join("vm").join(AGENT_CERTIFICATE).exists());
+    let files = IdentityFiles::find(&identities, "vm").unwrap();
+    assert!(files.agent.starts_with(identities.join("vm")) && files.agent.exists());
 
     // `systemctl` may not be here; the others are done as they are.
     let (others, systemctl): (Vec<_>, Vec<_>) = lines.partition(|line| !line.contains("systemctl"));

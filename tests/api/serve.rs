@@ -80,11 +80,9 @@ impl Host {
     }
 
     fn guest(&self, machine: &Machine) -> Guest {
-        let (own, agent) = (&self.own, &machine.pair);
-        let certificate = own.certificate.as_bytes();
-        let key = own.key.as_bytes();
-        let identity = Identity::from_parts(certificate, key, &agent.certificate_der).unwrap();
-        let tls = GuestTls::from_pem(certificate, key, agent.certificate.as_bytes()).unwrap();
+        let pem = self.own.identity_pem(&machine.pair);
+        let identity = Identity::from_pem(&pem).unwrap();
+        let tls = GuestTls::from_pem(&pem).unwrap();
         Guest {
             name: machine.name.to_owned(),
             endpoint: format!("unix:{}", machine.socket.display())

@@ -20,11 +20,7 @@ fn start_as(pair: Pair, trusted: &[&Pair]) -> (TestAgent, Pair) {
 
 /// A client that presents `own` and expects the agent to present `pinned`.
 fn connect(agent: &TestAgent, own: &Pair, pinned: &Pair) -> Client {
-    let identity = Identity::from_parts(
-        own.certificate.as_bytes(),
-        own.key.as_bytes(),
-        &pinned.certificate_der,
-    );
+    let identity = Identity::from_pem(&own.identity_pem(pinned));
     let endpoint = agent.endpoint().parse().unwrap();
     Client::new(endpoint, client::Security::Tls(identity.unwrap()))
 }
@@ -84,12 +80,7 @@ async fn the_right_certificate_without_its_key_is_refused() {
     };
     // The client's own library already sees that the two do not belong together; the agent must
     // not be the one to find out.
-    let identity = Identity::from_parts(
-        thief.certificate.as_bytes(),
-        thief.key.as_bytes(),
-        &pair.certificate_der,
-    );
-    identity.unwrap_err();
+    Identity::from_pem(&thief.identity_pem(&pair)).unwrap_err();
     drop(agent);
 }
 

@@ -7,6 +7,8 @@ use rcgen::{
     KeyUsagePurpose, SignatureAlgorithm, date_time_ymd,
 };
 
+use vsock_agent_client::IdentityPem;
+
 use crate::base64;
 
 /// A key of P-384 by SEC 1 (RFC 5915): what is before its 48 bytes, between them and the public key,
@@ -42,6 +44,16 @@ fn sec1(pkcs8: &[u8]) -> String {
 }
 
 impl Pair {
+    /// What the client's library makes an identity of, for a peer that presents `peer`.
+    #[must_use]
+    pub fn identity_pem(&self, peer: &Self) -> IdentityPem {
+        IdentityPem {
+            certificate: self.certificate.clone().into(),
+            key: self.key.clone().into(),
+            peer: peer.certificate.clone().into(),
+        }
+    }
+
     /// A pair as LXD makes them: ECDSA P-384, the DNS name `unspecified`.
     #[must_use]
     pub fn lxd() -> Self {

@@ -35,7 +35,7 @@ use std::{
 
 use harness::{TestVm, eventually, vm::VmOptions};
 use tokio::{process::Command, sync::OnceCell, time::timeout};
-use vsock_agent_client::{Client, Identity, Security};
+use vsock_agent_client::{Client, Identity, IdentityFiles, Security};
 
 /// Longest that any one command may take: 100 MB need half a minute where the VM is emulated.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -109,7 +109,12 @@ fn client_files(folder: &Path, vm: &TestVm) -> [(&'static str, PathBuf); 3] {
 /// Gives the library's client of this VM.
 fn client_of(vm: &TestVm) -> Client {
     let [certificate, key, agent] = client_files(vm.identity().unwrap(), vm).map(|(_, path)| path);
-    let identity = Identity::from_files(&certificate, &key, &agent).unwrap();
+    let files = IdentityFiles {
+        certificate,
+        key,
+        agent,
+    };
+    let identity = Identity::from_pem(&files.read().unwrap()).unwrap();
     Client::new(vm.endpoint().parse().unwrap(), Security::Tls(identity))
 }
 

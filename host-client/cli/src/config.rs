@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use serde::Deserialize;
 use serde_json::json;
-use vsock_agent_client::{Client, Endpoint, Identity, Security, Timeouts, identity_files};
+use vsock_agent_client::{Client, Endpoint, Identity, IdentityFiles, Security, Timeouts};
 use vsock_agent_serve::instance::{InstanceStore, Stamp};
 
 use crate::{
@@ -280,26 +280,25 @@ impl Target {
     }
 
     /// The files an identity is made of.
-    pub(crate) fn identity_files(&self) -> anyhow::Result<[PathBuf; 3]> {
-        Ok(identity_files(&self.identity, &self.name)?)
+    pub(crate) fn identity_files(&self) -> anyhow::Result<IdentityFiles> {
+        Ok(IdentityFiles::find(&self.identity, &self.name)?)
     }
 
     fn load_identity(&self, vm: &str) -> anyhow::Result<Identity> {
-        let [certificate, key, agent] = self.identity_files()?;
-        if !agent.exists() || !certificate.exists() {
-            let missing = if !certificate.exists() {
-                certificate.display()
-            } else {
-                agent.display()
-            };
+        let files = self.identity_files()?;
+        if let Some(missing) = [&files.certificate, &files.agent]
+            .into_iter()
+            .find(|path| !path.exists())
+        {
+            let missing = missing.display();
             bail!(
                 "no identity for {vm}: {missing} is not there; make one with `agent-cli identity \
                  init {vm}`, name another directory with --identity, or use --plain with an agent \
                  that was started with --plain"
             );
         }
-        Identity::from_files(&certificate, &key, &agent)
-            .with_context(|| format!("the identity in {} is unusable", self.identity.display()))
+        let identity = files.read().and_then(|pem| Identity::from_pem(&pem));
+        identity.with_context(|| format!("the identity in {} is unusable", self.identity.display()))
     }
 }
 

@@ -4,9 +4,7 @@ use std::path::Path;
 
 use anyhow::anyhow;
 use serde_json::json;
-use vsock_agent_client::{
-    CLIENT_CERTIFICATE, CLIENT_KEY, GUEST_FILES, Identity, IdentityError, identity_files,
-};
+use vsock_agent_client::{GUEST_FILES, Identity, IdentityError, IdentityFiles};
 
 use crate::{
     args::{Format, IdentityCommand, InitArgs},
@@ -37,15 +35,15 @@ fn init(settings: &Settings, args: InitArgs) -> anyhow::Result<u8> {
         }
         other => other.into(),
     })?;
-    let [_, _, pinned] = identity_files(&directory, &args.vm)?;
+    let files = IdentityFiles::find(&directory, &args.vm)?;
     match args.format.value() {
         Format::Json => output::json(&json!({
             "vm": args.vm,
             "directory": directory,
-            "client_certificate": directory.join(CLIENT_CERTIFICATE),
-            "client_key": directory.join(CLIENT_KEY),
+            "client_certificate": files.certificate,
+            "client_key": files.key,
             "client_pair_made": made.made_host_pair,
-            "agent_certificate": pinned,
+            "agent_certificate": files.agent,
             "guest_files": made.guest_directory,
             "guest_directory": GUEST_DIRECTORY,
         }))?,

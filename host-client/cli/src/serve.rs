@@ -12,12 +12,10 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, se
 use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
-use vsock_agent_client::host_name;
 use vsock_agent_files::private_directory;
 use vsock_agent_serve::{
     Guest, GuestTls, HostConfig, HostProcess, IsRegistered, StatusReport, instance::Stamp,
 };
-use vsock_agent_transport::read_secret;
 
 use crate::{
     args::{Format, ServeArgs},
@@ -57,7 +55,8 @@ async fn serve(settings: &Settings, port: u32) -> anyhow::Result<u8> {
     let mut host = HostProcess::new(HostConfig {
         port,
         store: settings.instances()?,
-        location: host_name(),
+        location: gethostname()
+            .map_or_else(|_| "a host".to_owned(), |name| name.display().to_string()),
         status: settings.host_file(STATUS_FILE)?,
         is_registered: is_registered(settings),
     });
@@ -128,15 +127,7 @@ fn guest(settings: &Settings, name: &str) -> anyhow::Result<Guest> {
     let tls = if target.is_plain() {
         None
     } else {
-        let [certificate, key, agent] = target.identity_files()?;
-        let unread = |path: &Path| format!("cannot read {}", path.display());
-        let secret = read_secret(&key).with_context(|| unread(&key))?;
-        let read = |path: &Path| fs::read(path).with_context(|| unread(path));
-        Some(GuestTls::from_pem(
-            &read(&certificate)?,
-            &secret,
-            &read(&agent)?,
-        )?)
+        Some(GuestTls::from_pem(&target.identity_files()?.read()?)?)
     };
     Ok(Guest {
         name: name.to_owned(),
@@ -151,8 +142,10 @@ fn guest(settings: &Settings, name: &str) -> anyhow::Result<Guest> {
 fn revision(settings: &Settings, name: &str) -> Vec<Option<Stamp>> {
     match settings.target(name) {
         Ok(target) if !target.is_plain() => {
-            let files = target.identity_files().into_iter().flatten();
-            files.map(|path| Stamp::of(&path)).collect()
+            let files = target.identity_files().ok();
+            let paths = files.map(|files| [files.certificate, files.key, files.agent]);
+            let paths = paths.into_iter().flatten();
+            paths.map(|path| Stamp::of(&path)).collect()
         }
         _ => Vec::new(),
     }

@@ -39,7 +39,7 @@ pub use self::{
     guest::Guest,
     progress::GuestReport,
     status::{AgentReport, StatusReport},
-    tls::{GuestTls, GuestTlsError},
+    tls::GuestTls,
 };
 use self::{
     guest::ServedGuest,

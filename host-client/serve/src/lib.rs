@@ -7,6 +7,5 @@ mod host;
 pub mod instance;
 
 pub use self::host::{
-    AgentReport, Guest, GuestReport, GuestTls, GuestTlsError, HostConfig, HostProcess,
-    IsRegistered, StatusReport,
+    AgentReport, Guest, GuestReport, GuestTls, HostConfig, HostProcess, IsRegistered, StatusReport,
 };

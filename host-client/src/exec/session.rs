@@ -137,11 +137,7 @@ async fn create(
 ) -> Result<(OperationId, BTreeMap<String, String>), ClientError> {
     let body = serde_json::to_vec(request)
         .map_err(|error| ClientError::protocol_because("the request cannot be written", error))?;
-    let call = Call {
-        method: Method::POST,
-        body: Some(body),
-        ..Call::get(path::EXEC, STARTING)
-    };
+    let call = Call::change(Method::POST, path::EXEC, body, STARTING);
     let answer = client.http().call_on(connection, &call).await?;
     let operation: Operation = metadata(answer, "the operation")?;
     let started: ExecStarted = serde_json::from_value(operation.metadata).map_err(|error| {

@@ -7,10 +7,11 @@ use rcgen::{
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, date_time_ymd,
 };
 
-use vsock_agent_files::{private_directory, write_whole};
+use nix::unistd::gethostname;
+use vsock_agent_files::write_whole;
 
-use super::guest_directory;
-use crate::tls::{AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, Identity, IdentityError};
+use super::{AGENT_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, guest_directory};
+use crate::tls::{Identity, IdentityError};
 
 /// The files for `/etc/vsock-agent` in a guest: LXD's names for its agent's certificate, its key, and
 /// the certificate of the host.
@@ -101,7 +102,8 @@ fn make_host_pair(directory: &Path) -> Result<bool, IdentityError> {
     if is_whole(&certificate, &key)? {
         return Ok(false);
     }
-    let pair = make(&format!("agent-cli on {}", host_name()), HOST_NAME)?;
+    let host = gethostname().unwrap_or_else(|_| "a host".into());
+    let pair = make(&format!("agent-cli on {}", host.display()), HOST_NAME)?;
     keep(&key, &pair.key, 0o600)?;
     keep(&certificate, &pair.certificate, 0o644)?;
     Ok(true)
@@ -122,13 +124,10 @@ fn make_guest_set(directory: &Path, home: &Path, name: &str) -> Result<PathBuf, 
 }
 
 fn keep(path: &Path, text: &str, mode: u32) -> Result<(), IdentityError> {
-    path.parent()
-        .map_or(Ok(()), private_directory)
-        .and_then(|()| write_whole(path, text.as_bytes(), mode))
-        .map_err(|source| IdentityError::Write {
-            path: path.to_owned(),
-            source,
-        })
+    write_whole(path, text.as_bytes(), mode).map_err(|source| IdentityError::Write {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// A key and its certificate, both PEM.
@@ -165,13 +164,6 @@ fn make(common_name: &str, dns_name: &str) -> Result<Pair, IdentityError> {
     pair().map_err(|error: rcgen::Error| IdentityError::Make {
         source: error.into(),
     })
-}
-
-/// Name of this computer.
-#[must_use]
-pub fn host_name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .map_or_else(|_| "a host".to_owned(), |name| name.trim().to_owned())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! peer has the key. Dates are ignored because a guest's clock may be wrong, as after a restore.
 //! Sessions are never resumed, because a resumed session would not be compared again.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error,
@@ -15,7 +15,10 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, ring, verify_tls13_signature},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
+    pki_types::{
+        CertificateDer, PrivateKeyDer, ServerName, UnixTime,
+        pem::{self, PemObject},
+    },
     server::{
         NoServerSessionStorage,
         danger::{ClientCertVerified, ClientCertVerifier},
@@ -23,6 +26,86 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use subtle::ConstantTimeEq;
+
+/// The content of the files of an identity, PEM each.
+#[derive(Clone, PartialEq, Eq)]
+pub struct IdentityPem {
+    /// The certificate of this end.
+    pub certificate: Vec<u8>,
+    /// Its key: PKCS #8 or SEC 1, ECDSA P-256 or P-384. `Debug` does not show it.
+    pub key: Vec<u8>,
+    /// The certificate of the other end.
+    pub peer: Vec<u8>,
+}
+
+impl fmt::Debug for IdentityPem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("IdentityPem(..)")
+    }
+}
+
+/// An identity that can be used for TLS.
+#[derive(Debug, Clone)]
+pub struct PinnedIdentity {
+    /// The certificate of this end with its key.
+    pub own: Arc<SingleCertAndKey>,
+    /// The same certificate.
+    pub certificate: CertificateDer<'static>,
+    /// The certificate of the other end.
+    pub peer: CertificateDer<'static>,
+}
+
+/// By the certificates: each has one key.
+impl PartialEq for PinnedIdentity {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.certificate, &self.peer) == (&other.certificate, &other.peer)
+    }
+}
+
+impl Eq for PinnedIdentity {}
+
+/// Why PEM is not an identity.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PemError {
+    /// It is not PEM, or not of the right kind.
+    #[error("{what} is not usable PEM")]
+    Pem {
+        /// The expected content.
+        what: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: pem::Error,
+    },
+    /// The key is of an unknown kind or does not belong to the certificate.
+    #[error("the certificate and the key do not work together")]
+    Mismatch(#[source] Error),
+}
+
+impl IdentityPem {
+    /// Parses the three.
+    ///
+    /// # Errors
+    ///
+    /// [`PemError`].
+    pub fn parse(&self) -> Result<PinnedIdentity, PemError> {
+        let wrong = |what| move |source| PemError::Pem { what, source };
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&self.certificate)
+            .collect::<Result<_, _>>()
+            .map_err(wrong("the client's certificate"))?;
+        let certificate = chain.first().cloned();
+        let certificate = certificate
+            .ok_or(pem::Error::NoItemsFound)
+            .map_err(wrong("the client's certificate"))?;
+        let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(wrong("the client's key"))?;
+        let peer = CertificateDer::from_pem_slice(&self.peer);
+        Ok(PinnedIdentity {
+            own: credentials(chain, key).map_err(PemError::Mismatch)?,
+            certificate,
+            peer: peer.map_err(wrong("the agent's certificate"))?,
+        })
+    }
+}
 
 /// A certificate with its key, for either side.
 ///

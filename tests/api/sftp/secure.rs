@@ -30,8 +30,7 @@ async fn many_large_pieces_go_both_ways_at_once_and_arrive_unchanged() {
         own.write_agent(folder, &[&host]);
         Security::Tls(folder.to_owned())
     });
-    let (certificate, key) = (host.certificate.as_bytes(), host.key.as_bytes());
-    let identity = Identity::from_parts(certificate, key, &own.certificate_der).unwrap();
+    let identity = Identity::from_pem(&host.identity_pem(&own)).unwrap();
     let endpoint = agent.endpoint().parse().unwrap();
     let client = Client::new(endpoint, client::Security::Tls(identity));
     let session = client.sftp().await.unwrap();

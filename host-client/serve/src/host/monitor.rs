@@ -28,9 +28,6 @@ use vsock_agent_protocol::{
 
 use crate::instance::{Change, GuestView};
 
-/// An event type that no agent sends: the stream of events only shows that the agent is running.
-const NO_EVENTS: &str = "vsock-agent-host-presence";
-
 /// The connection to one agent, and the data that was sent to it.
 struct AgentMonitor<'a> {
     host: &'a HostState,
@@ -126,7 +123,7 @@ impl AgentMonitor<'_> {
     /// Sends the agent all changes, until it is gone.
     async fn watch(&mut self, info: &ServerInfo) -> Result<(), ClientError> {
         // An agent without events is polled instead.
-        let mut presence = self.client.any_events(&[NO_EVENTS]).await.ok();
+        let mut presence = self.client.presence().await.ok();
         let mut views = self.guest.subscribe();
         let mut poll = interval(limits::PRESENCE_INTERVAL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -77,13 +77,13 @@ impl InstanceStore {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Read`], [`StoreError::Format`] or [`StoreError::Content`].
+    /// [`StoreError::File`], [`StoreError::Format`] or [`StoreError::Content`].
     pub fn load(&self, name: &str) -> Result<Option<Instance>, StoreError> {
         let path = self.path(name);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(StoreError::Read { path, source }),
+            Err(source) => return Err(StoreError::file("read", path, source)),
         };
         let stored: Stored = toml_edit::de::from_str(&text).map_err(|error| {
             let before = error.span().and_then(|span| text.get(..span.start));
@@ -104,7 +104,7 @@ impl InstanceStore {
     ///
     /// # Errors
     ///
-    /// As [`InstanceStore::load`], and [`StoreError::Write`].
+    /// As [`InstanceStore::load`], and those of writing.
     pub fn load_or_create(&self, name: &str) -> Result<Instance, StoreError> {
         match self.load(name)? {
             Some(instance) if instance.name == name => Ok(instance),
@@ -172,7 +172,7 @@ impl InstanceStore {
         if old.as_ref() != Some(&instance) {
             let path = self.path(name);
             write_whole(&path, to_text(&instance).as_bytes(), 0o600)
-                .map_err(|source| StoreError::Write { path, source })?;
+                .map_err(|source| StoreError::file("write", path, source))?;
         }
         Ok((instance, remarks))
     }
@@ -182,14 +182,14 @@ impl InstanceStore {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Write`] with the error of `unlink(2)` or of locking.
+    /// [`StoreError::File`] with the error of `unlink(2)` or of locking.
     pub fn remove(&self, name: &str) -> Result<bool, StoreError> {
         let _lock = self.lock()?;
         let path = self.path(name);
         match fs::remove_file(&path) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(source) => Err(StoreError::Write { path, source }),
+            Err(source) => Err(StoreError::file("write", path, source)),
         }
     }
 
@@ -202,10 +202,7 @@ impl InstanceStore {
             let file = options.create(true).append(true).open(&path)?;
             file.lock().map(|()| file)
         };
-        lock().map_err(|source| StoreError::Write {
-            path: path.clone(),
-            source,
-        })
+        lock().map_err(|source| StoreError::file("write", path.clone(), source))
     }
 }
 
@@ -272,18 +269,11 @@ fn to_text(instance: &Instance) -> String {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// Its file cannot be read.
-    #[error("cannot read {}", .path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The error of the file system.
-        #[source]
-        source: io::Error,
-    },
-    /// Its file, or the lock beside it, cannot be written.
-    #[error("cannot write {}", .path.display())]
-    Write {
+    /// Its file, or the lock beside it, cannot be read or written.
+    #[error("cannot {action} {}", .path.display())]
+    File {
+        /// `read` or `write`.
+        action: &'static str,
         /// The file.
         path: PathBuf,
         /// The error of the file system.
@@ -312,6 +302,16 @@ pub enum StoreError {
     /// The change is refused.
     #[error(transparent)]
     Refused(InstanceError),
+}
+
+impl StoreError {
+    const fn file(action: &'static str, path: PathBuf, source: io::Error) -> Self {
+        Self::File {
+            action,
+            path,
+            source,
+        }
+    }
 }
 
 #[cfg(test)]
