@@ -304,12 +304,7 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("agent-conf-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let text = r#"{"cid": 2, "port": 39041, "certificate": "", "dev_incus": true}"#;
-        let expected = HostConnection {
-            cid: 2,
-            port: 39041,
-            certificate: String::new(),
-            devlxd: true,
-        };
+        let expected = HostConnection::new("2:39041".parse().unwrap());
         assert_eq!(known(&folder, text).await, Some(expected));
         for malformed in ["", "{", "{}", r#"{"port": 1, "certificate": "no PEM"}"#] {
             assert_eq!(known(&folder, malformed).await, None, "{malformed}");

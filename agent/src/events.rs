@@ -29,13 +29,7 @@ impl Events {
             if log.listeners == 0 {
                 return false;
             }
-            let event = Event {
-                kind: kind.to_owned(),
-                timestamp: clock::now(),
-                metadata,
-                location: String::new(),
-                project: String::new(),
-            };
+            let event = Event::new(kind, clock::now(), metadata);
             // Fails only for a map whose keys are not strings, and JSON has none.
             let text = serde_json::to_string(&event).unwrap_or_default();
             log.push(event.kind, text.into());

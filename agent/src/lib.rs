@@ -23,6 +23,7 @@
 mod agent;
 mod api;
 mod app;
+mod by_insertion;
 mod config;
 mod defaults;
 mod events;

@@ -216,10 +216,11 @@ impl Http {
             Err(error) => return (Err(error), None),
         };
         let reply = take_envelope(status, &body);
-        match connection {
-            Some(mut connection) if connection.ready().await.is_ok() => (reply, Some(connection)),
-            _ => (reply, None),
-        }
+        let Some(mut connection) = connection else {
+            return (reply, None);
+        };
+        let is_ready = connection.ready().await.is_ok();
+        (reply, is_ready.then_some(connection))
     }
 
     /// Asks the agent to speak `protocol` on a connection of its own. Like any GET, the request has no
@@ -358,8 +359,8 @@ fn is_unanswered(error: &hyper::Error) -> bool {
 
 /// The I/O error that caused an HTTP error.
 fn io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
-    let causes = iter::successors(Some(error), |error| error.source());
-    causes.into_iter().find_map(|error| error.downcast_ref())
+    let source = |&error: &&'a (dyn Error + 'static)| error.source();
+    iter::successors(Some(error), source).find_map(<dyn Error>::downcast_ref)
 }
 
 fn request(call: &Call) -> Request<Full<Bytes>> {

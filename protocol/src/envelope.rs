@@ -18,6 +18,7 @@ pub enum EnvelopeKind {
 
 /// A reply. All seven keys are always written, as LXD does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Envelope<T> {
     /// The type of the reply.
     #[serde(rename = "type")]

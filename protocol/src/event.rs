@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// An event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Event {
     /// The kind: `operation`, `config`, `device`, `logging` or `lifecycle`.
     #[serde(rename = "type")]
@@ -21,8 +22,23 @@ pub struct Event {
     pub project: String,
 }
 
+impl Event {
+    /// An event of a kind; `timestamp` is in RFC 3339.
+    #[must_use]
+    pub fn new(kind: &str, timestamp: String, metadata: serde_json::Value) -> Self {
+        Self {
+            kind: kind.to_owned(),
+            timestamp,
+            metadata,
+            location: String::new(),
+            project: String::new(),
+        }
+    }
+}
+
 /// An event to publish, the body of `POST /1.0/events`. Other keys of an [`Event`] are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct NewEvent {
     /// The kind.
     #[serde(rename = "type")]
@@ -30,6 +46,17 @@ pub struct NewEvent {
     /// The content.
     #[serde(default)]
     pub metadata: serde_json::Value,
+}
+
+impl NewEvent {
+    /// An event of a kind.
+    #[must_use]
+    pub fn new(kind: &str, metadata: serde_json::Value) -> Self {
+        Self {
+            kind: kind.to_owned(),
+            metadata,
+        }
+    }
 }
 
 /// The default kinds of a listener.

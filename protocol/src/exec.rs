@@ -37,6 +37,7 @@ pub const EXIT_SIGNAL_BASE: i32 = 128;
 /// A command to run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct ExecRequest {
     /// The program and its arguments. Must not be empty.
     #[serde(default, deserialize_with = "null_as_default")]
@@ -84,14 +85,14 @@ pub struct ExecRequest {
     /// joined, and to the end of its output; 0 is no limit, as for `timeout(1)`
     /// ([`EXEC_OPTIONS`](crate::version::EXEC_OPTIONS)).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout: Option<u32>,
+    timeout: Option<u32>,
     /// The same in milliseconds, in place of `timeout` ([`EXEC_TIMES`](crate::version::EXEC_TIMES)).
     #[serde(
         default,
         rename = "timeout_ms",
         skip_serializing_if = "Option::is_none"
     )]
-    pub timeout_ms: Option<u64>,
+    timeout_ms: Option<u64>,
     /// Milliseconds from each of the signals that end the command to the next: SIGHUP, SIGTERM,
     /// SIGKILL. The agent's own choice unless it is there
     /// ([`EXEC_TIMES`](crate::version::EXEC_TIMES)).
@@ -100,7 +101,7 @@ pub struct ExecRequest {
         rename = "kill_pause_ms",
         skip_serializing_if = "Option::is_none"
     )]
-    pub kill_pause_ms: Option<u64>,
+    kill_pause_ms: Option<u64>,
     /// Whether the output goes on as long as anything holds it, as in LXD's agent, and not only a
     /// moment longer than the command ([`EXEC_OPTIONS`](crate::version::EXEC_OPTIONS)).
     #[serde(default, rename = "wait_for_eof", skip_serializing_if = "is_false")]
@@ -120,6 +121,7 @@ pub struct ExecRequest {
 /// case.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum OnDisconnect {
     /// The command and all it started are ended.
     #[default]
@@ -145,6 +147,28 @@ impl OnDisconnect {
 }
 
 impl ExecRequest {
+    /// A request to run `command`, without a terminal, as the agent's user, in the home directory.
+    #[must_use]
+    pub fn new(command: Vec<String>) -> Self {
+        Self {
+            command,
+            ..Self::default()
+        }
+    }
+
+    /// Sets the time after which the command and all that it started are ended, counted from when its
+    /// sockets are joined. Zero is no limit. It is rounded up to milliseconds; agents without
+    /// [`EXEC_TIMES`](crate::version::EXEC_TIMES) round it up to seconds.
+    pub fn set_time_limit(&mut self, limit: Duration) {
+        self.timeout = Some(whole_seconds(limit));
+        self.timeout_ms = (limit.subsec_nanos() > 0).then(|| milliseconds(limit));
+    }
+
+    /// Sets the time between the signals that end the command. It is rounded up to milliseconds.
+    pub fn set_kill_pause(&mut self, pause: Duration) {
+        self.kill_pause_ms = Some(milliseconds(pause));
+    }
+
     /// The time limit of the command, if there is one.
     #[must_use]
     pub fn time_limit(&self) -> Option<Duration> {
@@ -160,6 +184,17 @@ impl ExecRequest {
     }
 }
 
+/// Rounded up: a limit of half a second is not none.
+pub(crate) fn whole_seconds(time: Duration) -> u32 {
+    let seconds = time.as_nanos().div_ceil(1_000_000_000);
+    u32::try_from(seconds).unwrap_or(u32::MAX)
+}
+
+/// Rounded up.
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
 #[expect(
     clippy::trivially_copy_pass_by_ref,
     reason = "serde passes a reference"
@@ -172,6 +207,7 @@ const fn is_false(value: &bool) -> bool {
 ///
 /// Only the reply to the `POST` has the secrets; later replies have empty `fds`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ExecStarted {
     /// The secrets that join the sockets, by the names of the sockets: 64 hexadecimal digits, for one use.
     #[serde(default, deserialize_with = "null_as_default")]
@@ -187,8 +223,21 @@ pub struct ExecStarted {
     pub interactive: bool,
 }
 
+impl ExecStarted {
+    /// The metadata without secrets and without the environment.
+    #[must_use]
+    pub fn new(command: Vec<String>, interactive: bool) -> Self {
+        Self {
+            command,
+            interactive,
+            ..Self::default()
+        }
+    }
+}
+
 /// Metadata of a command's operation at its end.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ExecEnded {
     /// Exit status, `128 + n` after signal `n`, 126 or 127 if it could not be started. LXD's own
     /// agents say −1 after a signal and for some failures to start.
@@ -222,6 +271,7 @@ pub struct ExecEnded {
 /// A message of the client on the control socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "ControlWire", try_from = "ControlWire")]
+#[non_exhaustive]
 pub enum ControlMessage {
     /// The terminal has a new size, in character cells.
     WindowResize {
@@ -267,7 +317,7 @@ impl From<ControlMessage> for ControlWire {
         match message {
             ControlMessage::WindowResize { width, height } => Self {
                 command: "window-resize".to_owned(),
-                args: Some(crate::by_insertion([
+                args: Some(BTreeMap::from([
                     ("width".to_owned(), width.to_string().into()),
                     ("height".to_owned(), height.to_string().into()),
                 ])),

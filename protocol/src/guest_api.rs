@@ -84,6 +84,7 @@ pub fn is_hidden_key(key: &str) -> bool {
 
 /// The instance, as in `GET /1.0`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct GuestInfo {
     /// `1.0`.
     #[serde(default = "api_version")]
@@ -128,6 +129,7 @@ fn instance_type() -> String {
 
 /// The state of an instance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum GuestState {
     /// It runs.
     #[default]
@@ -149,9 +151,16 @@ impl GuestState {
 
 /// The body of `PATCH /1.0`. The reply is an empty result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct StateReport {
     /// The current state.
     pub state: GuestState,
+}
+
+impl From<GuestState> for StateReport {
+    fn from(state: GuestState) -> Self {
+        Self { state }
+    }
 }
 
 /// Devices by name: key to value, `type` always among them, and `hwaddr` for a `nic`.
@@ -160,6 +169,7 @@ pub type Devices = BTreeMap<String, BTreeMap<String, String>>;
 /// The metadata of an event of kind [`CONFIG`](crate::event::CONFIG): a key has a new value, or none
 /// (empty).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ConfigChange {
     /// The key.
     pub key: String,
@@ -173,6 +183,7 @@ pub struct ConfigChange {
 
 /// The metadata of an event of kind [`DEVICE`](crate::event::DEVICE).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct DeviceChange {
     /// `added`, `removed` or `updated`.
     pub action: String,

@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::version::Family;
+use crate::{address::VsockAddress, version::Family};
 
 /// The host's address and certificate.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct HostConnection {
     /// Context id of the host. Not validated: some hosts do not know their own.
     #[serde(default)]
@@ -22,6 +23,17 @@ pub struct HostConnection {
 }
 
 impl HostConnection {
+    /// A host at this address, with the guest API, and without a certificate.
+    #[must_use]
+    pub const fn new(address: VsockAddress) -> Self {
+        Self {
+            cid: address.cid.0,
+            port: address.port,
+            certificate: String::new(),
+            devlxd: true,
+        }
+    }
+
     /// The JSON for an agent of this flavour.
     #[must_use]
     pub fn to_json(&self, family: Family) -> serde_json::Value {

@@ -38,8 +38,6 @@ pub mod sftp;
 pub mod state;
 pub mod version;
 
-mod by_insertion;
 mod null;
 
-pub use by_insertion::by_insertion;
 pub use null::null_as_default;

@@ -12,11 +12,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{by_insertion, null::null_as_default};
+use crate::null::null_as_default;
 
 /// The metrics in LXD's format.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct LxdMetrics {
     /// Processor time by processor: `cpu0`, `cpu1`.
     #[serde(deserialize_with = "null_as_default")]
@@ -41,6 +42,7 @@ pub struct LxdMetrics {
 /// The metrics in Incus's format.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct IncusMetrics {
     /// Seconds since 1970 at which the guest booted.
     pub boot_time_seconds: u64,
@@ -68,6 +70,7 @@ pub struct IncusMetrics {
 
 /// Metrics of a processor.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct OfCpu {
     /// The name of the processor: `cpu0`.
     pub cpu: String,
@@ -78,6 +81,7 @@ pub struct OfCpu {
 
 /// Metrics of a device.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct OfDevice<T> {
     /// The name of the device.
     pub device: String,
@@ -86,9 +90,26 @@ pub struct OfDevice<T> {
     pub metrics: T,
 }
 
+impl OfCpu {
+    /// The metrics of the processor `cpu`.
+    #[must_use]
+    pub const fn new(cpu: String, metrics: CpuMetrics) -> Self {
+        Self { cpu, metrics }
+    }
+}
+
+impl<T> OfDevice<T> {
+    /// The metrics of a device.
+    #[must_use]
+    pub const fn new(device: String, metrics: T) -> Self {
+        Self { device, metrics }
+    }
+}
+
 /// Time of a processor since the boot, in seconds, by what it was spent on (`proc_stat(5)`).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct CpuMetrics {
     /// On user programs.
     pub cpu_seconds_user: f64,
@@ -111,6 +132,7 @@ pub struct CpuMetrics {
 /// Traffic of a disk since the boot.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct DiskMetrics {
     /// Bytes read.
     pub disk_read_bytes: u64,
@@ -125,6 +147,7 @@ pub struct DiskMetrics {
 /// A mounted file system, in bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct FilesystemMetrics {
     /// Where it is mounted.
     pub mountpoint: String,
@@ -142,6 +165,7 @@ pub struct FilesystemMetrics {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are those of /proc/meminfo")]
+#[non_exhaustive]
 pub struct MemoryMetrics {
     pub memory_active_anon_bytes: u64,
     pub memory_active_file_bytes: u64,
@@ -172,6 +196,7 @@ pub struct MemoryMetrics {
 /// Traffic of a network interface since it exists.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct NetworkMetrics {
     /// Bytes received.
     pub network_receive_bytes: u64,
@@ -197,7 +222,7 @@ impl From<IncusMetrics> for LxdMetrics {
     fn from(metrics: IncusMetrics) -> Self {
         let cpus = metrics.cpu_seconds_total.into_iter();
         Self {
-            cpu_seconds_total: by_insertion(cpus.map(|of| (of.cpu, of.metrics))),
+            cpu_seconds_total: by_name(cpus.map(|of| (of.cpu, of.metrics))),
             cpus: metrics.cpus,
             disk: by_device(metrics.disk),
             filesystem: by_source(metrics.filesystem),
@@ -209,7 +234,13 @@ impl From<IncusMetrics> for LxdMetrics {
 }
 
 fn by_device<T>(list: Vec<OfDevice<T>>) -> BTreeMap<String, T> {
-    by_insertion(list.into_iter().map(|of| (of.device, of.metrics)))
+    by_name(list.into_iter().map(|of| (of.device, of.metrics)))
+}
+
+fn by_name<T>(pairs: impl Iterator<Item = (String, T)>) -> BTreeMap<String, T> {
+    let mut map = BTreeMap::new();
+    map.extend(pairs);
+    map
 }
 
 fn by_source(list: Vec<OfDevice<FilesystemMetrics>>) -> BTreeMap<String, FilesystemMetrics> {

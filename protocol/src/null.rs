@@ -28,8 +28,10 @@ where
     T: Deserialize<'de>,
 {
     let map: BTreeMap<String, Option<T>> = null_as_default(deserializer)?;
-    let set = map
-        .into_iter()
-        .filter_map(|(key, value)| Some((key, value?)));
-    Ok(crate::by_insertion(set))
+    let mut set = BTreeMap::new();
+    set.extend(
+        map.into_iter()
+            .filter_map(|(key, value)| Some((key, value?))),
+    );
+    Ok(set)
 }

@@ -45,6 +45,7 @@ pub struct ParseOperationIdError {
 
 /// The status of an operation. The numbers are LXD's status codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum OperationStatus {
     /// Not started.
     Pending = 105,
@@ -102,6 +103,7 @@ pub const FIRST_FINAL_STATUS_CODE: u16 = 200;
 
 /// The state of an operation as the API shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Operation {
     /// The id.
     pub id: OperationId,
@@ -140,6 +142,33 @@ pub struct Operation {
 }
 
 impl Operation {
+    /// A running operation that can be cancelled, created at `now`, in RFC 3339.
+    #[must_use]
+    pub fn new(id: OperationId, class: &str, description: &str, now: String) -> Self {
+        let mut operation = Self {
+            id,
+            class: class.to_owned(),
+            description: description.to_owned(),
+            created_at: now.clone(),
+            updated_at: now,
+            status: String::new(),
+            status_code: 0,
+            resources: BTreeMap::new(),
+            metadata: serde_json::Value::Null,
+            may_cancel: true,
+            err: String::new(),
+            location: String::new(),
+        };
+        operation.set_status(OperationStatus::Running);
+        operation
+    }
+
+    /// Sets the status, its name and its number.
+    pub fn set_status(&mut self, status: OperationStatus) {
+        status.name().clone_into(&mut self.status);
+        self.status_code = status.code();
+    }
+
     /// Whether nothing more will happen.
     #[must_use]
     pub const fn is_final(&self) -> bool {

@@ -6,6 +6,7 @@ use crate::null::null_as_default;
 
 /// The agent and its API extensions.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ServerInfo {
     /// Names of extensions; see [`crate::version`].
     #[serde(default, deserialize_with = "null_as_default")]
@@ -49,6 +50,7 @@ impl ServerInfo {
 /// The system an agent runs on. Keys that only LXD's own server fills are always empty here.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct Environment {
     /// Empty.
     #[serde(deserialize_with = "null_as_default")]

@@ -12,6 +12,7 @@ use crate::null::null_as_default;
 /// The state of the guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct InstanceState {
     /// Empty; the host fills it in.
     pub status: String,
@@ -41,6 +42,7 @@ pub struct InstanceState {
 /// Processor time.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct CpuState {
     /// Used since the boot, in nanoseconds, or -1 if unknown.
     pub usage: i64,
@@ -52,6 +54,7 @@ pub struct CpuState {
 /// Memory, in bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct MemoryState {
     /// Not free; the page cache counts as used.
     pub usage: i64,
@@ -68,6 +71,7 @@ pub struct MemoryState {
 /// A network interface.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct NetworkState {
     /// Its addresses.
     #[serde(deserialize_with = "null_as_default")]
@@ -90,6 +94,7 @@ pub struct NetworkState {
 /// An address of an interface.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct NetworkAddress {
     /// `inet` or `inet6`.
     pub family: String,
@@ -104,6 +109,7 @@ pub struct NetworkAddress {
 /// Traffic of an interface since it exists.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct NetworkCounters {
     /// Bytes received.
     pub bytes_received: i64,
@@ -126,6 +132,7 @@ pub struct NetworkCounters {
 /// The operating system.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct OsInfo {
     /// Its name, such as `Debian GNU/Linux` (`NAME` in `os-release(5)`).
     pub os: String,

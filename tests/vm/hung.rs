@@ -142,13 +142,8 @@ async fn a_guest_whose_host_falls_silent_keeps_its_data() {
 
     drop(serve);
     let host = HungHost::start(&vm);
-    // An agent that is connection where its host is asks for everything again.
-    let connection = HostConnection {
-        cid: 2,
-        port: PORT,
-        certificate: String::new(),
-        devlxd: true,
-    };
+    // An agent that is given the address of its host asks for everything again.
+    let connection = HostConnection::new(format!("host:{PORT}").parse().unwrap());
     client_of(&vm).set_host(&connection).await.unwrap();
     assert!(eventually(LONGEST_WAIT, async || host.taken() > 0).await);
     assert_doors(&vm, "HTTP/1.1 200 ").await;

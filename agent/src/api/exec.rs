@@ -11,13 +11,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use vsock_agent_protocol::{
-    by_insertion,
     exec::{CONTROL, EXIT_SIGNAL_BASE, ExecEnded, ExecRequest, ExecStarted, STDERR, STDIN, STDOUT},
     operation::OperationStatus,
     path,
     printable::with_causes,
 };
 
+use crate::by_insertion::by_insertion;
 use crate::{
     app::App,
     defaults,
@@ -65,12 +65,7 @@ pub(crate) async fn post(app: &Arc<App>, request: Request<Incoming>) -> Result<R
             .unwrap_or_default(),
     };
     let secrets = secrets(request.interactive)?;
-    let mut started = ExecStarted {
-        fds: BTreeMap::new(),
-        command: shown(&request.command),
-        environment: BTreeMap::new(),
-        interactive: request.interactive,
-    };
+    let mut started = ExecStarted::new(shown(&request.command), request.interactive);
     let new = New {
         class: "websocket",
         description: "Executing command",
@@ -245,51 +240,50 @@ fn outcome(ended: Ended, cancel: &CancellationToken) -> Outcome {
             bytes,
             input_lost,
             timed_out,
-        } => Outcome {
-            status: match input_lost {
-                Some(_) => OperationStatus::Failure,
-                None => unless_cancelled(OperationStatus::Success),
-            },
-            metadata: json!(ExecEnded {
-                // LXD's hosts evaluate this number only.
-                exit_code: if input_lost.is_some() && code == 0 {
-                    EXIT_SIGNAL_BASE + libc::SIGHUP
-                } else {
-                    code
+        } => {
+            let mut result = ExecEnded::default();
+            // LXD's hosts evaluate this number only.
+            result.exit_code = if input_lost.is_some() && code == 0 {
+                EXIT_SIGNAL_BASE + libc::SIGHUP
+            } else {
+                code
+            };
+            result.signal = signal;
+            result.output_complete = Some(output_complete);
+            result.bytes = Some(by_insertion(
+                bytes.into_iter().map(|(name, n)| (name.to_owned(), n)),
+            ));
+            result.timed_out = timed_out;
+            result.input_lost = input_lost.as_ref().map(|lost| lost.after);
+            Outcome {
+                status: match input_lost {
+                    Some(_) => OperationStatus::Failure,
+                    None => unless_cancelled(OperationStatus::Success),
                 },
-                signal,
-                output_complete: Some(output_complete),
-                bytes: Some(
-                    bytes
-                        .into_iter()
-                        .map(|(name, n)| (name.to_owned(), n))
-                        .collect()
-                ),
-                start_error: None,
-                timed_out,
-                input_lost: input_lost.as_ref().map(|lost| lost.after),
-            }),
-            error: input_lost.map_or_else(String::new, |lost| {
-                format!(
-                    "the command was ended: its input broke off after {} bytes: {}",
-                    lost.after, lost.reason
-                )
-            }),
-        },
+                metadata: json!(result),
+                error: input_lost.map_or_else(String::new, |lost| {
+                    format!(
+                        "the command was ended: its input broke off after {} bytes: {}",
+                        lost.after, lost.reason
+                    )
+                }),
+            }
+        }
         Ended::Detached(why) => without_result(
             OperationStatus::Failure,
             &format!("{why}, and the command goes on"),
         ),
-        Ended::Failed { error, timed_out } => Outcome {
-            status: unless_cancelled(OperationStatus::Failure),
-            metadata: json!(ExecEnded {
-                exit_code: error.exit_code(),
-                start_error: error.start_error().map(str::to_owned),
-                timed_out,
-                ..ExecEnded::default()
-            }),
-            error: with_causes(&error).chars().take(MAX_ERROR_CHARS).collect(),
-        },
+        Ended::Failed { error, timed_out } => {
+            let mut result = ExecEnded::default();
+            result.exit_code = error.exit_code();
+            result.start_error = error.start_error().map(str::to_owned);
+            result.timed_out = timed_out;
+            Outcome {
+                status: unless_cancelled(OperationStatus::Failure),
+                metadata: json!(result),
+                error: with_causes(&error).chars().take(MAX_ERROR_CHARS).collect(),
+            }
+        }
     }
 }
 

@@ -52,20 +52,18 @@ pub(crate) async fn put(app: &App, request: Request<Incoming>) -> Result<Reply, 
 }
 
 fn info(family: Family) -> ServerInfo {
-    ServerInfo {
-        api_extensions: version::API_EXTENSIONS
-            .iter()
-            .map(ToString::to_string)
-            .collect(),
-        api_status: "stable".to_owned(),
-        api_version: version::API_VERSION.to_owned(),
-        auth: "trusted".to_owned(),
-        public: false,
-        auth_methods: vec!["tls".to_owned()],
-        config: serde_json::Value::Null,
-        environment: environment(family),
-        boot_id: boot_id(),
-    }
+    let mut info = ServerInfo::default();
+    info.api_extensions = version::API_EXTENSIONS
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    info.api_status = "stable".to_owned();
+    info.api_version = version::API_VERSION.to_owned();
+    info.auth = "trusted".to_owned();
+    info.auth_methods = vec!["tls".to_owned()];
+    info.environment = environment(family);
+    info.boot_id = boot_id();
+    info
 }
 
 fn boot_id() -> Option<String> {
@@ -75,13 +73,11 @@ fn boot_id() -> Option<String> {
 
 fn environment(family: Family) -> Environment {
     let text = |text: &std::ffi::OsStr| text.to_string_lossy().into_owned();
-    let mut environment = Environment {
-        server: family.server_name().to_owned(),
-        server_name: gethostname().map(|name| text(&name)).unwrap_or_default(),
-        server_pid: std::process::id().into(),
-        server_version: env!("CARGO_PKG_VERSION").to_owned(),
-        ..Environment::default()
-    };
+    let mut environment = Environment::default();
+    environment.server = family.server_name().to_owned();
+    environment.server_name = gethostname().map(|name| text(&name)).unwrap_or_default();
+    environment.server_pid = std::process::id().into();
+    environment.server_version = env!("CARGO_PKG_VERSION").to_owned();
     if let Ok(system) = uname() {
         environment.kernel = text(system.sysname());
         environment.kernel_architecture = text(system.machine());

@@ -246,11 +246,10 @@ mod tests {
         let CommandLine::Sftp(options) = read(&words).unwrap() else {
             panic!("no sub-command");
         };
-        let expected = SessionOptions {
-            user: Some("ann".to_owned()),
-            root: Some("/a".to_owned()),
-            read_only: true,
-        };
+        let expected = SessionOptions::default()
+            .with_user("ann")
+            .with_root("/a")
+            .with_read_only(true);
         assert_eq!(options, expected);
     }
 

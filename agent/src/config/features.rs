@@ -8,7 +8,8 @@ use std::{
 };
 
 use vsock_agent_metadata::yaml::{self, Node, YamlError};
-use vsock_agent_protocol::by_insertion;
+
+use crate::by_insertion::by_insertion;
 
 /// The configuration file of Incus's agent.
 pub(super) const FILE: &str = "/etc/incus-agent.yml";

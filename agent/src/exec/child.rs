@@ -746,10 +746,7 @@ mod tests {
     #[tokio::test]
     async fn what_runs_has_started_before_that_is_waited_for() {
         let script = "echo up; exec sleep 1000";
-        let request = ExecRequest {
-            command: ["sh", "-c", script].map(str::to_owned).into(),
-            ..ExecRequest::default()
-        };
+        let request = ExecRequest::new(["sh", "-c", script].map(str::to_owned).into());
         let accounts = Accounts::read().unwrap();
         let agent = AgentUser::unless_root();
         let spec = ExecSpec::resolve(&request, &accounts, agent.as_ref()).unwrap();

@@ -46,5 +46,6 @@ fn apply(message: ControlMessage, pid: Pid, pty: Option<&Arc<Pty>>) -> io::Resul
             })
         }),
         ControlMessage::Signal(number) => signal_group(pid, number),
+        _ => Err(io::ErrorKind::Unsupported.into()),
     }
 }

@@ -159,10 +159,7 @@ mod tests {
     }
 
     fn request(command: &[&str]) -> ExecRequest {
-        ExecRequest {
-            command: command.iter().map(|&word| word.to_owned()).collect(),
-            ..ExecRequest::default()
-        }
+        ExecRequest::new(command.iter().map(|&word| word.to_owned()).collect())
     }
 
     #[test]
@@ -224,11 +221,9 @@ mod tests {
             commands: None,
         };
         let run = |user: &str, group: Option<&str>| {
-            let request = ExecRequest {
-                user_name: Some(user.to_owned()),
-                group_name: group.map(str::to_owned),
-                ..request(&["/bin/true"])
-            };
+            let mut request = request(&["/bin/true"]);
+            request.user_name = Some(user.to_owned());
+            request.group_name = group.map(str::to_owned);
             check(&policy, &request)
         };
         assert_eq!(run("ann", None), Ok(()));

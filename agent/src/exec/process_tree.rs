@@ -7,9 +7,9 @@
 
 use std::{collections::BTreeSet, fs, sync::Arc, time::Duration};
 
+use crate::by_insertion::by_insertion;
 use nix::{sys::signal::Signal, unistd::Pid};
 use tokio::time::{Instant, sleep, timeout};
-use vsock_agent_protocol::by_insertion;
 
 use super::{
     cgroup::Cgroup,

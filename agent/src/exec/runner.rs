@@ -536,9 +536,10 @@ impl Running {
         deadline: Option<Instant>,
         stops: StopTokens,
     ) -> (Ended, Vec<WebSocket>) {
-        let lost = match self.on_disconnect {
-            OnDisconnect::End | OnDisconnect::Hangup => self.control_lost.clone(),
-            OnDisconnect::Keep => CancellationToken::new(),
+        let lost = if self.on_disconnect == OnDisconnect::Keep {
+            CancellationToken::new()
+        } else {
+            self.control_lost.clone()
         };
         let to_end = async {
             select! {

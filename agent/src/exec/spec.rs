@@ -8,12 +8,12 @@ use std::{
 
 use nix::unistd::{getegid, geteuid, getgroups};
 use vsock_agent_protocol::{
-    by_insertion,
     exec::{ExecRequest, OnDisconnect},
     id::{self, UNCHANGED},
 };
 
 use super::pty::TermSize;
+use crate::by_insertion::by_insertion;
 use crate::{
     defaults,
     system::accounts::{Accounts, User},
@@ -354,20 +354,14 @@ mod tests {
     const GROUP: &str = "root:x:0:\nann:x:8:\nwheel:x:10:ann\n";
 
     fn resolve(change: impl FnOnce(&mut ExecRequest)) -> Result<ExecSpec, SpecError> {
-        let mut request = ExecRequest {
-            command: vec!["ls".to_owned()],
-            ..ExecRequest::default()
-        };
+        let mut request = ExecRequest::new(vec!["ls".to_owned()]);
         change(&mut request);
         ExecSpec::resolve(&request, &Accounts::of(PASSWD, GROUP), None)
     }
 
     /// The same by an agent that runs as ann.
     fn resolve_as_ann(change: impl FnOnce(&mut ExecRequest)) -> Result<ExecSpec, SpecError> {
-        let mut request = ExecRequest {
-            command: vec!["ls".to_owned()],
-            ..ExecRequest::default()
-        };
+        let mut request = ExecRequest::new(vec!["ls".to_owned()]);
         change(&mut request);
         let agent = AgentUser {
             uid: 7,

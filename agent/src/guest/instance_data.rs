@@ -89,7 +89,7 @@ impl InstanceData {
     /// [`CallError`]; [`CallError::TimedOut`] after [`defaults::REPORT_TIMEOUT`].
     pub(crate) async fn report(&self, state: GuestState) -> Result<(), CallError> {
         let host = self.host().ok_or(CallError::NoHost)?;
-        let body = json!(StateReport { state });
+        let body = json!(StateReport::from(state));
         let mut client = host.client();
         let call = client.call(Method::PATCH, guest_api::INFO, Some(&body));
         timeout(defaults::REPORT_TIMEOUT, call)

@@ -21,9 +21,10 @@ use tokio::{
 use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 use tokio_util::either::Either;
 use tracing::Instrument as _;
-use vsock_agent_protocol::{address::Cid, by_insertion};
+use vsock_agent_protocol::address::Cid;
 use vsock_agent_transport::{Admission, Slot};
 
+use crate::by_insertion::by_insertion;
 use crate::{
     app::App,
     config::{Config, Security},

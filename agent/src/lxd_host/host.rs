@@ -91,12 +91,10 @@ mod tests {
     const KEY: &str = "-----BEGIN PRIVATE KEY-----\nMAA=\n-----END PRIVATE KEY-----\n";
 
     fn connection(port: u32, certificate: &str) -> HostConnection {
-        HostConnection {
-            cid: 2,
-            port,
-            certificate: certificate.to_owned(),
-            devlxd: true,
-        }
+        let cid = Cid::HOST;
+        let mut connection = HostConnection::new(VsockAddress { cid, port });
+        connection.certificate = certificate.to_owned();
+        connection
     }
 
     #[test]

@@ -101,21 +101,8 @@ impl Registry {
         W: Future<Output = Outcome> + Send + 'static,
     {
         let id = secret::random_id().map_err(|_| OperationError::Full)?;
-        let now = clock::now();
-        let operation = Operation {
-            id,
-            class: new.class.to_owned(),
-            description: new.description.to_owned(),
-            created_at: now.clone(),
-            updated_at: now,
-            status: OperationStatus::Running.name().to_owned(),
-            status_code: OperationStatus::Running.code(),
-            resources: std::collections::BTreeMap::new(),
-            metadata: new.metadata,
-            may_cancel: true,
-            err: String::new(),
-            location: String::new(),
-        };
+        let mut operation = Operation::new(id, new.class, new.description, clock::now());
+        operation.metadata = new.metadata;
         let (joined, sockets) = mpsc::channel(new.sockets.len().max(1));
         let cancel = CancellationToken::new();
         let stopping = self.0.shutdown.child_token();
@@ -273,11 +260,9 @@ impl Table {
         let write = |operation| serde_json::to_string(operation).unwrap_or_default();
         let mut text = write(operation);
         if text.len() > defaults::MAX_ENDED_BYTES {
-            let metadata = serde_json::Value::Null;
-            text = write(&Operation {
-                metadata,
-                ..operation.clone()
-            });
+            let mut short = operation.clone();
+            short.metadata = serde_json::Value::Null;
+            text = write(&short);
         }
         self.ended.insert(operation.id, text.into_boxed_str());
         self.order.push_back((Instant::now(), operation.id));
@@ -359,17 +344,6 @@ impl Drop for Ending {
         let view = self.entry.view.borrow().clone();
         self.registry.table().end(&view);
         (self.registry.0.on_change)(&view);
-    }
-}
-
-trait SetStatus {
-    fn set_status(&mut self, status: OperationStatus);
-}
-
-impl SetStatus for Operation {
-    fn set_status(&mut self, status: OperationStatus) {
-        self.status = status.name().to_owned();
-        self.status_code = status.code();
     }
 }
 

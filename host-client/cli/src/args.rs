@@ -205,10 +205,9 @@ pub(crate) struct SessionArgs {
 
 impl SessionArgs {
     pub(crate) fn options(&self) -> SessionOptions {
-        SessionOptions {
-            user: self.user.clone(),
-            ..SessionOptions::default()
-        }
+        let mut options = SessionOptions::default();
+        options.user.clone_from(&self.user);
+        options
     }
 }
 
@@ -236,11 +235,9 @@ pub(crate) struct SftpArgs {
 
 impl SftpArgs {
     pub(crate) fn options(&self) -> SessionOptions {
-        SessionOptions {
-            root: self.root.clone(),
-            read_only: self.read_only,
-            ..self.session.options()
-        }
+        let mut options = self.session.options().with_read_only(self.read_only);
+        options.root.clone_from(&self.root);
+        options
     }
 }
 

@@ -3,12 +3,14 @@
 use std::{
     fs,
     os::{fd::AsRawFd, unix::ffi::OsStrExt},
-    path::Path,
     time::Duration,
 };
 
 use anyhow::{Context, bail};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, sendto, socket};
+use nix::{
+    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, sendto, socket},
+    unistd::gethostname,
+};
 use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};

@@ -22,7 +22,7 @@ pub use self::{
     check::CheckError,
     key::KeyError,
     store::{InstanceStore, Stamp, StoreError},
-    view::{Change, GuestView},
+    view::GuestView,
     yaml::YamlError,
 };
 use vsock_agent_protocol::guest_api::{

@@ -39,41 +39,35 @@ impl Exec {
                 what: "keep a command without its client",
             });
         }
-        let is_exact = takes_times && timeout.is_some_and(|time| time.subsec_nanos() > 0);
-        let size = self.terminal;
-        Ok(ExecRequest {
-            command: self.command.clone(),
-            wait_for_websocket: true,
-            interactive: size.is_some(),
-            environment: self.environment.clone(),
-            width: size.map_or(0, |size| size.columns.into()),
-            height: size.map_or(0, |size| size.lines.into()),
-            record_output: false,
-            user,
-            group,
-            cwd: self.directory.clone(),
-            user_name,
-            group_name,
-            timeout: timeout.map(whole_seconds),
-            timeout_ms: timeout.filter(|_| is_exact).map(milliseconds),
-            kill_pause_ms: self.kill_pause.map(milliseconds),
-            wait_for_eof: self.wait_for_eof,
-            on_disconnect: self.on_disconnect,
-        })
+        let mut request = ExecRequest::new(self.command.clone());
+        request.wait_for_websocket = true;
+        if let Some(size) = self.terminal {
+            request.interactive = true;
+            (request.width, request.height) = (size.columns.into(), size.lines.into());
+        }
+        request.environment.clone_from(&self.environment);
+        (request.user, request.user_name) = (user, user_name);
+        (request.group, request.group_name) = (group, group_name);
+        request.cwd.clone_from(&self.directory);
+        if let Some(timeout) = timeout {
+            request.set_time_limit(if takes_times {
+                timeout
+            } else {
+                // Rounded up: a limit of half a second is not none.
+                Duration::from_secs(
+                    timeout
+                        .as_secs()
+                        .saturating_add((timeout.subsec_nanos() > 0).into()),
+                )
+            });
+        }
+        if let Some(pause) = self.kill_pause {
+            request.set_kill_pause(pause);
+        }
+        request.wait_for_eof = self.wait_for_eof;
+        request.on_disconnect = self.on_disconnect;
+        Ok(request)
     }
-}
-
-/// Rounded up: a limit of half a second is not none.
-fn whole_seconds(time: Duration) -> u32 {
-    let rounded = time
-        .as_secs()
-        .saturating_add(u64::from(time.subsec_nanos() > 0));
-    u32::try_from(rounded).unwrap_or(u32::MAX)
-}
-
-/// Rounded up too.
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 fn account(
@@ -104,11 +98,20 @@ mod tests {
         Client::new(endpoint, Security::Plain).exec("id", ["-u"])
     }
 
+    fn agent_with(extension: &str) -> ServerInfo {
+        let mut info = ServerInfo::default();
+        info.api_extensions.push(extension.to_owned());
+        info
+    }
+
+    /// The time limit on the wire, in seconds and in milliseconds.
+    fn time_limit(request: &ExecRequest) -> (Option<u64>, Option<u64>) {
+        let wire = serde_json::to_value(request).unwrap();
+        (wire["timeout"].as_u64(), wire["timeout_ms"].as_u64())
+    }
+
     fn our_agent() -> ServerInfo {
-        ServerInfo {
-            api_extensions: vec![version::EXEC_USER_NAME.to_owned()],
-            ..ServerInfo::default()
-        }
+        agent_with(version::EXEC_USER_NAME)
     }
 
     #[test]
@@ -148,26 +151,23 @@ mod tests {
         let request = exec()
             .timeout(Duration::ZERO)
             .request(&ServerInfo::default());
-        assert_eq!(request.unwrap().timeout, None);
+        assert_eq!(time_limit(&request.unwrap()), (None, None));
     }
 
     #[test]
     fn times_are_sent_as_exactly_as_the_agent_takes_them() {
         let exec = exec().timeout(Duration::from_micros(1_250_100));
-        let mut info = ServerInfo {
-            api_extensions: vec![version::EXEC_OPTIONS.to_owned()],
-            ..ServerInfo::default()
-        };
+        let mut info = agent_with(version::EXEC_OPTIONS);
         let request = exec.request(&info).unwrap();
-        assert_eq!((request.timeout, request.timeout_ms), (Some(2), None));
+        assert_eq!(time_limit(&request), (Some(2), None));
         let exec = exec.kill_pause(Duration::from_millis(30));
         exec.request(&info).unwrap_err();
         info.api_extensions.push(version::EXEC_TIMES.to_owned());
         let request = exec.request(&info).unwrap();
-        assert_eq!((request.timeout, request.timeout_ms), (Some(2), Some(1251)));
-        assert_eq!(request.kill_pause_ms, Some(30));
+        assert_eq!(time_limit(&request), (Some(2), Some(1251)));
+        assert_eq!(request.kill_pause(), Some(Duration::from_millis(30)));
         let request = exec.timeout(Duration::from_secs(3)).request(&info).unwrap();
-        assert_eq!((request.timeout, request.timeout_ms), (Some(3), None));
+        assert_eq!(time_limit(&request), (Some(3), None));
     }
 
     #[test]

@@ -25,6 +25,7 @@ const FOREIGN_WRITE: u32 = 0o022;
 
 /// A partial file, open and locked.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct OpenPart {
     /// Open for reading and writing.
     pub file: File,

@@ -7,6 +7,7 @@ use super::RESERVED;
 
 /// The feature of a route. LXD switches each of them on or off, for the host or for an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum HostFeature {
     /// Whether the guest may have a token ([`UbuntuPro`]).
     UbuntuPro,
@@ -36,6 +37,7 @@ impl HostFeature {
 
 /// The reply to `GET /1.0/ubuntu-pro`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct UbuntuPro {
     /// `on`, `available` or `off`.
     pub guest_attach: String,
@@ -53,6 +55,7 @@ impl UbuntuPro {
 
 /// A path that is one of these routes.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HostRoute {
     /// The path for the host. Names in it are escaped anew, so that it is this route for every
     /// reader of paths: no name in it is empty, `.` or `..`, or has a slash or a control character.

@@ -11,6 +11,7 @@ const READ_ONLY: &str = "read-only";
 /// extension [`super::extension::SESSION`] with the same text; a client that sent options must not go
 /// on without it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SessionOptions {
     /// Name or number of the user that the session runs as; relative paths start at their home.
     pub user: Option<String>,
@@ -37,6 +38,27 @@ pub enum SessionOptionsError {
 }
 
 impl SessionOptions {
+    /// Sets the [`user`](Self::user).
+    #[must_use]
+    pub fn with_user(mut self, user: impl Into<String>) -> Self {
+        self.user = Some(user.into());
+        self
+    }
+
+    /// Sets the [`root`](Self::root).
+    #[must_use]
+    pub fn with_root(mut self, root: impl Into<String>) -> Self {
+        self.root = Some(root.into());
+        self
+    }
+
+    /// Sets [`read_only`](Self::read_only).
+    #[must_use]
+    pub const fn with_read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
+        self
+    }
+
     /// Whether no option is set.
     #[must_use]
     pub fn is_default(&self) -> bool {

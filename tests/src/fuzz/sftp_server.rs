@@ -27,11 +27,9 @@ impl Target for SftpServer {
         // The first byte says which session.
         let (first, frames) = data.split_first().unwrap_or((&0, &[]));
         let folder = ConfinedFolder::new();
-        let options = SessionOptions {
-            root: Some(folder.inside().display().to_string()),
-            read_only: first & 1 == 1,
-            ..SessionOptions::default()
-        };
+        let options = SessionOptions::default()
+            .with_root(folder.inside().display().to_string())
+            .with_read_only(first & 1 == 1);
         let mut stream = self.0.connect();
         let path = format!("/1.0/sftp?{}", options.to_query());
         upgrade::ask(&mut stream, &upgrade::request(&path, "sftp"));

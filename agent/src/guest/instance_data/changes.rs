@@ -7,12 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use vsock_agent_protocol::{
-    by_insertion,
-    event::{CONFIG, DEVICE},
-};
+use vsock_agent_protocol::event::{CONFIG, DEVICE};
 
 use super::Snapshot;
+use crate::by_insertion::by_insertion;
 
 /// A change, in the form of the host's events.
 #[derive(Debug, Clone, PartialEq)]

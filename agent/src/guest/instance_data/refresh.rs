@@ -350,12 +350,11 @@ mod tests {
     use super::*;
 
     fn announced(cid: u32, devlxd: bool) -> HostConnection {
-        HostConnection {
-            cid,
-            port: 1024,
-            certificate: "pem".to_owned(),
-            devlxd,
-        }
+        let (cid, port) = (Cid(cid), 1024);
+        let mut announced = HostConnection::new(VsockAddress { cid, port });
+        announced.certificate = "pem".to_owned();
+        announced.devlxd = devlxd;
+        announced
     }
 
     fn fetch_from(address: &str, certificate: &str) -> Goal {

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use vsock_agent_protocol::{
-    by_insertion,
     state::{
         CpuState, InstanceState, MemoryState, NetworkAddress, NetworkCounters, NetworkState, OsInfo,
     },
@@ -11,6 +10,7 @@ use vsock_agent_protocol::{
 };
 
 use super::{network::Interface, sources::Snapshot, system::System};
+use crate::by_insertion::by_insertion;
 use crate::system::clock;
 
 /// A count that is not known.
@@ -18,30 +18,25 @@ const UNKNOWN: i64 = -1;
 
 /// Converts a snapshot for this host flavour.
 pub(super) fn state(snapshot: Snapshot, family: Family) -> InstanceState {
-    let memory = MemoryState {
-        usage: signed(snapshot.memory.without("MemTotal", "MemFree")),
-        usage_peak: signed(snapshot.memory_peak),
-        total: signed(snapshot.memory.get("MemTotal")),
-        swap_usage: signed(snapshot.memory.without("SwapTotal", "SwapFree")),
-        swap_usage_peak: 0,
-    };
+    let mut memory = MemoryState::default();
+    memory.usage = signed(snapshot.memory.without("MemTotal", "MemFree"));
+    memory.usage_peak = signed(snapshot.memory_peak);
+    memory.total = signed(snapshot.memory.get("MemTotal"));
+    memory.swap_usage = signed(snapshot.memory.without("SwapTotal", "SwapFree"));
     let is_incus = family == Family::Incus;
+    let mut cpu = CpuState::default();
+    cpu.usage = snapshot.cpu_usage.map_or(UNKNOWN, signed);
+    cpu.allocated_time = is_incus.then_some(0);
     let interfaces = snapshot.interfaces.into_iter();
-    InstanceState {
-        status: String::new(),
-        status_code: 0,
-        disk: serde_json::Value::Null,
-        memory,
-        network: by_insertion(interfaces.map(network)),
-        pid: 1,
-        processes: snapshot.processes.map_or(UNKNOWN, |all| signed(all.all)),
-        cpu: CpuState {
-            usage: snapshot.cpu_usage.map_or(UNKNOWN, signed),
-            allocated_time: is_incus.then_some(0),
-        },
-        started_at: is_incus.then(|| clock::at(snapshot.stat.boot_time)),
-        os_info: is_incus.then(|| os_info(&snapshot.system)),
-    }
+    let mut state = InstanceState::default();
+    state.memory = memory;
+    state.network = by_insertion(interfaces.map(network));
+    state.pid = 1;
+    state.processes = snapshot.processes.map_or(UNKNOWN, |all| signed(all.all));
+    state.cpu = cpu;
+    state.started_at = is_incus.then(|| clock::at(snapshot.stat.boot_time));
+    state.os_info = is_incus.then(|| os_info(&snapshot.system));
+    state
 }
 
 fn network(interface: Interface) -> (String, NetworkState) {
@@ -58,34 +53,32 @@ fn network(interface: Interface) -> (String, NetworkState) {
         } => "point-to-point",
         _ => "unknown",
     };
-    let state = NetworkState {
-        addresses: interface.addresses.into_iter().map(address).collect(),
-        counters: NetworkCounters {
-            bytes_received: signed(interface.received.bytes),
-            bytes_sent: signed(interface.sent.bytes),
-            packets_received: signed(interface.received.packets),
-            packets_sent: signed(interface.sent.packets),
-            errors_received: signed(interface.received.errors),
-            errors_sent: signed(interface.sent.errors),
-            packets_dropped_outbound: signed(interface.sent.dropped),
-            packets_dropped_inbound: signed(interface.received.dropped),
-        },
-        hwaddr: interface.link.hwaddr,
-        host_name: String::new(),
-        mtu: signed(interface.link.mtu),
-        state: if interface.is_up { "up" } else { "down" }.to_owned(),
-        kind: kind.to_owned(),
-    };
+    let mut counters = NetworkCounters::default();
+    counters.bytes_received = signed(interface.received.bytes);
+    counters.bytes_sent = signed(interface.sent.bytes);
+    counters.packets_received = signed(interface.received.packets);
+    counters.packets_sent = signed(interface.sent.packets);
+    counters.errors_received = signed(interface.received.errors);
+    counters.errors_sent = signed(interface.sent.errors);
+    counters.packets_dropped_outbound = signed(interface.sent.dropped);
+    counters.packets_dropped_inbound = signed(interface.received.dropped);
+    let mut state = NetworkState::default();
+    state.addresses = interface.addresses.into_iter().map(address).collect();
+    state.counters = counters;
+    state.hwaddr = interface.link.hwaddr;
+    state.mtu = signed(interface.link.mtu);
+    state.state = if interface.is_up { "up" } else { "down" }.to_owned();
+    state.kind = kind.to_owned();
     (interface.name, state)
 }
 
 fn address((ip, prefix): (IpAddr, u32)) -> NetworkAddress {
-    NetworkAddress {
-        family: if ip.is_ipv4() { "inet" } else { "inet6" }.to_owned(),
-        address: ip.to_string(),
-        netmask: prefix.to_string(),
-        scope: scope(ip).to_owned(),
-    }
+    let mut address = NetworkAddress::default();
+    address.family = if ip.is_ipv4() { "inet" } else { "inet6" }.to_owned();
+    address.address = ip.to_string();
+    address.netmask = prefix.to_string();
+    address.scope = scope(ip).to_owned();
+    address
 }
 
 fn scope(ip: IpAddr) -> &'static str {
@@ -101,13 +94,13 @@ fn scope(ip: IpAddr) -> &'static str {
 }
 
 fn os_info(system: &System) -> OsInfo {
-    OsInfo {
-        os: system.release("NAME").to_owned(),
-        os_version: system.release("VERSION_ID").to_owned(),
-        kernel_version: system.kernel.release.clone(),
-        hostname: system.kernel.nodename.clone(),
-        fqdn: system.fqdn.clone(),
-    }
+    let mut info = OsInfo::default();
+    info.os = system.release("NAME").to_owned();
+    info.os_version = system.release("VERSION_ID").to_owned();
+    info.kernel_version = system.kernel.release.clone();
+    info.hostname = system.kernel.nodename.clone();
+    info.fqdn = system.fqdn.clone();
+    info
 }
 
 /// Hosts read signed numbers. No counter of a kernel is that large.

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use vsock_agent_protocol::by_insertion;
+use crate::by_insertion::by_insertion;
 
 /// An item of `getifaddrs(3)`: an interface, and perhaps one of its addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,20 +20,19 @@ pub(super) fn metrics(
     family: Family,
 ) -> IncusMetrics {
     let processes = snapshot.processes.unwrap_or_default();
-    IncusMetrics {
-        boot_time_seconds: snapshot.stat.boot_time,
-        cpu_seconds_total: snapshot.stat.cpus.into_iter().map(cpu).collect(),
-        cpus: 0,
-        disk: snapshot.disks.into_iter().map(disk).collect(),
-        filesystem: filesystems.into_iter().filter_map(filesystem).collect(),
-        memory: memory(&snapshot.memory, snapshot.oom_kills),
-        network: snapshot.interfaces.into_iter().map(network).collect(),
-        procs_total: match family {
-            Family::Lxd => processes.programs,
-            Family::Incus => processes.all,
-        },
-        time_seconds: whole_seconds(snapshot.time),
-    }
+    let mut metrics = IncusMetrics::default();
+    metrics.boot_time_seconds = snapshot.stat.boot_time;
+    metrics.cpu_seconds_total = snapshot.stat.cpus.into_iter().map(cpu).collect();
+    metrics.disk = snapshot.disks.into_iter().map(disk).collect();
+    metrics.filesystem = filesystems.into_iter().filter_map(filesystem).collect();
+    metrics.memory = memory(&snapshot.memory, snapshot.oom_kills);
+    metrics.network = snapshot.interfaces.into_iter().map(network).collect();
+    metrics.procs_total = match family {
+        Family::Lxd => processes.programs,
+        Family::Incus => processes.all,
+    };
+    metrics.time_seconds = whole_seconds(snapshot.time);
+    metrics
 }
 
 #[expect(
@@ -46,92 +45,80 @@ const fn whole_seconds(time: f64) -> u64 {
 }
 
 fn cpu(cpu: Cpu) -> OfCpu {
-    OfCpu {
-        cpu: format!("cpu{}", cpu.number),
-        metrics: CpuMetrics {
-            cpu_seconds_user: cpu.user,
-            cpu_seconds_nice: cpu.nice,
-            cpu_seconds_system: cpu.system,
-            cpu_seconds_idle: cpu.idle,
-            cpu_seconds_iowait: cpu.iowait,
-            cpu_seconds_irq: cpu.irq,
-            cpu_seconds_softirq: cpu.softirq,
-            cpu_seconds_steal: cpu.steal,
-        },
-    }
+    let mut metrics = CpuMetrics::default();
+    metrics.cpu_seconds_user = cpu.user;
+    metrics.cpu_seconds_nice = cpu.nice;
+    metrics.cpu_seconds_system = cpu.system;
+    metrics.cpu_seconds_idle = cpu.idle;
+    metrics.cpu_seconds_iowait = cpu.iowait;
+    metrics.cpu_seconds_irq = cpu.irq;
+    metrics.cpu_seconds_softirq = cpu.softirq;
+    metrics.cpu_seconds_steal = cpu.steal;
+    OfCpu::new(format!("cpu{}", cpu.number), metrics)
 }
 
 fn disk(disk: Disk) -> OfDevice<DiskMetrics> {
-    OfDevice {
-        device: disk.name,
-        metrics: DiskMetrics {
-            disk_read_bytes: disk.read_bytes,
-            disk_reads_completed: disk.reads,
-            disk_written_bytes: disk.written_bytes,
-            disk_writes_completed: disk.writes,
-        },
-    }
+    let mut metrics = DiskMetrics::default();
+    metrics.disk_read_bytes = disk.read_bytes;
+    metrics.disk_reads_completed = disk.reads;
+    metrics.disk_written_bytes = disk.written_bytes;
+    metrics.disk_writes_completed = disk.writes;
+    OfDevice::new(disk.name, metrics)
 }
 
 /// `None` for a file system whose usage is not known.
 fn filesystem(filesystem: Filesystem) -> Option<OfDevice<FilesystemMetrics>> {
     let usage = filesystem.usage?;
     let mountpoint = filesystem.mount.mountpoint.to_string_lossy().into_owned();
-    Some(OfDevice {
-        device: filesystem.mount.source,
-        metrics: FilesystemMetrics {
-            mountpoint,
-            fstype: filesystem.mount.kind,
-            filesystem_avail_bytes: usage.available,
-            filesystem_free_bytes: usage.free,
-            filesystem_size_bytes: usage.size,
-        },
-    })
+    let mut metrics = FilesystemMetrics::default();
+    metrics.mountpoint = mountpoint;
+    metrics.fstype = filesystem.mount.kind;
+    metrics.filesystem_avail_bytes = usage.available;
+    metrics.filesystem_free_bytes = usage.free;
+    metrics.filesystem_size_bytes = usage.size;
+    Some(OfDevice::new(filesystem.mount.source, metrics))
 }
 
 fn memory(fields: &Fields, oom_kills: Option<u64>) -> MemoryMetrics {
     let bytes = |name| fields.get(name);
     // The kernel counts these in pages of their own size.
     let huge = |name| fields.get(name).saturating_mul(fields.get("Hugepagesize"));
-    MemoryMetrics {
-        memory_active_anon_bytes: bytes("Active(anon)"),
-        memory_active_file_bytes: bytes("Active(file)"),
-        memory_active_bytes: bytes("Active"),
-        memory_cached_bytes: bytes("Cached"),
-        memory_dirty_bytes: bytes("Dirty"),
-        memory_hugepages_free_bytes: huge("HugePages_Free"),
-        memory_hugepages_total_bytes: huge("HugePages_Total"),
-        memory_inactive_anon_bytes: bytes("Inactive(anon)"),
-        memory_inactive_file_bytes: bytes("Inactive(file)"),
-        memory_inactive_bytes: bytes("Inactive"),
-        memory_mapped_bytes: bytes("Mapped"),
-        memory_mem_available_bytes: bytes("MemAvailable"),
-        memory_mem_free_bytes: bytes("MemFree"),
-        memory_mem_total_bytes: bytes("MemTotal"),
-        memory_rss_bytes: fields.without("MemTotal", "MemAvailable"),
-        memory_shmem_bytes: bytes("Shmem"),
-        memory_sreclaimable_bytes: bytes("SReclaimable"),
-        memory_swap_bytes: fields.without("SwapTotal", "SwapFree"),
-        memory_unevictable_bytes: bytes("Unevictable"),
-        memory_writeback_bytes: bytes("Writeback"),
-        memory_oom_kills: oom_kills.unwrap_or_default(),
-    }
+    let mut metrics = MemoryMetrics::default();
+    metrics.memory_active_anon_bytes = bytes("Active(anon)");
+    metrics.memory_active_file_bytes = bytes("Active(file)");
+    metrics.memory_active_bytes = bytes("Active");
+    metrics.memory_cached_bytes = bytes("Cached");
+    metrics.memory_dirty_bytes = bytes("Dirty");
+    metrics.memory_hugepages_free_bytes = huge("HugePages_Free");
+    metrics.memory_hugepages_total_bytes = huge("HugePages_Total");
+    metrics.memory_inactive_anon_bytes = bytes("Inactive(anon)");
+    metrics.memory_inactive_file_bytes = bytes("Inactive(file)");
+    metrics.memory_inactive_bytes = bytes("Inactive");
+    metrics.memory_mapped_bytes = bytes("Mapped");
+    metrics.memory_mem_available_bytes = bytes("MemAvailable");
+    metrics.memory_mem_free_bytes = bytes("MemFree");
+    metrics.memory_mem_total_bytes = bytes("MemTotal");
+    metrics.memory_rss_bytes = fields.without("MemTotal", "MemAvailable");
+    metrics.memory_shmem_bytes = bytes("Shmem");
+    metrics.memory_sreclaimable_bytes = bytes("SReclaimable");
+    metrics.memory_swap_bytes = fields.without("SwapTotal", "SwapFree");
+    metrics.memory_unevictable_bytes = bytes("Unevictable");
+    metrics.memory_writeback_bytes = bytes("Writeback");
+    metrics.memory_oom_kills = oom_kills.unwrap_or_default();
+    metrics
 }
 
 fn network(interface: Interface) -> OfDevice<NetworkMetrics> {
-    OfDevice {
-        device: interface.name,
-        metrics: NetworkMetrics {
-            network_receive_bytes: interface.received.bytes,
-            network_receive_drop: interface.received.dropped,
-            network_receive_errs: interface.received.errors,
-            network_receive_packets: interface.received.packets,
-            network_transmit_bytes: interface.sent.bytes,
-            network_transmit_drop: interface.sent.dropped,
-            network_transmit_errs: interface.sent.errors,
-            network_transmit_packets: interface.sent.packets,
-        },
-    }
+    let mut metrics = NetworkMetrics::default();
+    metrics.network_receive_bytes = interface.received.bytes;
+    metrics.network_receive_drop = interface.received.dropped;
+    metrics.network_receive_errs = interface.received.errors;
+    metrics.network_receive_packets = interface.received.packets;
+    metrics.network_transmit_bytes = interface.sent.bytes;
+    metrics.network_transmit_drop = interface.sent.dropped;
+    metrics.network_transmit_errs = interface.sent.errors;
+    metrics.network_transmit_packets = interface.sent.packets;
+    OfDevice::new(interface.name, metrics)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use vsock_agent_protocol::by_insertion;
+use crate::by_insertion::by_insertion;
 
 /// The system.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -51,10 +51,8 @@ impl CopyArgs {
     }
 
     async fn session(&self, settings: &Settings, vm: &str) -> anyhow::Result<Sftp> {
-        let options = SessionOptions {
-            user: self.user.clone(),
-            ..SessionOptions::default()
-        };
+        let mut options = SessionOptions::default();
+        options.user.clone_from(&self.user);
         Ok(settings.client(vm)?.sftp_with(&options).await?)
     }
 }

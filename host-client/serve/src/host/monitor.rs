@@ -19,14 +19,14 @@ use super::{
 };
 use vsock_agent_client::{Client, ClientError, ConnectError, Events, Timeouts};
 use vsock_agent_protocol::{
-    address::Cid,
+    address::{Cid, VsockAddress},
     event::NewEvent,
     host::HostConnection,
     printable::{LOG_CHARS, excerpt, with_causes},
     server_info::ServerInfo,
 };
 
-use crate::instance::{Change, GuestView};
+use crate::instance::GuestView;
 
 /// The connection to one agent, and the data that was sent to it.
 struct AgentMonitor<'a> {
@@ -169,14 +169,15 @@ impl AgentMonitor<'_> {
     /// `PUT /1.0`: the address of this host.
     async fn send_host(&self, view: &GuestView) -> Result<(), ClientError> {
         let tls = self.guest.spec.tls.as_ref();
-        self.client
-            .set_host(&HostConnection {
-                cid: Cid::HOST.0,
-                port: self.host.port,
-                certificate: tls.map_or_else(String::new, |tls| tls.certificate().to_owned()),
-                devlxd: view.is_allowed,
-            })
-            .await
+        let mut host = HostConnection::new(VsockAddress {
+            cid: Cid::HOST,
+            port: self.host.port,
+        });
+        if let Some(tls) = tls {
+            tls.certificate().clone_into(&mut host.certificate);
+        }
+        host.devlxd = view.is_allowed;
+        self.client.set_host(&host).await
     }
 
     async fn send_changes(&self, old: &GuestView, new: &GuestView) -> Result<(), ClientError> {
@@ -192,8 +193,9 @@ impl AgentMonitor<'_> {
         if changes.len() > limits::MAX_EVENTS {
             return self.send_host(new).await;
         }
-        for change in changes {
-            self.client.send_event(&event(change)).await?;
+        for mut change in changes {
+            shorten(&mut change);
+            self.client.send_event(&change).await?;
         }
         Ok(())
     }
@@ -241,19 +243,14 @@ fn boot_of(info: &ServerInfo) -> String {
     }
 }
 
-/// The event of a change. One that is too large for an agent has empty values.
-fn event(change: Change) -> NewEvent {
-    let mut metadata = change.metadata;
-    if metadata.to_string().len() > limits::MAX_EVENT_BYTES
-        && let Some(fields) = metadata.as_object_mut()
+/// Empties the values of an event that is too large for an agent.
+fn shorten(event: &mut NewEvent) {
+    if event.metadata.to_string().len() > limits::MAX_EVENT_BYTES
+        && let Some(fields) = event.metadata.as_object_mut()
     {
         for (_, value) in fields.iter_mut().filter(|(name, _)| name.contains("value")) {
             *value = serde_json::Value::String(String::new());
         }
-    }
-    NewEvent {
-        kind: change.kind.to_owned(),
-        metadata,
     }
 }
 

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Instance, key::SSH_KEYS, ssh_keys};
 use vsock_agent_protocol::{
     envelope::Envelope,
-    event,
+    event::{self, NewEvent},
     guest_api::{
         ConfigChange, DeviceChange, Devices, MAX_ANSWER_BYTES, is_guest_key, is_hidden_key,
     },
@@ -25,15 +25,6 @@ pub struct GuestView {
     pub devices: Devices,
     /// Whether the guest may read any of this.
     pub is_allowed: bool,
-}
-
-/// An event for a guest.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Change {
-    /// Type of the event: `config` or `device`.
-    pub kind: &'static str,
-    /// Its metadata.
-    pub metadata: Value,
 }
 
 impl GuestView {
@@ -75,15 +66,14 @@ impl GuestView {
 
     /// The changes since `old`, as LXD's events.
     #[must_use]
-    pub fn changes_since(&self, old: &Self) -> Vec<Change> {
+    pub fn changes_since(&self, old: &Self) -> Vec<NewEvent> {
         let text = |value: Option<&String>| value.cloned().unwrap_or_default();
-        let config = changed_keys(&old.config, &self.config).map(|key| Change {
-            kind: event::CONFIG,
-            metadata: json!(ConfigChange {
-                key: key.clone(),
-                old_value: text(old.config.get(key)),
-                value: text(self.config.get(key)),
-            }),
+        let config = changed_keys(&old.config, &self.config).map(|key| {
+            let mut change = ConfigChange::default();
+            change.key.clone_from(key);
+            change.old_value = text(old.config.get(key));
+            change.value = text(self.config.get(key));
+            NewEvent::new(event::CONFIG, json!(change))
         });
         let devices = changed_keys(&old.devices, &self.devices).map(|name| {
             let (was, is) = (old.devices.get(name), self.devices.get(name));
@@ -92,14 +82,11 @@ impl GuestView {
                 (_, None) => "removed",
                 _ => "updated",
             };
-            Change {
-                kind: event::DEVICE,
-                metadata: json!(DeviceChange {
-                    action: action.to_owned(),
-                    name: name.clone(),
-                    config: is.or(was).cloned().unwrap_or_default(),
-                }),
-            }
+            let mut change = DeviceChange::default();
+            change.action = action.to_owned();
+            change.name.clone_from(name);
+            change.config = is.or(was).cloned().unwrap_or_default();
+            NewEvent::new(event::DEVICE, json!(change))
         });
         config.chain(devices).collect()
     }

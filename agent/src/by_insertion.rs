@@ -3,7 +3,7 @@
 /// As `collect`, but inserts the items one by one. `collect` sorts them first, which takes 5 KB of code for
 /// each type.
 #[must_use]
-pub fn by_insertion<C, T>(items: impl IntoIterator<Item = T>) -> C
+pub(crate) fn by_insertion<C, T>(items: impl IntoIterator<Item = T>) -> C
 where
     C: Default + Extend<T>,
 {
