@@ -1,26 +1,91 @@
-//! The host's side of an agent in a virtual machine: run commands and move files, over vsock.
+//! Runs commands and moves files in virtual machines, over vsock: a client for `vsock-agent`, and for
+//! the agents of LXD and Incus. It needs a tokio runtime with I/O and time.
 //!
 //! ```no_run
 //! use vsock_agent_client::{Client, Endpoint, Identity, Security};
 //!
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let endpoint: Endpoint = "vsock:3".parse()?;
-//! let identity = Identity::load("identity".as_ref(), "demo")?;
-//! let client = Client::new(endpoint, Security::Tls(identity));
-//! let output = client.exec("uname", ["-a"]).output().await?;
-//! print!("{}", String::from_utf8_lossy(&output.stdout));
-//! # Ok(())
-//! # }
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let endpoint: Endpoint = "vsock:3".parse()?;
+//!     let identity = Identity::load("identity".as_ref(), "vm")?;
+//!     let client = Client::new(endpoint, Security::Tls(identity));
+//!
+//!     let output = client.exec("uname", ["-a"]).output().await?;
+//!     print!("{}", String::from_utf8_lossy(&output.stdout));
+//!     if output.status.success() {
+//!         Ok(())
+//!     } else {
+//!         Err(format!("uname ended with {}", output.status.code).into())
+//!     }
+//! }
 //! ```
 //!
-//! [`Client`] is one agent at one [`Endpoint`]. [`Exec`] starts a command, [`ExecSession`] is one
-//! that runs, [`Sftp`] is a file session. Errors are a [`ClientError`], which distinguishes a failed
-//! connection, an error of the agent and a lost connection.
+//! # A command with a terminal
+//!
+//! [`Exec::start`] returns an [`ExecSession`] with the streams of the command as tokio's `AsyncRead` and
+//! `AsyncWrite`. Dropping the session ends the command.
+//!
+//! ```no_run
+//! use std::error::Error;
+//!
+//! use tokio::io::{copy, stdin, stdout};
+//! use vsock_agent_client::{Client, ExitStatus, TerminalSize};
+//!
+//! async fn shell(client: &Client) -> Result<ExitStatus, Box<dyn Error>> {
+//!     let size = TerminalSize { columns: 80, lines: 25 };
+//!     let mut session = client.exec("bash", ["-l"]).env("TERM", "xterm").tty(size).start().await?;
+//!     let mut input = session.take_stdin().ok_or("taken before")?;
+//!     let mut output = session.take_stdout().ok_or("taken before")?;
+//!
+//!     // At the end of standard input `input` is dropped, which sends Ctrl-D.
+//!     tokio::spawn(async move { copy(&mut stdin(), &mut input).await });
+//!     copy(&mut output, &mut stdout()).await?;
+//!     Ok(session.wait().await?)
+//! }
+//! ```
+//!
+//! [`ExecSession::control`] sends window sizes and signals.
+//!
+//! # Files
+//!
+//! [`Client::sftp`] starts a file session, [`Sftp`]. [`copy`] copies files and trees:
+//!
+//! ```no_run
+//! use vsock_agent_client::{
+//!     Client, RemotePath,
+//!     copy::{CopyError, CopyOptions, push},
+//! };
+//!
+//! async fn upload(client: &Client) -> Result<(), CopyError> {
+//!     let sftp = client.sftp().await?;
+//!     let options = CopyOptions::default();
+//!     let summary = push(&sftp, &["notes.txt".into()], &RemotePath::from("/root/"), &options, &()).await?;
+//!     println!("{} bytes", summary.bytes);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Endpoints
+//!
+//! An [`Endpoint`] is `vsock:CID[:PORT]` for AF_VSOCK, `hybrid:PATH[:PORT]` for the Unix socket of
+//! Firecracker, Cloud Hypervisor or vhost-device-vsock, or `unix:PATH`. Connecting is tried again
+//! while a machine boots, up to [`Timeouts::connect`].
+//!
+//! # Errors
+//!
+//! Every request fails with a [`ClientError`]. [`Connect`](ClientError::Connect) means that nothing was
+//! sent; its [`ConnectError`] says why. [`Agent`](ClientError::Agent) and [`File`](ClientError::File) are
+//! the agent's own errors. After [`ConnectionLost`](ClientError::ConnectionLost) and
+//! [`Silent`](ClientError::Silent) the request may or may not have been executed. The exit status of a
+//! command is no error: see [`ExitStatus`].
 //!
 //! The agent is not trusted: everything it sends is checked and limited in size. Its messages and file
-//! names are returned unchanged; escape them before printing them to a terminal.
+//! names are returned unchanged; escape them before printing them to a terminal
+//! ([`protocol::printable::escape`]).
 //!
-//! It needs a tokio runtime with I/O and time.
+//! # Features
+//!
+//! `identity` makes keys and certificates (`Identity::generate`).
 
 mod client;
 mod connect;
@@ -53,3 +118,24 @@ pub use self::{
 
 #[cfg(feature = "identity")]
 pub use self::identity::{GUEST_FILES, GeneratedIdentity};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn public_types_can_be_sent_and_shared_between_threads() {
+        const fn check<T: Send + Sync>() {}
+        check::<Client>();
+        check::<ClientError>();
+        check::<Events>();
+        check::<Exec>();
+        check::<ExecControl>();
+        check::<ExecReader>();
+        check::<ExecSession>();
+        check::<ExecStdin>();
+        check::<Identity>();
+        check::<RemoteFile>();
+        check::<Sftp>();
+    }
+}

@@ -1,7 +1,27 @@
-//! The protocol of the agent: requests, replies, events, SFTP frames.
+//! The protocol of `vsock-agent`: requests, replies, events and SFTP frames, for agents and clients.
 //!
-//! Plain data and pure functions only. Nothing here opens a socket, reads a clock or spawns a task, so that
-//! the agent, the client and the tests can share it.
+//! Plain data and pure functions only. Nothing here opens a socket, reads a clock or spawns a task. A client
+//! is in `vsock-agent-client`.
+//!
+//! ```
+//! use vsock_agent_protocol::{exec::ExecRequest, path};
+//!
+//! let mut request = ExecRequest::new(vec!["uname".to_owned(), "-a".to_owned()]);
+//! request.wait_for_websocket = true;
+//! let body = serde_json::to_string(&request)?;
+//! assert_eq!(path::EXEC, "/1.0/exec");
+//! assert!(body.starts_with(r#"{"command":["uname","-a"]"#));
+//! # Ok::<_, serde_json::Error>(())
+//! ```
+//!
+//! | modules | content |
+//! | --- | --- |
+//! | [`path`], [`envelope`], [`version`], [`server_info`] | routes, the form of replies, versions and extensions |
+//! | [`exec`], [`operation`], [`event`] | commands, operations, events |
+//! | [`sftp`] | frames of SFTP and its extensions |
+//! | [`state`], [`metrics`] | the state of the guest |
+//! | [`guest_api`], [`host`], [`preset`] | instance data, and the metadata services made of them |
+//! | [`address`], [`id`], [`port_forward`], [`printable`] | addresses, user ids, TCP ports, escapes for terminals |
 //!
 //! # The wire contract
 //!
@@ -19,6 +39,9 @@
 //! old behaviour; a new ability gets a name in [`version::API_EXTENSIONS`]; nothing is renamed.
 //! Readers accept `null` where a map or list is expected, because Go writes empty ones that way, and
 //! agents take a field of a request that is `null` for one that is not set.
+//!
+//! Types of JSON are `non_exhaustive`: make one with its constructor or `default`, then assign its fields.
+//! Types of SFTP are not, because version 3 is final and an extension that changes gets another name.
 
 pub mod address;
 pub mod envelope;

@@ -1,6 +1,18 @@
-//! The I/O that both ends share: [`tls`], [`vsock`] and [`http`]; [`Admission`], which limits
-//! unauthenticated connections; and directories, Unix sockets and key files for processes that run as
-//! root, in directories that other users can write to.
+//! The I/O that `vsock-agent` and its host share. It knows nothing of their requests and replies: those are
+//! in `vsock-agent-protocol`, a client is in `vsock-agent-client`.
+//!
+//! | item | content |
+//! | --- | --- |
+//! | [`tls`] | mutual TLS 1.3 with pinned certificates |
+//! | [`vsock`] | AF_VSOCK sockets with their buffer sizes and privileged ports |
+//! | [`http`] | one HTTP/1.1 connection as a client |
+//! | [`Admission`] | a limit for connections that are not authenticated yet |
+//! | [`listen`], [`connect`], [`open_directory`], [`read_secret`] | Unix sockets, directories and key files |
+//!
+//! The types of hyper, nix, rustls and tokio-vsock in this API are those of the versions that this crate
+//! depends on; a new major version of one of them is a new major version of this crate.
+//!
+//! # Directories of other users
 //!
 //! A user who can write to a directory can replace any name in it between two system calls. So no
 //! function here uses a name twice: a directory is opened once ([`open_directory`]), later calls use
