@@ -17,7 +17,7 @@ mod reply;
 mod request;
 mod session;
 
-pub use attributes::Attributes;
+pub use attributes::{Attributes, Owner, Times};
 pub use codec::{DecodeError, FrameHead};
 pub use data::{DataRequest, WriteHead};
 pub use mode::{FileType, PERMISSION_BITS, mode_text};

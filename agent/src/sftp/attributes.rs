@@ -14,7 +14,7 @@ use nix::{
     unistd,
 };
 pub(super) use vsock_agent_protocol::sftp::PERMISSION_BITS;
-use vsock_agent_protocol::sftp::{Attributes, FileType};
+use vsock_agent_protocol::sftp::{Attributes, FileType, Owner, Times};
 
 use super::{SftpError, tree::Entry};
 
@@ -26,9 +26,15 @@ pub(super) fn from_stat(stat: &FileStat) -> Attributes {
     let seconds = |time: i64| u32::try_from(time.max(0)).unwrap_or(u32::MAX);
     Attributes {
         size: Some(u64::try_from(stat.st_size).unwrap_or(0)),
-        owner: Some((stat.st_uid, stat.st_gid)),
+        owner: Some(Owner {
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+        }),
         permissions: Some(stat.st_mode),
-        times: Some((seconds(stat.st_atime), seconds(stat.st_mtime))),
+        times: Some(Times {
+            accessed: seconds(stat.st_atime),
+            modified: seconds(stat.st_mtime),
+        }),
         extended: Vec::new(),
     }
 }
@@ -149,11 +155,11 @@ pub(super) fn set(file: &impl Settable, attributes: &Attributes) -> Result<(), S
     if let Some(mode) = mode {
         note(file.set_mode(mode));
     }
-    if let Some((accessed, modified)) = attributes.times {
+    if let Some(Times { accessed, modified }) = attributes.times {
         let time = |seconds: u32| TimeSpec::new(seconds.into(), 0);
         note(file.set_times(time(accessed), time(modified)));
     }
-    if let Some((uid, gid)) = attributes.owner
+    if let Some(Owner { uid, gid }) = attributes.owner
         && note(file.set_owner(uid, gid))
         && let Some(mode) = mode.filter(|mode| mode.bits() & SPECIAL_BITS != 0)
     {

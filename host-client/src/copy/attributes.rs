@@ -3,7 +3,7 @@
 use std::{fs::Metadata, os::unix::fs::MetadataExt};
 
 use super::CopyOptions;
-use crate::protocol::sftp::{Attributes, FileType, PERMISSION_BITS};
+use crate::protocol::sftp::{Attributes, FileType, Owner, PERMISSION_BITS, Times};
 
 /// The bit by which what is made in a directory belongs to its group; new directories get it too.
 pub(super) const SETGID: u32 = 0o2000;
@@ -61,12 +61,18 @@ pub(super) fn size(bytes: u64) -> Attributes {
 pub(super) fn of(metadata: &Metadata, options: &CopyOptions) -> Attributes {
     Attributes {
         size: None,
-        owner: options.owners.then(|| (metadata.uid(), metadata.gid())),
+        owner: options.owners.then(|| Owner {
+            uid: metadata.uid(),
+            gid: metadata.gid(),
+        }),
         permissions: Some(match options.mode {
             Some(mode) if !metadata.is_dir() => mode,
             _ => metadata.mode() & mode_mask(options),
         }),
-        times: Some((seconds(metadata.atime()), seconds(metadata.mtime()))),
+        times: Some(Times {
+            accessed: seconds(metadata.atime()),
+            modified: seconds(metadata.mtime()),
+        }),
         extended: Vec::new(),
     }
 }
@@ -105,7 +111,7 @@ pub(super) fn look_same(metadata: &Metadata, attributes: &Attributes) -> bool {
     attributes.size == Some(metadata.size())
         && attributes
             .times
-            .is_some_and(|(_, modified)| seconds(metadata.mtime()) == modified)
+            .is_some_and(|times| seconds(metadata.mtime()) == times.modified)
 }
 
 #[cfg(test)]

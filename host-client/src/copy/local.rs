@@ -35,7 +35,7 @@ use super::{
     part,
     pull::target::{Finish, Target},
 };
-use crate::protocol::sftp::Attributes;
+use crate::protocol::sftp::{Attributes, Owner, Times};
 
 /// A directory that is open.
 #[derive(Debug)]
@@ -219,7 +219,7 @@ impl LocalDirectory {
             )
             .map_err(|errno| CopyError::local("set the owner", errno.into()))?;
         }
-        if let Some((accessed, modified)) = attributes.times {
+        if let Some(Times { accessed, modified }) = attributes.times {
             let (accessed, modified) = (time(accessed), time(modified));
             let flags = UtimensatFlags::NoFollowSymlink;
             utimensat(&self.file, name, &accessed, &modified, flags)
@@ -461,14 +461,14 @@ fn complete_in_place(
 
 /// The owner that is to be set. The id -1 would leave what is there (`chown(2)`).
 fn owner(attributes: &Attributes) -> Result<Option<(Uid, Gid)>, CopyError> {
-    let Some((user, group)) = attributes.owner else {
+    let Some(Owner { uid, gid }) = attributes.owner else {
         return Ok(None);
     };
-    if [user, group].contains(&u32::MAX) {
+    if [uid, gid].contains(&u32::MAX) {
         let source = io::Error::other("4294967295 is no user and no group");
         return Err(CopyError::local("set the owner", source));
     }
-    Ok(Some((Uid::from_raw(user), Gid::from_raw(group))))
+    Ok(Some((Uid::from_raw(uid), Gid::from_raw(gid))))
 }
 
 /// The owner first: to change it clears bits of the mode.
@@ -481,7 +481,7 @@ fn set_attributes(file: impl AsFd, attributes: &Attributes) -> Result<(), CopyEr
         fchmod(&file, mode(permissions))
             .map_err(|errno| CopyError::local("set the mode", errno.into()))?;
     }
-    if let Some((accessed, modified)) = attributes.times {
+    if let Some(Times { accessed, modified }) = attributes.times {
         futimens(&file, &time(accessed), &time(modified))
             .map_err(|errno| CopyError::local("set the times", errno.into()))?;
     }

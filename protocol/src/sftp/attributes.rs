@@ -13,21 +13,36 @@ const FLAG_PERMISSIONS: u32 = 0x0000_0004;
 const FLAG_TIMES: u32 = 0x0000_0008;
 const FLAG_EXTENDED: u32 = 0x8000_0000;
 
-/// Attributes of a file. A field that is `None` is unknown, or not to be changed. Owner and
-/// group come in one pair, and so do the two times: the wire has no way to give only one of them.
+/// User and group of a file, by number. The wire has no way to give only one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+/// Times of a file, in seconds since 1970, to 2106. The wire has no way to give only one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Times {
+    /// Of the last access.
+    pub accessed: u32,
+    /// Of the last modification.
+    pub modified: u32,
+}
+
+/// Attributes of a file. A field that is `None` is unknown, or not to be changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attributes {
     /// Length in bytes.
     pub size: Option<u64>,
-    /// User id and group id.
-    ///
-    /// Where they are set, [`UNCHANGED`](crate::id::UNCHANGED) leaves either as it is: OpenSSH's server
+    /// Where it is set, [`UNCHANGED`](crate::id::UNCHANGED) leaves either id as it is: OpenSSH's server
     /// passes it to `chown(2)`, as ours does.
-    pub owner: Option<(u32, u32)>,
+    pub owner: Option<Owner>,
     /// `st_mode`: type bits and permissions.
     pub permissions: Option<u32>,
-    /// Access and modification time, in seconds since 1970, to 2106.
-    pub times: Option<(u32, u32)>,
+    /// Access and modification time.
+    pub times: Option<Times>,
     /// Name and value of vendor-specific attributes.
     pub extended: Vec<(Bytes, Bytes)>,
 }
@@ -47,13 +62,19 @@ impl Attributes {
             attributes.size = Some(reader.u64()?);
         }
         if flags & FLAG_OWNER != 0 {
-            attributes.owner = Some((reader.u32()?, reader.u32()?));
+            attributes.owner = Some(Owner {
+                uid: reader.u32()?,
+                gid: reader.u32()?,
+            });
         }
         if flags & FLAG_PERMISSIONS != 0 {
             attributes.permissions = Some(reader.u32()?);
         }
         if flags & FLAG_TIMES != 0 {
-            attributes.times = Some((reader.u32()?, reader.u32()?));
+            attributes.times = Some(Times {
+                accessed: reader.u32()?,
+                modified: reader.u32()?,
+            });
         }
         if flags & FLAG_EXTENDED != 0 {
             // No capacity is reserved: the count comes from the peer, the frame is the bound.
@@ -83,16 +104,16 @@ impl Attributes {
         if let Some(size) = self.size {
             out.put_u64(size);
         }
-        if let Some((first, second)) = self.owner {
-            out.put_u32(first);
-            out.put_u32(second);
+        if let Some(Owner { uid, gid }) = self.owner {
+            out.put_u32(uid);
+            out.put_u32(gid);
         }
         if let Some(permissions) = self.permissions {
             out.put_u32(permissions);
         }
-        if let Some((first, second)) = self.times {
-            out.put_u32(first);
-            out.put_u32(second);
+        if let Some(Times { accessed, modified }) = self.times {
+            out.put_u32(accessed);
+            out.put_u32(modified);
         }
         if !self.extended.is_empty() {
             out.put_u32(u32::try_from(self.extended.len()).unwrap_or(u32::MAX));

@@ -389,9 +389,12 @@ mod tests {
     fn every_kind() -> Vec<Request> {
         let attributes = Attributes {
             size: Some(7),
-            owner: Some((1, 2)),
+            owner: Some(Owner { uid: 1, gid: 2 }),
             permissions: Some(0o644),
-            times: Some((3, 4)),
+            times: Some(Times {
+                accessed: 3,
+                modified: 4,
+            }),
             extended: vec![(bytes("a@b"), bytes("c"))],
         };
         let path = bytes("/p");

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use harness::{RawClient, TestAgent, TestFolder};
 use vsock_agent_protocol::{
     sftp::{
-        Attributes, Reply, Request,
+        Attributes, Reply, Request, Times,
         extension::{self, put_strings},
         open_flags, status,
     },
@@ -277,7 +277,10 @@ async fn everything_works_beneath_a_root() {
         attributes: Attributes {
             size: Some(3),
             permissions: Some(0o600),
-            times: Some((1, 2)),
+            times: Some(Times {
+                accessed: 1,
+                modified: 2,
+            }),
             ..Attributes::default()
         },
     };

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use harness::{TestAgent, TestFolder};
 use vsock_agent_protocol::sftp::{
-    Attributes, Reply, Request,
+    Attributes, Owner, Reply, Request, Times,
     extension::{self, CopyData, HashRange, Holes, HolesFrom, IdLists, NameLists, put_strings},
     open_flags, status,
 };
@@ -128,7 +128,10 @@ async fn attributes_of_a_link_are_its_own() {
         extended(extension::LSETSTAT, set.encode())
     };
     let times = Attributes {
-        times: Some((5, 6)),
+        times: Some(Times {
+            accessed: 5,
+            modified: 6,
+        }),
         ..Attributes::default()
     };
     assert_eq!(session.code(set(times)).await, status::OK);
@@ -232,9 +235,15 @@ async fn attributes_that_make_no_sense_are_refused_and_the_sensible_ones_are_set
     );
     // What the kernel takes away with the owner comes back.
     let owned = Attributes {
-        owner: Some((u32::MAX, u32::MAX)),
+        owner: Some(Owner {
+            uid: u32::MAX,
+            gid: u32::MAX,
+        }),
         permissions: Some(0o6755),
-        times: Some((u32::MAX, 0)),
+        times: Some(Times {
+            accessed: u32::MAX,
+            modified: 0,
+        }),
         ..Attributes::default()
     };
     assert_eq!(session.code(setstat(owned)).await, status::OK);

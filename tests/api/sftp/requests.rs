@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 use bytes::{Bytes, BytesMut};
 use harness::{TestAgent, TestFolder};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use vsock_agent_protocol::sftp::{Attributes, Reply, Request, open_flags, status};
+use vsock_agent_protocol::sftp::{Attributes, Reply, Request, Times, open_flags, status};
 
 use super::{Session, path};
 
@@ -30,7 +30,10 @@ async fn every_request_of_version_3_works_on_real_files() {
     };
     assert_eq!(session.code(write).await, status::OK);
     let attributes = Attributes {
-        times: Some((5, 6)),
+        times: Some(Times {
+            accessed: 5,
+            modified: 6,
+        }),
         ..Attributes::default()
     };
     let fsetstat = Request::Fsetstat {
@@ -48,7 +51,13 @@ async fn every_request_of_version_3_works_on_real_files() {
     };
     assert_eq!(
         (attributes.size, attributes.times),
-        (Some(12), Some((5, 6)))
+        (
+            Some(12),
+            Some(Times {
+                accessed: 5,
+                modified: 6
+            })
+        )
     );
     assert_eq!(attributes.permissions, Some(0o100_640));
     assert_eq!(session.code(Request::Close { handle }).await, status::OK);

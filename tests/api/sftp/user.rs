@@ -15,7 +15,7 @@ use harness::{
 use serde_json::json;
 use vsock_agent_protocol::{
     id::UNCHANGED,
-    sftp::{Attributes, Reply, Request, open_flags, status},
+    sftp::{Attributes, Owner, Reply, Request, open_flags, status},
     version::Family,
 };
 
@@ -104,13 +104,13 @@ async fn an_owner_of_minus_one_stays_as_it_is() {
     fs::write(&file, "").unwrap();
     chown(&file, Some(7), Some(8)).unwrap();
     let mut session = Session::start(&agent).await;
-    for (owner, expected) in [
+    for ((uid, gid), expected) in [
         ((UNCHANGED, 9), (7, 9)),
         ((10, UNCHANGED), (10, 9)),
         ((UNCHANGED, UNCHANGED), (10, 9)),
     ] {
         let attributes = Attributes {
-            owner: Some(owner),
+            owner: Some(Owner { uid, gid }),
             ..Attributes::default()
         };
         let path = path(folder.path(), b"file");

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use harness::{TestAgent, TestFolder};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use vsock_agent_protocol::sftp::{
-    Attributes, Request,
+    Attributes, Request, Times,
     extension::{
         self, Failure, FetchFiles, FetchedFiles, Replacement, StoreFile, StoreFiles, StoredFiles,
     },
@@ -25,7 +25,10 @@ fn file(part: &'static str, name: &'static str) -> StoreFile {
         name: Bytes::from_static(name.as_bytes()),
         attributes: Attributes {
             permissions: Some(0o640),
-            times: Some((1_000, 2_000)),
+            times: Some(Times {
+                accessed: 1_000,
+                modified: 2_000,
+            }),
             ..Attributes::default()
         },
         data: Bytes::from_static(b"new"),

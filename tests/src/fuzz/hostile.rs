@@ -9,7 +9,9 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use vsock_agent_protocol::sftp::{Attributes, Name, Reply, Request, extension, status};
+use vsock_agent_protocol::sftp::{
+    Attributes, Name, Owner, Reply, Request, Times, extension, status,
+};
 
 /// Most replies to one client, so that a script that repeats itself ends.
 const MAX_REPLIES: usize = 2_000;
@@ -123,12 +125,17 @@ impl Script {
     }
 
     fn attributes(&mut self) -> Attributes {
-        let time = self.pick(&[None, Some((0, 0)), Some((u32::MAX, u32::MAX))]);
+        let time = self.pick(&[None, Some(0), Some(u32::MAX)]);
         Attributes {
             size: self.pick(SIZES),
             permissions: self.pick(MODES),
-            times: time,
-            owner: self.pick(&[None, Some((0, 0)), Some((65534, 65534))]),
+            times: time.map(|time| Times {
+                accessed: time,
+                modified: time,
+            }),
+            owner: self
+                .pick(&[None, Some(0), Some(65534)])
+                .map(|id| Owner { uid: id, gid: id }),
             extended: Vec::new(),
         }
     }

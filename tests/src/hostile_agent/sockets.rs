@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use bytes::{Bytes, BytesMut};
-use vsock_agent_protocol::sftp::{Attributes, Name, Reply, Request, status};
+use vsock_agent_protocol::sftp::{Attributes, Name, Owner, Reply, Request, Times, status};
 
 use super::{Connection, Manner, text::hostile_text};
 use crate::fuzz::hostile::{Script, answer, read_request};
@@ -98,8 +98,11 @@ impl Connection {
             let attributes = Attributes {
                 size: Some(u64::MAX),
                 permissions: Some(0o040_755),
-                owner: Some((0, 0)),
-                times: Some((0, 0)),
+                owner: Some(Owner { uid: 0, gid: 0 }),
+                times: Some(Times {
+                    accessed: 0,
+                    modified: 0,
+                }),
                 extended: Vec::new(),
             };
             let reply = match request {

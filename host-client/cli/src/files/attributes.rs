@@ -36,10 +36,10 @@ pub(super) fn json_fields(attributes: &Attributes) -> Map<String, Value> {
         ("type", json!(type_word(attributes))),
         ("mode", json!(mode)),
         ("size", json!(attributes.size)),
-        ("uid", json!(attributes.owner.map(|owner| owner.0))),
-        ("gid", json!(attributes.owner.map(|owner| owner.1))),
-        ("atime", json!(attributes.times.map(|times| times.0))),
-        ("mtime", json!(attributes.times.map(|times| times.1))),
+        ("uid", json!(attributes.owner.map(|owner| owner.uid))),
+        ("gid", json!(attributes.owner.map(|owner| owner.gid))),
+        ("atime", json!(attributes.times.map(|times| times.accessed))),
+        ("mtime", json!(attributes.times.map(|times| times.modified))),
     ];
     fields
         .map(|(name, value)| (name.to_owned(), value))

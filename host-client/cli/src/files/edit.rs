@@ -13,7 +13,7 @@ use tokio::io::AsyncReadExt;
 use vsock_agent_client::{
     OpenFlags, RemotePath, Sftp,
     copy::{self, CopyEvent, CopyObserver, CopyOptions},
-    protocol::sftp::{Attributes, FileType, PERMISSION_BITS},
+    protocol::sftp::{Attributes, FileType, Owner, PERMISSION_BITS},
 };
 
 use self::draft::Draft;
@@ -123,7 +123,7 @@ async fn destination(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<RemotePat
 struct Version {
     content: Vec<u8>,
     mode: Option<u32>,
-    owner: Option<(u32, u32)>,
+    owner: Option<Owner>,
 }
 
 impl Version {

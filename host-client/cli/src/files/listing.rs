@@ -7,7 +7,7 @@ use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value};
 use vsock_agent_client::{
     DirectoryReader, RemotePath, Sftp,
-    protocol::sftp::{Attributes, FileType, mode_text},
+    protocol::sftp::{Attributes, FileType, Times, mode_text},
 };
 
 use super::{
@@ -180,7 +180,7 @@ impl View {
     pub(super) fn arrange(&self, entries: &mut Vec<Listed>) {
         entries.retain(|entry| self.all || !entry.name.starts_with(b"."));
         let size = |entry: &Listed| entry.attributes.size.unwrap_or(0);
-        let time = |entry: &Listed| entry.attributes.times.map_or(0, |times| times.1);
+        let time = |entry: &Listed| entry.attributes.times.map_or(0, |times| times.modified);
         let by_name = |a: &Listed, b: &Listed| a.name.cmp(&b.name);
         let compare = |a: &Listed, b: &Listed| -> Ordering {
             match self.order {
@@ -253,7 +253,7 @@ impl View {
             },
             attributes
                 .times
-                .map_or_else(|| "?".to_owned(), |times| time_text(times.1)),
+                .map_or_else(|| "?".to_owned(), |times| time_text(times.modified)),
             match &entry.target {
                 Some(target) => format!("{name} -> {}", output::escape(target)),
                 None => name,
@@ -326,9 +326,8 @@ pub(super) fn json_fields(
 ) -> Map<String, Value> {
     let mut fields = attributes::json_fields(attributes);
     output::put_bytes(&mut fields, "path", path.as_bytes());
-    let (user, group) = attributes.owner.unzip();
-    let user = user.and_then(|id| owners.user(id));
-    let group = group.and_then(|id| owners.group(id));
+    let user = attributes.owner.and_then(|owner| owners.user(owner.uid));
+    let group = attributes.owner.and_then(|owner| owners.group(owner.gid));
     fields.insert("user".to_owned(), user.into());
     fields.insert("group".to_owned(), group.into());
     if let Some(target) = target {
@@ -366,7 +365,10 @@ mod tests {
             name: name.into(),
             attributes: Attributes {
                 size: Some(size),
-                times: Some((0, time)),
+                times: Some(Times {
+                    accessed: 0,
+                    modified: time,
+                }),
                 ..Attributes::default()
             },
             target: None,

@@ -6,7 +6,7 @@ use vsock_agent_client::{
     Sftp,
     protocol::{
         printable::excerpt,
-        sftp::{Attributes, extension::USERS_GROUPS_BY_ID},
+        sftp::{Attributes, Owner, extension::USERS_GROUPS_BY_ID},
     },
 };
 
@@ -33,8 +33,9 @@ impl Owners {
         if !sftp.has_extension(USERS_GROUPS_BY_ID) {
             return names;
         }
+        let owners = files.into_iter().filter_map(|file| file.owner);
         let (users, groups): (BTreeSet<u32>, BTreeSet<u32>) =
-            files.into_iter().filter_map(|file| file.owner).unzip();
+            owners.map(|owner| (owner.uid, owner.gid)).unzip();
         let (users, groups) = (Vec::from_iter(users), Vec::from_iter(groups));
         let most = users.len().max(groups.len());
         for start in (0..most).step_by(IDS_AT_ONCE) {
@@ -68,14 +69,14 @@ impl Owners {
 
     /// User and group as a listing shows them.
     pub(super) fn columns(&self, attributes: &Attributes) -> [String; 2] {
-        let Some((user, group)) = attributes.owner else {
+        let Some(Owner { uid, gid }) = attributes.owner else {
             return ["?", "?"].map(str::to_owned);
         };
         [
-            self.user(user)
-                .map_or_else(|| user.to_string(), str::to_owned),
-            self.group(group)
-                .map_or_else(|| group.to_string(), str::to_owned),
+            self.user(uid)
+                .map_or_else(|| uid.to_string(), str::to_owned),
+            self.group(gid)
+                .map_or_else(|| gid.to_string(), str::to_owned),
         ]
     }
 }

@@ -4,7 +4,7 @@ use anyhow::Context;
 use serde_json::{Map, Value, json};
 use vsock_agent_client::{
     RemotePath, Sftp,
-    protocol::sftp::{Attributes, PERMISSION_BITS, extension::FileSystem, mode_text},
+    protocol::sftp::{Attributes, Owner, PERMISSION_BITS, Times, extension::FileSystem, mode_text},
 };
 
 use super::{
@@ -94,11 +94,11 @@ impl Facts {
             ));
         }
         rows.extend(attributes.size.map(|size| ("size", size.to_string())));
-        if let Some((user, group)) = attributes.owner {
-            rows.push(("user", owner(user, self.owners.user(user))));
-            rows.push(("group", owner(group, self.owners.group(group))));
+        if let Some(Owner { uid, gid }) = attributes.owner {
+            rows.push(("user", owner(uid, self.owners.user(uid))));
+            rows.push(("group", owner(gid, self.owners.group(gid))));
         }
-        if let Some((accessed, modified)) = attributes.times {
+        if let Some(Times { accessed, modified }) = attributes.times {
             rows.push(("accessed", format!("{} UTC", time_text(accessed))));
             rows.push(("modified", format!("{} UTC", time_text(modified))));
         }

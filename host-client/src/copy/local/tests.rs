@@ -168,9 +168,9 @@ fn an_owner_that_nobody_is_is_refused() {
     let file = File::create(folder.part()).unwrap();
     symlink("target", folder.0.join("link")).unwrap();
     let there = file.metadata().unwrap();
-    for owner in [(u32::MAX, there.gid()), (there.uid(), u32::MAX)] {
+    for (uid, gid) in [(u32::MAX, there.gid()), (there.uid(), u32::MAX)] {
         let attributes = Attributes {
-            owner: Some(owner),
+            owner: Some(Owner { uid, gid }),
             ..Attributes::default()
         };
         set_attributes(&file, &attributes).unwrap_err();

@@ -41,7 +41,7 @@ pub(super) async fn check_end(
     end: u64,
 ) -> Result<(Ending, Attributes), CopyError> {
     let after = file.stat().await?;
-    let modified = |attributes: &Attributes| attributes.times.map(|(_, modified)| modified);
+    let modified = |attributes: &Attributes| attributes.times.map(|times| times.modified);
     let is_touched = modified(before) != modified(&after);
     let (size, now) = (before.size.unwrap_or(0), after.size.unwrap_or(0));
     if size == 0 {

@@ -299,7 +299,10 @@ mod tests {
     fn attributes() -> Attributes {
         Attributes {
             permissions: Some(0o644),
-            times: Some((1, 2)),
+            times: Some(Times {
+                accessed: 1,
+                modified: 2,
+            }),
             ..Attributes::default()
         }
     }

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use vsock_agent_client::{
     RemotePath, Sftp,
     copy::{self, CopyOptions},
-    protocol::sftp::{Attributes, extension},
+    protocol::sftp::{Attributes, Owner, extension},
 };
 
 use super::{
@@ -281,8 +281,8 @@ impl Session {
         let mut attributes = Attributes::default();
         match what {
             Change::Mode(mode) => attributes.permissions = Some(mode),
-            Change::Owner(user) => attributes.owner = Some((user, owner()?.1)),
-            Change::Group(group) => attributes.owner = Some((owner()?.0, group)),
+            Change::Owner(uid) => attributes.owner = Some(Owner { uid, ..owner()? }),
+            Change::Group(gid) => attributes.owner = Some(Owner { gid, ..owner()? }),
         }
         if of_link {
             self.sftp.lsetstat(path, attributes).await?
