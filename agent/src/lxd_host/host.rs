@@ -91,8 +91,8 @@ mod tests {
     const KEY: &str = "-----BEGIN PRIVATE KEY-----\nMAA=\n-----END PRIVATE KEY-----\n";
 
     fn connection(port: u32, certificate: &str) -> HostConnection {
-        let cid = Cid::HOST;
-        let mut connection = HostConnection::new(VsockAddress { cid, port });
+        let mut connection = HostConnection::new("host:1".parse().unwrap());
+        connection.port = port;
         connection.certificate = certificate.to_owned();
         connection
     }

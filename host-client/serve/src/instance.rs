@@ -15,9 +15,10 @@ mod yaml;
 use std::collections::BTreeMap;
 
 use ring::rand::{SecureRandom, SystemRandom};
+use serde::Serialize;
 use uuid::Uuid;
 
-use self::key::{GUEST_API, Key, SSH_KEYS};
+use self::key::{GUEST_API, Key};
 pub use self::{
     check::CheckError,
     key::KeyError,
@@ -26,7 +27,7 @@ pub use self::{
     yaml::YamlError,
 };
 use vsock_agent_protocol::guest_api::{
-    Devices, MAX_ANSWER_BYTES, MAX_DATA_BYTES, MAX_KEYS, MAX_VALUE_BYTES,
+    Devices, MAX_ANSWER_BYTES, MAX_DATA_BYTES, MAX_KEYS, MAX_VALUE_BYTES, is_hidden_key,
 };
 
 /// Keys with data for cloud-init. A change of one gives the instance a new instance-id.
@@ -39,8 +40,9 @@ const CLOUD_INIT_DATA: [&str; 6] = [
     "user.vendor-data",
 ];
 
-/// The data of one virtual machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The data of one virtual machine. It is serialized as its file stores it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Instance {
     /// Name of the machine. A renamed machine is a new instance.
     name: String,
@@ -50,7 +52,9 @@ pub struct Instance {
     instance_id: Option<String>,
     /// Used instead of the machine's name if it is set.
     hostname: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     config: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Devices::is_empty")]
     devices: Devices,
 }
 
@@ -73,14 +77,18 @@ impl Instance {
     ///
     /// [`InstanceError::Random`] when the system has no random numbers.
     pub fn new(name: &str) -> Result<Self, InstanceError> {
-        Ok(Self {
-            name: name.to_owned(),
-            uuid: random_uuid()?,
+        random_uuid().map(|uuid| Self::empty(name.to_owned(), uuid))
+    }
+
+    const fn empty(name: String, uuid: Uuid) -> Self {
+        Self {
+            name,
+            uuid,
             instance_id: None,
             hostname: None,
             config: BTreeMap::new(),
             devices: Devices::new(),
-        })
+        }
     }
 
     /// Name of the machine.
@@ -268,7 +276,7 @@ impl Instance {
     /// The data whose change needs a new instance-id: that for cloud-init, the SSH keys, and the names
     /// of network interfaces, which the network configuration refers to.
     fn cloud_init_data(&self) -> Vec<(&str, &str)> {
-        let of_cloud_init = |key: &str| CLOUD_INIT_DATA.contains(&key) || key.starts_with(SSH_KEYS);
+        let of_cloud_init = |key: &str| CLOUD_INIT_DATA.contains(&key) || is_hidden_key(key);
         let config = self
             .config
             .iter()
@@ -303,7 +311,7 @@ fn check_value(key: &Key, text: &str, value: &str) -> Result<Option<&'static str
         (Key::Hostname, _) => check::hostname(value).map(|()| None),
         (_, GUEST_API) => check::boolean(value).map(|()| None),
         (_, "user.meta-data") => check::meta_data(value).map(|()| None),
-        (_, key) if key.starts_with(SSH_KEYS) => check::ssh_key(value).map(|()| None),
+        (_, key) if is_hidden_key(key) => check::ssh_key(value).map(|()| None),
         (_, key) if !CLOUD_INIT_DATA.contains(&key) => Ok(None),
         (_, key) if key.ends_with(".network-config") => {
             check::network_config(value).map(|()| Some(NO_NETWORK))

@@ -381,6 +381,7 @@ fn with_attributes(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sftp::{Owner, Times};
 
     fn bytes(text: &'static str) -> Bytes {
         Bytes::from_static(text.as_bytes())

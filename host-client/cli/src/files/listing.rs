@@ -7,7 +7,7 @@ use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value};
 use vsock_agent_client::{
     DirectoryReader, RemotePath, Sftp,
-    protocol::sftp::{Attributes, FileType, Times, mode_text},
+    protocol::sftp::{Attributes, FileType, mode_text},
 };
 
 use super::{
@@ -358,6 +358,8 @@ fn columns<T>(
 
 #[cfg(test)]
 mod tests {
+    use vsock_agent_client::protocol::sftp::Times;
+
     use super::*;
 
     fn listed(name: &str, size: u64, time: u32) -> Listed {

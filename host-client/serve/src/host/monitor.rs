@@ -284,13 +284,15 @@ mod tests {
 
     #[test]
     fn too_large_an_event_is_sent_without_its_values() {
-        let change = |value: String| Change {
-            kind: "config",
-            metadata: json!({ "key": "user.a", "old_value": "", "value": value }),
+        let shortened = |value: String| {
+            let metadata = json!({ "key": "user.a", "old_value": "", "value": value });
+            let mut event = NewEvent::new("config", metadata);
+            shorten(&mut event);
+            event
         };
-        let small = event(change("x".to_owned()));
+        let small = shortened("x".to_owned());
         assert_eq!(small.metadata["value"], "x");
-        let large = event(change("x".repeat(limits::MAX_EVENT_BYTES)));
+        let large = shortened("x".repeat(limits::MAX_EVENT_BYTES));
         assert_eq!(
             large.metadata,
             json!({ "key": "user.a", "old_value": "", "value": "" })

@@ -8,9 +8,6 @@ const MAX_KEY_BYTES: usize = 255;
 /// LXD's key for whether a guest may read its data. The default is `true`.
 pub(super) const GUEST_API: &str = "security.devlxd";
 
-/// LXD's prefix of keys with an SSH key, `USER:KEY`.
-pub(super) const SSH_KEYS: &str = "cloud-init.ssh-keys.";
-
 /// A parsed key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Key {
@@ -59,7 +56,7 @@ impl Key {
                 _ => Err(wrong(Reason::Unknown)),
             };
         }
-        let rest = ["user.", SSH_KEYS, "cloud-init."]
+        let rest = ["user.", "cloud-init.ssh-keys.", "cloud-init."]
             .iter()
             .find_map(|prefix| text.strip_prefix(prefix));
         match rest {

@@ -7,7 +7,6 @@ use std::{
 };
 
 use serde::Deserialize;
-use toml_edit::{DocumentMut, Item, Table, value};
 use uuid::Uuid;
 
 use super::{Assignment, Instance, InstanceError, Remark, random_uuid};
@@ -171,7 +170,9 @@ impl InstanceStore {
         let remarks = instance.apply(changes).map_err(refused)?;
         if old.as_ref() != Some(&instance) {
             let path = self.path(name);
-            write_whole(&path, to_text(&instance).as_bytes(), 0o600)
+            toml_edit::ser::to_string_pretty(&instance)
+                .map_err(io::Error::other)
+                .and_then(|text| write_whole(&path, (HEADER.to_owned() + &text).as_bytes(), 0o600))
                 .map_err(|source| StoreError::file("write", path, source))?;
         }
         Ok((instance, remarks))
@@ -209,14 +210,7 @@ impl InstanceStore {
 impl Stored {
     /// Applies the rules for keys and values to the file, which may have been written by hand.
     fn check(self) -> Result<Instance, InstanceError> {
-        let mut instance = Instance {
-            name: self.name,
-            uuid: self.uuid,
-            instance_id: None,
-            hostname: None,
-            config: std::collections::BTreeMap::new(),
-            devices: Devices::new(),
-        };
+        let mut instance = Instance::empty(self.name, self.uuid);
         let devices = self.devices.into_iter().flat_map(|(name, device)| {
             let full = move |(key, value)| (format!("devices.{name}.{key}"), Some(value));
             device.into_iter().map(full)
@@ -236,33 +230,6 @@ impl Stored {
         instance.uuid = self.uuid;
         Ok(instance)
     }
-}
-
-fn to_text(instance: &Instance) -> String {
-    let mut document = DocumentMut::new();
-    document["name"] = value(&instance.name);
-    document["uuid"] = value(instance.uuid.to_string());
-    if let Some(id) = &instance.instance_id {
-        document["instance-id"] = value(id);
-    }
-    if let Some(hostname) = &instance.hostname {
-        document["hostname"] = value(hostname);
-    }
-    let table = |entries: &std::collections::BTreeMap<String, String>| {
-        let entries = entries.iter().map(|(key, text)| (&key[..], value(text)));
-        Item::Table(Table::from_iter(entries))
-    };
-    if !instance.config.is_empty() {
-        document["config"] = table(&instance.config);
-    }
-    if !instance.devices.is_empty() {
-        let devices = instance.devices.iter();
-        let mut devices =
-            Table::from_iter(devices.map(|(name, device)| (&name[..], table(device))));
-        devices.set_implicit(true);
-        document["devices"] = Item::Table(devices);
-    }
-    format!("{HEADER}{document}")
 }
 
 /// Why an instance cannot be read or written.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Instance, key::SSH_KEYS, ssh_keys};
+use super::{Instance, ssh_keys};
 use vsock_agent_protocol::{
     envelope::Envelope,
     event::{self, NewEvent},
@@ -117,7 +117,7 @@ fn merge_ssh_keys(instance: &Instance, config: &mut BTreeMap<String, String>) {
     let keys: Vec<&str> = instance
         .config
         .iter()
-        .filter(|(key, _)| key.starts_with(SSH_KEYS))
+        .filter(|(key, _)| is_hidden_key(key))
         .map(|(_, value)| &value[..])
         .collect();
     if keys.is_empty() {

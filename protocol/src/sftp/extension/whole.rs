@@ -295,6 +295,7 @@ mod tests {
         super::tests::{bytes, survives},
         *,
     };
+    use crate::sftp::Times;
 
     fn attributes() -> Attributes {
         Attributes {
