@@ -180,7 +180,7 @@ impl Drop for Server {
 }
 
 #[test]
-fn the_sub_command_serves_its_standard_streams_and_ends_with_them() {
+fn sftp_server_serves_stdio_until_end_of_file() {
     let folder = Folder::new("agent-stdio");
     let (server, mut client) = Server::start(&folder.0, &[]);
     let folder_itself = folder.0.canonicalize().unwrap();
@@ -191,7 +191,7 @@ fn the_sub_command_serves_its_standard_streams_and_ends_with_them() {
 }
 
 #[test]
-fn the_sub_command_has_a_root_and_writes_nothing_when_told() {
+fn sftp_server_has_root_and_read_only_options() {
     let folder = Folder::new("agent-stdio-root");
     let root = folder.0.to_str().unwrap();
     let (_server, mut client) = Server::start(Path::new("/"), &["--read-only", "--root", root]);
@@ -204,7 +204,7 @@ fn the_sub_command_has_a_root_and_writes_nothing_when_told() {
 }
 
 #[test]
-fn what_the_sub_command_cannot_do_it_says() {
+fn sftp_server_reports_unsupported_options() {
     for (arguments, word) in [
         (["--user", "no.such.user"], "no.such.user"),
         (["--root", "/no/such/place"], "/no/such/place"),
@@ -219,7 +219,7 @@ fn what_the_sub_command_cannot_do_it_says() {
 }
 
 #[test]
-fn the_sub_command_becomes_another_user_for_good() {
+fn sftp_server_drops_privileges_permanently() {
     let (folder, theirs) = Folder::with_nobodys("agent-stdio-user");
     let user = NOBODY.to_string();
     let (server, mut client) = Server::start(Path::new("/"), &["--user", &user]);
@@ -262,7 +262,7 @@ fn wait_until(mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
-fn a_session_of_another_user_is_a_process_that_ends_with_it() {
+fn sftp_session_of_another_user_runs_in_its_own_process() {
     let (folder, theirs) = Folder::with_nobodys("agent-user");
     let socket = folder.0.join("sock");
     let mut command = Command::new(PROGRAM);

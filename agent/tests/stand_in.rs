@@ -104,7 +104,7 @@ fn read(path: &Path) -> String {
 }
 
 #[test]
-fn by_either_name_and_with_either_ones_flags_it_serves_that_family() {
+fn stand_in_names_and_flags_select_the_family() {
     for (name, arguments, server) in [
         ("lxd-agent", [].as_slice(), "lxd-agent"),
         ("lxd-agent", &["-d"], "lxd-agent"),
@@ -127,7 +127,7 @@ fn by_either_name_and_with_either_ones_flags_it_serves_that_family() {
 }
 
 #[test]
-fn by_its_own_name_it_leaves_the_working_directory_alone() {
+fn own_name_ignores_the_working_directory() {
     let guest = Guest::start("vsock-agent", &[]);
     assert_eq!(guest.hear(), "READY=1");
     assert!(!guest.file().exists());

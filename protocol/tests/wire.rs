@@ -29,39 +29,39 @@ fn check<T: Serialize + DeserializeOwned>(text: &str) -> T {
 }
 
 #[test]
-fn an_exec_request_is_what_lxd_sends() {
+fn exec_request_matches_lxds_fixture() {
     let request: ExecRequest = check(include_str!("wire/exec_request.json"));
     assert_eq!(request.command, ["sh", "-c", "echo hi"]);
     assert_eq!(request.user_name, None);
 }
 
 #[test]
-fn an_exec_request_may_name_its_user() {
+fn exec_request_with_user_name() {
     let request: ExecRequest = check(include_str!("wire/exec_request_named_user.json"));
     assert_eq!(request.user_name.as_deref(), Some("ann"));
 }
 
 #[test]
-fn an_exec_request_may_say_what_becomes_of_it_without_its_client() {
+fn exec_request_with_on_disconnect() {
     let request: ExecRequest = check(include_str!("wire/exec_request_keep.json"));
     assert_eq!(request.on_disconnect, OnDisconnect::Keep);
 }
 
 #[test]
-fn an_exec_request_may_have_times() {
+fn exec_request_with_time_limits() {
     let request: ExecRequest = check(include_str!("wire/exec_request_times.json"));
     assert_eq!(request.time_limit(), Some(Duration::from_millis(1500)));
     assert_eq!(request.kill_pause(), Some(Duration::ZERO));
 }
 
 #[test]
-fn a_started_command_tells_its_secrets() {
+fn exec_started_has_the_secrets() {
     let started: ExecStarted = check(include_str!("wire/exec_started.json"));
     assert_eq!(started.fds["control"], "bb");
 }
 
 #[test]
-fn an_ended_command_tells_its_status() {
+fn exec_ended_has_the_exit_status() {
     let ended: ExecEnded = check(include_str!("wire/exec_ended.json"));
     assert_eq!((ended.exit_code, ended.signal), (143, Some(15)));
     let lxd: ExecEnded = check(include_str!("wire/exec_ended_lxd.json"));
@@ -71,7 +71,7 @@ fn an_ended_command_tells_its_status() {
 }
 
 #[test]
-fn control_messages_are_what_lxd_sends() {
+fn control_messages_match_lxds_fixtures() {
     let resize: ControlMessage = check(include_str!("wire/control_resize.json"));
     assert_eq!(
         resize,
@@ -85,31 +85,31 @@ fn control_messages_are_what_lxd_sends() {
 }
 
 #[test]
-fn an_operation_is_what_lxd_shows() {
+fn operation_matches_lxds_fixture() {
     let operation: Operation = check(include_str!("wire/operation.json"));
     assert!(!operation.is_final());
 }
 
 #[test]
-fn the_three_envelopes_have_all_seven_keys() {
+fn envelopes_have_all_seven_keys() {
     check::<Envelope<Value>>(include_str!("wire/envelope_sync.json"));
     check::<Envelope<Value>>(include_str!("wire/envelope_async.json"));
     check::<Envelope<()>>(include_str!("wire/envelope_error.json"));
 }
 
 #[test]
-fn an_event_leaves_out_what_is_empty() {
+fn event_omits_empty_fields() {
     check::<Event>(include_str!("wire/event.json"));
 }
 
 #[test]
-fn server_info_has_the_keys_hosts_look_at() {
+fn server_info_has_the_keys_that_hosts_read() {
     let info: ServerInfo = check(include_str!("wire/server_info.json"));
     assert!(info.has("container_exec_recording"));
 }
 
 #[test]
-fn a_host_is_told_of_in_both_families_words() {
+fn host_connection_has_both_families_keys() {
     let lxd = include_str!("wire/host_connection.json");
     let connection: HostConnection = check(lxd);
     assert_eq!(
@@ -126,7 +126,7 @@ fn a_host_is_told_of_in_both_families_words() {
 }
 
 #[test]
-fn the_state_has_every_key_and_incus_some_more() {
+fn state_has_the_keys_of_lxd_and_incus() {
     let lxd: InstanceState = check(include_str!("wire/state_lxd.json"));
     assert_eq!(lxd.os_info, None);
     let incus: InstanceState = check(include_str!("wire/state_incus.json"));
@@ -134,21 +134,21 @@ fn the_state_has_every_key_and_incus_some_more() {
 }
 
 #[test]
-fn the_metrics_have_two_shapes() {
+fn metrics_have_lxds_and_incuss_shape() {
     let lxd: LxdMetrics = check(include_str!("wire/metrics_lxd.json"));
     let incus: IncusMetrics = check(include_str!("wire/metrics_incus.json"));
     assert_eq!(LxdMetrics::from(incus), lxd);
 }
 
 #[test]
-fn a_port_without_an_address_is_on_the_loopback() {
+fn port_forward_defaults_to_the_loopback() {
     let full: PortForward = check(include_str!("wire/port_forward.json"));
     let short: PortForward = serde_json::from_str(r#"{"port":80}"#).unwrap();
     assert_eq!(short, full);
 }
 
 #[test]
-fn a_guest_is_told_of_its_instance_in_old_and_new_words() {
+fn guest_metadata_has_old_and_new_keys() {
     let lxd: GuestInfo = check(include_str!("wire/guest_info.json"));
     assert_eq!(lxd.other["auth"], "untrusted");
     let old: GuestInfo = check(include_str!("wire/guest_info_5_0.json"));
@@ -160,7 +160,7 @@ fn a_guest_is_told_of_its_instance_in_old_and_new_words() {
 }
 
 #[test]
-fn devices_and_changes_are_what_lxd_sends() {
+fn devices_and_device_events_match_lxds_fixtures() {
     let devices: Devices = check(include_str!("wire/guest_devices.json"));
     assert_eq!(devices["eth0"]["hwaddr"], "00:16:3e:00:00:01");
     let change: ConfigChange = check(include_str!("wire/config_change.json"));

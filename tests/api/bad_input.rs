@@ -19,7 +19,7 @@ fn start() -> (TestAgent, RawClient) {
 }
 
 #[tokio::test]
-async fn requests_that_make_no_sense_are_refused_with_a_reason() {
+async fn invalid_requests_are_refused_with_a_reason() {
     let (_agent, client) = start();
     let unknown = "/1.0/operations/01234567-89ab-4cde-8f01-23456789abcd";
     for (method, path, body, status) in [
@@ -81,14 +81,14 @@ async fn requests_that_make_no_sense_are_refused_with_a_reason() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_large_is_refused_before_it_is_read() {
+async fn oversized_body_is_refused_before_it_is_read() {
     let (_agent, client) = start();
     let head = "POST /1.0/exec HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n{";
     assert_eq!(client.send(head).await.status, 413);
 }
 
 #[tokio::test]
-async fn a_head_over_64_kib_is_refused_however_it_is_cut() {
+async fn head_over_64_kib_is_refused_however_it_is_split() {
     let (_agent, client) = start();
     let ask = async |filler: usize| {
         // One header may be as long as all of them.
@@ -107,7 +107,7 @@ async fn a_head_over_64_kib_is_refused_however_it_is_cut() {
 }
 
 #[tokio::test]
-async fn half_a_head_is_cut_off_and_other_sessions_go_on() {
+async fn incomplete_head_times_out_without_affecting_other_sessions() {
     let (_agent, client) = start();
     let mut exec = client.exec(&["cat"], json!({})).await;
     let mut stream = client.connect().await;
@@ -121,7 +121,7 @@ async fn half_a_head_is_cut_off_and_other_sessions_go_on() {
 }
 
 #[tokio::test]
-async fn nonsense_instead_of_http_closes_the_connection() {
+async fn non_http_data_closes_the_connection() {
     let (_agent, client) = start();
     for nonsense in [
         "\0\0\0\0\r\n\r\n",
@@ -135,7 +135,7 @@ async fn nonsense_instead_of_http_closes_the_connection() {
 }
 
 #[tokio::test]
-async fn control_messages_that_make_no_sense_are_passed_over() {
+async fn invalid_control_messages_are_ignored() {
     let (_agent, client) = start();
     let mut exec = client.exec(&["cat"], json!({})).await;
     for message in [

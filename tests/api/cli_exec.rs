@@ -46,7 +46,7 @@ fn wait(child: Child) -> Output {
 }
 
 #[test]
-fn what_was_ignored_at_the_start_stays_ignored() {
+fn ignored_signals_stay_ignored() {
     let ends = Ends::start();
     let script = "trap 'exit 9' HUP TERM; echo up; read line; echo $line";
     let exec = ends.exec(&[], &["sh", "-c", script]);
@@ -70,7 +70,7 @@ fn what_was_ignored_at_the_start_stays_ignored() {
 }
 
 #[test]
-fn nohup_takes_the_input_away_and_that_is_no_failure() {
+fn exec_under_nohup_works() {
     let ends = Ends::start();
     let unreadable = OpenOptions::new().write(true).open("/dev/null").unwrap();
     let output = ends.exec(&[], &["cat"]).stdin(unreadable).output();
@@ -78,7 +78,7 @@ fn nohup_takes_the_input_away_and_that_is_no_failure() {
 }
 
 #[test]
-fn input_that_cannot_be_read_is_no_empty_input() {
+fn unreadable_stdin_is_not_empty_input() {
     let ends = Ends::start();
     let whole = ends.path("whole");
     let script = format!("cat; echo > '{}'", whole.display());
@@ -128,7 +128,7 @@ fn carry(mut from: UnixStream, mut to: UnixStream, mut limit: usize) {
 }
 
 #[test]
-fn input_whose_connection_is_lost_is_a_failure_that_says_what_was_lost() {
+fn lost_stdin_connection_reports_the_loss() {
     const MIB: usize = 1024 * 1024;
     let ends = Ends::start();
     let (part, whole) = (ends.path("part"), ends.path("whole"));
@@ -150,7 +150,7 @@ fn input_whose_connection_is_lost_is_a_failure_that_says_what_was_lost() {
 }
 
 #[test]
-fn input_from_a_pipe_ends_in_a_terminal_too() {
+fn piped_stdin_ends_in_a_terminal_session() {
     let ends = Ends::start();
     for (typed, shown) in [("abc", "abcabc"), ("abc\n", "abc\r\nabc\r\n"), ("", "")] {
         let mut command = ends.exec(&["-t"], &["cat"]);
@@ -166,7 +166,7 @@ fn input_from_a_pipe_ends_in_a_terminal_too() {
 }
 
 #[test]
-fn without_input_there_is_no_terminal_and_keys_mean_what_they_do_here() {
+fn exec_without_stdin_has_no_terminal() {
     let ends = Ends::start();
     let terminal = native_pty_system().openpty(PtySize::default()).unwrap();
     let mut command = CommandBuilder::new(cli());
@@ -199,7 +199,7 @@ fn without_input_there_is_no_terminal_and_keys_mean_what_they_do_here() {
 }
 
 #[test]
-fn a_user_without_an_entry_gets_a_plain_shell_and_no_question() {
+fn shell_for_a_uid_without_account() {
     let ends = Ends::start();
     let endpoint = ends.agent.endpoint();
     let mut command = ends.cli(["shell", "-T", "--user", "4242", &endpoint]);
@@ -217,7 +217,7 @@ fn homeless(command: &mut Command) -> &mut Command {
 }
 
 #[test]
-fn who_has_no_home_can_still_use_an_endpoint() {
+fn endpoint_works_without_home() {
     // A user without an entry in /etc/passwd.
     const UID: u32 = 4242;
     let ends = Ends::start();

@@ -25,7 +25,7 @@ fn start() -> (TestAgent, Client) {
 }
 
 #[tokio::test]
-async fn a_command_has_its_output_and_its_status() {
+async fn client_runs_a_command_with_output_and_status() {
     let (_agent, client) = start();
     let script = "echo out; echo err >&2; exit 7";
     let output = client.exec("sh", ["-c", script]).output().await.unwrap();
@@ -36,7 +36,7 @@ async fn a_command_has_its_output_and_its_status() {
 }
 
 #[tokio::test]
-async fn a_refusal_has_the_agents_words() {
+async fn client_error_has_the_agents_text() {
     let (_agent, client) = start();
     let error = client
         .exec("id", [""; 0])
@@ -51,7 +51,7 @@ async fn a_refusal_has_the_agents_words() {
 }
 
 #[tokio::test]
-async fn an_agent_that_is_not_there_is_a_failure_to_connect() {
+async fn missing_agent_is_a_connect_error() {
     let folder = TestFolder::new("client");
     let endpoint = format!("unix:{}", folder.path().join("no.sock").display());
     let patience = std::time::Duration::from_millis(300);
@@ -65,7 +65,7 @@ async fn an_agent_that_is_not_there_is_a_failure_to_connect() {
 }
 
 #[tokio::test]
-async fn an_agent_that_comes_late_is_waited_for() {
+async fn client_waits_for_an_agent_that_starts_late() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("client");
     let late = folder.path().join("late.sock");
@@ -80,7 +80,7 @@ async fn an_agent_that_comes_late_is_waited_for() {
 }
 
 #[tokio::test]
-async fn input_that_is_aborted_is_no_end_of_the_input() {
+async fn aborted_stdin_is_not_end_of_file() {
     let (agent, client) = start();
     let whole = agent.folder().join("whole");
     for terminal in [false, true] {
@@ -116,7 +116,7 @@ async fn soon<T>(what: impl Future<Output = T>) -> T {
 }
 
 #[tokio::test]
-async fn a_command_that_cannot_be_started_has_a_status_and_a_reason() {
+async fn command_that_cannot_start_has_a_status_and_a_reason() {
     let (_agent, client) = start();
     let folder = TestFolder::new("client");
     let plain_file = folder.path().join("file");
@@ -155,7 +155,7 @@ async fn a_command_that_cannot_be_started_has_a_status_and_a_reason() {
 }
 
 #[tokio::test]
-async fn a_command_that_writes_more_than_is_kept_is_ended_at_once() {
+async fn command_exceeding_the_output_limit_is_ended() {
     let (_agent, client) = start();
     let script = "echo first >&2; sleep 1; exec yes";
     let endless = client.exec("sh", ["-c", script]).output_limit(1000);
@@ -193,7 +193,7 @@ async fn nothing_runs(client: &Client) {
 }
 
 #[tokio::test]
-async fn a_command_whose_time_was_over_was_no_success() {
+async fn timed_out_command_is_not_a_success() {
     let (_agent, client) = start();
     let script = "trap 'exit 0' HUP TERM; sleep 60 & wait";
     let exec = client.exec("sh", ["-c", script]);
@@ -205,7 +205,7 @@ async fn a_command_whose_time_was_over_was_no_success() {
 }
 
 #[tokio::test]
-async fn a_command_has_less_than_a_second_and_the_time_between_its_signals() {
+async fn time_limit_below_a_second_and_signal_delay() {
     let (_agent, client) = start();
     // SIGKILL alone ends it.
     let script = "trap 'echo got it' HUP TERM; while :; do sleep 0.1; done";
@@ -235,7 +235,7 @@ async fn a_command_has_less_than_a_second_and_the_time_between_its_signals() {
 }
 
 #[tokio::test]
-async fn a_start_that_is_given_up_ends_its_command() {
+async fn dropped_start_ends_its_command() {
     let (agent, client) = start();
     client.server_info().await.unwrap();
     // Dropped at each of its steps.
@@ -256,7 +256,7 @@ async fn a_start_that_is_given_up_ends_its_command() {
 }
 
 #[tokio::test]
-async fn a_terminal_whose_input_ends_before_anybody_reads_has_its_end_all_the_same() {
+async fn terminal_delivers_end_of_input_before_it_is_read() {
     let (_agent, client) = start();
     let size = TerminalSize {
         columns: 80,
@@ -283,7 +283,7 @@ async fn a_terminal_whose_input_ends_before_anybody_reads_has_its_end_all_the_sa
 }
 
 #[tokio::test]
-async fn events_say_again_how_they_ended_and_have_known_kinds_only() {
+async fn ended_event_stream_repeats_its_error() {
     let (agent, client) = start();
     for kind in ["operations", "operation,config", "a&b=c d", ""] {
         let refused = client.events(&[kind]).await.unwrap_err();
@@ -370,7 +370,7 @@ impl MappedSocket {
 }
 
 #[tokio::test]
-async fn events_say_again_that_they_were_lost() {
+async fn lost_event_stream_repeats_its_error() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("client");
     let path = folder.path().join("mapped.sock");
@@ -390,7 +390,7 @@ async fn events_say_again_that_they_were_lost() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_accepts_and_closes_is_tried_again() {
+async fn endpoint_that_accepts_and_closes_is_retried() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("client");
     let path = folder.path().join("mapped.sock");
@@ -457,7 +457,7 @@ fn greeter(path: &Path, greeting: &'static [u8]) -> JoinSet<()> {
 }
 
 #[tokio::test]
-async fn a_server_that_speaks_ssh_breaks_the_protocol() {
+async fn ssh_banner_is_a_protocol_error() {
     let folder = TestFolder::new("client");
     let path = folder.path().join("ssh.sock");
     let _server = greeter(&path, b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n");
@@ -472,7 +472,7 @@ async fn a_server_that_speaks_ssh_breaks_the_protocol() {
 }
 
 #[tokio::test]
-async fn an_agent_that_says_nothing_is_noticed_in_the_time_that_was_set() {
+async fn silent_agent_is_detected_within_the_timeout() {
     let folder = TestFolder::new("client");
     let path = folder.path().join("silent.sock");
     let _server = greeter(&path, b"");
@@ -486,7 +486,7 @@ async fn an_agent_that_says_nothing_is_noticed_in_the_time_that_was_set() {
 }
 
 #[tokio::test]
-async fn an_agent_that_stalls_while_a_command_runs_is_noticed_in_the_time_that_was_set() {
+async fn agent_that_stalls_during_a_command_is_detected() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("client");
     let path = folder.path().join("mapped.sock");
@@ -579,7 +579,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn a_command_that_ends_before_its_control_socket_is_joined_has_its_result() {
+async fn command_that_ends_before_its_control_socket_is_joined() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("client");
     let path = folder.path().join("late.sock");

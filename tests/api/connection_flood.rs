@@ -229,13 +229,13 @@ fn no_crowd_keeps_out(scene: &Scene, ask: &dyn Fn()) {
 }
 
 #[test]
-fn a_crowd_keeps_no_client_out() {
+fn connection_flood_does_not_block_agent_clients() {
     let scene = Scene::agent();
     no_crowd_keeps_out(&scene, &|| scene.info());
 }
 
 #[test]
-fn a_crowd_keeps_no_guest_out() {
+fn connection_flood_does_not_block_served_guests() {
     let scene = Scene::serve();
     no_crowd_keeps_out(&scene, &|| scene.data());
 }

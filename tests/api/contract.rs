@@ -41,7 +41,7 @@ impl Host {
 }
 
 #[tokio::test]
-async fn the_host_reads_when_the_agent_starts_is_told_of_the_host_and_stops() {
+async fn status_port_reports_start_host_and_stop() {
     let host = Host::new();
     let mut agent = TestAgent::configured(|config| host.configure(config));
     assert_eq!(host.words(), ["STARTED"]);
@@ -64,7 +64,7 @@ async fn the_host_reads_when_the_agent_starts_is_told_of_the_host_and_stops() {
 }
 
 #[tokio::test]
-async fn a_host_that_is_refused_is_not_connected() {
+async fn refused_host_address_is_not_used() {
     let host = Host::new();
     let agent = TestAgent::configured(|config| host.configure(config));
     let client = RawClient::new(&agent.socket());
@@ -73,7 +73,7 @@ async fn a_host_that_is_refused_is_not_connected() {
 }
 
 #[tokio::test]
-async fn a_share_that_makes_no_sense_does_not_stop_the_agent() {
+async fn invalid_config_share_does_not_stop_the_agent() {
     let host = Host::new();
     let folder = host.folder.path();
     for file in ["agent.conf", "agent-mounts.json"] {
@@ -97,7 +97,7 @@ fn device(action: &str, path: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_share_that_comes_while_the_guest_runs_gets_its_folder_and_an_answer_in_time() {
+async fn hotplugged_share_is_mounted_and_confirmed() {
     let host = Host::new();
     fs::create_dir(host.folder.path().join("guest")).unwrap();
     let agent = TestAgent::configured(|config| host.configure(config));
@@ -114,7 +114,7 @@ async fn a_share_that_comes_while_the_guest_runs_gets_its_folder_and_an_answer_i
 }
 
 #[tokio::test]
-async fn a_share_goes_nowhere_else() {
+async fn share_is_not_mounted_outside_its_target() {
     let host = Host::new();
     fs::create_dir(host.folder.path().join("guest")).unwrap();
     let agent = TestAgent::configured(|config| host.configure(config));
@@ -132,7 +132,7 @@ async fn a_share_goes_nowhere_else() {
 }
 
 #[tokio::test]
-async fn what_a_guest_has_switched_off_is_refused_and_the_rest_is_not() {
+async fn disabled_features_are_refused() {
     let agent = TestAgent::configured(|config| config.features = Features::only([Feature::State]));
     let client = RawClient::new(&agent.socket());
     for (method, path) in [
@@ -159,7 +159,7 @@ async fn what_a_guest_has_switched_off_is_refused_and_the_rest_is_not() {
 }
 
 #[tokio::test]
-async fn a_guest_says_which_commands_its_host_may_run() {
+async fn exec_policy_restricts_users_and_commands() {
     let agent = TestAgent::configured(|config| {
         config.exec_policy.users = Some(vec!["65534".to_owned()]);
         config.exec_policy.commands = Some(vec!["/usr/bin/env".parse().unwrap()]);

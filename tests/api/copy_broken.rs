@@ -222,27 +222,27 @@ async fn leftovers_go_with_the_next_copy(direction: Direction) {
 }
 
 #[tokio::test]
-async fn a_push_that_broke_off_anywhere_is_continued() {
+async fn interrupted_push_resumes_from_any_byte() {
     every_tenth_is_continued(Direction::In).await;
 }
 
 #[tokio::test]
-async fn a_pull_that_broke_off_anywhere_is_continued() {
+async fn interrupted_pull_resumes_from_any_byte() {
     every_tenth_is_continued(Direction::Out).await;
 }
 
 #[tokio::test]
-async fn what_broken_pushes_left_goes_with_the_next() {
+async fn next_push_removes_leftover_parts() {
     leftovers_go_with_the_next_copy(Direction::In).await;
 }
 
 #[tokio::test]
-async fn what_broken_pulls_left_goes_with_the_next() {
+async fn next_pull_removes_leftover_parts() {
     leftovers_go_with_the_next_copy(Direction::Out).await;
 }
 
 #[tokio::test]
-async fn a_part_that_differs_is_overwritten_from_there() {
+async fn resume_overwrites_a_part_from_its_first_difference() {
     for direction in [Direction::In, Direction::Out] {
         let scene = Scene::new();
         let sftp = session(&scene.agent.endpoint()).await;
@@ -255,7 +255,7 @@ async fn a_part_that_differs_is_overwritten_from_there() {
 }
 
 #[tokio::test]
-async fn a_part_that_another_pull_writes_is_left_alone() {
+async fn resume_leaves_a_part_in_use_alone() {
     let scene = Scene::new();
     let sftp = session(&scene.agent.endpoint()).await;
     let name = ".target.0123456789abcdef.part";

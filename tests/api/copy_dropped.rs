@@ -124,7 +124,7 @@ fn count(folder: &Path) -> usize {
 }
 
 #[tokio::test]
-async fn a_dropped_copy_removes_what_it_wrote() {
+async fn dropped_copy_removes_its_part() {
     let scene = Scene::new().await;
     for direction in [Direction::In, Direction::Out] {
         scene.drop_on_the_way(direction, &options(false)).await;
@@ -133,7 +133,7 @@ async fn a_dropped_copy_removes_what_it_wrote() {
 }
 
 #[tokio::test]
-async fn a_dropped_copy_that_resumes_keeps_what_it_wrote_and_the_next_goes_on() {
+async fn dropped_copy_with_resume_keeps_its_part() {
     for direction in [Direction::In, Direction::Out] {
         let scene = Scene::new().await;
         scene.drop_on_the_way(direction, &options(true)).await;
@@ -151,7 +151,7 @@ async fn a_dropped_copy_that_resumes_keeps_what_it_wrote_and_the_next_goes_on() 
 }
 
 #[tokio::test]
-async fn what_a_dropped_copy_kept_goes_with_a_copy_that_does_not_resume() {
+async fn copy_without_resume_removes_a_kept_part() {
     for direction in [Direction::In, Direction::Out] {
         let scene = Scene::new().await;
         for _ in 0..3 {

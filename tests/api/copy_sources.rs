@@ -101,7 +101,7 @@ fn content() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_file_that_grows_is_copied_as_it_was_at_the_start_and_that_is_told() {
+async fn growing_source_is_copied_at_its_initial_size_and_reported() {
     for way in ALL {
         let scene = Scene::new().await;
         let source = scene.path("log");
@@ -126,7 +126,7 @@ async fn a_file_that_grows_is_copied_as_it_was_at_the_start_and_that_is_told() {
 }
 
 #[tokio::test]
-async fn a_file_that_shrinks_fails_and_the_old_one_stays() {
+async fn shrinking_source_fails_and_keeps_the_old_target() {
     for way in ALL {
         let scene = Scene::new().await;
         let source = scene.path("log");
@@ -151,7 +151,7 @@ async fn a_file_that_shrinks_fails_and_the_old_one_stays() {
 }
 
 #[tokio::test]
-async fn what_the_kernel_makes_up_is_read_to_its_end() {
+async fn procfs_files_are_read_to_their_end() {
     // It says 4096 bytes; the other one says none.
     for source in ["/sys/devices/system/cpu/online", "/proc/version"] {
         let source = Path::new(source);
@@ -167,7 +167,7 @@ async fn what_the_kernel_makes_up_is_read_to_its_end() {
 }
 
 #[tokio::test]
-async fn a_tree_that_the_kernel_makes_up_is_copied() {
+async fn procfs_tree_is_copied() {
     let scene = Scene::new().await;
     let mut options = CopyOptions::default();
     options.recursive = true;
@@ -188,7 +188,7 @@ fn set_time(path: &Path, time: SystemTime) {
 }
 
 #[tokio::test]
-async fn with_resume_only_what_is_really_the_same_is_complete() {
+async fn resume_compares_content_of_files_with_equal_size() {
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
     let second = Duration::from_secs(1);
     let mut options = CopyOptions::default();

@@ -111,7 +111,7 @@ fn owner(path: &Path) -> (u32, u32) {
 }
 
 #[tokio::test]
-async fn directories_that_were_there_keep_their_modes_and_new_ones_inherit_the_group() {
+async fn copy_keeps_modes_of_existing_directories() {
     let both = Both::start().await;
     fs::create_dir_all(both.at("from/known/new/below")).unwrap();
     for below in ["known/file", "known/new/file"] {
@@ -143,7 +143,7 @@ async fn directories_that_were_there_keep_their_modes_and_new_ones_inherit_the_g
 }
 
 #[tokio::test]
-async fn a_file_that_is_overwritten_keeps_its_owner_mode_and_attributes() {
+async fn overwritten_file_keeps_owner_mode_and_attributes() {
     let both = Both::start().await;
     let target = both.at("target");
     for way in WAYS {
@@ -183,7 +183,7 @@ async fn a_file_that_is_overwritten_keeps_its_owner_mode_and_attributes() {
 }
 
 #[tokio::test]
-async fn small_files_of_a_tree_keep_what_was_there() {
+async fn small_overwritten_files_keep_owner_and_mode() {
     let both = Both::start().await;
     fs::create_dir(both.at("from")).unwrap();
     for name in ["new", "old", "linked", "other-name"] {
@@ -225,7 +225,7 @@ async fn small_files_of_a_tree_keep_what_was_there() {
 }
 
 #[tokio::test]
-async fn a_link_is_followed_to_the_file_and_replaced_when_asked_for() {
+async fn copy_follows_a_target_link_or_replaces_it_on_request() {
     let both = Both::start().await;
     fs::create_dir(both.at("elsewhere")).unwrap();
     let link = both.at("link");
@@ -259,7 +259,7 @@ async fn a_link_is_followed_to_the_file_and_replaced_when_asked_for() {
 }
 
 #[tokio::test]
-async fn what_is_no_regular_file_is_written_to() {
+async fn copy_writes_to_devices_and_fifos() {
     let both = Both::start().await;
     let fifo = both.at("fifo");
     mkfifo(&fifo, Mode::S_IRWXU).unwrap();
@@ -297,7 +297,7 @@ async fn what_is_no_regular_file_is_written_to() {
 }
 
 #[tokio::test]
-async fn a_link_of_a_tree_replaces_nothing_but_files_and_links() {
+async fn copied_link_replaces_only_files_and_links() {
     let both = Both::start().await;
     fs::create_dir(both.at("from")).unwrap();
     symlink("nowhere", both.at("from/link")).unwrap();
@@ -314,7 +314,7 @@ async fn a_link_of_a_tree_replaces_nothing_but_files_and_links() {
 }
 
 #[tokio::test]
-async fn a_pipe_that_nobody_reads_is_waited_for_as_long_as_it_is_one() {
+async fn copy_waits_for_a_reader_of_a_fifo() {
     let both = Both::start().await;
     let fifo = both.at("fifo");
     for way in WAYS {
@@ -350,7 +350,7 @@ fn acl() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_is_overwritten_keeps_its_acl_its_attributes_and_its_label() {
+async fn overwritten_file_keeps_acl_xattrs_and_label() {
     let both = Both::start().await;
     let target = both.at("target");
     let attributes: [(&str, Vec<u8>); 3] = [
@@ -383,7 +383,7 @@ async fn what_is_overwritten_keeps_its_acl_its_attributes_and_its_label() {
 }
 
 #[tokio::test]
-async fn other_names_of_a_file_and_those_who_want_it_have_it_written_in_place() {
+async fn hard_linked_target_is_written_in_place() {
     let both = Both::start().await;
     let target = both.at("target");
     for way in WAYS {
@@ -416,7 +416,7 @@ async fn other_names_of_a_file_and_those_who_want_it_have_it_written_in_place() 
 }
 
 #[tokio::test]
-async fn the_umask_holds_for_new_files_that_are_pulled() {
+async fn pull_applies_the_umask_to_new_files() {
     let both = Both::start().await;
     fs::create_dir(both.at("from")).unwrap();
     fs::write(both.at("from/file"), "text").unwrap();
@@ -444,7 +444,7 @@ async fn the_umask_holds_for_new_files_that_are_pulled() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_copied_over_itself_in_place_keeps_its_content() {
+async fn copying_a_file_over_itself_in_place_keeps_its_content() {
     let both = Both::start().await;
     fs::hard_link(both.at("source"), both.at("linked")).unwrap();
     symlink("source", both.at("link")).unwrap();

@@ -127,7 +127,7 @@ fn without_link_times(
 }
 
 #[tokio::test]
-async fn a_tree_is_the_same_in_the_guest_and_back() {
+async fn tree_survives_push_and_pull() {
     let (_agent, folder, sftp) = start().await;
     let [here, there, back] = ["here", "there", "back"].map(|name| folder.path().join(name));
     fs::create_dir(&here).unwrap();
@@ -158,7 +158,7 @@ async fn a_tree_is_the_same_in_the_guest_and_back() {
 }
 
 #[tokio::test]
-async fn a_second_copy_goes_into_the_directory_and_over_what_is_there() {
+async fn copy_to_an_existing_directory_goes_into_it() {
     let (_agent, folder, sftp) = start().await;
     let [here, there] = ["here", "there"].map(|name| folder.path().join(name));
     fs::create_dir(&here).unwrap();
@@ -204,7 +204,7 @@ impl Seen {
 }
 
 #[tokio::test]
-async fn special_files_are_told_and_failures_do_not_stop_the_rest() {
+async fn special_files_are_reported_and_failures_do_not_stop_the_copy() {
     let (_agent, folder, sftp) = start().await;
     let [here, there, back] = ["here", "there", "back"].map(|name| folder.path().join(name));
     fs::create_dir(&here).unwrap();
@@ -236,7 +236,7 @@ async fn special_files_are_told_and_failures_do_not_stop_the_rest() {
 }
 
 #[tokio::test]
-async fn a_sparse_file_stays_sparse() {
+async fn sparse_file_stays_sparse_after_a_copy() {
     let (_agent, folder, sftp) = start().await;
     let [here, there] = ["here", "there"].map(|name| folder.path().join(name));
     let mut file = File::create(&here).unwrap();
@@ -273,7 +273,7 @@ async fn a_sparse_file_stays_sparse() {
 }
 
 #[tokio::test]
-async fn what_is_complete_is_skipped_on_resume() {
+async fn resume_skips_complete_files() {
     let (_agent, folder, sftp) = start().await;
     let [here, there] = ["here", "there"].map(|name| folder.path().join(name));
     fs::create_dir(&here).unwrap();
@@ -308,7 +308,7 @@ async fn what_is_complete_is_skipped_on_resume() {
 }
 
 #[tokio::test]
-async fn a_destination_that_is_wrong_is_refused_before_anything_is_written() {
+async fn invalid_destination_is_refused_before_writing() {
     let (_agent, folder, sftp) = start().await;
     let file = folder.path().join("file");
     fs::write(&file, "x").unwrap();
@@ -336,7 +336,7 @@ async fn a_destination_that_is_wrong_is_refused_before_anything_is_written() {
 }
 
 #[tokio::test]
-async fn limits_end_a_copy() {
+async fn copy_limits_end_the_copy() {
     let (_agent, folder, sftp) = start().await;
     let here = folder.path().join("here");
     fs::create_dir_all(here.join("a/b/c")).unwrap();
@@ -370,12 +370,12 @@ async fn limits_end_a_copy() {
 }
 
 #[tokio::test]
-async fn small_files_together_stay_below_the_limit() {
+async fn total_limit_holds_for_many_small_files() {
     stays_below_the_limit(20, 1_000).await;
 }
 
 #[tokio::test]
-async fn large_files_stay_below_the_limit() {
+async fn total_limit_holds_for_large_files() {
     stays_below_the_limit(5, 300_000).await;
 }
 
@@ -413,7 +413,7 @@ async fn stays_below_the_limit(count: u64, size: u64) {
 }
 
 #[tokio::test]
-async fn a_directory_that_is_too_deep_is_not_made() {
+async fn directory_beyond_the_depth_limit_is_not_created() {
     let (_agent, folder, sftp) = start().await;
     let here = folder.path().join("here");
     fs::create_dir_all(here.join("a/b/c")).unwrap();
@@ -428,7 +428,7 @@ async fn a_directory_that_is_too_deep_is_not_made() {
 }
 
 #[tokio::test]
-async fn a_tree_that_is_copied_exactly_comes_to_the_same_place_again() {
+async fn exact_copy_of_a_tree_is_repeatable() {
     let (_agent, folder, sftp) = start().await;
     let [here, there, back] = ["here", "there", "back"].map(|name| folder.path().join(name));
     fs::create_dir_all(here.join("below")).unwrap();
@@ -461,7 +461,7 @@ async fn a_tree_that_is_copied_exactly_comes_to_the_same_place_again() {
 }
 
 #[tokio::test]
-async fn a_tree_becomes_what_is_not_there_also_with_a_slash() {
+async fn copy_of_a_tree_to_a_new_name_with_trailing_slash() {
     let (_agent, folder, sftp) = start().await;
     let [here, there, back] = ["here", "there/", "back/"].map(|name| folder.path().join(name));
     fs::create_dir(&here).unwrap();
@@ -487,7 +487,7 @@ async fn a_tree_becomes_what_is_not_there_also_with_a_slash() {
 }
 
 #[tokio::test]
-async fn a_tree_of_more_than_256_levels_is_copied() {
+async fn tree_with_more_than_256_levels_is_copied() {
     let (_agent, folder, sftp) = start().await;
     let [here, there, back] = ["here", "there", "back"].map(|name| folder.path().join(name));
     let deep = vec!["d"; 300].join("/");

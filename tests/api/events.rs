@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 #[tokio::test]
-async fn a_listener_hears_a_command_start_and_end_without_its_secrets() {
+async fn operation_events_have_no_secrets() {
     let agent = TestAgent::start();
     let client = RawClient::new(&agent.socket());
     let mut events = client
@@ -36,7 +36,7 @@ async fn a_listener_hears_a_command_start_and_end_without_its_secrets() {
 }
 
 #[tokio::test]
-async fn without_a_websocket_events_are_lines() {
+async fn events_without_websocket_are_lines() {
     let agent = TestAgent::start();
     let client = RawClient::new(&agent.socket());
     let mut stream = client.connect().await;
@@ -61,7 +61,7 @@ async fn without_a_websocket_events_are_lines() {
 
 /// Hosts of LXD 5.0 know the end of a command by its event only, and listen once for each command.
 #[tokio::test]
-async fn many_listeners_hear_the_end_of_many_commands_that_end_at_once() {
+async fn many_listeners_see_many_commands_end() {
     const COMMANDS: usize = 250;
     let agent = TestAgent::start();
     let client = RawClient::new(&agent.socket());
@@ -108,7 +108,7 @@ pub(crate) async fn next_event(socket: &mut harness::raw::Socket) -> Value {
 }
 
 #[tokio::test]
-async fn a_listener_hears_an_event_as_large_as_a_request() {
+async fn listener_receives_the_largest_event() {
     let agent = TestAgent::start();
     let client = RawClient::new(&agent.socket());
     let mut events = client.websocket("/1.0/events").await.unwrap();
@@ -126,7 +126,7 @@ async fn a_listener_hears_an_event_as_large_as_a_request() {
 }
 
 #[tokio::test]
-async fn an_event_that_is_posted_is_heard_by_those_who_asked_for_its_kind() {
+async fn posted_event_reaches_listeners_of_its_type() {
     let agent = TestAgent::start();
     let client = RawClient::new(&agent.socket());
     let mut all = client.websocket("/1.0/events").await.unwrap();
@@ -158,7 +158,7 @@ async fn an_event_that_is_posted_is_heard_by_those_who_asked_for_its_kind() {
 }
 
 #[tokio::test]
-async fn what_is_no_event_is_refused() {
+async fn invalid_posted_event_is_refused() {
     let agent = TestAgent::start();
     let client = RawClient::new(&agent.socket());
     for body in ["", "{", "[]", "{}", r#"{"type":""}"#, r#"{"type":1}"#] {

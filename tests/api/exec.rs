@@ -25,7 +25,7 @@ fn start() -> (TestAgent, RawClient) {
 }
 
 #[tokio::test]
-async fn output_comes_on_two_sockets_and_the_status_in_the_end() {
+async fn exec_output_on_two_sockets_and_status() {
     let (_agent, client) = start();
     let mut exec = client
         .exec(&["sh", "-c", "echo out; echo err >&2; exit 7"], json!({}))
@@ -42,7 +42,7 @@ async fn output_comes_on_two_sockets_and_the_status_in_the_end() {
 }
 
 #[tokio::test]
-async fn input_reaches_the_command_and_so_does_its_end() {
+async fn exec_delivers_input_and_end_of_file() {
     let (_agent, client) = start();
     let mut exec = client.exec(&["cat"], json!({})).await;
     exec.send(b"hello").await;
@@ -52,7 +52,7 @@ async fn input_reaches_the_command_and_so_does_its_end() {
 }
 
 #[tokio::test]
-async fn a_command_that_is_not_there_is_127_and_one_that_cannot_run_is_126() {
+async fn missing_command_is_127_and_not_executable_126() {
     let (_agent, client) = start();
     for (command, code, kind) in [
         ("/no/such", 127, "not-found"),
@@ -69,7 +69,7 @@ async fn a_command_that_is_not_there_is_127_and_one_that_cannot_run_is_126() {
 }
 
 #[tokio::test]
-async fn a_directory_that_is_not_there_is_an_error_and_no_other_is_taken() {
+async fn missing_working_directory_is_an_error() {
     let (_agent, client) = start();
     let end = client
         .exec(&["pwd"], json!({ "cwd": "/no/such" }))
@@ -81,7 +81,7 @@ async fn a_directory_that_is_not_there_is_an_error_and_no_other_is_taken() {
 }
 
 #[tokio::test]
-async fn a_signal_ends_the_command_with_128_and_its_number() {
+async fn command_killed_by_a_signal_is_128_plus_number() {
     let (_agent, client) = start();
     let mut exec = client
         .exec(&["sh", "-c", "echo up; sleep 1000"], json!({}))
@@ -95,7 +95,7 @@ async fn a_signal_ends_the_command_with_128_and_its_number() {
 }
 
 #[tokio::test]
-async fn a_background_child_that_holds_the_output_does_not_hold_the_command() {
+async fn background_child_does_not_delay_the_exit() {
     let (_agent, client) = start();
     let start = Instant::now();
     let mut exec = client
@@ -115,7 +115,7 @@ async fn a_background_child_that_holds_the_output_does_not_hold_the_command() {
 }
 
 #[tokio::test]
-async fn the_environment_is_what_was_asked_for_and_nothing_of_the_agents() {
+async fn command_does_not_inherit_the_agents_environment() {
     let (_agent, client) = start();
     let mut exec = client
         .exec(&["env"], json!({ "environment": { "A": "b c" } }))
@@ -134,7 +134,7 @@ async fn the_environment_is_what_was_asked_for_and_nothing_of_the_agents() {
 }
 
 #[tokio::test]
-async fn a_user_has_its_own_ids_and_the_command_no_open_file_but_three() {
+async fn command_has_its_users_ids_and_three_descriptors() {
     let (_agent, client) = start();
     let script = "id -u; id -g; ls /proc/self/fd | wc -l; umask; ulimit -n; pwd";
     let more = json!({ "user": 65534, "group": 65534, "cwd": "/tmp" });
@@ -145,7 +145,7 @@ async fn a_user_has_its_own_ids_and_the_command_no_open_file_but_three() {
 }
 
 #[tokio::test]
-async fn signals_the_agent_handles_or_ignores_are_reset_in_the_command() {
+async fn signal_dispositions_are_reset_in_the_command() {
     let (_agent, client) = start();
     let mut exec = client
         .exec(&["grep", "^Sig[BI]", "/proc/self/status"], json!({}))
@@ -158,7 +158,7 @@ async fn signals_the_agent_handles_or_ignores_are_reset_in_the_command() {
 }
 
 #[tokio::test]
-async fn a_terminal_has_the_size_that_was_asked_for_and_follows_a_resize() {
+async fn terminal_has_the_requested_size_and_follows_resizes() {
     let (_agent, client) = start();
     let more = json!({ "interactive": true, "width": 100, "height": 30 });
     let script =
@@ -187,7 +187,7 @@ async fn ctrl_c_in_a_terminal_ends_the_foreground_job() {
 }
 
 #[tokio::test]
-async fn ctrl_c_is_not_behind_output_that_nobody_reads() {
+async fn ctrl_c_works_while_output_is_not_read() {
     let (_agent, client) = start();
     let more = json!({ "interactive": true });
     let mut exec = client.exec(&["sh", "-c", "echo $$; exec yes"], more).await;
@@ -210,7 +210,7 @@ async fn ctrl_c_is_not_behind_output_that_nobody_reads() {
 }
 
 #[tokio::test]
-async fn an_argument_the_kernel_does_not_take_is_said_so() {
+async fn too_long_argument_is_reported() {
     let (_agent, client) = start();
     let argument = "x".repeat(200_000);
     let end = client
@@ -223,7 +223,7 @@ async fn an_argument_the_kernel_does_not_take_is_said_so() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_ends_the_command_and_all_it_started() {
+async fn disconnect_ends_the_command_and_its_processes() {
     let (_agent, client) = start();
     let script = "trap '' HUP; sleep 1000 & echo $!; wait";
     let mut exec = client.exec(&["sh", "-c", script], json!({})).await;
@@ -236,7 +236,7 @@ async fn a_client_that_leaves_ends_the_command_and_all_it_started() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_ends_what_left_the_session_too() {
+async fn disconnect_ends_processes_outside_the_session() {
     let (_agent, client) = start();
     leave_what_left_the_session(&client).await;
 }
@@ -252,7 +252,7 @@ async fn leave_what_left_the_session(client: &RawClient) {
 }
 
 #[test]
-fn so_does_one_in_a_guest_without_a_mount_of_cgroup_v2() {
+fn disconnect_ends_processes_without_a_cgroup2_mount() {
     in_own_mounts(|| {
         let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         for mount in mounts.lines().filter(|line| line.contains(" - cgroup2 ")) {
@@ -265,7 +265,7 @@ fn so_does_one_in_a_guest_without_a_mount_of_cgroup_v2() {
 }
 
 #[tokio::test]
-async fn groups_that_a_command_made_in_its_own_are_removed_with_it() {
+async fn cgroups_created_by_a_command_are_removed() {
     let (_agent, client) = start();
     let script = "mount=$(awk '/ - cgroup2 /{print $5; exit}' /proc/self/mountinfo)
         group=$mount$(sed -n s/^0:://p /proc/self/cgroup)
@@ -280,7 +280,7 @@ async fn groups_that_a_command_made_in_its_own_are_removed_with_it() {
 }
 
 #[tokio::test]
-async fn a_command_whose_time_is_over_is_ended() {
+async fn time_limit_ends_the_command() {
     let (_agent, client) = start();
     let start = Instant::now();
     let exec = client
@@ -293,7 +293,7 @@ async fn a_command_whose_time_is_over_is_ended() {
 }
 
 #[tokio::test]
-async fn output_goes_on_as_long_as_anything_holds_it_if_that_is_asked_for() {
+async fn wait_for_eof_keeps_output_open() {
     let (_agent, client) = start();
     let script = "(sleep 3; echo late) & echo early";
     let mut exec = client
@@ -307,7 +307,7 @@ async fn output_goes_on_as_long_as_anything_holds_it_if_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn the_user_that_would_be_nobody_else_is_refused() {
+async fn uid_for_no_change_is_refused() {
     let (_agent, client) = start();
     for fields in [
         json!({ "user": 4_294_967_295_u32 }),
@@ -323,7 +323,7 @@ async fn the_user_that_would_be_nobody_else_is_refused() {
 }
 
 #[test]
-fn an_agent_without_root_runs_commands_as_its_own_user() {
+fn unprivileged_agent_runs_commands_as_its_own_user() {
     as_nobody(|| {
         let (_agent, client) = start();
         let asked = async {
@@ -355,7 +355,7 @@ async fn leave(client: &RawClient, script: &str, fields: Value) -> (String, nix:
 }
 
 #[tokio::test]
-async fn a_command_that_is_kept_goes_on_without_its_client_and_ends_with_its_status() {
+async fn kept_command_continues_without_its_client() {
     let (_agent, client) = start();
     let folder = harness::TestFolder::new("kept");
     let go = folder.path().join("go");
@@ -376,7 +376,7 @@ async fn a_command_that_is_kept_goes_on_without_its_client_and_ends_with_its_sta
 }
 
 #[tokio::test]
-async fn a_command_that_is_kept_still_ends_when_that_is_asked_for_and_when_its_time_is_over() {
+async fn kept_command_ends_on_cancel_and_time_limit() {
     let (_agent, client) = start();
     let keep = |timeout| json!({ "vsock_agent_on_disconnect": "keep", "timeout": timeout });
     let (id, _) = leave(&client, "echo $$; exec sleep 1000", keep(0)).await;
@@ -393,7 +393,7 @@ async fn a_command_that_is_kept_still_ends_when_that_is_asked_for_and_when_its_t
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_hangs_up_what_does_not_ignore_it() {
+async fn disconnect_with_hangup_sends_sighup() {
     let (_agent, client) = start();
     for interactive in [false, true] {
         let more = json!({ "vsock_agent_on_disconnect": "hangup", "interactive": interactive });
@@ -412,7 +412,7 @@ async fn a_client_that_leaves_hangs_up_what_does_not_ignore_it() {
 }
 
 #[tokio::test]
-async fn a_limit_beyond_all_time_is_none() {
+async fn huge_time_limit_is_no_limit() {
     let (_agent, client) = start();
     let more = json!({ "timeout_ms": u64::MAX, "kill_pause_ms": u64::MAX });
     let script = ["sh", "-c", "echo up; exec sleep 1000"];
@@ -425,7 +425,7 @@ async fn a_limit_beyond_all_time_is_none() {
 }
 
 #[tokio::test]
-async fn no_time_at_all_is_no_limit() {
+async fn zero_time_limit_is_no_limit() {
     let (_agent, client) = start();
     let exec = client
         .exec(&["sh", "-c", "sleep 1; exit 3"], json!({ "timeout": 0 }))
@@ -436,7 +436,7 @@ async fn no_time_at_all_is_no_limit() {
 }
 
 #[tokio::test]
-async fn output_that_goes_on_is_ended_when_the_time_is_over_and_when_that_is_asked_for() {
+async fn lingering_output_ends_on_time_limit_and_cancel() {
     let (_agent, client) = start();
     for timeout in [2, 0] {
         let script = "sleep 1000 & echo early";
@@ -459,7 +459,7 @@ async fn output_that_goes_on_is_ended_when_the_time_is_over_and_when_that_is_ask
 }
 
 #[tokio::test]
-async fn fifty_megabytes_go_both_ways_unchanged() {
+async fn exec_round_trips_fifty_megabytes() {
     let (_agent, client) = start();
     let mut exec = client.exec(&["cat"], json!({})).await;
     let data: Vec<u8> = (0..50_000_000_u32)
@@ -486,7 +486,7 @@ async fn fifty_megabytes_go_both_ways_unchanged() {
 }
 
 #[tokio::test]
-async fn a_command_that_never_reads_does_not_hold_anything_up() {
+async fn command_that_never_reads_blocks_nothing_else() {
     let (_agent, client) = start();
     let mut exec = client
         .exec(&["sh", "-c", "echo up; sleep 1000"], json!({}))
@@ -508,7 +508,7 @@ async fn a_command_that_never_reads_does_not_hold_anything_up() {
 }
 
 #[tokio::test]
-async fn an_output_socket_that_is_closed_early_gives_the_command_sigpipe() {
+async fn closing_an_output_socket_sends_sigpipe() {
     let (_agent, client) = start();
     let mut exec = client.exec(&["yes"], json!({})).await;
     exec.read_until("1", "y\n").await;
@@ -519,7 +519,7 @@ async fn an_output_socket_that_is_closed_early_gives_the_command_sigpipe() {
 
 /// What pylxd sends: `null` for what its caller did not say.
 #[tokio::test]
-async fn a_field_that_is_null_is_not_set() {
+async fn null_fields_are_defaults() {
     let (_agent, client) = start();
     let nulls = json!({
         "environment": { "A": null, "B": "b" }, "user": null, "group": null, "cwd": null,
@@ -546,7 +546,7 @@ async fn join(client: &RawClient, command: &[&str], names: &[&str]) -> (RawExec,
 }
 
 #[tokio::test]
-async fn a_client_without_a_control_socket_runs_commands_at_once() {
+async fn control_socket_is_optional() {
     let (_agent, client) = start();
     let start = Instant::now();
     let (mut exec, _) = join(&client, &["sh", "-c", "cat; exit 3"], &["0", "1", "2"]).await;
@@ -558,7 +558,7 @@ async fn a_client_without_a_control_socket_runs_commands_at_once() {
 }
 
 #[tokio::test]
-async fn without_a_control_socket_the_client_is_gone_with_standard_outputs() {
+async fn without_control_socket_stdout_decides_disconnect() {
     let (_agent, client) = start();
     let command = [
         "sh",
@@ -572,7 +572,7 @@ async fn without_a_control_socket_the_client_is_gone_with_standard_outputs() {
 }
 
 #[tokio::test]
-async fn a_control_socket_may_be_joined_later_and_counts_from_then_on() {
+async fn control_socket_may_be_joined_later() {
     let (_agent, client) = start();
     let command = [
         "sh",
@@ -591,7 +591,7 @@ async fn a_control_socket_may_be_joined_later_and_counts_from_then_on() {
 }
 
 #[tokio::test]
-async fn a_background_job_can_write_after_the_command_has_ended() {
+async fn background_job_can_write_after_the_command_exits() {
     let (agent, client) = start();
     let [go, done] = ["go", "done"].map(|name| agent.socket().with_file_name(name));
     // More than a pipe holds.
@@ -612,7 +612,7 @@ async fn a_background_job_can_write_after_the_command_has_ended() {
 }
 
 #[tokio::test]
-async fn a_message_of_any_size_reaches_the_command_and_input_is_counted() {
+async fn messages_of_any_size_reach_the_command() {
     let (_agent, client) = start();
     let mut exec = client.exec(&["cksum"], json!({})).await;
     let data: Vec<u8> = (0..5_000_003_u32)
@@ -628,7 +628,7 @@ async fn a_message_of_any_size_reaches_the_command_and_input_is_counted() {
 }
 
 #[tokio::test]
-async fn a_websocket_that_is_closed_in_good_order_ends_the_input() {
+async fn orderly_websocket_close_ends_the_input() {
     let (_agent, client) = start();
     let mut exec = client.exec(&["cat"], json!({})).await;
     exec.send(b"hello").await;
@@ -666,7 +666,7 @@ async fn break_input(exec: &mut RawExec, how: Break) {
 }
 
 #[tokio::test]
-async fn input_that_breaks_off_is_never_the_end_of_the_input() {
+async fn broken_input_connection_is_not_end_of_file() {
     let (agent, client) = start();
     for (interactive, how) in [
         (false, Break::Closed),
@@ -697,7 +697,7 @@ async fn input_that_breaks_off_is_never_the_end_of_the_input() {
 }
 
 #[tokio::test]
-async fn a_terminal_whose_output_cannot_be_sent_has_lost_its_input() {
+async fn terminal_with_unsendable_output_loses_its_input() {
     let (_agent, client) = start();
     let command = ["sh", "-c", "stty raw; echo up; cat"];
     let mut exec = client.exec(&command, json!({ "interactive": true })).await;
@@ -715,7 +715,7 @@ async fn a_terminal_whose_output_cannot_be_sent_has_lost_its_input() {
 }
 
 #[tokio::test]
-async fn a_program_that_closes_its_terminal_is_not_hung_up() {
+async fn program_that_closes_its_terminal_gets_no_sighup() {
     let (agent, client) = start();
     let go = agent.socket().with_file_name("go");
     let script = "exec <&- >&- 2>&-; until [ -e $0 ]; do sleep 0.1; done; exit 5";
@@ -727,7 +727,7 @@ async fn a_program_that_closes_its_terminal_is_not_hung_up() {
 }
 
 #[tokio::test]
-async fn a_command_that_lives_on_without_its_input_and_says_all_is_well_has_failed() {
+async fn success_after_lost_input_is_a_failure() {
     let (_agent, client) = start();
     let script = "trap 'exit 0' HUP; echo up; while :; do sleep 0.1; done";
     let mut exec = client.exec(&["sh", "-c", script], json!({})).await;

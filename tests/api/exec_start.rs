@@ -63,7 +63,7 @@ fn hanging(test: impl AsyncFnOnce(&mut Hang) + Send + 'static) {
 }
 
 #[test]
-fn more_starts_that_hang_than_there_are_places_do_not_keep_others_from_starting() {
+fn hanging_starts_do_not_block_other_commands() {
     hanging(async |hang| {
         let mut stuck = Vec::new();
         for _ in 0..40 {
@@ -77,7 +77,7 @@ fn more_starts_that_hang_than_there_are_places_do_not_keep_others_from_starting(
 }
 
 #[test]
-fn a_start_that_hangs_ends_when_its_time_is_over() {
+fn hanging_start_ends_at_its_time_limit() {
     hanging(async |hang| {
         let end = hang.exec(json!({ "timeout": 1 })).await.wait().await;
         assert_eq!(end["status_code"], json!(400), "{end}");
@@ -88,7 +88,7 @@ fn a_start_that_hangs_ends_when_its_time_is_over() {
 }
 
 #[test]
-fn a_start_that_hangs_can_be_cancelled() {
+fn hanging_start_can_be_cancelled() {
     hanging(async |hang| {
         let exec = hang.exec(json!({})).await;
         let waiting = async || not_executed().len() == 1;
@@ -102,7 +102,7 @@ fn a_start_that_hangs_can_be_cancelled() {
 }
 
 #[tokio::test]
-async fn a_command_that_is_deleted_before_its_sockets_are_joined_is_cancelled() {
+async fn command_deleted_before_its_sockets_are_joined_is_cancelled() {
     let agent = TestAgent::start();
     let client = RawClient::new(&agent.socket());
     let reply = client.post_exec(&["true"], json!({})).await;
@@ -114,7 +114,7 @@ async fn a_command_that_is_deleted_before_its_sockets_are_joined_is_cancelled() 
 }
 
 #[test]
-fn a_start_that_hangs_ends_with_its_client() {
+fn hanging_start_ends_with_its_client() {
     hanging(async |hang| {
         drop(hang.exec(json!({})).await);
         let ended = async || hang.running().await == 0;
@@ -123,7 +123,7 @@ fn a_start_that_hangs_ends_with_its_client() {
 }
 
 #[test]
-fn a_program_that_hangs_in_the_kernel_gives_its_place_back_when_it_is_ended() {
+fn unkillable_program_frees_its_slot_when_ended() {
     hanging(async |hang| {
         let path = hang.path.join("file");
         let script = "echo up; exec cat \"$0\"";
@@ -142,7 +142,7 @@ fn a_program_that_hangs_in_the_kernel_gives_its_place_back_when_it_is_ended() {
 }
 
 #[test]
-fn a_start_that_hangs_does_not_keep_the_input_of_other_commands_open() {
+fn hanging_start_does_not_hold_other_commands_pipes() {
     hanging(async |hang| {
         // Its pipes are open while the others are forked.
         let mut cat = hang.client.exec(&["cat"], json!({})).await;
@@ -195,7 +195,7 @@ fn has_pending_signal(pid: i32) -> bool {
 }
 
 #[tokio::test]
-async fn a_command_killed_by_a_signal_of_the_c_librarys_has_its_number() {
+async fn command_killed_by_a_reserved_signal_reports_it() {
     let agent = TestAgent::start();
     let client = RawClient::new(&agent.socket());
     for signal in [33, 34, 64] {
@@ -209,7 +209,7 @@ async fn a_command_killed_by_a_signal_of_the_c_librarys_has_its_number() {
 }
 
 #[test]
-fn a_command_killed_before_its_program_ran_has_not_run() {
+fn command_killed_before_exec_reports_that_it_never_ran() {
     hanging(async |hang| {
         let mut exec = hang.exec(json!({})).await;
         let waiting = async || not_executed().len() == 1;

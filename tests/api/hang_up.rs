@@ -34,7 +34,7 @@ async fn are_gone(client: &RawClient) -> bool {
 }
 
 #[tokio::test]
-async fn a_wait_that_is_abandoned_ends() {
+async fn abandoned_operation_wait_ends() {
     let agent = TestAgent::start();
     let client = RawClient::new(&agent.socket());
     let exec = client.exec(&["cat"], json!({})).await;
@@ -51,7 +51,7 @@ async fn a_wait_that_is_abandoned_ends() {
 }
 
 #[tokio::test]
-async fn a_stream_of_events_that_is_abandoned_ends() {
+async fn abandoned_event_stream_ends() {
     let agent = TestAgent::start();
     let client = RawClient::new(&agent.socket());
     let listening = open(&client, "/1.0/events", true).await;
@@ -61,7 +61,7 @@ async fn a_stream_of_events_that_is_abandoned_ends() {
 }
 
 #[tokio::test]
-async fn the_guests_listeners_make_room_for_others() {
+async fn disconnected_guest_api_listeners_free_their_slots() {
     let (_agent, _host, client) = crate::guest_api::start(HostData::default()).await;
     for round in 0..3 {
         let mut listeners = Vec::new();
@@ -86,7 +86,7 @@ async fn the_guests_listeners_make_room_for_others() {
 }
 
 #[tokio::test]
-async fn a_client_that_only_ends_its_side_gets_its_answer() {
+async fn half_closed_client_gets_its_reply() {
     let agent = TestAgent::start();
     let client = RawClient::new(&agent.socket());
     let mut exec = client.exec(&["cat"], json!({})).await;
@@ -105,7 +105,7 @@ async fn a_client_that_only_ends_its_side_gets_its_answer() {
 }
 
 #[tokio::test]
-async fn what_was_asked_for_is_done_although_nobody_waits_for_it() {
+async fn changing_request_completes_after_its_client_disconnects() {
     let agent = TestAgent::start();
     let client = RawClient::new(&agent.socket());
     let mut events = client.websocket("/1.0/events?type=mine").await.unwrap();

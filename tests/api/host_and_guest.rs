@@ -124,7 +124,7 @@ impl Ends {
 }
 
 #[tokio::test]
-async fn what_is_set_on_the_host_is_read_and_followed_in_the_guest() {
+async fn config_set_reaches_the_guest() {
     let ends = Ends::new().await;
     ends.cli(&["config", "set", "one", "user.a", "erste ä€"])
         .await;
@@ -151,7 +151,7 @@ async fn what_is_set_on_the_host_is_read_and_followed_in_the_guest() {
 }
 
 #[tokio::test]
-async fn a_guest_whose_host_is_away_goes_on_and_gets_its_data_later() {
+async fn guest_boots_without_serve_and_gets_data_later() {
     let ends = Ends::new().await;
     ends.cli(&["config", "set", "one", "user.a", "late"]).await;
     let _agent = ends.agent(&["--ready-timeout", "1"]).await;

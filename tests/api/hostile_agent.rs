@@ -279,7 +279,7 @@ async fn attack(line: &str, seed: u64, manner: Manner) -> (ExitStatus, Needed) {
 
 /// Each command in its turn, until the time is over.
 #[test]
-fn no_agent_harms_the_host_by_any_command() {
+fn hostile_agent_cannot_harm_any_command() {
     let end = Instant::now() + Duration::from_secs(seconds(SECONDS));
     let commands: Vec<&str> = LISTING.iter().chain(RAW).copied().collect();
     let runs: Vec<Needed> = thread::scope(|scope| {
@@ -321,7 +321,7 @@ fn no_agent_harms_the_host_by_any_command() {
 }
 
 #[test]
-fn every_command_is_tried() {
+fn hostile_agent_test_covers_every_command() {
     let help = Command::new(cli()).arg("--help").output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     let (_, commands) = help.split_once("Commands:\n").unwrap();
@@ -339,7 +339,7 @@ fn every_command_is_tried() {
 }
 
 #[tokio::test]
-async fn listings_without_end_are_given_up_in_little_memory() {
+async fn endless_listings_are_given_up_with_bounded_memory() {
     let entries = usize::try_from(seconds(SECONDS) * ENTRIES_PER_SECOND).unwrap();
     let lines = [
         "ls -l VM:/x",
@@ -358,7 +358,7 @@ async fn listings_without_end_are_given_up_in_little_memory() {
 }
 
 #[tokio::test]
-async fn no_agent_harms_serve() {
+async fn hostile_agent_cannot_harm_serve() {
     let own = TestFolder::new("hostile-agent");
     let configuration = own.path().join("configuration");
     let outside = own.path().join("outside");

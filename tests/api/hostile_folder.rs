@@ -187,7 +187,7 @@ fn empty(folder: &Path) {
 }
 
 #[tokio::test]
-async fn the_owner_of_a_monitors_folder_gets_nothing_that_is_not_his() {
+async fn hostile_monitor_folder_yields_no_foreign_files() {
     assert!(geteuid().is_root(), "only root has something to lose");
     let own = TestFolder::new("hostile-folder");
     let [outside_path, users, configuration] =

@@ -29,7 +29,7 @@ fn machines(folder: &Path, count: usize) -> String {
 }
 
 #[test]
-fn a_hung_folder_of_one_monitor_delays_no_other_guest() {
+fn hung_monitor_folder_does_not_delay_other_guests() {
     in_own_mounts(|| {
         let own = TestFolder::new("hung-folder");
         let [configuration, hung, sound] =

@@ -15,7 +15,7 @@ fn start() -> (TestAgent, RawClient) {
 }
 
 #[tokio::test]
-async fn a_running_command_is_listed_without_its_secrets() {
+async fn operation_list_has_no_secrets() {
     let (_agent, client) = start();
     let exec = client
         .exec(
@@ -36,7 +36,7 @@ async fn a_running_command_is_listed_without_its_secrets() {
 }
 
 #[tokio::test]
-async fn a_very_long_command_is_shown_by_its_program() {
+async fn very_long_command_is_shown_by_its_program_only() {
     let (_agent, client) = start();
     let long = "x".repeat(100_000);
     let command = ["true", &long, &long];
@@ -48,7 +48,7 @@ async fn a_very_long_command_is_shown_by_its_program() {
 }
 
 #[tokio::test]
-async fn a_cancelled_command_is_ended() {
+async fn cancelling_an_operation_ends_its_command() {
     let (_agent, client) = start();
     let script = "echo up; exec sleep 1000";
     let mut exec = client.exec(&["sh", "-c", script], json!({})).await;
@@ -64,7 +64,7 @@ async fn a_cancelled_command_is_ended() {
 }
 
 #[tokio::test]
-async fn an_ended_command_can_still_be_asked_for() {
+async fn ended_operation_remains_available() {
     let (_agent, client) = start();
     let exec = client.exec(&["false"], json!({})).await;
     let end = exec.wait().await;
@@ -78,7 +78,7 @@ async fn an_ended_command_can_still_be_asked_for() {
 }
 
 #[tokio::test]
-async fn a_wait_that_is_over_before_the_command_says_so() {
+async fn operation_wait_times_out_with_the_current_state() {
     let (_agent, client) = start();
     let exec = client.exec(&["sleep", "1000"], json!({})).await;
     let path = format!("/1.0/operations/{}/wait?timeout=0", exec.id);
@@ -86,7 +86,7 @@ async fn a_wait_that_is_over_before_the_command_says_so() {
 }
 
 #[tokio::test]
-async fn a_secret_joins_one_socket_once() {
+async fn secret_joins_one_socket_once() {
     let (_agent, client) = start();
     let reply = client.post_exec(&["true"], json!({})).await.body;
     let id = reply["metadata"]["id"].as_str().unwrap();
@@ -111,7 +111,7 @@ async fn a_secret_joins_one_socket_once() {
 }
 
 #[tokio::test]
-async fn a_command_that_is_ended_while_its_client_reads_nothing_is_final() {
+async fn cancelled_command_with_a_stalled_client_becomes_final() {
     let (_agent, client) = start();
     // In this time it writes more than fits between the two.
     let exec = client.exec(&["yes"], json!({ "timeout": 3 })).await;
@@ -123,7 +123,7 @@ async fn a_command_that_is_ended_while_its_client_reads_nothing_is_final() {
 }
 
 #[tokio::test]
-async fn a_command_whose_client_takes_no_close_of_the_input_is_final() {
+async fn command_with_a_client_that_ignores_the_stdin_close_becomes_final() {
     let (_agent, client) = start();
     let script = "exec <&-; echo up; exec sleep 2";
     let mut exec = client.exec(&["sh", "-c", script], json!({})).await;

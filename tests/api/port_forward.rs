@@ -57,7 +57,7 @@ pub(crate) async fn forward(
 }
 
 #[tokio::test]
-async fn bytes_go_both_ways_and_each_direction_ends_alone() {
+async fn port_forward_half_closes_each_direction() {
     let (_agent, client, listener, port) = start().await;
     let body = json!({ "address": "127.0.0.1", "port": port });
     let (mut near, mut far) = forward(&client, &listener, body, "").await;
@@ -75,7 +75,7 @@ async fn bytes_go_both_ways_and_each_direction_ends_alone() {
 }
 
 #[tokio::test]
-async fn the_address_is_the_loopback_unless_it_is_given() {
+async fn port_forward_address_defaults_to_the_loopback() {
     let (_agent, client, listener, port) = start().await;
     for body in [
         json!({ "port": port }),
@@ -92,7 +92,7 @@ async fn the_address_is_the_loopback_unless_it_is_given() {
 }
 
 #[tokio::test]
-async fn what_makes_no_sense_is_refused_with_a_reason() {
+async fn port_forward_refuses_invalid_requests() {
     let (_agent, client, listener, port) = start().await;
     drop(listener);
     let good = json!({ "port": port }).to_string();
@@ -133,7 +133,7 @@ async fn what_makes_no_sense_is_refused_with_a_reason() {
 }
 
 #[tokio::test]
-async fn a_connection_counts_while_it_lasts() {
+async fn port_forward_connections_are_counted_in_metrics() {
     let (_agent, client, listener, port) = start().await;
     let counts = async |number: &str| {
         let line = format!("\nvsock_agent_port_forwards {number}\n");
@@ -146,7 +146,7 @@ async fn a_connection_counts_while_it_lasts() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_keeps_no_connection_to_a_silent_port() {
+async fn port_forward_to_a_silent_port_ends_with_its_client() {
     let (_agent, client, listener, port) = start().await;
     let (mut near, mut far) = forward(&client, &listener, json!({ "port": port }), "").await;
     near.write_all(b"last words").await.unwrap();
@@ -160,7 +160,7 @@ async fn a_client_that_leaves_keeps_no_connection_to_a_silent_port() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_of_the_agent_ends_both_sides() {
+async fn port_forward_ends_when_the_agent_stops() {
     let (mut agent, client, listener, port) = start().await;
     let (mut near, mut far) = forward(&client, &listener, json!({ "port": port }), "").await;
     tokio::task::spawn_blocking(move || agent.stop())

@@ -123,7 +123,7 @@ fn read(answer: &[u8]) -> Option<Answer> {
 const TTL: &str = "X-aws-ec2-metadata-token-ttl-seconds";
 
 #[tokio::test]
-async fn amazons_tree_is_walked_without_a_token() {
+async fn ec2_metadata_without_token() {
     let service = Service::start("ec2").await;
     let id = "/2021-03-23/meta-data/instance-id";
     assert_eq!(service.body(id).await, "one");
@@ -146,7 +146,7 @@ async fn amazons_tree_is_walked_without_a_token() {
 }
 
 #[tokio::test]
-async fn tokens_are_had_by_put_with_a_time() {
+async fn ec2_token_by_put_with_ttl() {
     let service = Service::start("ec2").await;
     let path = "/latest/api/token";
     for (headers, status) in [
@@ -195,7 +195,7 @@ async fn tokens_are_had_by_put_with_a_time() {
 }
 
 #[tokio::test]
-async fn nothing_is_said_without_a_token_if_one_is_wanted() {
+async fn token_required_refuses_requests_without() {
     let wanted = |config: &mut Config| config.guest.presets.only_with_token = true;
     let service = Service::configured(shipped("ec2").unwrap(), wanted).await;
     for path in ["/", "/latest/meta-data/", "/latest/user-data", "/none"] {
@@ -215,7 +215,7 @@ async fn nothing_is_said_without_a_token_if_one_is_wanted() {
 }
 
 #[tokio::test]
-async fn variants_of_amazons_have_no_tokens() {
+async fn ec2_variants_have_no_tokens() {
     for preset in ["brightbox", "e24cloud", "outscale", "zstack"] {
         let service = Service::start(preset).await;
         let ttl = format!("{TTL}: 60");
@@ -227,7 +227,7 @@ async fn variants_of_amazons_have_no_tokens() {
 }
 
 #[tokio::test]
-async fn alibabas_and_openstacks_documents_are_json() {
+async fn aliyun_and_openstack_documents_are_json() {
     let json = async |service: &Service, path: &str| -> Value {
         let answer = service.get(path).await;
         assert_eq!(
@@ -253,7 +253,7 @@ async fn alibabas_and_openstacks_documents_are_json() {
 }
 
 #[tokio::test]
-async fn a_file_of_ones_own_has_headers_of_its_own() {
+async fn custom_preset_file_with_headers() {
     let text = r#"
         require = { Metadata-Flavor = "Google" }
         respond = { Metadata-Flavor = "Google" }
@@ -279,7 +279,7 @@ async fn a_file_of_ones_own_has_headers_of_its_own() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_refused_in_a_line_of_text() {
+async fn metadata_errors_are_plain_text() {
     let service = Service::start("ec2").await;
     for (method, path, status) in [
         ("GET", "/latest/meta-data/none", 404),
@@ -328,7 +328,7 @@ async fn as_nobody(address: SocketAddr) -> String {
 }
 
 #[tokio::test]
-async fn other_users_are_not_answered_unless_they_may_be() {
+async fn metadata_is_root_only_unless_configured() {
     let service = Service::start("ec2").await;
     let answer = as_nobody(service.address).await;
     assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
@@ -345,7 +345,7 @@ async fn other_users_are_not_answered_unless_they_may_be() {
 }
 
 #[tokio::test]
-async fn in_a_real_cloud_nothing_is_served_and_the_guest_goes_on() {
+async fn no_metadata_service_in_a_real_cloud() {
     let real = |config: &mut Config| {
         let folder = config.root.join("sys/class/dmi/id");
         fs::create_dir_all(&folder).unwrap();
@@ -357,7 +357,7 @@ async fn in_a_real_cloud_nothing_is_served_and_the_guest_goes_on() {
 }
 
 #[tokio::test]
-async fn the_service_ends_with_the_agent() {
+async fn metadata_address_is_removed_with_the_agent() {
     let mut service = Service::start("ec2").await;
     assert_eq!(service.get("/").await.status, 200);
     service.agent.stop();
@@ -386,7 +386,7 @@ async fn web_server(address: SocketAddr) -> TcpListener {
 }
 
 #[tokio::test]
-async fn the_port_is_left_to_the_guest() {
+async fn metadata_port_stays_free_for_the_guest() {
     for everywhere in ["0.0.0.0", "::"] {
         let everywhere: IpAddr = everywhere.parse().unwrap();
         let service = Service::start("ec2").await;
@@ -419,7 +419,7 @@ async fn the_port_is_left_to_the_guest() {
 
 /// Without root's rights the port cannot be left to others.
 #[test]
-fn a_port_that_is_in_use_is_had_when_it_is_free() {
+fn metadata_service_takes_a_port_once_it_is_free() {
     harness::as_nobody(|| {
         let asked = async {
             let port = free_port();
@@ -460,7 +460,7 @@ while os.getppid() == parent:
 ";
 
 #[tokio::test]
-async fn a_flood_of_connections_of_another_user_delays_nobody() {
+async fn connection_flood_of_another_user_does_not_delay_root() {
     let service = Service::start("ec2").await;
     let mut flood = Command::new("setpriv");
     flood
@@ -491,7 +491,7 @@ async fn a_flood_of_connections_of_another_user_delays_nobody() {
 }
 
 #[tokio::test]
-async fn idle_connections_delay_nobody() {
+async fn idle_metadata_connections_do_not_delay_others() {
     let service = Service::start("ec2").await;
     let mut idle = Vec::new();
     for _ in 0..300 {
@@ -555,7 +555,7 @@ fn nonsense(random: &mut Random) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn two_thousand_requests_of_nonsense_change_nothing() {
+async fn two_thousand_invalid_metadata_requests_change_nothing() {
     let service = Service::start("ec2").await;
     let seed = Random::fresh_seed();
     let mut random = Random::new(seed);

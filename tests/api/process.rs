@@ -101,7 +101,7 @@ async fn is_let_in(client: &RawClient) -> bool {
 }
 
 #[tokio::test]
-async fn a_client_that_is_taken_off_the_list_is_out_at_once() {
+async fn reload_disconnects_removed_clients() {
     let folder = TestFolder::new("reload");
     let (own, first, second) = (Pair::lxd(), Pair::lxd(), Pair::lxd());
     own.write_agent(folder.path(), &[&first, &second]);
@@ -166,7 +166,7 @@ async fn a_client_that_is_taken_off_the_list_is_out_at_once() {
 }
 
 #[tokio::test]
-async fn features_and_rules_for_commands_are_read_again() {
+async fn reload_applies_features_and_exec_policy() {
     let folder = TestFolder::new("features");
     let config = folder.path().join("agent.toml");
     fs::write(&config, "").unwrap();
@@ -186,7 +186,7 @@ async fn features_and_rules_for_commands_are_read_again() {
 }
 
 #[tokio::test]
-async fn without_a_thread_there_is_an_error_and_the_agent_goes_on() {
+async fn agent_survives_when_no_thread_can_be_created() {
     let folder = TestFolder::new("threads");
     std::os::unix::fs::chown(folder.path(), Some(USER), None).expect("this test needs root");
     let user = USER.to_string();
@@ -220,7 +220,7 @@ async fn without_a_thread_there_is_an_error_and_the_agent_goes_on() {
 
 /// The files in `/proc` of a process whose memory is nobody's business are root's.
 #[tokio::test]
-async fn the_agents_memory_is_in_no_core_dump() {
+async fn agent_is_not_dumpable() {
     let folder = TestFolder::new("dump");
     std::os::unix::fs::chown(folder.path(), Some(USER), None).expect("this test needs root");
     let user = USER.to_string();
@@ -245,7 +245,7 @@ fn says_what_mends(key: &Path, stderr: &[u8]) -> bool {
 }
 
 #[tokio::test]
-async fn an_agent_refuses_a_key_that_others_can_read() {
+async fn agent_refuses_a_world_readable_key() {
     let folder = TestFolder::new("key");
     let (own, host) = (Pair::lxd(), Pair::lxd());
     own.write_agent(folder.path(), &[&host]);
@@ -265,7 +265,7 @@ async fn an_agent_refuses_a_key_that_others_can_read() {
 }
 
 #[tokio::test]
-async fn a_client_refuses_a_key_that_others_can_read() {
+async fn client_refuses_a_world_readable_key() {
     let folder = TestFolder::new("client-key");
     let (own, host) = (Pair::lxd(), Pair::lxd());
     own.write_for_cli(&folder.path().join("identity"), "vm", &host);
@@ -284,7 +284,7 @@ async fn a_client_refuses_a_key_that_others_can_read() {
 }
 
 #[tokio::test]
-async fn somebody_elses_folder_has_no_identity_for_the_agent() {
+async fn agent_refuses_an_identity_folder_of_another_user() {
     let folder = TestFolder::new("cwd");
     let (own, host) = (Pair::lxd(), Pair::lxd());
     own.write_agent(folder.path(), &[&host]);

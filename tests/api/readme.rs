@@ -60,7 +60,7 @@ impl Reader {
 }
 
 #[test]
-fn the_commands_and_the_example_of_the_readme_work_one_after_the_other() {
+fn readme_commands_and_example_work_in_order() {
     let readme = readme();
     let reader = Reader {
         home: TestFolder::new("readme"),
@@ -105,7 +105,7 @@ fn the_commands_and_the_example_of_the_readme_work_one_after_the_other() {
 }
 
 #[test]
-fn the_readme_shows_the_example_as_it_is() {
+fn readme_quotes_the_example_exactly() {
     let path = paths::repository().join("host-client/examples/exec.rs");
     let example = fs::read_to_string(path).unwrap();
     let code: Vec<&str> = example

@@ -12,7 +12,7 @@ fn start() -> (TestAgent, RawClient) {
 }
 
 #[tokio::test]
-async fn a_wrong_method_is_told_the_right_ones() {
+async fn wrong_method_is_405_with_allow() {
     let (_agent, client) = start();
     let operation = "/1.0/operations/01234567-89ab-4cde-8f01-23456789abcd";
     let wait = format!("{operation}/wait");
@@ -71,7 +71,7 @@ async fn head_is_get_without_the_body() {
 }
 
 #[tokio::test]
-async fn the_root_knows_every_method() {
+async fn root_path_allows_all_methods() {
     let (_agent, client) = start();
     for method in ["GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"] {
         let reply = client.request(method, "/", "").await;
@@ -87,7 +87,7 @@ async fn the_root_knows_every_method() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_not_found_with_any_method() {
+async fn unknown_path_is_404_with_any_method() {
     let (_agent, client) = start();
     for path in [
         "/1.0/",

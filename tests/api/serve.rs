@@ -164,7 +164,7 @@ async fn until(holds: impl AsyncFnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn a_stock_agent_gets_all_of_its_guests_data() {
+async fn serve_answers_a_stock_agent() {
     let mut host = Host::start();
     let one = Machine::new(&host, "one");
     host.set(
@@ -222,7 +222,7 @@ async fn a_stock_agent_gets_all_of_its_guests_data() {
 }
 
 #[tokio::test]
-async fn what_a_guest_may_not_know_is_forbidden_and_what_there_is_not_is_not_found() {
+async fn serve_hides_private_keys_with_403_and_missing_ones_with_404() {
     let mut host = Host::start();
     let one = Machine::new(&host, "one");
     host.set("one", &[("cloud-init.ssh-keys.ann", "ann:ssh-rsa AAAA")]);
@@ -252,7 +252,7 @@ async fn what_a_guest_may_not_know_is_forbidden_and_what_there_is_not_is_not_fou
 }
 
 #[tokio::test]
-async fn a_guest_says_how_far_it_is() {
+async fn serve_records_the_guest_state() {
     let mut host = Host::start();
     let one = Machine::new(&host, "one");
     host.serve(&[&one]).await;
@@ -273,7 +273,7 @@ async fn a_guest_says_how_far_it_is() {
 }
 
 #[tokio::test]
-async fn a_guest_is_known_by_its_certificate_and_by_where_it_comes_from() {
+async fn serve_identifies_guests_by_certificate_and_origin() {
     let mut host = Host::start();
     let (one, two) = (Machine::new(&host, "one"), Machine::new(&host, "two"));
     host.serve(&[&one, &two]).await;
@@ -303,7 +303,7 @@ async fn a_guest_is_known_by_its_certificate_and_by_where_it_comes_from() {
 }
 
 #[tokio::test]
-async fn a_guest_that_takes_all_it_can_takes_nothing_from_another() {
+async fn connection_limit_of_a_guest_does_not_affect_others() {
     let mut host = Host::start();
     let (one, two) = (Machine::new(&host, "one"), Machine::new(&host, "two"));
     host.serve(&[&one, &two]).await;
@@ -326,7 +326,7 @@ async fn a_guest_that_takes_all_it_can_takes_nothing_from_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ready_ends_when_the_agent_is_gone_and_holds_again_in_the_same_boot() {
+async fn ready_state_follows_the_agent_within_one_boot() {
     let mut host = Host::start();
     let one = Machine::new(&host, "one");
     host.set("one", &[("user.a", "first")]);
@@ -349,7 +349,7 @@ async fn ready_ends_when_the_agent_is_gone_and_holds_again_in_the_same_boot() {
 }
 
 #[tokio::test]
-async fn a_socket_that_is_taken_away_comes_back_and_goes_at_the_end() {
+async fn serve_recreates_a_removed_socket_and_removes_it_at_exit() {
     let mut host = Host::start();
     let one = Machine::new(&host, "one");
     host.serve(&[&one]).await;
@@ -390,7 +390,7 @@ async fn guest_sees(agent: &TestAgent, value: &str) {
 
 // The host must go on while the test waits for the agent's end.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_program_in_the_guest_sees_the_data_and_each_change_of_it() {
+async fn guest_api_shows_data_and_changes_from_serve() {
     let mut host = Host::start();
     let one = Machine::new(&host, "one");
     host.set("one", &[("user.a", "first")]);

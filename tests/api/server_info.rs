@@ -13,7 +13,7 @@ fn start() -> (TestAgent, RawClient) {
 }
 
 #[tokio::test]
-async fn the_same_answer_has_the_same_tag() {
+async fn server_info_etag_depends_on_its_content() {
     let (_agent, client) = start();
     let (first, body) = ask(&client, "GET", "/1.0").await;
     let (second, _) = ask(&client, "GET", "/1.0").await;
@@ -28,7 +28,7 @@ async fn the_same_answer_has_the_same_tag() {
 }
 
 #[tokio::test]
-async fn the_family_decides_the_name() {
+async fn server_name_depends_on_the_family() {
     let (_agent, lxd) = start();
     let agent = TestAgent::configured(|config| config.family = Family::Incus);
     let incus = RawClient::new(&agent.socket());
@@ -39,7 +39,7 @@ async fn the_family_decides_the_name() {
 }
 
 #[tokio::test]
-async fn a_host_may_say_where_it_is() {
+async fn put_server_sets_the_host_address() {
     let (_agent, client) = start();
     let certificate = Pair::lxd().certificate;
     for body in [
@@ -55,7 +55,7 @@ async fn a_host_may_say_where_it_is() {
 }
 
 #[tokio::test]
-async fn a_host_that_makes_no_sense_is_refused_with_a_reason() {
+async fn put_server_refuses_an_invalid_host() {
     let (_agent, client) = start();
     let pair = Pair::lxd();
     for body in [

@@ -4,7 +4,7 @@ use harness::{RawClient, TestAgent};
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_ends_commands_if_that_is_asked_for_and_removes_the_socket() {
+async fn stop_ends_commands_if_configured_and_removes_the_socket() {
     let mut agent = TestAgent::start();
     let client = RawClient::new(&agent.socket());
     let mut exec = client
@@ -18,7 +18,7 @@ async fn a_stop_ends_commands_if_that_is_asked_for_and_removes_the_socket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_leaves_commands_running() {
+async fn stop_leaves_commands_running_by_default() {
     let mut agent = TestAgent::configured(|config| config.end_commands = false);
     let client = RawClient::new(&agent.socket());
     let script = "echo $$; exec sleep 1000 >/dev/null 2>&1";

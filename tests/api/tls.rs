@@ -117,7 +117,7 @@ async fn a_plain_client_gets_nothing() {
 }
 
 #[tokio::test]
-async fn a_client_without_a_certificate_gets_nothing() {
+async fn client_without_a_certificate_is_refused() {
     let host = Pair::lxd();
     let (agent, _) = start(&[&host]);
     let output = tokio::process::Command::new("openssl")

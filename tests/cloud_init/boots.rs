@@ -9,7 +9,7 @@ use harness::{
 use crate::{boot, data, guest, has_data, hints};
 
 #[test]
-fn each_release_finds_lxd_by_its_own_hint() {
+fn cloud_init_releases_detect_the_lxd_datasource() {
     let both = hints("lxd");
     for (release, hints, expected) in [
         (Release::Debian12, both.clone(), "LXD, None"),
@@ -35,7 +35,7 @@ fn each_release_finds_lxd_by_its_own_hint() {
 }
 
 #[test]
-fn seeds_are_found_with_a_hint_and_without() {
+fn cloud_init_finds_nocloud_seeds() {
     for release in RELEASES {
         for hints in [hints("nocloud"), Hints::default()] {
             let (guest, _host) = guest(release, data("one"));
@@ -49,7 +49,7 @@ fn seeds_are_found_with_a_hint_and_without() {
 }
 
 #[test]
-fn an_instance_starts_over_when_its_id_is_another() {
+fn new_instance_id_makes_cloud_init_run_again() {
     for release in RELEASES {
         let (guest, host) = guest(release, data("one"));
         let hints = hints("lxd");
@@ -68,7 +68,7 @@ fn an_instance_starts_over_when_its_id_is_another() {
 }
 
 #[test]
-fn a_guest_whose_host_is_away_boots_all_the_same() {
+fn guest_boots_without_its_host() {
     for release in RELEASES {
         let guest = harness::cloud_init::Guest::new(release);
         let first = boot(&guest, &hints("lxd"), &[]);
@@ -84,7 +84,7 @@ fn a_guest_whose_host_is_away_boots_all_the_same() {
 }
 
 #[test]
-fn a_host_that_fails_at_one_thing_gives_nothing_by_halves() {
+fn failing_host_request_yields_no_partial_seed() {
     for path in [
         "/1.0/meta-data",
         "/1.0/config",

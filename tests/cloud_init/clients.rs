@@ -8,7 +8,7 @@ use crate::{KEY, data, neighbours::seen};
 const SCRIPT: &str = include_str!("clients.sh");
 
 #[test]
-fn programs_for_amazons_service_read_it() {
+fn programs_for_ec2_metadata_work() {
     let mut data = data("one");
     data.meta_data = data.meta_data.replace("here-1", "eu-west-1a");
     let said = seen(SCRIPT, data, &[metadata_clients()]);

@@ -32,7 +32,7 @@ pub(crate) fn seen(script: &str, data: HostData, more: &[&Path]) -> Vec<String> 
 }
 
 #[test]
-fn the_port_is_the_guests_and_without_bpf_whoevers_is_first() {
+fn guest_can_bind_the_metadata_port() {
     assert_eq!(
         seen(PORTS, data("one"), &[]),
         [
@@ -47,7 +47,7 @@ fn the_port_is_the_guests_and_without_bpf_whoevers_is_first() {
 }
 
 #[test]
-fn the_address_is_the_machines_own_and_nobody_elses() {
+fn metadata_address_is_not_reachable_from_the_network() {
     assert_eq!(
         seen(SCRIPT, data("one"), &[]),
         [

@@ -28,7 +28,7 @@ fn rendered(config: Option<&str>) -> Vec<String> {
 }
 
 #[test]
-fn a_network_is_configured_as_it_is_described() {
+fn cloud_init_applies_the_network_config() {
     let address = "10.9.0.77/24";
     let v1 = format!(
         "version: 1\nconfig:\n- type: physical\n  name: eth0\n  subnets:\n  - {{type: static, address: {address}}}\n"
@@ -46,7 +46,7 @@ fn a_network_is_configured_as_it_is_described() {
 }
 
 #[test]
-fn a_network_that_is_not_described_is_asked_for() {
+fn network_without_config_uses_dhcp() {
     for config in [None, Some("")] {
         for file in rendered(config) {
             assert!(file.contains("DHCP="), "{file}");

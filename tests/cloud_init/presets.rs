@@ -32,7 +32,7 @@ fn ec2() {
 }
 
 #[test]
-fn ec2_with_tokens_only() {
+fn cloud_init_reads_ec2_with_tokens_only() {
     let (guest, _host) = guest(Release::Current, data("one"));
     let agent = ["--metadata", "ec2", "--metadata-token"];
     let booted = boot(&guest, &hints("ec2"), &agent);
@@ -81,13 +81,13 @@ fn carries_vendor_data(preset: &str, network: Option<&str>) -> Vec<Guest> {
 }
 
 #[test]
-fn a_script_and_vendor_data_both_arrive_by_ec2() {
+fn script_and_vendor_data_arrive_by_ec2() {
     let network = "version: 2\nethernets: {eth0: {addresses: [10.9.0.77/24]}}\n";
     carries_vendor_data("ec2", Some(network));
 }
 
 #[test]
-fn a_script_and_vendor_data_both_arrive_by_aliyun() {
+fn script_and_vendor_data_arrive_by_aliyun() {
     carries_vendor_data("aliyun", None);
 }
 
@@ -134,7 +134,7 @@ fn openstack() {
 }
 
 #[test]
-fn a_description_without_our_mark_is_a_real_cloud() {
+fn smbios_without_our_marker_means_a_real_cloud() {
     let (guest, _host) = guest(Release::Debian12, data("one"));
     let real = hints("openstack").without("board_vendor");
     let agent = ["--metadata", "openstack", "--guest-socket", "off"];

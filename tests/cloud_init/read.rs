@@ -17,7 +17,7 @@ fn read(data: HostData) -> Value {
 }
 
 #[test]
-fn the_whole_of_an_instance_arrives() {
+fn cloud_init_reads_the_whole_instance() {
     let user_data = "#cloud-config\nhostname: zürich\n";
     let mut data = HostData::with(&[
         ("cloud-init.user-data", user_data),
@@ -44,7 +44,7 @@ fn the_whole_of_an_instance_arrives() {
 }
 
 #[test]
-fn short_text_is_not_taken_for_another_alphabet() {
+fn cloud_init_keeps_short_text_values() {
     let read = read(HostData::with(&[
         ("user.price", "€5"),
         ("user.snow", "☃ ok"),

@@ -41,7 +41,7 @@ async fn host_comes_back(vm: &TestVm) -> Serve {
 }
 
 #[tokio::test]
-async fn a_first_boot_goes_on_without_data() {
+async fn first_boot_continues_without_its_host() {
     let mut vm = machine("away", Source::Lxd, false).await;
     give(&vm, "erste").await;
     assert_eq!(boot(&mut vm).await, "running");
@@ -57,7 +57,7 @@ async fn a_first_boot_goes_on_without_data() {
 }
 
 #[tokio::test]
-async fn a_later_boot_goes_on_with_what_is_known() {
+async fn later_boot_uses_cached_data_without_its_host() {
     let mut vm = machine("away-later", Source::Lxd, true).await;
     give(&vm, "erste").await;
     let host = vm.serve().unwrap();

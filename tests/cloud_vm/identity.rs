@@ -82,7 +82,7 @@ async fn assert_started(vm: &mut TestVm, place: &str) {
 }
 
 #[tokio::test]
-async fn the_identity_comes_by_smbios_and_so_does_the_hosts_address() {
+async fn smbios_provides_identity_and_host_address() {
     let given = Given::new("smbios");
     let server = Pair::lxd_agent();
     let address = json!({
@@ -117,7 +117,7 @@ async fn the_identity_comes_by_smbios_and_so_does_the_hosts_address() {
 }
 
 #[tokio::test]
-async fn the_identity_comes_by_fw_cfg() {
+async fn fw_cfg_provides_the_identity() {
     let given = Given::new("fw-cfg");
     let hardware = given.credentials().into_iter().flat_map(|(name, content)| {
         let path = given.folder.path().join(name);
@@ -131,7 +131,7 @@ async fn the_identity_comes_by_fw_cfg() {
 }
 
 #[tokio::test]
-async fn the_identity_comes_on_a_disc() {
+async fn cd_rom_provides_the_identity() {
     let given = Given::new("disc");
     let files = [
         ("agent.crt", &given.agent.certificate),

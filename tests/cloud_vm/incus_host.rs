@@ -39,7 +39,7 @@ async fn put(client: &RawClient, address: &str) {
 }
 
 #[tokio::test]
-async fn our_binary_in_the_place_of_incuss_agent_serves_its_host() {
+async fn replaces_incus_agent_under_its_host() {
     let folder = TestFolder::new("incus");
     let (agent, client, server) = (Pair::lxd_agent(), Pair::lxd_client(), Pair::lxd_agent());
     let image = folder.path().join("disc.iso");

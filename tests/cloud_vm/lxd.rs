@@ -35,7 +35,7 @@ fn large_user_data(hostname: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_socket_serves_from_boot_to_boot() {
+async fn lxd_socket_serves_in_every_boot() {
     let mut vm = machine("lxd", Source::Lxd, true).await;
     give(&vm, "erste").await;
     let _host = vm.serve().unwrap();
@@ -64,7 +64,7 @@ async fn the_socket_serves_from_boot_to_boot() {
 }
 
 #[tokio::test]
-async fn a_thousand_keys_and_a_mebibyte_arrive_in_the_first_boot() {
+async fn thousand_keys_and_a_mebibyte_arrive_in_the_first_boot() {
     let mut vm = machine("large", Source::Lxd, true).await;
     give(&vm, "erste").await;
     let large = large_user_data("viele");
@@ -83,7 +83,7 @@ async fn a_thousand_keys_and_a_mebibyte_arrive_in_the_first_boot() {
 }
 
 #[tokio::test]
-async fn the_socket_is_found_in_the_first_boot_without_a_hint() {
+async fn lxd_socket_is_found_in_the_first_boot() {
     let mut vm = machine("lxd-plain", Source::Lxd, false).await;
     give(&vm, "erste").await;
     let _host = vm.serve().unwrap();
@@ -94,7 +94,7 @@ async fn the_socket_is_found_in_the_first_boot_without_a_hint() {
 }
 
 #[tokio::test]
-async fn a_host_that_nobody_named_is_found_and_waited_for() {
+async fn default_host_is_found_and_waited_for() {
     let mut vm = configured("lxd-found", String::new(), false).await;
     give(&vm, "erste").await;
     let _host = vm.serve().unwrap();

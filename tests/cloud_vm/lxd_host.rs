@@ -324,7 +324,7 @@ fn host_data() -> HostData {
 }
 
 #[tokio::test]
-async fn our_binary_in_the_place_of_lxds_agent_serves_a_host_of_5_0_2() {
+async fn replaces_lxd_agent_under_a_5_0_2_host() {
     let mut host = Host::start("lxd-old", Version::Old, host_data(), true).await;
     let checks = timeout(PATIENCE, async {
         host.check_connected().await;
@@ -357,7 +357,7 @@ async fn our_binary_in_the_place_of_lxds_agent_serves_a_host_of_5_0_2() {
 }
 
 #[tokio::test]
-async fn our_binary_in_the_place_of_lxds_agent_serves_a_current_host() {
+async fn replaces_lxd_agent_under_a_current_host() {
     let mut host = Host::start("lxd-current", Version::Current, host_data(), false).await;
     let checks = timeout(PATIENCE, async {
         host.check_connected().await;

@@ -20,7 +20,7 @@ async fn boot_first(vm: &mut TestVm) {
 }
 
 #[tokio::test]
-async fn a_seed_is_found_in_the_first_boot_without_a_hint_and_in_the_next() {
+async fn nocloud_seed_is_found_in_first_and_later_boots() {
     let mut vm = machine("seed-plain", Source::NoCloud, false).await;
     let _host = vm.serve().unwrap();
     boot_first(&mut vm).await;
@@ -35,7 +35,7 @@ async fn a_seed_is_found_in_the_first_boot_without_a_hint_and_in_the_next() {
 }
 
 #[tokio::test]
-async fn a_seed_goes_before_the_socket_that_was_hinted_at() {
+async fn nocloud_seed_precedes_a_hinted_lxd_socket() {
     let mut vm = machine("seed", Source::NoCloud, true).await;
     let _host = vm.serve().unwrap();
     boot_first(&mut vm).await;

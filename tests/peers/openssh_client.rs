@@ -154,7 +154,7 @@ async fn a_broken_transfer_is_resumed() {
 }
 
 #[tokio::test]
-async fn a_tree_goes_there_and_back() {
+async fn client_round_trips_a_tree_with_openssh_server() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("peers");
     let path = |name: &str| folder.path().join(name);

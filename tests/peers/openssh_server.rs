@@ -29,7 +29,7 @@ impl Listener {
 }
 
 #[tokio::test]
-async fn files_go_there_and_back() {
+async fn client_round_trips_files_with_openssh_server() {
     let server = Listener::start();
     let folder = TestFolder::new("peers");
     let path = |name: &str| folder.path().join(name);
@@ -59,7 +59,7 @@ async fn files_go_there_and_back() {
 }
 
 #[tokio::test]
-async fn a_tree_goes_there_and_back() {
+async fn client_round_trips_a_tree_with_openssh_server() {
     let server = Listener::start();
     let folder = TestFolder::new("peers");
     let path = |name: &str| folder.path().join(name);
@@ -82,7 +82,7 @@ async fn a_tree_goes_there_and_back() {
 }
 
 #[tokio::test]
-async fn what_is_unfinished_is_continued() {
+async fn client_resumes_with_openssh_server() {
     let server = Listener::start();
     let folder = TestFolder::new("peers");
     let path = |name: &str| folder.path().join(name);
@@ -106,7 +106,7 @@ async fn what_is_unfinished_is_continued() {
 
 /// OpenSSH's server sets the mode before the owner, whose change takes special bits away.
 #[tokio::test]
-async fn what_is_overwritten_keeps_its_special_bits_and_its_owner() {
+async fn push_to_openssh_server_keeps_special_bits_and_owner() {
     let server = Listener::start();
     let folder = TestFolder::new("peers");
     let path = |name: &str| folder.path().join(name);

@@ -9,7 +9,7 @@ use crate::succeed;
 const PYTHON: &str = "/usr/bin/python3";
 
 #[tokio::test]
-async fn paramiko_does_all_that_it_can() {
+async fn paramiko_operations_work() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("peers");
     let mut python = Command::new(PYTHON);

@@ -208,7 +208,7 @@ fn refused_by_us(text: &str) -> Option<String> {
 }
 
 #[test]
-fn what_is_taken_is_what_pyyaml_loads() {
+fn accepted_yaml_matches_pyyaml() {
     let seed = match std::env::var("YAML_SEED").ok().as_deref() {
         None => 1,
         Some("fresh") => Random::fresh_seed(),
@@ -245,7 +245,7 @@ fn what_is_taken_is_what_pyyaml_loads() {
 
 /// The cases that were seen to lose a guest its data, by themselves.
 #[test]
-fn odd_texts_are_told_apart() {
+fn ambiguous_yaml_scalars_match_pyyaml() {
     for text in [
         "a: \"two\nlines\"\n",
         "a: \"v\"# c\n",

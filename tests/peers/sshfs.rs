@@ -81,7 +81,7 @@ impl Drop for Mount {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mounted_folder_is_a_file_system() {
+async fn sshfs_mount_behaves_like_a_file_system() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("peers");
     let mount = Mount::start(&agent, folder.path()).await;

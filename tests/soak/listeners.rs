@@ -35,7 +35,7 @@ async fn hear_the_ends(events: &mut Socket, mut ids: BTreeSet<String>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn six_hundred_commands_at_once_are_each_heard_to_end() {
+async fn six_hundred_listeners_each_see_their_command_end() {
     let agent = AgentProcess::start("listeners").await;
     let client = RawClient::new(&agent.socket());
     let mut commands = JoinSet::new();
@@ -57,7 +57,7 @@ async fn six_hundred_commands_at_once_are_each_heard_to_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_operations_that_are_deleted_are_heard_to_end() {
+async fn thousand_deleted_operations_are_reported() {
     let agent = AgentProcess::start("deletes").await;
     let client = RawClient::new(&agent.socket());
     let mut events = client

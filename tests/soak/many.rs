@@ -11,7 +11,7 @@ const RUNS: usize = 1000;
 const AT_ONCE: usize = 50;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_of_each_kind() {
+async fn thousand_commands_of_each_kind() {
     let (agent, client) = start("kinds").await;
     client.server_info().await.unwrap();
     let before = Baseline::of(&agent, &client).await;

@@ -20,7 +20,7 @@ const MAX_STREAM_GROWTH: u64 = 4 * 1024 * 1024;
 const STREAM_BYTES: u64 = 1024 * 1024 * 1024;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_commands_one_after_the_other() {
+async fn memory_after_ten_thousand_commands() {
     let (agent, client) = start("sequential").await;
     // As many as the agent remembers the ends of: what it keeps is no growth.
     for _ in 0..2_500 {
@@ -55,7 +55,7 @@ async fn ten_thousand_commands_one_after_the_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gigabyte_on_each_of_two_streams() {
+async fn memory_with_a_gigabyte_on_each_stream() {
     let (agent, client) = start("gigabyte").await;
     // The streams are different, so that bytes of one in the other are seen.
     let script = format!(
@@ -109,7 +109,7 @@ async fn check(mut reader: ExecReader, line: &[u8]) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_reader_of_an_endless_output() {
+async fn memory_with_a_slow_reader_of_endless_output() {
     let (agent, client) = start("slow").await;
     client.exec("true", [""; 0]).output().await.unwrap();
     let memory = agent.memory();

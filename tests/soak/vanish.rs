@@ -19,7 +19,7 @@ const STEPS: &[&str] = &[
 const EACH: usize = 20;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_left_of_a_client_that_vanishes_at_any_step() {
+async fn vanished_client_leaves_nothing_at_any_step() {
     let (agent, client) = start("vanish").await;
     client.server_info().await.unwrap();
     let raw = RawClient::new(&agent.socket());
@@ -73,7 +73,7 @@ async fn joined(raw: &RawClient, count: usize) -> Vec<harness::raw::Socket> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_crashes_takes_no_command_with_it() {
+async fn commands_survive_an_agent_crash() {
     let (mut agent, _client) = start("crash").await;
     let raw = RawClient::new(&agent.socket());
     let script = "echo $$; exec sleep 1000 >/dev/null 2>&1";

@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_as_the_rfc_has_it() {
+    fn base64_matches_the_rfc_vectors() {
         // Section 10 of it.
         for (bytes, expected) in [
             ("", ""),

@@ -42,7 +42,7 @@ const AGENT: &str = "TARGETS_AGENT";
 pub(crate) const OTHER: u32 = 65534;
 
 #[test]
-fn every_command_does_to_every_kind_of_target_what_is_written() {
+fn copy_commands_match_the_table_of_outcomes() {
     if std::env::var_os(AGENT).is_some() {
         return serve();
     }
@@ -53,7 +53,7 @@ fn every_command_does_to_every_kind_of_target_what_is_written() {
         .args(["--mount", "--uts", "--propagation", "private", "--"])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "--nocapture"])
-        .arg("every_command_does_to_every_kind_of_target_what_is_written")
+        .arg("copy_commands_match_the_table_of_outcomes")
         .env(INSIDE, "1")
         .status()
         .expect("this test needs unshare(1)");
@@ -77,7 +77,7 @@ impl Agent {
     fn start(user: u32) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "--nocapture"])
-            .arg("every_command_does_to_every_kind_of_target_what_is_written")
+            .arg("copy_commands_match_the_table_of_outcomes")
             .env(AGENT, "1")
             .uid(user)
             .gid(user)

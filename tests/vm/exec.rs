@@ -5,13 +5,13 @@ use std::fs::File;
 use crate::{assert_same_content, finish, in_guest, random_file, shared};
 
 #[tokio::test]
-async fn a_command_runs_in_the_guest() {
+async fn exec_runs_a_command_in_the_guest() {
     let uname = in_guest(shared().await, "uname -a").await;
     assert!(uname.starts_with("Linux demo 6."), "{uname}");
 }
 
 #[tokio::test]
-async fn the_exit_code_is_the_childs() {
+async fn exec_returns_the_exit_code() {
     let vm = shared().await;
     let cases: [(&[&str], i32); 4] = [
         (&["sh", "-c", "exit 7"], 7),
@@ -26,7 +26,7 @@ async fn the_exit_code_is_the_childs() {
 }
 
 #[tokio::test]
-async fn fifty_megabytes_through_cat_come_back_identical() {
+async fn exec_round_trips_fifty_megabytes_in_a_vm() {
     let vm = shared().await;
     let there = random_file(vm, "cat-there", 50_000_000);
     let back = vm.scratch().join("cat-back");

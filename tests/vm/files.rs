@@ -72,7 +72,7 @@ fn assert_succeeded(output: &Output) {
 }
 
 #[tokio::test]
-async fn a_tree_with_odd_names_goes_in_and_out() {
+async fn tree_with_unusual_names_survives_push_and_pull() {
     let vm = shared().await;
     let (there, back) = (vm.scratch().join("odd-tree"), vm.scratch().join("odd-back"));
     plant(&there);
@@ -89,7 +89,7 @@ async fn a_tree_with_odd_names_goes_in_and_out() {
 }
 
 #[tokio::test]
-async fn a_batch_does_what_its_lines_say() {
+async fn batch_runs_in_a_vm() {
     let vm = shared().await;
     let there = random_file(vm, "batch there", 300_000);
     let back = vm.scratch().join("batch back");
@@ -130,7 +130,7 @@ async fn a_batch_does_what_its_lines_say() {
 }
 
 #[tokio::test]
-async fn a_push_goes_on_where_a_killed_agent_left_it() {
+async fn push_resumes_after_the_agent_was_killed() {
     let vm = TestVm::start(VmOptions {
         memory_mib: 1024,
         ..VmOptions::new("resumed")

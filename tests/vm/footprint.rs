@@ -12,7 +12,7 @@ use harness::{
 const MAX_AGENT_BYTES: u64 = 5_400_000;
 
 #[tokio::test]
-async fn the_static_agent_is_no_larger_than_it_may_be() {
+async fn static_agent_size_is_within_its_limit() {
     // The release profile has it stripped.
     let bytes = Lab::prepare()
         .await
@@ -27,7 +27,7 @@ async fn the_static_agent_is_no_larger_than_it_may_be() {
 }
 
 #[tokio::test]
-async fn the_agents_idle_memory_is_told() {
+async fn idle_memory_is_printed() {
     let vm = TestVm::start(VmOptions::new("idle")).await.unwrap();
     let status = in_guest(&vm, "cat /proc/$(pidof vsock-agent)/status").await;
     let rss = status

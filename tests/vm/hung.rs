@@ -108,7 +108,7 @@ async fn assert_doors(vm: &TestVm, answers: &str) {
 }
 
 #[tokio::test]
-async fn a_guest_whose_host_says_nothing_goes_on_without_data() {
+async fn guest_with_a_silent_host_boots_without_data() {
     let mut vm = machine("hung").await;
     let host = HungHost::start(&vm);
     vm.boot().await.unwrap();
@@ -130,7 +130,7 @@ async fn a_guest_whose_host_says_nothing_goes_on_without_data() {
 }
 
 #[tokio::test]
-async fn a_guest_whose_host_falls_silent_keeps_its_data() {
+async fn guest_keeps_its_data_when_the_host_falls_silent() {
     let mut vm = machine("silent").await;
     succeed(vm.cli(["config", "set", vm.name(), "user.a=eins"])).await;
     let serve = vm.serve().unwrap();

@@ -27,7 +27,7 @@ async fn exec_and_sftp_work_over_af_vsock() {
 }
 
 #[tokio::test]
-async fn the_agent_sees_that_a_client_is_roots_by_its_port() {
+async fn vsock_port_below_1024_identifies_root() {
     let vm = guest_with_a_client("ports").await;
     let serve = "exec vsock-agent --listen vsock:any:9443 --allow-cid 1";
     let mut agent = Running::start(&vm, serve);
@@ -47,7 +47,7 @@ async fn the_agent_sees_that_a_client_is_roots_by_its_port() {
 }
 
 #[tokio::test]
-async fn nobody_in_the_guest_is_let_in() {
+async fn vsock_loopback_connections_from_the_guest_are_refused() {
     let vm = guest_with_a_client("inside").await;
     for user in ["0", "65534"] {
         // A key that is somebody else's would be refused for that.

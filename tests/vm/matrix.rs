@@ -20,7 +20,7 @@ const RUNS: usize = 20;
 const AT_ONCE: usize = 5;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_kind_of_command_ends_as_it_should() {
+async fn each_kind_of_command_ends_correctly() {
     let vm = shared().await;
     let client = client_of(vm);
     for (_, kind) in kinds::ALL {
@@ -41,7 +41,7 @@ async fn each_kind_of_command_ends_as_it_should() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_not_ours_drives_the_agent() {
+async fn independent_client_drives_the_agent() {
     let options = VmOptions {
         plain: true,
         ..VmOptions::new("raw")
@@ -72,7 +72,7 @@ async fn a_client_that_is_not_ours_drives_the_agent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_commands_and_much_output_leave_nothing_behind() {
+async fn many_commands_leave_no_processes_or_descriptors() {
     let vm = TestVm::start(VmOptions::new("load")).await.unwrap();
     let client = client_of(&vm);
     repeat(50, 1, |run| kinds::nothing(client.clone(), run)).await;

@@ -276,7 +276,7 @@ impl Guest {
 }
 
 #[tokio::test]
-async fn only_root_reads_the_data_and_root_gets_no_further() {
+async fn only_root_reads_instance_data() {
     let services = &["169.254.169.254", "100.100.100.200"];
     let house = Guest::open("sockets", "ec2,aliyun", services).await;
     house.root_reads_the_data().await;
@@ -288,7 +288,7 @@ async fn only_root_reads_the_data_and_root_gets_no_further() {
 }
 
 #[tokio::test]
-async fn openstacks_door_is_no_wider() {
+async fn only_root_reads_instance_data_of_openstacks_service() {
     let house = Guest::open("sockets-openstack", "openstack", &["169.254.169.254"]).await;
     house.root_reads_the_data().await;
     house.nobody_reads_the_data().await;

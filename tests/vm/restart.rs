@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use crate::{OUR_FAULT, finish, in_guest};
 
 #[tokio::test]
-async fn a_command_given_before_the_vm_boots_runs_when_it_is_up() {
+async fn exec_waits_for_a_booting_vm() {
     let mut vm = TestVm::prepare(VmOptions::new("late")).await.unwrap();
     let early = vm.exec(["hostname"]);
     let (output, boot) = tokio::join!(finish(early), vm.boot());
@@ -18,7 +18,7 @@ async fn a_command_given_before_the_vm_boots_runs_when_it_is_up() {
 }
 
 #[tokio::test]
-async fn a_killed_agent_ends_its_sessions_and_comes_back() {
+async fn killed_agent_is_restarted_and_its_sessions_end() {
     let vm = TestVm::start(VmOptions::new("killed")).await.unwrap();
     let first = in_guest(&vm, "pidof vsock-agent").await;
     // The command kills what runs it.
@@ -29,7 +29,7 @@ async fn a_killed_agent_ends_its_sessions_and_comes_back() {
 }
 
 #[tokio::test]
-async fn the_guest_switches_itself_off() {
+async fn guest_powers_off() {
     let mut vm = TestVm::start(VmOptions::new("off")).await.unwrap();
     // The session may or may not end before the machine does.
     let _ = finish(vm.exec(["poweroff"])).await;
@@ -37,7 +37,7 @@ async fn the_guest_switches_itself_off() {
 }
 
 #[tokio::test]
-async fn a_session_survives_a_pause_of_the_vm() {
+async fn session_survives_a_vm_pause() {
     let vm = TestVm::start(VmOptions::new("paused")).await.unwrap();
     let mut cat = vm.exec(["cat"]);
     let mut cat = cat

@@ -36,7 +36,7 @@ async fn value(vm: &TestVm, socket: &str) -> Exchange {
 }
 
 #[tokio::test]
-async fn a_guest_gets_its_data_and_its_changes_over_af_vsock_and_nobody_else_does() {
+async fn serve_over_af_vsock_identifies_the_guest() {
     let vm = TestVm::start(VmOptions::new("serve")).await.unwrap();
     probe::install(&vm).await;
     let set_up = format!(

@@ -19,7 +19,7 @@ const PROMPT: &str = "# ";
 const CTRL_C: &str = "\x03";
 
 #[tokio::test]
-async fn stty_size_follows_a_resize() {
+async fn shell_window_size_follows_a_resize() {
     let vm = shared().await;
     let mut terminal = Terminal::open(&vm.cli(["shell", vm.name()]), (24, 80));
     terminal.expect(PROMPT).await;
@@ -32,7 +32,7 @@ async fn stty_size_follows_a_resize() {
 }
 
 #[tokio::test]
-async fn ctrl_c_ends_the_foreground_job_only() {
+async fn ctrl_c_in_a_shell_ends_only_the_foreground_job() {
     let vm = shared().await;
     let mut terminal = Terminal::open(&vm.cli(["shell", vm.name()]), (24, 80));
     terminal.expect(PROMPT).await;
@@ -46,7 +46,7 @@ async fn ctrl_c_ends_the_foreground_job_only() {
 }
 
 #[tokio::test]
-async fn the_terminal_is_as_before_after_a_shell() {
+async fn terminal_settings_are_restored_after_a_shell() {
     let vm = shared().await;
     let [before, after] = ["stty-before", "stty-after"].map(|name| vm.scratch().join(name));
     let shell = vm.cli(["shell", vm.name()]);

@@ -158,7 +158,7 @@ impl Stock {
 }
 
 #[tokio::test]
-async fn the_agent_of_lxd_5_0_2_is_driven() {
+async fn client_drives_lxd_agent_5_0_2() {
     Stock::start(StockAgent::Lxd, "stock-lxd")
         .await
         .check("lxd-agent")
@@ -166,7 +166,7 @@ async fn the_agent_of_lxd_5_0_2_is_driven() {
 }
 
 #[tokio::test]
-async fn the_agent_of_incus_6_0_is_driven() {
+async fn client_drives_incus_agent_6_0() {
     Stock::start(StockAgent::Incus, "stock-incus")
         .await
         .check("incus-agent")

@@ -7,21 +7,21 @@ use harness::TestVm;
 use crate::{OUR_FAULT, client_files, finish, shared};
 
 #[tokio::test]
-async fn a_client_with_another_key_gets_nothing() {
+async fn client_with_another_key_is_refused() {
     let vm = shared().await;
     let identity = mixed_identity(vm, "other-client", &["client.crt", "client.key"]).await;
     assert_refused(&exec_as(vm, &identity).await);
 }
 
 #[tokio::test]
-async fn a_client_believes_no_other_agent() {
+async fn client_refuses_another_agent() {
     let vm = shared().await;
     let identity = mixed_identity(vm, "other-agent", &["agent.crt"]).await;
     assert_refused(&exec_as(vm, &identity).await);
 }
 
 #[tokio::test]
-async fn a_client_without_a_certificate_gets_nothing() {
+async fn client_without_a_certificate_is_refused() {
     let vm = shared().await;
     let endpoint = vm.endpoint();
     assert_refused(&finish(vm.cli(["--plain", "exec", &endpoint, "--", "echo", "in"])).await);

@@ -148,7 +148,7 @@ fn wait_for(socket: &Path, path: &str, expected: &str) {
 }
 
 #[test]
-fn what_is_set_is_got_shown_and_unset() {
+fn config_set_get_show_and_unset() {
     let folder = Folder::new("set");
     folder.succeed(&["config", "set", "one", "user.a", "b=ä€"]);
     folder.succeed(&[
@@ -177,7 +177,7 @@ fn what_is_set_is_got_shown_and_unset() {
 }
 
 #[test]
-fn a_value_from_stdin_is_kept_byte_for_byte_and_a_wrong_one_is_refused_with_its_place() {
+fn config_set_from_stdin_is_exact_and_invalid_yaml_is_refused_with_position() {
     let folder = Folder::new("stdin");
     let pipe = |text: &[u8]| {
         let mut child = folder
@@ -207,7 +207,7 @@ fn a_value_from_stdin_is_kept_byte_for_byte_and_a_wrong_one_is_refused_with_its_
 }
 
 #[test]
-fn a_machine_without_a_name_has_no_data_and_one_that_is_removed_loses_it() {
+fn config_needs_a_named_vm_and_vm_remove_deletes_it() {
     let folder = Folder::new("names");
     let stderr = folder.refused(&["config", "set", "three", "user.a=b"]);
     assert!(stderr.contains("one, two"), "{stderr}");
@@ -218,7 +218,7 @@ fn a_machine_without_a_name_has_no_data_and_one_that_is_removed_loses_it() {
 }
 
 #[test]
-fn guests_get_their_own_data_and_changes_of_it_and_the_socket_goes_with_the_process() {
+fn serve_gives_each_guest_its_own_data() {
     let folder = Folder::new("guests");
     folder.succeed(&["config", "set", "one", "user.a=of one"]);
     folder.succeed(&["config", "set", "two", "user.a=of two"]);
@@ -261,7 +261,7 @@ fn guests_get_their_own_data_and_changes_of_it_and_the_socket_goes_with_the_proc
 }
 
 #[test]
-fn a_machine_that_is_removed_while_it_is_served_leaves_no_data() {
+fn vm_removed_while_served_leaves_no_data() {
     let folder = Folder::new("removed");
     let _serving = Serving::start(&folder);
     for name in ["a", "b", "c"] {
@@ -284,7 +284,7 @@ fn a_machine_that_is_removed_while_it_is_served_leaves_no_data() {
 }
 
 #[test]
-fn a_client_that_has_hung_up_holds_nothing() {
+fn disconnected_serve_client_frees_its_resources() {
     let folder = Folder::new("hung-up");
     let large = "x".repeat(1 << 20);
     let mut set = folder.command(&["config", "set", "one", "user.large", "-"]);
@@ -325,7 +325,7 @@ fn a_client_that_has_hung_up_holds_nothing() {
 }
 
 #[test]
-fn the_status_shows_whatever_a_guest_has_said() {
+fn serve_status_shows_guest_text_escaped() {
     let folder = Folder::new("shown");
     let agent = "\u{9b}31m\u{202e}".repeat(100_000);
     let one = serde_json::json!({
@@ -342,7 +342,7 @@ fn the_status_shows_whatever_a_guest_has_said() {
 }
 
 #[test]
-fn there_is_one_process_for_a_configuration_and_it_ends_cleanly() {
+fn only_one_serve_process_per_configuration() {
     let folder = Folder::new("end");
     let stale = folder.socket("one");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());

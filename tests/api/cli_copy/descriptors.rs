@@ -75,17 +75,17 @@ async fn all(ends: &Ends, levels: usize, descriptors: usize) {
 }
 
 #[tokio::test]
-async fn a_tree_of_many_files_and_a_hundred_levels_needs_few_descriptors() {
+async fn copy_of_a_deep_tree_needs_few_descriptors() {
     all(&Ends::start(), 100, 256).await;
 }
 
 #[tokio::test]
-async fn many_files_need_few_descriptors() {
+async fn copy_of_many_files_needs_few_descriptors() {
     all(&Ends::start(), 4, 64).await;
 }
 
 #[tokio::test]
-async fn a_low_soft_limit_is_raised() {
+async fn soft_descriptor_limit_is_raised() {
     let ends = Ends::start();
     let (tree, copy) = (tree(&ends, 100), ends.path("copy"));
     let words = ["push", "-r", tree.to_str().unwrap()].map(Into::into);
@@ -96,7 +96,7 @@ async fn a_low_soft_limit_is_raised() {
 }
 
 #[tokio::test]
-async fn what_the_prompt_starts_has_the_limit_of_before() {
+async fn prompt_commands_get_the_original_descriptor_limit() {
     let ends = Ends::start();
     let batch = ends.write("batch", "!ulimit -S -n\n");
     let endpoint = ends.agent.endpoint();
@@ -112,7 +112,7 @@ async fn what_the_prompt_starts_has_the_limit_of_before() {
 
 /// Directories that have others, and files, beside the one that the deepest is in.
 #[tokio::test]
-async fn many_levels_need_few_descriptors() {
+async fn copy_of_many_levels_needs_few_descriptors() {
     let ends = Ends::start();
     let tree = ends.mkdir("tree");
     let mut directory = tree.clone();

@@ -184,33 +184,33 @@ async fn at_the_end(direction: Direction, victim: Victim, name: &str) {
 }
 
 #[tokio::test]
-async fn a_push_that_is_killed_at_its_end() {
+async fn push_killed_at_its_end() {
     at_the_end(Direction::In, Victim::Client, "ended-push-client").await;
     at_the_end(Direction::In, Victim::Agent, "ended-push-agent").await;
 }
 
 #[tokio::test]
-async fn a_pull_that_is_killed_at_its_end() {
+async fn pull_killed_at_its_end() {
     at_the_end(Direction::Out, Victim::Client, "ended-pull-client").await;
     at_the_end(Direction::Out, Victim::Agent, "ended-pull-agent").await;
 }
 
 #[tokio::test]
-async fn a_push_whose_client_is_killed() {
+async fn push_with_killed_client() {
     every_tenth(Direction::In, Victim::Client, "killed-push-client").await;
 }
 
 #[tokio::test]
-async fn a_push_whose_agent_is_killed() {
+async fn push_with_killed_agent() {
     every_tenth(Direction::In, Victim::Agent, "killed-push-agent").await;
 }
 
 #[tokio::test]
-async fn a_pull_whose_client_is_killed() {
+async fn pull_with_killed_client() {
     every_tenth(Direction::Out, Victim::Client, "killed-pull-client").await;
 }
 
 #[tokio::test]
-async fn a_pull_whose_agent_is_killed() {
+async fn pull_with_killed_agent() {
     every_tenth(Direction::Out, Victim::Agent, "killed-pull-agent").await;
 }

@@ -45,14 +45,14 @@ async fn copy(ends: &Ends, words: &[&str]) {
 }
 
 #[tokio::test]
-async fn parts_of_files_and_links_are_removed() {
+async fn next_copy_removes_leftover_parts_of_files_and_links() {
     for verb in ["push", "pull"] {
         copy(&scene(), &[verb, "-r"]).await;
     }
 }
 
 #[tokio::test]
-async fn parts_of_what_is_complete_are_removed() {
+async fn next_copy_removes_leftover_parts_of_complete_files() {
     for verb in ["push", "pull"] {
         let ends = scene();
         copy(&ends, &[verb, "-r", "--resume"]).await;
@@ -61,7 +61,7 @@ async fn parts_of_what_is_complete_are_removed() {
 }
 
 #[tokio::test]
-async fn other_names_are_left_alone() {
+async fn next_copy_keeps_files_that_are_not_parts() {
     let others = [
         ".file.part".to_owned(),
         format!(".file.{DIGITS}"),
@@ -100,7 +100,7 @@ async fn other_names_are_left_alone() {
 }
 
 #[tokio::test]
-async fn a_push_that_fails_has_removed_its_part_when_it_says_so() {
+async fn failed_push_removes_its_part_before_it_exits() {
     let ends = Ends::start();
     let place = ends.mkdir("place");
     let source = ends.write("source", vec![7; 16 * 1024 * 1024]);

@@ -16,7 +16,7 @@ fn of_kind<'a>(events: &'a [Value], kind: &str) -> Vec<&'a Value> {
 }
 
 #[tokio::test]
-async fn every_line_is_json_and_the_last_one_sums_up() {
+async fn copy_json_prints_one_object_per_line_and_a_summary() {
     let ends = Ends::start();
     ends.mkdir("tree/below");
     ends.write("tree/below/file", [1; 100_000]);
@@ -66,7 +66,7 @@ async fn every_line_is_json_and_the_last_one_sums_up() {
 }
 
 #[tokio::test]
-async fn the_failure_of_all_is_told_and_a_closed_reader_stops_nothing() {
+async fn copy_json_reports_total_failure_and_survives_a_closed_reader() {
     let ends = Ends::start();
     ends.write("file", "text");
     let mut push = ends.cli(["push", "--json", "missing"]);
@@ -94,7 +94,7 @@ async fn the_failure_of_all_is_told_and_a_closed_reader_stops_nothing() {
 }
 
 #[tokio::test]
-async fn without_a_terminal_nothing_is_shown() {
+async fn copy_prints_no_progress_without_a_terminal() {
     let ends = Ends::start();
     ends.write("file", vec![7; 3_000_000]);
     for flags in [&[][..], &["--quiet"]] {
@@ -112,7 +112,7 @@ async fn without_a_terminal_nothing_is_shown() {
 }
 
 #[tokio::test]
-async fn a_failure_names_what_it_is_about() {
+async fn copy_error_names_the_failing_path() {
     let ends = Ends::start();
     ends.write("file", "text");
     ends.mkdir("directory");
@@ -131,7 +131,7 @@ async fn a_failure_names_what_it_is_about() {
 }
 
 #[tokio::test]
-async fn a_full_standard_output_is_said_to_be_that() {
+async fn full_stdout_is_reported() {
     let ends = Ends::start();
     let file = ends.write("file", "text");
     for words in [&["ls"][..], &["stat"], &["cat"], &["pull"]] {
@@ -155,7 +155,7 @@ async fn a_full_standard_output_is_said_to_be_that() {
 }
 
 #[tokio::test]
-async fn standard_input_is_no_source_among_several() {
+async fn dash_among_several_sources_is_refused() {
     let ends = Ends::start();
     for name in ["-", "file"] {
         ends.write(name, "text");

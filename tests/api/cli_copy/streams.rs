@@ -6,7 +6,7 @@ use super::{content, finish, spawn};
 use crate::cli_files::{Ends, failed, feed, names, succeeded};
 
 #[tokio::test]
-async fn standard_input_and_output_take_the_place_of_files() {
+async fn push_and_pull_accept_dash_for_stdio() {
     let ends = Ends::start();
     let place = ends.mkdir("place");
     for bytes in [0, 1, 70_000, 3_000_000] {
@@ -26,7 +26,7 @@ async fn standard_input_and_output_take_the_place_of_files() {
 }
 
 #[tokio::test]
-async fn several_files_come_one_after_the_other() {
+async fn pull_to_stdout_concatenates_files() {
     let ends = Ends::start();
     let places = ["one", "two"].map(|name| ends.place(ends.write(name, name)));
     let mut pull = ends.cli(["pull"]);
@@ -39,7 +39,7 @@ async fn several_files_come_one_after_the_other() {
 }
 
 #[tokio::test]
-async fn a_stream_keeps_the_mode_of_an_old_file_and_removes_what_an_earlier_one_left() {
+async fn push_from_stdin_keeps_the_mode_and_removes_leftovers() {
     let ends = Ends::start();
     let place = ends.mkdir("place");
     let file = ends.write("place/file", "old");
@@ -56,7 +56,7 @@ async fn a_stream_keeps_the_mode_of_an_old_file_and_removes_what_an_earlier_one_
 }
 
 #[tokio::test]
-async fn a_stream_goes_into_a_file_only() {
+async fn push_from_stdin_needs_a_file_target() {
     let ends = Ends::start();
     ends.mkdir("place");
     for to in ["place", "missing/file"] {

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt};
 use super::{Ends, failed, feed, name, stderr, stdout, succeeded};
 
 #[test]
-fn a_batch_ends_at_its_first_error_and_says_where() {
+fn batch_stops_at_the_first_error_with_its_line() {
     let ends = Ends::start();
     let output = ends.batch("mkdir a\nrmdir nothing\nmkdir b\n");
     let words = failed(&output);
@@ -16,7 +16,7 @@ fn a_batch_ends_at_its_first_error_and_says_where() {
 }
 
 #[test]
-fn a_dash_lets_a_line_fail_and_an_at_sign_hides_it() {
+fn batch_prefixes_ignore_errors_and_hide_lines() {
     let ends = Ends::start();
     let output =
         ends.batch("-rmdir nothing\n@mkdir a\n-@rmdir a/b\n# rm a\n\nmkdir b\nbye\nmkdir c\n");
@@ -30,7 +30,7 @@ fn a_dash_lets_a_line_fail_and_an_at_sign_hides_it() {
 }
 
 #[test]
-fn a_batch_can_be_a_file_or_come_by_stdin_without_being_asked_for() {
+fn batch_is_read_from_a_file_or_stdin() {
     let ends = Ends::start();
     let file = ends.write("batch", format!("mkdir '{}'", ends.path("a").display()));
     let endpoint = ends.agent.endpoint();
@@ -47,7 +47,7 @@ fn a_batch_can_be_a_file_or_come_by_stdin_without_being_asked_for() {
 }
 
 #[test]
-fn wildcards_match_names_whatever_is_in_them() {
+fn wildcards_match_names_with_any_bytes() {
     let ends = Ends::start();
     for file in [&b"a b.x"[..], b"-c.x", b"\xff\n.x", b".hidden.x", b"d.y"] {
         ends.write(name(file), "");
@@ -62,7 +62,7 @@ fn wildcards_match_names_whatever_is_in_them() {
 }
 
 #[test]
-fn odd_names_can_be_typed() {
+fn prompt_accepts_quoted_names_with_any_bytes() {
     let ends = Ends::start();
     let lines = br#"mkdir "a b"
 mkdir a\ c
@@ -83,7 +83,7 @@ symlink "x y" link
 }
 
 #[test]
-fn what_a_guest_names_reaches_no_terminal() {
+fn prompt_escapes_names_from_the_guest() {
     let ends = Ends::start();
     ends.write(name(b"\x1b[31mred\x9b"), "");
     std::os::unix::fs::symlink("\x1b]0;title\x07", ends.path("link")).unwrap();
@@ -103,7 +103,7 @@ fn what_a_guest_names_reaches_no_terminal() {
 }
 
 #[test]
-fn directories_and_attributes_are_changed_and_shown() {
+fn prompt_changes_directories_and_attributes() {
     let ends = Ends::start();
     ends.write("file", "12345");
     let output = ends
@@ -122,7 +122,7 @@ fn directories_and_attributes_are_changed_and_shown() {
 }
 
 #[test]
-fn the_hosts_side_has_a_directory_and_a_shell() {
+fn prompt_has_local_commands() {
     let ends = Ends::start();
     let output = ends
         .batch("lmkdir l\nlcd l\nlpwd\n!echo \"a  b\"\nlls -d .\nlumask 027\n!false\nversion\n");
@@ -141,7 +141,7 @@ fn the_hosts_side_has_a_directory_and_a_shell() {
 }
 
 #[test]
-fn what_is_no_command_ends_a_batch() {
+fn unknown_command_ends_a_batch() {
     let ends = Ends::start();
     for line in [
         "mkdri a",

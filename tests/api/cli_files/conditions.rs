@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Ends, failed, feed, stderr, stdout, succeeded};
 
 #[test]
-fn a_session_can_be_below_a_root_and_for_reading_only() {
+fn files_commands_accept_root_and_read_only() {
     let ends = Ends::start();
     ends.write("file", "text");
     let root = ends.folder.path().to_str().unwrap();
@@ -36,7 +36,7 @@ fn a_session_can_be_below_a_root_and_for_reading_only() {
 
 // Another user's session is a process of the agent's program, which is not the one that runs this.
 #[test]
-fn a_session_has_the_user_that_was_asked_for() {
+fn files_commands_accept_user() {
     assert!(
         nix::unistd::geteuid().is_root(),
         "only root can be somebody else"
@@ -49,7 +49,7 @@ fn a_session_has_the_user_that_was_asked_for() {
 }
 
 #[test]
-fn owners_have_names_where_the_agent_knows_them() {
+fn ls_shows_owner_names_if_known() {
     assert!(
         nix::unistd::geteuid().is_root(),
         "only root can give files away"
@@ -83,7 +83,7 @@ fn owners_have_names_where_the_agent_knows_them() {
 }
 
 #[test]
-fn room_is_shown() {
+fn df_shows_free_space() {
     let ends = Ends::start();
     let here = ends.place(ends.folder.path());
     let output = ends.run(
@@ -101,7 +101,7 @@ fn room_is_shown() {
 }
 
 #[test]
-fn a_file_is_copied_inside_the_guest_whole_or_not_at_all() {
+fn cp_in_the_guest_is_atomic() {
     let ends = Ends::start();
     ends.write("file", vec![3; 300_000]);
     ends.write("old", "old");
@@ -120,7 +120,7 @@ fn a_file_is_copied_inside_the_guest_whole_or_not_at_all() {
 }
 
 #[test]
-fn a_tilde_is_a_home_and_a_link_has_attributes_of_its_own() {
+fn tilde_expands_and_h_changes_the_link_itself() {
     let ends = Ends::start();
     ends.write("file", "");
     let output =

@@ -31,7 +31,7 @@ fn drafts(ends: &Ends) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_file_is_edited_and_keeps_its_mode() {
+fn edit_keeps_the_mode() {
     let ends = Ends::start();
     let file = ends.write("a file.conf", "old\n");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o4751)).unwrap();
@@ -49,7 +49,7 @@ fn a_file_is_edited_and_keeps_its_mode() {
 }
 
 #[test]
-fn an_owner_is_kept() {
+fn edit_keeps_the_owner() {
     assert!(
         nix::unistd::geteuid().is_root(),
         "only root can give files away"
@@ -65,7 +65,7 @@ fn an_owner_is_kept() {
 }
 
 #[test]
-fn a_file_that_is_the_same_is_not_written() {
+fn edit_without_changes_writes_nothing() {
     let ends = Ends::start();
     let file = ends.write("file", "old");
     let before = fs::metadata(&file).unwrap();
@@ -78,7 +78,7 @@ fn a_file_that_is_the_same_is_not_written() {
 }
 
 #[test]
-fn an_editor_that_fails_changes_nothing() {
+fn failing_editor_changes_nothing() {
     let ends = Ends::start();
     let file = ends.write("file", "old");
     assert!(failed(&edit(&ends, &file, "exit 3")).contains("exit status: 3"));
@@ -92,7 +92,7 @@ fn an_editor_that_fails_changes_nothing() {
 }
 
 #[test]
-fn a_file_that_somebody_else_changed_is_left_and_so_is_the_draft() {
+fn edit_conflict_keeps_both_versions() {
     let ends = Ends::start();
     let file = ends.write("file", "old");
     let times = "touch -d @1000000000";
@@ -118,7 +118,7 @@ fn a_file_that_somebody_else_changed_is_left_and_so_is_the_draft() {
 }
 
 #[test]
-fn a_new_file_is_made_if_the_editor_writes_it() {
+fn edit_creates_a_new_file() {
     let ends = Ends::start();
     let file = ends.path("new");
     let output = edit(&ends, &file, "test ! -e \"$1\"");
@@ -133,7 +133,7 @@ fn a_new_file_is_made_if_the_editor_writes_it() {
 }
 
 #[test]
-fn a_link_stays_a_link() {
+fn edit_follows_links() {
     let ends = Ends::start();
     let file = ends.write("file", "old");
     symlink("file", ends.path("link")).unwrap();
@@ -145,7 +145,7 @@ fn a_link_stays_a_link() {
 }
 
 #[test]
-fn what_is_no_file_is_not_edited() {
+fn edit_refuses_non_files() {
     let ends = Ends::start();
     for path in [ends.folder.path(), Path::new("/dev/null")] {
         assert!(failed(&edit(&ends, path, "exit 1")).contains("not a regular file"));
@@ -153,7 +153,7 @@ fn what_is_no_file_is_not_edited() {
 }
 
 #[test]
-fn a_draft_that_cannot_be_read_is_kept() {
+fn unreadable_draft_is_kept() {
     let ends = Ends::start();
     let file = ends.write("file", "old");
     let output = edit(

@@ -112,13 +112,13 @@ fn stubborn(listing: impl Fn(&[u8]) -> Reply + Send) -> impl FnMut(Request) -> R
 }
 
 #[test]
-fn a_directory_that_is_never_empty_is_given_up() {
+fn rm_r_gives_up_on_a_directory_that_is_never_empty() {
     let output = removed(stubborn(|_| names(&[("file", FILE)])));
     assert!(failed(&output).contains("cannot remove /top: "));
 }
 
 #[test]
-fn a_tree_without_end_is_given_up() {
+fn rm_r_gives_up_on_an_endless_tree() {
     let below: Vec<String> = (0..32).map(|number| number.to_string()).collect();
     let below: Vec<_> = below.iter().map(|name| (&name[..], DIRECTORY)).collect();
     let output = removed(stubborn(|_| names(&below)));
@@ -127,7 +127,7 @@ fn a_tree_without_end_is_given_up() {
 }
 
 #[test]
-fn every_directory_that_stays_is_named_also_after_others() {
+fn rm_r_names_every_directory_that_remains() {
     let output = removed(stubborn(|path| match path {
         b"/top" => names(&[("one", DIRECTORY), ("other", DIRECTORY)]),
         _ => said(status::EOF),

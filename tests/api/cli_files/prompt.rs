@@ -104,7 +104,7 @@ impl Prompt {
 }
 
 #[test]
-fn remote_names_are_completed_and_typed_so_that_they_are_read_back() {
+fn prompt_completes_and_quotes_remote_names() {
     let ends = Ends::start();
     ends.mkdir("some dir");
     ends.write("some dir/file", "");
@@ -124,7 +124,7 @@ fn remote_names_are_completed_and_typed_so_that_they_are_read_back() {
 }
 
 #[test]
-fn an_error_does_not_end_a_conversation_and_ctrl_c_drops_a_line() {
+fn prompt_survives_errors_and_ctrl_c() {
     let ends = Ends::start();
     let mut prompt = Prompt::start(&ends);
     prompt.line("rmdir nothing");
@@ -139,7 +139,7 @@ fn an_error_does_not_end_a_conversation_and_ctrl_c_drops_a_line() {
 }
 
 #[test]
-fn lines_are_remembered_in_a_private_file_and_those_of_a_batch_are_not() {
+fn prompt_history_is_private_and_excludes_batches() {
     let ends = Ends::start();
     let history = ends.agent.folder().join("state/vsock-agent/sftp-history");
     let mut prompt = Prompt::start(&ends);

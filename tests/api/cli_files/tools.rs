@@ -16,7 +16,7 @@ fn json_of(output: &std::process::Output) -> Vec<Value> {
 }
 
 #[test]
-fn a_listing_is_sorted_and_hides_what_starts_with_a_dot() {
+fn ls_sorts_and_hides_dot_files() {
     let ends = Ends::start();
     for (file, size) in [("b", 1), ("a", 20_000), (".c", 3)] {
         ends.write(file, vec![0; size]);
@@ -44,7 +44,7 @@ fn a_listing_is_sorted_and_hides_what_starts_with_a_dot() {
 }
 
 #[test]
-fn a_listing_goes_down_but_not_through_links() {
+fn recursive_ls_does_not_follow_links() {
     let ends = Ends::start();
     ends.mkdir("d/e");
     ends.write("d/e/f", "");
@@ -58,7 +58,7 @@ fn a_listing_goes_down_but_not_through_links() {
 }
 
 #[test]
-fn a_listing_for_programs_has_every_byte() {
+fn ls_json_has_every_byte_of_names() {
     let ends = Ends::start();
     ends.write(name(b"\xff\n"), "1234");
     let obeyed = "\u{9b}31m\u{202e}";
@@ -86,7 +86,7 @@ fn a_listing_for_programs_has_every_byte() {
 }
 
 #[test]
-fn files_are_printed_also_those_without_a_size() {
+fn cat_prints_files_including_those_without_a_size() {
     let ends = Ends::start();
     let file = ends.write("file", b"a\xff\x1b\n");
     let all = ["/proc/version".into(), file, "/dev/null".into()].map(|path| ends.place(path));
@@ -97,7 +97,7 @@ fn files_are_printed_also_those_without_a_size() {
 }
 
 #[test]
-fn what_cannot_be_printed_is_told_and_the_rest_is_printed() {
+fn cat_reports_failures_and_prints_the_rest() {
     let ends = Ends::start();
     let file = ends.write("file", "text");
     let all = ["/no-such".into(), ends.folder.path().to_owned(), file].map(|path| ends.place(path));
@@ -110,7 +110,7 @@ fn what_cannot_be_printed_is_told_and_the_rest_is_printed() {
 }
 
 #[test]
-fn nobody_reads_an_endless_file_for_ever() {
+fn cat_of_an_endless_file_ends_when_its_reader_closes() {
     let ends = Ends::start();
     let mut command = ends.cli(["cat".as_ref(), &*ends.place("/dev/zero")]);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
@@ -122,7 +122,7 @@ fn nobody_reads_an_endless_file_for_ever() {
 }
 
 #[test]
-fn a_tree_is_removed_and_nothing_that_its_links_lead_to() {
+fn rm_r_does_not_follow_links() {
     let ends = Ends::start();
     ends.mkdir("victim/deep");
     ends.write("victim/deep/file", "");
@@ -150,7 +150,7 @@ fn a_tree_is_removed_and_nothing_that_its_links_lead_to() {
 }
 
 #[test]
-fn the_root_and_what_is_not_there_are_not_removed() {
+fn rm_refuses_the_root_and_missing_files() {
     let ends = Ends::start();
     ends.mkdir("d/e");
     for path in ["/", "//.", "/.."] {
@@ -166,7 +166,7 @@ fn the_root_and_what_is_not_there_are_not_removed() {
 }
 
 #[test]
-fn directories_are_made_with_those_above_and_a_mode() {
+fn mkdir_creates_parents_and_sets_the_mode() {
     let ends = Ends::start();
     let deep = ends.place(ends.path("a/b/c"));
     assert!(failed(&ends.run(["mkdir".as_ref(), &*deep])).contains("cannot create "));
@@ -186,7 +186,7 @@ fn directories_are_made_with_those_above_and_a_mode() {
 }
 
 #[test]
-fn everything_that_is_known_of_a_file_is_shown() {
+fn stat_shows_all_attributes() {
     let ends = Ends::start();
     let file = ends.write("file", "12345");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
@@ -211,7 +211,7 @@ fn everything_that_is_known_of_a_file_is_shown() {
 }
 
 #[test]
-fn what_is_named_as_a_directory_and_is_none_is_not_removed() {
+fn rm_refuses_a_file_with_a_trailing_slash() {
     let ends = Ends::start();
     ends.write("file", "text");
     ends.mkdir("directory");

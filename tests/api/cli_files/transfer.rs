@@ -8,7 +8,7 @@ use std::{
 use super::{Ends, failed, name, stderr, succeeded};
 
 #[test]
-fn a_file_goes_there_and_back_with_its_mode() {
+fn put_and_get_keep_content_and_mode() {
     let ends = Ends::start();
     let file = ends.write("there file", vec![7; 300_000]);
     fs::set_permissions(&file, fs::Permissions::from_mode(0o751)).unwrap();
@@ -28,7 +28,7 @@ fn a_file_goes_there_and_back_with_its_mode() {
 }
 
 #[test]
-fn wildcards_copy_everything_that_matches() {
+fn put_and_get_expand_wildcards() {
     let ends = Ends::start();
     for file in [&b"a b.x"[..], b"\xff\n.x", b"-c.x", b"d.y"] {
         ends.write(name(file), file);
@@ -49,7 +49,7 @@ fn wildcards_copy_everything_that_matches() {
 }
 
 #[test]
-fn trees_are_copied_with_their_links() {
+fn put_and_get_copy_trees_with_links() {
     let ends = Ends::start();
     ends.mkdir("tree/deep");
     ends.write("tree/deep/file", "text");
@@ -66,7 +66,7 @@ fn trees_are_copied_with_their_links() {
 }
 
 #[test]
-fn a_copy_that_is_complete_is_not_made_again() {
+fn reput_and_reget_skip_complete_files() {
     let ends = Ends::start();
     ends.write("file", "text");
     let output = ends.batch("put file far\nreput file far\nget far near\nreget far near\n");
@@ -78,7 +78,7 @@ fn a_copy_that_is_complete_is_not_made_again() {
 }
 
 #[test]
-fn what_is_missing_is_named_and_leaves_nothing() {
+fn put_and_get_of_missing_files_fail_and_leave_nothing() {
     let ends = Ends::start();
     for line in ["get missing", "put missing"] {
         let output = ends.batch(line);

@@ -25,7 +25,7 @@ fn seed(agent: &TestAgent) -> PathBuf {
 }
 
 #[tokio::test]
-async fn seeds_are_there_before_the_guest_goes_on_and_follow_the_host() {
+async fn seeds_are_written_before_ready_and_follow_the_host() {
     let mut agent = start(CloudInit::NoCloud);
     let host = host_of(
         &agent,
@@ -49,7 +49,7 @@ async fn seeds_are_there_before_the_guest_goes_on_and_follow_the_host() {
 }
 
 #[tokio::test]
-async fn no_seed_shadows_the_socket_unless_it_is_asked_for() {
+async fn seed_is_written_only_if_configured() {
     let mut agent = start(CloudInit::Lxd);
     let _host = host_of(&agent, HostData::default());
     agent.ready().await;
@@ -87,7 +87,7 @@ fn looked_again(agent: &TestAgent) {
 }
 
 #[tokio::test]
-async fn cloud_init_has_looked_again_before_the_guest_goes_on() {
+async fn datasource_is_redetected_before_ready() {
     let mut agent = configured(|config| {
         config.guest.sockets = vec![config.root.join("dev/lxd/sock")];
         booting(&config.root);
@@ -115,7 +115,7 @@ fn is_rebooting(agent: &TestAgent) -> bool {
 }
 
 #[tokio::test]
-async fn a_machine_reboots_for_new_data_if_that_is_wanted() {
+async fn cloud_init_reboot_reboots_for_new_data() {
     let agent = configured(late);
     let _host = host_of(&agent, HostData::default());
     until(async || is_rebooting(&agent)).await;
@@ -125,7 +125,7 @@ async fn a_machine_reboots_for_new_data_if_that_is_wanted() {
 }
 
 #[tokio::test]
-async fn a_machine_reboots_for_a_seed_of_the_config_share_if_that_is_wanted() {
+async fn cloud_init_reboot_reboots_for_a_share_seed() {
     let agent = TestAgent::configured(|config| {
         late(config);
         share_a_seed(config, true);
@@ -134,7 +134,7 @@ async fn a_machine_reboots_for_a_seed_of_the_config_share_if_that_is_wanted() {
 }
 
 #[tokio::test]
-async fn a_machine_does_not_reboot_unless_that_is_wanted() {
+async fn no_reboot_without_cloud_init_reboot() {
     let mut agent = configured(|config| {
         late(config);
         config.guest.cloud_init_reboot = false;
@@ -145,7 +145,7 @@ async fn a_machine_does_not_reboot_unless_that_is_wanted() {
 }
 
 #[tokio::test]
-async fn a_guest_that_has_gone_on_is_not_rebooted() {
+async fn no_reboot_after_ready() {
     let mut agent = configured(|config| {
         late(config);
         config.guest.ready_timeout = Some(Duration::ZERO);
@@ -174,7 +174,7 @@ fn share_a_seed(config: &Config, is_rendered: bool) {
 }
 
 #[tokio::test]
-async fn a_seed_of_the_config_share_is_looked_at_before_the_guest_goes_on() {
+async fn share_seed_is_detected_before_ready() {
     let mut agent = TestAgent::configured(|config| {
         booting(&config.root);
         share_a_seed(config, true);
@@ -184,7 +184,7 @@ async fn a_seed_of_the_config_share_is_looked_at_before_the_guest_goes_on() {
 }
 
 #[tokio::test]
-async fn an_image_with_seeds_of_its_own_keeps_them() {
+async fn image_seeds_are_kept() {
     for is_rendered in [true, false] {
         let mut agent = configured(|config| {
             fs::create_dir(&config.root).unwrap();

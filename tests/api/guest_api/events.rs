@@ -17,7 +17,7 @@ async fn post(agent: &TestAgent, kind: &str, metadata: &Value) {
 }
 
 #[tokio::test]
-async fn who_hears_of_a_change_reads_the_new_value() {
+async fn config_event_follows_the_new_value() {
     let (agent, host, guest) = start(HostData::with(&[("user.a", "old")])).await;
     let mut events = guest.websocket("/1.0/events").await.unwrap();
     host.change(|data| drop(data.config.insert("user.a".to_owned(), "new".to_owned())));
@@ -32,7 +32,7 @@ async fn who_hears_of_a_change_reads_the_new_value() {
 }
 
 #[tokio::test]
-async fn what_changed_while_the_host_did_not_reach_the_guest_is_told_once() {
+async fn missed_config_changes_are_sent_once() {
     let (agent, host, guest) = start(HostData::with(&[("user.a", "old")])).await;
     let mut events = guest.websocket("/1.0/events").await.unwrap();
     host.change(|data| drop(data.config.insert("user.a".to_owned(), "new".to_owned())));
@@ -47,7 +47,7 @@ async fn what_changed_while_the_host_did_not_reach_the_guest_is_told_once() {
 }
 
 #[tokio::test]
-async fn changes_keep_their_order_and_can_be_chosen() {
+async fn config_events_are_ordered_and_filtered() {
     let (agent, _host, guest) = start(HostData::default()).await;
     let mut all = guest
         .websocket("/1.0/events?type=config,device")
@@ -82,7 +82,7 @@ async fn changes_keep_their_order_and_can_be_chosen() {
 }
 
 #[tokio::test]
-async fn a_command_of_the_hosts_is_nothing_a_guest_hears_of() {
+async fn guest_api_events_exclude_host_operations() {
     let (agent, _host, guest) = start(HostData::default()).await;
     let mut events = guest
         .websocket("/1.0/events?type=operation,logging,lifecycle,config")
@@ -100,7 +100,7 @@ async fn a_command_of_the_hosts_is_nothing_a_guest_hears_of() {
 }
 
 #[tokio::test]
-async fn without_a_websocket_changes_are_lines() {
+async fn guest_api_events_without_websocket_are_lines() {
     let (agent, _host, guest) = start(HostData::default()).await;
     let mut stream = guest.connect().await;
     let request = b"GET /1.0/events HTTP/1.1\r\nHost: x\r\n\r\n";

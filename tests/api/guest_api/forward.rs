@@ -95,7 +95,7 @@ async fn assert_off(guest: &RawClient) {
 }
 
 #[tokio::test]
-async fn a_host_without_the_routes_is_one_where_they_are_off() {
+async fn host_without_optional_routes_disables_them() {
     let (_agent, host, guest) = start(HostData::default()).await;
     assert_off(&guest).await;
     // Some of LXD's answer every unknown path as `/`.
@@ -109,7 +109,7 @@ async fn a_host_without_the_routes_is_one_where_they_are_off() {
 }
 
 #[tokio::test]
-async fn a_host_that_is_away_is_no_feature_that_is_off() {
+async fn unreachable_host_is_an_error_not_a_disabled_route() {
     let (_agent, host, guest) = start(HostData::default()).await;
     drop(host);
     let (status, body, _) = request(&guest, "GET", "/1.0/ubuntu-pro", "", "").await;
@@ -129,7 +129,7 @@ async fn a_host_that_is_away_is_no_feature_that_is_off() {
 }
 
 #[tokio::test]
-async fn a_host_that_ends_while_it_is_asked_is_away() {
+async fn host_that_stops_during_a_request_is_unreachable() {
     let (agent, host, guest) = start(HostData::default()).await;
     drop(host);
     let socket = agent.folder().join("host.sock");
@@ -156,7 +156,7 @@ async fn a_host_that_ends_while_it_is_asked_is_away() {
 }
 
 #[tokio::test]
-async fn a_request_goes_to_the_host_as_it_is_and_its_answer_comes_out_of_the_envelope() {
+async fn forwarded_request_is_unchanged_and_reply_is_unwrapped() {
     let volume = json!({ "name": "v", "config": {} });
     let operation = json!({ "id": "1", "status": "Running", "status_code": 103 });
     let mut tagged = String::from_utf8(result(&volume)).unwrap();
@@ -226,7 +226,7 @@ async fn a_request_goes_to_the_host_as_it_is_and_its_answer_comes_out_of_the_env
 }
 
 #[tokio::test]
-async fn nothing_else_of_the_host_is_reached() {
+async fn only_listed_host_routes_are_forwarded() {
     let (_agent, host, guest) = start(HostData::default()).await;
     let before = host.log().len();
     for (method, path, status) in [
@@ -251,7 +251,7 @@ async fn nothing_else_of_the_host_is_reached() {
 }
 
 #[tokio::test]
-async fn the_host_says_whether_it_trusts_a_token() {
+async fn host_decides_whether_a_token_is_trusted() {
     let trusted = json!({
         "api_version": "1.0", "auth": "trusted", "instance_type": "virtual-machine",
         "location": "none", "state": "Started", "supported_storage_drivers": [],
@@ -278,7 +278,7 @@ async fn the_host_says_whether_it_trusts_a_token() {
 }
 
 #[tokio::test]
-async fn an_image_is_passed_on_as_it_comes() {
+async fn image_export_is_streamed() {
     let image = "0123456789abcdef".repeat(256 * 1024);
     let whole = http_text(200, "application/octet-stream", &image);
     let half = whole[..whole.len() / 2].to_vec();
@@ -316,7 +316,7 @@ async fn an_image_is_passed_on_as_it_comes() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_too_large_is_a_clear_refusal() {
+async fn oversized_host_reply_is_refused() {
     let names: Vec<_> = (0..200_000).map(|number| format!("v{number}")).collect();
     let path = "/1.0/storage-pools/p/volumes";
     let (_agent, _host, guest) = start(with_answers(&[(
@@ -332,7 +332,7 @@ async fn an_answer_that_is_too_large_is_a_clear_refusal() {
 }
 
 #[tokio::test]
-async fn those_who_wait_are_limited_and_make_room() {
+async fn forwarded_requests_are_limited() {
     let (_agent, host, guest) = start(HostData::default()).await;
     host.change(|data| data.delay = Duration::from_secs(3600));
     let path = "/1.0/operations/1/wait";
@@ -361,7 +361,7 @@ async fn those_who_wait_are_limited_and_make_room() {
 }
 
 #[tokio::test]
-async fn who_waits_hears_that_the_host_wants_no_more_questions() {
+async fn waiting_forwarded_requests_end_when_the_host_disables_them() {
     let (agent, host, guest) = start(HostData::default()).await;
     host.change(|data| data.delay = Duration::from_secs(3600));
     let before = host.log().len();

@@ -39,7 +39,7 @@ async fn is_kept(agent: &TestAgent) -> bool {
 }
 
 #[tokio::test]
-async fn a_guest_that_boots_without_its_host_has_the_data_of_before_until_it_answers() {
+async fn boot_without_host_serves_cached_data() {
     let disk = TestFolder::new("kept");
     let mut first = boot(disk.path(), "ext4", CloudInit::Lxd);
     let host = host_of(&first, HostData::with(&[("user.role", "web")]));
@@ -66,7 +66,7 @@ async fn a_guest_that_boots_without_its_host_has_the_data_of_before_until_it_ans
 }
 
 #[tokio::test]
-async fn nothing_is_kept_where_it_would_not_outlive_the_boot() {
+async fn data_is_not_cached_on_tmpfs() {
     let disk = TestFolder::new("kept-tmpfs");
     let mut agent = boot(disk.path(), "tmpfs", CloudInit::Lxd);
     let _host = host_of(&agent, HostData::default());
@@ -75,7 +75,7 @@ async fn nothing_is_kept_where_it_would_not_outlive_the_boot() {
 }
 
 #[tokio::test]
-async fn a_seed_of_an_earlier_configuration_is_gone_at_the_next_boot() {
+async fn stale_seed_is_removed_at_the_next_boot() {
     let disk = TestFolder::new("old-seed");
     let seed = disk.path().join("var/lib/cloud/seed/nocloud");
     let mut with_seeds = boot(disk.path(), "ext4", CloudInit::NoCloud);

@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const WITH_VALUES: &str = "/1.0/config?recursion=1";
 
 #[tokio::test]
-async fn there_is_no_socket_before_the_last_answer() {
+async fn guest_api_socket_appears_after_all_data_is_fetched() {
     let mut agent = configured(|config| config.guest.ready_timeout = Some(PATIENCE));
     let mut data = HostData::with(&[("user.a", "1"), ("user.b", "2")]);
     // The devices are asked for last.
@@ -35,7 +35,7 @@ async fn there_is_no_socket_before_the_last_answer() {
 }
 
 #[tokio::test]
-async fn a_guest_without_its_host_goes_on_and_gets_its_data_later() {
+async fn guest_continues_without_host_and_gets_data_later() {
     let limit = Duration::from_millis(200);
     let mut agent = configured(|config| config.guest.ready_timeout = Some(limit));
     agent.ready().await;
@@ -45,7 +45,7 @@ async fn a_guest_without_its_host_goes_on_and_gets_its_data_later() {
 }
 
 #[tokio::test]
-async fn a_guest_does_not_wait_for_a_host_that_is_silent() {
+async fn guest_does_not_wait_for_a_silent_host() {
     let limit = Duration::from_millis(200);
     let mut agent = configured(|config| config.guest.ready_timeout = Some(limit));
     let data = HostData {
@@ -59,14 +59,14 @@ async fn a_guest_does_not_wait_for_a_host_that_is_silent() {
 }
 
 #[tokio::test]
-async fn a_guest_without_a_host_does_not_wait_at_all() {
+async fn guest_without_a_host_does_not_wait() {
     let mut agent = harness::TestAgent::start();
     agent.ready().await;
     assert!(!agent.guest_socket().exists());
 }
 
 #[tokio::test]
-async fn the_host_switches_it_on_and_off() {
+async fn host_enables_and_disables_the_guest_api() {
     let (agent, _host, guest) = start(HostData::default()).await;
     let mut listening = guest.websocket("/1.0/events").await.unwrap();
     put(&agent, "", false).await;
@@ -78,7 +78,7 @@ async fn the_host_switches_it_on_and_off() {
 }
 
 #[tokio::test]
-async fn a_host_that_switches_it_off_is_not_waited_for() {
+async fn guest_does_not_wait_for_a_host_that_disables_the_guest_api() {
     let mut agent = configured(|config| config.guest.ready_timeout = Some(PATIENCE));
     put(&agent, "", false).await;
     agent.ready().await;
@@ -86,7 +86,7 @@ async fn a_host_that_switches_it_off_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_host_that_forbids_it_is_not_waited_for() {
+async fn guest_does_not_wait_for_a_host_that_forbids_the_guest_api() {
     let mut agent = configured(|config| config.guest.ready_timeout = Some(PATIENCE));
     let mut data = HostData::default();
     data.failing.insert("/1.0".to_owned(), 403);
@@ -106,7 +106,7 @@ fn telling(config: &[(&str, &str)]) -> HostData {
 }
 
 #[tokio::test]
-async fn a_host_that_tells_all_keys_at_once_is_asked_for_none() {
+async fn recursive_config_reply_replaces_requests_per_key() {
     let (_agent, host, guest) = start(telling(&[
         ("user.ä b/c?d", "1"),
         ("user.empty", ""),
@@ -129,7 +129,7 @@ async fn a_host_that_tells_all_keys_at_once_is_asked_for_none() {
 }
 
 #[tokio::test]
-async fn a_host_that_refuses_to_tell_all_keys_is_asked_one_by_one() {
+async fn refused_recursive_config_falls_back_to_requests_per_key() {
     for status in [400, 404, 405] {
         let mut data = telling(&[("user.a", "1"), ("user.b", "2")]);
         data.failing.insert(WITH_VALUES.to_owned(), status);
@@ -141,7 +141,7 @@ async fn a_host_that_refuses_to_tell_all_keys_is_asked_one_by_one() {
 }
 
 #[tokio::test]
-async fn a_host_that_fails_or_tells_what_is_no_text_has_told_nothing() {
+async fn failing_or_non_text_host_replies_yield_no_data() {
     let failing = |data: &mut HostData| {
         data.failing.insert(WITH_VALUES.to_owned(), 500);
     };
@@ -172,7 +172,7 @@ async fn a_host_that_fails_or_tells_what_is_no_text_has_told_nothing() {
 }
 
 #[tokio::test]
-async fn a_host_that_closes_every_connection_is_asked_on_others() {
+async fn host_that_closes_each_connection_works() {
     let data = HostData {
         closes: true,
         ..HostData::with(&[("user.a", "1"), ("user.b", "2")])
@@ -182,7 +182,7 @@ async fn a_host_that_closes_every_connection_is_asked_on_others() {
 }
 
 #[tokio::test]
-async fn a_host_that_comes_back_and_says_so_is_asked_again() {
+async fn returning_host_is_queried_again() {
     let (agent, host, guest) = start(HostData::with(&[("user.a", "1")])).await;
     drop(host);
     // Nothing is lost while it is away.
@@ -193,7 +193,7 @@ async fn a_host_that_comes_back_and_says_so_is_asked_again() {
 }
 
 #[tokio::test]
-async fn the_socket_is_roots_and_replaces_a_dead_one() {
+async fn guest_api_socket_belongs_to_root_and_replaces_a_stale_one() {
     let mut agent = configured(|config| {
         let socket = config.guest.sockets[0].with_file_name("incus").join("sock");
         fs::create_dir(socket.parent().unwrap()).unwrap();

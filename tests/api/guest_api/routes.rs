@@ -35,7 +35,7 @@ async fn object(guest: &RawClient, path: &str) -> Value {
 }
 
 #[tokio::test]
-async fn every_path_answers_as_lxds() {
+async fn guest_api_paths_answer_as_lxds() {
     let mut data = HostData::with(&[("user.a", "1"), ("cloud-init.user-data", "#!/bin/sh\n")]);
     data.unset.push("cloud-init.vendor-data".to_owned());
     let (_agent, _host, guest) = start(data.clone()).await;
@@ -53,7 +53,7 @@ async fn every_path_answers_as_lxds() {
 }
 
 #[tokio::test]
-async fn refusals_are_lines_of_text() {
+async fn guest_api_errors_are_plain_text() {
     let mut data = HostData::with(&[("user.empty", ""), ("user.a", "1")]);
     for hidden in ["volatile.uuid", "cloud-init.ssh-keys.ann"] {
         data.config.insert(hidden.to_owned(), "secret".to_owned());
@@ -82,7 +82,7 @@ async fn refusals_are_lines_of_text() {
 }
 
 #[tokio::test]
-async fn nothing_else_of_the_agent_is_behind_this_door() {
+async fn guest_api_socket_serves_no_agent_api() {
     let (_agent, _host, guest) = start(HostData::default()).await;
     for path in [
         "exec",
@@ -109,7 +109,7 @@ async fn nothing_else_of_the_agent_is_behind_this_door() {
 }
 
 #[tokio::test]
-async fn text_arrives_as_it_is() {
+async fn guest_api_returns_values_byte_for_byte() {
     let odd = "user.ä b/c?d#e%41";
     let (_agent, _host, guest) = start(HostData::with(&[
         ("user.short", "€5"),
@@ -131,7 +131,7 @@ async fn text_arrives_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_whole_url_is_as_good_as_a_path() {
+async fn guest_api_accepts_absolute_urls() {
     let (_agent, _host, guest) = start(HostData::with(&[("user.a", "1")])).await;
     assert_eq!(value(&guest, "http://lxd/1.0/config/user.a").await, "1");
     let by_any_name = "GET /1.0/config/user.a HTTP/1.0\r\nHost: elsewhere\r\n\r\n";
@@ -159,7 +159,7 @@ async fn a_thousand_keys_and_a_mebibyte_arrive() {
 }
 
 #[tokio::test]
-async fn the_host_hears_how_far_the_guest_is() {
+async fn guest_state_is_forwarded_to_the_host() {
     let (_agent, host, guest) = start(HostData::default()).await;
     let reply = guest.request("PATCH", "/1.0", r#"{"state":"Ready"}"#).await;
     assert_eq!((reply.status, reply.body), (200, json!("")));
@@ -186,7 +186,7 @@ async fn the_host_hears_how_far_the_guest_is() {
 }
 
 #[tokio::test]
-async fn a_slow_host_holds_up_no_reader_and_a_report_not_for_ever() {
+async fn slow_host_does_not_block_guest_api_readers() {
     let (_agent, host, guest) = start(HostData::with(&[("user.a", "1")])).await;
     host.change(|data| data.delay = Duration::from_secs(3600));
     let report = async {

@@ -26,7 +26,7 @@ fn listen(agent: &TestAgent, host: &Pair, known: &Pair) -> MockHost {
 }
 
 #[tokio::test]
-async fn a_host_is_known_by_the_certificates_of_the_identity() {
+async fn host_is_verified_by_the_identity_certificates() {
     let (own, host) = (Pair::lxd(), Pair::lxd());
     let agent = start(&own, &[&Pair::lxd(), &host]);
     let _host = listen(&agent, &host, &own);
@@ -34,7 +34,7 @@ async fn a_host_is_known_by_the_certificates_of_the_identity() {
 }
 
 #[tokio::test]
-async fn another_host_is_told_nothing_and_believed_nothing() {
+async fn unknown_host_is_refused() {
     let (own, host) = (Pair::lxd(), Pair::lxd());
     let mut agent = start(&own, &[&host]);
     let other = listen(&agent, &Pair::lxd(), &own);
@@ -48,7 +48,7 @@ async fn another_host_is_told_nothing_and_believed_nothing() {
 }
 
 #[tokio::test]
-async fn the_config_share_says_which_host_is_right_before_anybody_connects() {
+async fn config_share_pins_the_host_certificate() {
     let (own, host) = (Pair::lxd(), Pair::lxd());
     let mut agent = configured(|config| {
         let share = &config.share.as_ref().unwrap().folder;
@@ -65,7 +65,7 @@ async fn the_config_share_says_which_host_is_right_before_anybody_connects() {
 }
 
 #[tokio::test]
-async fn the_certificate_that_the_host_gives_is_the_one_that_counts() {
+async fn put_server_replaces_the_pinned_host_certificate() {
     let agent = configured(|_| {});
     let (right, wrong) = (Pair::expired(), Pair::lxd());
     let socket = agent.folder().join("host.sock");

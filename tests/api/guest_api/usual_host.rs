@@ -32,7 +32,7 @@ async fn goes_on(agent: &mut TestAgent) {
 }
 
 #[tokio::test]
-async fn a_guest_waits_for_the_data_of_a_host_that_is_there() {
+async fn guest_waits_for_the_default_hosts_data() {
     let data = HostData {
         delay: Duration::from_millis(100),
         ..HostData::with(&[("user.a", "1")])
@@ -45,14 +45,14 @@ async fn a_guest_waits_for_the_data_of_a_host_that_is_there() {
 }
 
 #[tokio::test]
-async fn a_guest_does_not_wait_where_nobody_listens() {
+async fn guest_does_not_wait_without_a_default_host() {
     let (mut agent, ()) = looking(|_, _| ());
     goes_on(&mut agent).await;
     put(&agent, "", false).await;
 }
 
 #[tokio::test]
-async fn a_guest_does_not_wait_long_for_one_who_says_nothing() {
+async fn guest_waits_briefly_for_a_silent_default_host() {
     let data = HostData {
         delay: Duration::from_secs(3600),
         ..HostData::default()
@@ -63,7 +63,7 @@ async fn a_guest_does_not_wait_long_for_one_who_says_nothing() {
 }
 
 #[tokio::test]
-async fn a_guest_does_not_wait_for_a_host_that_has_nothing_for_it() {
+async fn guest_does_not_wait_for_a_default_host_without_data() {
     let mut data = HostData::default();
     data.failing.insert("/1.0".to_owned(), 403);
     let (mut agent, host) = looking(|socket, _| MockHost::start(socket, data));
@@ -72,7 +72,7 @@ async fn a_guest_does_not_wait_for_a_host_that_has_nothing_for_it() {
 }
 
 #[tokio::test]
-async fn only_a_host_of_the_identity_counts() {
+async fn default_host_must_match_the_identity() {
     let (own, host) = (Pair::lxd(), Pair::lxd());
     for (is_known, there) in [(true, &host), (false, &Pair::lxd())] {
         let (mut agent, there) = looking(|socket, config| {
@@ -92,7 +92,7 @@ async fn only_a_host_of_the_identity_counts() {
 }
 
 #[tokio::test]
-async fn nobody_is_looked_for_when_the_host_has_said_something_or_nobody_wants_its_data() {
+async fn default_host_is_not_probed_when_configured_or_unused() {
     let said = |config: &mut Config| {
         let folder = &config.share.as_ref().unwrap().folder;
         fs::create_dir(folder).unwrap();

@@ -31,7 +31,7 @@ impl Agent {
 }
 
 #[tokio::test]
-async fn memory_goes_back_after_a_peak() {
+async fn memory_is_returned_after_a_peak() {
     let folder = TestFolder::new("memory");
     let agent = Agent::start(folder, &["env"], &["--plain", "--log", "debug"]).await;
     let client = RawClient::new(&agent.socket());

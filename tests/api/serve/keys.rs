@@ -89,7 +89,7 @@ async fn serve_plain(host: &mut Host, machine: &Machine) {
 }
 
 #[tokio::test]
-async fn all_values_come_in_one_answer_without_the_hidden_ones() {
+async fn serve_returns_all_visible_keys_at_once() {
     let mut host = Host::start();
     let one = Machine::new(&host, "one");
     let user_data = "#cloud-config\nruncmd: [a]\n";
@@ -121,7 +121,7 @@ async fn all_values_come_in_one_answer_without_the_hidden_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_keys_and_a_mebibyte_are_five_questions() {
+async fn thousand_keys_and_a_mebibyte_take_five_requests() {
     let mut host = Host::start();
     let one = Machine::new(&host, "one");
     let user_data = format!("#cloud-config\n# {}\n", "é".repeat(512 * 1024));
@@ -145,7 +145,7 @@ async fn a_thousand_keys_and_a_mebibyte_are_five_questions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn values_too_large_for_one_answer_come_one_by_one() {
+async fn values_too_large_for_one_reply_are_fetched_one_by_one() {
     let mut host = Host::start();
     let one = Machine::new(&host, "one");
     let large = "x".repeat(3 << 20);

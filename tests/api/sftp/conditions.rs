@@ -40,7 +40,7 @@ fn query(root: &Path) -> String {
 }
 
 #[tokio::test]
-async fn a_session_with_conditions_says_them_and_one_without_says_nothing() {
+async fn sftp_session_options_are_echoed() {
     let agent = TestAgent::start();
     assert!(API_EXTENSIONS.contains(&SFTP_SESSION));
     let said = |session: Session| {
@@ -56,7 +56,7 @@ async fn a_session_with_conditions_says_them_and_one_without_says_nothing() {
 }
 
 #[tokio::test]
-async fn conditions_that_cannot_be_met_are_refused_in_words() {
+async fn unsupported_sftp_session_options_are_refused() {
     let agent = TestAgent::start();
     let client = RawClient::new(&agent.socket());
     for (query, word) in [
@@ -77,7 +77,7 @@ async fn conditions_that_cannot_be_met_are_refused_in_words() {
 }
 
 #[tokio::test]
-async fn a_read_only_session_reads_and_changes_nothing() {
+async fn read_only_sftp_session_refuses_changes() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     fs::write(folder.path().join("file"), "data").unwrap();
@@ -161,7 +161,7 @@ async fn a_read_only_session_reads_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn no_path_leads_out_of_the_root() {
+async fn sftp_root_confines_all_paths() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let (root, secret) = (folder.path().join("root"), folder.path().join("secret"));
@@ -248,7 +248,7 @@ async fn no_path_leads_out_of_the_root() {
 }
 
 #[tokio::test]
-async fn everything_works_beneath_a_root() {
+async fn all_sftp_requests_work_below_a_root() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let root = folder.path();
@@ -322,7 +322,7 @@ async fn everything_works_beneath_a_root() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_directory_that_becomes_a_link_meanwhile_does_not_lead_out() {
+async fn sftp_root_withstands_a_directory_swapped_for_a_link() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let root = folder.path().join("root");

@@ -32,7 +32,7 @@ impl Session {
 }
 
 #[tokio::test]
-async fn all_of_openssh_and_our_own_are_advertised_with_their_versions() {
+async fn sftp_extensions_are_advertised_with_their_versions() {
     let agent = TestAgent::start();
     let session = Session::start(&agent).await;
     let said = session.extensions.iter();
@@ -62,7 +62,7 @@ async fn all_of_openssh_and_our_own_are_advertised_with_their_versions() {
 }
 
 #[tokio::test]
-async fn names_are_renamed_linked_and_expanded() {
+async fn sftp_extensions_rename_link_and_expand_paths() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let mut session = Session::start(&agent).await;
@@ -114,7 +114,7 @@ async fn names_are_renamed_linked_and_expanded() {
 }
 
 #[tokio::test]
-async fn attributes_of_a_link_are_its_own() {
+async fn lsetstat_changes_the_link_itself() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let mut session = Session::start(&agent).await;
@@ -146,7 +146,7 @@ async fn attributes_of_a_link_are_its_own() {
 }
 
 #[tokio::test]
-async fn file_systems_are_described_by_path_and_by_handle() {
+async fn statvfs_works_by_path_and_by_handle() {
     let agent = TestAgent::start();
     let mut session = Session::start(&agent).await;
     let by_path = extended(extension::STATVFS, put_strings(&[b"/proc"]));
@@ -161,7 +161,7 @@ async fn file_systems_are_described_by_path_and_by_handle() {
 }
 
 #[tokio::test]
-async fn data_are_copied_hashed_and_their_holes_found_without_the_client() {
+async fn copy_data_hash_and_ranges_run_on_the_server() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let mut session = Session::start(&agent).await;
@@ -213,7 +213,7 @@ async fn data_are_copied_hashed_and_their_holes_found_without_the_client() {
 }
 
 #[tokio::test]
-async fn attributes_that_make_no_sense_are_refused_and_the_sensible_ones_are_set() {
+async fn sftp_refuses_invalid_attributes_and_sets_valid_ones() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let mut session = Session::start(&agent).await;

@@ -99,7 +99,7 @@ async fn large_writes_arrive_whole_however_they_come() {
 }
 
 #[tokio::test]
-async fn large_writes_that_cannot_be_done_are_refused_and_what_follows_is_done() {
+async fn failed_large_writes_do_not_affect_later_requests() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("large-refused");
     fs::write(folder.path().join("file"), "before").unwrap();
@@ -145,7 +145,7 @@ async fn large_writes_that_cannot_be_done_are_refused_and_what_follows_is_done()
 }
 
 #[tokio::test]
-async fn large_writes_to_the_end_and_to_what_is_no_file_work_too() {
+async fn large_writes_append_and_to_devices_work() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("large-append");
     let there = path(folder.path(), b"file");
@@ -166,7 +166,7 @@ async fn large_writes_to_the_end_and_to_what_is_no_file_work_too() {
 }
 
 #[tokio::test]
-async fn large_writes_that_must_wait_delay_only_themselves() {
+async fn waiting_large_writes_delay_only_themselves() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("large-wait");
     let mut session = Session::start(&agent).await;
@@ -186,7 +186,7 @@ async fn large_writes_that_must_wait_delay_only_themselves() {
 }
 
 #[tokio::test]
-async fn large_writes_are_done_for_a_client_that_leaves_without_waiting() {
+async fn large_writes_complete_for_a_disconnected_client() {
     const WRITES: usize = 40;
     let agent = TestAgent::start();
     let folder = TestFolder::new("large-left");
@@ -207,7 +207,7 @@ async fn large_writes_are_done_for_a_client_that_leaves_without_waiting() {
 }
 
 #[tokio::test]
-async fn what_comes_before_the_end_is_done_and_answered() {
+async fn requests_before_end_of_input_are_answered() {
     const WRITES: usize = 6;
     let agent = TestAgent::start();
     let folder = TestFolder::new("large-rest");
@@ -243,7 +243,7 @@ async fn what_comes_before_the_end_is_done_and_answered() {
 }
 
 #[tokio::test]
-async fn a_file_is_closed_when_its_close_is_answered() {
+async fn sftp_close_reply_follows_the_close() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("large-closed");
     let there = path(folder.path(), b"file");
@@ -262,7 +262,7 @@ async fn a_file_is_closed_when_its_close_is_answered() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_within_a_write_leaves_nothing_open() {
+async fn client_that_disconnects_within_a_write_leaves_nothing_open() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("large-within");
     let mut session = Session::start(&agent).await;
@@ -279,7 +279,7 @@ async fn a_client_that_leaves_within_a_write_leaves_nothing_open() {
 }
 
 #[tokio::test]
-async fn a_read_does_not_show_what_is_written_after_it() {
+async fn sftp_read_precedes_a_later_write() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("large-later");
     fs::write(folder.path().join("file"), vec![b'A'; PIECE]).unwrap();

@@ -86,7 +86,7 @@ pub(super) fn open_in(folder: &Path) -> usize {
 }
 
 #[tokio::test]
-async fn a_request_that_takes_long_delays_only_itself() {
+async fn slow_sftp_request_delays_only_itself() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let mut session = Session::start(&agent).await;
@@ -104,7 +104,7 @@ async fn a_request_that_takes_long_delays_only_itself() {
 }
 
 #[tokio::test]
-async fn of_one_file_what_conflicts_waits_and_the_rest_does_not() {
+async fn only_conflicting_sftp_requests_wait() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let mut session = Session::start(&agent).await;
@@ -143,7 +143,7 @@ async fn of_one_file_what_conflicts_waits_and_the_rest_does_not() {
 }
 
 #[tokio::test]
-async fn what_waited_is_done_in_order_when_its_turn_comes() {
+async fn waiting_sftp_requests_run_in_order() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let mut session = Session::start(&agent).await;
@@ -188,7 +188,7 @@ async fn what_waited_is_done_in_order_when_its_turn_comes() {
 }
 
 #[tokio::test]
-async fn a_session_whose_threads_are_all_busy_keeps_no_other_waiting_and_ends_with_its_client() {
+async fn busy_sftp_session_does_not_affect_others_and_ends_with_its_client() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let mut busy = Session::start(&agent).await;
@@ -214,7 +214,7 @@ async fn a_session_whose_threads_are_all_busy_keeps_no_other_waiting_and_ends_wi
 }
 
 #[tokio::test]
-async fn everything_is_closed_when_the_client_leaves() {
+async fn sftp_handles_are_closed_when_the_client_disconnects() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let mut session = Session::start(&agent).await;
@@ -231,7 +231,7 @@ async fn everything_is_closed_when_the_client_leaves() {
 }
 
 #[tokio::test]
-async fn everything_is_closed_when_the_agent_stops() {
+async fn sftp_handles_are_closed_when_the_agent_stops() {
     let mut agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let mut session = Session::start(&agent).await;
@@ -244,7 +244,7 @@ async fn everything_is_closed_when_the_agent_stops() {
 }
 
 #[tokio::test]
-async fn a_session_that_takes_no_more_requests_ends_with_its_client_too() {
+async fn full_sftp_session_ends_with_its_client() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let mut session = Session::start(&agent).await;

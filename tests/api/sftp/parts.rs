@@ -37,7 +37,7 @@ impl Session {
 }
 
 #[tokio::test]
-async fn what_was_left_is_continued_or_removed() {
+async fn open_part_continues_or_truncates_a_leftover_part() {
     let agent = TestAgent::start();
     for root in [false, true] {
         let folder = TestFolder::new("sftp");
@@ -66,7 +66,7 @@ async fn what_was_left_is_continued_or_removed() {
 }
 
 #[tokio::test]
-async fn a_part_in_use_is_left_alone_also_by_another_session() {
+async fn open_part_refuses_a_part_in_use() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let mut session = Session::start(&agent).await;
@@ -110,18 +110,18 @@ async fn is_not_taken(plant: impl Fn(&Path)) {
 }
 
 #[tokio::test]
-async fn a_hard_link_to_another_file_is_no_part() {
+async fn open_part_refuses_a_hard_link() {
     is_not_taken(|folder| fs::hard_link(folder.join("precious"), folder.join("one")).unwrap())
         .await;
 }
 
 #[tokio::test]
-async fn a_symbolic_link_is_no_part() {
+async fn open_part_refuses_a_symbolic_link() {
     is_not_taken(|folder| symlink("precious", folder.join("one")).unwrap()).await;
 }
 
 #[tokio::test]
-async fn the_file_of_another_user_is_no_part() {
+async fn open_part_refuses_a_file_of_another_user() {
     is_not_taken(|folder| {
         fs::copy(folder.join("precious"), folder.join("one")).unwrap();
         chown(folder.join("one"), Some(65534), None).unwrap();
@@ -130,7 +130,7 @@ async fn the_file_of_another_user_is_no_part() {
 }
 
 #[tokio::test]
-async fn what_others_may_write_to_is_not_continued() {
+async fn open_part_does_not_continue_a_part_writable_by_others() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let left = folder.path().join("one");
@@ -142,7 +142,7 @@ async fn what_others_may_write_to_is_not_continued() {
 }
 
 #[tokio::test]
-async fn a_read_only_session_opens_no_part() {
+async fn read_only_session_refuses_open_part() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     fs::write(folder.path().join("one"), "left").unwrap();

@@ -10,7 +10,7 @@ use vsock_agent_protocol::sftp::{Attributes, Reply, Request, Times, open_flags, 
 use super::{Session, path};
 
 #[tokio::test]
-async fn every_request_of_version_3_works_on_real_files() {
+async fn all_sftp_version_3_requests_work() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let mut session = Session::start(&agent).await;
@@ -205,7 +205,7 @@ async fn refused(session: &mut Session, frame: &[u8]) -> (u32, u32) {
 }
 
 #[tokio::test]
-async fn what_is_not_a_request_is_answered_with_its_id_and_the_session_goes_on() {
+async fn unknown_sftp_requests_get_op_unsupported() {
     let agent = TestAgent::start();
     let mut session = Session::start(&agent).await;
     let other = refused(&mut session, &[0, 0, 0, 6, 99, 0, 0, 0, 7, 1]).await;
@@ -225,7 +225,7 @@ async fn what_is_not_a_request_is_answered_with_its_id_and_the_session_goes_on()
 }
 
 #[tokio::test]
-async fn an_overlong_frame_ends_the_session_and_its_contents_do_nothing() {
+async fn oversized_sftp_frame_ends_the_session() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let victim = folder.path().join("victim");
@@ -248,7 +248,7 @@ async fn an_overlong_frame_ends_the_session_and_its_contents_do_nothing() {
 }
 
 #[tokio::test]
-async fn a_fifo_does_not_hold_the_session_up() {
+async fn opening_a_fifo_does_not_block_the_sftp_session() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let fifo = folder.path().join("fifo");

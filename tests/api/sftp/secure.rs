@@ -24,7 +24,7 @@ fn offset(number: u32) -> u64 {
 }
 
 #[tokio::test]
-async fn many_large_pieces_go_both_ways_at_once_and_arrive_unchanged() {
+async fn concurrent_large_transfers_over_tls_are_exact() {
     let (host, own) = (Pair::lxd(), Pair::lxd());
     let agent = TestAgent::start_with(|folder| {
         own.write_agent(folder, &[&host]);

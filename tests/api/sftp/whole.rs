@@ -73,7 +73,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn files_are_stored_whole_over_what_was_there_and_each_fails_by_itself() {
+async fn put_files_stores_atomically_and_fails_per_file() {
     let agent = TestAgent::start();
     for root in [false, true] {
         let folder = TestFolder::new("sftp");
@@ -131,7 +131,7 @@ async fn files_are_stored_whole_over_what_was_there_and_each_fails_by_itself() {
 }
 
 #[tokio::test]
-async fn files_are_fetched_as_far_as_wanted_and_nothing_special_is_read() {
+async fn get_files_respects_limits_and_skips_special_files() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     let at = |name: &str| folder.path().join(name);
@@ -156,7 +156,7 @@ async fn files_are_fetched_as_far_as_wanted_and_nothing_special_is_read() {
 }
 
 #[tokio::test]
-async fn a_read_only_session_fetches_and_does_not_store() {
+async fn read_only_session_refuses_put_files() {
     let agent = TestAgent::start();
     let folder = TestFolder::new("sftp");
     fs::write(folder.path().join("file"), "content").unwrap();

@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tree_deeper_than_a_path_is_long_is_looked_over_and_removed() {
+    fn confined_folder_handles_trees_deeper_than_path_max() {
         let confined = ConfinedFolder::new();
         let mut folder = std::fs::File::open(confined.inside()).unwrap().into();
         let name = "x".repeat(255);
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "outside the folder")]
-    fn a_change_outside_is_seen() {
+    fn confined_folder_detects_changes_outside() {
         let folder = ConfinedFolder::new();
         fs::write(folder.outside().join("file"), "after").unwrap();
         folder.check();

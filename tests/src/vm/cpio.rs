@@ -91,7 +91,7 @@ mod tests {
     use super::Archive;
 
     #[test]
-    fn a_file_is_laid_out_as_the_kernel_reads_it() {
+    fn cpio_entry_has_the_kernels_layout() {
         let mut archive = Archive::default();
         archive.file("/etc/x", 0o644, b"hello");
         let bytes = archive.finish();

@@ -67,7 +67,7 @@ fn a_part_that_is_for_reading_only_is_not_continued_and_goes() {
 }
 
 #[test]
-fn what_was_left_is_continued_or_removed() {
+fn open_part_continues_or_truncates_a_leftover_part() {
     let folder = Folder::new("left");
     fs::write(folder.part(), "text").unwrap();
     let (part, length) = folder.open(true);
