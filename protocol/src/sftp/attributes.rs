@@ -4,7 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
     FileType,
-    codec::{Reader, Short, put_string},
+    codec::{Field, Reader, Short},
 };
 
 const FLAG_SIZE: u32 = 0x0000_0001;
@@ -53,9 +53,10 @@ impl Attributes {
     pub fn file_type(&self) -> Option<FileType> {
         FileType::of(self.permissions?)
     }
+}
 
-    /// Reads attributes off the front of `reader`.
-    pub(super) fn take(reader: &mut Reader) -> Result<Self, Short> {
+impl Field for Attributes {
+    fn take(reader: &mut Reader) -> Result<Self, Short> {
         let flags = reader.u32()?;
         let mut attributes = Self::default();
         if flags & FLAG_SIZE != 0 {
@@ -79,16 +80,13 @@ impl Attributes {
         if flags & FLAG_EXTENDED != 0 {
             // No capacity is reserved: the count comes from the peer, the frame is the bound.
             for _ in 0..reader.u32()? {
-                attributes
-                    .extended
-                    .push((reader.string()?, reader.string()?));
+                attributes.extended.push(Field::take(reader)?);
             }
         }
         Ok(attributes)
     }
 
-    /// Appends the attributes to `out`.
-    pub(super) fn put(&self, out: &mut BytesMut) {
+    fn put(&self, out: &mut BytesMut) {
         let mut flags = 0;
         let has = [
             (FLAG_SIZE, self.size.is_some()),
@@ -117,10 +115,7 @@ impl Attributes {
         }
         if !self.extended.is_empty() {
             out.put_u32(u32::try_from(self.extended.len()).unwrap_or(u32::MAX));
-            for (name, value) in &self.extended {
-                put_string(out, name);
-                put_string(out, value);
-            }
+            self.extended.iter().for_each(|pair| pair.put(out));
         }
     }
 }

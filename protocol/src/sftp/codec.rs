@@ -97,6 +97,172 @@ impl Reader {
     }
 }
 
+/// A value on the wire.
+pub(super) trait Field: Sized {
+    /// Appends the value.
+    fn put(&self, out: &mut BytesMut);
+
+    /// Takes a value off the front.
+    fn take(reader: &mut Reader) -> Result<Self, Short>;
+}
+
+/// A counted string.
+impl Field for Bytes {
+    fn put(&self, out: &mut BytesMut) {
+        put_string(out, self);
+    }
+
+    fn take(reader: &mut Reader) -> Result<Self, Short> {
+        reader.string()
+    }
+}
+
+impl Field for u32 {
+    fn put(&self, out: &mut BytesMut) {
+        out.put_u32(*self);
+    }
+
+    fn take(reader: &mut Reader) -> Result<Self, Short> {
+        reader.u32()
+    }
+}
+
+impl Field for u64 {
+    fn put(&self, out: &mut BytesMut) {
+        out.put_u64(*self);
+    }
+
+    fn take(reader: &mut Reader) -> Result<Self, Short> {
+        reader.u64()
+    }
+}
+
+impl<A: Field, B: Field> Field for (A, B) {
+    fn put(&self, out: &mut BytesMut) {
+        self.0.put(out);
+        self.1.put(out);
+    }
+
+    fn take(reader: &mut Reader) -> Result<Self, Short> {
+        Ok((A::take(reader)?, B::take(reader)?))
+    }
+}
+
+/// Writes or reads a field: as its type does, or as another type does it.
+macro_rules! field {
+    (take $reader:ident) => {
+        Field::take($reader)?
+    };
+    (take $reader:ident, $codec:ident) => {
+        $codec::take($reader)?
+    };
+    (put $value:expr, $out:ident) => {
+        Field::put($value, $out)
+    };
+    (put $value:expr, $out:ident, $codec:ident) => {
+        $codec::put($value, $out)
+    };
+}
+
+/// An enum of frames: the type byte of each, and its fields in their order. The first frame, whose type is
+/// the number behind the name, has no id.
+macro_rules! frames {
+    (
+        $(#[$meta:meta])*
+        pub enum $name:ident: $first:literal {
+            $(
+                $(#[$doc:meta])*
+                $kind:literal => $variant:ident {
+                    $($(#[$field_doc:meta])* $field:ident: $type:ty $(as $codec:ident)?),+ $(,)?
+                }
+            ),+ $(,)?
+        }
+    ) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub enum $name {
+            $($(#[$doc])* $variant { $($(#[$field_doc])* $field: $type),+ }),+
+        }
+
+        impl $name {
+            /// Decodes the body of a frame. The id of the first frame is 0.
+            ///
+            /// # Errors
+            ///
+            /// [`DecodeError::UnknownType`] or [`DecodeError::Malformed`]; after both, the next frame can
+            /// be read.
+            pub fn decode(frame: Bytes) -> Result<(u32, Self), DecodeError> {
+                let mut reader = Reader(frame);
+                let kind = reader.u8().unwrap_or(0);
+                let id = match kind {
+                    $first => Some(0),
+                    _ => reader.u32().ok(),
+                };
+                match (id, Self::take(kind, &mut reader)) {
+                    (Some(id), Ok(Some(value))) => Ok((id, value)),
+                    (id, Ok(None)) => Err(DecodeError::UnknownType { kind, id }),
+                    (id, _) => Err(DecodeError::Malformed {
+                        kind,
+                        id: id.filter(|_| kind != $first),
+                    }),
+                }
+            }
+
+            /// Reads what follows the id; `None` for an unknown type.
+            fn take(kind: u8, reader: &mut Reader) -> Result<Option<Self>, Short> {
+                Ok(Some(match kind {
+                    $($kind => Self::$variant { $($field: field!(take reader $(, $codec)?)),+ },)+
+                    _ => return Ok(None),
+                }))
+            }
+
+            /// Appends the whole frame to `out`. `id` is ignored for the first frame.
+            ///
+            /// # Panics
+            ///
+            /// When a name or the data is longer than 4 GiB.
+            pub fn encode(&self, id: u32, out: &mut BytesMut) {
+                put_frame(out, |out| {
+                    let kind = self.kind();
+                    out.put_u8(kind);
+                    if kind != $first {
+                        out.put_u32(id);
+                    }
+                    self.put(out);
+                });
+            }
+
+            const fn kind(&self) -> u8 {
+                match self {
+                    $(Self::$variant { .. } => $kind),+
+                }
+            }
+
+            fn put(&self, out: &mut BytesMut) {
+                match self {
+                    $(Self::$variant { $($field),+ } => { $(field!(put $field, out $(, $codec)?);)+ })+
+                }
+            }
+        }
+    };
+}
+
+pub(super) use {field, frames};
+
+/// The rest of a frame.
+pub(super) struct Rest;
+
+impl Rest {
+    pub(super) fn put(value: &Bytes, out: &mut BytesMut) {
+        out.put_slice(value);
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "as the other fields")]
+    pub(super) fn take(reader: &mut Reader) -> Result<Bytes, Short> {
+        Ok(reader.rest())
+    }
+}
+
 /// Writes a counted string.
 ///
 /// # Panics

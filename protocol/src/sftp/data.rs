@@ -1,6 +1,7 @@
 //! READ and WRITE, decoded without copying: most requests to a server are these two.
 
-use super::request::{READ, WRITE};
+const READ: u8 = 5;
+const WRITE: u8 = 6;
 
 /// READ or WRITE, borrowed from its frame. [`super::Request`] has all requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

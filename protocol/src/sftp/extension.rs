@@ -5,9 +5,29 @@
 //! data of [`super::Reply::Extended`]. Extensions whose arguments are one handle or some paths have
 //! no type: [`put_strings`] and [`take_strings`] write and read counted strings.
 
-/// The data of a message: its fields, one after the other.
+/// The fields of a value, one after the other.
+macro_rules! fields {
+    ($message:ident: $($field:tt $(as $codec:ident)?),+) => {
+        impl Field for $message {
+            fn put(&self, out: &mut bytes::BytesMut) {
+                $(field!(put &self.$field, out $(, $codec)?);)+
+            }
+
+            fn take(reader: &mut Reader) -> Result<Self, Short> {
+                Ok(Self {
+                    $($field: field!(take reader $(, $codec)?)),+
+                })
+            }
+        }
+    };
+}
+
+/// The data of a message: its fields, one after the other; and about how many bytes they take, where they
+/// are many.
 macro_rules! in_order {
-    ($message:ident: $($field:ident),+ $(,)?) => {
+    ($message:ident: $($field:tt $(as $codec:ident)?),+ $(; $capacity:path)?) => {
+        fields!($message: $($field $(as $codec)?),+);
+
         impl $message {
             /// The data of the message.
             ///
@@ -15,9 +35,9 @@ macro_rules! in_order {
             ///
             /// When a string is longer than 4 GiB.
             #[must_use]
-            pub fn encode(&self) -> bytes::Bytes {
-                let mut out = bytes::BytesMut::new();
-                $(super::Field::put(&self.$field, &mut out);)+
+            pub fn encode(&self) -> Bytes {
+                let mut out = bytes::BytesMut::with_capacity(0 $(+ $capacity(self))?);
+                self.put(&mut out);
                 out.freeze()
             }
 
@@ -25,12 +45,9 @@ macro_rules! in_order {
             ///
             /// # Errors
             ///
-            /// [`MalformedExtension`](super::MalformedExtension).
-            pub fn decode(data: bytes::Bytes) -> Result<Self, super::MalformedExtension> {
-                let mut reader = super::Reader(data);
-                Ok(Self {
-                    $($field: super::Field::take(&mut reader)?),+
-                })
+            /// [`MalformedExtension`](super::MalformedExtension), also when a limit is exceeded.
+            pub fn decode(data: Bytes) -> Result<Self, super::MalformedExtension> {
+                Ok(Field::take(&mut Reader(data))?)
             }
         }
     };
@@ -43,7 +60,9 @@ mod ranges;
 mod replace;
 mod whole;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use std::marker::PhantomData;
+
+use bytes::{Bytes, BytesMut};
 
 pub use self::{
     openssh::{CopyData, FileSystem, Limits, SetLinkAttributes},
@@ -56,10 +75,7 @@ pub use self::{
         StoreFile, StoreFiles, StoredFiles,
     },
 };
-use super::{
-    Attributes,
-    codec::{Reader, Short, put_string},
-};
+use super::codec::{Field, Reader, Short, field, put_string};
 
 /// Rename that replaces the target: `string from, string to`.
 pub const POSIX_RENAME: &str = "posix-rename@openssh.com";
@@ -112,60 +128,13 @@ impl From<Short> for MalformedExtension {
     }
 }
 
-/// A field of a message.
-trait Field: Sized {
-    fn put(&self, out: &mut BytesMut);
-    fn take(reader: &mut Reader) -> Result<Self, MalformedExtension>;
-}
-
-/// A counted string.
-impl Field for Bytes {
-    fn put(&self, out: &mut BytesMut) {
-        put_string(out, self);
-    }
-
-    fn take(reader: &mut Reader) -> Result<Self, MalformedExtension> {
-        Ok(reader.string()?)
-    }
-}
-
-impl Field for u32 {
-    fn put(&self, out: &mut BytesMut) {
-        out.put_u32(*self);
-    }
-
-    fn take(reader: &mut Reader) -> Result<Self, MalformedExtension> {
-        Ok(reader.u32()?)
-    }
-}
-
-impl Field for u64 {
-    fn put(&self, out: &mut BytesMut) {
-        out.put_u64(*self);
-    }
-
-    fn take(reader: &mut Reader) -> Result<Self, MalformedExtension> {
-        Ok(reader.u64()?)
-    }
-}
-
 impl Field for bool {
     fn put(&self, out: &mut BytesMut) {
         u32::from(*self).put(out);
     }
 
-    fn take(reader: &mut Reader) -> Result<Self, MalformedExtension> {
+    fn take(reader: &mut Reader) -> Result<Self, Short> {
         u32::take(reader).map(|number| number != 0)
-    }
-}
-
-impl Field for Attributes {
-    fn put(&self, out: &mut BytesMut) {
-        Self::put(self, out);
-    }
-
-    fn take(reader: &mut Reader) -> Result<Self, MalformedExtension> {
-        Ok(Self::take(reader)?)
     }
 }
 
@@ -174,8 +143,25 @@ impl Field for Replacement {
         self.bits().put(out);
     }
 
-    fn take(reader: &mut Reader) -> Result<Self, MalformedExtension> {
+    fn take(reader: &mut Reader) -> Result<Self, Short> {
         u32::take(reader).map(Self::from_bits)
+    }
+}
+
+/// A counted list of at most `MAX` values.
+struct Limited<T, const MAX: usize>(PhantomData<T>);
+
+impl<T: Field, const MAX: usize> Limited<T, MAX> {
+    fn put(values: &[T], out: &mut BytesMut) {
+        u32::try_from(values.len()).unwrap_or(u32::MAX).put(out);
+        values.iter().for_each(|value| value.put(out));
+    }
+
+    fn take(reader: &mut Reader) -> Result<Vec<T>, Short> {
+        match usize::try_from(reader.u32()?) {
+            Ok(count) if count <= MAX => (0..count).map(|_| T::take(reader)).collect(),
+            _ => Err(Short),
+        }
     }
 }
 

@@ -4,378 +4,155 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
     Attributes,
-    codec::{DecodeError, Reader, Short, put_frame, put_string},
+    codec::{DecodeError, Field, Reader, Rest, Short, field, frames, put_frame},
 };
 
-const INIT: u8 = 1;
-const OPEN: u8 = 3;
-const CLOSE: u8 = 4;
-pub(super) const READ: u8 = 5;
-pub(super) const WRITE: u8 = 6;
-const LSTAT: u8 = 7;
-const FSTAT: u8 = 8;
-const SETSTAT: u8 = 9;
-const FSETSTAT: u8 = 10;
-const OPENDIR: u8 = 11;
-const READDIR: u8 = 12;
-const REMOVE: u8 = 13;
-const MKDIR: u8 = 14;
-const RMDIR: u8 = 15;
-const REALPATH: u8 = 16;
-const STAT: u8 = 17;
-const RENAME: u8 = 18;
-const READLINK: u8 = 19;
-const SYMLINK: u8 = 20;
-const EXTENDED: u8 = 200;
-
-/// One request (draft-02, sections 4, 6 and 8). Paths are bytes without a NUL; `handle` is what
-/// the server gave.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Request {
-    /// The first frame: the highest version the client speaks.
-    Init {
-        /// Protocol version.
-        version: u32,
-    },
-    /// Open a file.
-    Open {
-        /// Path of the file.
-        path: Bytes,
-        /// Bits of [`super::open_flags`].
-        flags: u32,
-        /// Attributes for a file that is created.
-        attributes: Attributes,
-    },
-    /// Close a handle.
-    Close {
-        /// The handle.
-        handle: Bytes,
-    },
-    /// Read from a file.
-    Read {
-        /// The handle.
-        handle: Bytes,
-        /// Offset in the file, in bytes.
-        offset: u64,
-        /// Most bytes to read.
-        length: u32,
-    },
-    /// Write to a file.
-    Write {
-        /// The handle.
-        handle: Bytes,
-        /// Offset in the file, in bytes.
-        offset: u64,
-        /// The data.
-        data: Bytes,
-    },
-    /// Attributes of a path, of a link itself.
-    Lstat {
-        /// The path.
-        path: Bytes,
-    },
-    /// Attributes of an open file.
-    Fstat {
-        /// The handle.
-        handle: Bytes,
-    },
-    /// Change attributes of a path.
-    Setstat {
-        /// The path.
-        path: Bytes,
-        /// Attributes to change.
-        attributes: Attributes,
-    },
-    /// Change attributes of an open file.
-    Fsetstat {
-        /// The handle.
-        handle: Bytes,
-        /// Attributes to change.
-        attributes: Attributes,
-    },
-    /// Open a directory to list it.
-    Opendir {
-        /// Its path.
-        path: Bytes,
-    },
-    /// The next names of a directory.
-    Readdir {
-        /// The handle.
-        handle: Bytes,
-    },
-    /// Remove a file.
-    Remove {
-        /// Its path.
-        path: Bytes,
-    },
-    /// Create a directory.
-    Mkdir {
-        /// Its path.
-        path: Bytes,
-        /// Its attributes.
-        attributes: Attributes,
-    },
-    /// Remove an empty directory.
-    Rmdir {
-        /// Its path.
-        path: Bytes,
-    },
-    /// Canonicalize a path.
-    Realpath {
-        /// The path.
-        path: Bytes,
-    },
-    /// Attributes of a path, links followed.
-    Stat {
-        /// The path.
-        path: Bytes,
-    },
-    /// Rename; the new name must be free.
-    Rename {
-        /// The old path.
-        from: Bytes,
-        /// The new path.
-        to: Bytes,
-    },
-    /// The target of a symbolic link.
-    Readlink {
-        /// The link.
-        path: Bytes,
-    },
-    /// Create a symbolic link.
-    Symlink {
-        /// The target.
-        target: Bytes,
-        /// Path of the new link.
-        link: Bytes,
-    },
-    /// A vendor-specific extension.
-    Extended {
-        /// Its name, such as `posix-rename@openssh.com`.
-        name: Bytes,
-        /// The rest of the frame.
-        data: Bytes,
-    },
-}
-
-impl Request {
-    /// Decodes the body of a frame: id and request. INIT has the id 0.
-    ///
-    /// # Errors
-    ///
-    /// [`DecodeError::UnknownType`] or [`DecodeError::Malformed`]; after both, the next frame can be read.
-    pub fn decode(frame: Bytes) -> Result<(u32, Self), DecodeError> {
-        let mut reader = Reader(frame);
-        let kind = reader.u8().unwrap_or(0);
-        if kind == INIT {
-            return match reader.u32() {
-                // A server may ignore the extensions of a client.
-                Ok(version) => Ok((0, Self::Init { version })),
-                Err(Short) => Err(DecodeError::Malformed { kind, id: None }),
-            };
-        }
-        let id = reader.u32().ok();
-        match (id, Self::take(kind, &mut reader)) {
-            (Some(id), Some(Ok(request))) => Ok((id, request)),
-            (id, None) => Err(DecodeError::UnknownType { kind, id }),
-            (id, Some(_)) => Err(DecodeError::Malformed { kind, id }),
-        }
-    }
-
-    /// Reads what follows the id; `None` for an unknown type.
-    fn take(kind: u8, reader: &mut Reader) -> Option<Result<Self, Short>> {
-        Some(match kind {
-            OPEN => Self::take_open(reader),
-            CLOSE => reader.string().map(|handle| Self::Close { handle }),
-            READ => Self::take_read(reader),
-            WRITE => Self::take_write(reader),
-            LSTAT => reader.string().map(|path| Self::Lstat { path }),
-            FSTAT => reader.string().map(|handle| Self::Fstat { handle }),
-            SETSTAT => with_attributes(reader, |path, attributes| Self::Setstat {
-                path,
-                attributes,
-            }),
-            FSETSTAT => with_attributes(reader, |handle, attributes| Self::Fsetstat {
-                handle,
-                attributes,
-            }),
-            OPENDIR => reader.string().map(|path| Self::Opendir { path }),
-            READDIR => reader.string().map(|handle| Self::Readdir { handle }),
-            REMOVE => reader.string().map(|path| Self::Remove { path }),
-            // Some clients leave out the attributes of MKDIR; that costs nothing to accept.
-            MKDIR => reader.string().and_then(|path| {
-                let attributes = if reader.is_empty() {
-                    Attributes::default()
-                } else {
-                    Attributes::take(reader)?
-                };
-                Ok(Self::Mkdir { path, attributes })
-            }),
-            RMDIR => reader.string().map(|path| Self::Rmdir { path }),
-            REALPATH => reader.string().map(|path| Self::Realpath { path }),
-            STAT => reader.string().map(|path| Self::Stat { path }),
-            RENAME => two_strings(reader, |from, to| Self::Rename { from, to }),
-            READLINK => reader.string().map(|path| Self::Readlink { path }),
-            SYMLINK => two_strings(reader, |target, link| Self::Symlink { target, link }),
-            EXTENDED => reader.string().map(|name| Self::Extended {
-                name,
-                data: reader.rest(),
-            }),
-            _ => return None,
-        })
-    }
-
-    fn take_open(reader: &mut Reader) -> Result<Self, Short> {
-        Ok(Self::Open {
-            path: reader.string()?,
-            flags: reader.u32()?,
-            attributes: Attributes::take(reader)?,
-        })
-    }
-
-    fn take_read(reader: &mut Reader) -> Result<Self, Short> {
-        Ok(Self::Read {
-            handle: reader.string()?,
-            offset: reader.u64()?,
-            length: reader.u32()?,
-        })
-    }
-
-    fn take_write(reader: &mut Reader) -> Result<Self, Short> {
-        Ok(Self::Write {
-            handle: reader.string()?,
-            offset: reader.u64()?,
-            data: reader.string()?,
-        })
-    }
-
-    /// Appends the whole frame to `out`. INIT has no id; `id` is ignored for it.
-    ///
-    /// # Panics
-    ///
-    /// When a name or the data is longer than 4 GiB.
-    pub fn encode(&self, id: u32, out: &mut BytesMut) {
-        put_frame(out, |out| {
-            out.put_u8(self.kind());
-            match self {
-                Self::Init { version } => out.put_u32(*version),
-                _ => out.put_u32(id),
-            }
-            self.put_body(out);
-        });
-    }
-
-    const fn kind(&self) -> u8 {
-        match self {
-            Self::Init { .. } => INIT,
-            Self::Open { .. } => OPEN,
-            Self::Close { .. } => CLOSE,
-            Self::Read { .. } => READ,
-            Self::Write { .. } => WRITE,
-            Self::Lstat { .. } => LSTAT,
-            Self::Fstat { .. } => FSTAT,
-            Self::Setstat { .. } => SETSTAT,
-            Self::Fsetstat { .. } => FSETSTAT,
-            Self::Opendir { .. } => OPENDIR,
-            Self::Readdir { .. } => READDIR,
-            Self::Remove { .. } => REMOVE,
-            Self::Mkdir { .. } => MKDIR,
-            Self::Rmdir { .. } => RMDIR,
-            Self::Realpath { .. } => REALPATH,
-            Self::Stat { .. } => STAT,
-            Self::Rename { .. } => RENAME,
-            Self::Readlink { .. } => READLINK,
-            Self::Symlink { .. } => SYMLINK,
-            Self::Extended { .. } => EXTENDED,
-        }
-    }
-
-    fn put_body(&self, out: &mut BytesMut) {
-        match self {
-            Self::Init { .. } => {}
-            Self::Open {
-                path,
-                flags,
-                attributes,
-            } => {
-                put_string(out, path);
-                out.put_u32(*flags);
-                attributes.put(out);
-            }
-            Self::Read {
-                handle,
-                offset,
-                length,
-            } => {
-                put_string(out, handle);
-                out.put_u64(*offset);
-                out.put_u32(*length);
-            }
-            Self::Write {
-                handle,
-                offset,
-                data,
-            } => {
-                put_string(out, handle);
-                out.put_u64(*offset);
-                put_string(out, data);
-            }
-            Self::Close { handle: name }
-            | Self::Fstat { handle: name }
-            | Self::Readdir { handle: name }
-            | Self::Lstat { path: name }
-            | Self::Opendir { path: name }
-            | Self::Remove { path: name }
-            | Self::Rmdir { path: name }
-            | Self::Realpath { path: name }
-            | Self::Stat { path: name }
-            | Self::Readlink { path: name } => put_string(out, name),
-            Self::Setstat {
-                path: name,
-                attributes,
-            }
-            | Self::Fsetstat {
-                handle: name,
-                attributes,
-            }
-            | Self::Mkdir {
-                path: name,
-                attributes,
-            } => {
-                put_string(out, name);
-                attributes.put(out);
-            }
-            Self::Rename {
-                from: first,
-                to: second,
-            }
-            | Self::Symlink {
-                target: first,
-                link: second,
-            } => {
-                put_string(out, first);
-                put_string(out, second);
-            }
-            Self::Extended { name, data } => {
-                put_string(out, name);
-                out.put_slice(data);
-            }
-        }
+frames! {
+    /// One request (draft-02, sections 4, 6 and 8). Paths are bytes without a NUL; `handle` is what
+    /// the server gave. A server may ignore the extensions in INIT.
+    pub enum Request: 1 {
+        /// The first frame: the highest version the client speaks.
+        1 => Init {
+            /// Protocol version.
+            version: u32,
+        },
+        /// Open a file.
+        3 => Open {
+            /// Path of the file.
+            path: Bytes,
+            /// Bits of [`super::open_flags`].
+            flags: u32,
+            /// Attributes for a file that is created.
+            attributes: Attributes,
+        },
+        /// Close a handle.
+        4 => Close {
+            /// The handle.
+            handle: Bytes,
+        },
+        /// Read from a file.
+        5 => Read {
+            /// The handle.
+            handle: Bytes,
+            /// Offset in the file, in bytes.
+            offset: u64,
+            /// Most bytes to read.
+            length: u32,
+        },
+        /// Write to a file.
+        6 => Write {
+            /// The handle.
+            handle: Bytes,
+            /// Offset in the file, in bytes.
+            offset: u64,
+            /// The data.
+            data: Bytes,
+        },
+        /// Attributes of a path, of a link itself.
+        7 => Lstat {
+            /// The path.
+            path: Bytes,
+        },
+        /// Attributes of an open file.
+        8 => Fstat {
+            /// The handle.
+            handle: Bytes,
+        },
+        /// Change attributes of a path.
+        9 => Setstat {
+            /// The path.
+            path: Bytes,
+            /// Attributes to change.
+            attributes: Attributes,
+        },
+        /// Change attributes of an open file.
+        10 => Fsetstat {
+            /// The handle.
+            handle: Bytes,
+            /// Attributes to change.
+            attributes: Attributes,
+        },
+        /// Open a directory to list it.
+        11 => Opendir {
+            /// Its path.
+            path: Bytes,
+        },
+        /// The next names of a directory.
+        12 => Readdir {
+            /// The handle.
+            handle: Bytes,
+        },
+        /// Remove a file.
+        13 => Remove {
+            /// Its path.
+            path: Bytes,
+        },
+        /// Create a directory.
+        14 => Mkdir {
+            /// Its path.
+            path: Bytes,
+            /// Its attributes.
+            attributes: Attributes as OptionalAttributes,
+        },
+        /// Remove an empty directory.
+        15 => Rmdir {
+            /// Its path.
+            path: Bytes,
+        },
+        /// Canonicalize a path.
+        16 => Realpath {
+            /// The path.
+            path: Bytes,
+        },
+        /// Attributes of a path, links followed.
+        17 => Stat {
+            /// The path.
+            path: Bytes,
+        },
+        /// Rename; the new name must be free.
+        18 => Rename {
+            /// The old path.
+            from: Bytes,
+            /// The new path.
+            to: Bytes,
+        },
+        /// The target of a symbolic link.
+        19 => Readlink {
+            /// The link.
+            path: Bytes,
+        },
+        /// Create a symbolic link.
+        20 => Symlink {
+            /// The target.
+            target: Bytes,
+            /// Path of the new link.
+            link: Bytes,
+        },
+        /// A vendor-specific extension.
+        200 => Extended {
+            /// Its name, such as `posix-rename@openssh.com`.
+            name: Bytes,
+            /// The rest of the frame.
+            data: Bytes as Rest,
+        },
     }
 }
 
-fn two_strings(
-    reader: &mut Reader,
-    build: impl FnOnce(Bytes, Bytes) -> Request,
-) -> Result<Request, Short> {
-    Ok(build(reader.string()?, reader.string()?))
-}
+/// Some clients leave out the attributes of MKDIR; that costs nothing to accept.
+struct OptionalAttributes;
 
-fn with_attributes(
-    reader: &mut Reader,
-    build: impl FnOnce(Bytes, Attributes) -> Request,
-) -> Result<Request, Short> {
-    Ok(build(reader.string()?, Attributes::take(reader)?))
+impl OptionalAttributes {
+    fn put(value: &Attributes, out: &mut BytesMut) {
+        value.put(out);
+    }
+
+    fn take(reader: &mut Reader) -> Result<Attributes, Short> {
+        if reader.is_empty() {
+            Ok(Attributes::default())
+        } else {
+            Field::take(reader)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::super::Attributes;
+use super::{super::Attributes, Field, Reader, Short, field};
 
 /// Answer to [`LIMITS`](super::LIMITS). All in bytes but the last; 0 where there is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,9 +1,9 @@
 //! Messages of our own extension [`OPEN_PART`](super::OPEN_PART): files under a temporary name until
 //! they are complete.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
-use super::{Field, MalformedExtension, Reader};
+use super::{Field, Limited, Reader, Short, field};
 
 /// Most names in one request.
 pub const MAX_PART_NAMES: usize = 16;
@@ -25,22 +25,9 @@ pub struct OpenPart {
     pub keep: bool,
 }
 
-in_order!(OpenPart: directory, keep, names);
+in_order!(OpenPart: directory, keep, names as PartNames);
 
-/// At most [`MAX_PART_NAMES`].
-impl Field for Vec<Bytes> {
-    fn put(&self, out: &mut BytesMut) {
-        u32::try_from(self.len()).unwrap_or(u32::MAX).put(out);
-        self.iter().for_each(|name| name.put(out));
-    }
-
-    fn take(reader: &mut Reader) -> Result<Self, MalformedExtension> {
-        match usize::try_from(u32::take(reader)?) {
-            Ok(count @ ..=MAX_PART_NAMES) => (0..count).map(|_| Bytes::take(reader)).collect(),
-            _ => Err(MalformedExtension),
-        }
-    }
-}
+type PartNames = Limited<Bytes, MAX_PART_NAMES>;
 
 /// Answer to [`OPEN_PART`](super::OPEN_PART).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +45,10 @@ in_order!(OpenedPart: handle, name, length);
 #[cfg(test)]
 mod tests {
     use super::{
-        super::tests::{bytes, survives},
+        super::{
+            MalformedExtension,
+            tests::{bytes, survives},
+        },
         *,
     };
 

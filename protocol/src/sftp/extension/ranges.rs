@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{MalformedExtension, Reader};
+use super::{Field, MalformedExtension, Reader, Short, field};
 
 /// Most holes in one [`Holes`].
 pub const MAX_HOLES: usize = 1000;

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use super::{MalformedExtension, Reader};
+use super::{Field, MalformedExtension, Reader, Short, field};
 
 /// Request of [`REPLACE`](super::REPLACE). If the answer is not [`Replaced::Done`], `to` is
 /// unchanged.

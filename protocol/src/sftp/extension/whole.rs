@@ -6,8 +6,8 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
-    super::{Attributes, MAX_DATA_BYTES, codec::put_string, status},
-    MalformedExtension, Reader, Replacement,
+    super::{Attributes, MAX_DATA_BYTES, status},
+    Field, Limited, Reader, Replacement, Short, field,
 };
 
 /// Most files in one request.
@@ -53,54 +53,32 @@ pub struct StoreFile {
     pub data: Bytes,
 }
 
+type Files<T> = Limited<T, MAX_WHOLE_FILES>;
+
+type StoreList = Files<StoreFile>;
+
+in_order!(StoreFiles: directory, files as StoreList, replacement as OptionalReplacement; StoreFiles::room);
+fields!(StoreFile: part, name, attributes, data);
+
 impl StoreFiles {
-    /// The data of the request.
-    ///
-    /// # Panics
-    ///
-    /// When something is longer than 4 GiB.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        let bytes: usize = self.files.iter().map(StoreFile::room).sum();
-        let mut out = BytesMut::with_capacity(12 + self.directory.len() + bytes);
-        put_string(&mut out, &self.directory);
-        out.put_u32(count(self.files.len()));
-        for file in &self.files {
-            put_string(&mut out, &file.part);
-            put_string(&mut out, &file.name);
-            file.attributes.put(&mut out);
-            put_string(&mut out, &file.data);
-        }
-        out.put_u32(self.replacement.bits());
-        out.freeze()
+    fn room(&self) -> usize {
+        self.directory.len() + self.files.iter().map(StoreFile::room).sum::<usize>()
+    }
+}
+
+struct OptionalReplacement;
+
+impl OptionalReplacement {
+    fn put(value: &Replacement, out: &mut BytesMut) {
+        value.put(out);
     }
 
-    /// Reads the data of a request.
-    ///
-    /// # Errors
-    ///
-    /// [`MalformedExtension`], also when there are more than [`MAX_WHOLE_FILES`].
-    pub fn decode(data: Bytes) -> Result<Self, MalformedExtension> {
-        let mut reader = Reader(data);
-        let directory = reader.string()?;
-        let files = list(&mut reader, |reader| {
-            Ok(StoreFile {
-                part: reader.string()?,
-                name: reader.string()?,
-                attributes: Attributes::take(reader)?,
-                data: reader.string()?,
-            })
-        })?;
-        let replacement = if reader.is_empty() {
-            Replacement::default()
+    fn take(reader: &mut Reader) -> Result<Replacement, Short> {
+        if reader.is_empty() {
+            Ok(Replacement::default())
         } else {
-            Replacement::from_bits(reader.u32()?)
-        };
-        Ok(Self {
-            directory,
-            files,
-            replacement,
-        })
+            Field::take(reader)
+        }
     }
 }
 
@@ -118,32 +96,9 @@ impl StoreFile {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredFiles(pub Vec<Result<(), Failure>>);
 
-impl StoredFiles {
-    /// The data of the reply.
-    ///
-    /// # Panics
-    ///
-    /// When a message is longer than 4 GiB.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(4 + 4 * self.0.len());
-        out.put_u32(count(self.0.len()));
-        for stored in &self.0 {
-            put_outcome(&mut out, stored.as_ref(), |_, ()| {});
-        }
-        out.freeze()
-    }
+type StoredList = Files<Result<(), Failure>>;
 
-    /// Reads the data of a reply.
-    ///
-    /// # Errors
-    ///
-    /// [`MalformedExtension`].
-    pub fn decode(data: Bytes) -> Result<Self, MalformedExtension> {
-        let mut reader = Reader(data);
-        list(&mut reader, |reader| take_outcome(reader, |_| Ok(()))).map(Self)
-    }
-}
+in_order!(StoredFiles: 0 as StoredList);
 
 /// Request of [`FETCH`](super::FETCH).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,37 +110,21 @@ pub struct FetchFiles {
     pub files: Vec<(Bytes, u32)>,
 }
 
-impl FetchFiles {
-    /// The data of the request.
-    ///
-    /// # Panics
-    ///
-    /// When something is longer than 4 GiB.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        let mut out = BytesMut::new();
-        put_string(&mut out, &self.directory);
-        out.put_u32(count(self.files.len()));
-        for (name, length) in &self.files {
-            put_string(&mut out, name);
-            out.put_u32(*length);
-        }
-        out.freeze()
+in_order!(FetchFiles: directory, files as FetchList);
+
+struct FetchList;
+
+impl FetchList {
+    fn put(files: &[(Bytes, u32)], out: &mut BytesMut) {
+        Files::put(files, out);
     }
 
-    /// Reads the data of a request.
-    ///
-    /// # Errors
-    ///
-    /// [`MalformedExtension`], also when a limit is exceeded.
-    pub fn decode(data: Bytes) -> Result<Self, MalformedExtension> {
-        let mut reader = Reader(data);
-        let directory = reader.string()?;
-        let files = list(&mut reader, |reader| Ok((reader.string()?, reader.u32()?)))?;
+    fn take(reader: &mut Reader) -> Result<Vec<(Bytes, u32)>, Short> {
+        let files = Files::<(Bytes, u32)>::take(reader)?;
         let mut lengths = files.iter().map(|(_, length)| *length);
         match lengths.try_fold(0, u32::checked_add) {
-            Some(..=MAX_FETCHED_BYTES) => Ok(Self { directory, files }),
-            _ => Err(MalformedExtension),
+            Some(..=MAX_FETCHED_BYTES) => Ok(files),
+            _ => Err(Short),
         }
     }
 }
@@ -203,96 +142,61 @@ pub struct FetchedFile {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchedFiles(pub Vec<Result<FetchedFile, Failure>>);
 
+type FetchedList = Files<Result<FetchedFile, Failure>>;
+
+in_order!(FetchedFiles: 0 as FetchedList; FetchedFiles::room);
+fields!(FetchedFile: attributes, data);
+
 impl FetchedFiles {
-    /// The data of the reply.
-    ///
-    /// # Panics
-    ///
-    /// When something is longer than 4 GiB.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
+    fn room(&self) -> usize {
         /// A code, a count, and attributes with everything.
         const REST: usize = 64;
         let data = self.0.iter().flatten().map(|file| file.data.len() + REST);
-        let mut out = BytesMut::with_capacity(4 + data.sum::<usize>());
-        out.put_u32(count(self.0.len()));
-        for fetched in &self.0 {
-            put_outcome(&mut out, fetched.as_ref(), |out, file| {
-                file.attributes.put(out);
-                put_string(out, &file.data);
-            });
-        }
-        out.freeze()
-    }
-
-    /// Reads the data of a reply.
-    ///
-    /// # Errors
-    ///
-    /// [`MalformedExtension`].
-    pub fn decode(data: Bytes) -> Result<Self, MalformedExtension> {
-        let mut reader = Reader(data);
-        let file = |reader: &mut Reader| {
-            Ok(FetchedFile {
-                attributes: Attributes::take(reader)?,
-                data: reader.string()?,
-            })
-        };
-        list(&mut reader, |reader| take_outcome(reader, file)).map(Self)
+        data.sum()
     }
 }
 
-fn count(length: usize) -> u32 {
-    u32::try_from(length).unwrap_or(u32::MAX)
-}
+impl Field for () {
+    fn put(&self, _: &mut BytesMut) {}
 
-fn list<T>(
-    reader: &mut Reader,
-    mut one: impl FnMut(&mut Reader) -> Result<T, MalformedExtension>,
-) -> Result<Vec<T>, MalformedExtension> {
-    let count = usize::try_from(reader.u32()?).unwrap_or(usize::MAX);
-    if count <= MAX_WHOLE_FILES {
-        (0..count).map(|_| one(reader)).collect()
-    } else {
-        Err(MalformedExtension)
+    fn take(_: &mut Reader) -> Result<Self, Short> {
+        Ok(())
     }
 }
 
-/// Writes a status code and its fields.
-fn put_outcome<T>(
-    out: &mut BytesMut,
-    outcome: Result<T, &Failure>,
-    put: impl FnOnce(&mut BytesMut, T),
-) {
-    match outcome {
-        Ok(value) => {
-            out.put_u32(status::OK);
-            put(out, value);
-        }
-        Err(failure) => {
-            out.put_u32(failure.code);
-            put_string(out, &failure.message);
+/// A status code, and the fields of the value or of the failure.
+impl<T: Field> Field for Result<T, Failure> {
+    fn put(&self, out: &mut BytesMut) {
+        match self {
+            Ok(value) => {
+                out.put_u32(status::OK);
+                value.put(out);
+            }
+            Err(failure) => {
+                out.put_u32(failure.code);
+                failure.message.put(out);
+            }
         }
     }
-}
 
-fn take_outcome<T>(
-    reader: &mut Reader,
-    take: impl Fn(&mut Reader) -> Result<T, MalformedExtension>,
-) -> Result<Result<T, Failure>, MalformedExtension> {
-    Ok(match reader.u32()? {
-        status::OK => Ok(take(reader)?),
-        code => Err(Failure {
-            code,
-            message: reader.string()?,
-        }),
-    })
+    fn take(reader: &mut Reader) -> Result<Self, Short> {
+        Ok(match reader.u32()? {
+            status::OK => Ok(T::take(reader)?),
+            code => Err(Failure {
+                code,
+                message: reader.string()?,
+            }),
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::{
-        super::tests::{bytes, survives},
+        super::{
+            MalformedExtension,
+            tests::{bytes, survives},
+        },
         *,
     };
     use crate::sftp::Times;
