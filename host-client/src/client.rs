@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    connect::{Connector, DEFAULT_CONNECT_TIMEOUT, Stream},
+    connect::{AgentStream, Connector, DEFAULT_CONNECT_TIMEOUT},
     endpoint::Endpoint,
     error::ClientError,
     exec::Exec,
@@ -27,7 +27,7 @@ use crate::{
         sftp::SessionOptions,
         version::{Family, INCUS_SERVER_NAME},
     },
-    sftp::{RawSftp, Sftp},
+    sftp::Sftp,
     tls::Security,
     ws::{self, Socket},
 };
@@ -47,6 +47,12 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(30);
 /// machine boots. Cheap to clone; clones share their connections.
 ///
 /// Dropping the last clone closes the idle connection. Sessions and commands go on.
+///
+/// # Cancel safety
+///
+/// The future of each method can be dropped. The agent may or may not have received the request then. A
+/// `CONNECT` handshake with a virtual machine monitor goes on in the background: see
+/// [`Client::settle`].
 #[derive(Debug, Clone)]
 pub struct Client {
     inner: Arc<Inner>,
@@ -303,13 +309,11 @@ impl Client {
     /// # Errors
     ///
     /// [`ClientError`].
-    pub async fn raw_sftp(&self) -> Result<RawSftp, ClientError> {
-        self.open_sftp(&SessionOptions::default())
-            .await
-            .map(RawSftp::new)
+    pub async fn raw_sftp(&self) -> Result<AgentStream, ClientError> {
+        self.open_sftp(&SessionOptions::default()).await
     }
 
-    async fn open_sftp(&self, options: &SessionOptions) -> Result<Stream, ClientError> {
+    async fn open_sftp(&self, options: &SessionOptions) -> Result<AgentStream, ClientError> {
         let path = if options.is_default() {
             path::SFTP.to_owned()
         } else {
@@ -364,6 +368,10 @@ impl Client {
     /// Waits for background work that must not be aborted: a handshake with a virtual machine monitor,
     /// and ending a command whose start was cancelled. Call it before the process ends, after a failed
     /// connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the work goes on when the future is dropped.
     pub async fn settle(&self) {
         let background = self.background();
         background.close();
@@ -419,8 +427,12 @@ impl Ended {
 const LISTENING: &str = "listening for events";
 
 impl Events {
-    /// The next event; `None` when the agent has ended the stream. Cancel safe. After the end, every
-    /// call returns the same result.
+    /// The next event; `None` when the agent has ended the stream. After the end, every call returns the
+    /// same result.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: no event is lost when the future is dropped.
     ///
     /// # Errors
     ///

@@ -29,8 +29,8 @@ use crate::{
     tls::{self, Security},
 };
 
+pub use self::stream::AgentStream;
 use self::stream::Socket;
-pub(crate) use self::stream::Stream;
 
 /// Longest single attempt, TLS handshake included. The kernel's own limit for vsock is 2 s, which
 /// a guest under emulation exceeds; the kernel may also never answer a connect at all, so there
@@ -113,11 +113,11 @@ impl Connector {
     /// # Errors
     ///
     /// [`ClientError::Connect`] with the last attempt's error.
-    pub(crate) async fn connect(&self) -> Result<Stream, ClientError> {
+    pub(crate) async fn connect(&self) -> Result<AgentStream, ClientError> {
         self.attempts().connect().await
     }
 
-    async fn attempt(&self) -> Result<Stream, ConnectError> {
+    async fn attempt(&self) -> Result<AgentStream, ConnectError> {
         let socket = Socket(match &self.endpoint {
             Endpoint::Vsock(address) => Either::Left(
                 vsock::connect(*address, ATTEMPT_TIMEOUT)
@@ -131,14 +131,14 @@ impl Connector {
             }
         });
         let Security::Tls(identity) = &self.security else {
-            return Ok(Stream::plain(socket));
+            return Ok(AgentStream::plain(socket));
         };
         let (connector, name) = identity.connector();
         let stream = connector
             .connect(name, socket)
             .await
             .map_err(tls::handshake_error)?;
-        Ok(Stream::tls(stream))
+        Ok(AgentStream::tls(stream))
     }
 
     /// Fails with `EAGAIN` while the listener's queue is full, which is tried again.
@@ -157,7 +157,7 @@ impl Connector {
     /// # Errors
     ///
     /// [`ClientError::Connect`].
-    pub(crate) async fn connect_once(&self) -> Result<Stream, ClientError> {
+    pub(crate) async fn connect_once(&self) -> Result<AgentStream, ClientError> {
         let deadline = Instant::now() + ATTEMPT_TIMEOUT;
         timeout_at(deadline, self.attempt())
             .await
@@ -188,7 +188,7 @@ impl Attempts<'_> {
     /// # Errors
     ///
     /// [`ClientError::Connect`] with the last attempt's error.
-    pub(crate) async fn connect(&mut self) -> Result<Stream, ClientError> {
+    pub(crate) async fn connect(&mut self) -> Result<AgentStream, ClientError> {
         loop {
             let left = self.deadline.saturating_duration_since(Instant::now());
             let limit = ATTEMPT_TIMEOUT.min(left);

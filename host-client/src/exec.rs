@@ -226,7 +226,9 @@ impl Exec {
 
     /// Starts it. The session's streams work at once; dropping the session ends the command.
     ///
-    /// If this future is dropped, the command is not started, or is ended.
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the command is not started, or is ended in the background.
     ///
     /// # Errors
     ///
@@ -238,6 +240,10 @@ impl Exec {
     }
 
     /// Runs it to its end, without input, and keeps what it writes.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the command is ended.
     ///
     /// # Errors
     ///

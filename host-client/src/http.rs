@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use vsock_agent_transport::http::Connection;
 
 use crate::{
-    connect::{Connector, Stream},
+    connect::{AgentStream, Connector},
     error::{ClientError, ConnectError, bounded},
     protocol::{
         envelope::{Envelope, EnvelopeKind},
@@ -231,7 +231,7 @@ impl Http {
         protocol: &'static str,
         extra: &[(&'static str, String)],
         during: &'static str,
-    ) -> Result<(Stream, HeaderMap), ClientError> {
+    ) -> Result<(AgentStream, HeaderMap), ClientError> {
         let mut call = Call::get(path, during);
         let headers = &mut call.headers;
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -263,14 +263,14 @@ impl Http {
             .await
             .map_err(|error| self.lost(during, error))?;
         let parts = upgraded
-            .downcast::<TokioIo<Stream>>()
+            .downcast::<TokioIo<AgentStream>>()
             .map_err(|_| ClientError::protocol("an upgraded connection that is not ours"))?;
         let mut stream = parts.io.into_inner();
         stream.early = parts.read_buf;
         Ok((stream, headers))
     }
 
-    async fn open(&self, stream: Stream) -> Result<Connection, ClientError> {
+    async fn open(&self, stream: AgentStream) -> Result<Connection, ClientError> {
         Connection::start(stream)
             .await
             .map_err(|error| self.lost("starting HTTP", error))
@@ -506,7 +506,7 @@ mod tests {
     #[tokio::test]
     async fn a_later_call_gets_the_reason_why_the_connection_ended() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let stream = Stream::from(ours);
+        let stream = AgentStream::from(ours);
         let connection = Connection::start(stream).await.unwrap();
         theirs.write_all(b"an answer to nothing").await.unwrap();
         while !connection.is_closed() {

@@ -105,6 +105,7 @@ pub use vsock_agent_protocol::sftp::SessionOptions;
 
 pub use self::{
     client::{Client, Events, Timeouts},
+    connect::AgentStream,
     endpoint::{Endpoint, EndpointError},
     error::{ClientError, ConnectError, FileStatus},
     exec::{
@@ -112,7 +113,7 @@ pub use self::{
         Output, TerminalSize,
     },
     identity::IdentityFiles,
-    sftp::{DirectoryEntry, DirectoryReader, OpenFlags, RawSftp, RemoteFile, RemotePath, Sftp},
+    sftp::{DirectoryEntry, DirectoryReader, OpenFlags, RemoteFile, RemotePath, Sftp},
     tls::{Identity, IdentityError, IdentityPem, Security},
 };
 

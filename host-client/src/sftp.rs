@@ -26,16 +26,10 @@ mod status;
 mod transfer;
 mod whole;
 
-use std::{
-    io,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 pub use russh_sftp::protocol::OpenFlags;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 pub(crate) use self::engine::LocalSource;
 pub use self::{
@@ -49,7 +43,7 @@ use self::{
 };
 use crate::{
     client::Timeouts,
-    connect::Stream,
+    connect::AgentStream,
     error::ClientError,
     protocol::sftp::{
         Attributes, MAX_DATA_BYTES, MAX_FRAME_BYTES, Reply, Request, SessionOptions,
@@ -95,14 +89,14 @@ impl Sftp {
     #[cfg(test)]
     pub(crate) async fn start<S>(stream: S) -> Result<Self, ClientError>
     where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
     {
         Ok(Self::on(Engine::start(stream, SILENCE_TIMEOUT).await?).await)
     }
 
     /// The same on a connection that HTTP handed over.
     pub(crate) async fn start_upgraded(
-        stream: Stream,
+        stream: AgentStream,
         timeouts: Timeouts,
     ) -> Result<Self, ClientError> {
         let silence = timeouts.silence_or(SILENCE_TIMEOUT);
@@ -506,44 +500,6 @@ fn read_limits(data: Bytes) -> Sizes {
     Sizes {
         read: size(limits.read),
         write: size(limits.write),
-    }
-}
-
-/// A connection that speaks SFTP. Closing one direction is not possible: end it by dropping it.
-#[derive(Debug)]
-pub struct RawSftp(Stream);
-
-impl RawSftp {
-    pub(crate) const fn new(stream: Stream) -> Self {
-        Self(stream)
-    }
-}
-
-impl AsyncRead for RawSftp {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for RawSftp {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buffer)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 

@@ -10,9 +10,9 @@ use tokio_tungstenite::{
     },
 };
 
-use crate::{connect::Stream, error::ClientError, http::Http};
+use crate::{connect::AgentStream, error::ClientError, http::Http};
 
-pub(crate) type Socket = WebSocketStream<Stream>;
+pub(crate) type Socket = WebSocketStream<AgentStream>;
 
 /// Largest message accepted, in bytes. Agents send up to 128 KiB of output, and events with a whole
 /// command in them; the limit is against hostile agents.

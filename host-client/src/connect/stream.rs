@@ -50,15 +50,15 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// A connection to an agent.
+/// A connection to an agent, as bytes. Closing one direction is not possible: drop it to close it.
 #[derive(Debug)]
-pub(crate) struct Stream {
+pub struct AgentStream {
     /// Bytes that the agent sent right after the reply that upgraded the connection, to be read first.
     pub(crate) early: Bytes,
     socket: Either<Socket, Box<TlsStream<Socket>>>,
 }
 
-impl Stream {
+impl AgentStream {
     pub(super) fn plain(socket: Socket) -> Self {
         Self {
             early: Bytes::new(),
@@ -97,13 +97,13 @@ impl Stream {
 }
 
 #[cfg(test)]
-impl From<UnixStream> for Stream {
+impl From<UnixStream> for AgentStream {
     fn from(socket: UnixStream) -> Self {
         Self::plain(Socket(Either::Right(socket)))
     }
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for AgentStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -118,7 +118,7 @@ impl AsyncRead for Stream {
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for AgentStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

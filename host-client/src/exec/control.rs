@@ -31,6 +31,10 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Sends window sizes and signals to a running command. Cheap to clone. May outlive the session; its
 /// methods then fail.
+///
+/// # Cancel safety
+///
+/// When the future of a method is dropped, the message may or may not be sent.
 #[derive(Debug, Clone)]
 pub struct ExecControl {
     queue: mpsc::Sender<Command>,

@@ -39,7 +39,7 @@ const OPERATION_WAIT: &str = "operation_wait";
 /// A running command.
 ///
 /// Streams that are taken must be read while it runs: a command whose output is not read blocks
-/// eventually. Dropping the session, or the future of [`wait`](Self::wait), ends the command.
+/// eventually. Dropping the session ends the command.
 #[derive(Debug)]
 pub struct ExecSession {
     id: OperationId,
@@ -321,6 +321,10 @@ impl ExecSession {
     ///
     /// Streams that were not taken are dropped first: the input ends, output is discarded. Output that
     /// was taken must be read or dropped; up to 8 MiB of each stream may be read after this returned.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: dropping the future ends the command.
     ///
     /// # Errors
     ///

@@ -7,7 +7,7 @@
 use anyhow::{Context, bail};
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use vsock_agent_client::RawSftp;
+use vsock_agent_client::AgentStream;
 
 use crate::stdio::{self, Sink, Writer};
 
@@ -15,7 +15,7 @@ use crate::stdio::{self, Sink, Writer};
 const BUFFER_BYTES: usize = 64 * 1024;
 
 /// Joins stdio with the guest until one of them ends.
-pub(crate) async fn run(stream: RawSftp) -> anyhow::Result<u8> {
+pub(crate) async fn run(stream: AgentStream) -> anyhow::Result<u8> {
     let (mut from_guest, mut to_guest) = tokio::io::split(stream);
     let mut stdin = stdio::stdin()?;
     let stdout = Writer::start(Sink::Stdout)?;
