@@ -5,8 +5,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::{
     Instance, Service,
-    scope::Values,
-    table::{Found, plain},
+    preset::{Found, plain},
     token::TokenRule,
 };
 
@@ -60,7 +59,7 @@ impl Service {
             }
             self.check(rule, headers)?;
         }
-        let values = Values::new(instance, &self.preset);
+        let values = self.preset.values(instance);
         match self.preset.find_path(&values, request.method(), &path) {
             Found::Answer { status, kind, text } => Ok(reply(status, kind, text)),
             Found::Listing(names) => Ok(reply(StatusCode::OK, TEXT, names)),

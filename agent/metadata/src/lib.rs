@@ -6,7 +6,7 @@
 //! file ─► Preset ─► Service ─► listen ─► loopback   assigns the address
 //!                     │                  sk_lookup  redirects connections, so the port stays free
 //!                     ├─────► admits ──► peer       the user at the other end: root only
-//!                     └─────► answer ──► token, table ─► template, shape ─► scope ─► Instance
+//!                     └─────► answer ──► token, lookup ─► route ─► template, shape ─► scope ─► Instance
 //! ```
 //!
 //! The program that has the services implements [`Instance`], accepts the connections and serves HTTP
@@ -14,19 +14,18 @@
 //! [`yaml`] and [`toml_file`].
 
 mod answer;
-mod file;
 mod instance;
 mod loopback;
 mod netlink;
 mod network_data;
 mod peer;
 mod preset;
+mod route;
 pub mod rtnetlink;
 mod scope;
 mod service;
 mod shape;
 mod sk_lookup;
-mod table;
 mod template;
 mod token;
 pub mod toml_file;

@@ -1,18 +1,22 @@
 //! A preset, built-in or from a file.
 
+mod file;
+mod lookup;
+
 use std::{
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
 };
 
+pub(crate) use self::lookup::{Found, plain};
 use http::{HeaderName, HeaderValue};
 use vsock_agent_protocol::preset;
 
 use crate::{
-    Instance, file, instance, network_data,
-    scope::{COMBINED, NETWORK_DATA},
-    table::Route,
+    Instance, instance, network_data,
+    route::Route,
+    scope::{COMBINED, NETWORK_DATA, Values},
     template::Template,
     token::TokenRule,
     toml_file,
@@ -143,6 +147,11 @@ impl Preset {
             .into_iter()
             .filter(|(_, is_unsupported)| *is_unsupported);
         unsupported.map(|(key, _)| key).collect()
+    }
+
+    /// The values of its templates for an instance.
+    pub(crate) fn values<'a>(&self, instance: &'a dyn Instance) -> Values<'a> {
+        Values::new(instance, &self.versions, &self.document_versions)
     }
 
     /// Its name, or its path.

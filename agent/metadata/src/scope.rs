@@ -18,7 +18,7 @@ use std::{borrow::Cow, cell::OnceCell};
 use serde_json::Value;
 
 use crate::{
-    Instance, Preset, instance, network_data, user_data,
+    Instance, instance, network_data, user_data,
     yaml::{self, Node},
 };
 
@@ -61,7 +61,11 @@ pub(crate) struct Values<'a> {
 }
 
 impl<'a> Values<'a> {
-    pub(crate) fn new(instance: &'a dyn Instance, preset: &Preset) -> Self {
+    pub(crate) fn new(
+        instance: &'a dyn Instance,
+        versions: &[String],
+        document_versions: &[String],
+    ) -> Self {
         let meta_data = yaml::parse(instance.meta_data()).unwrap_or_default();
         let keys = meta_data.as_ref().map(public_keys).unwrap_or_default();
         Self {
@@ -69,8 +73,8 @@ impl<'a> Values<'a> {
             meta_data,
             nics: instance::nics(instance).into(),
             keys: keys.into(),
-            versions: preset.versions.clone().into(),
-            document_versions: preset.document_versions.clone().into(),
+            versions: versions.into(),
+            document_versions: document_versions.into(),
             combined: OnceCell::new(),
             network_data: OnceCell::new(),
         }
@@ -251,9 +255,8 @@ pub(crate) mod tests {
 
     pub(crate) fn with_scope<T>(run: impl FnOnce(&Scope<'_>) -> T) -> T {
         let instance = instance();
-        let preset = "address = \"127.0.0.1\"\nversions = [\"1\", \"latest\"]\n";
-        let preset = Preset::parse("test", preset).unwrap();
-        run(&Values::new(&instance, &preset).scope())
+        let versions = ["1", "latest"].map(str::to_owned);
+        run(&Values::new(&instance, &versions, &[]).scope())
     }
 
     #[test]
@@ -309,8 +312,7 @@ pub(crate) mod tests {
                 .to_owned(),
             ..instance()
         };
-        let preset = Preset::parse("test", "address = \"127.0.0.1\"\n").unwrap();
-        let values = Values::new(&instance, &preset);
+        let values = Values::new(&instance, &[], &[]);
         let text = |name| values.scope().text(name).map(Cow::into_owned);
         assert_eq!(text("instance-id").as_deref(), Some("i-1"));
         assert_eq!(text("hostname").as_deref(), Some("web"));

@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{pty::Pty, runner::InputLost};
+use super::pty::Pty;
 use crate::defaults;
 
 /// Largest capacity of a pipe or terminal, in bytes (`/proc/sys/fs/pipe-max-size`): the most that a
@@ -268,6 +268,15 @@ pub(super) enum InputEnd {
     Stopped,
     /// The connection failed; the input may be incomplete.
     Lost(Loss),
+}
+
+/// The input's connection failed before the end of the input.
+#[derive(Debug)]
+pub(crate) struct InputLost {
+    /// Bytes written to the command before that.
+    pub(crate) after: u64,
+    /// Why it failed.
+    pub(crate) reason: Loss,
 }
 
 /// How the input's connection failed.

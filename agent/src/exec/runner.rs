@@ -53,7 +53,7 @@ use super::{
     control,
     process_tree::{END_SIGNALS, ProcessTree},
     pty::Pty,
-    pump::{self, InputEnd, InputResult, Loss, OutputResult, Progress, StreamEnd},
+    pump::{self, InputEnd, InputLost, InputResult, Loss, OutputResult, Progress, StreamEnd},
 };
 use crate::{
     defaults,
@@ -100,15 +100,6 @@ pub(crate) enum Ended {
         /// Whether its time limit expired.
         timed_out: bool,
     },
-}
-
-/// The input's connection failed before the end of the input.
-#[derive(Debug)]
-pub(crate) struct InputLost {
-    /// Bytes written to the command before that.
-    pub(crate) after: u64,
-    /// Why it failed.
-    pub(crate) reason: Loss,
 }
 
 /// Runs the agent's commands. Cheap to clone.

@@ -6,7 +6,6 @@
 
 mod check;
 mod key;
-mod network;
 mod ssh_keys;
 mod store;
 mod view;

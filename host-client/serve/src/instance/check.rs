@@ -1,9 +1,8 @@
 //! Checks whether cloud-init can use a value.
 
-use super::{
-    network,
-    yaml::{self, Node, YamlError},
-};
+mod network;
+
+use super::yaml::{self, Node, YamlError};
 
 /// Prefixes of user-data and vendor-data that cloud-init recognizes (`INCLUSION_TYPES_MAP` in its
 /// `handlers/__init__.py`), besides [`CLOUD_CONFIG`].

@@ -1,4 +1,4 @@
-//! Parses a preset's TOML. The format is described in `../README.md`.
+//! Parses a preset's TOML. The format is described in `README.md`.
 
 use std::net::IpAddr;
 
@@ -10,11 +10,11 @@ use toml::{
 };
 use vsock_agent_protocol::preset::shipped;
 
+use super::{Preset, known};
 use crate::{
-    preset::{Preset, known},
+    route::{Body, Route},
     scope::{self, LISTS},
     shape::{Shape, ShapeError},
-    table::{Body, Route},
     template::{Template, TemplateError},
     token::TokenRule,
     toml_file,

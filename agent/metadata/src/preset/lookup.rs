@@ -1,39 +1,13 @@
 //! Finds the route of a path, and lists the folders that the routes form.
 
 use http::{HeaderValue, Method, StatusCode};
-use serde_json::Value;
 
+use super::Preset;
 use crate::{
-    Preset,
+    route::Route,
     scope::{DOCUMENT_VERSION, Scope, VERSION, Values},
-    shape::Shape,
     template::Template,
 };
-
-/// The reply at one path, or at one for each item of a list.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Route {
-    pub(crate) method: Method,
-    /// With a slash at its end it is a folder, which is also found without.
-    pub(crate) path: Template,
-    pub(crate) each: Option<String>,
-    /// The route exists only if this value does.
-    pub(crate) when: Option<String>,
-    /// Not in listings.
-    pub(crate) hidden: bool,
-    pub(crate) status: StatusCode,
-    pub(crate) kind: HeaderValue,
-    pub(crate) body: Body,
-}
-
-/// The body of a reply.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Body {
-    Text(Template),
-    /// A list, one item a line.
-    Lines(Shape),
-    Json(Shape),
-}
 
 /// The result of a lookup.
 #[derive(Debug, PartialEq, Eq)]
@@ -174,48 +148,17 @@ pub(crate) fn plain(path: &str) -> String {
     words.flat_map(|word| ["/", word]).collect()
 }
 
-impl Route {
-    /// Whether its body uses this value.
-    pub(crate) fn uses(&self, name: &str) -> bool {
-        match &self.body {
-            Body::Text(template) => template.uses(name),
-            Body::Lines(shape) | Body::Json(shape) => shape.uses(name),
-        }
-    }
-}
-
-impl Body {
-    fn has_values(&self, scope: &Scope<'_>) -> bool {
-        match self {
-            Self::Text(template) => template.has_values(scope),
-            Self::Lines(_) | Self::Json(_) => true,
-        }
-    }
-
-    fn render(&self, scope: &Scope<'_>) -> Option<String> {
-        match self {
-            Self::Text(template) => template.render(scope),
-            Self::Json(shape) => Some(shape.render(scope)?.to_string()),
-            Self::Lines(shape) => {
-                let Value::Array(lines) = shape.render(scope)? else {
-                    return None;
-                };
-                let lines: Vec<_> = lines.iter().filter_map(Value::as_str).collect();
-                Some(lines.join("\n"))
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
     use crate::instance::tests::instance;
 
     fn get(preset: &str, path: &str) -> Option<String> {
         let preset = Preset::find(preset).unwrap();
         let instance = instance();
-        let values = Values::new(&instance, &preset);
+        let values = preset.values(&instance);
         match preset.find_path(&values, &Method::GET, path) {
             Found::Answer { text, .. } | Found::Listing(text) => Some(text),
             Found::WrongMethod(_) | Found::Nothing => None,
@@ -375,7 +318,7 @@ mod tests {
         let key = "cloud-init.network-config".to_owned();
         instance.config.insert(key, config.to_owned());
         let preset = Preset::find("openstack").unwrap();
-        let values = Values::new(&instance, &preset);
+        let values = preset.values(&instance);
         let path = "/openstack/latest/network_data.json";
         let Found::Answer { text, .. } = preset.find_path(&values, &Method::GET, path) else {
             panic!("{path} is there");
@@ -396,7 +339,7 @@ mod tests {
         "#;
         let preset = Preset::parse("own", text).unwrap();
         let instance = instance();
-        let values = Values::new(&instance, &preset);
+        let values = preset.values(&instance);
         let find = |method, path| preset.find_path(&values, &method, path);
         let text = |found| match found {
             Found::Answer { status, text, .. } => (status.as_u16(), text),

@@ -4,10 +4,8 @@
 //! Each was tried with cloud-init 22.4.2 (`network_state.parse_net_config_data`). Keys of an interface
 //! that only netplan knows are not checked.
 
-use super::{
-    check::CheckError,
-    yaml::{Content, Node},
-};
+use super::CheckError;
+use crate::instance::yaml::{Content, Node};
 
 /// The keys of version 2 with interfaces. They are netplan's; cloud-init's own renderers support the
 /// first four.
@@ -139,7 +137,7 @@ fn mapping(value: &Node) -> Result<(), CheckError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::yaml;
+    use crate::instance::yaml;
 
     #[test]
     fn network_configurations_for_cloud_init_are_accepted() {
