@@ -9,6 +9,7 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::select;
+use vsock_agent_transport::Listener;
 
 use crate::{
     app::{App, Policy},
@@ -21,7 +22,7 @@ use crate::{
         provisioner::{Provisioner, wait_until_ready},
     },
     http::{
-        listen::{ListenAddress, Listener},
+        listen::{self, ListenAddress},
         server::{Server, Trust},
         tls::IdentityError,
     },
@@ -94,7 +95,7 @@ impl Agent {
         tracing::debug!(?applied, "applied the config share");
         let mut listeners = Vec::new();
         for address in &config.listen {
-            let listener = Listener::bind(address)
+            let listener = listen::bind(address)
                 .await
                 .map_err(|source| BindError::Listen {
                     address: address.clone(),

@@ -17,29 +17,9 @@ pub(crate) const VSOCK_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// command, its listener or its session.
 pub(crate) const MAX_CONNECTIONS: usize = 8192;
 
-/// Connections that have not shown a certificate, some 40 kB each. Any local user of the host can open
-/// them; only its root has privileged ports.
-pub(crate) const UNKNOWN: Limits = Limits {
-    slots: 512,
-    reserved: 16,
-    queue: 1024,
-};
-
-/// Time for a peer to send its `ClientHello` before it may be evicted for another one, when no slot is free.
-/// A client sends it as soon as it is connected. 5,120 silent peers a second are evicted.
-pub(crate) const GRACE: Duration = Duration::from_millis(100);
-
-/// The same within the handshake, for a client on a busy host: one that is evicted here may have sent a
-/// request, and does not know whether it was received. 1,024 peers a second are evicted, if the guest's
-/// processor allows.
-pub(crate) const HANDSHAKE_GRACE: Duration = Duration::from_millis(500);
-
 /// Time for a peer to start the TLS handshake, and again to finish it. Under software emulation one
-/// costs some 50 ms, and [`UNKNOWN`] limits how many share the cores.
+/// costs some 50 ms, and [`Limits::UNVERIFIED`] limits how many share the cores.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Time for a client whose handshake was refused to read the alert and close.
-pub(crate) const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time for the head of a request to arrive, idle keep-alive connections included.
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,9 +32,6 @@ pub(crate) const BODY_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Largest body of a request, in bytes: a command line of `ARG_MAX` written as JSON fits.
 pub(crate) const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
-
-/// Pause after an `accept` that failed for want of a resource.
-pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Pause between two attempts to bind while the vsock device or its module is missing.
 pub(crate) const BIND_PAUSE: Duration = Duration::from_millis(500);

@@ -1,6 +1,6 @@
 //! A service: its socket, and who may use it.
 
-use std::{io, net::SocketAddr, os::fd::AsRawFd, path::Path, sync::Arc};
+use std::{net::SocketAddr, os::fd::AsRawFd, path::Path, sync::Arc};
 
 use nix::{
     errno::Errno,
@@ -8,6 +8,7 @@ use nix::{
     unistd::geteuid,
 };
 use tokio::net::{TcpListener, TcpStream};
+use vsock_agent_transport::accept;
 
 use crate::{
     Preset,
@@ -113,16 +114,19 @@ impl Service {
 }
 
 impl ServiceListener {
-    /// Accepts the next connection; one that its client has closed already is passed over. Cancel safe.
-    ///
-    /// # Errors
-    ///
-    /// The errno of `accept(2)`; the listener stays usable.
-    pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+    /// Accepts the next connection; one that its client has closed already is passed over. Errors are
+    /// logged. Cancel safe.
+    pub async fn accept(&self) -> (TcpStream, SocketAddr) {
         loop {
-            let (stream, peer) = self.socket.accept().await?;
+            let accepted = accept(
+                || self.socket.accept(),
+                |error| {
+                    tracing::warn!(%error, "cannot accept a connection");
+                },
+            );
+            let (stream, peer) = accepted.await;
             if !is_closed(&stream) {
-                return Ok((stream, peer));
+                return (stream, peer);
             }
         }
     }

@@ -30,12 +30,14 @@ use tokio_util::{
     sync::{CancellationToken, DropGuard},
 };
 
+use vsock_agent_transport::{Listener, Stream};
+
 use crate::{
     defaults,
     guest::instance_data::InstanceData,
     http::{
         connection,
-        listen::{ListenAddress, Listener, Stream},
+        listen::{self, ListenAddress},
         reply::Reply,
     },
     shutdown::Shutdown,
@@ -101,28 +103,23 @@ impl GuestApi {
             // Without a permit, connections wait in the kernel's queue.
             let accepted = async {
                 let permit = Arc::clone(&self.connections).acquire_owned().await;
-                (permit, listener.accept().await)
+                (permit, listener.accept(listen::log_failure).await)
             };
             let accepted = select! {
                 accepted = accepted => accepted,
                 () = stop.cancelled() => return,
             };
-            let (Ok(permit), accepted) = accepted else {
+            let (Ok(permit), (stream, _)) = accepted else {
                 return;
             };
-            match accepted {
-                Ok((stream, _)) if is_root(&stream) => {
-                    let connection = Arc::clone(&self).serve(stream, stop.clone());
-                    self.shutdown.spawn(async move {
-                        connection.await;
-                        drop(permit);
-                    });
-                }
-                Ok(_) => tracing::warn!("refused a user who is not root"),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    sleep(defaults::ACCEPT_PAUSE).await;
-                }
+            if is_root(&stream) {
+                let connection = Arc::clone(&self).serve(stream, stop.clone());
+                self.shutdown.spawn(async move {
+                    connection.await;
+                    drop(permit);
+                });
+            } else {
+                tracing::warn!("refused a user who is not root");
             }
         }
     }
@@ -174,7 +171,7 @@ async fn open(path: &Path) -> io::Result<Listener> {
         let made = format!("/proc/self/fd/{}", made.as_raw_fd());
         std::fs::set_permissions(made, Permissions::from_mode(FOLDER_MODE))?;
     }
-    let listener = Listener::bind(&ListenAddress::Unix(path.to_owned())).await?;
+    let listener = listen::bind(&ListenAddress::Unix(path.to_owned())).await?;
     if folder.file_name().is_some_and(|name| name == "incus") {
         // Programs made for LXD look there. An existing file stays.
         let link = folder.with_file_name("lxd");

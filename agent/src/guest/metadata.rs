@@ -21,14 +21,13 @@ use tokio_util::{
     sync::{CancellationToken, DropGuard},
 };
 use vsock_agent_metadata::{AddressError, Instance, PresetConfig, Service, ServiceListener};
-use vsock_agent_transport::Admission;
+use vsock_agent_transport::{Admission, Stream};
 
 use crate::{
     defaults,
     guest::instance_data::{InstanceData, Snapshot},
     http::{
         connection,
-        listen::Stream,
         reply::{ApiError, Reply, full},
     },
     shutdown::Shutdown,
@@ -170,23 +169,15 @@ impl Served {
             let Ok(permit) = Arc::clone(&unknown).acquire_owned().await else {
                 return;
             };
-            match listener.accept().await {
-                Ok((stream, peer)) => {
-                    let (served, listener, stop) =
-                        (Arc::clone(&self), Arc::clone(&listener), stop.clone());
-                    self.shutdown.spawn(async move {
-                        let is_admitted = served.service.admits(&listener, &stream, peer).await;
-                        drop((listener, permit));
-                        if is_admitted {
-                            served.serve_connection(stream, stop).await;
-                        }
-                    });
+            let (stream, peer) = listener.accept().await;
+            let (served, listener, stop) = (Arc::clone(&self), Arc::clone(&listener), stop.clone());
+            self.shutdown.spawn(async move {
+                let is_admitted = served.service.admits(&listener, &stream, peer).await;
+                drop((listener, permit));
+                if is_admitted {
+                    served.serve_connection(stream, stop).await;
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    sleep(defaults::ACCEPT_PAUSE).await;
-                }
-            }
+            });
         }
     }
 

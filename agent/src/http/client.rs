@@ -10,8 +10,7 @@ use http::Request;
 use ring::digest::{SHA256, digest};
 use rustls::pki_types::CertificateDer;
 use tokio_util::sync::CancellationToken;
-
-use crate::http::listen::{Closer, Peer};
+use vsock_agent_transport::{Closer, Peer};
 
 /// A client, identified by its address and certificate.
 #[derive(Debug)]
@@ -90,9 +89,9 @@ impl Clients {
 #[cfg(test)]
 mod tests {
     use tokio::{io::AsyncReadExt, net::UnixStream};
+    use vsock_agent_transport::Stream;
 
     use super::*;
-    use crate::http::listen::Stream;
 
     #[tokio::test]
     async fn those_that_are_not_let_in_are_cut_off() {

@@ -11,14 +11,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{select, sync::Mutex, time::timeout};
 use tokio_rustls::TlsStream;
 use tokio_util::{either::Either, sync::CancellationToken};
-use vsock_agent_transport::http::{MAX_HEAD_BYTES, MAX_HEADERS};
+use vsock_agent_transport::{
+    Stream,
+    http::{MAX_HEAD_BYTES, MAX_HEADERS},
+    tls::REFUSAL_TIMEOUT,
+};
 
 use crate::{
     defaults,
-    http::{
-        listen::Stream,
-        reply::{ApiError, Reply},
-    },
+    http::reply::{ApiError, Reply},
 };
 
 /// The transport of HTTP, for server and client: a plain connection, or one with TLS.
@@ -81,7 +82,7 @@ pub(crate) async fn serve(
     };
     if ended.is_err() {
         // The client may still be sending when it gets an error reply.
-        let _ = timeout(defaults::REFUSAL_TIMEOUT, watch.drain()).await;
+        let _ = timeout(REFUSAL_TIMEOUT, watch.drain()).await;
     }
     ended.map_err(io::Error::other)
 }

@@ -24,12 +24,12 @@ use tokio_tungstenite::{
     tungstenite::{Message, Utf8Bytes},
 };
 use tokio_util::sync::CancellationToken;
+use vsock_agent_transport::Closer;
 
 use crate::{
     defaults,
     events::{self, Events},
     http::{
-        listen::Closer,
         query::parameter,
         reply::{ApiError, Reply},
         ws::{self, Carries},
@@ -221,9 +221,9 @@ mod tests {
         time::sleep,
     };
     use tokio_tungstenite::tungstenite::protocol::Role;
+    use vsock_agent_transport::Stream;
 
     use super::*;
-    use crate::http::listen::Stream;
 
     /// The agent's work for a listener to the kind `a`, and the socket of that.
     async fn listening(

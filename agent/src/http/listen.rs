@@ -1,20 +1,13 @@
-//! Listening on AF_VSOCK and Unix sockets, with one [`Listener`] and one [`Stream`].
+//! The addresses that the agent listens on and connects to.
 
 mod module;
-mod stream;
 
-use std::{fmt, future::poll_fn, io, path::PathBuf, str::FromStr};
+use std::{fmt, io, path::PathBuf, str::FromStr, sync::Arc};
 
 use nix::sys::socket::Backlog;
-use tokio::net::UnixListener;
-use tokio_vsock::VsockListener;
-use vsock_agent_protocol::address::{Cid, ParseAddressError, VsockAddress};
-use vsock_agent_transport::{
-    SocketFile,
-    vsock::{self, is_privileged},
-};
+use vsock_agent_protocol::address::{ParseAddressError, VsockAddress};
+use vsock_agent_transport::{Listener, Stream, vsock};
 
-pub(crate) use self::stream::{Closer, Stream};
 use crate::defaults;
 
 /// An address to listen on: `vsock:CID:PORT`, such as `vsock:any:8443`, or `unix:PATH`.
@@ -62,91 +55,30 @@ impl fmt::Display for ListenAddress {
     }
 }
 
-/// A bound socket.
-#[derive(Debug)]
-pub(crate) enum Listener {
-    Vsock(VsockListener),
-    Unix {
-        listener: UnixListener,
-        /// Held for its `Drop`.
-        _file: SocketFile,
-    },
-}
-
-/// The peer of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Peer {
-    /// A machine, by its context id, which a peer cannot forge.
-    Vsock(VsockAddress),
-    /// A process with permission to connect to the Unix socket.
-    Unix,
-}
-
-impl Peer {
-    /// Whether the peer has a privileged port: its kernel reserves them for root. A VMM that connects for
-    /// others does not use one.
-    pub(crate) fn is_privileged(self) -> bool {
-        match self {
-            Self::Vsock(address) => is_privileged(address.port),
-            Self::Unix => false,
+/// Binds and listens. Waits [`defaults::BIND_TIMEOUT`] at most for the vsock device.
+///
+/// # Errors
+///
+/// For AF_VSOCK `EAFNOSUPPORT` or `ENODEV` when its module is missing, `EADDRINUSE` when the port is
+/// in use; for a Unix socket `AddrInUse` also when the path is something else than a stale socket.
+pub(crate) async fn bind(address: &ListenAddress) -> io::Result<Listener> {
+    // nix limits a backlog to SOMAXCONN of the headers; the kernel's limit may be higher.
+    let backlog = Backlog::new(defaults::BACKLOG).unwrap_or(Backlog::MAXALLOWABLE);
+    match address {
+        ListenAddress::Vsock(address) => {
+            let listener = module::listen(*address, backlog).await?;
+            Ok(Listener::Vsock(listener))
+        }
+        ListenAddress::Unix(path) => {
+            let (listener, file) = vsock_agent_transport::listen_blocking(path, backlog)?;
+            Ok(Listener::Unix(listener, Arc::new(file)))
         }
     }
 }
 
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Vsock(address) => write!(f, "vsock:{address}"),
-            Self::Unix => f.write_str("unix"),
-        }
-    }
-}
-
-impl Listener {
-    /// Binds and listens. Waits [`defaults::BIND_TIMEOUT`] at most for the vsock device.
-    ///
-    /// # Errors
-    ///
-    /// For AF_VSOCK `EAFNOSUPPORT` or `ENODEV` when its module is missing, `EADDRINUSE` when the port is
-    /// in use; for a Unix socket `AddrInUse` also when the path is something else than a stale socket.
-    pub(crate) async fn bind(address: &ListenAddress) -> io::Result<Self> {
-        // nix limits a backlog to SOMAXCONN of the headers; the kernel's limit may be higher.
-        let backlog = Backlog::new(defaults::BACKLOG).unwrap_or(Backlog::MAXALLOWABLE);
-        match address {
-            ListenAddress::Vsock(address) => {
-                module::listen(*address, backlog).await.map(Self::Vsock)
-            }
-            ListenAddress::Unix(path) => {
-                let (listener, file) = vsock_agent_transport::listen_blocking(path, backlog)?;
-                Ok(Self::Unix {
-                    listener,
-                    _file: file,
-                })
-            }
-        }
-    }
-
-    /// Accepts the next connection. Cancel safe.
-    ///
-    /// # Errors
-    ///
-    /// The errno of `accept(2)`; the listener stays usable.
-    pub(crate) async fn accept(&self) -> io::Result<(Stream, Peer)> {
-        match self {
-            Self::Vsock(listener) => {
-                let (stream, peer) = poll_fn(|cx| listener.poll_accept_std(cx)).await?;
-                let peer = VsockAddress {
-                    cid: Cid(peer.cid()),
-                    port: peer.port(),
-                };
-                Ok((Stream::new(stream.into())?, Peer::Vsock(peer)))
-            }
-            Self::Unix { listener, .. } => {
-                let (stream, _) = listener.accept().await?;
-                Ok((stream.into(), Peer::Unix))
-            }
-        }
-    }
+/// Logs why a connection could not be accepted.
+pub(crate) fn log_failure(error: &io::Error) {
+    tracing::warn!(%error, "cannot accept a connection");
 }
 
 /// Connects to an address. For a Unix socket, this blocks while its directory's file system does not
@@ -188,13 +120,13 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("agent-listen-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let address = ListenAddress::Unix(folder.join("sock"));
-        let first = Listener::bind(&address).await.unwrap();
+        let first = bind(&address).await.unwrap();
         assert_eq!(
-            Listener::bind(&address).await.unwrap_err().kind(),
+            bind(&address).await.unwrap_err().kind(),
             io::ErrorKind::AddrInUse
         );
         drop(first);
-        Listener::bind(&address).await.unwrap();
+        bind(&address).await.unwrap();
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }

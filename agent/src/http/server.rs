@@ -8,21 +8,19 @@
 
 use std::{
     collections::BTreeSet,
-    future::Future,
     io,
     sync::{Arc, PoisonError, RwLock},
 };
 
-use rustls::{ServerConfig, pki_types::CertificateDer, server::Acceptor};
-use tokio::{
-    sync::Semaphore,
-    time::{Duration, sleep, timeout},
-};
-use tokio_rustls::{LazyConfigAcceptor, TlsStream};
+use rustls::{ServerConfig, pki_types::CertificateDer};
+use tokio::sync::Semaphore;
 use tokio_util::either::Either;
 use tracing::Instrument as _;
 use vsock_agent_protocol::address::Cid;
-use vsock_agent_transport::{Admission, Slot};
+use vsock_agent_transport::{
+    Admission, Limits, Listener, Peer, Stream,
+    tls::{HandshakeError, accept},
+};
 
 use crate::by_insertion::by_insertion;
 use crate::{
@@ -32,8 +30,7 @@ use crate::{
     http::{
         client::{Client, Clients},
         connection::{self, Transport},
-        listen::{Listener, Peer, Stream},
-        router,
+        listen, router,
         tls::{self, IdentityError},
     },
 };
@@ -108,7 +105,7 @@ impl Server {
             app,
             trust: RwLock::new(Arc::new(trust)),
             clients: Clients::default(),
-            unknown: Admission::new(defaults::UNKNOWN),
+            unknown: Admission::new(Limits::UNVERIFIED),
             handshakes: Semaphore::new(1),
         })
     }
@@ -144,14 +141,8 @@ impl Server {
         let stop = self.app.shutdown.child_token();
         stop.run_until_cancelled(async {
             loop {
-                match listener.accept().await {
-                    Ok((stream, peer)) => self.admit(stream, peer),
-                    Err(error) => {
-                        // Out of descriptors or memory: the next call would fail at once.
-                        tracing::warn!(%error, "cannot accept a connection");
-                        sleep(defaults::ACCEPT_PAUSE).await;
-                    }
-                }
+                let (stream, peer) = listener.accept(listen::log_failure).await;
+                self.admit(stream, peer);
             }
         })
         .await;
@@ -166,11 +157,10 @@ impl Server {
         let server = Arc::clone(self);
         let span = tracing::debug_span!("connection", %peer);
         let connection = async move {
-            let served = if trust.is_tls() {
+            let served = match trust.tls.clone() {
                 // Boxed, because most connections of a flood do not get further than this.
-                Box::pin(server.serve_tls(stream, peer)).await
-            } else {
-                server.serve_http(Either::Left(stream), peer).await
+                Some(tls) => Box::pin(server.serve_tls(stream, peer, tls)).await,
+                None => server.serve_http(Either::Left(stream), peer).await,
             };
             if let Err(error) = served {
                 tracing::debug!(%error, "connection ended");
@@ -179,49 +169,33 @@ impl Server {
         self.app.shutdown.spawn(connection.instrument(span));
     }
 
-    async fn serve_tls(&self, stream: Stream, peer: Peer) -> io::Result<()> {
+    /// Performs the handshake with `tls`, or with what has replaced it when the client begins.
+    async fn serve_tls(
+        &self,
+        stream: Stream,
+        peer: Peer,
+        tls: Arc<ServerConfig>,
+    ) -> io::Result<()> {
+        let handshake = async {
+            let is_privileged = peer.is_privileged();
+            let slot = self.unknown.enter(is_privileged).await;
+            let slot = slot.ok_or(HandshakeError::Evicted)?;
+            let turns = (!is_privileged).then_some(&self.handshakes);
+            let config = || self.trusted().tls.clone().unwrap_or(tls);
+            let limit = defaults::HANDSHAKE_TIMEOUT;
+            accept(stream, &slot, turns, limit, config, |error| {
+                tracing::warn!(%peer, %error, "TLS handshake refused");
+            })
+            .await
+        };
         let stop = self.app.shutdown.child_token();
-        let handshaken = stop.run_until_cancelled(self.handshake(stream, peer)).await;
-        match handshaken {
-            Some(stream) => self.serve_http(Either::Right(stream?), peer).await,
+        match stop.run_until_cancelled(handshake).await {
+            Some(stream) => {
+                let stream = stream.map_err(io::Error::other)?;
+                self.serve_http(Either::Right(stream.into()), peer).await
+            }
             None => Ok(()),
         }
-    }
-
-    async fn handshake(&self, stream: Stream, peer: Peer) -> io::Result<TlsStream<Stream>> {
-        let is_privileged = peer.is_privileged();
-        let slot = self.unknown.enter(is_privileged).await;
-        let slot = slot.ok_or_else(evicted)?;
-        let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream);
-        let (error, stream) = match with_timeouts(&slot, defaults::GRACE, &mut acceptor).await? {
-            Ok(start) => {
-                // TLS cannot be switched off while the agent runs.
-                let tls = self
-                    .trusted()
-                    .tls
-                    .clone()
-                    .ok_or(io::ErrorKind::NotConnected)?;
-                let turn = if is_privileged {
-                    None
-                } else {
-                    self.handshakes.acquire().await.ok()
-                };
-                let accept = start.into_stream(tls).into_fallible();
-                drop(turn);
-                match with_timeouts(&slot, defaults::HANDSHAKE_GRACE, accept).await? {
-                    Ok(stream) => return Ok(stream.into()),
-                    Err((error, stream)) => (error, Some(stream)),
-                }
-            }
-            Err(error) => (error, acceptor.take_io()),
-        };
-        tracing::warn!(%peer, %error, "TLS handshake refused");
-        if let Some(stream) = stream {
-            let watch = stream.watch();
-            let drained = timeout(defaults::REFUSAL_TIMEOUT, watch.drain());
-            let _ = slot.wait_for(defaults::GRACE, drained).await;
-        }
-        Err(error)
     }
 
     async fn serve_http(&self, stream: Transport, peer: Peer) -> io::Result<()> {
@@ -256,22 +230,4 @@ impl Server {
         })
         .await
     }
-}
-
-/// Runs one step of a handshake.
-///
-/// # Errors
-///
-/// `TimedOut` after [`defaults::HANDSHAKE_TIMEOUT`]; another error when the slot is needed after `grace`.
-async fn with_timeouts<T>(
-    slot: &Slot,
-    grace: Duration,
-    step: impl Future<Output = T>,
-) -> io::Result<T> {
-    let limited = timeout(defaults::HANDSHAKE_TIMEOUT, step);
-    Ok(slot.wait_for(grace, limited).await.ok_or_else(evicted)??)
-}
-
-fn evicted() -> io::Error {
-    io::Error::other("the slot was needed for another connection")
 }

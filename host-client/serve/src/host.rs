@@ -27,13 +27,14 @@ use std::{
     collections::HashMap,
     fmt,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use futures_util::future::join_all;
 use tokio::{sync::oneshot, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
+use vsock_agent_transport::{self as transport, Stream};
 
 pub use self::{
     guest::Guest,
@@ -43,7 +44,6 @@ pub use self::{
 };
 use self::{
     guest::ServedGuest,
-    listener::ListenLog,
     origin::{ListenAddress, Origin},
     peer::Peer,
     status::StatusFile,
@@ -93,8 +93,6 @@ struct HostState {
     status: StatusFile,
     is_registered: IsRegistered,
     peers: RwLock<HashMap<Origin, Arc<Peer>>>,
-    /// The last result of each listener.
-    listen_logs: Mutex<HashMap<ListenAddress, ListenLog>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -108,9 +106,16 @@ impl fmt::Debug for HostState {
 }
 
 impl HostState {
-    fn peer(&self, origin: &Origin) -> Option<Arc<Peer>> {
-        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
-        peers.get(origin).cloned()
+    /// Serves a connection, or closes it if no guest is at its origin.
+    fn admit(self: &Arc<Self>, address: &ListenAddress, stream: Stream, from: transport::Peer) {
+        let peer = Origin::at(address, from).and_then(|origin| {
+            let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+            peers.get(&origin).cloned()
+        });
+        match peer {
+            Some(peer) => peer.admit(self, stream, from.is_privileged()),
+            None => debug!(peer = %from, "connection from an unknown machine"),
+        }
     }
 }
 
@@ -125,7 +130,6 @@ impl HostProcess {
             status: StatusFile::new(config.status, config.port),
             is_registered: config.is_registered,
             peers: RwLock::default(),
-            listen_logs: Mutex::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
@@ -227,11 +231,6 @@ impl HostProcess {
             }
             is_kept
         });
-        self.host
-            .listen_logs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|address, _| wanted.contains(address));
         let mut first_tries = Vec::new();
         for address in wanted {
             if self.listeners.contains_key(&address) {
@@ -241,9 +240,10 @@ impl HostProcess {
             first_tries.push(is_tried);
             let stop = self.host.stop.child_token();
             let (host, own, token) = (Arc::clone(&self.host), address.clone(), stop.clone());
-            self.host
-                .tasks
-                .spawn(async move { listener::run(&own, &host, tried, &token).await });
+            self.host.tasks.spawn(async move {
+                let accepted = |stream, peer| host.admit(&own, stream, peer);
+                listener::run(&own, host.port, tried, &token, accepted).await;
+            });
             self.listeners.insert(address, stop);
         }
         // The sender is dropped without a value, so each receiver ends with an error.

@@ -29,6 +29,16 @@ pub struct Limits {
     pub queue: usize,
 }
 
+impl Limits {
+    /// For connections without a verified certificate, some 40 kB each. Every user of the peer can open
+    /// them; only its root has privileged ports.
+    pub const UNVERIFIED: Self = Self {
+        slots: 512,
+        reserved: 16,
+        queue: 1024,
+    };
+}
+
 /// Time until the next check if no peer is within its grace period.
 const PAUSE: Duration = Duration::from_millis(50);
 

@@ -6,6 +6,7 @@
 //! | [`tls`] | mutual TLS 1.3 with pinned certificates |
 //! | [`vsock`] | AF_VSOCK sockets with their buffer sizes and privileged ports |
 //! | [`http`] | one HTTP/1.1 connection as a client |
+//! | [`Listener`], [`Stream`] | sockets of any family |
 //! | [`Admission`] | a limit for connections that are not authenticated yet |
 //! | [`listen`], [`connect`], [`open_directory`], [`read_secret`] | Unix sockets, directories and key files |
 //!
@@ -23,9 +24,11 @@ mod admission;
 mod blocking;
 mod directory;
 pub mod http;
+mod listener;
 mod owned;
 mod secret;
 mod socket;
+mod stream;
 pub mod tls;
 pub mod vsock;
 
@@ -33,7 +36,9 @@ pub use self::{
     admission::{Admission, Limits, Slot},
     blocking::run_blocking,
     directory::{Missing, open_directory, open_entry},
+    listener::{Listener, Peer, accept},
     owned::is_our_own,
     secret::read_secret,
     socket::{MODE, SocketFile, connect, listen, listen_blocking},
+    stream::{Closer, Stream, Watch},
 };

@@ -5,6 +5,8 @@
 //! peer has the key. Dates are ignored because a guest's clock may be wrong, as after a restore.
 //! Sessions are never resumed, because a resumed session would not be compared again.
 
+mod handshake;
+
 use std::{fmt, sync::Arc};
 
 use rustls::{
@@ -26,6 +28,8 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use subtle::ConstantTimeEq;
+
+pub use self::handshake::{HandshakeError, LONG_GRACE, REFUSAL_TIMEOUT, accept};
 
 /// The content of the files of an identity, PEM each.
 #[derive(Clone, PartialEq, Eq)]

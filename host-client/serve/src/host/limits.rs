@@ -2,33 +2,12 @@
 
 use std::time::Duration;
 
-use vsock_agent_transport::Limits;
-
 /// Most connections of a guest with a verified certificate. An agent needs one or two; LXD's opens one
 /// for each request of a program in the guest.
 pub(super) const MAX_CONNECTIONS: usize = 32;
 
-/// Connections of one guest without a verified certificate, some 40 kB each; for a guest without TLS,
-/// all its connections. Every user in a guest can open them; only its root can use privileged ports.
-pub(super) const UNVERIFIED: Limits = Limits {
-    slots: 512,
-    reserved: 16,
-    queue: 1024,
-};
-
-/// Time for such a connection to send something before it may be closed in favour of another one, when
-/// no slot is free. Replaces up to 5,120 silent connections a second.
-pub(super) const GRACE: Duration = Duration::from_millis(100);
-
-/// The same for an agent's part of the handshake, which is slow under software emulation, and for a
-/// request of a guest without TLS. Replaces up to 1,024 connections a second.
-pub(super) const LONG_GRACE: Duration = Duration::from_millis(500);
-
 /// Time for a guest to finish the TLS handshake. Under software emulation one costs some 50 ms.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Time for a guest whose handshake was refused to read the alert and close the connection.
-pub(super) const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time for the head of a request to arrive, an idle connection included.
 pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,9 +34,6 @@ pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(400);
 /// Queue of connections to a Unix socket that are not yet accepted. The kernel caps it at
 /// `net.core.somaxconn`, 4096 since Linux 5.4.
 pub(super) const BACKLOG: i32 = 4096;
-
-/// Pause after an `accept` that failed for lack of a resource.
-pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Time between two tries to listen, and between two checks whether the socket file is still ours.
 pub(super) const LISTEN_INTERVAL: Duration = Duration::from_secs(1);

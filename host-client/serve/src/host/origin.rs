@@ -7,6 +7,7 @@ use std::{
 
 use vsock_agent_client::Endpoint;
 use vsock_agent_protocol::address::Cid;
+use vsock_agent_transport as transport;
 
 /// Where a connection comes from, as reported by the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -39,6 +40,15 @@ impl Origin {
             Endpoint::Vsock(address) => Some(Self::Machine(address.cid)),
             Endpoint::Unix(path) | Endpoint::Hybrid { path, .. } => Some(beside(path)),
             _ => None,
+        }
+    }
+
+    /// The origin of a connection of `peer` at `address`.
+    pub(super) fn at(address: &ListenAddress, peer: transport::Peer) -> Option<Self> {
+        match (address, peer) {
+            (_, transport::Peer::Vsock(peer)) => Some(Self::Machine(peer.cid)),
+            (ListenAddress::Unix(path), transport::Peer::Unix) => Some(Self::Socket(path.clone())),
+            (ListenAddress::Vsock, transport::Peer::Unix) => None,
         }
     }
 

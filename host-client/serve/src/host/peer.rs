@@ -1,16 +1,15 @@
 //! The guests of one origin: how many connections they may have, and whose a connection is.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc};
 
-use rustls::{ServerConfig, server::Acceptor};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    sync::Semaphore,
-    time::timeout,
-};
-use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
+use rustls::ServerConfig;
+use tokio::{sync::Semaphore, time::timeout};
+use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
-use vsock_agent_transport as transport;
+use vsock_agent_transport::{
+    self as transport, Limits, Slot, Stream,
+    tls::{HandshakeError, LONG_GRACE, accept},
+};
 
 use super::{HostState, api, guest::ServedGuest, limits, log_limit::LogLimit, tls};
 use vsock_agent_protocol::printable::{LOG_CHARS, excerpt};
@@ -30,7 +29,7 @@ impl Default for Admission {
     fn default() -> Self {
         Self {
             known: Arc::new(Semaphore::new(limits::MAX_CONNECTIONS)),
-            unverified: transport::Admission::new(limits::UNVERIFIED),
+            unverified: transport::Admission::new(Limits::UNVERIFIED),
             handshake: Arc::new(Semaphore::new(1)),
         }
     }
@@ -63,10 +62,12 @@ impl Peer {
     }
 
     /// Serves a connection in a task, or closes it if there are too many.
-    pub(super) fn admit<S>(self: Arc<Self>, host: &Arc<HostState>, stream: S, is_privileged: bool)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    pub(super) fn admit(
+        self: Arc<Self>,
+        host: &Arc<HostState>,
+        stream: Stream,
+        is_privileged: bool,
+    ) {
         let own = Arc::clone(host);
         host.tasks.spawn(async move {
             let Some(slot) = self.admission.unverified.enter(is_privileged).await else {
@@ -82,10 +83,7 @@ impl Peer {
         });
     }
 
-    async fn receive<S>(&self, host: &Arc<HostState>, stream: S, slot: transport::Slot)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    async fn receive(&self, host: &Arc<HostState>, stream: Stream, slot: Slot) {
         let Some(tls) = &self.tls else {
             return self.serve_plain(host, stream, slot).await;
         };
@@ -101,31 +99,38 @@ impl Peer {
     }
 
     /// Serves a guest without a certificate. It keeps its slot, and may have to give it up.
-    async fn serve_plain<S>(&self, host: &Arc<HostState>, stream: S, slot: transport::Slot)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    async fn serve_plain(&self, host: &Arc<HostState>, stream: Stream, slot: Slot) {
         let [guest] = &self.guests[..] else {
             self.log_refusal("two guests without certificates have this address");
             return;
         };
-        let served = slot.wait_for(limits::LONG_GRACE, api::serve(host, guest, stream));
+        let served = slot.wait_for(LONG_GRACE, api::serve(host, guest, stream));
         if served.await.is_none() {
             self.log_refusal("too many connections");
         }
     }
 
     /// Finds the guest by its certificate.
-    async fn identify<S>(
+    async fn identify(
         &self,
         tls: &Arc<ServerConfig>,
-        stream: S,
-        slot: &transport::Slot,
-    ) -> Option<(&Arc<ServedGuest>, TlsStream<S>)>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let stream = self.handshake(tls, stream, slot).await?;
+        stream: Stream,
+        slot: &Slot,
+    ) -> Option<(&Arc<ServedGuest>, TlsStream<Stream>)> {
+        let turns = Some(&*self.admission.handshake);
+        let (limit, config) = (limits::HANDSHAKE_TIMEOUT, || Arc::clone(tls));
+        let refused = |error: &io::Error| self.log_refusal(&error.to_string());
+        let stream = match accept(stream, slot, turns, limit, config, refused).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                match error {
+                    HandshakeError::Evicted => self.log_refusal("too many connections"),
+                    HandshakeError::TimedOut => self.log_refusal(&error.to_string()),
+                    HandshakeError::Refused(_) => {}
+                }
+                return None;
+            }
+        };
         let leaf = stream
             .get_ref()
             .1
@@ -145,59 +150,6 @@ impl Peer {
             self.log_refusal("unknown certificate");
         }
         guest.map(|guest| (guest, stream))
-    }
-
-    async fn handshake<S>(
-        &self,
-        tls: &Arc<ServerConfig>,
-        stream: S,
-        slot: &transport::Slot,
-    ) -> Option<TlsStream<S>>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream);
-        let (error, stream) = match self.in_time(slot, limits::GRACE, &mut acceptor).await? {
-            Ok(client_hello) => {
-                let permit = self.admission.handshake.acquire().await.ok();
-                let accept = client_hello.into_stream(Arc::clone(tls)).into_fallible();
-                drop(permit);
-                match self.in_time(slot, limits::LONG_GRACE, accept).await? {
-                    Ok(stream) => return Some(stream),
-                    Err((error, stream)) => (error, Some(stream)),
-                }
-            }
-            Err(error) => (error, acceptor.take_io()),
-        };
-        self.log_refusal(&error.to_string());
-        // Closing a socket with unread data resets it, and the alert with the reason would be lost.
-        let rest = async {
-            let mut stream = stream.ok_or(std::io::ErrorKind::NotConnected)?;
-            stream.shutdown().await?;
-            tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
-        };
-        let _ = slot
-            .wait_for(limits::GRACE, timeout(limits::REFUSAL_TIMEOUT, rest))
-            .await;
-        None
-    }
-
-    /// Waits for the guest's part of a handshake. `None` on timeout, or if another connection needs
-    /// the slot.
-    async fn in_time<T>(
-        &self,
-        slot: &transport::Slot,
-        grace: Duration,
-        step: impl Future<Output = T>,
-    ) -> Option<T> {
-        let limited = timeout(limits::HANDSHAKE_TIMEOUT, step);
-        let why = match slot.wait_for(grace, limited).await {
-            Some(Ok(done)) => return Some(done),
-            Some(Err(_)) => "TLS handshake timed out",
-            None => "too many connections",
-        };
-        self.log_refusal(why);
-        None
     }
 
     /// Logs why a connection was refused. The number of lines per guest is limited.

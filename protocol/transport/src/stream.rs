@@ -27,7 +27,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_s
 /// `recv(2)`, `send(2)` and `shutdown(2)` are the same for all families, so tokio's type for one of them
 /// serves the others, and generic code is compiled once.
 #[derive(Debug)]
-pub(crate) struct Stream(Arc<UnixStream>);
+pub struct Stream(Arc<UnixStream>);
 
 impl Stream {
     /// Takes a connected stream socket, of `AF_VSOCK`, `AF_UNIX`, `AF_INET` or `AF_INET6`.
@@ -35,7 +35,7 @@ impl Stream {
     /// # Errors
     ///
     /// The errno of `fcntl(2)` or `epoll_ctl(2)`.
-    pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
+    pub fn new(socket: OwnedFd) -> io::Result<Self> {
         let socket = std::os::unix::net::UnixStream::from(socket);
         socket.set_nonblocking(true)?;
         UnixStream::from_std(socket).map(Self::from)
@@ -46,17 +46,17 @@ impl Stream {
     /// # Errors
     ///
     /// The errno of `getsockopt(2)`.
-    pub(crate) fn peer_uid(&self) -> io::Result<u32> {
+    pub fn peer_uid(&self) -> io::Result<u32> {
         self.0.peer_cred().map(|peer| peer.uid())
     }
 
     /// A handle that waits for the peer to close. It keeps the socket open.
-    pub(crate) fn watch(&self) -> Watch {
+    pub fn watch(&self) -> Watch {
         Watch(Arc::clone(&self.0))
     }
 
     /// A handle that closes the connection.
-    pub(crate) fn closer(&self) -> Closer {
+    pub fn closer(&self) -> Closer {
         Closer(Arc::downgrade(&self.0))
     }
 }
@@ -150,14 +150,14 @@ fn is_temporary(error: &io::Error) -> bool {
 
 /// Waits for the peer to close. Reads nothing.
 #[derive(Debug)]
-pub(crate) struct Watch(Arc<UnixStream>);
+pub struct Watch(Arc<UnixStream>);
 
 impl Watch {
     /// Waits until the peer has closed the connection in both directions. Shutting down its writes
     /// (`shutdown(2)`) is not enough.
     ///
     /// Returns at once, or within a second if unread data of the peer are in the buffer.
-    pub(crate) async fn closed(&self) {
+    pub async fn closed(&self) {
         let mut pause = PAUSE.0;
         while self.0.ready(Interest::READABLE).await.is_ok() {
             let peeked = self.0.try_io(Interest::READABLE, || {
@@ -180,7 +180,7 @@ impl Watch {
 
     /// Shuts down our writes, and discards what the peer still sends until it closes: closing a socket with
     /// unread data resets the connection, and the peer may lose what was sent to it.
-    pub(crate) async fn drain(&self) {
+    pub async fn drain(&self) {
         let _ = shutdown(self.0.as_raw_fd(), Shutdown::Write);
         let mut nowhere = [0; 4096];
         while self.0.readable().await.is_ok() {
@@ -206,16 +206,16 @@ impl Watch {
 
 /// Closes a connection, if it is still open. It does not keep the socket open.
 #[derive(Debug, Clone)]
-pub(crate) struct Closer(Weak<UnixStream>);
+pub struct Closer(Weak<UnixStream>);
 
 impl Closer {
     /// Whether the connection is still in use.
-    pub(crate) fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         self.0.strong_count() > 0
     }
 
     /// Shuts it down at once, in both directions; pending reads and writes end.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         if let Some(socket) = self.0.upgrade() {
             // Fails if it is closed already.
             let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
