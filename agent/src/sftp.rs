@@ -16,6 +16,7 @@
 mod access;
 mod as_user;
 mod attributes;
+mod budget;
 mod error;
 mod extension;
 mod file_io;
@@ -23,6 +24,7 @@ mod files;
 mod handles;
 mod input;
 mod listing;
+mod output;
 mod ranges;
 mod read_buffer;
 mod realpath;
@@ -35,8 +37,9 @@ mod tree;
 
 pub(crate) use as_user::SUB_COMMAND;
 pub(crate) use as_user::UserSession;
+pub(crate) use budget::Budget;
 pub(crate) use error::{SessionError, SftpError};
-pub(crate) use session::{Budget, Session, Setup};
+pub(crate) use session::{Session, Setup};
 pub use stdio::{SftpServerError, serve_sftp_on_stdio};
 pub(crate) use stdio::{blocking, find_user};
 pub(crate) use stream::Channel;

@@ -1,19 +1,11 @@
-//! Frames, read from a connection without copying them, and the replies that are gathered meanwhile.
+//! Frames, read from a connection without copying them.
 
-use std::{
-    io,
-    ops::Range,
-    sync::{Arc, Mutex},
-};
+use std::{io, ops::Range, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use vsock_agent_protocol::sftp::{DecodeError, FrameHead, MAX_FRAME_BYTES, WriteHead};
 
-use super::{
-    SessionError,
-    handles::HANDLE_BYTES,
-    stream::{Sink, Source, lock},
-};
+use super::{SessionError, handles::HANDLE_BYTES, output::Output, stream::Source};
 
 /// How much is read at a time beyond the frame that is needed, in bytes: requests that arrived with
 /// it take no further system call.
@@ -21,9 +13,6 @@ const READ_AHEAD_BYTES: usize = 64 * 1024;
 
 /// Size of a buffer, in bytes: the largest frame, and some that follow it.
 const BUFFER_BYTES: usize = FrameHead::BYTES + MAX_FRAME_BYTES as usize + READ_AHEAD_BYTES;
-
-/// Size of the gathered replies, in bytes, at which they are sent without waiting for more.
-const GATHER_BYTES: usize = 64 * 1024;
 
 /// A WRITE of which at least so many bytes were not read yet may be written behind.
 const MIN_WRITE_BEHIND_BYTES: usize = 64 * 1024;
@@ -36,12 +25,11 @@ const WRITE_HEAD_BYTES: usize = FrameHead::BYTES + 1 + 4 + (4 + HANDLE_BYTES) + 
 #[derive(Debug)]
 pub(super) struct Input {
     source: Source,
+    output: Arc<Output>,
     /// Shared with the [`Frame`]s that are still in use.
     buffer: Arc<Vec<u8>>,
     filled: Range<usize>,
     after_write_behind: bool,
-    /// Encoded replies, gathered while more requests were there already.
-    pub(super) replies: BytesMut,
 }
 
 /// What was read.
@@ -80,16 +68,16 @@ impl std::ops::Deref for Frame {
 }
 
 impl Input {
-    /// `read_ahead` came before what `source` gives.
-    pub(super) fn new(source: Source, read_ahead: &[u8]) -> Self {
+    /// `read_ahead` came before what `source` gives. The replies in `output` are sent before it waits.
+    pub(super) fn new(source: Source, output: Arc<Output>, read_ahead: &[u8]) -> Self {
         let mut buffer = vec![0; BUFFER_BYTES.max(read_ahead.len())];
         buffer[..read_ahead.len()].copy_from_slice(read_ahead);
         Self {
             source,
+            output,
             buffer: Arc::new(buffer),
             filled: 0..read_ahead.len(),
             after_write_behind: false,
-            replies: BytesMut::new(),
         }
     }
 
@@ -99,12 +87,12 @@ impl Input {
     /// # Errors
     ///
     /// [`SessionError`]: the rest of the stream cannot be read.
-    pub(super) fn next_frame(&mut self, sink: &Mutex<Sink>) -> Result<Option<Frame>, SessionError> {
+    pub(super) fn next_frame(&mut self) -> Result<Option<Frame>, SessionError> {
         loop {
             match self.take_frame()? {
                 Ok(frame) => return Ok(Some(frame)),
                 Err(missing) => {
-                    if !self.fill(missing, sink)? {
+                    if !self.fill(missing)? {
                         return Ok(None);
                     }
                 }
@@ -117,7 +105,7 @@ impl Input {
     /// # Errors
     ///
     /// [`SessionError`]: the rest of the stream cannot be read.
-    pub(super) fn next(&mut self, sink: &Mutex<Sink>) -> Result<Option<Next>, SessionError> {
+    pub(super) fn next(&mut self) -> Result<Option<Next>, SessionError> {
         loop {
             match self.take_frame()? {
                 Ok(frame) => return Ok(Some(Next::Frame(frame))),
@@ -125,10 +113,10 @@ impl Input {
                     if missing >= MIN_WRITE_BEHIND_BYTES
                         && let Some(partial) = self.partial_write()
                     {
-                        self.flush(sink)?;
+                        self.output.flush()?;
                         return Ok(Some(Next::Write(partial)));
                     }
-                    if !self.fill(missing, sink)? {
+                    if !self.fill(missing)? {
                         return Ok(None);
                     }
                 }
@@ -138,12 +126,12 @@ impl Input {
 
     /// Reads up to `missing` bytes, or more. False when the client has closed the connection
     /// between two frames.
-    fn fill(&mut self, missing: usize, sink: &Mutex<Sink>) -> Result<bool, SessionError> {
-        self.flush(sink)?;
+    fn fill(&mut self, missing: usize) -> Result<bool, SessionError> {
+        self.output.flush()?;
         let room = self.make_room(missing);
         let read = {
             let buffer = writable(&mut self.buffer)?;
-            self.source.read(&mut buffer[room], sink)?
+            self.source.read(&mut buffer[room], &self.output)?
         };
         if read == 0 {
             return if self.filled.is_empty() {
@@ -176,8 +164,8 @@ impl Input {
     /// # Errors
     ///
     /// [`SessionError`]: the rest of the stream cannot be read.
-    pub(super) fn read_frame(&mut self, sink: &Mutex<Sink>) -> Result<Frame, SessionError> {
-        let frame = self.next_frame(sink)?;
+    pub(super) fn read_frame(&mut self) -> Result<Frame, SessionError> {
+        let frame = self.next_frame()?;
         frame.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof).into())
     }
 
@@ -190,7 +178,6 @@ impl Input {
         &mut self,
         partial: &PartialWrite,
         data: &mut [u8],
-        sink: &Mutex<Sink>,
     ) -> Result<(), SessionError> {
         let here = &self.buffer[self.filled.end - partial.here..self.filled.end];
         data[..here.len()].copy_from_slice(here);
@@ -198,7 +185,7 @@ impl Input {
         self.after_write_behind = true;
         let mut filled = partial.here;
         while filled < data.len() {
-            match self.source.read(&mut data[filled..], sink)? {
+            match self.source.read(&mut data[filled..], &self.output)? {
                 0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 count => filled += count,
             }
@@ -251,41 +238,6 @@ impl Input {
         };
         let end = self.buffer.len().min(self.filled.end + wanted);
         self.filled.end..end
-    }
-
-    /// Sends the gathered replies.
-    ///
-    /// # Errors
-    ///
-    /// As [`Sink::write`].
-    pub(super) fn flush(&mut self, sink: &Mutex<Sink>) -> io::Result<()> {
-        self.send(&[], sink)
-    }
-
-    /// Sends the gathered replies once there are many.
-    ///
-    /// # Errors
-    ///
-    /// As [`Sink::write`].
-    pub(super) fn flush_if_many(&mut self, sink: &Mutex<Sink>) -> io::Result<()> {
-        if self.replies.len() < GATHER_BYTES {
-            Ok(())
-        } else {
-            self.flush(sink)
-        }
-    }
-
-    /// Sends the gathered replies, and `last` after them.
-    ///
-    /// # Errors
-    ///
-    /// As [`Sink::write`].
-    pub(super) fn send(&mut self, last: &[u8], sink: &Mutex<Sink>) -> io::Result<()> {
-        if !self.replies.is_empty() || !last.is_empty() {
-            lock(sink).write(&self.replies, last)?;
-            self.replies.clear();
-        }
-        Ok(())
     }
 }
 

@@ -120,9 +120,14 @@ impl<J> Scheduler<J> {
         Some((self.start(access), job))
     }
 
+    /// Those that wait.
+    pub(super) fn jobs(&self) -> impl Iterator<Item = &J> {
+        self.waiting.iter().map(|(_, job)| job)
+    }
+
     /// Removes those that wait.
-    pub(super) fn clear_waiting(&mut self) {
-        self.waiting.clear();
+    pub(super) fn take_waiting(&mut self) -> Vec<J> {
+        self.waiting.drain(..).map(|(_, job)| job).collect()
     }
 
     fn ready(&self) -> Option<usize> {

@@ -1,8 +1,8 @@
 //! An SFTP session: requests in, replies out, on threads of its own.
 //!
-//! The threads follow the Leader/Followers pattern. The *leader* owns the [`Input`]: it reads a
-//! request, runs it, and replies, without handing it to another thread. While it runs a request, it
-//! leaves the input in the [`State`]. One follower, the *watcher*, looks at the state while there is
+//! The threads follow the Leader/Followers pattern ([`followers`]). The *leader* owns the [`Input`]: it
+//! reads a request, runs it, and replies, without handing it to another thread. While it runs a
+//! request, it leaves the input to be taken. One follower, the *watcher*, looks at it while there is
 //! work. If the leader is late, the watcher takes the input and becomes the leader; the former one
 //! replies when it is done. So fast requests run as in a serial server, and a slow one delays only
 //! itself and the requests that must come after it ([`super::scheduler`]).
@@ -43,47 +43,48 @@
 
 mod followers;
 mod leader;
+#[cfg(test)]
+mod model;
 mod write_behind;
+mod writer;
 
 use std::{
     io,
     path::Path,
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     thread,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use vsock_agent_protocol::sftp::{
     Reply, Request, SessionOptions, VERSION,
     extension::{OpenedPart, SESSION},
 };
 
-use self::{followers::Followers, write_behind::WriteBehind};
+use self::{
+    followers::{Followers, Host, Limits, Role},
+    writer::QueuedWrite,
+};
 use super::{
-    SessionError, SftpError,
+    SessionError,
+    budget::{Budget, Reserved},
     extension::ADVERTISED,
     files::{Files, Outcome},
     handles::Handles,
     input::Input,
+    output::{Output, lock},
     read_buffer::ReadBuffer,
     request::{ParsedRequest, decode},
-    scheduler::Scheduler,
-    stream::{Channel, Closer, Sink, lock},
+    stream::{Channel, Closer},
     tree::Tree,
 };
-use crate::defaults;
-
 /// Stack of a thread, in bytes: the deepest calls hash, and take more than half of it in builds
 /// without optimization. Unused stack takes no memory.
 const STACK_BYTES: usize = 1024 * 1024;
-
-/// Bytes of requests that wait, in all sessions together.
-#[derive(Debug, Default)]
-pub(crate) struct Budget(AtomicUsize);
 
 /// Handle of a running session. Dropping it does not end the session; [`Session::stop`] does.
 #[derive(Debug, Clone)]
@@ -92,14 +93,9 @@ pub(crate) struct Session(Arc<Shared>);
 /// What the threads of a session share.
 #[derive(Debug)]
 struct Shared {
-    state: Mutex<State>,
-    /// Wakes the watcher: there is an input to watch, or a thread is done.
-    watch: Condvar,
-    /// Wakes an idle follower.
-    wake: Condvar,
-    /// Wakes the leader: fewer requests wait, or fewer writes are queued.
-    progress: Condvar,
-    sink: Mutex<Sink>,
+    followers: Followers<Box<Input>, Waiting, QueuedWrite>,
+    handles: Mutex<Handles>,
+    output: Arc<Output>,
     closer: Closer,
     files: Files,
     options: SessionOptions,
@@ -109,28 +105,11 @@ struct Shared {
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-/// State of a session. No thread blocks on I/O while it holds the lock.
-#[derive(Debug, Default)]
-struct State {
-    /// The input, while the leader runs a request.
-    input: Option<Box<Input>>,
-    /// Counts the leader's requests: tells a thread whether `input` is still its own.
-    turn: u64,
-    scheduler: Scheduler<Waiting>,
-    /// Encoded replies that are sent before any other: those that a leader had gathered when its
-    /// input was taken, and those of queued writes.
-    unsent: BytesMut,
-    waiting_bytes: usize,
-    write_behind: WriteBehind,
-    handles: Handles,
-    followers: Followers,
-    ended: bool,
-}
-
-/// A request that waits for others.
+/// A request that waits for others: its frame.
 #[derive(Debug)]
 struct Waiting {
     frame: Box<[u8]>,
+    _reserved: Reserved,
 }
 
 /// What is to be sent.
@@ -188,13 +167,12 @@ impl Session {
         permit: Option<OwnedSemaphorePermit>,
     ) -> io::Result<(Self, oneshot::Receiver<Option<SessionError>>)> {
         let (on_end, end) = oneshot::channel();
-        let input = Box::new(Input::new(channel.source, read_ahead));
+        let output = Arc::new(Output::new(channel.sink));
+        let input = Input::new(channel.source, Arc::clone(&output), read_ahead);
         let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            watch: Condvar::new(),
-            wake: Condvar::new(),
-            progress: Condvar::new(),
-            sink: Mutex::new(channel.sink),
+            followers: Followers::new(Limits::default(), Arc::clone(&setup.budget)),
+            handles: Mutex::default(),
+            output,
             closer: channel.closer,
             files: Files {
                 tree: setup.tree,
@@ -206,9 +184,7 @@ impl Session {
             on_end: Mutex::new(Some(on_end)),
             _permit: permit,
         });
-        let mut state = shared.lock();
-        shared.spawn(&mut state, |shared| shared.run_first_thread(input))?;
-        drop(state);
+        shared.start_thread(|shared| shared.run_first_thread(input.into()))?;
         Ok((Self(shared), end))
     }
 
@@ -219,26 +195,23 @@ impl Session {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
-    }
-
-    fn spawn(
+    fn start_thread(
         self: &Arc<Self>,
-        state: &mut State,
         run: impl FnOnce(&Arc<Self>) + Send + 'static,
     ) -> io::Result<()> {
         let shared = Arc::clone(self);
         let thread = thread::Builder::new().name("sftp".to_owned());
-        thread.stack_size(STACK_BYTES).spawn(move || run(&shared))?;
-        state.followers.threads += 1;
+        thread.stack_size(STACK_BYTES).spawn(move || {
+            let _guard = PanicGuard(&shared);
+            run(&shared);
+        })?;
         Ok(())
     }
 
     /// Answers INIT, and leads.
     fn run_first_thread(self: &Arc<Self>, mut input: Box<Input>) {
         match self.answer_init(&mut input) {
-            Ok(true) => self.run_thread(Some(input)),
+            Ok(true) => self.run_thread(Role::Lead(input)),
             Ok(false) => self.end(None),
             Err(error) => self.end(Some(error)),
         }
@@ -246,143 +219,153 @@ impl Shared {
 
     /// False when the client closed the connection before it sent anything.
     fn answer_init(&self, input: &mut Input) -> Result<bool, SessionError> {
-        let Some(first) = input.next_frame(&self.sink)? else {
+        let Some(first) = input.next_frame()? else {
             return Ok(false);
         };
         match Request::decode(Bytes::copy_from_slice(&first))? {
             (_, Request::Init { version }) => {
-                version_reply(version, &self.options).encode(0, &mut input.replies);
+                self.output
+                    .gather(0, &version_reply(version, &self.options));
                 // VERSION is sent before any other reply, also before that of a former leader.
-                input.flush(&self.sink)?;
+                self.output.flush()?;
                 Ok(true)
             }
             _ => Err(SessionError::NoInit),
         }
     }
 
-    /// Runs one request, without the lock. The flag of an error: whether a handle stays reserved.
-    fn run(
-        &self,
-        mut state: MutexGuard<'_, State>,
-        request: ParsedRequest<'_>,
-        buffer: &mut ReadBuffer,
-    ) -> Result<Outcome, (SftpError, bool)> {
-        let opens = request.opens();
-        let handles = request.bind(&mut state.handles);
-        drop(state);
-        let handles = handles.map_err(|error| (error, false))?;
-        self.files
-            .run(request, handles, buffer)
-            .map_err(|error| (error, opens))
+    /// The main loop of a thread: takes one role after the other.
+    fn run_thread(self: &Arc<Self>, mut role: Role<Box<Input>, Waiting>) {
+        loop {
+            let result = match role {
+                Role::Lead(input) => leader::lead(self, input),
+                Role::Run(ticket, waiting) => self.run_waiting(ticket, &waiting),
+                Role::WriteBehind => self.write_queued(),
+                Role::Exit => return,
+            };
+            if let Err(error) = result {
+                self.end(Some(error));
+            }
+            role = self.followers.next_role(self);
+        }
     }
 
-    /// Gives a handle to what was opened.
-    fn store_outcome(
-        &self,
-        outcome: Result<Outcome, (SftpError, bool)>,
-    ) -> (MutexGuard<'_, State>, Response) {
-        let mut state = self.lock();
-        let response = match outcome {
-            Ok(Outcome::Reply(reply)) => Response::Reply(reply),
-            Ok(Outcome::Data(length)) => Response::Data(length),
-            Ok(Outcome::Opened(open)) => Response::Reply(Reply::Handle {
-                handle: state.handles.insert(open),
-            }),
-            Ok(Outcome::OpenedPart(part)) => {
-                let opened = OpenedPart {
-                    handle: state.handles.insert(part.open),
+    /// Runs a request that had to wait.
+    fn run_waiting(&self, ticket: u64, waiting: &Waiting) -> Result<(), SessionError> {
+        let mut buffer = ReadBuffer::default();
+        let (id, request) = decode(&waiting.frame)?;
+        let response = self.run(request, &mut buffer);
+        Ok(self.send_and_finish(ticket, id, &response, &mut buffer)?)
+    }
+
+    /// Runs one request. A handle is removed here or reserved, and given to what was opened.
+    fn run(&self, request: ParsedRequest<'_>, buffer: &mut ReadBuffer) -> Response {
+        let opens = request.opens();
+        let bound = request.bind(&mut lock(&self.handles));
+        let outcome = bound.and_then(|bound| {
+            let outcome = self.files.run(request, bound, buffer);
+            if outcome.is_err() && opens {
+                lock(&self.handles).release_reservation();
+            }
+            outcome
+        });
+        Response::Reply(match outcome {
+            Ok(Outcome::Reply(reply)) => reply,
+            Ok(Outcome::Data(length)) => return Response::Data(length),
+            Ok(Outcome::Opened(open)) => Reply::Handle {
+                handle: lock(&self.handles).insert(open),
+            },
+            Ok(Outcome::OpenedPart(part)) => Reply::Extended {
+                data: OpenedPart {
+                    handle: lock(&self.handles).insert(part.open),
                     name: part.name,
                     length: part.length,
-                };
-                Response::Reply(Reply::Extended {
-                    data: opened.encode(),
-                })
-            }
-            Err((error, reserved)) => {
-                if reserved {
-                    state.handles.release_reservation();
                 }
-                Response::Reply(error.into())
-            }
-        };
-        (state, response)
+                .encode(),
+            },
+            Err(error) => error.into(),
+        })
     }
 
-    /// Sends the reply of a thread that does not lead. Requests that wait for this one start after
-    /// that, so that their replies come after it.
+    /// Sends the reply of a thread that does not lead.
     fn send_and_finish(
         &self,
         ticket: u64,
         id: u32,
-        response: Response,
+        response: &Response,
         buffer: &mut ReadBuffer,
     ) -> io::Result<()> {
-        let sent = self.send(id, response, buffer);
-        self.lock().scheduler.finish(ticket);
-        self.progress.notify_all();
-        sent
-    }
-
-    /// Sends the unsent replies, and `frame` after them.
-    fn send_unsent_and(&self, frame: &[u8]) -> io::Result<()> {
-        let mut sink = lock(&self.sink);
-        let unsent = std::mem::take(&mut self.lock().unsent);
-        sink.write(&unsent, frame)
-    }
-
-    fn send(&self, id: u32, response: Response, buffer: &mut ReadBuffer) -> io::Result<()> {
-        let mut replies = BytesMut::new();
-        let frame = match response {
+        let sent = match response {
             Response::Reply(reply) => {
-                reply.encode(id, &mut replies);
-                &replies[..]
+                self.output.gather(id, reply);
+                self.output.send(&[])
             }
-            Response::Data(length) => buffer.frame(id, length),
+            Response::Data(length) => self.output.send(buffer.frame(id, *length)),
         };
-        self.send_unsent_and(frame)
+        self.followers.finish(ticket);
+        sent
     }
 
     /// Ends the session; further calls do nothing. Closes all files, except those that a thread still
     /// uses: it closes them when it is done.
     fn end(&self, error: Option<SessionError>) {
-        let mut state = self.lock();
-        if std::mem::replace(&mut state.ended, true) {
+        let Some(remains) = self.followers.end() else {
             return;
-        }
-        self.budget
-            .give_back(std::mem::take(&mut state.waiting_bytes));
-        state.scheduler.clear_waiting();
-        let queue = state.write_behind.take_queue();
-        let handles = std::mem::take(&mut state.handles);
-        let input = state.input.take();
-        drop(state);
+        };
         self.files.ended.store(true, Ordering::Relaxed);
-        for condition in [&self.watch, &self.wake, &self.progress] {
-            condition.notify_all();
-        }
-        if let Ok(mut sink) = self.sink.try_lock() {
-            sink.send_close_notify();
-        }
+        self.output.close();
         self.closer.shut_down();
+        let handles = std::mem::take(&mut *lock(&self.handles));
         // Closing a file may block in its file system.
-        drop((handles, queue, input));
+        drop((handles, remains));
         if let Some(on_end) = lock(&self.on_end).take() {
             let _ = on_end.send(error);
         }
     }
 }
 
-impl Budget {
-    fn take(&self, bytes: usize) {
-        self.0.fetch_add(bytes, Ordering::Relaxed);
+impl Host for Arc<Shared> {
+    fn spawn(&self) -> io::Result<()> {
+        self.start_thread(|shared| shared.run_thread(shared.followers.next_role(shared)))
     }
 
-    fn give_back(&self, bytes: usize) {
-        self.0.fetch_sub(bytes, Ordering::Relaxed);
+    fn flush(&self) {
+        // If that fails, so does the next read.
+        let _ = self.output.send(&[]);
     }
 
-    fn is_spent(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > defaults::MAX_SFTP_WAITING_BYTES
+    fn is_hung_up(&self) -> bool {
+        self.closer.is_hung_up()
+    }
+
+    fn end_session(&self) {
+        self.end(None);
+    }
+}
+
+impl Waiting {
+    fn new(frame: &[u8], budget: &Arc<Budget>) -> Self {
+        Self {
+            frame: frame.into(),
+            _reserved: budget.take(frame.len()),
+        }
+    }
+}
+
+impl AsRef<[u8]> for Waiting {
+    fn as_ref(&self) -> &[u8] {
+        &self.frame
+    }
+}
+
+/// Ends the session when a thread panics: its request would never be answered.
+struct PanicGuard<'a>(&'a Shared);
+
+impl Drop for PanicGuard<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.end(Some(SessionError::Panic));
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     io::{self, IoSlice, Read, Write},
     ops::Range,
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use nix::{
@@ -20,6 +20,8 @@ use nix::{
     },
 };
 use rustls::ServerConnection;
+
+use super::output::{Output, lock};
 
 /// Size of the buffer for incoming TLS records, in bytes: four of the largest (RFC 8446, section 5.2).
 const RECORDS_BYTES: usize = 64 * 1024;
@@ -128,10 +130,10 @@ impl Source {
     /// # Errors
     ///
     /// Errors of the socket, or of TLS as [`io::ErrorKind::Other`].
-    pub(super) fn read(&mut self, out: &mut [u8], sink: &Mutex<Sink>) -> io::Result<usize> {
+    pub(super) fn read(&mut self, out: &mut [u8], output: &Output) -> io::Result<usize> {
         match self {
             Self::Plain(file) => read(file, out),
-            Self::Tls(tls) => tls.read(out, sink),
+            Self::Tls(tls) => tls.read(out, output),
         }
     }
 }
@@ -147,12 +149,11 @@ pub(super) struct TlsSource {
 }
 
 impl TlsSource {
-    fn read(&mut self, out: &mut [u8], sink: &Mutex<Sink>) -> io::Result<usize> {
+    fn read(&mut self, out: &mut [u8], output: &Output) -> io::Result<usize> {
         loop {
             let (got, wants_write) = self.decrypt(out)?;
-            // The answer to a key update, or an alert. If the sink is locked, its holder sends it.
-            if wants_write && let Ok(mut sink) = sink.try_lock() {
-                sink.write(&[], &[])?;
+            if wants_write {
+                output.answer_tls()?;
             }
             if let Some(got) = got {
                 return got;
@@ -297,9 +298,4 @@ fn write_all(mut file: &File, pieces: [&[u8]; 2]) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Locks, also after a panic: it ends the session, and leaves nothing half done behind a lock.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
