@@ -75,59 +75,51 @@ impl Settable for File {
     }
 }
 
-/// Symbolic links are followed.
-impl Settable for Entry<'_> {
-    fn set_size(&self, size: i64) -> nix::Result<()> {
-        unistd::truncate(&self.path(), size)
-    }
-
-    fn set_mode(&self, mode: Mode) -> nix::Result<()> {
-        let flag = FchmodatFlags::FollowSymlink;
-        fchmodat(self.directory(), &*self.name, mode, flag)
-    }
-
-    fn set_times(&self, accessed: TimeSpec, modified: TimeSpec) -> nix::Result<()> {
-        let flag = UtimensatFlags::FollowSymlink;
-        utimensat(self.directory(), &*self.name, &accessed, &modified, flag)
-    }
-
-    fn set_owner(&self, uid: u32, gid: u32) -> nix::Result<()> {
-        let (uid, gid) = (Some(uid.into()), Some(gid.into()));
-        let flags = AtFlags::empty();
-        unistd::fchownat(self.directory(), &*self.name, uid, gid, flags)
-    }
+/// A file by its path.
+#[derive(Debug)]
+pub(super) struct ByPath<'a> {
+    pub(super) entry: Entry<'a>,
+    /// Whether a symbolic link is followed.
+    pub(super) follows: bool,
 }
 
-/// Symbolic links are not followed.
-#[derive(Debug)]
-pub(super) struct Unfollowed<'a>(pub(super) Entry<'a>);
-
-impl Settable for Unfollowed<'_> {
-    fn set_size(&self, _size: i64) -> nix::Result<()> {
-        // "nonsensical for links" (`process_extended_lsetstat`, `sftp-server.c`).
-        Err(Errno::EINVAL)
+impl Settable for ByPath<'_> {
+    fn set_size(&self, size: i64) -> nix::Result<()> {
+        if self.follows {
+            unistd::truncate(&self.entry.path(), size)
+        } else {
+            // "nonsensical for links" (`process_extended_lsetstat`, `sftp-server.c`).
+            Err(Errno::EINVAL)
+        }
     }
 
     fn set_mode(&self, mode: Mode) -> nix::Result<()> {
-        let flag = FchmodatFlags::NoFollowSymlink;
-        fchmodat(self.0.directory(), &*self.0.name, mode, flag)
+        let flag = if self.follows {
+            FchmodatFlags::FollowSymlink
+        } else {
+            FchmodatFlags::NoFollowSymlink
+        };
+        fchmodat(self.entry.directory(), &*self.entry.name, mode, flag)
     }
 
     fn set_times(&self, accessed: TimeSpec, modified: TimeSpec) -> nix::Result<()> {
-        let flag = UtimensatFlags::NoFollowSymlink;
-        utimensat(
-            self.0.directory(),
-            &*self.0.name,
-            &accessed,
-            &modified,
-            flag,
-        )
+        let flag = if self.follows {
+            UtimensatFlags::FollowSymlink
+        } else {
+            UtimensatFlags::NoFollowSymlink
+        };
+        let (directory, name) = (self.entry.directory(), &*self.entry.name);
+        utimensat(directory, name, &accessed, &modified, flag)
     }
 
     fn set_owner(&self, uid: u32, gid: u32) -> nix::Result<()> {
-        let (uid, gid) = (Some(uid.into()), Some(gid.into()));
-        let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
-        unistd::fchownat(self.0.directory(), &*self.0.name, uid, gid, flags)
+        let flags = if self.follows {
+            AtFlags::empty()
+        } else {
+            AtFlags::AT_SYMLINK_NOFOLLOW
+        };
+        let (directory, name) = (self.entry.directory(), &*self.entry.name);
+        unistd::fchownat(directory, name, Some(uid.into()), Some(gid.into()), flags)
     }
 }
 

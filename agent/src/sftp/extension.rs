@@ -9,7 +9,7 @@ use vsock_agent_protocol::sftp::extension::{
 use super::{
     SftpError,
     access::AccessSet,
-    handles::{BoundHandles, Handles, number},
+    handles::{Handles, number},
 };
 
 /// Names and versions in VERSION.
@@ -122,9 +122,8 @@ impl Extension {
 
     /// What it uses.
     pub(super) fn access(&self, handles: &Handles) -> AccessSet {
-        let reads = |handle: &Bytes, offset, length| match number(handle) {
-            Some(number) => AccessSet::default().reads(number, offset, length),
-            None => AccessSet::default(),
+        let reads = |handle: &Bytes, offset, length| {
+            AccessSet::default().reads(number(handle), offset, length)
         };
         match self {
             Self::PosixRename { from, to } => AccessSet::changes(from, Some(to)),
@@ -155,29 +154,6 @@ impl Extension {
                 handles.add_write(read, &copy.to, copy.to_offset, length)
             }
             Self::Limits | Self::HomeDirectory { .. } | Self::NamesById(_) => AccessSet::default(),
-        }
-    }
-
-    /// Looks its handles up.
-    ///
-    /// # Errors
-    ///
-    /// [`SftpError::UnknownHandle`], [`SftpError::ClosedHandle`], [`SftpError::TooManyHandles`].
-    pub(super) fn bind(&self, handles: &mut Handles) -> Result<BoundHandles, SftpError> {
-        match self {
-            Self::OpenPart(_) => handles.reserve().map(|()| BoundHandles::Reserved),
-            Self::Fstatvfs { handle }
-            | Self::Hash(HashRange { handle, .. })
-            | Self::Holes(HolesFrom { handle, .. }) => handles.find(handle).map(BoundHandles::One),
-            Self::Fsync { handle } => {
-                let open = handles.find(handle).map_err(|_| SftpError::ClosedHandle);
-                open.map(BoundHandles::One)
-            }
-            Self::CopyData(copy) => {
-                let from = handles.find(&copy.from)?;
-                Ok(BoundHandles::Two(from, handles.find(&copy.to)?))
-            }
-            _ => Ok(BoundHandles::None),
         }
     }
 }

@@ -23,14 +23,14 @@ use vsock_agent_protocol::sftp::{Attributes, DataRequest, Reply, Request, open_f
 use self::part::OpenedFile;
 use super::{
     SftpError,
-    attributes::{self, mode},
+    attributes::{self, ByPath, mode},
     error::ok,
     extension::Extension,
     file_io::{append, write},
     handles::{BoundHandles, Kind, Open},
     listing::{self, Listing},
-    read_buffer::ReadBuffer,
     realpath::real_path,
+    reply_buffer::ReplyBuffer,
     request::ParsedRequest,
     tree::{Entry, Tree},
 };
@@ -55,7 +55,7 @@ pub(super) struct Files {
 #[derive(Debug)]
 pub(super) enum Outcome {
     Reply(Reply),
-    /// Number of bytes that were read into the [`ReadBuffer`].
+    /// Number of bytes that were read into the [`ReplyBuffer`].
     Data(usize),
     /// A file or directory was opened, and needs a handle.
     Opened(Open),
@@ -73,7 +73,7 @@ impl Files {
         &self,
         request: ParsedRequest<'_>,
         handles: BoundHandles,
-        buffer: &mut ReadBuffer,
+        buffer: &mut ReplyBuffer,
     ) -> Result<Outcome, SftpError> {
         match (request, handles) {
             (ParsedRequest::Invalid(error), _) => Err(error),
@@ -152,7 +152,11 @@ impl Files {
                 stat(fstatat(entry.directory(), &*entry.name, AtFlags::empty()))
             }
             (Request::Setstat { path, attributes }, _) => {
-                attributes::set(&self.tree.follow(&path)?, &attributes).map(|()| ok())
+                let file = ByPath {
+                    entry: self.tree.follow(&path)?,
+                    follows: true,
+                };
+                attributes::set(&file, &attributes).map(|()| ok())
             }
             (Request::Remove { path }, _) => self.unlink(&path, UnlinkatFlags::NoRemoveDir),
             (Request::Rmdir { path }, _) => self.unlink(&path, UnlinkatFlags::RemoveDir),

@@ -66,10 +66,7 @@ impl Open {
 /// The open files that a request's handles stand for.
 #[derive(Debug)]
 pub(super) enum BoundHandles {
-    /// The request has no handle.
     None,
-    /// A handle is reserved for what it opens.
-    Reserved,
     One(Arc<Open>),
     Two(Arc<Open>, Arc<Open>),
 }
@@ -113,7 +110,7 @@ impl Handles {
 
     /// Removes a handle; the last user of the file closes it.
     pub(super) fn remove(&mut self, handle: &[u8]) -> Option<Arc<Open>> {
-        self.open.remove(&number(handle)?)
+        self.open.remove(&number(handle))
     }
 
     /// What a handle stands for.
@@ -122,10 +119,28 @@ impl Handles {
     ///
     /// [`SftpError::UnknownHandle`].
     pub(super) fn find(&self, handle: &[u8]) -> Result<Arc<Open>, SftpError> {
-        number(handle)
-            .and_then(|number| self.open.get(&number))
-            .cloned()
-            .ok_or(SftpError::UnknownHandle)
+        self.find_number(number(handle))
+    }
+
+    fn find_number(&self, number: u64) -> Result<Arc<Open>, SftpError> {
+        let open = self.open.get(&number).cloned();
+        open.ok_or(SftpError::UnknownHandle)
+    }
+
+    /// What the handles of a request stand for.
+    ///
+    /// # Errors
+    ///
+    /// [`SftpError::UnknownHandle`].
+    pub(super) fn bind(&self, access: &AccessSet) -> Result<BoundHandles, SftpError> {
+        let mut bound = access.handles().map(|number| self.find_number(number));
+        Ok(
+            match (bound.next().transpose()?, bound.next().transpose()?) {
+                (None, _) => BoundHandles::None,
+                (Some(one), None) => BoundHandles::One(one),
+                (Some(first), Some(second)) => BoundHandles::Two(first, second),
+            },
+        )
     }
 
     /// Adds a change of an open file to what a request uses. A file that is appended to changes as a
@@ -137,21 +152,20 @@ impl Handles {
         offset: u64,
         length: u64,
     ) -> AccessSet {
-        let (Some(number), Ok(open)) = (number(handle), self.find(handle)) else {
-            return access;
-        };
-        let path = Some(open.path.clone());
-        if open.appends() {
-            access.writes(number, 0, u64::MAX, path)
-        } else {
-            access.writes(number, offset, length, path)
+        let number = number(handle);
+        match self.open.get(&number) {
+            None => access.writes(number, offset, length, None),
+            Some(open) if open.appends() => {
+                access.writes(number, 0, u64::MAX, Some(open.path.clone()))
+            }
+            Some(open) => access.writes(number, offset, length, Some(open.path.clone())),
         }
     }
 }
 
-/// The number in a handle, if it has the right length.
-pub(super) fn number(handle: &[u8]) -> Option<u64> {
-    handle.try_into().map(u64::from_be_bytes).ok()
+/// The number in a handle. One that is not ours has a number that is never given out.
+pub(super) fn number(handle: &[u8]) -> u64 {
+    handle.try_into().map_or(u64::MAX, u64::from_be_bytes)
 }
 
 #[cfg(test)]

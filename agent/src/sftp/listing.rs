@@ -8,7 +8,7 @@ use nix::{
     fcntl::{AtFlags, OFlag},
     sys::stat::{FileStat, Mode, fstatat},
 };
-use time::{Month, OffsetDateTime};
+use time::OffsetDateTime;
 use vsock_agent_protocol::sftp::{Attributes, Name, mode_text};
 
 use super::{SftpError, attributes, tree::Tree};
@@ -125,20 +125,7 @@ fn date(seconds: i64, now: i64) -> String {
     let Ok(time) = OffsetDateTime::from_unix_timestamp(seconds) else {
         return "           ?".to_owned();
     };
-    let month = match time.month() {
-        Month::January => "Jan",
-        Month::February => "Feb",
-        Month::March => "Mar",
-        Month::April => "Apr",
-        Month::May => "May",
-        Month::June => "Jun",
-        Month::July => "Jul",
-        Month::August => "Aug",
-        Month::September => "Sep",
-        Month::October => "Oct",
-        Month::November => "Nov",
-        Month::December => "Dec",
-    };
+    let month = &time.month().to_string()[..3];
     let recent = (now - RECENT_SECONDS..=now).contains(&seconds);
     if recent {
         format!(

@@ -48,12 +48,8 @@ pub(super) fn decode(frame: &[u8]) -> Result<(u32, ParsedRequest<'_>), DecodeErr
 }
 
 impl ParsedRequest<'_> {
-    /// What it uses. An unknown handle uses nothing.
+    /// What it uses, all its handles among it.
     pub(super) fn access(&self, handles: &Handles) -> AccessSet {
-        let whole = |handle: &Bytes| match number(handle) {
-            Some(number) => AccessSet::default().reads(number, 0, u64::MAX),
-            None => AccessSet::default(),
-        };
         match self {
             Self::Invalid(_) => AccessSet::default(),
             Self::Data(request) => data_access(request, handles),
@@ -64,7 +60,9 @@ impl ParsedRequest<'_> {
                 | Request::Extended { .. }
                 | Request::Read { .. }
                 | Request::Write { .. } => AccessSet::default(),
-                Request::Fstat { handle } => whole(handle),
+                Request::Fstat { handle } => {
+                    AccessSet::default().reads(number(handle), 0, u64::MAX)
+                }
                 Request::Fsetstat { handle, .. }
                 | Request::Close { handle }
                 | Request::Readdir { handle } => {
@@ -102,32 +100,27 @@ impl ParsedRequest<'_> {
         }
     }
 
-    /// Looks its handles up. CLOSE removes its handle here, and a request that opens something reserves
-    /// one, which must be used or released.
+    /// Looks up the handles of its access set. CLOSE removes its handle here, and a request that opens
+    /// something reserves one, which must be used or released.
     ///
     /// # Errors
     ///
     /// [`SftpError::UnknownHandle`], [`SftpError::ClosedHandle`], [`SftpError::TooManyHandles`].
     pub(super) fn bind(&self, handles: &mut Handles) -> Result<BoundHandles, SftpError> {
+        if self.opens() {
+            handles.reserve()?;
+        }
+        let access = self.access(handles);
         match self {
-            Self::Data(DataRequest::Read { handle, .. } | DataRequest::Write { handle, .. }) => {
-                handles.find(handle).map(BoundHandles::One)
+            Self::Plain(Request::Close { handle }) => {
+                let open = handles.remove(handle).ok_or(SftpError::ClosedHandle);
+                open.map(BoundHandles::One)
             }
-            Self::Plain(request) => match request {
-                Request::Fstat { handle }
-                | Request::Fsetstat { handle, .. }
-                | Request::Readdir { handle } => handles.find(handle).map(BoundHandles::One),
-                Request::Close { handle } => {
-                    let open = handles.remove(handle).ok_or(SftpError::ClosedHandle);
-                    open.map(BoundHandles::One)
-                }
-                Request::Open { .. } | Request::Opendir { .. } => {
-                    handles.reserve().map(|()| BoundHandles::Reserved)
-                }
-                _ => Ok(BoundHandles::None),
-            },
-            Self::Extension(extension) => extension.bind(handles),
-            Self::Invalid(_) => Ok(BoundHandles::None),
+            Self::Extension(Extension::Fsync { .. }) => {
+                let bound = handles.bind(&access);
+                bound.map_err(|_| SftpError::ClosedHandle)
+            }
+            _ => handles.bind(&access),
         }
     }
 }
@@ -138,10 +131,7 @@ fn data_access(request: &DataRequest<'_>, handles: &Handles) -> AccessSet {
             handle,
             offset,
             length,
-        } => match number(handle) {
-            Some(number) => AccessSet::default().reads(number, offset, length.into()),
-            None => AccessSet::default(),
-        },
+        } => AccessSet::default().reads(number(handle), offset, length.into()),
         DataRequest::Write {
             handle,
             offset,

@@ -77,7 +77,7 @@ use super::{
     handles::Handles,
     input::Input,
     output::{Output, lock},
-    read_buffer::ReadBuffer,
+    reply_buffer::ReplyBuffer,
     request::{ParsedRequest, decode},
     stream::{Channel, Closer},
     tree::Tree,
@@ -110,14 +110,6 @@ struct Shared {
 struct Waiting {
     frame: Box<[u8]>,
     _reserved: Reserved,
-}
-
-/// What is to be sent.
-#[derive(Debug)]
-enum Response {
-    Reply(Reply),
-    /// Number of bytes in the [`ReadBuffer`].
-    Data(usize),
 }
 
 /// What a session is started with.
@@ -224,10 +216,10 @@ impl Shared {
         };
         match Request::decode(Bytes::copy_from_slice(&first))? {
             (_, Request::Init { version }) => {
+                let version = version_reply(version, &self.options);
+                // Sent before any other reply, also before that of a former leader.
                 self.output
-                    .gather(0, &version_reply(version, &self.options));
-                // VERSION is sent before any other reply, also before that of a former leader.
-                self.output.flush()?;
+                    .send(ReplyBuffer::default().reply(0, &version))?;
                 Ok(true)
             }
             _ => Err(SessionError::NoInit),
@@ -252,14 +244,20 @@ impl Shared {
 
     /// Runs a request that had to wait.
     fn run_waiting(&self, ticket: u64, waiting: &Waiting) -> Result<(), SessionError> {
-        let mut buffer = ReadBuffer::default();
+        let mut buffer = ReplyBuffer::default();
         let (id, request) = decode(&waiting.frame)?;
-        let response = self.run(request, &mut buffer);
-        Ok(self.send_and_finish(ticket, id, &response, &mut buffer)?)
+        let reply = self.run(id, request, &mut buffer);
+        Ok(self.send_and_finish(ticket, reply)?)
     }
 
-    /// Runs one request. A handle is removed here or reserved, and given to what was opened.
-    fn run(&self, request: ParsedRequest<'_>, buffer: &mut ReadBuffer) -> Response {
+    /// Runs one request, and gives its reply. A handle is removed here or reserved, and given to what
+    /// was opened.
+    fn run<'a>(
+        &self,
+        id: u32,
+        request: ParsedRequest<'_>,
+        buffer: &'a mut ReplyBuffer,
+    ) -> &'a [u8] {
         let opens = request.opens();
         let bound = request.bind(&mut lock(&self.handles));
         let outcome = bound.and_then(|bound| {
@@ -269,9 +267,9 @@ impl Shared {
             }
             outcome
         });
-        Response::Reply(match outcome {
+        let reply = match outcome {
             Ok(Outcome::Reply(reply)) => reply,
-            Ok(Outcome::Data(length)) => return Response::Data(length),
+            Ok(Outcome::Data(length)) => return buffer.data(id, length),
             Ok(Outcome::Opened(open)) => Reply::Handle {
                 handle: lock(&self.handles).insert(open),
             },
@@ -284,24 +282,13 @@ impl Shared {
                 .encode(),
             },
             Err(error) => error.into(),
-        })
+        };
+        buffer.reply(id, &reply)
     }
 
     /// Sends the reply of a thread that does not lead.
-    fn send_and_finish(
-        &self,
-        ticket: u64,
-        id: u32,
-        response: &Response,
-        buffer: &mut ReadBuffer,
-    ) -> io::Result<()> {
-        let sent = match response {
-            Response::Reply(reply) => {
-                self.output.gather(id, reply);
-                self.output.send(&[])
-            }
-            Response::Data(length) => self.output.send(buffer.frame(id, *length)),
-        };
+    fn send_and_finish(&self, ticket: u64, reply: &[u8]) -> io::Result<()> {
+        let sent = self.output.send(reply);
         self.followers.finish(ticket);
         sent
     }

@@ -16,7 +16,7 @@ use vsock_agent_protocol::sftp::{
 use super::{
     super::{
         SftpError,
-        attributes::{self, Unfollowed},
+        attributes::{self, ByPath},
         error::ok,
         extension::Extension,
         handles::BoundHandles,
@@ -62,8 +62,11 @@ impl Files {
                 if set.attributes.size.is_some() {
                     return Err(SftpError::BadMessage("the size of a link cannot be set"));
                 }
-                let entry = Unfollowed(self.tree.entry(&set.path)?);
-                return attributes::set(&entry, &set.attributes).map(|()| ok());
+                let file = ByPath {
+                    entry: self.tree.entry(&set.path)?,
+                    follows: false,
+                };
+                return attributes::set(&file, &set.attributes).map(|()| ok());
             }
             (Extension::ExpandPath { path }, _) => return self.expand(&path),
             (Extension::HomeDirectory { user }, _) => return home(&user),

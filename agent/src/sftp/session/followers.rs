@@ -260,15 +260,12 @@ impl<I, J: AsRef<[u8]>, W> Followers<I, J, W> {
                 continue;
             }
             state.idle += 1;
-            let (woken, timeout) = self
-                .wake
-                .wait_timeout(state, IDLE_TIMEOUT)
-                .unwrap_or_else(PoisonError::into_inner);
-            state = woken;
+            let timed_out;
+            (state, timed_out) = wait(&self.wake, state, IDLE_TIMEOUT);
             state.idle -= 1;
             state.woken = state.woken.saturating_sub(1);
             let is_needed = state.scheduler.has_ready() || state.write_behind.wants_writer();
-            if timeout.timed_out() && state.has_watcher && !is_needed && !state.ended {
+            if timed_out && state.has_watcher && !is_needed && !state.ended {
                 state.write_behind.free_buffers();
                 state.threads -= 1;
                 return Role::Exit;
@@ -335,8 +332,7 @@ impl<I, J: AsRef<[u8]>, W> Followers<I, J, W> {
             idle = if current.is_some() { 0 } else { idle + 1 };
             (seen, flushed) = (current, false);
             state = if idle < self.limits.idle_looks {
-                let ticked = self.watch.wait_timeout(state, WATCH_INTERVAL);
-                ticked.unwrap_or_else(PoisonError::into_inner).0
+                wait(&self.watch, state, WATCH_INTERVAL).0
             } else {
                 idle = 0;
                 self.sleep(state, None)
@@ -358,10 +354,7 @@ impl<I, J: AsRef<[u8]>, W> Followers<I, J, W> {
                 .watch
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner),
-            Some(limit) => {
-                let woken = self.watch.wait_timeout(state, limit);
-                woken.unwrap_or_else(PoisonError::into_inner).0
-            }
+            Some(limit) => wait(&self.watch, state, limit).0,
         };
         state.watcher_sleeps = false;
         state
@@ -381,8 +374,7 @@ impl<I, J: AsRef<[u8]>, W> Followers<I, J, W> {
     pub(super) fn wait_for_room(&self, host: &impl Host) -> io::Result<()> {
         let mut state = self.lock();
         while state.is_full(&self.budget) && !state.ended {
-            let waited = self.progress.wait_timeout(state, BUDGET_CHECK_INTERVAL);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state = wait(&self.progress, state, BUDGET_CHECK_INTERVAL).0;
             if host.is_hung_up() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -391,12 +383,12 @@ impl<I, J: AsRef<[u8]>, W> Followers<I, J, W> {
     }
 
     /// Reserves a place in the queue for a WRITE, if it may be queued now, and gives its ticket and a
-    /// buffer that was used before. Waits up to [`BUFFER_TIMEOUT`] for a free one.
+    /// buffer that was used before, or an empty one. Waits up to [`BUFFER_TIMEOUT`] for a free one.
     pub(super) fn reserve_write(
         &self,
         handle: &Bytes,
         access: AccessSet,
-    ) -> Option<(u64, Option<Vec<u8>>)> {
+    ) -> Option<(u64, Vec<u8>)> {
         let mut state = self.lock();
         if state.write_behind.is_worth_waiting_for(handle) {
             let full = |state: &mut State<I, J, W>| state.write_behind.is_full() && !state.ended;
@@ -461,10 +453,9 @@ impl<I, J: AsRef<[u8]>, W> Followers<I, J, W> {
             } else {
                 DRAIN_TIMEOUT
             };
-            let waited = self.progress.wait_timeout(state, limit);
-            let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-            state = woken;
-            if timeout.timed_out() && state.unanswered() == before {
+            let timed_out;
+            (state, timed_out) = wait(&self.progress, state, limit);
+            if timed_out && state.unanswered() == before {
                 return;
             }
         }
@@ -488,6 +479,17 @@ impl<I, J: AsRef<[u8]>, W> Followers<I, J, W> {
         }
         Some(remains)
     }
+}
+
+/// Waits for a notification, at most for `limit`. The flag: whether none came.
+fn wait<'a, T>(
+    condition: &Condvar,
+    guard: MutexGuard<'a, T>,
+    limit: Duration,
+) -> (MutexGuard<'a, T>, bool) {
+    let waited = condition.wait_timeout(guard, limit);
+    let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+    (guard, timeout.timed_out())
 }
 
 impl<I, J: AsRef<[u8]>, W> State<I, J, W> {

@@ -1,21 +1,18 @@
 //! The leader: reads requests, runs them, and replies.
 
-use std::{io, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     super::{
         SessionError,
         input::{Frame, Input, Next, PartialWrite},
         output::lock,
-        read_buffer::ReadBuffer,
+        reply_buffer::ReplyBuffer,
         request::decode,
     },
-    Response, Shared, Waiting,
+    Shared, Waiting,
     followers::Start,
 };
-
-/// Data up to this size, in bytes, are gathered with other replies; more is sent at once.
-const SMALL_DATA_BYTES: usize = 4 * 1024;
 
 /// Why a thread stops leading.
 enum Stopped {
@@ -41,7 +38,7 @@ pub(super) fn lead(shared: &Arc<Shared>, input: Box<Input>) -> Result<(), Sessio
 }
 
 fn read_and_run(shared: &Arc<Shared>, mut input: Box<Input>) -> Result<Stopped, SessionError> {
-    let mut buffer = ReadBuffer::default();
+    let mut buffer = ReplyBuffer::default();
     while let Some(next) = input.next()? {
         let kept = match next {
             Next::Frame(frame) => run_frame(shared, input, frame, &mut buffer)?,
@@ -60,7 +57,7 @@ fn run_frame(
     shared: &Arc<Shared>,
     input: Box<Input>,
     frame: Frame,
-    buffer: &mut ReadBuffer,
+    buffer: &mut ReplyBuffer,
 ) -> Result<Option<Box<Input>>, SessionError> {
     let (id, request) = decode(&frame)?;
     let access = request.access(&lock(&shared.handles));
@@ -76,32 +73,15 @@ fn run_frame(
             return Ok(Some(input));
         }
     };
-    let response = shared.run(request, buffer);
+    let reply = shared.run(id, request, buffer);
     drop(frame);
     let input = shared.followers.reclaim(turn, Some(ticket));
     if input.is_some() {
-        gather(shared, id, &response, buffer)?;
+        shared.output.gather(reply)?;
     } else {
-        shared.send_and_finish(ticket, id, &response, buffer)?;
+        shared.send_and_finish(ticket, reply)?;
     }
     Ok(input)
-}
-
-/// Gathers a small reply, as long as more requests are there; sends a large one.
-fn gather(
-    shared: &Shared,
-    id: u32,
-    response: &Response,
-    buffer: &mut ReadBuffer,
-) -> io::Result<()> {
-    match response {
-        Response::Reply(reply) => shared.output.gather(id, reply),
-        Response::Data(length) if *length > SMALL_DATA_BYTES => {
-            return shared.output.send(buffer.frame(id, *length));
-        }
-        Response::Data(length) => shared.output.gather_frame(buffer.frame(id, *length)),
-    }
-    shared.output.flush_if_many()
 }
 
 /// Queues a WRITE whose data are still to be read. Gives the input back if it was not taken.
@@ -109,7 +89,7 @@ fn queue_write(
     shared: &Arc<Shared>,
     mut input: Box<Input>,
     partial: &PartialWrite,
-    buffer: &mut ReadBuffer,
+    buffer: &mut ReplyBuffer,
 ) -> Result<Option<Box<Input>>, SessionError> {
     let Some(mut write) = shared.reserve_write(partial) else {
         // It is run or refused like any other request.

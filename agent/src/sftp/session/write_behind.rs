@@ -75,11 +75,12 @@ impl<W> WriteBehind<W> {
         self.slow = self.is_full();
     }
 
-    /// Counts a WRITE whose data are about to be read. Gives it a buffer that was used before.
-    pub(super) fn reserve(&mut self, handle: &Bytes) -> Option<Vec<u8>> {
+    /// Counts a WRITE whose data are about to be read. Gives it a buffer that was used
+    /// before, or an empty one.
+    pub(super) fn reserve(&mut self, handle: &Bytes) -> Vec<u8> {
         self.unfinished += 1;
         self.handle = handle.clone();
-        self.free.pop()
+        self.free.pop().unwrap_or_default()
     }
 
     /// A reserved WRITE is done, or is not to be queued.

@@ -7,7 +7,7 @@ use vsock_agent_protocol::sftp::MAX_DATA_BYTES;
 use super::{
     super::{
         SessionError, access::AccessSet, budget::Reserved, error::ok, file_io::write,
-        handles::Open, input::PartialWrite, output::lock,
+        handles::Open, input::PartialWrite, output::lock, reply_buffer::ReplyBuffer,
     },
     Shared,
 };
@@ -50,20 +50,21 @@ impl Shared {
             partial.offset,
             partial.length.into(),
         );
-        let (ticket, buffer) = self.followers.reserve_write(handle, access)?;
+        let (ticket, mut buffer) = self.followers.reserve_write(handle, access)?;
         // From now on no other request closes it.
         let open = lock(&self.handles).find(handle).ok();
         let Some(open) = open.filter(|open| open.plain_file().is_some()) else {
-            self.followers
-                .finish_write(ticket, buffer.unwrap_or_default(), self);
+            self.followers.finish_write(ticket, buffer, self);
             return None;
         };
+        // An old one has this length.
+        buffer.resize(MAX_DATA_BYTES as usize, 0);
         Some(QueuedWrite {
             ticket,
             id: partial.id,
             open,
             offset: partial.offset,
-            buffer: buffer.unwrap_or_else(|| vec![0; MAX_DATA_BYTES as usize]),
+            buffer,
             length,
             _reserved: self.budget.take(MAX_DATA_BYTES as usize),
         })
@@ -72,6 +73,7 @@ impl Shared {
     /// Writes what is queued, until the queue is empty.
     pub(super) fn write_queued(self: &Arc<Self>) -> Result<(), SessionError> {
         let mut result = Ok(());
+        let mut buffer = ReplyBuffer::default();
         let mut gathered = 0;
         while let Some(queued) = self.followers.next_write() {
             let data = &queued.buffer[..queued.length];
@@ -79,7 +81,8 @@ impl Shared {
                 Ok(()) => ok(),
                 Err(error) => error.into(),
             };
-            self.output.gather(queued.id, &reply);
+            let sent = self.output.gather(buffer.reply(queued.id, &reply));
+            result = result.and(sent);
             gathered += 1;
             let has_more = self.finish_write(queued);
             if gathered == GATHERED_REPLIES || !has_more {
