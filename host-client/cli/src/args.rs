@@ -2,10 +2,13 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args as ClapArgs, Parser, Subcommand, ValueEnum,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use vsock_agent_client::{
     SessionOptions,
-    protocol::{address::DEFAULT_HOST_PORT, exec, sftp::PERMISSION_BITS},
+    protocol::{address::DEFAULT_HOST_PORT, exec::OnDisconnect, sftp::PERMISSION_BITS},
 };
 
 const VM_HELP: &str = "\
@@ -25,8 +28,8 @@ const SFTP_HELP: &str = "\
 Commands and their options are those of OpenSSH's sftp(1); `help` lists them. So is the syntax of a
 line: 'a b', \"a b\" and a\\ b are one word, * ? [a-z] match names unless they are quoted, # starts a
 comment. $'a\\xff\\n' is a word with bytes that cannot be typed; completion writes such names in this
-form. Wildcards match bytes. A copy appears under its name when it is complete, and always keeps mode
-and times. Times are shown in UTC.
+form. Wildcards match bytes. A copy gets its name when it is complete, and always keeps mode and times.
+Times are shown in UTC.
 
 Without a terminal, commands are read from stdin as a batch. A batch prints each line, and ends with
 status 125 at the first line that fails, unless that starts with -.
@@ -39,7 +42,7 @@ Keys:
   cloud-init.user-data, cloud-init.vendor-data, cloud-init.network-config
                           cloud-init's data; user.* of the same names are used where cloud-init.* is not set
   user.meta-data          YAML, added to the meta-data
-  user.*, cloud-init.*    anything, for programs in the guest
+  user.*, cloud-init.*    any text, for programs in the guest
   cloud-init.ssh-keys.NAME
                           USER:KEY, added to the user-data and vendor-data; the key may be gh:NAME
   devices.NAME.KEY        a device; a type is required, such as nic with hwaddr
@@ -60,7 +63,7 @@ pub(crate) struct Args {
     pub(crate) command: Command,
 }
 
-/// Options of every command.
+/// Options of all commands.
 #[derive(Debug, Clone, ClapArgs)]
 pub(crate) struct Global {
     /// Directory with client.crt, client.key and the guest's agent.crt (there or in VM/)
@@ -72,8 +75,8 @@ pub(crate) struct Global {
     /// How long to try to connect, for example while the virtual machine boots
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 30)]
     pub(crate) connect_timeout: u32,
-    /// How long to wait for a reply, for a sign of life while a command runs, and for a reply about a
-    /// file, before the agent is considered lost [default: 30, 45 and 300]
+    /// How long the agent may send nothing before it is considered lost [default: 30 for a reply, 45
+    /// while a command runs, 300 for a reply about a file]
     #[arg(long, global = true, value_name = "SECONDS", hide_short_help = true)]
     pub(crate) silence_timeout: Option<u32>,
     /// Log to stderr; repeat for more detail
@@ -105,7 +108,7 @@ pub(crate) enum Command {
     Stat(StatArgs),
     /// Edit a file of a guest with $VISUAL, $EDITOR or vi
     Edit(EditArgs),
-    /// Show an agent's version and abilities
+    /// Show an agent's version and API extensions
     Info(InfoArgs),
     /// Create keys and certificates
     #[command(subcommand)]
@@ -142,9 +145,9 @@ pub(crate) struct ExecArgs {
     /// Wait until the output is closed by every process that has it open, as LXD does
     #[arg(long)]
     pub(crate) wait_for_eof: bool,
-    /// When the connection is lost: end the command and all its processes, hang up as ssh does (what
-    /// ignores SIGHUP continues), or keep it running
-    #[arg(long, value_name = "WHAT", value_enum, default_value = "end")]
+    /// When the connection is lost: end the command and all its processes, hang up as ssh does
+    /// (processes that ignore SIGHUP continue), or keep it running
+    #[arg(long, value_name = "WHAT", value_parser = on_disconnect(), default_value = "end")]
     pub(crate) on_disconnect: OnDisconnect,
     /// Working directory [default: the user's home]
     #[arg(long, value_name = "DIR")]
@@ -162,28 +165,10 @@ pub(crate) struct ExecArgs {
     pub(crate) command: Vec<OsString>,
 }
 
-/// What happens to a command when its client disconnects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OnDisconnect {
-    End,
-    Hangup,
-    Keep,
-}
-
-impl From<OnDisconnect> for exec::OnDisconnect {
-    fn from(what: OnDisconnect) -> Self {
-        match what {
-            OnDisconnect::End => Self::End,
-            OnDisconnect::Hangup => Self::Hangup,
-            OnDisconnect::Keep => Self::Keep,
-        }
-    }
-}
-
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ShellArgs {
     /// When the connection is lost, as for exec
-    #[arg(long, value_name = "WHAT", value_enum, default_value = "end")]
+    #[arg(long, value_name = "WHAT", value_parser = on_disconnect(), default_value = "end")]
     pub(crate) on_disconnect: OnDisconnect,
     /// User to log in as [default: root]
     #[arg(short, long)]
@@ -195,12 +180,12 @@ pub(crate) struct ShellArgs {
     pub(crate) vm: String,
 }
 
-/// The user who accesses files.
+/// The user of an SFTP session.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct SessionArgs {
     /// Act as this user in the guest, by name or number [default: the agent's]
     #[arg(short, long)]
-    pub(crate) user: Option<String>,
+    user: Option<String>,
 }
 
 impl SessionArgs {
@@ -217,16 +202,16 @@ pub(crate) struct SftpArgs {
     /// Speak raw SFTP on stdin and stdout: sftp -D "agent-cli sftp --stdio VM"
     #[arg(long, conflicts_with_all = ["batch", "user", "root", "read_only"])]
     pub(crate) stdio: bool,
-    /// Read commands from a file ("-" is stdin) and end at the first that fails; a command after "-"
+    /// Read commands from a file ("-" is stdin) and stop at the first that fails; a command after "-"
     /// may fail, one after "@" is not printed
     #[arg(short, long, value_name = "FILE")]
     pub(crate) batch: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) session: SessionArgs,
-    /// Use this directory of the guest as "/"; nothing outside can be reached
+    /// Use this directory of the guest as "/"; paths outside of it are not accessible
     #[arg(long, value_name = "DIR")]
     pub(crate) root: Option<String>,
-    /// Refuse everything that changes the guest
+    /// Refuse all operations that change the guest
     #[arg(long)]
     pub(crate) read_only: bool,
     /// Name or endpoint of the virtual machine
@@ -259,7 +244,7 @@ pub(crate) struct PullArgs {
     pub(crate) paths: Vec<OsString>,
 }
 
-/// How files are copied. Modes and times always are; a file appears under its name when it is complete.
+/// Options of copies. Modes and times are always copied; a file gets its name when it is complete.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct CopyArgs {
     /// Copy directories recursively; symbolic links stay links
@@ -302,9 +287,8 @@ pub(crate) struct CopyArgs {
     /// Stop after this many bytes
     #[arg(long, value_name = "BYTES")]
     pub(crate) max_bytes: Option<u64>,
-    /// Act as this user in the guest, by name or number [default: the agent's]
-    #[arg(short, long)]
-    pub(crate) user: Option<String>,
+    #[command(flatten)]
+    pub(crate) session: SessionArgs,
     /// Show only errors
     #[arg(short, long)]
     pub(crate) quiet: bool,
@@ -322,7 +306,7 @@ pub(crate) struct LsArgs {
     /// Include names that start with a dot
     #[arg(short)]
     pub(crate) all: bool,
-    /// List directories themselves, not their content
+    /// List directories themselves, not their entries
     #[arg(short)]
     pub(crate) directory: bool,
     /// Show sizes in units of 1024
@@ -350,7 +334,7 @@ pub(crate) struct LsArgs {
     /// Print help
     #[arg(long, action = clap::ArgAction::Help)]
     pub(crate) help: Option<bool>,
-    /// What to list [default: the configured virtual machines]
+    /// Paths to list [default: the configured virtual machines]
     #[arg(value_name = "VM:/PATH")]
     pub(crate) paths: Vec<OsString>,
 }
@@ -374,7 +358,7 @@ pub(crate) struct RmArgs {
     pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) session: SessionArgs,
-    /// What to remove
+    /// Paths to remove
     #[arg(required = true, value_name = "VM:/PATH")]
     pub(crate) paths: Vec<OsString>,
 }
@@ -406,7 +390,7 @@ pub(crate) struct StatArgs {
     pub(crate) format: FormatArgs,
     #[command(flatten)]
     pub(crate) session: SessionArgs,
-    /// What to show
+    /// Paths to show
     #[arg(required = true, value_name = "VM:/PATH")]
     pub(crate) paths: Vec<OsString>,
 }
@@ -455,7 +439,7 @@ pub(crate) enum VmCommand {
     /// Remove a virtual machine and its instance data
     #[command(visible_alias = "rm")]
     Remove {
-        /// The name
+        /// Name of the virtual machine
         name: String,
     },
     /// List virtual machines
@@ -468,7 +452,7 @@ pub(crate) enum VmCommand {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct AddArgs {
-    /// The name
+    /// Name of the virtual machine
     pub(crate) name: String,
     /// Endpoint of its agent; see `agent-cli --help`
     pub(crate) endpoint: String,
@@ -517,7 +501,7 @@ pub(crate) struct QemuArgsArgs {
     /// Name of the virtual machine
     pub(crate) vm: String,
     /// Datasource of cloud-init: lxd, nocloud, ec2, brightbox, e24cloud, outscale, zstack, aliyun,
-    /// openstack, or the path of a preset's file, with a slash in it
+    /// openstack, or the path of a preset file, which must contain a slash
     #[arg(long, value_name = "NAME")]
     pub(crate) datasource: String,
     /// Print a JSON list instead of one argument per line
@@ -531,16 +515,15 @@ pub(crate) struct ServeArgs {
     /// beside each Unix socket
     #[arg(long, default_value_t = DEFAULT_HOST_PORT)]
     pub(crate) port: u32,
-    /// Print the state of the guests, as a running `serve` knows it
+    /// Print the state of the guests that the running `serve` last recorded
     #[arg(long)]
     pub(crate) status: bool,
     #[command(flatten)]
     pub(crate) format: FormatArgs,
 }
 
-/// The format of results.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum Format {
     /// Text for people
     #[default]
     Human,
@@ -548,7 +531,7 @@ pub(crate) enum Format {
     Json,
 }
 
-/// The format of results.
+/// The format of the output.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct FormatArgs {
     /// Output format
@@ -560,18 +543,27 @@ pub(crate) struct FormatArgs {
 }
 
 impl FormatArgs {
-    pub(crate) const fn value(&self) -> Format {
-        if self.json { Format::Json } else { self.format }
+    pub(crate) const fn is_json(&self) -> bool {
+        self.json || matches!(self.format, Format::Json)
     }
 }
 
-fn parse_mode(text: &str) -> Result<u32, String> {
-    let is_octal = text.bytes().all(|byte| byte.is_ascii_digit());
-    let mode = is_octal
-        .then(|| u32::from_str_radix(text, 8).ok())
-        .flatten();
-    mode.filter(|mode| *mode <= PERMISSION_BITS)
-        .ok_or_else(|| "the mode must be octal, such as 0755".to_owned())
+fn on_disconnect() -> impl TypedValueParser<Value = OnDisconnect> {
+    PossibleValuesParser::new(["end", "hangup", "keep"]).map(|what| match &what[..] {
+        "hangup" => OnDisconnect::Hangup,
+        "keep" => OnDisconnect::Keep,
+        _ => OnDisconnect::End,
+    })
+}
+
+/// Parses an octal number without a sign, at most `max`.
+pub(crate) fn parse_octal(text: &str, max: u32) -> Option<u32> {
+    let value = u32::from_str_radix(text, 8).ok()?;
+    (value <= max && !text.starts_with('+')).then_some(value)
+}
+
+fn parse_mode(text: &str) -> Result<u32, &'static str> {
+    parse_octal(text, PERMISSION_BITS).ok_or("the mode must be octal, such as 0755")
 }
 
 fn parse_variable(text: &str) -> Result<(String, String), String> {
@@ -596,12 +588,12 @@ mod tests {
     }
 
     #[test]
-    fn the_definition_is_sound() {
+    fn clap_accepts_the_definition_of_the_arguments() {
         Args::command().debug_assert();
     }
 
     #[test]
-    fn options_behind_the_virtual_machine_belong_to_the_command() {
+    fn exec_passes_options_after_the_vm_to_the_command() {
         for arguments in [
             &["-T", "demo", "ls", "-la", "--", "-t"][..],
             &["-T", "demo", "--", "ls", "-la", "--", "-t"],
@@ -614,7 +606,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_ends_with_its_client_unless_said_otherwise() {
+    fn exec_ends_the_command_on_disconnect_by_default() {
         let what = |arguments: &[&str]| exec(arguments).on_disconnect;
         assert_eq!(what(&["demo", "ls"]), OnDisconnect::End);
         assert_eq!(
@@ -626,7 +618,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_need_a_name_and_a_value() {
+    fn exec_env_needs_a_name_and_a_value() {
         let args = exec(&["--env", "A=b=c", "-e", "B=", "demo", "env"]);
         assert_eq!(args.env[0], ("A".to_owned(), "b=c".to_owned()));
         assert_eq!(args.env[1], ("B".to_owned(), String::new()));
@@ -635,7 +627,7 @@ mod tests {
     }
 
     #[test]
-    fn raw_sftp_has_no_options_that_it_could_not_confirm() {
+    fn sftp_stdio_refuses_session_options() {
         let parse = |words: &[&str]| Args::try_parse_from([&["agent-cli", "sftp"], words].concat());
         parse(&["--stdio", "demo"]).unwrap();
         parse(&["--stdio", "--read-only", "demo"]).unwrap_err();
@@ -650,7 +642,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_needed() {
+    fn exec_needs_a_command() {
         Args::try_parse_from(["agent-cli", "exec", "demo"]).unwrap_err();
     }
 }

@@ -1,5 +1,5 @@
-//! The configuration: names for virtual machines, and how to reach the one that was named. `vms.rs`
-//! changes it.
+//! The configuration file, which names virtual machines, and the command line's options. `vms.rs`
+//! changes the file.
 
 use std::{
     collections::BTreeMap,
@@ -12,65 +12,63 @@ use std::{
 
 use anyhow::{Context, anyhow, bail};
 use serde::Deserialize;
-use serde_json::json;
 use vsock_agent_client::{Client, Endpoint, Identity, IdentityFiles, Security, Timeouts};
 use vsock_agent_serve::instance::{InstanceStore, Stamp};
 
-use crate::{
-    args::{Format, Global},
-    output,
-};
+use crate::args::Global;
 
-/// Names the configuration file in place of the usual one.
+/// Environment variable with the path of the configuration file.
 const CONFIG_VARIABLE: &str = "AGENT_CLI_CONFIG";
 
-/// How long a process that failed waits for what it should not abandon.
+/// Longest wait for unfinished handshakes after a failure.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The configuration file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
+    /// By name.
     #[serde(default)]
-    vms: BTreeMap<String, Vm>,
+    pub(crate) vms: BTreeMap<String, Vm>,
 }
 
-/// A virtual machine with a name.
+/// A virtual machine in the configuration file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Vm {
-    /// Where its agent is.
-    endpoint: String,
-    /// Directory of its identity, from the directory of the configuration file.
-    identity: Option<PathBuf>,
-    /// Without TLS.
+pub(crate) struct Vm {
+    /// The endpoint of its agent.
+    pub(crate) endpoint: String,
+    /// Directory of its identity, relative to that of the configuration file.
+    pub(crate) identity: Option<PathBuf>,
+    /// Whether the connection has no TLS.
     #[serde(default)]
-    plain: bool,
+    pub(crate) plain: bool,
 }
 
-/// What the command line and the configuration say together.
+/// The options of the command line together with the configuration file.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    global: Global,
-    /// The configuration file; `None` if there can be none.
+    pub(crate) global: Global,
+    /// The configuration file; `None` if the user has no home directory.
     path: Option<PathBuf>,
-    config: Config,
-    /// Those that were made, to see them off.
+    pub(crate) config: Config,
+    /// All clients, for [`Settings::settle`].
     clients: Mutex<Vec<Client>>,
 }
 
-/// A virtual machine that was named on the command line.
+/// The agent of a virtual machine, and the credentials for it.
 #[derive(Debug)]
 pub(crate) struct Target {
-    /// Its name among the identities.
-    pub(crate) name: String,
-    endpoint: Endpoint,
+    /// Name or endpoint, as given.
+    name: String,
+    pub(crate) endpoint: Endpoint,
+    /// Directory of the identity.
     identity: PathBuf,
-    plain: bool,
+    pub(crate) plain: bool,
 }
 
 impl Settings {
-    /// Reads the configuration file; without one there are no names.
+    /// Reads the configuration file. A missing file is empty.
     pub(crate) fn new(global: Global) -> anyhow::Result<Self> {
         let path = config_path();
         let config = match &path {
@@ -85,33 +83,33 @@ impl Settings {
         })
     }
 
-    /// Gives handshakes with virtual machine monitors a moment to end: some monitors do not stand
-    /// it when a client leaves in the middle of one.
+    /// Waits for unfinished handshakes with virtual machine monitors. Some monitors fail when a client
+    /// disconnects during a handshake.
     pub(crate) async fn settle(&self) {
-        let clients = std::mem::take(&mut *self.made());
+        let clients = std::mem::take(&mut *self.clients());
         for client in clients {
-            // A guest that is still booting may take minutes, which is too long for a user to wait.
+            // With a guest that boots, a handshake can take minutes.
             let _ = tokio::time::timeout(SETTLE_TIMEOUT, client.settle()).await;
         }
     }
 
-    fn made(&self) -> MutexGuard<'_, Vec<Client>> {
+    fn clients(&self) -> MutexGuard<'_, Vec<Client>> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An agent, by the name or endpoint of its machine.
+    /// A client for the agent of `vm`, a name or an endpoint.
     pub(crate) fn client(&self, vm: &str) -> anyhow::Result<Client> {
         let target = self.target(vm)?;
-        let security = target.security(vm)?;
+        let security = target.security()?;
         let seconds = |count: u32| Duration::from_secs(count.max(1).into());
         let mut timeouts = Timeouts::default().with_connect(seconds(self.global.connect_timeout));
         timeouts.silence = self.global.silence_timeout.map(seconds);
         let client = Client::with_timeouts(target.endpoint, security, timeouts);
-        self.made().push(client.clone());
+        self.clients().push(client.clone());
         Ok(client)
     }
 
-    /// What a name or endpoint stands for.
+    /// Resolves a name or an endpoint.
     pub(crate) fn target(&self, vm: &str) -> anyhow::Result<Target> {
         let (known, endpoint) = match self.config.vms.get(vm) {
             Some(known) => (Some(known), &known.endpoint[..]),
@@ -120,7 +118,7 @@ impl Settings {
         };
         let endpoint = endpoint.parse().with_context(|| match known {
             Some(_) => format!("in {}, vms.{vm}.endpoint", self.shown_path()),
-            None => "no such endpoint".to_owned(),
+            None => "invalid endpoint".to_owned(),
         })?;
         let identity = match (
             &self.global.identity,
@@ -143,14 +141,12 @@ impl Settings {
 
     /// The error for an unknown name.
     pub(crate) fn unknown(&self, vm: &str) -> anyhow::Error {
-        let names: Vec<&str> = self.config.vms.keys().map(String::as_str).collect();
-        let known = if names.is_empty() {
-            "no names".to_owned()
-        } else {
-            names.join(", ")
-        };
+        let mut names = self.names().collect::<Vec<_>>().join(", ");
+        if names.is_empty() {
+            names.push_str("no names");
+        }
         anyhow!(
-            "no virtual machine is named {vm:?}: {} has {known}; add it with `agent-cli vm add \
+            "no virtual machine is named {vm:?}: {} has {names}; add it with `agent-cli vm add \
              {vm} ENDPOINT`, or give an endpoint such as vsock:3",
             self.shown_path()
         )
@@ -160,16 +156,16 @@ impl Settings {
     fn shown_path(&self) -> String {
         match &self.path {
             Some(path) => path.display().to_string(),
-            None => "a configuration that is not there".to_owned(),
+            None => "the missing configuration file".to_owned(),
         }
     }
 
-    /// The names, in order.
+    /// The names of the virtual machines, sorted.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.config.vms.keys().map(String::as_str)
     }
 
-    /// The name, if a machine has it.
+    /// Returns `vm` if it is the name of a virtual machine.
     pub(crate) fn known<'a>(&self, vm: &'a str) -> anyhow::Result<&'a str> {
         if self.config.vms.contains_key(vm) && is_name(vm) {
             Ok(vm)
@@ -178,137 +174,81 @@ impl Settings {
         }
     }
 
-    /// The data of the machines.
+    /// The instance data of the virtual machines.
     pub(crate) fn instances(&self) -> anyhow::Result<InstanceStore> {
         Ok(InstanceStore::new(self.directory()?.join("instances")))
     }
 
-    /// What the host process keeps under that name.
-    pub(crate) fn host_file(&self, name: &str) -> anyhow::Result<PathBuf> {
-        Ok(self.directory()?.join(name))
-    }
-
-    /// Which version of the configuration file there is now.
+    /// The current version of the configuration file.
     pub(crate) fn stamp(&self) -> Option<Stamp> {
         Stamp::of(self.path.as_deref()?)
     }
 
-    /// The options that were given.
-    pub(crate) const fn global(&self) -> &Global {
-        &self.global
-    }
-
-    /// Where the configuration file is, or would be.
+    /// The path of the configuration file, which need not exist.
     pub(crate) fn path(&self) -> anyhow::Result<&Path> {
         self.path.as_deref().with_context(|| {
             format!("there is no home directory: HOME or {CONFIG_VARIABLE} has to be set")
         })
     }
 
-    fn directory(&self) -> anyhow::Result<PathBuf> {
-        Ok(self
-            .path()?
-            .parent()
-            .map(Path::to_owned)
-            .unwrap_or_default())
+    /// The directory of the configuration file.
+    pub(crate) fn directory(&self) -> anyhow::Result<PathBuf> {
+        let parent = self.path()?.parent();
+        Ok(parent.map(Path::to_owned).unwrap_or_default())
     }
 
     /// The default directory of identities.
     fn default_identity(&self) -> PathBuf {
-        config_directory().map_or_else(
-            || self.directory().unwrap_or_default().join("identity"),
-            |directory| directory.join("identity"),
-        )
+        config_directory()
+            .or_else(|| self.directory().ok())
+            .unwrap_or_default()
+            .join("identity")
     }
 
-    /// Where `identity init` keeps what it makes for `vm`.
-    pub(crate) fn identity_directory(&self, vm: &str, asked: Option<PathBuf>) -> PathBuf {
-        asked
+    /// The directory in which `identity init` creates the identity of `vm`. `option` overrides it.
+    pub(crate) fn identity_directory(&self, vm: &str, option: Option<PathBuf>) -> PathBuf {
+        option
             .or_else(|| self.target(vm).ok().map(|target| target.identity))
             .or_else(|| self.global.identity.clone())
             .unwrap_or_else(|| self.default_identity())
     }
-
-    /// The names, for a list: name, endpoint, how it is protected.
-    pub(crate) fn list(&self, format: Format) -> anyhow::Result<u8> {
-        let vms = &self.config.vms;
-        if format == Format::Json {
-            let list: Vec<_> = vms
-                .iter()
-                .map(|(name, vm)| {
-                    json!({
-                        "name": name,
-                        "endpoint": vm.endpoint,
-                        "identity": vm.identity,
-                        "plain": vm.plain,
-                    })
-                })
-                .collect();
-            output::json(&json!(list))?;
-            return Ok(0);
-        }
-        let rows: Vec<Vec<String>> = vms
-            .iter()
-            .map(|(name, vm)| {
-                let security = if vm.plain { "plain" } else { "tls" };
-                vec![name.clone(), vm.endpoint.clone(), security.to_owned()]
-            })
-            .collect();
-        for row in output::table(&rows) {
-            output::line(&row)?;
-        }
-        Ok(0)
-    }
 }
 
 impl Target {
-    /// How the agent is spoken to.
-    pub(crate) fn security(&self, vm: &str) -> anyhow::Result<Security> {
-        Ok(if self.plain {
-            Security::Plain
-        } else {
-            Security::Tls(self.load_identity(vm)?)
-        })
-    }
-
-    pub(crate) const fn is_plain(&self) -> bool {
-        self.plain
-    }
-
-    pub(crate) const fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
-    }
-
-    /// The files an identity is made of.
-    pub(crate) fn identity_files(&self) -> anyhow::Result<IdentityFiles> {
-        Ok(IdentityFiles::find(&self.identity, &self.name)?)
-    }
-
-    fn load_identity(&self, vm: &str) -> anyhow::Result<Identity> {
+    /// Loads the credentials for the agent.
+    pub(crate) fn security(&self) -> anyhow::Result<Security> {
+        if self.plain {
+            return Ok(Security::Plain);
+        }
         let files = self.identity_files()?;
-        if let Some(missing) = [&files.certificate, &files.agent]
-            .into_iter()
-            .find(|path| !path.exists())
-        {
-            let missing = missing.display();
+        let mut paths = [&files.certificate, &files.agent].into_iter();
+        if let Some(missing) = paths.find(|path| !path.exists()) {
             bail!(
-                "no identity for {vm}: {missing} is not there; make one with `agent-cli identity \
-                 init {vm}`, name another directory with --identity, or use --plain with an agent \
-                 that was started with --plain"
+                "no identity for {vm}: {} does not exist; create one with `agent-cli identity init \
+                 {vm}`, name another directory with --identity, or use --plain with an agent that \
+                 was started with --plain",
+                missing.display(),
+                vm = self.name
             );
         }
         let identity = files.read().and_then(|pem| Identity::from_pem(&pem));
-        identity.with_context(|| format!("the identity in {} is unusable", self.identity.display()))
+        identity
+            .map(Security::Tls)
+            .with_context(|| format!("the identity in {} is unusable", self.identity.display()))
+    }
+
+    pub(crate) fn identity_files(&self) -> anyhow::Result<IdentityFiles> {
+        Ok(IdentityFiles::find(&self.identity, &self.name)?)
     }
 }
 
-/// Whether this can be a machine's name, which is also that of files.
+/// Whether `name` can name a virtual machine. It is also part of file names.
 pub(crate) fn is_name(name: &str) -> bool {
     let fits = |character: char| character.is_ascii_alphanumeric() || "-_.".contains(character);
     !name.is_empty() && !name.starts_with(['-', '.']) && name.chars().all(fits)
 }
 
-/// What is in the file; nothing if it is not there.
+/// Reads a file. A missing file is empty.
 pub(crate) fn read_or_empty(path: &Path) -> anyhow::Result<String> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(text),
@@ -317,27 +257,19 @@ pub(crate) fn read_or_empty(path: &Path) -> anyhow::Result<String> {
     }
 }
 
-/// Reads the configuration in `text`, which is that of `path`.
+/// Parses `text`, the content of `path`.
 pub(crate) fn parse(path: &Path, text: &str) -> anyhow::Result<Config> {
     toml_edit::de::from_str(text).map_err(|error| {
-        // The parser's own report has several lines, with the line it is about and an arrow.
-        anyhow!("{} is wrong: {}", path.display(), reason(text, &error))
+        // The parser's own message has several lines.
+        let before = error.span().and_then(|span| text.get(..span.start));
+        let line = before.map_or(String::new(), |before| {
+            format!("line {}: ", before.matches('\n').count() + 1)
+        });
+        anyhow!("{} is invalid: {line}{}", path.display(), error.message())
     })
 }
 
-/// What is wrong, and in which line.
-fn reason(text: &str, error: &toml_edit::de::Error) -> String {
-    match error.span() {
-        Some(span) => {
-            let before = text.get(..span.start).unwrap_or_default();
-            let line = before.matches('\n').count() + 1;
-            format!("line {line}: {}", error.message())
-        }
-        None => error.message().to_owned(),
-    }
-}
-
-/// `None` for who has no home: nothing is configured then.
+/// The path of the configuration file; `None` without a home directory.
 fn config_path() -> Option<PathBuf> {
     match variable(CONFIG_VARIABLE) {
         Some(path) => Some(PathBuf::from(path)),
@@ -347,7 +279,7 @@ fn config_path() -> Option<PathBuf> {
 
 /// `~/.config/agent-cli` (XDG Base Directory Specification).
 fn config_directory() -> Option<PathBuf> {
-    // The specification has relative paths ignored.
+    // The specification requires that relative paths are ignored.
     let absolute = |path: &PathBuf| path.is_absolute();
     let base = variable("XDG_CONFIG_HOME")
         .map(PathBuf::from)
@@ -365,20 +297,9 @@ fn variable(name: &str) -> Option<OsString> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_unknown_key_is_named_with_its_file_and_line() {
-        let text = "[vms.demo]\nendpoint = \"vsock:3\"\nplian = true\n";
-        let error = parse(Path::new("/c.toml"), text).unwrap_err().to_string();
-        assert!(error.contains("/c.toml"), "{error}");
-        assert!(error.contains("plian"), "{error}");
-        assert!(error.contains("line 3"), "{error}");
-    }
-
-    #[test]
-    fn an_identity_is_found_from_the_file_and_the_command_line_wins() {
-        let text = "[vms.demo]\nendpoint = \"vsock:3\"\nidentity = \"keys\"\nplain = true\n";
-        let path = PathBuf::from("/etc/cli/config.toml");
-        let mut settings = Settings {
+    fn settings(path: &str, text: &str) -> Settings {
+        let path = PathBuf::from(path);
+        Settings {
             global: Global {
                 identity: None,
                 plain: false,
@@ -389,7 +310,22 @@ mod tests {
             config: parse(&path, text).unwrap(),
             path: Some(path),
             clients: Mutex::default(),
-        };
+        }
+    }
+
+    #[test]
+    fn the_error_for_an_unknown_key_has_its_name_file_and_line() {
+        let text = "[vms.demo]\nendpoint = \"vsock:3\"\nplian = true\n";
+        let error = parse(Path::new("/c.toml"), text).unwrap_err().to_string();
+        assert!(error.contains("/c.toml"), "{error}");
+        assert!(error.contains("plian"), "{error}");
+        assert!(error.contains("line 3"), "{error}");
+    }
+
+    #[test]
+    fn identity_of_the_command_line_overrides_the_configuration_file() {
+        let text = "[vms.demo]\nendpoint = \"vsock:3\"\nidentity = \"keys\"\nplain = true\n";
+        let mut settings = settings("/etc/cli/config.toml", text);
         let target = settings.target("demo").unwrap();
         assert_eq!(target.identity, Path::new("/etc/cli/keys"));
         assert!(target.plain);
@@ -400,21 +336,9 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_is_answered_with_the_known_ones() {
+    fn the_error_for_an_unknown_vm_lists_the_known_names() {
         let text = "vms.demo.endpoint = \"vsock:3\"\nvms.other.endpoint = \"unix:/x\"\n";
-        let path = PathBuf::from("/c.toml");
-        let settings = Settings {
-            global: Global {
-                identity: None,
-                plain: true,
-                connect_timeout: 1,
-                silence_timeout: None,
-                verbose: 0,
-            },
-            config: parse(&path, text).unwrap(),
-            path: Some(path),
-            clients: Mutex::default(),
-        };
+        let settings = settings("/c.toml", text);
         let error = settings.target("dmeo").unwrap_err().to_string();
         assert!(
             error.contains("demo, other") && error.contains("/c.toml"),

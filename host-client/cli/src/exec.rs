@@ -13,7 +13,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until},
 };
-use vsock_agent_client::{ClientError, Exec, ExecControl, ExecSession, ExecStdin, ExitStatus};
+use vsock_agent_client::{Exec, ExecControl, ExecSession, ExecStdin, ExitStatus};
 
 use crate::{
     args::{ExecArgs, ShellArgs},
@@ -24,11 +24,10 @@ use crate::{
     terminal::{self, RawMode},
 };
 
-/// Time for a command to end after our own terminal hung up: there is no user to send a second
-/// signal.
+/// Time for a command to end after the local terminal hung up, when no user can send a second signal.
 const HANGUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The signals that are forwarded to the command.
+/// The signals that are handled: all but SIGWINCH are forwarded to the command.
 const FORWARDED: [i32; 7] = [
     libc::SIGINT,
     libc::SIGTERM,
@@ -39,9 +38,9 @@ const FORWARDED: [i32; 7] = [
     libc::SIGWINCH,
 ];
 
-/// Starts the login shell of the user. Our agent sets SHELL to it. With LXD's agent, `su` looks it up
-/// for root; other users would need a password for that. A user without an entry in `/etc/passwd` has
-/// `/bin/sh`, as with login(1).
+/// Starts the login shell of the user. vsock-agent sets SHELL to it. With LXD's agent, `su` looks it
+/// up for root; other users would need a password for that. A user without an entry in `/etc/passwd`
+/// gets `/bin/sh`, as with login(1).
 const LOGIN: &str = r#"if [ -z "$SHELL" ] && [ "$(id -u)" = 0 ]; then exec su -l; fi
 [ -n "$SHELL" ] || SHELL=$(getent passwd "$(id -u)" 2>/dev/null | cut -d: -f7)
 export SHELL="${SHELL:-/bin/sh}"
@@ -50,12 +49,7 @@ exec "$SHELL" -l"#;
 /// `agent-cli exec`.
 pub(crate) async fn run(settings: &Settings, args: ExecArgs) -> anyhow::Result<u8> {
     let client = settings.client(&args.vm)?;
-    let terminal = match (args.tty, args.no_tty) {
-        (true, _) => true,
-        (_, true) => false,
-        // A terminal is of no use without input.
-        _ => !args.no_stdin && io::stdin().is_terminal() && io::stdout().is_terminal(),
-    };
+    let terminal = args.tty || (!args.no_tty && !args.no_stdin && is_interactive());
     let mut words = args.command.into_iter().map(text);
     let program = words.next().context("no command was given")??;
     let arguments = words.collect::<anyhow::Result<Vec<_>>>()?;
@@ -75,20 +69,17 @@ pub(crate) async fn run(settings: &Settings, args: ExecArgs) -> anyhow::Result<u
     if args.wait_for_eof {
         exec = exec.wait_for_eof();
     }
-    exec = exec.on_disconnect(args.on_disconnect.into());
-    let exec = with_terminal(exec, terminal);
-    let exec = args
-        .env
-        .into_iter()
-        .fold(exec, |exec, (name, value)| exec.env(name, value));
-    let input = !args.no_stdin;
-    attach(exec, terminal, input).await
+    exec = with_terminal(exec.on_disconnect(args.on_disconnect), terminal);
+    for (name, value) in args.env {
+        exec = exec.env(name, value);
+    }
+    attach(exec, terminal, !args.no_stdin).await
 }
 
 /// `agent-cli shell`.
 pub(crate) async fn shell(settings: &Settings, args: ShellArgs) -> anyhow::Result<u8> {
     let terminal = !args.no_tty;
-    if terminal && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
+    if terminal && !is_interactive() {
         bail!("a shell needs a terminal: use -T for a shell on pipes, or agent-cli exec");
     }
     let client = settings.client(&args.vm)?;
@@ -96,8 +87,12 @@ pub(crate) async fn shell(settings: &Settings, args: ShellArgs) -> anyhow::Resul
     if let Some(user) = args.user {
         exec = exec.user(user);
     }
-    exec = exec.on_disconnect(args.on_disconnect.into());
+    exec = exec.on_disconnect(args.on_disconnect);
     attach(with_terminal(exec, terminal), terminal, true).await
+}
+
+fn is_interactive() -> bool {
+    io::stdin().is_terminal() && io::stdout().is_terminal()
 }
 
 fn text(word: OsString) -> anyhow::Result<String> {
@@ -105,7 +100,7 @@ fn text(word: OsString) -> anyhow::Result<String> {
         .map_err(|word| anyhow!("{word:?} is not UTF-8: the words of a command are sent as JSON"))
 }
 
-/// Requests a terminal of the size and type of ours.
+/// Requests a terminal with the size and type of the local terminal.
 fn with_terminal(exec: Exec, terminal: bool) -> Exec {
     if !terminal {
         return exec;
@@ -120,17 +115,14 @@ fn with_terminal(exec: Exec, terminal: bool) -> Exec {
 /// How the session ended.
 #[derive(Debug)]
 enum Ending {
-    /// The command ended.
     Status(ExitStatus),
-    /// Our output is closed, as with SIGPIPE.
-    BrokenPipe,
     /// This signal ended agent-cli.
     Signal(i32),
 }
 
 async fn attach(exec: Exec, terminal: bool, input: bool) -> anyhow::Result<u8> {
     let session = exec.start().await?;
-    // Before raw mode, so that no signal can end the process while the terminal is raw.
+    // Before raw mode, so that no signal ends the process while the terminal is raw.
     let signals = Signals::of(&FORWARDED)?;
     // Without input, Ctrl-C and Ctrl-Z keep their local meaning.
     let raw = if terminal && input {
@@ -143,20 +135,19 @@ async fn attach(exec: Exec, terminal: bool, input: bool) -> anyhow::Result<u8> {
     match ending? {
         Ending::Status(status) => {
             if let Some(reason) = &status.failure {
-                output::eprint_error(&output::escape(reason.as_bytes()));
+                output::eprint_error(reason);
             } else if status.timed_out {
                 output::eprint_error("the command was ended: it exceeded its time limit");
             } else if !status.output_complete {
                 tracing::info!("a background process of the command still had its output open");
             }
-            Ok(exit::of_child(&status))
+            Ok(exit::of_command(&status))
         }
-        Ending::BrokenPipe => Ok(exit::BROKEN_PIPE),
         Ending::Signal(signal) => Ok(exit::after_signal(signal)),
     }
 }
 
-/// Forwards data and signals until the command ends, or a signal ends us.
+/// Forwards data and signals until the command ends, or a signal ends agent-cli.
 async fn run_interactive(
     mut session: ExecSession,
     mut signals: Signals,
@@ -174,28 +165,17 @@ async fn run_interactive(
     let mut feeding = std::pin::pin!(failure_of(feeding));
     let stdout = session.take_stdout();
     let stderr = session.take_stderr();
+    let copy_out = async |stream, sink| {
+        let copied = stdio::copy_out(stream, sink).await;
+        copied.context("cannot write the output")
+    };
     let ending = async {
-        let outcome = tokio::try_join!(
-            async {
-                stdio::copy_out(stdout, Sink::Stdout)
-                    .await
-                    .map_err(Stop::Local)
-            },
-            async {
-                stdio::copy_out(stderr, Sink::Stderr)
-                    .await
-                    .map_err(Stop::Local)
-            },
-            async { session.wait().await.map_err(Stop::Agent) },
-        );
-        match outcome {
-            Ok(((), (), status)) => Ok(Ending::Status(status)),
-            Err(Stop::Local(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
-                Ok(Ending::BrokenPipe)
-            }
-            Err(Stop::Local(error)) => Err(anyhow!(error).context("cannot write the output")),
-            Err(Stop::Agent(error)) => Err(error.into()),
-        }
+        let ((), (), status) = tokio::try_join!(
+            copy_out(stdout, Sink::Stdout),
+            copy_out(stderr, Sink::Stderr),
+            async { Ok(session.wait().await?) },
+        )?;
+        Ok(Ending::Status(status))
     };
     tokio::pin!(ending);
     let mut relay = Relay::new(control);
@@ -211,7 +191,7 @@ async fn run_interactive(
                 }
             }
             ending = relay.outcome() => return Ok(ending),
-            // Returning ends the command, so that it does not take this for the end of its input.
+            // Returning ends the command. It must not take this for the end of its input.
             error = &mut feeding => {
                 return Err(anyhow!(error).context("cannot read standard input"));
             }
@@ -219,41 +199,34 @@ async fn run_interactive(
     }
 }
 
-/// Why forwarding stopped.
-#[derive(Debug)]
-enum Stop {
-    Local(io::Error),
-    Agent(ClientError),
-}
-
-/// Copies our stdin to the command's.
+/// Copies local stdin to the command's.
 ///
 /// # Errors
 ///
-/// Those of reading it. The command's input is not ended then.
+/// The error of reading stdin. The command's input is aborted then.
 async fn feed(
-    mut ours: mpsc::Receiver<io::Result<bytes::Bytes>>,
-    mut theirs: ExecStdin,
+    mut local: mpsc::Receiver<io::Result<bytes::Bytes>>,
+    mut remote: ExecStdin,
 ) -> io::Result<()> {
-    while let Some(piece) = ours.recv().await {
+    while let Some(piece) = local.recv().await {
         match piece {
             Ok(piece) => {
-                if theirs.write_all(&piece).await.is_err() {
-                    // The command closed its input; its output goes on.
+                if remote.write_all(&piece).await.is_err() {
+                    // The command closed its input. Its output continues.
                     return Ok(());
                 }
             }
             Err(error) => {
-                theirs.abort();
+                remote.abort();
                 return Err(error);
             }
         }
     }
-    let _ = theirs.shutdown().await;
+    let _ = remote.shutdown().await;
     Ok(())
 }
 
-/// Resolves when the input cannot be read.
+/// Resolves when `feeding` fails.
 async fn failure_of(mut feeding: JoinSet<io::Result<()>>) -> io::Error {
     match feeding.join_next().await {
         Some(Ok(Err(error))) => error,
@@ -261,27 +234,25 @@ async fn failure_of(mut feeding: JoinSet<io::Result<()>>) -> io::Error {
     }
 }
 
-/// Forwards signals, and decides when to end without the command.
+/// Forwards signals, and decides when agent-cli ends before the command.
 ///
-/// A command may survive many signals, so that alone is no reason to end. An agent that did not even
-/// confirm the last signal is.
+/// A command may survive many signals. So agent-cli ends only if the agent did not confirm a signal
+/// before the next one, or if the command survives SIGHUP for [`HANGUP_TIMEOUT`].
 #[derive(Debug)]
 struct Relay {
     control: ExecControl,
-    /// Signals being sent.
-    tasks: JoinSet<Forwarded>,
-    /// How many of them ask the command to end.
+    /// Requests under way.
+    tasks: JoinSet<Option<Forwarded>>,
+    /// How many of `tasks` send a signal that asks the command to end.
     unconfirmed: usize,
-    resizes: JoinSet<()>,
-    leave_at: Option<(Instant, i32)>,
+    hangup_deadline: Option<Instant>,
 }
 
-/// A signal that was sent, or lost.
+/// A forwarded signal that asks the command to end.
 #[derive(Debug)]
 struct Forwarded {
     number: i32,
-    asks_to_end: bool,
-    lost: bool,
+    is_confirmed: bool,
 }
 
 impl Relay {
@@ -290,12 +261,11 @@ impl Relay {
             control,
             tasks: JoinSet::new(),
             unconfirmed: 0,
-            resizes: JoinSet::new(),
-            leave_at: None,
+            hangup_deadline: None,
         }
     }
 
-    /// Handles a signal to us. `Some` if it ends the session.
+    /// Handles a signal to agent-cli. Returns `Some` if it ends the session.
     fn handle(&mut self, number: i32, terminal: bool) -> Option<Ending> {
         if number == libc::SIGWINCH {
             if terminal {
@@ -308,7 +278,7 @@ impl Relay {
             return Some(Ending::Signal(number));
         }
         if number == libc::SIGHUP {
-            self.leave_at = Some((Instant::now() + HANGUP_TIMEOUT, number));
+            self.hangup_deadline = Some(Instant::now() + HANGUP_TIMEOUT);
         }
         self.unconfirmed += usize::from(asks_to_end);
         let control = self.control.clone();
@@ -317,48 +287,43 @@ impl Relay {
                 control.signal(number).await?;
                 control.ping().await
             };
-            Forwarded {
+            let is_confirmed = sent.await.is_ok();
+            asks_to_end.then_some(Forwarded {
                 number,
-                asks_to_end,
-                lost: sent.await.is_err(),
-            }
+                is_confirmed,
+            })
         });
         None
     }
 
-    /// Sends the size of our terminal to the guest.
+    /// Sends the size of the local terminal to the guest.
     fn resize(&mut self) {
-        while self.resizes.try_join_next().is_some() {}
         let control = self.control.clone();
-        self.resizes.spawn(async move {
+        self.tasks.spawn(async move {
             // Fails if the command has ended.
             let _ = control.resize(terminal::size()).await;
+            None
         });
     }
 
-    /// Waits until a signal was lost, or until the time limit after SIGHUP. Cancel safe.
+    /// Waits for a signal that the agent did not confirm, or for the time limit after SIGHUP. Cancel
+    /// safe.
     async fn outcome(&mut self) -> Ending {
         loop {
-            let leave_at = self.leave_at;
+            let deadline = self.hangup_deadline;
             tokio::select! {
-                Some(Ok(passed)) = self.tasks.join_next() => {
-                    self.unconfirmed -= usize::from(passed.asks_to_end);
-                    if passed.asks_to_end && passed.lost {
-                        return Ending::Signal(passed.number);
+                Some(Ok(task)) = self.tasks.join_next() => match task {
+                    Some(Forwarded { number, is_confirmed: false }) => {
+                        return Ending::Signal(number);
                     }
+                    Some(_) => self.unconfirmed -= 1,
+                    None => {}
+                },
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                    return Ending::Signal(libc::SIGHUP);
                 }
-                number = hang_up(leave_at) => return Ending::Signal(number),
+                else => std::future::pending().await,
             }
-        }
-    }
-}
-
-async fn hang_up(at: Option<(Instant, i32)>) -> i32 {
-    match at {
-        None => std::future::pending().await,
-        Some((at, number)) => {
-            sleep_until(at).await;
-            number
         }
     }
 }

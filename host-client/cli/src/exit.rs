@@ -1,48 +1,45 @@
 //! Exit codes and error messages.
 
-use std::{io, process::ExitCode};
+use std::{error::Error, io, process::ExitCode};
 
 use vsock_agent_client::{ClientError, ConnectError, ExitStatus};
 
 use crate::output;
 
 /// agent-cli itself failed. Shells and ordinary commands do not use this code.
-const OURS: u8 = 125;
+const FAILURE: u8 = 125;
 
-/// What a shell shows for a program that wrote to a closed pipe: 128 + SIGPIPE.
-pub(crate) const BROKEN_PIPE: u8 = 141;
+/// The exit code that a shell shows for a program that wrote to a closed pipe: 128 + SIGPIPE.
+const BROKEN_PIPE: u8 = 141;
 
 /// Some operands failed, the others succeeded.
 pub(crate) const PARTLY: u8 = 1;
 
-/// The exit code after a signal that ended us, as a shell reports it.
-pub(crate) fn after_signal(signal: i32) -> u8 {
-    u8::try_from(128 + signal).unwrap_or(OURS)
-}
-
 /// The command exceeded its time limit, as with `timeout(1)`.
 const TIMED_OUT: u8 = 124;
 
+/// The exit code after a signal that ended agent-cli: 128 + the signal, as in a shell.
+pub(crate) fn after_signal(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(FAILURE)
+}
+
 /// The exit code for a command's status: its low eight bits, as with `exit`.
-pub(crate) fn of_child(status: &ExitStatus) -> u8 {
+pub(crate) fn of_command(status: &ExitStatus) -> u8 {
     if status.timed_out {
         return TIMED_OUT;
     }
-    u8::try_from(status.code.rem_euclid(256)).unwrap_or(OURS)
+    u8::try_from(status.code.rem_euclid(256)).unwrap_or(FAILURE)
 }
 
-/// Prints an error of clap, or the help, which is not a failure.
+/// Prints a usage error, or the requested help. Returns the exit code.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
-    // There is nowhere to report a failure to print.
+    // A failure to print cannot be reported.
     let _ = error.print();
-    if error.use_stderr() {
-        ExitCode::from(OURS)
-    } else {
-        ExitCode::SUCCESS
-    }
+    ExitCode::from(if error.use_stderr() { FAILURE } else { 0 })
 }
 
-/// Prints the final error with a hint. Returns the exit code.
+/// Prints the error that ends agent-cli. Returns the exit code. A closed stdout is not reported, as
+/// with SIGPIPE.
 pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
     if is_broken_pipe(error) {
         ExitCode::from(BROKEN_PIPE)
@@ -53,35 +50,33 @@ pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
 
 /// Prints an error with a hint. Returns its exit code.
 pub(crate) fn print_error(error: &anyhow::Error) -> u8 {
-    output::eprint_error(&output::escape(words(error.chain()).as_bytes()));
-    let advice = error
-        .chain()
-        .find_map(|cause| cause.downcast_ref::<ClientError>().and_then(hint));
-    if let Some(advice) = advice {
-        output::eprint_error(advice);
+    output::eprint_error(&message(error.chain()));
+    let mut causes = error.chain();
+    if let Some(hint) = causes.find_map(|cause| hint(cause.downcast_ref::<ClientError>()?)) {
+        output::eprint_error(hint);
     }
-    OURS
+    FAILURE
 }
 
-/// An error with its causes, shortened to the length that is printed. Not escaped: it may contain text
-/// from a guest.
-pub(crate) fn words(causes: anyhow::Chain<'_>) -> String {
-    let words = dedup(causes.map(ToString::to_string).collect()).join(": ");
-    words.chars().take(output::MAX_ERROR_CHARS).collect()
+/// An error with its causes, shortened to [`output::MAX_ERROR_CHARS`]. Not escaped: it may contain
+/// text from a guest.
+pub(crate) fn message<'a>(causes: impl Iterator<Item = &'a (dyn Error + 'static)>) -> String {
+    let message = dedup(causes.map(ToString::to_string)).join(": ");
+    message.chars().take(output::MAX_ERROR_CHARS).collect()
 }
 
-/// Removes causes that only repeat the end of the text before.
-fn dedup(words: Vec<String>) -> Vec<String> {
+/// Removes causes that only repeat the end of the previous cause.
+fn dedup(causes: impl Iterator<Item = String>) -> Vec<String> {
     let mut kept: Vec<String> = Vec::new();
-    for word in words {
-        if !kept.last().is_some_and(|last| last.ends_with(&word)) {
-            kept.push(word);
+    for cause in causes {
+        if !kept.last().is_some_and(|last| last.ends_with(&cause)) {
+            kept.push(cause);
         }
     }
     kept
 }
 
-/// Whether our own stdout was closed, as by `| head`.
+/// Whether stdout was closed, as by `| head`.
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     matches!(
         error.downcast_ref::<io::Error>(),
@@ -124,8 +119,8 @@ mod tests {
 
     #[test]
     fn a_cause_that_repeats_the_message_is_left_out() {
-        let words = ["a: b", "b", "c"].map(str::to_owned).to_vec();
-        assert_eq!(dedup(words), ["a: b", "c"]);
+        let causes = ["a: b", "b", "c"].map(str::to_owned).into_iter();
+        assert_eq!(dedup(causes), ["a: b", "c"]);
     }
 
     #[test]

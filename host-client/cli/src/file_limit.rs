@@ -1,4 +1,4 @@
-//! How many files may be open (`RLIMIT_NOFILE`): more for us, as many as before for what we start.
+//! The limit of open files (`RLIMIT_NOFILE`): raised for this process, restored for child processes.
 
 use std::{
     io,
@@ -8,27 +8,27 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-/// The soft and the hard limit that this process was started with.
-static FIRST: OnceLock<(rlim_t, rlim_t)> = OnceLock::new();
+/// The soft and the hard limit at the start of this process.
+static ORIGINAL: OnceLock<(rlim_t, rlim_t)> = OnceLock::new();
 
-/// Copies and a service for many guests need more descriptors than a login's soft limit. Where it
-/// cannot be raised, fewer files are open at once.
+/// Raises the soft limit to the hard limit: copies and `serve` need more descriptors than a login's
+/// soft limit. If that fails, fewer files are open at once.
 pub(crate) fn raise() {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = FIRST.set((soft, hard));
+        let _ = ORIGINAL.set((soft, hard));
         set(hard, hard);
     }
 }
 
-/// Runs a command to its end under the limit that this process was started with: there are programs
-/// that cannot do with a high one (`select(2)`).
+/// Runs a command with the original limit, because programs that use `select(2)` fail with a high
+/// one. Waits for it to end.
 pub(crate) fn status(command: &mut Command) -> io::Result<ExitStatus> {
-    let first = FIRST.get();
-    if let Some((soft, hard)) = first {
+    let original = ORIGINAL.get();
+    if let Some((soft, hard)) = original {
         set(*soft, *hard);
     }
     let child = command.spawn();
-    if let Some((_, hard)) = first {
+    if let Some((_, hard)) = original {
         set(*hard, *hard);
     }
     child?.wait()

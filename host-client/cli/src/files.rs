@@ -15,10 +15,7 @@ mod prompt;
 mod remove;
 mod stat;
 
-use std::{
-    ffi::{OsStr, OsString},
-    os::unix::ffi::OsStrExt,
-};
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
 use anyhow::{Context, bail};
 use vsock_agent_client::RemotePath;
@@ -40,18 +37,17 @@ pub(crate) async fn sftp(settings: &Settings, args: SftpArgs) -> anyhow::Result<
     if args.stdio {
         return bridge::run(client.raw_sftp().await?).await;
     }
-    // Before connecting.
+    // Before connecting, so that a missing batch file is reported at once.
     let input = prompt::Input::open(args.batch.as_deref())?;
     prompt::run(client.sftp_with(&args.options()).await?, input).await
 }
 
-/// A path as it is printed.
+/// Escapes a path of the guest.
 fn shown(path: &RemotePath) -> String {
     output::escape(path.as_bytes())
 }
 
-/// Prefixes of endpoints.
-const ENDPOINT_WORDS: [&[u8]; 3] = [b"vsock:", b"hybrid:", b"unix:"];
+const ENDPOINT_PREFIXES: [&[u8]; 3] = [b"vsock:", b"hybrid:", b"unix:"];
 
 /// A path in a guest: `VM:/PATH`.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,34 +57,23 @@ struct GuestPath {
 }
 
 impl GuestPath {
-    /// Splits at the first `:/` after the machine; the path may contain one too. A name has no colon. In
-    /// an endpoint, the colon of its prefix does not count.
+    /// Splits at the first `:/` after the prefix of an endpoint. Later ones belong to the path.
     fn parse(text: &OsStr) -> anyhow::Result<Self> {
         let bytes = text.as_bytes();
-        let word = ENDPOINT_WORDS.iter().find(|word| bytes.starts_with(word));
-        let start = word.map_or(0, |word| word.len());
-        let at = bytes[start..]
-            .windows(2)
-            .position(|pair| pair == b":/")
-            .filter(|at| *at > 0)
-            .map(|at| start + at)
-            .with_context(|| {
-                format!("{text:?} is not VM:/PATH, with the path from the root of the guest")
-            })?;
+        let mut prefixes = ENDPOINT_PREFIXES.iter();
+        let prefix = prefixes.find(|prefix| bytes.starts_with(prefix));
+        let start = prefix.map_or(0, |prefix| prefix.len());
+        let mut pairs = bytes[start..].windows(2);
+        let at = match pairs.position(|pair| pair == b":/") {
+            Some(at) if at > 0 => start + at,
+            _ => bail!("{text:?} is not VM:/PATH with an absolute path"),
+        };
         let vm = std::str::from_utf8(&bytes[..at])
-            .with_context(|| format!("the machine in {text:?} is not UTF-8"))?;
+            .with_context(|| format!("the virtual machine in {text:?} is not UTF-8"))?;
         Ok(Self {
             vm: vm.to_owned(),
             path: RemotePath::from(&bytes[at + 1..]),
         })
-    }
-}
-
-/// All but the last word, and the last.
-fn split_last(mut words: Vec<OsString>) -> anyhow::Result<(Vec<OsString>, OsString)> {
-    match words.pop() {
-        Some(last) if !words.is_empty() => Ok((words, last)),
-        _ => bail!("a source and a destination are needed"),
     }
 }
 
@@ -140,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_need_not_be_text() {
+    fn a_guest_path_need_not_be_utf8() {
         let target = GuestPath::parse(OsStr::from_bytes(b"demo:/\xff\n")).unwrap();
         assert_eq!(target.path.as_bytes(), b"/\xff\n");
     }

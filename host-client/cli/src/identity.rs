@@ -1,28 +1,17 @@
-//! `identity init`: keys and certificates for the host and for a guest.
-
-use std::path::Path;
+//! `identity init`: creates keys and certificates for the host and for a guest.
 
 use anyhow::anyhow;
 use serde_json::json;
 use vsock_agent_client::{GUEST_FILES, Identity, IdentityError, IdentityFiles};
 
-use crate::{
-    args::{Format, IdentityCommand, InitArgs},
-    config::Settings,
-    output,
-};
+use crate::{args::IdentityCommand, config::Settings, output};
 
-/// Where an agent looks for its identity in the guest.
+/// The agent's identity directory in the guest.
 const GUEST_DIRECTORY: &str = "/etc/vsock-agent";
 
 /// `agent-cli identity`.
 pub(crate) fn run(settings: &Settings, command: IdentityCommand) -> anyhow::Result<u8> {
-    match command {
-        IdentityCommand::Init(args) => init(settings, args),
-    }
-}
-
-fn init(settings: &Settings, args: InitArgs) -> anyhow::Result<u8> {
+    let IdentityCommand::Init(args) = command;
     let directory = settings.identity_directory(&args.vm, args.dir);
     let made = if args.force {
         Identity::replace(&directory, &args.vm)
@@ -36,41 +25,31 @@ fn init(settings: &Settings, args: InitArgs) -> anyhow::Result<u8> {
         other => other.into(),
     })?;
     let files = IdentityFiles::find(&directory, &args.vm)?;
-    match args.format.value() {
-        Format::Json => output::json(&json!({
+    let guest = &made.guest_directory;
+    if args.format.is_json() {
+        output::json(&json!({
             "vm": args.vm,
             "directory": directory,
             "client_certificate": files.certificate,
             "client_key": files.key,
             "client_pair_made": made.made_host_pair,
             "agent_certificate": files.agent,
-            "guest_files": made.guest_directory,
+            "guest_files": guest,
             "guest_directory": GUEST_DIRECTORY,
-        }))?,
-        Format::Human => tell(
-            &directory,
-            &made.guest_directory,
-            made.made_host_pair,
-            &args.vm,
-        )?,
+        }))?;
+        return Ok(0);
     }
+    let verb = if made.made_host_pair { "made" } else { "kept" };
+    let mut lines = vec![
+        format!("{verb} the host's key pair in {}", directory.display()),
+        format!("made the guest's set in {}", guest.display()),
+        format!(
+            "\nCopy these three into {GUEST_DIRECTORY} of the guest, agent.key readable by root only,"
+        ),
+        "and start the agent there:".to_owned(),
+    ];
+    lines.extend(GUEST_FILES.map(|name| format!("  {}", guest.join(name).display())));
+    lines.push(format!("\nThen: agent-cli info {}", args.vm));
+    output::lines(lines)?;
     Ok(0)
-}
-
-fn tell(directory: &Path, guest: &Path, made_host: bool, vm: &str) -> anyhow::Result<()> {
-    let word = if made_host { "made" } else { "kept" };
-    output::line(&format!(
-        "{word} the host's key pair in {}",
-        directory.display()
-    ))?;
-    output::line(&format!("made the guest's set in {}", guest.display()))?;
-    output::line(&format!(
-        "\nCopy these three into {GUEST_DIRECTORY} of the guest, agent.key readable by root \
-         only,\nand start the agent there:"
-    ))?;
-    for name in GUEST_FILES {
-        output::line(&format!("  {}", guest.join(name).display()))?;
-    }
-    output::line(&format!("\nThen: agent-cli info {vm}"))?;
-    Ok(())
 }

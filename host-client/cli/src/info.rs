@@ -1,29 +1,19 @@
-//! `info`: what an agent is and can do.
+//! `info`: an agent's version, system and API extensions.
 
 use serde_json::json;
 use vsock_agent_client::protocol::server_info::ServerInfo;
 
-use crate::{
-    args::{Format, InfoArgs},
-    config::Settings,
-    output,
-};
+use crate::{args::InfoArgs, config::Settings, output};
 
 /// `agent-cli info`.
 pub(crate) async fn run(settings: &Settings, args: InfoArgs) -> anyhow::Result<u8> {
     let client = settings.client(&args.vm)?;
     let info = client.server_info().await?;
-    match args.format.value() {
-        Format::Json => output::json(&json!({
-            "vm": args.vm,
-            "endpoint": client.endpoint().to_string(),
-            "agent": serde_json::to_value(&info)?,
-        }))?,
-        Format::Human => {
-            for line in output::table(&rows(&client.endpoint().to_string(), &info)) {
-                output::line(&line)?;
-            }
-        }
+    let endpoint = client.endpoint().to_string();
+    if args.format.is_json() {
+        output::json(&json!({ "vm": args.vm, "endpoint": endpoint, "agent": info }))?;
+    } else {
+        output::lines(output::table(&rows(&endpoint, &info)))?;
     }
     Ok(0)
 }
@@ -42,7 +32,7 @@ fn rows(endpoint: &str, info: &ServerInfo) -> Vec<Vec<String>> {
         ("agent", &agent),
         ("process", &environment.server_pid.to_string()),
         ("api", &info.api_version),
-        ("can do", &info.api_extensions.join(" ")),
+        ("extensions", &info.api_extensions.join(" ")),
     ]
     .into_iter()
     .map(|(name, text)| vec![name.to_owned(), output::escape(text.as_bytes())])

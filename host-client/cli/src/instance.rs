@@ -1,30 +1,30 @@
-//! `config`: the instance data of a guest. (The command line's own configuration is
-//! [`crate::config`].)
+//! `config`: the instance data of a guest. The configuration of `agent-cli` itself is
+//! [`crate::config`].
 
 use std::io::Read;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde_json::json;
 use vsock_agent_client::protocol::guest_api::MAX_VALUE_BYTES;
 use vsock_agent_serve::instance::{Assignment, Instance, Remark};
 
-use crate::{
-    args::{ConfigCommand, Format},
-    config::Settings,
-    output, serve,
-};
+use crate::{args::ConfigCommand, config::Settings, output, serve};
 
 /// `agent-cli config`.
 pub(crate) fn run(settings: &Settings, command: ConfigCommand) -> anyhow::Result<u8> {
     let store = settings.instances()?;
-    match command {
-        ConfigCommand::Set { vm, words } => {
-            let changes = assignments(&words)?;
-            tell(&store.change(settings.known(&vm)?, &changes)?.1);
+    let change = |vm: &str, changes: &[Assignment]| -> anyhow::Result<()> {
+        let (_, remarks) = store.change(settings.known(vm)?, changes)?;
+        for Remark { key, text } in remarks {
+            output::eprint_error(&format!("{key}: {text}"));
         }
+        Ok(())
+    };
+    match command {
+        ConfigCommand::Set { vm, words } => change(&vm, &assignments(&words)?)?,
         ConfigCommand::Unset { vm, keys } => {
-            let changes: Vec<Assignment> = keys.into_iter().map(|key| (key, None)).collect();
-            tell(&store.change(settings.known(&vm)?, &changes)?.1);
+            let changes = keys.into_iter().map(|key| (key, None));
+            change(&vm, &Vec::from_iter(changes))?;
         }
         ConfigCommand::Get { vm, key } => {
             let instance = store.load_or_create(settings.known(&vm)?)?;
@@ -33,43 +33,35 @@ pub(crate) fn run(settings: &Settings, command: ConfigCommand) -> anyhow::Result
         }
         ConfigCommand::Show { vm, format } => {
             let instance = store.load_or_create(settings.known(&vm)?)?;
-            show(settings, &instance, format.value())?;
+            show(settings, &instance, format.is_json())?;
         }
     }
     Ok(0)
 }
 
-fn tell(remarks: &[Remark]) {
-    for Remark { key, text } in remarks {
-        output::eprint_error(&format!("{key}: {text}"));
-    }
-}
-
-fn show(settings: &Settings, instance: &Instance, format: Format) -> anyhow::Result<()> {
-    let known =
+fn show(settings: &Settings, instance: &Instance, is_json: bool) -> anyhow::Result<()> {
+    let status =
         serve::report(settings).and_then(|mut report| report.guests.remove(instance.name()));
-    match format {
-        Format::Json => output::json(&json!({
+    if is_json {
+        return Ok(output::json(&json!({
             "name": instance.name(),
             "instance-id": instance.instance_id(),
             "hostname": instance.hostname(),
             "config": instance.config(),
             "devices": instance.devices(),
-            "guest": known,
-        }))?,
-        Format::Human => {
-            output::line(instance.to_yaml().trim_end())?;
-            if let Some(known) = known {
-                output::line(&format!("state: {}", known.guest.state.name()))?;
-            }
-        }
+            "guest": status,
+        }))?);
+    }
+    output::line(instance.to_yaml().trim_end())?;
+    if let Some(status) = status {
+        output::line(&format!("state: {}", status.guest.state.name()))?;
     }
     Ok(())
 }
 
-/// `KEY VALUE`, or `KEY=VALUE` once or more.
+/// Parses `KEY VALUE`, or `KEY=VALUE` once or more.
 fn assignments(words: &[String]) -> anyhow::Result<Vec<Assignment>> {
-    let whole = |word: &String| {
+    let key_value = |word: &String| {
         let (key, value) = word.split_once('=')?;
         Some((key.to_owned(), Some(value.to_owned())))
     };
@@ -81,17 +73,16 @@ fn assignments(words: &[String]) -> anyhow::Result<Vec<Assignment>> {
             };
             Ok(vec![(key.clone(), Some(value))])
         }
-        words => match words.iter().map(whole).collect() {
-            Some(changes) => Ok(changes),
-            None => {
-                bail!("write KEY VALUE, KEY - for a value from stdin, or KEY=VALUE once or more")
-            }
-        },
+        words => words
+            .iter()
+            .map(key_value)
+            .collect::<Option<_>>()
+            .context("write KEY VALUE, KEY - for a value from stdin, or KEY=VALUE once or more"),
     }
 }
 
 fn from_stdin() -> anyhow::Result<String> {
-    // One more than there may be, so that too much is seen as that.
+    // One byte more than allowed, so that a value that is too large is detected.
     let limit = u64::try_from(MAX_VALUE_BYTES)?.saturating_add(1);
     let mut bytes = Vec::new();
     std::io::stdin()
@@ -115,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn both_ways_to_write_an_assignment_are_read() {
+    fn config_set_parses_both_forms_of_assignments() {
         let one = |key: &str, value: &str| (key.to_owned(), Some(value.to_owned()));
         assert_eq!(read(&["user.a", "b=c"]).unwrap(), [one("user.a", "b=c")]);
         assert_eq!(read(&["user.a=b=c"]).unwrap(), [one("user.a", "b=c")]);
@@ -126,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn half_an_assignment_is_refused() {
+    fn config_set_refuses_incomplete_assignments() {
         for words in [
             &["user.a"][..],
             &["user.a=b", "user.c"],

@@ -1,7 +1,7 @@
-//! `agent-cli`: commands and files in virtual machines, from their host.
+//! `agent-cli`: runs commands and moves files in virtual machines, from their host.
 //!
 //! This file parses the arguments, runs one command and returns its exit code. Each command is in the
-//! file of its name; only [`output`] prints.
+//! file of its name. All output goes through [`output`].
 
 mod args;
 mod config;
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         Err(error) => return exit::failure(&error.into()),
     };
     let outcome = runtime.block_on(run(args));
-    // Does not wait for threads that block on a terminal or a pipe.
+    // Threads that block on a terminal or a pipe are not joined.
     runtime.shutdown_background();
     match outcome {
         Ok(code) => ExitCode::from(code),

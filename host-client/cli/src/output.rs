@@ -1,9 +1,10 @@
-//! Everything that is printed, as text or JSON.
+//! Prints text and JSON.
 //!
 //! Text from a guest is escaped before it is printed: a file name may contain any control sequence of
 //! a terminal.
 
 use std::{
+    ffi::OsStr,
     io::{self, Write},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -13,23 +14,28 @@ use tracing_subscriber::filter::LevelFilter;
 pub(crate) use vsock_agent_client::protocol::printable::escape;
 use vsock_agent_client::protocol::printable::{escape_json, excerpt};
 
-/// Longest line on stderr, in characters: a path (`PATH_MAX`) and a message. A guest can influence
-/// both.
+/// Longest line on stderr, in characters: enough for a path (`PATH_MAX`) and a message. A guest can
+/// influence both.
 pub(crate) const MAX_ERROR_CHARS: usize = 5000;
 
-/// Widest column of a table, in characters. A wider cell shifts the rest of its row. A guest chooses
+/// Widest column of a table, in characters. A wider cell shifts the rest of its row. A guest controls
 /// the length of its names.
 const MAX_COLUMN_CHARS: usize = 100;
 
-/// Most lines on stderr of each kind about the files of one tree: a guest controls how many there are.
+/// Most lines of one kind on stderr about the files of one tree. A guest controls how many there are.
 const MAX_LINES: u64 = 40;
+
+/// Escapes a path of the host.
+pub(crate) fn escape_path(path: impl AsRef<OsStr>) -> String {
+    escape(path.as_ref().as_encoded_bytes())
+}
 
 /// Prints one line to stdout.
 pub(crate) fn line(text: &str) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{text}").map_err(on_stdout)
 }
 
-/// Prints lines to stdout, many at once.
+/// Prints lines to stdout through one buffer.
 pub(crate) fn lines(lines: impl IntoIterator<Item = impl AsRef<str>>) -> io::Result<()> {
     let mut stdout = io::BufWriter::new(io::stdout().lock());
     lines
@@ -39,12 +45,10 @@ pub(crate) fn lines(lines: impl IntoIterator<Item = impl AsRef<str>>) -> io::Res
         .map_err(on_stdout)
 }
 
-/// Adds to an error that it is about standard output. Keeps its kind.
+/// Adds "cannot write to standard output" to an error. Keeps its kind.
 pub(crate) fn on_stdout(error: io::Error) -> io::Error {
-    io::Error::new(
-        error.kind(),
-        format!("cannot write to standard output: {error}"),
-    )
+    let text = format!("cannot write to standard output: {error}");
+    io::Error::new(error.kind(), text)
 }
 
 /// Prints one JSON value to stdout.
@@ -57,14 +61,14 @@ pub(crate) fn json_line(value: &Value) -> io::Result<()> {
     line(&escape_json(&value.to_string()))
 }
 
-/// A JSON array on stdout whose values are printed one by one, because there can be very many.
+/// A JSON array on stdout, printed value by value to bound the memory.
 #[derive(Debug, Default)]
 pub(crate) struct JsonArray {
     has_items: bool,
 }
 
 impl JsonArray {
-    /// Prints some values, each on a line.
+    /// Prints values, one per line.
     pub(crate) fn items(&mut self, values: impl IntoIterator<Item = Value>) -> io::Result<()> {
         let items = values.into_iter().map(|value| {
             let start = if self.has_items { ", " } else { "[ " };
@@ -74,7 +78,7 @@ impl JsonArray {
         lines(items)
     }
 
-    /// Prints its end.
+    /// Prints the closing bracket.
     pub(crate) fn end(self) -> io::Result<()> {
         line(if self.has_items { "]" } else { "[]" })
     }
@@ -83,27 +87,27 @@ impl JsonArray {
 /// Prints one line to stderr after the program's name, escaped and shortened to
 /// [`MAX_ERROR_CHARS`].
 pub(crate) fn eprint_error(text: &str) {
-    let text = excerpt(text.as_bytes(), MAX_ERROR_CHARS);
-    // There is nowhere to report a failure to print.
+    let text = excerpt(escape(text.as_bytes()).as_bytes(), MAX_ERROR_CHARS);
+    // A failure to print cannot be reported.
     let _ = writeln!(io::stderr().lock(), "agent-cli: {text}");
 }
 
-/// Counts lines of one kind on stderr about the files of a tree, and limits them.
+/// Limits the lines of one kind on stderr to [`MAX_LINES`].
 #[derive(Debug, Default)]
-pub(crate) struct FirstLines(AtomicU64);
+pub(crate) struct LineLimit(AtomicU64);
 
-impl FirstLines {
-    /// Prints one more with `print`. After [`MAX_LINES`], prints once that there are more.
-    pub(crate) fn another(&self, print: impl FnOnce()) {
+impl LineLimit {
+    /// Calls `print` unless the limit is reached. Prints a note when it is exceeded first.
+    pub(crate) fn print(&self, print: impl FnOnce()) {
         match self.0.fetch_add(1, Ordering::Relaxed) {
             ..MAX_LINES => print(),
-            MAX_LINES => eprint_error("and more of these, which are not shown"),
+            MAX_LINES => eprint_error("further messages of this kind are not shown"),
             _ => {}
         }
     }
 
-    /// Whether some were left out.
-    pub(crate) fn is_cut(&self) -> bool {
+    /// Whether lines were omitted.
+    pub(crate) fn is_exceeded(&self) -> bool {
         self.0.load(Ordering::Relaxed) > MAX_LINES
     }
 }
@@ -124,14 +128,15 @@ pub(crate) fn start_log(verbose: u8) {
         .init();
 }
 
-/// A name in JSON: as text, and if it is not UTF-8 also as the bytes it is.
+/// A JSON object with `name` as in [`put_bytes`].
 pub(crate) fn name_fields(name: &[u8]) -> serde_json::Map<String, Value> {
     let mut fields = serde_json::Map::new();
     put_bytes(&mut fields, "name", name);
     fields
 }
 
-/// Bytes in JSON: as text, and if they are not UTF-8 also as the numbers they are, in `KEY_bytes`.
+/// Adds bytes to a JSON object: as text in `KEY`, and if they are not UTF-8 also as an array of
+/// numbers in `KEY_bytes`.
 pub(crate) fn put_bytes(fields: &mut serde_json::Map<String, Value>, key: &str, bytes: &[u8]) {
     fields.insert(key.to_owned(), json!(String::from_utf8_lossy(bytes)));
     if std::str::from_utf8(bytes).is_err() {
@@ -139,7 +144,7 @@ pub(crate) fn put_bytes(fields: &mut serde_json::Map<String, Value>, key: &str, 
     }
 }
 
-/// Rows as columns, each as wide as its widest cell, two spaces between them.
+/// Formats rows as aligned columns with two spaces between them.
 pub(crate) fn table(rows: &[Vec<String>]) -> Vec<String> {
     let columns = Columns::of(rows.iter());
     rows.iter().map(|row| columns.line(row)).collect()
@@ -150,7 +155,7 @@ pub(crate) fn table(rows: &[Vec<String>]) -> Vec<String> {
 pub(crate) struct Columns(Vec<usize>);
 
 impl Columns {
-    /// Those for these rows.
+    /// Measures the columns of `rows`.
     pub(crate) fn of(rows: impl IntoIterator<Item = impl AsRef<[String]>>) -> Self {
         let mut widths = Vec::new();
         for row in rows {
@@ -163,7 +168,7 @@ impl Columns {
         Self(widths)
     }
 
-    /// A row as a line.
+    /// Formats a row as a line.
     pub(crate) fn line(&self, row: &[String]) -> String {
         let mut text = String::new();
         for (cell, width) in row.iter().zip(&self.0) {
@@ -175,15 +180,14 @@ impl Columns {
     }
 }
 
-/// How wide a column is made for these cells, in characters.
+/// The width of the widest cell in characters, at most [`MAX_COLUMN_CHARS`].
 pub(crate) fn column_width(cells: impl IntoIterator<Item = impl AsRef<str>>) -> usize {
     let widths = cells.into_iter().map(|cell| cell.as_ref().chars().count());
-    let widest = widths.max();
-    widest.unwrap_or(0).min(MAX_COLUMN_CHARS)
+    widths.max().unwrap_or(0).min(MAX_COLUMN_CHARS)
 }
 
-/// Adds a cell to a line, and spaces up to `width` characters. The width of a format (`{:width$}`)
-/// will not do: it is 16 bits, and panics beyond.
+/// Appends a cell to a line, and spaces up to `width` characters. Does not use `{:width$}`, which
+/// panics for a width of more than 16 bits.
 pub(crate) fn push_cell(line: &mut String, cell: &str, width: usize) {
     line.push_str(cell);
     let missing = width.saturating_sub(cell.chars().count());
@@ -195,34 +199,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_first_lines_are_printed() {
-        let lines = FirstLines::default();
+    fn a_line_limit_prints_only_the_first_lines() {
+        let limit = LineLimit::default();
         let mut printed = 0;
         for _ in 0..MAX_LINES {
-            lines.another(|| printed += 1);
+            limit.print(|| printed += 1);
         }
-        assert!(!lines.is_cut());
-        lines.another(|| printed += 1);
-        lines.another(|| printed += 1);
-        assert!(lines.is_cut());
+        assert!(!limit.is_exceeded());
+        limit.print(|| printed += 1);
+        limit.print(|| printed += 1);
+        assert!(limit.is_exceeded());
         assert_eq!(printed, MAX_LINES);
     }
 
     #[test]
-    fn a_name_that_is_not_text_keeps_its_bytes_in_json() {
+    fn a_name_that_is_not_utf8_has_its_bytes_in_json() {
         assert_eq!(name_fields(b"a")["name"], "a");
         assert!(name_fields(b"a").get("name_bytes").is_none());
         assert_eq!(name_fields(b"\xff")["name_bytes"], json!([255]));
     }
 
     #[test]
-    fn columns_are_aligned() {
+    fn table_columns_are_aligned() {
         let rows = [vec!["a".into(), "b".into()], vec!["ccc".into(), "d".into()]];
         assert_eq!(table(&rows), ["a    b", "ccc  d"]);
     }
 
     #[test]
-    fn a_cell_of_any_length_is_shown_and_does_not_widen_the_others() {
+    fn a_long_table_cell_is_shown_and_does_not_widen_other_rows() {
         let long = "x".repeat(70_000);
         let rows = [vec![long.clone(), "b".into()], vec!["c".into(), "d".into()]];
         let lines = table(&rows);

@@ -1,5 +1,5 @@
-//! `qemu-args`: what a virtual machine is described as, for cloud-init to look for its data in the
-//! right place. The strings of a cloud are in its preset; the agent in the guest serves the data.
+//! `qemu-args`: SMBIOS fields by which cloud-init detects its datasource. The fields of a cloud are
+//! in its preset; the agent in the guest serves the data.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -12,32 +12,17 @@ use vsock_agent_client::protocol::preset::{self, BOARD_MAKER};
 
 use crate::{args::QemuArgsArgs, config::Settings, output};
 
-/// By this port a guest's cloud-init from 26.1 knows LXD, and by the board's name the ones before.
+/// Cloud-init detects LXD by this port from version 26.1 on, and by the board's name before.
 const LXD_PORT: &str = "com.canonical.lxd";
 const LXD_BOARD: &str = "LXD";
 
-/// The serial number by which cloud-init knows `NoCloud`.
+/// Cloud-init detects `NoCloud` by this serial number.
 const NO_CLOUD_SERIAL: &str = "ds=nocloud";
 
 /// The fields of each table that QEMU can set (`-smbios`, qemu(1)).
-const SYSTEM: [&str; 7] = [
-    "manufacturer",
-    "product",
-    "version",
-    "serial",
-    "uuid",
-    "sku",
-    "family",
-];
-const BOARD: [&str; 6] = [
-    "manufacturer",
-    "product",
-    "version",
-    "serial",
-    "asset",
-    "location",
-];
-const CHASSIS: [&str; 5] = ["manufacturer", "version", "serial", "asset", "sku"];
+const SYSTEM: &str = "manufacturer, product, version, serial, uuid, sku, family";
+const BOARD: &str = "manufacturer, product, version, serial, asset, location";
+const CHASSIS: &str = "manufacturer, version, serial, asset, sku";
 
 /// `agent-cli qemu-args`.
 pub(crate) fn run(settings: &Settings, args: &QemuArgsArgs) -> anyhow::Result<u8> {
@@ -53,7 +38,7 @@ pub(crate) fn run(settings: &Settings, args: &QemuArgsArgs) -> anyhow::Result<u8
 
 type Fields = BTreeMap<String, String>;
 
-/// The tables of SMBIOS, as a preset has them.
+/// The SMBIOS tables of a preset.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Smbios {
@@ -62,7 +47,7 @@ struct Smbios {
     chassis: Fields,
 }
 
-/// As much of a preset as concerns the host.
+/// The part of a preset for the host.
 #[derive(Debug, Deserialize)]
 struct Preset {
     smbios: Option<Smbios>,
@@ -88,28 +73,25 @@ fn arguments(vm: &str, host: &str, datasource: &str) -> anyhow::Result<Vec<Strin
     if let Some(own) = smbios.system.get_mut("uuid") {
         own.clone_from(&uuid);
     }
-    // By this the agent knows that the rest is not a real cloud's.
+    // Shows the agent that the other fields are not those of a real cloud.
     let maker = smbios.board.entry("manufacturer".to_owned());
     BOARD_MAKER.clone_into(maker.or_default());
     let mut arguments = Vec::new();
     for (kind, fields, known) in [
-        (1, smbios.system, &SYSTEM[..]),
-        (2, smbios.board, &BOARD),
-        (3, smbios.chassis, &CHASSIS),
+        (1, smbios.system, SYSTEM),
+        (2, smbios.board, BOARD),
+        (3, smbios.chassis, CHASSIS),
     ] {
         if fields.is_empty() {
             continue;
         }
         let mut argument = format!("type={kind}");
         for (key, value) in fields {
-            if !known.contains(&&key[..]) {
-                bail!(
-                    "{datasource}: table {kind} of SMBIOS has no {key}: {}",
-                    known.join(", ")
-                );
+            if !known.split(", ").any(|known| known == key) {
+                bail!("{datasource}: SMBIOS table {kind} has no field {key}, only {known}");
             }
             let value = value.replace("${name}", vm).replace("${uuid}", &uuid);
-            // A comma ends a value unless there are two.
+            // QEMU reads two commas as one that does not end the value.
             argument += &format!(",{key}={}", value.replace(',', ",,"));
         }
         arguments.extend(["-smbios".to_owned(), argument]);
@@ -137,30 +119,30 @@ fn of_preset(name: &str) -> anyhow::Result<Smbios> {
             &file
         }
         None => bail!(
-            "there is no datasource {name}: {}, or a path",
+            "unknown datasource {name}: expected {} or a path",
             known().join(", ")
         ),
     };
     let preset: Preset =
-        toml_edit::de::from_str(text).with_context(|| format!("the preset {name} is wrong"))?;
+        toml_edit::de::from_str(text).with_context(|| format!("the preset {name} is invalid"))?;
     preset.smbios.with_context(|| {
-        format!("the preset {name} has no [smbios]: a guest cannot be told about it this way")
+        format!("the preset {name} has no [smbios]: cloud-init cannot detect it by SMBIOS fields")
     })
 }
 
-/// The names that are not paths.
+/// The names of datasources, without paths.
 fn known() -> Vec<&'static str> {
     let shipped = preset::SHIPPED.iter().map(|(name, _)| *name);
     let usable = shipped.filter(|name| of_preset(name).is_ok());
     ["lxd", "nocloud"].into_iter().chain(usable).collect()
 }
 
-/// The id of this host, if it has one (`machine-id(5)`).
+/// The id of this host (`machine-id(5)`); empty if it has none.
 fn host() -> String {
     std::fs::read_to_string("/etc/machine-id").unwrap_or_default()
 }
 
-/// A UUID of this machine on this host, the same whenever it is asked for, with this beginning.
+/// Derives the UUID of a virtual machine from its name and its host. It starts with `start`.
 fn uuid(vm: &str, host: &str, start: &str) -> anyhow::Result<String> {
     let hash = digest(&SHA256, format!("{host}\n{vm}").as_bytes());
     let bytes = hash.as_ref().first_chunk().context("a hash has 32 bytes")?;
@@ -169,7 +151,7 @@ fn uuid(vm: &str, host: &str, start: &str) -> anyhow::Result<String> {
     let is_hex = start.bytes().all(|byte| byte.is_ascii_hexdigit());
     match rest.filter(|_| is_hex) {
         Some(rest) => Ok(format!("{start}{rest}")),
-        None => bail!("no uuid begins with {start:?}"),
+        None => bail!("no UUID can start with {start:?}"),
     }
 }
 
@@ -182,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn every_datasource_has_its_words() {
+    fn each_datasource_has_its_smbios_fields() {
         let board = "-smbios type=2,manufacturer=vsock-agent";
         for (datasource, expected) in [
             (
@@ -222,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn amazons_uuid_is_the_machines_own_and_its_serial_number() {
+    fn the_ec2_uuid_is_stable_per_vm_and_host_and_is_the_serial_number() {
         let ec2 = of("ec2");
         let uuid = ec2.split("uuid=").nth(1).unwrap();
         let uuid = uuid.split(' ').next().unwrap();
@@ -235,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_words_is_refused() {
+    fn datasources_without_smbios_fields_are_refused() {
         for datasource in ["imds", "azure", "/nowhere/x.toml"] {
             arguments("vm", "host", datasource).unwrap_err();
         }
@@ -243,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_ones_own_is_read_and_its_commas_are_kept() {
+    fn a_preset_file_is_read_and_commas_are_doubled() {
         let path = std::env::temp_dir().join(format!("qemu-args-{}.toml", std::process::id()));
         let read = |text: &str| {
             std::fs::write(&path, text).unwrap();

@@ -1,9 +1,9 @@
-//! Stdin and stdout as streams that hold up nothing.
+//! Asynchronous stdin, stdout and stderr.
 //!
-//! A read of a terminal or a pipe can take for ever, and these descriptors must not be made
-//! non-blocking: other processes share them, a shell among others. So each direction gets a thread
-//! of its own, which blocks and is not waited for when the process ends. The threads work
-//! also on a descriptor that another process made non-blocking.
+//! A read of a terminal or a pipe can block for ever, and these descriptors must not be made
+//! non-blocking, because other processes such as the shell share them. So each stream has a thread
+//! that blocks and is not joined when the process ends. The threads also work on a descriptor that
+//! another process made non-blocking.
 
 use std::{
     io::{self, IsTerminal},
@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use futures_util::stream;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -19,28 +20,32 @@ use nix::{
     unistd::{read, write},
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt},
+    io::{AsyncRead, AsyncReadExt, DuplexStream},
     sync::{mpsc, oneshot},
 };
+use tokio_util::io::StreamReader;
 
 use crate::output;
 
 /// Bytes read at once.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Pieces waiting between a thread and its stream.
+/// Size of the pipe of [`with_stdout`], in bytes.
+const PIPE_BYTES: usize = 256 * 1024;
+
+/// Most buffers queued between a thread and its stream.
 const QUEUE_DEPTH: usize = 4;
 
-/// Starts reading stdin. The stream ends at its end, or with an error if it cannot be read.
+/// Starts reading stdin. The channel closes at end of file, or after an error.
 ///
-/// The null device has nothing, also for those who may only write to it: that is what `nohup` puts
-/// in place of a terminal.
+/// The null device is at end of file even if it is open for writing only, as `nohup` opens it in
+/// place of a terminal.
 pub(crate) fn stdin() -> io::Result<mpsc::Receiver<io::Result<Bytes>>> {
     let (sender, receiver) = mpsc::channel(QUEUE_DEPTH);
     if is_null(io::stdin()) {
         return Ok(receiver);
     }
-    // Asked for now: a terminal that is gone is none any more.
+    // Before the first read: `isatty(3)` is false after the terminal has hung up.
     let terminal = io::stdin().is_terminal();
     thread::Builder::new()
         .name("stdin".to_owned())
@@ -61,8 +66,16 @@ pub(crate) fn stdin() -> io::Result<mpsc::Receiver<io::Result<Bytes>>> {
     Ok(receiver)
 }
 
+/// Starts reading stdin, as [`stdin`] does.
+pub(crate) fn stdin_reader() -> io::Result<impl AsyncRead + Send + Unpin> {
+    let mut pieces = stdin()?;
+    Ok(StreamReader::new(stream::poll_fn(move |cx| {
+        pieces.poll_recv(cx)
+    })))
+}
+
 fn is_null(fd: impl AsFd) -> bool {
-    // Linux's number of /dev/null (Documentation/admin-guide/devices.txt).
+    // /dev/null is device 1:3 (Documentation/admin-guide/devices.txt).
     fstat(fd).is_ok_and(|stat| {
         SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR
             && stat.st_rdev == makedev(1, 3)
@@ -76,30 +89,28 @@ fn read_some(buffer: &mut [u8], terminal: bool) -> io::Result<usize> {
             Ok(count) => return Ok(count),
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => wait(stdin.as_fd(), PollFlags::POLLIN)?,
-            // The terminal is gone, or not ours any more.
+            // The terminal hung up, or this is a background process of it.
             Err(Errno::EIO) if terminal => return Ok(0),
             Err(errno) => return Err(errno.into()),
         }
     }
 }
 
-fn wait(fd: BorrowedFd<'_>, what: PollFlags) -> io::Result<()> {
-    match poll(&mut [PollFd::new(fd, what)], PollTimeout::NONE) {
+fn wait(fd: BorrowedFd<'_>, events: PollFlags) -> io::Result<()> {
+    match poll(&mut [PollFd::new(fd, events)], PollTimeout::NONE) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
 }
 
-/// One of our two outputs.
+/// An output stream of this process.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Sink {
-    /// Standard output.
     Stdout,
-    /// Standard error.
     Stderr,
 }
 
-/// A thread that writes what it is given.
+/// A thread that writes to an output stream.
 #[derive(Debug)]
 pub(crate) struct Writer {
     queue: mpsc::Sender<Bytes>,
@@ -107,10 +118,9 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Starts the thread.
     pub(crate) fn start(sink: Sink) -> io::Result<Self> {
         let (queue, mut pieces) = mpsc::channel::<Bytes>(QUEUE_DEPTH);
-        let (tell, outcome) = oneshot::channel();
+        let (sender, outcome) = oneshot::channel();
         thread::Builder::new()
             .name("output".to_owned())
             .spawn(move || {
@@ -121,18 +131,18 @@ impl Writer {
                         break;
                     }
                 }
-                // The process may be ending.
-                let _ = tell.send(result);
+                // The receiver may be dropped.
+                let _ = sender.send(result);
             })?;
         Ok(Self { queue, outcome })
     }
 
-    /// Hands over a piece; false if writing failed, for which see [`finish`](Self::finish).
+    /// Queues a buffer. Returns false if writing failed; [`finish`](Self::finish) returns the error.
     pub(crate) async fn write(&self, piece: Bytes) -> bool {
         self.queue.send(piece).await.is_ok()
     }
 
-    /// Waits until everything is written.
+    /// Waits until all buffers are written.
     pub(crate) async fn finish(self) -> io::Result<()> {
         drop(self.queue);
         self.outcome.await.unwrap_or(Ok(()))
@@ -156,8 +166,8 @@ fn write_all(sink: Sink, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies `reader` to one of our outputs, to its end. A reader that breaks ends the copy like one
-/// that ends: who owns it knows more about it.
+/// Copies `reader` to an output stream. A read error ends the copy as end of file does: the owner of
+/// the reader reports it.
 pub(crate) async fn copy_out(reader: Option<impl AsyncRead + Unpin>, sink: Sink) -> io::Result<()> {
     let Some(mut reader) = reader else {
         return Ok(());
@@ -179,4 +189,21 @@ pub(crate) async fn copy_out(reader: Option<impl AsyncRead + Unpin>, sink: Sink)
         Sink::Stdout => output::on_stdout(error),
         Sink::Stderr => error,
     })
+}
+
+/// Runs `produce` with a pipe to stdout.
+///
+/// # Errors
+///
+/// The error of writing to stdout, else that of `produce`.
+pub(crate) async fn with_stdout<T>(
+    produce: impl AsyncFnOnce(&mut DuplexStream) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let (reader, mut writer) = tokio::io::duplex(PIPE_BYTES);
+    let producing = async move { produce(&mut writer).await };
+    let writing = copy_out(Some(reader), Sink::Stdout);
+    let (produced, written) = tokio::join!(producing, writing);
+    // Checked first: after it, `produce` fails too.
+    written?;
+    produced
 }

@@ -1,31 +1,31 @@
-//! `agent-cli vm`: the names of virtual machines, added, removed and listed.
+//! `vm`: adds, removes and lists the names of virtual machines.
 
 use std::{fs, path::Path};
 
 use anyhow::{Context, bail};
-use toml_edit::{DocumentMut, Item, Table, value};
+use serde_json::json;
+use toml_edit::{DocumentMut, Item, Table, TableLike, value};
 use vsock_agent_client::Endpoint;
 use vsock_agent_files::write_whole;
 
 use crate::{
     args::{AddArgs, VmCommand},
     config::{Settings, is_name, parse, read_or_empty},
+    output,
 };
 
-/// Runs it.
+/// `agent-cli vm`.
 pub(crate) fn run(settings: &Settings, command: VmCommand) -> anyhow::Result<u8> {
     match command {
-        VmCommand::List { format } => settings.list(format.value()),
+        VmCommand::List { format } => list(settings, format.is_json())?,
         VmCommand::Add(args) => {
-            let plain = settings.global().plain;
-            let identity = match &settings.global().identity {
-                // From here on it is read from somewhere else.
-                Some(directory) => Some(std::path::absolute(directory)?),
-                None => None,
-            };
+            let global = &settings.global;
+            // Absolute, because later runs have other working directories.
+            let identity = global.identity.as_ref().map(std::path::absolute);
+            let identity = identity.transpose()?;
             edit(settings.path()?, |document| {
-                add(document, &args, identity.as_deref(), plain)
-            })
+                add(document, &args, identity.as_deref(), global.plain)
+            })?
         }
         VmCommand::Remove { name } => {
             if !settings.names().any(|known| known == name) {
@@ -35,20 +35,43 @@ pub(crate) fn run(settings: &Settings, command: VmCommand) -> anyhow::Result<u8>
             if is_name(&name) {
                 settings.instances()?.remove(&name)?;
             }
-            Ok(0)
         }
     }
+    Ok(0)
 }
 
-fn add(
+/// Prints the name, the endpoint and the security of each virtual machine.
+pub(crate) fn list(settings: &Settings, is_json: bool) -> anyhow::Result<()> {
+    let vms = settings.config.vms.iter();
+    if is_json {
+        let list = vms.map(|(name, vm)| {
+            json!({
+                "name": name,
+                "endpoint": vm.endpoint,
+                "identity": vm.identity,
+                "plain": vm.plain,
+            })
+        });
+        return Ok(output::json(&list.collect())?);
+    }
+    let rows = vms.map(|(name, vm)| {
+        let security = if vm.plain { "plain" } else { "tls" };
+        vec![name.clone(), vm.endpoint.clone(), security.to_owned()]
+    });
+    Ok(output::lines(output::table(&Vec::from_iter(rows)))?)
+}
+
+fn add<'a>(
     document: &mut DocumentMut,
     args: &AddArgs,
-    identity: Option<&Path>,
+    identity: Option<&'a Path>,
     plain: bool,
 ) -> anyhow::Result<()> {
     let name = &args.name;
     if !is_name(name) {
-        bail!("{name:?} is no name: letters, digits, and '-', '_' and '.' within");
+        bail!(
+            "invalid name {name:?}: only letters, digits, '-', '_' and '.', the first a letter, a digit or '_'"
+        );
     }
     args.endpoint.parse::<Endpoint>()?;
     let vms = document
@@ -60,28 +83,28 @@ fn add(
         })
         .as_table_like_mut()
         .context("vms is not a table")?;
-    // An existing machine keeps its comments. Keys that are not given are removed.
+    // An existing entry keeps its comments. Keys that are not given are removed.
     let vm = vms
         .entry(name)
         .or_insert_with(toml_edit::table)
         .as_table_like_mut()
         .with_context(|| format!("vms.{name} is not a table"))?;
     vm.insert("endpoint", value(&args.endpoint));
-    match identity {
-        Some(directory) => {
-            let directory = directory
-                .to_str()
-                .context("the directory of the identity is not UTF-8")?;
-            vm.insert("identity", value(directory));
-        }
-        None => drop(vm.remove("identity")),
-    }
-    if plain {
-        drop(vm.insert("plain", value(true)))
-    } else {
-        drop(vm.remove("plain"))
-    }
+    let utf8 = |path: &'a Path| {
+        path.to_str()
+            .context("the directory of the identity is not UTF-8")
+    };
+    set(vm, "identity", identity.map(utf8).transpose()?.map(value));
+    set(vm, "plain", plain.then(|| value(true)));
     Ok(())
+}
+
+/// Sets or removes a key.
+fn set(table: &mut dyn TableLike, key: &str, item: Option<Item>) {
+    match item {
+        Some(item) => drop(table.insert(key, item)),
+        None => drop(table.remove(key)),
+    }
 }
 
 fn remove(document: &mut DocumentMut, name: &str) -> anyhow::Result<()> {
@@ -93,23 +116,22 @@ fn remove(document: &mut DocumentMut, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Changes the file atomically: a reader sees the old content or the new one.
+/// Changes the configuration file atomically.
 fn edit(
     path: &Path,
     change: impl FnOnce(&mut DocumentMut) -> anyhow::Result<()>,
-) -> anyhow::Result<u8> {
-    // A link stays a link.
+) -> anyhow::Result<()> {
+    // Replaces the target of a symbolic link, not the link.
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let mut document: DocumentMut = read_or_empty(&path)?
         .parse()
         .with_context(|| format!("{} is not TOML", path.display()))?;
     change(&mut document)?;
     let text = document.to_string();
-    // What we write, we must be able to read.
+    // Refuses a change that makes the file unreadable.
     parse(&path, &text)?;
     write_whole(&path, text.as_bytes(), 0o644)
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(0)
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]
@@ -142,7 +164,7 @@ endpoint = \"unix:/x\"
 ";
 
     #[test]
-    fn a_name_is_added_and_everything_else_stays() {
+    fn adding_a_vm_keeps_the_rest_of_the_file() {
         let text = changed(OLD, |document| {
             add(
                 document,
@@ -156,7 +178,7 @@ endpoint = \"unix:/x\"
     }
 
     #[test]
-    fn a_name_that_is_there_is_changed_in_its_place() {
+    fn adding_an_existing_vm_changes_it_in_its_position() {
         let text = changed(OLD, |document| {
             add(document, &named("demo", "vsock:9"), None, false)
         });
@@ -168,15 +190,15 @@ endpoint = \"unix:/x\"
     }
 
     #[test]
-    fn a_name_is_removed_and_everything_else_stays() {
+    fn removing_a_vm_keeps_the_rest_of_the_file() {
         let text = changed(OLD, |document| remove(document, "demo"));
         assert_eq!(text.trim(), "[vms.other]\nendpoint = \"unix:/x\"");
         let mut document: DocumentMut = OLD.parse().unwrap();
-        remove(&mut document, "nobody").unwrap_err();
+        remove(&mut document, "unknown").unwrap_err();
     }
 
     #[test]
-    fn the_first_name_makes_the_file() {
+    fn a_vm_can_be_added_to_an_empty_file() {
         let text = changed("", |document| {
             add(document, &named("demo", "vsock:3"), None, true)
         });
@@ -184,7 +206,7 @@ endpoint = \"unix:/x\"
     }
 
     #[test]
-    fn what_is_no_name_or_no_endpoint_is_refused() {
+    fn vm_add_refuses_invalid_names_and_endpoints() {
         for (name, endpoint) in [
             ("", "vsock:3"),
             ("a/b", "vsock:3"),

@@ -254,7 +254,7 @@ async fn signalled(writer: Writer, signal: Signal, is_ignored: bool) {
     assert_eq!(names(&place), ["target"]);
     assert!(fs::read(target).unwrap() == written);
     if matches!(writer, Writer::Edit) && !is_ignored {
-        assert!(stderr(&output).contains("is kept in"), "{output:?}");
+        assert!(stderr(&output).contains("are kept in"), "{output:?}");
     }
 }
 

@@ -141,7 +141,9 @@ fn edit_follows_links() {
     assert_eq!(fs::read_link(ends.path("link")).unwrap(), Path::new("file"));
     assert_eq!(fs::read(&file).unwrap(), b"new\n");
     symlink("nowhere", ends.path("dangling")).unwrap();
-    assert!(failed(&edit(&ends, &ends.path("dangling"), "exit 1")).contains("leads nowhere"));
+    assert!(
+        failed(&edit(&ends, &ends.path("dangling"), "exit 1")).contains("the link is dangling")
+    );
 }
 
 #[test]

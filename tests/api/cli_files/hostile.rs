@@ -139,5 +139,5 @@ fn rm_r_names_every_directory_that_remains() {
             "{stderr}"
         );
     }
-    assert!(stderr.contains("2 of the files in it"), "{stderr}");
+    assert!(stderr.contains("2 of its files"), "{stderr}");
 }

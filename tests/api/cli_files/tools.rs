@@ -155,7 +155,7 @@ fn rm_refuses_the_root_and_missing_files() {
     ends.mkdir("d/e");
     for path in ["/", "//.", "/.."] {
         let output = ends.run(["rm".as_ref(), "-rf".as_ref(), &*ends.place(path)]);
-        assert!(failed(&output).contains("neither the root"), "{path}");
+        assert!(failed(&output).contains("cannot be removed"), "{path}");
     }
     let above = ends.place(ends.path("d/e/.."));
     failed(&ends.run(["rm".as_ref(), "-rf".as_ref(), &*above]));

@@ -1,20 +1,21 @@
-//! Attributes of a file in the guest, for people and for programs.
+//! Attributes of a file in the guest, as text and as JSON.
 
 use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
 use vsock_agent_client::protocol::sftp::{Attributes, FileType, PERMISSION_BITS};
 
-/// Whether it is a directory. False if the server does not send the type.
+/// Whether the file is a directory. False if the server does not send the type.
 pub(super) fn is_directory(attributes: &Attributes) -> bool {
     attributes.file_type() == Some(FileType::Directory)
 }
 
-/// Whether it is a symbolic link. False if the server does not send the type.
+/// Whether the file is a symbolic link. False if the server does not send the type.
 pub(super) fn is_link(attributes: &Attributes) -> bool {
     attributes.file_type() == Some(FileType::Link)
 }
 
-/// The type in a word; `None` if the server does not tell.
-pub(super) fn type_word(attributes: &Attributes) -> Option<&'static str> {
+/// The name of the file's type; `None` if the server does not send the type.
+pub(super) fn type_name(attributes: &Attributes) -> Option<&'static str> {
     Some(match attributes.file_type()? {
         FileType::Directory => "directory",
         FileType::Regular => "file",
@@ -27,13 +28,13 @@ pub(super) fn type_word(attributes: &Attributes) -> Option<&'static str> {
     })
 }
 
-/// The fields that a program gets.
+/// The attributes as fields of a JSON object. Attributes that the server does not send are null.
 pub(super) fn json_fields(attributes: &Attributes) -> Map<String, Value> {
     let mode = attributes
         .permissions
         .map(|mode| format!("{:04o}", mode & PERMISSION_BITS));
     let fields = [
-        ("type", json!(type_word(attributes))),
+        ("type", json!(type_name(attributes))),
         ("mode", json!(mode)),
         ("size", json!(attributes.size)),
         ("uid", json!(attributes.owner.map(|owner| owner.uid))),
@@ -47,12 +48,11 @@ pub(super) fn json_fields(attributes: &Attributes) -> Map<String, Value> {
         .collect()
 }
 
-/// A size in the largest unit that leaves a number, of 1024 each: `1.5K`.
+/// Formats a size with a unit of 1024: `1.5K`. Rounds up, as ls and df do.
 pub(super) fn size_text(bytes: u64) -> String {
     let (mut tenths, mut unit) = (u128::from(bytes) * 10, 0);
     let units = ["", "K", "M", "G", "T", "P", "E"];
     while tenths >= 10_240 && unit + 1 < units.len() {
-        // Rounded up, as ls and df do: a size must not look smaller than it is.
         tenths = tenths.div_ceil(1024);
         unit += 1;
     }
@@ -63,24 +63,14 @@ pub(super) fn size_text(bytes: u64) -> String {
     }
 }
 
-/// Seconds since 1970 as a date in UTC. The days are counted in years that begin in March, so
-/// that the leap day comes last (H. Hinnant, "chrono-compatible low-level date algorithms").
+/// Formats seconds since 1970 as a date and time in UTC.
 pub(super) fn time_text(seconds: u32) -> String {
-    let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let date = day - (153 * month + 2) / 5 + 1;
-    let (year, month) = match month {
-        0..=9 => (era * 400 + year, month + 3),
-        _ => (era * 400 + year + 1, month - 9),
-    };
-    format!(
-        "{year:04}-{month:02}-{date:02} {:02}:{:02}",
-        rest / 3600,
-        rest / 60 % 60
-    )
+    let time = OffsetDateTime::from_unix_timestamp(seconds.into());
+    let time = time.unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    let (year, month, day) = time.to_calendar_date();
+    let (hour, minute, _) = time.to_hms();
+    let month = u8::from(month);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}")
 }
 
 #[cfg(test)]
@@ -88,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_short_and_never_smaller_than_they_are() {
+    fn sizes_are_formatted_in_units_and_rounded_up() {
         for (bytes, text) in [
             (0, "0"),
             (1023, "1023"),
@@ -105,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn dates_are_right_at_their_edges() {
+    fn times_are_formatted_as_utc_dates() {
         assert_eq!(time_text(0), "1970-01-01 00:00");
         assert_eq!(time_text(951_782_400), "2000-02-29 00:00");
         assert_eq!(time_text(951_868_799), "2000-02-29 23:59");

@@ -1,8 +1,8 @@
 //! Raw SFTP between stdin, stdout and the guest, for clients such as OpenSSH's.
 //!
-//! The end of stdin cannot be passed on: no way into a guest closes one direction only. But it
-//! means that no more requests come, so the conversation is over when the replies to all that came
-//! are back. Both streams are cut into frames to count them, and passed on byte for byte.
+//! End of file on stdin cannot be forwarded, because no connection to a guest can close one direction
+//! only. The bridge ends when the replies to all requests have arrived. It forwards both streams
+//! unchanged and counts their frames.
 
 use anyhow::{Context, bail};
 use bytes::BytesMut;
@@ -14,25 +14,25 @@ use crate::stdio::{self, Sink, Writer};
 /// Bytes read at once from the guest.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Joins stdio with the guest until one of them ends.
+/// Forwards in both directions until one of them ends.
 pub(crate) async fn run(stream: AgentStream) -> anyhow::Result<u8> {
     let (mut from_guest, mut to_guest) = tokio::io::split(stream);
     let mut stdin = stdio::stdin()?;
     let stdout = Writer::start(Sink::Stdout)?;
-    let (count, counted) = tokio::sync::watch::channel(Progress::default());
+    let (sender, mut requests) = tokio::sync::watch::channel(Requests::default());
     let up = async {
         let mut frames = Frames::default();
         while let Some(piece) = stdin.recv().await {
             let piece = piece.context("cannot read stdin")?;
-            frames.take(&piece);
-            count.send_modify(|progress| progress.asked = frames.complete);
-            to_guest
-                .write_all(&piece)
-                .await
-                .context("the agent takes no more")?;
-            to_guest.flush().await.context("the agent takes no more")?;
+            frames.count(&piece);
+            sender.send_modify(|requests| requests.count = frames.complete);
+            let sent = async {
+                to_guest.write_all(&piece).await?;
+                to_guest.flush().await
+            };
+            sent.await.context("cannot send to the agent")?;
         }
-        count.send_modify(|progress| progress.asked_all = true);
+        sender.send_modify(|requests| requests.is_last = true);
         // With TLS this sends `close_notify`; without, the agent notices when the connection closes.
         let _ = to_guest.shutdown().await;
         std::future::pending::<anyhow::Result<()>>().await
@@ -40,25 +40,24 @@ pub(crate) async fn run(stream: AgentStream) -> anyhow::Result<u8> {
     let down = async {
         let mut frames = Frames::default();
         let mut buffer = BytesMut::new();
-        let mut counted = counted;
         loop {
             buffer.reserve(BUFFER_BYTES);
             let read = tokio::select! {
                 biased;
-                _ = counted.wait_for(|now| now.is_answered_by(frames.complete)) => {
+                _ = requests.wait_for(|now| now.are_answered_by(frames.complete)) => {
                     return Ok(());
                 }
                 read = from_guest.read_buf(&mut buffer) => read,
             };
             match read {
                 Ok(count) if count > 0 => {}
-                // Errors after the last byte do not matter.
-                _ if counted.borrow().is_answered_by(frames.complete) => return Ok(()),
+                // An error after the last reply is ignored.
+                _ if requests.borrow().are_answered_by(frames.complete) => return Ok(()),
                 Ok(_) => bail!("the agent closed the connection"),
                 Err(error) => return Err(error).context("the connection to the agent was lost"),
             }
             let piece = buffer.split().freeze();
-            frames.take(&piece);
+            frames.count(&piece);
             if !stdout.write(piece).await {
                 return Ok(());
             }
@@ -72,19 +71,18 @@ pub(crate) async fn run(stream: AgentStream) -> anyhow::Result<u8> {
     outcome.map(|()| 0)
 }
 
-/// What went up.
+/// The requests that were sent.
 #[derive(Debug, Clone, Copy, Default)]
-struct Progress {
-    /// Requests, whole ones.
-    asked: u64,
-    /// Whether that were all.
-    asked_all: bool,
+struct Requests {
+    /// Complete requests.
+    count: u64,
+    /// Whether no more requests follow.
+    is_last: bool,
 }
 
-impl Progress {
-    /// Whether nothing more is to come after this many replies.
-    const fn is_answered_by(self, replies: u64) -> bool {
-        self.asked_all && self.asked <= replies
+impl Requests {
+    const fn are_answered_by(self, replies: u64) -> bool {
+        self.is_last && self.count <= replies
     }
 }
 
@@ -98,7 +96,7 @@ struct Frames {
 }
 
 impl Frames {
-    fn take(&mut self, mut bytes: &[u8]) {
+    fn count(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             if self.head_bytes < self.head.len() {
                 self.head[self.head_bytes] = bytes[0];
@@ -126,11 +124,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_are_counted_however_they_are_cut() {
+    fn sftp_frames_are_counted_in_pieces_of_any_size() {
         let stream = [0, 0, 0, 2, 7, 7, 0, 0, 0, 0, 0, 0, 0, 1, 9, 0, 0];
         for size in 1..=stream.len() {
             let mut frames = Frames::default();
-            stream.chunks(size).for_each(|piece| frames.take(piece));
+            stream.chunks(size).for_each(|piece| frames.count(piece));
             assert_eq!(frames.complete, 3, "in pieces of {size}");
         }
     }

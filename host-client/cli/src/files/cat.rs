@@ -1,4 +1,4 @@
-//! `cat`: files of a guest on stdout, also those that have no size, such as devices.
+//! `cat`: prints files of a guest, also those without a size, such as devices.
 
 use anyhow::{Context, bail};
 use vsock_agent_client::{OpenFlags, RemotePath, Sftp, protocol::sftp::Attributes};
@@ -9,14 +9,7 @@ use super::{
     operands::{self, Guests},
     shown,
 };
-use crate::{
-    args::CatArgs,
-    config::Settings,
-    stdio::{self, Sink},
-};
-
-/// Size of the buffer between the guest and stdout, in bytes.
-const BUFFER_BYTES: usize = 256 * 1024;
+use crate::{args::CatArgs, config::Settings, stdio};
 
 /// `agent-cli cat`.
 pub(crate) async fn cat(settings: &Settings, args: CatArgs) -> anyhow::Result<u8> {
@@ -38,15 +31,6 @@ async fn print(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<()> {
         .open(path, OpenFlags::READ, Attributes::default())
         .await;
     let file = file.with_context(what)?;
-    let (near, mut far) = tokio::io::duplex(BUFFER_BYTES);
-    let reading = async {
-        let outcome = file.get(&mut far).await;
-        drop(far);
-        outcome
-    };
-    let (read, written) = tokio::join!(reading, stdio::copy_out(Some(near), Sink::Stdout));
-    // First: a closed stdout also makes the read fail.
-    written?;
-    read.with_context(what)?;
+    stdio::with_stdout(async |stdout| file.get(stdout).await.with_context(what)).await?;
     Ok(())
 }

@@ -1,15 +1,14 @@
 //! `edit`: a file of a guest in the user's editor.
 //!
 //! ```text
-//! read ─► draft ─► editor ─► the same? ── yes ─► nothing is written
-//!                                └─ no ─► part beside the file ─► file as it was? ─► replace it
-//!                                                                      └─ no ─► draft is kept
+//! read ─► draft ─► editor ─► changed? ── no ─► nothing is written
+//!                               └─ yes ─► write a temporary file ─► original unchanged? ─► rename
+//!                                                                         └─ no ─► keep the draft
 //! ```
 
 mod draft;
 
 use anyhow::{Context, bail};
-use tokio::io::AsyncReadExt;
 use vsock_agent_client::{
     OpenFlags, RemotePath, Sftp,
     copy::{self, CopyEvent, CopyObserver, CopyOptions},
@@ -25,11 +24,11 @@ use crate::{
     signals::{self, Signals},
 };
 
-/// Largest file edited, in bytes: it is held three times.
+/// Largest file that can be edited, in bytes. Memory holds three copies of it.
 const MAX_FILE_BYTES: usize = 64 * 1024 * 1024;
 
-/// Size of the read buffer, in bytes.
-const BUFFER_BYTES: usize = 256 * 1024;
+/// Most bytes of a read request.
+const READ_BYTES: u32 = 256 * 1024;
 
 /// `agent-cli edit`.
 pub(crate) async fn edit(settings: &Settings, args: EditArgs) -> anyhow::Result<u8> {
@@ -43,16 +42,16 @@ pub(crate) async fn edit(settings: &Settings, args: EditArgs) -> anyhow::Result<
     let path = destination(&sftp, &target.path).await.with_context(what)?;
     let before = Version::read(&sftp, &path).await.with_context(what)?;
 
-    // The editor has the terminal: Ctrl-C in it must not end us. After it, Ctrl-C does.
-    let _pressed = Signals::of(&[libc::SIGINT])?;
-    let mut ending = Signals::of(&[libc::SIGTERM, libc::SIGHUP])?;
+    // While the editor runs, Ctrl-C is for the editor.
+    let _ignored = Signals::of(&[libc::SIGINT])?;
+    let mut signals = Signals::of(&[libc::SIGTERM, libc::SIGHUP])?;
     let old = before.as_ref().map(|before| &before.content[..]);
     let mut draft = Draft::create(name, old)?;
     let edited = tokio::select! {
         edited = draft.edit() => edited,
-        signal = ending.next() => return Ok(interrupted(draft, signal)),
+        signal = signals.next() => return Ok(interrupted(draft, signal)),
     };
-    let mut signals = Signals::of(&signals::ENDING)?;
+    let mut signals = Signals::of(&signals::TERMINATION)?;
 
     let new = match draft.read() {
         Ok(new) => new,
@@ -83,7 +82,7 @@ pub(crate) async fn edit(settings: &Settings, args: EditArgs) -> anyhow::Result<
         draft.keep();
         let error = error.context(what());
         return Err(match draft.read() {
-            Ok(Some(_)) => error.context(format!("what you wrote is kept in {draft}")),
+            Ok(Some(_)) => error.context(format!("your changes are kept in {draft}")),
             _ => error,
         });
     }
@@ -94,12 +93,12 @@ pub(crate) async fn edit(settings: &Settings, args: EditArgs) -> anyhow::Result<
 fn interrupted(mut draft: Draft, signal: i32) -> u8 {
     if !matches!(draft.read(), Ok(None)) {
         draft.keep();
-        output::eprint_error(&format!("interrupted: what you wrote is kept in {draft}"));
+        output::eprint_error(&format!("interrupted: your changes are kept in {draft}"));
     }
     exit::after_signal(signal)
 }
 
-/// The file to edit: the path, or the target of a link there.
+/// The file to edit: the path, or the target of a symbolic link.
 async fn destination(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<RemotePath> {
     let attributes = match sftp.lstat(path).await {
         Err(error) if error.is_not_found() => return Ok(path.clone()),
@@ -108,17 +107,16 @@ async fn destination(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<RemotePat
     if !is_link(&attributes) {
         return Ok(path.clone());
     }
-    sftp.stat(path).await.context("the link leads nowhere")?;
+    sftp.stat(path).await.context("the link is dangling")?;
     let real = sftp.realpath(path).await?;
-    // Not every server resolves links.
+    // Not all servers resolve links.
     if is_link(&sftp.lstat(&real).await?) {
         bail!("it is a link, and this agent does not resolve links")
-    } else {
-        Ok(real)
     }
+    Ok(real)
 }
 
-/// The content and attributes of a file that replacing it would change.
+/// The content of a file, and the attributes that replacing it changes.
 #[derive(Debug, PartialEq, Eq)]
 struct Version {
     content: Vec<u8>,
@@ -129,15 +127,12 @@ struct Version {
 impl Version {
     /// Reads the file; `None` if it does not exist.
     async fn read(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<Option<Self>> {
-        // Before it is opened: opening a FIFO or a device can block or have side effects.
+        // Before the open, which can block on a FIFO and have side effects on a device.
         let attributes = match sftp.lstat(path).await {
             Err(error) if error.is_not_found() => return Ok(None),
             other => other?,
         };
-        if attributes
-            .file_type()
-            .is_some_and(|kind| kind != FileType::Regular)
-        {
+        if !matches!(attributes.file_type(), None | Some(FileType::Regular)) {
             bail!("it is not a regular file");
         }
         Ok(Some(Self {
@@ -149,34 +144,22 @@ impl Version {
 }
 
 async fn content(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<Vec<u8>> {
-    let file = sftp
-        .open(path, OpenFlags::READ, Attributes::default())
-        .await?;
-    let (near, mut far) = tokio::io::duplex(BUFFER_BYTES);
-    let reading = async {
-        let outcome = file.get(&mut far).await;
-        drop(far);
-        outcome
-    };
-    let taking = async {
-        let mut content = Vec::new();
-        let limit = u64::try_from(MAX_FILE_BYTES).unwrap_or(u64::MAX);
-        near.take(limit + 1)
-            .read_to_end(&mut content)
-            .await
-            .map(|_| content)
-    };
-    let (read, content) = tokio::join!(reading, taking);
-    let content = content?;
-    if content.len() > MAX_FILE_BYTES {
-        bail!("it is larger than {MAX_FILE_BYTES} bytes");
+    let file = sftp.open(path, OpenFlags::READ, Attributes::default());
+    let file = file.await?;
+    let mut content = Vec::new();
+    while content.len() <= MAX_FILE_BYTES {
+        let offset = u64::try_from(content.len())?;
+        let bytes = file.read_at(offset, READ_BYTES).await?;
+        if bytes.is_empty() {
+            return Ok(content);
+        }
+        content.extend_from_slice(&bytes);
     }
-    read?;
-    Ok(content)
+    bail!("it is larger than {MAX_FILE_BYTES} bytes")
 }
 
-/// Writes the new content if the file is still as `before`. SFTP has no way to compare and replace in
-/// one step, so a change just before the replacement is lost.
+/// Writes the new content if the file is unchanged since `before`. SFTP cannot compare and rename
+/// atomically, so a change just before the rename is lost.
 async fn save(
     sftp: &Sftp,
     path: &RemotePath,

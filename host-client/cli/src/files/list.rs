@@ -1,9 +1,6 @@
-//! `ls`: files and directories of a guest, or the configured machines.
+//! `ls`: lists files and directories of a guest, or the configured virtual machines.
 
-use std::{
-    ffi::{OsStr, OsString},
-    io,
-};
+use std::{ffi::OsString, io};
 
 use anyhow::bail;
 use vsock_agent_client::{RemotePath, Sftp};
@@ -17,41 +14,41 @@ use super::{
     owners::Owners,
 };
 use crate::{
-    args::{Format, LsArgs},
+    args::LsArgs,
     config::Settings,
     output::{self, JsonArray},
+    vms,
 };
 
 /// `agent-cli ls`.
 pub(crate) async fn ls(settings: &Settings, args: LsArgs) -> anyhow::Result<u8> {
-    let format = args.format.value();
+    let is_json = args.format.is_json();
     if args.paths.is_empty() {
-        return settings.list(format);
+        return vms::list(settings, is_json).map(|()| 0);
     }
     let mut guests = Guests::new(settings, args.session.options());
-    let mut shown = Shown {
+    let mut printer = Printer {
         view: view(&args),
-        format,
         recursive: args.recursive,
-        itself: args.directory,
-        has_headers: args.paths.len() > 1 || args.recursive,
+        directory: args.directory,
+        has_headers: !is_json && (args.paths.len() > 1 || args.recursive),
         is_first: true,
         entries: 0,
-        json: JsonArray::default(),
+        json: is_json.then(JsonArray::default),
     };
     let code = operands::each(&args.paths, async |path| {
         let target = parse_target(settings, path)?;
         let sftp = guests.session(&target.vm).await?;
-        shown.show(&sftp, &target.path).await
+        printer.print(&sftp, &target.path).await
     })
     .await?;
-    if format == Format::Json {
-        shown.json.end()?;
+    if let Some(json) = printer.json {
+        json.end()?;
     }
     Ok(code)
 }
 
-/// A machine without a path means the working directory of its agent.
+/// Parses an operand. A virtual machine without a path means the working directory of its agent.
 fn parse_target(settings: &Settings, text: &OsString) -> anyhow::Result<GuestPath> {
     GuestPath::parse(text).or_else(|error| {
         match text.to_str().filter(|vm| settings.target(vm).is_ok()) {
@@ -80,65 +77,65 @@ fn view(args: &LsArgs) -> View {
     }
 }
 
-/// What is shown, and what was already.
+/// Prints listings.
 #[derive(Debug)]
-struct Shown {
+struct Printer {
     view: View,
-    format: Format,
     recursive: bool,
-    itself: bool,
+    /// Whether directories are listed themselves.
+    directory: bool,
     has_headers: bool,
+    /// Whether no header was printed before.
     is_first: bool,
     entries: usize,
-    json: JsonArray,
+    json: Option<JsonArray>,
 }
 
-impl Shown {
-    async fn show(&mut self, sftp: &Sftp, path: &RemotePath) -> anyhow::Result<()> {
-        let content = if self.itself {
-            Content::File(listing::itself(sftp, path).await?)
+impl Printer {
+    async fn print(&mut self, sftp: &Sftp, path: &RemotePath) -> anyhow::Result<()> {
+        let content = if self.directory {
+            Content::File(listing::entry(sftp, path).await?)
         } else {
             listing::content(sftp, path).await?
         };
         if let Content::File(file) = content {
-            return self.add(sftp, None, vec![file]).await;
+            return self.print_entries(sftp, None, vec![file]).await;
         }
-        // Of each directory only the names of those in it wait, the next one last.
-        let mut waiting = vec![path.clone()];
+        // A stack of paths: the subdirectories of a directory come next.
+        let mut pending = vec![path.clone()];
         let mut bytes = held_bytes(path);
-        while let Some(path) = waiting.pop() {
+        while let Some(path) = pending.pop() {
             bytes -= held_bytes(&path);
             let mut listing = Listing::open(sftp, &path).await?;
             self.header(&path)?;
             let mut found = Vec::new();
-            while let Some(mut entries) = listing.part().await? {
+            while let Some(mut entries) = listing.next_part().await? {
                 self.view.arrange(&mut entries);
                 if self.recursive {
                     let directories = Vec::from_iter(listing::directories(&path, &entries));
                     bytes += directories.iter().map(held_bytes).sum::<usize>();
                     if bytes > MAX_HELD_BYTES {
-                        bail!("{}: too many directories in it", super::shown(&path));
+                        bail!("{}: it contains too many directories", super::shown(&path));
                     }
                     found.extend(directories);
                 }
-                self.add(sftp, Some(&path), entries).await?;
+                self.print_entries(sftp, Some(&path), entries).await?;
             }
-            waiting.extend(found.into_iter().rev());
+            pending.extend(found.into_iter().rev());
         }
         Ok(())
     }
 
     fn header(&mut self, path: &RemotePath) -> io::Result<()> {
-        if self.format == Format::Json || !self.has_headers {
+        if !self.has_headers {
             return Ok(());
         }
-        if !std::mem::take(&mut self.is_first) {
-            output::line("")?;
-        }
-        output::line(&format!("{}:", super::shown(path)))
+        let is_first = std::mem::take(&mut self.is_first);
+        let gap = if is_first { "" } else { "\n" };
+        output::line(&format!("{gap}{}:", super::shown(path)))
     }
 
-    async fn add(
+    async fn print_entries(
         &mut self,
         sftp: &Sftp,
         directory: Option<&RemotePath>,
@@ -148,28 +145,21 @@ impl Shown {
         if self.entries > MAX_ENTRIES {
             bail!("more than {MAX_ENTRIES} entries in all");
         }
-        if self.format == Format::Human {
-            self.view.print(sftp, directory, &mut entries, None).await?;
-            return Ok(());
-        }
-        for some in entries.chunks_mut(LINKS_HELD) {
-            listing::read_links(sftp, directory, some).await;
-            let owners = Owners::of(sftp, some.iter().map(|entry| &entry.attributes)).await;
-            let values = some.iter();
-            self.json
-                .items(values.map(|entry| listing::json(directory, entry, &owners)))?;
-            listing::forget_links(some);
+        let Some(json) = &mut self.json else {
+            return Ok(self.view.print(sftp, directory, &mut entries, None).await?);
+        };
+        for chunk in entries.chunks_mut(LINKS_HELD) {
+            listing::read_links(sftp, directory, chunk).await;
+            let owners = Owners::of(sftp, chunk.iter().map(|entry| &entry.attributes)).await;
+            let entries = chunk.iter();
+            json.items(entries.map(|entry| listing::json(directory, entry, &owners)))?;
+            listing::drop_links(chunk);
         }
         Ok(())
     }
 }
 
-/// Bytes that a path takes while it waits.
+/// Memory of a pending path in bytes.
 fn held_bytes(path: &RemotePath) -> usize {
     size_of::<RemotePath>() + path.as_bytes().len()
-}
-
-/// A name of the host for a person.
-pub(super) fn shown(name: &OsStr) -> String {
-    output::escape(name.as_encoded_bytes())
 }

@@ -1,6 +1,6 @@
-//! Listings: what is in a directory of the guest, in some order, for people or for programs.
+//! Reads, sorts and formats directories of a guest.
 
-use std::{cmp::Ordering, io};
+use std::io;
 
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, stream};
@@ -17,88 +17,87 @@ use super::{
 };
 use crate::output::{self, Columns};
 
-/// Most entries listed. A listing is sorted, so it is held; a guest could send names for ever.
+/// Most entries of a listing. A guest could send names for ever.
 pub(super) const MAX_ENTRIES: usize = 1_000_000;
 
-/// Most bytes of entries held at a time, of a directory of any length.
+/// Most memory for the entries of a directory, in bytes.
 pub(super) const MAX_HELD_BYTES: usize = 12 * 1024 * 1024;
 
-/// Most entries with the targets of links held at a time. A target can be as long as a path.
+/// Most entries in memory with the targets of links. A target can be as long as a path.
 pub(super) const LINKS_HELD: usize = 1024;
 
-/// Longest target of a link that is shown (`PATH_MAX`). Linux has no longer ones.
+/// Longest target of a link that is shown (`PATH_MAX`).
 const MAX_TARGET_BYTES: usize = 4096;
 
-/// Links read at once.
+/// Concurrent READLINK requests.
 const LINKS_AT_ONCE: usize = 32;
 
-/// How a listing is shown.
+/// The format of a listing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct View {
-    /// Names that start with a dot too.
+    /// Includes names that start with a dot.
     pub(super) all: bool,
-    /// Modes, owners, sizes and times.
+    /// Shows modes, owners, sizes and times.
     pub(super) long: bool,
-    /// Owners as numbers.
+    /// Shows owners as numbers.
     pub(super) numeric: bool,
-    /// Sizes in units.
+    /// Shows sizes with units.
     pub(super) human: bool,
-    /// One name in a line, on a terminal too.
+    /// Prints one name per line, also on a terminal.
     pub(super) single: bool,
-    /// Backwards.
+    /// Reverses the order.
     pub(super) reverse: bool,
     pub(super) order: Order,
 }
 
-/// What comes first.
+/// The order of a listing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Order {
     /// By the bytes of the names.
     #[default]
     Name,
-    /// The largest first.
+    /// Largest first.
     Size,
-    /// The newest first.
+    /// Newest first.
     Time,
-    /// As the server has it.
+    /// That of the server.
     None,
 }
 
-/// One file of a listing.
+/// An entry of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Listed {
     pub(super) name: Vec<u8>,
     pub(super) attributes: Attributes,
-    /// Where a link points; not always asked for.
+    /// The target of a link, after [`read_links`].
     pub(super) target: Option<Vec<u8>>,
 }
 
-/// What a path is.
+/// The kind of a path.
 #[derive(Debug)]
 pub(super) enum Content {
-    /// A file, or something else that has no entries.
+    /// A file, or anything else without entries.
     File(Listed),
-    /// A directory, or a link that leads to one.
+    /// A directory, or a link to one.
     Directory,
 }
 
-/// Looks at a path.
+/// Determines the kind of a path.
 pub(super) async fn content(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<Content> {
-    let what = || format!("cannot list {}", shown(path));
     let attributes = match sftp.stat(path).await {
-        // A link that leads nowhere is there all the same.
+        // A dangling link is listed itself.
         Err(error) if error.is_not_found() => sftp.lstat(path).await,
         other => other,
     };
-    let attributes = attributes.with_context(what)?;
+    let attributes = attributes.with_context(|| format!("cannot list {}", shown(path)))?;
     match attributes.file_type() {
         Some(FileType::Directory) | None => Ok(Content::Directory),
-        Some(_) => itself(sftp, path).await.map(Content::File),
+        Some(_) => entry(sftp, path).await.map(Content::File),
     }
 }
 
-/// A path, whatever it is, as an entry of a listing.
-pub(super) async fn itself(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<Listed> {
+/// A path itself as an entry of a listing.
+pub(super) async fn entry(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<Listed> {
     let attributes = sftp.lstat(path).await;
     Ok(Listed {
         name: path.as_bytes().to_vec(),
@@ -112,9 +111,9 @@ pub(super) async fn itself(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<Lis
 pub(super) struct Listing {
     path: RemotePath,
     reader: DirectoryReader,
-    /// Entries that came so far.
+    /// Entries read so far.
     count: usize,
-    /// Whether the first part was not all of it.
+    /// Whether the directory has several parts.
     is_long: bool,
 }
 
@@ -129,7 +128,7 @@ impl Listing {
         })
     }
 
-    /// The next entry, as it comes.
+    /// Reads the next entry.
     pub(super) async fn next(&mut self) -> anyhow::Result<Option<Listed>> {
         let what = || format!("cannot list {}", shown(&self.path));
         let Some(entry) = self.reader.next().await.with_context(what)? else {
@@ -146,9 +145,8 @@ impl Listing {
         }))
     }
 
-    /// As many of the next entries as can be held, so that they can be sorted: nearly always all.
-    /// `None` at the end.
-    pub(super) async fn part(&mut self) -> anyhow::Result<Option<Vec<Listed>>> {
+    /// Reads entries for sorting, up to [`MAX_HELD_BYTES`]: nearly always all. `None` at the end.
+    pub(super) async fn next_part(&mut self) -> anyhow::Result<Option<Vec<Listed>>> {
         let (mut entries, mut bytes) = (Vec::new(), 0);
         while bytes < MAX_HELD_BYTES {
             let Some(entry) = self.next().await? else {
@@ -161,7 +159,7 @@ impl Listing {
             self.is_long = true;
             let path = shown(&self.path);
             output::eprint_error(&format!(
-                "{path} has too many entries to sort: they come in parts"
+                "{path} has too many entries to sort: they are sorted in parts"
             ));
         }
         Ok(Some(entries).filter(|entries| !entries.is_empty()))
@@ -169,36 +167,35 @@ impl Listing {
 }
 
 impl Listed {
-    /// Bytes of memory it takes, roughly: an allocation takes some more than what is in it.
+    /// Memory of the entry in bytes, with the overhead of its allocation.
     fn held_bytes(&self) -> usize {
         size_of::<Self>() + self.name.len() + 16
     }
 }
 
 impl View {
-    /// Leaves out what is not to be shown, and sorts the rest.
+    /// Removes hidden entries and sorts the others.
     pub(super) fn arrange(&self, entries: &mut Vec<Listed>) {
         entries.retain(|entry| self.all || !entry.name.starts_with(b"."));
-        let size = |entry: &Listed| entry.attributes.size.unwrap_or(0);
-        let time = |entry: &Listed| entry.attributes.times.map_or(0, |times| times.modified);
-        let by_name = |a: &Listed, b: &Listed| a.name.cmp(&b.name);
-        let compare = |a: &Listed, b: &Listed| -> Ordering {
-            match self.order {
-                Order::Size => size(b).cmp(&size(a)).then_with(|| by_name(a, b)),
-                Order::Time => time(b).cmp(&time(a)).then_with(|| by_name(a, b)),
-                Order::Name | Order::None => by_name(a, b),
-            }
+        let key = |entry: &Listed| match self.order {
+            Order::Size => entry.attributes.size.unwrap_or(0),
+            Order::Time => entry
+                .attributes
+                .times
+                .map_or(0, |times| times.modified)
+                .into(),
+            Order::Name | Order::None => 0,
         };
         if self.order != Order::None {
-            entries.sort_unstable_by(compare);
+            entries.sort_unstable_by(|a, b| key(b).cmp(&key(a)).then_with(|| a.name.cmp(&b.name)));
         }
         if self.reverse {
             entries.reverse();
         }
     }
 
-    /// Prints `entries` of a directory, or of none in particular. Names stand beside each other
-    /// where a line has a `width`.
+    /// Prints `entries`, whose names are relative to `directory` if it is given. The short format
+    /// fills lines of `width` with columns of names.
     pub(super) async fn print(
         &self,
         sftp: &Sftp,
@@ -225,15 +222,13 @@ impl View {
         } else {
             Owners::of(sftp, entries.iter().map(|entry| &entry.attributes)).await
         };
-        // Where links point comes last in a line and has no column.
+        // Before the targets of links are read: they are part of the last column, which needs no width.
         let columns = Columns::of(entries.iter().map(|entry| self.row(entry, &owners)));
-        for some in entries.chunks_mut(LINKS_HELD) {
-            read_links(sftp, directory, some).await;
-            output::lines(
-                some.iter()
-                    .map(|entry| columns.line(&self.row(entry, &owners))),
-            )?;
-            forget_links(some);
+        for chunk in entries.chunks_mut(LINKS_HELD) {
+            read_links(sftp, directory, chunk).await;
+            let rows = chunk.iter().map(|entry| self.row(entry, &owners));
+            output::lines(rows.map(|row| columns.line(&row)))?;
+            drop_links(chunk);
         }
         Ok(())
     }
@@ -241,28 +236,24 @@ impl View {
     fn row(&self, entry: &Listed, owners: &Owners) -> Vec<String> {
         let attributes = &entry.attributes;
         let [user, group] = owners.columns(attributes);
-        let name = output::escape(&entry.name);
-        vec![
-            mode_text(attributes.permissions.unwrap_or(0)),
-            user,
-            group,
-            match (attributes.size, self.human) {
-                (Some(bytes), true) => size_text(bytes),
-                (Some(bytes), false) => bytes.to_string(),
-                (None, _) => "?".to_owned(),
-            },
-            attributes
-                .times
-                .map_or_else(|| "?".to_owned(), |times| time_text(times.modified)),
-            match &entry.target {
-                Some(target) => format!("{name} -> {}", output::escape(target)),
-                None => name,
-            },
-        ]
+        let size = match (attributes.size, self.human) {
+            (Some(bytes), true) => size_text(bytes),
+            (Some(bytes), false) => bytes.to_string(),
+            (None, _) => "?".to_owned(),
+        };
+        let time = attributes.times.map(|times| time_text(times.modified));
+        let mut name = output::escape(&entry.name);
+        if let Some(target) = &entry.target {
+            name += " -> ";
+            name += &output::escape(target);
+        }
+        let mode = mode_text(attributes.permissions.unwrap_or(0));
+        let time = time.unwrap_or_else(|| "?".to_owned());
+        vec![mode, user, group, size, time, name]
     }
 }
 
-/// Asks where the links among `entries` point. One that does not tell has none.
+/// Reads the targets of the links among `entries`. A link that cannot be read has no target.
 pub(super) async fn read_links(
     sftp: &Sftp,
     directory: Option<&RemotePath>,
@@ -272,11 +263,7 @@ pub(super) async fn read_links(
         .iter_mut()
         .filter(|entry| is_link(&entry.attributes));
     let reading = stream::iter(links).map(|entry| async move {
-        let path = match directory {
-            Some(directory) => directory.join(&entry.name),
-            None => RemotePath::from(&entry.name[..]),
-        };
-        let target = sftp.readlink(path).await.ok();
+        let target = sftp.readlink(path_of(directory, entry)).await.ok();
         let target = target.map(|target| target.as_bytes().to_vec());
         entry.target = target.filter(|target| target.len() <= MAX_TARGET_BYTES);
     });
@@ -286,14 +273,21 @@ pub(super) async fn read_links(
         .await;
 }
 
-/// Lets go of where links point.
-pub(super) fn forget_links(entries: &mut [Listed]) {
+/// Drops the targets of links, to bound the memory.
+pub(super) fn drop_links(entries: &mut [Listed]) {
     for entry in entries {
         entry.target = None;
     }
 }
 
-/// The directories among `entries`, links to some left out.
+fn path_of(directory: Option<&RemotePath>, entry: &Listed) -> RemotePath {
+    match directory {
+        Some(directory) => directory.join(&entry.name),
+        None => RemotePath::from(&entry.name[..]),
+    }
+}
+
+/// The paths of the directories among `entries`, without links to directories.
 pub(super) fn directories<'a>(
     path: &RemotePath,
     entries: &'a [Listed],
@@ -305,19 +299,16 @@ pub(super) fn directories<'a>(
         .map(move |entry| path.join(&entry.name))
 }
 
-/// One entry for a program.
+/// An entry as JSON.
 pub(super) fn json(directory: Option<&RemotePath>, entry: &Listed, owners: &Owners) -> Value {
     let mut fields = output::name_fields(&entry.name);
-    let path = match directory {
-        Some(directory) => directory.join(&entry.name),
-        None => RemotePath::from(&entry.name[..]),
-    };
+    let path = path_of(directory, entry);
     let target = entry.target.as_deref();
     fields.extend(json_fields(&path, &entry.attributes, target, owners));
     Value::Object(fields)
 }
 
-/// A file as JSON.
+/// The path, the attributes and the owners of a file as fields of a JSON object.
 pub(super) fn json_fields(
     path: &RemotePath,
     attributes: &Attributes,
@@ -336,7 +327,7 @@ pub(super) fn json_fields(
     fields
 }
 
-/// Names beside each other, in order from top to bottom, as many as fit.
+/// Arranges names in columns that fit into `width`, sorted from top to bottom.
 fn columns<T>(
     entries: &[T],
     name: impl Fn(&T) -> String,
@@ -387,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_come_in_the_order_asked_for_and_hidden_ones_stay_hidden() {
+    fn listings_are_sorted_and_hidden_names_are_removed() {
         let view = |all, order, reverse| View {
             all,
             order,
@@ -402,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn names_fill_the_width_from_top_to_bottom() {
+    fn columns_of_names_fill_the_width_from_top_to_bottom() {
         let beside = |names: &[&str], width| -> Vec<String> {
             columns(names, |name| (*name).to_owned(), width).collect()
         };

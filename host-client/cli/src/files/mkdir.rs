@@ -1,4 +1,4 @@
-//! `mkdir`: directories in a guest.
+//! `mkdir`: creates directories in a guest.
 
 use anyhow::Context;
 use vsock_agent_client::{ClientError, RemotePath, Sftp, protocol::sftp::Attributes};
@@ -25,7 +25,8 @@ pub(crate) async fn mkdir(settings: &Settings, args: MkdirArgs) -> anyhow::Resul
         let is_new = if args.parents {
             create_or_find(&sftp, &target.path).await?
         } else {
-            create(&sftp, &target.path).await.map(|()| true)?
+            create(&sftp, &target.path).await?;
+            true
         };
         match args.mode {
             Some(mode) if is_new => set_mode(&sftp, &target.path, mode).await,
@@ -45,7 +46,7 @@ pub(super) async fn create(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<()>
 async fn create_or_find(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<bool> {
     match sftp.mkdir(path, Attributes::default()).await {
         Ok(()) => Ok(true),
-        // Servers use different codes for a path that exists.
+        // Servers send different codes if the path exists.
         Err(error @ ClientError::File { .. }) => match sftp.stat(path).await {
             Ok(attributes) if is_directory(&attributes) => Ok(false),
             _ => Err(error).with_context(|| what(path)),
@@ -54,7 +55,7 @@ async fn create_or_find(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<bool> 
     }
 }
 
-/// A separate request, because the guest's umask applies to the mode of a new directory.
+/// Sets a mode in a separate request, because the guest's umask applies to that of MKDIR.
 async fn set_mode(sftp: &Sftp, path: &RemotePath, mode: u32) -> anyhow::Result<()> {
     let attributes = Attributes {
         permissions: Some(mode),
@@ -68,11 +69,10 @@ fn what(path: &RemotePath) -> String {
     format!("cannot create {}", shown(path))
 }
 
-/// The parent directories of a path, starting from the root.
+/// The parent directories of a path, from the root on, without the root.
 fn parents(path: &RemotePath) -> Vec<RemotePath> {
-    let mut all: Vec<RemotePath> = std::iter::successors(path.parent(), RemotePath::parent)
-        .filter(|parent| parent.as_bytes() != b"/")
-        .collect();
+    let mut all = Vec::from_iter(std::iter::successors(path.parent(), RemotePath::parent));
+    all.retain(|parent| parent.as_bytes() != b"/");
     all.reverse();
     all
 }
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parent_directories_start_at_the_root() {
+    fn parents_of_a_path_start_below_the_root() {
         let all = parents(&RemotePath::from("/a/b//c/"));
         assert_eq!(all, ["/a", "/a/b"].map(RemotePath::from));
         assert!(parents(&RemotePath::from("/")).is_empty());

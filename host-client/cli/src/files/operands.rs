@@ -1,4 +1,4 @@
-//! Several paths on one command line, in one machine or in many.
+//! Runs a command for several paths, in one virtual machine or in several.
 
 use std::ffi::OsString;
 
@@ -7,7 +7,7 @@ use vsock_agent_client::{ClientError, SessionOptions, Sftp};
 
 use crate::{config::Settings, exit};
 
-/// SFTP sessions with the machines of the operands, one at a time.
+/// SFTP sessions with virtual machines, one at a time.
 #[derive(Debug)]
 pub(super) struct Guests<'a> {
     settings: &'a Settings,
@@ -24,7 +24,7 @@ impl<'a> Guests<'a> {
         }
     }
 
-    /// A session with a machine, reused if it is the machine of the last call.
+    /// A session with `vm`. The session of the previous call is reused if it is with the same one.
     pub(super) async fn session(&mut self, vm: &str) -> anyhow::Result<Sftp> {
         if let Some((open, sftp)) = &self.open
             && open == vm
@@ -38,8 +38,11 @@ impl<'a> Guests<'a> {
     }
 }
 
-/// Runs `action` for each operand. Prints errors and goes on, unless no further operand can succeed.
-/// Returns the exit code.
+/// Runs `action` for each operand. Prints errors and continues. Returns the exit code.
+///
+/// # Errors
+///
+/// An error after which no further operand can succeed.
 pub(super) async fn each(
     operands: &[OsString],
     mut action: impl AsyncFnMut(&OsString) -> anyhow::Result<()>,
@@ -62,7 +65,7 @@ pub(super) async fn each(
     })
 }
 
-/// Whether no further operand can succeed: the session has ended, or our output is closed.
+/// Whether no further operand can succeed: the session has ended, or stdout is closed.
 pub(super) fn is_over(error: &anyhow::Error) -> bool {
     exit::is_broken_pipe(error)
         || error.chain().any(|cause| {

@@ -40,11 +40,10 @@ use crate::{
     signals::{self, Signals},
 };
 
-/// The word for stdin.
+/// The batch file that means stdin.
 const STDIN: &str = "-";
 
 /// The source of commands: `None` for the terminal.
-#[derive(Debug)]
 pub(super) struct Input(Option<Lines>);
 
 impl Input {
@@ -64,11 +63,11 @@ pub(super) async fn run(sftp: Sftp, input: Input) -> anyhow::Result<u8> {
     let session = Session::start(sftp.clone(), input.0.is_none()).await?;
     let done = match input.0 {
         Some(lines) => {
-            let mut signals = Signals::of(&signals::ENDING)?;
+            let mut signals = Signals::of(&signals::TERMINATION)?;
             unless_interrupted(&mut signals, &[&sftp], batch(session, lines)).await
         }
         None => {
-            // Ctrl-C ends the running command only.
+            // Without SIGINT: Ctrl-C ends only the running command.
             let mut signals = Signals::of(&[libc::SIGTERM, libc::SIGHUP])?;
             unless_interrupted(&mut signals, &[&sftp], run_interactive(session)).await
         }
@@ -86,8 +85,8 @@ async fn batch(mut session: Session, mut lines: Lines) -> anyhow::Result<u8> {
             output::line(&format!("sftp> {}", output::escape(line.trim_ascii_end())))?;
         }
         match run_line(&mut session, prefixed.text).await {
-            Ok(Next::Go) => {}
-            Ok(Next::Leave) => break,
+            Ok(Next::Continue) => {}
+            Ok(Next::Quit) => break,
             Err(error) if prefixed.ignores_errors && !is_over(&error) => {
                 exit::print_error(&error);
             }
@@ -101,26 +100,26 @@ async fn batch(mut session: Session, mut lines: Lines) -> anyhow::Result<u8> {
 async fn run_line(session: &mut Session, text: &[u8]) -> anyhow::Result<Next> {
     match command::parse(text)? {
         Some(command) => session.run(command).await,
-        None => Ok(Next::Go),
+        None => Ok(Next::Continue),
     }
 }
 
-/// Runs the lines that the user types. Ctrl-C ends a command.
+/// Runs the lines that the user types. Ctrl-C ends the running command.
 async fn run_interactive(mut session: Session) -> anyhow::Result<u8> {
     let numbers = signals::not_ignored(&[libc::SIGINT]);
     let mut editor = Editor::new(session.sftp.clone(), session.directory.clone())?;
-    // After the editor, whose signal handler calls the one that was installed before it.
+    // After the editor, because its signal handler calls the previous one.
     let mut interrupts = Signals::listen(&numbers)?;
     loop {
         let line = match editor.read(&session.directory).await? {
             Typed::Line(line) => line,
-            Typed::Nothing => continue,
+            Typed::Cancelled => continue,
             Typed::End => return Ok(0),
         };
         let text = line::prefixed(line.as_bytes()).text;
         match run_interruptible(&mut session, text, &mut interrupts).await {
-            Ok(Next::Go) => {}
-            Ok(Next::Leave) => return Ok(0),
+            Ok(Next::Continue) => {}
+            Ok(Next::Quit) => return Ok(0),
             Err(error) if is_over(&error) => return Err(error),
             Err(error) => {
                 exit::print_error(&error);
@@ -135,18 +134,18 @@ async fn run_interruptible(
     interrupts: &mut Signals,
 ) -> anyhow::Result<Next> {
     let Some(command) = command::parse(text)? else {
-        return Ok(Next::Go);
+        return Ok(Next::Continue);
     };
-    // Earlier signals are not for this command.
+    // Discards signals that arrived before the command.
     while interrupts.next().now_or_never().is_some() {}
     if matches!(command, Command::Shell(_)) {
-        // The shell gets the signal, too.
+        // The terminal sends the signal to the shell too.
         return session.run(command).await;
     }
     let sftp = session.sftp.clone();
     let done = unless_interrupted(interrupts, &[&sftp], session.run(command)).await;
     done.unwrap_or_else(|_| {
         output::eprint_error("interrupted");
-        Ok(Next::Go)
+        Ok(Next::Continue)
     })
 }

@@ -1,5 +1,5 @@
-//! `rm`: files and trees of a guest. What a link leads to is never touched: every path is looked at
-//! by LSTAT before it is listed, and what is no directory then is removed as what it is.
+//! `rm`: removes files and trees of a guest. Symbolic links are not followed: a directory is checked
+//! with LSTAT before it is listed, and anything else is removed itself.
 
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, stream};
@@ -11,27 +11,27 @@ use super::{
     operands::{self, Guests},
     shown,
 };
-use crate::{args::RmArgs, config::Settings, exit, output::FirstLines};
+use crate::{args::RmArgs, config::Settings, exit, output::LineLimit};
 
-/// Files removed at once.
+/// Files removed concurrently.
 const FILES_AT_ONCE: usize = 32;
 
-/// Most entries of a tree that are looked at: a guest could list names for ever.
+/// Most entries of a tree. A guest could list names for ever.
 const MAX_ENTRIES: u64 = 10_000_000;
 
-/// Most memory for the directories that wait, in bytes. With half of it in use, a
-/// directory is left until those in it that are known are gone.
-const MAX_WAITING_BYTES: usize = 24 * 1024 * 1024;
+/// Most memory for pending directories, in bytes. When half of it is in use, the subdirectories found
+/// so far are removed before the rest of their parent is listed.
+const MAX_PENDING_BYTES: usize = 24 * 1024 * 1024;
 
-/// How often a directory is gone through, before it is taken to be one that cannot be emptied.
+/// How often a directory is listed before its removal fails.
 const MAX_PASSES: u32 = 100;
 
-/// What is removed, and what is a failure.
-#[derive(Debug, Clone, Copy)]
+/// The options of `rm`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Removal {
-    /// Directories too, with everything in them.
+    /// Removes directories with their content.
     pub(super) recursive: bool,
-    /// It is no failure if there is nothing.
+    /// Ignores a path that does not exist.
     pub(super) force: bool,
 }
 
@@ -51,7 +51,7 @@ pub(crate) async fn rm(settings: &Settings, args: RmArgs) -> anyhow::Result<u8> 
 }
 
 impl Removal {
-    /// Removes what is at a path.
+    /// Removes a file or a tree.
     pub(super) async fn remove(self, sftp: &Sftp, path: &RemotePath) -> anyhow::Result<()> {
         let what = || format!("cannot remove {}", shown(path));
         let as_directory = path.as_bytes().ends_with(b"/");
@@ -61,7 +61,7 @@ impl Removal {
             other => other.with_context(what)?,
         };
         match (is_directory(&attributes), self.recursive) {
-            // As rm(1) has it, also of a link to a directory.
+            // As with rm(1), also for a link to a directory.
             (false, _) if as_directory => bail!("{}: it is not a directory", what()),
             (false, _) => sftp.remove(path).await.with_context(what),
             (true, false) => bail!("{}: it is a directory", what()),
@@ -73,135 +73,134 @@ impl Removal {
     }
 }
 
-/// A path without slashes at its end, with which a link would be followed. The root and what ends
-/// in `.` or `..` is refused, as with `rm(1)`.
+/// Strips trailing slashes, which would follow a link. Refuses the root and paths that end in `.` or
+/// `..`, as `rm(1)` does.
 fn checked(path: &RemotePath) -> anyhow::Result<RemotePath> {
     let mut bytes = path.as_bytes();
     while let Some(rest) = bytes.strip_suffix(b"/") {
         bytes = rest;
     }
     match bytes.rsplit(|byte| *byte == b'/').next() {
-        None | Some(b"" | b"." | b"..") => bail!("neither the root nor \".\" or \"..\" is removed"),
+        None | Some(b"" | b"." | b"..") => bail!("the root, \".\" and \"..\" cannot be removed"),
         Some(_) => Ok(RemotePath::from(bytes)),
     }
 }
 
-/// A tree that is being removed.
+/// A tree that is being removed, depth first.
 #[derive(Debug)]
 struct Tree<'a> {
     sftp: &'a Sftp,
-    waiting: Vec<Step>,
-    /// Bytes of their paths.
-    waiting_bytes: usize,
+    /// The last step is next.
+    pending: Vec<Step>,
+    /// Memory of `pending`.
+    pending_bytes: usize,
     entries: u64,
     failed: u64,
-    failures: FirstLines,
+    failures: LineLimit,
 }
 
-/// What is to be done with a directory.
+/// A step of the removal.
 #[derive(Debug)]
 struct Step {
     directory: RemotePath,
-    /// How often it was gone through.
+    /// How often the directory was listed before.
     passes: u32,
-    what: What,
-}
-
-/// Bytes of memory that a directory takes while it waits, with what an allocation takes besides.
-fn held_bytes(directory: &RemotePath) -> usize {
-    size_of::<Step>() + directory.as_bytes().len() + 16
+    action: Action,
 }
 
 #[derive(Debug)]
-enum What {
-    /// Remove what is in it.
+enum Action {
+    /// Remove the entries of the directory.
     Empty,
-    /// Remove it.
+    /// Remove the directory.
     Finish {
-        /// Whether there was something in it.
         had_entries: bool,
-        /// What had failed before it was emptied.
+        /// The failures before its entries were removed.
         failed_before: u64,
     },
+}
+
+/// Memory of a pending step in bytes, with the overhead of its allocation.
+fn held_bytes(directory: &RemotePath) -> usize {
+    size_of::<Step>() + directory.as_bytes().len() + 16
 }
 
 impl<'a> Tree<'a> {
     fn new(sftp: &'a Sftp) -> Self {
         Self {
             sftp,
-            waiting: Vec::new(),
-            waiting_bytes: 0,
+            pending: Vec::new(),
+            pending_bytes: 0,
             entries: 0,
             failed: 0,
-            failures: FirstLines::default(),
+            failures: LineLimit::default(),
         }
     }
 
     async fn remove(mut self, path: RemotePath) -> anyhow::Result<()> {
-        self.wait(path, 0, What::Empty);
-        while let Some(step) = self.waiting.pop() {
-            self.waiting_bytes -= held_bytes(&step.directory);
-            match step.what {
-                What::Empty => {
+        self.push(path, 0, Action::Empty);
+        while let Some(step) = self.pending.pop() {
+            self.pending_bytes -= held_bytes(&step.directory);
+            match step.action {
+                Action::Empty => {
                     let path = shown(&step.directory);
-                    let outcome = self.empty(step.directory, step.passes).await;
-                    self.tell(outcome.with_context(|| format!("cannot empty {path}")))?;
+                    let emptied = self.empty(step.directory, step.passes).await;
+                    self.report(emptied.with_context(|| format!("cannot empty {path}")))?;
                 }
-                What::Finish {
+                Action::Finish {
                     had_entries,
                     failed_before,
                 } => {
-                    let is_told = self.failed > failed_before;
                     let passes = had_entries.then_some(step.passes + 1);
-                    self.finish(step.directory, passes, is_told).await?;
+                    self.finish(step.directory, passes, failed_before).await?;
                 }
             }
             if self.entries > MAX_ENTRIES {
-                bail!("more than {MAX_ENTRIES} files in it");
+                bail!("it contains more than {MAX_ENTRIES} files");
             }
-            if self.waiting_bytes > MAX_WAITING_BYTES {
-                bail!("too many directories in it");
+            if self.pending_bytes > MAX_PENDING_BYTES {
+                bail!("it contains too many directories");
             }
         }
         match self.failed {
             0 => Ok(()),
-            count => bail!("{count} of the files in it could not be removed"),
+            count => bail!("{count} of its files could not be removed"),
         }
     }
 
-    fn wait(&mut self, directory: RemotePath, passes: u32, what: What) {
-        self.waiting_bytes += held_bytes(&directory);
-        self.waiting.push(Step {
+    fn push(&mut self, directory: RemotePath, passes: u32, action: Action) {
+        self.pending_bytes += held_bytes(&directory);
+        self.pending.push(Step {
             directory,
             passes,
-            what,
+            action,
         });
     }
 
-    /// Removes the files in a directory; the directories in it are next.
+    /// Removes the files in a directory, and pushes its subdirectories.
     async fn empty(&mut self, directory: RemotePath, passes: u32) -> anyhow::Result<()> {
         // It may have become a link since it was listed.
         if !is_directory(&self.sftp.lstat(&directory).await?) {
             return Ok(self.sftp.remove(&directory).await?);
         }
         let mut reader = self.sftp.read_dir(&directory).await?;
-        let finish = self.waiting.len();
-        let what = What::Finish {
+        let finish = self.pending.len();
+        let action = Action::Finish {
             had_entries: false,
             failed_before: self.failed,
         };
-        self.wait(directory.clone(), passes, what);
+        self.push(directory.clone(), passes, action);
         while self.entries <= MAX_ENTRIES {
             let (files, directories) = self.next(&directory, &mut reader).await?;
             if files.is_empty() && directories.is_empty() {
                 break;
             }
-            if let What::Finish { had_entries, .. } = &mut self.waiting[finish].what {
+            if let Action::Finish { had_entries, .. } = &mut self.pending[finish].action {
                 *had_entries = true;
             }
-            let is_wide = !directories.is_empty();
+            let has_directories = !directories.is_empty();
             for directory in directories {
-                self.wait(directory, 0, What::Empty);
+                self.push(directory, 0, Action::Empty);
             }
             let sftp = self.sftp;
             let mut removing = stream::iter(files)
@@ -211,16 +210,16 @@ impl<'a> Tree<'a> {
                 })
                 .buffer_unordered(FILES_AT_ONCE);
             while let Some(removed) = removing.next().await {
-                self.tell(removed)?;
+                self.report(removed)?;
             }
-            if is_wide && self.waiting_bytes > MAX_WAITING_BYTES / 2 {
+            if has_directories && self.pending_bytes > MAX_PENDING_BYTES / 2 {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Some more entries of a directory: files, and directories.
+    /// Reads up to [`FILES_AT_ONCE`] entries of a directory. Returns the files and the directories.
     async fn next(
         &mut self,
         directory: &RemotePath,
@@ -246,36 +245,38 @@ impl<'a> Tree<'a> {
         Ok((files, directories))
     }
 
-    /// Removes a directory; `passes` says how often it was gone through if there was something in
-    /// it, and `is_told` whether something stayed there.
+    /// Removes an emptied directory. If that fails without a reported failure below it, lists it again
+    /// as long as `passes`, the passes that found entries, allows: some file systems omit entries while
+    /// others are removed.
     async fn finish(
         &mut self,
         directory: RemotePath,
         passes: Option<u32>,
-        is_told: bool,
+        failed_before: u64,
     ) -> anyhow::Result<()> {
-        match (self.sftp.rmdir(&directory).await, passes) {
-            (Ok(()), _) => Ok(()),
-            (Err(_), _) if is_told => Ok(()),
-            // Some file systems leave entries out when others are removed meanwhile.
-            (Err(_), Some(passes)) if passes < MAX_PASSES => {
-                self.wait(directory, passes, What::Empty);
+        let Err(error) = self.sftp.rmdir(&directory).await else {
+            return Ok(());
+        };
+        match passes {
+            _ if self.failed > failed_before => Ok(()),
+            Some(passes) if passes < MAX_PASSES => {
+                self.push(directory, passes, Action::Empty);
                 Ok(())
             }
-            (Err(error), _) => {
+            _ => {
                 let what = || format!("cannot remove {}", shown(&directory));
-                self.tell(Err(error).with_context(what))
+                self.report(Err(error).with_context(what))
             }
         }
     }
 
-    /// Says what failed; the rest goes on unless nothing can.
-    fn tell(&mut self, outcome: anyhow::Result<()>) -> anyhow::Result<()> {
+    /// Prints and counts a failure. Returns it if no further request can succeed.
+    fn report(&mut self, outcome: anyhow::Result<()>) -> anyhow::Result<()> {
         match outcome {
             Err(error) if operands::is_over(&error) => Err(error),
             Err(error) => {
                 self.failed += 1;
-                self.failures.another(|| {
+                self.failures.print(|| {
                     exit::print_error(&error);
                 });
                 Ok(())
@@ -290,7 +291,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_root_is_not_removed_by_any_of_its_names() {
+    fn rm_refuses_every_name_of_the_root() {
         for path in [
             "/", "//", "/.", "/..", "/a/..", "/a/../", "/etc/./", ".", "..",
         ] {
@@ -299,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slash_at_the_end_does_not_lead_through_a_link() {
+    fn rm_strips_trailing_slashes_of_a_link() {
         let path = checked(&RemotePath::from("/a/link//")).unwrap();
         assert_eq!(path.as_bytes(), b"/a/link");
         assert_eq!(

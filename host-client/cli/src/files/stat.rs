@@ -1,7 +1,7 @@
-//! `stat`: all attributes of a file or a file system of a guest.
+//! `stat`: shows the attributes of a file or a file system of a guest.
 
 use anyhow::Context;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use vsock_agent_client::{
     RemotePath, Sftp,
     protocol::sftp::{Attributes, Owner, PERMISSION_BITS, Times, extension::FileSystem, mode_text},
@@ -9,60 +9,55 @@ use vsock_agent_client::{
 
 use super::{
     GuestPath,
-    attributes::{is_link, size_text, time_text, type_word},
+    attributes::{is_link, size_text, time_text, type_name},
     listing::json_fields,
     operands::{self, Guests},
     owners::Owners,
     shown,
 };
-use crate::{
-    args::{Format, StatArgs},
-    config::Settings,
-    output,
-};
+use crate::{args::StatArgs, config::Settings, output};
 
 /// `agent-cli stat`.
 pub(crate) async fn stat(settings: &Settings, args: StatArgs) -> anyhow::Result<u8> {
     let mut guests = Guests::new(settings, args.session.options());
-    let format = args.format.value();
+    let is_json = args.format.is_json();
     let mut values = Vec::new();
     let code = operands::each(&args.paths, async |path| {
         let target = GuestPath::parse(path)?;
         let sftp = guests.session(&target.vm).await?;
-        if args.file_system {
+        let (value, lines) = if args.file_system {
             let system = file_system(&sftp, &target.path).await?;
-            match format {
-                Format::Json => values.push(system_json(&target.path, &system)),
-                Format::Human => output::lines(system_lines(&target.path, &system))?,
-            }
+            let value = system_json(&target.path, &system);
+            (value, system_lines(&target.path, &system))
+        } else {
+            let status = FileStatus::read(&sftp, &target.path, args.dereference).await?;
+            (status.json(), status.lines())
+        };
+        if is_json {
+            values.push(value);
             return Ok(());
         }
-        let facts = Facts::of(&sftp, &target.path, args.dereference).await?;
-        match format {
-            Format::Json => values.push(facts.json()),
-            Format::Human => output::lines(facts.lines())?,
-        }
-        Ok(())
+        Ok(output::lines(lines)?)
     })
     .await?;
-    if format == Format::Json {
+    if is_json {
         output::json(&Value::Array(values))?;
     }
     Ok(code)
 }
 
-/// What is known of a file.
+/// The attributes of a file, with the names of its owners and the target of a link.
 #[derive(Debug)]
-pub(super) struct Facts {
+pub(super) struct FileStatus {
     path: RemotePath,
     attributes: Attributes,
     owners: Owners,
     target: Option<RemotePath>,
 }
 
-impl Facts {
-    /// Asks for them; of what a link leads to, or of the link itself.
-    pub(super) async fn of(sftp: &Sftp, path: &RemotePath, follow: bool) -> anyhow::Result<Self> {
+impl FileStatus {
+    /// Reads the status. `follow` follows a symbolic link.
+    pub(super) async fn read(sftp: &Sftp, path: &RemotePath, follow: bool) -> anyhow::Result<Self> {
         let attributes = if follow {
             sftp.stat(path).await
         } else {
@@ -81,17 +76,14 @@ impl Facts {
         })
     }
 
-    /// For a person.
     pub(super) fn lines(&self) -> Vec<String> {
         let attributes = &self.attributes;
         let mut rows = vec![("path", shown(&self.path))];
-        rows.push(("type", type_word(attributes).unwrap_or("?").to_owned()));
+        rows.push(("type", type_name(attributes).unwrap_or("?").to_owned()));
         rows.extend(self.target.as_ref().map(|target| ("target", shown(target))));
         if let Some(mode) = attributes.permissions {
-            rows.push((
-                "mode",
-                format!("{:04o} {}", mode & PERMISSION_BITS, mode_text(mode)),
-            ));
+            let octal = mode & PERMISSION_BITS;
+            rows.push(("mode", format!("{octal:04o} {}", mode_text(mode))));
         }
         rows.extend(attributes.size.map(|size| ("size", size.to_string())));
         if let Some(Owner { uid, gid }) = attributes.owner {
@@ -126,14 +118,14 @@ fn table(rows: &[(&str, String)]) -> Vec<String> {
     output::table(&Vec::from_iter(rows))
 }
 
-/// Asks for the room on the file system of a path.
+/// Reads the status of the file system of a path.
 pub(super) async fn file_system(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<FileSystem> {
     let system = sftp.statvfs(path).await;
-    system.with_context(|| format!("cannot look at the file system of {}", shown(path)))
+    system.with_context(|| format!("cannot stat the file system of {}", shown(path)))
 }
 
-/// Room in bytes: all, used, free for everybody, free for root.
-fn room(system: &FileSystem) -> [u64; 4] {
+/// Space in bytes: total, used, free for all users, free for root.
+fn space(system: &FileSystem) -> [u64; 4] {
     let bytes = |blocks: u64| blocks.saturating_mul(system.fragment_size);
     let used = system.blocks.saturating_sub(system.blocks_free);
     [
@@ -146,14 +138,13 @@ fn room(system: &FileSystem) -> [u64; 4] {
 
 fn system_lines(path: &RemotePath, system: &FileSystem) -> Vec<String> {
     let [size, used, free, free_for_root] =
-        room(system).map(|bytes| format!("{} ({bytes})", size_text(bytes)));
-    let mut options = Vec::new();
-    if system.flags & FileSystem::READ_ONLY != 0 {
-        options.push("read-only");
-    }
-    if system.flags & FileSystem::NO_SETUID != 0 {
-        options.push("nosuid");
-    }
+        space(system).map(|bytes| format!("{} ({bytes})", size_text(bytes)));
+    let flags = [
+        (FileSystem::READ_ONLY, "read-only"),
+        (FileSystem::NO_SETUID, "nosuid"),
+    ];
+    let set = flags.iter().filter(|(flag, _)| system.flags & flag != 0);
+    let options: Vec<&str> = set.map(|(_, name)| *name).collect();
     table(&[
         ("path", shown(path)),
         ("size", size),
@@ -170,36 +161,30 @@ fn system_lines(path: &RemotePath, system: &FileSystem) -> Vec<String> {
 }
 
 fn system_json(path: &RemotePath, system: &FileSystem) -> Value {
-    let [size, used, free, free_for_root] = room(system);
-    let mut fields = Map::new();
-    output::put_bytes(&mut fields, "path", path.as_bytes());
-    let facts = [
-        ("size", json!(size)),
-        ("used", json!(used)),
-        ("free", json!(free)),
-        ("free_for_root", json!(free_for_root)),
-        ("block_size", json!(system.block_size)),
-        ("inodes", json!(system.files)),
-        ("inodes_free", json!(system.files_available)),
-        ("name_max", json!(system.name_max)),
-        ("id", json!(system.id)),
-        (
-            "read_only",
-            json!(system.flags & FileSystem::READ_ONLY != 0),
-        ),
-        (
-            "no_setuid",
-            json!(system.flags & FileSystem::NO_SETUID != 0),
-        ),
-    ];
-    fields.extend(facts.map(|(key, value)| (key.to_owned(), value)));
-    Value::Object(fields)
+    let [size, used, free, free_for_root] = space(system);
+    let mut value = json!({
+        "size": size,
+        "used": used,
+        "free": free,
+        "free_for_root": free_for_root,
+        "block_size": system.block_size,
+        "inodes": system.files,
+        "inodes_free": system.files_available,
+        "name_max": system.name_max,
+        "id": system.id,
+        "read_only": system.flags & FileSystem::READ_ONLY != 0,
+        "no_setuid": system.flags & FileSystem::NO_SETUID != 0,
+    });
+    if let Some(fields) = value.as_object_mut() {
+        output::put_bytes(fields, "path", path.as_bytes());
+    }
+    value
 }
 
-/// The table of `df`: room, or inodes.
+/// The table of `df`: the space of a file system, or its inodes.
 pub(super) fn df_lines(system: &FileSystem, inodes: bool, human: bool) -> Vec<String> {
     let numbers = if !inodes {
-        room(system)
+        space(system)
     } else {
         [
             system.files,
@@ -213,13 +198,10 @@ pub(super) fn df_lines(system: &FileSystem, inodes: bool, human: bool) -> Vec<St
         (false, false) => (value / 1024).to_string(),
         (false, true) => value.to_string(),
     };
-    let [all, used, ..] = numbers.map(u128::from);
-    let percent = (used * 100).checked_div(all).unwrap_or(0);
-    let head = if inodes {
-        ["Inodes", "Used", "Avail", "(root)", "%Capacity"]
-    } else {
-        ["Size", "Used", "Avail", "(root)", "%Capacity"]
-    };
+    let [total, used, ..] = numbers.map(u128::from);
+    let percent = (used * 100).checked_div(total).unwrap_or(0);
+    let total = if inodes { "Inodes" } else { "Size" };
+    let head = [total, "Used", "Avail", "(root)", "%Capacity"];
     let mut row = Vec::from(numbers.map(number));
     row.push(format!("{percent}%"));
     output::table(&[head.map(str::to_owned).to_vec(), row])
@@ -230,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_is_counted_in_fragments_and_shown_in_kib() {
+    fn df_counts_space_in_fragments_and_shows_kib() {
         let system = FileSystem {
             block_size: 4096,
             fragment_size: 1024,

@@ -17,25 +17,25 @@ use vsock_agent_client::copy::{CopyError, CopyEvent, CopyObserver, CopySummary, 
 use crate::{
     args::CopyArgs,
     exit,
-    output::{self, FirstLines},
+    output::{self, LineLimit},
 };
 
 /// Time between two updates of the file name in the bar.
 const NAME_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Widest part of a name on the bar, in cells of the terminal: some characters take two.
+/// Widest file name in the bar, in cells of the terminal. Some characters take two cells.
 const NAME_CELLS: usize = 40;
 
-/// The form of the reports.
+/// Reports the events of a copy.
 #[derive(Debug)]
 pub(in crate::files) struct Report {
     bar: Option<ProgressBar>,
     json: bool,
-    /// Only errors.
+    /// Whether only errors are printed.
     is_quiet: bool,
     state: Mutex<State>,
-    failures: FirstLines,
-    notices: FirstLines,
+    failures: LineLimit,
+    notices: LineLimit,
 }
 
 #[derive(Debug, Default)]
@@ -48,52 +48,42 @@ struct State {
 
 impl Report {
     pub(super) fn new(args: &CopyArgs) -> Self {
-        let shows = !args.quiet && !args.json && io::stderr().is_terminal();
-        Self {
-            json: args.json,
-            is_quiet: args.quiet,
-            ..Self::for_prompt(shows)
-        }
+        let has_bar = !args.quiet && !args.json && io::stderr().is_terminal();
+        let mut report = Self::for_prompt(has_bar);
+        (report.json, report.is_quiet) = (args.json, args.quiet);
+        report
     }
 
-    /// For a copy that is one command of many.
-    pub(in crate::files) fn for_prompt(shows_bar: bool) -> Self {
+    /// The report of a copy in the prompt.
+    pub(in crate::files) fn for_prompt(has_bar: bool) -> Self {
         Self {
-            bar: shows_bar.then(bar),
+            bar: has_bar.then(bar),
             json: false,
             is_quiet: false,
             state: Mutex::default(),
-            failures: FirstLines::default(),
-            notices: FirstLines::default(),
+            failures: LineLimit::default(),
+            notices: LineLimit::default(),
         }
     }
 
-    /// Takes the bar away.
-    pub(in crate::files) fn clear(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
-
-    /// The last words, and the exit code. A copy that failed as a whole was `about` this.
+    /// Prints the summary, or the failure of the whole copy with `subject` as its path. Returns the
+    /// exit code.
     pub(super) fn end(
         self,
         copied: Result<anyhow::Result<CopySummary>, i32>,
-        about: &OsStr,
+        subject: &OsStr,
     ) -> anyhow::Result<u8> {
         self.clear();
         let summary = match copied {
             Err(signal) => return Ok(exit::after_signal(signal)),
             Ok(Ok(summary)) => summary,
             Ok(Err(error)) => {
-                // The path is part of the line, and of the message.
-                let copy = error.chain().position(|cause| cause.is::<CopyError>());
+                // Without the contexts before the `CopyError`, which name the path.
                 let mut causes = error.chain();
-                if let Some(before) = copy.and_then(|copy| copy.checked_sub(1)) {
-                    causes.nth(before);
-                }
-                let why = exit::words(causes);
-                self.print("failed", about.as_bytes(), || json!({ "error": why }));
+                let copy = causes.position(|cause| cause.is::<CopyError>());
+                let causes = error.chain().skip(copy.unwrap_or(0));
+                let text = exit::message(causes);
+                self.print_json("failed", subject.as_bytes(), json!({ "error": text }));
                 return Err(error);
             }
         };
@@ -117,36 +107,46 @@ impl Report {
                 HumanBytes(summary.bytes)
             ));
         }
-        if self.failures.is_cut() {
-            output::eprint_error(&format!("{} in all could not be copied", summary.failed));
+        if self.failures.is_exceeded() {
+            output::eprint_error(&format!("{} files could not be copied", summary.failed));
         }
-        Ok(match summary.failed {
-            0 => 0,
-            _ => exit::PARTLY,
-        })
+        Ok(if summary.failed == 0 { 0 } else { exit::PARTLY })
     }
 
-    fn say(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| output::eprint_error(text)),
-            None => output::eprint_error(text),
+    /// Removes the bar.
+    fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
         }
     }
 
-    /// Says it if it is not one too many.
-    fn tell(&self, lines: &FirstLines, text: &str) {
-        lines.another(|| self.say(text));
+    /// Prints a line above the bar, unless the output is JSON.
+    fn eprint(&self, limit: &LineLimit, line: &str) {
+        if self.json {
+            return;
+        }
+        limit.print(|| match &self.bar {
+            Some(bar) => bar.suspend(|| output::eprint_error(line)),
+            None => output::eprint_error(line),
+        });
     }
 
-    fn print(&self, event: &str, path: &[u8], more: impl FnOnce() -> Value) {
+    fn eprint_notice(&self, line: &str) {
+        if !self.is_quiet {
+            self.eprint(&self.notices, line);
+        }
+    }
+
+    /// Prints an event with the fields `more`, if the output is JSON.
+    fn print_json(&self, event: &str, path: &[u8], more: Value) {
         if self.json {
             let mut line = Map::new();
             line.insert("event".to_owned(), json!(event));
             line.extend(output::name_fields(path));
-            if let Value::Object(more) = more() {
+            if let Value::Object(more) = more {
                 line.extend(more);
             }
-            // A program that does not listen any more still gets its files.
+            // A closed stdout does not end the copy.
             let _ = output::json_line(&Value::Object(line));
         }
     }
@@ -156,6 +156,12 @@ impl Report {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             change(&mut state, bar);
         }
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -172,18 +178,13 @@ impl CopyObserver for Report {
                 size,
                 resumed_at,
             } => {
-                self.print(
-                    "started",
-                    path,
-                    || json!({ "size": size, "resumed_at": resumed_at }),
-                );
+                let more = json!({ "size": size, "resumed_at": resumed_at });
+                self.print_json("started", path, more);
                 self.update(|state, bar| {
                     bar.inc(resumed_at);
                     let now = Instant::now();
-                    if state
-                        .named_at
-                        .is_none_or(|last| now.duration_since(last) >= NAME_INTERVAL)
-                    {
+                    let is_due = |last| now.duration_since(last) >= NAME_INTERVAL;
+                    if state.named_at.is_none_or(is_due) {
                         state.named_at = Some(now);
                         bar.set_message(caption(path, state));
                     }
@@ -191,7 +192,7 @@ impl CopyObserver for Report {
             }
             CopyEvent::Moved { bytes } => self.update(|_, bar| bar.inc(bytes)),
             CopyEvent::Finished { path, bytes } => {
-                self.print("finished", path, || json!({ "bytes": bytes }));
+                self.print_json("finished", path, json!({ "bytes": bytes }));
                 self.update(|state, _| state.done += 1);
             }
             CopyEvent::Skipped { path, reason } => {
@@ -200,55 +201,33 @@ impl CopyObserver for Report {
                     SkipReason::Complete => "it is complete",
                     _ => "it is not to be copied",
                 };
-                self.print("skipped", path, || json!({ "reason": reason }));
+                self.print_json("skipped", path, json!({ "reason": reason }));
                 self.update(|state, _| state.done += 1);
-                if !self.json && !self.is_quiet {
-                    self.tell(
-                        &self.notices,
-                        &format!("skipped {}: {reason}", output::escape(path)),
-                    );
-                }
+                self.eprint_notice(&format!("skipped {}: {reason}", output::escape(path)));
             }
             CopyEvent::Changed { path } => {
-                self.print("changed", path, || json!({}));
-                if !self.json {
-                    self.tell(&self.notices, &format!(
-                        "{}: it grew or changed meanwhile; as many bytes were copied as there were at \
-                         the start",
-                        output::escape(path)
-                    ));
-                }
+                self.print_json("changed", path, Value::Null);
+                let path = output::escape(path);
+                let line = format!("{path}: it changed during the copy, which has its first size");
+                self.eprint(&self.notices, &line);
             }
             CopyEvent::InPlace { path, reason } => {
-                self.print("in-place", path, || json!({ "reason": reason.to_string() }));
-                if !self.json && !self.is_quiet {
-                    let path = output::escape(path);
-                    self.tell(
-                        &self.notices,
-                        &format!("{path}: the target is written in place: {reason}"),
-                    );
-                }
+                self.print_json("in-place", path, json!({ "reason": reason.to_string() }));
+                let path = output::escape(path);
+                self.eprint_notice(&format!("{path}: the target is written in place: {reason}"));
             }
             CopyEvent::LeftBehind { path, error } => {
-                let why = exit::words(anyhow::Chain::new(error));
-                self.print("left-behind", path, || json!({ "error": why }));
-                if !self.json && !self.is_quiet {
-                    let why = output::escape(why.as_bytes());
-                    let path = output::escape(path);
-                    self.tell(
-                        &self.notices,
-                        &format!("{path}: what an earlier copy left stays: {why}"),
-                    );
-                }
+                let error = exit::message(anyhow::Chain::new(error));
+                self.print_json("left-behind", path, json!({ "error": error }));
+                let path = output::escape(path);
+                self.eprint_notice(&format!("{path}: a partial earlier copy remains: {error}"));
             }
             CopyEvent::Failed { path, error } => {
-                let why = exit::words(anyhow::Chain::new(error));
-                self.print("failed", path, || json!({ "error": why }));
+                let error = exit::message(anyhow::Chain::new(error));
+                self.print_json("failed", path, json!({ "error": error }));
                 self.update(|state, _| state.done += 1);
-                if !self.json {
-                    let why = output::escape(why.as_bytes());
-                    self.tell(&self.failures, &format!("{}: {why}", output::escape(path)));
-                }
+                let path = output::escape(path);
+                self.eprint(&self.failures, &format!("{path}: {error}"));
             }
             _ => {}
         }
@@ -258,14 +237,14 @@ impl CopyObserver for Report {
 fn bar() -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
     let template = "{bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left [{wide_bar}] {msg}";
-    // The template is fixed; if it were wrong, the usual one would do.
+    // If the template were invalid, the default one would be used.
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
     bar
 }
 
-/// Which file, and how many there are so far.
+/// The name of the current file, and the count of files if there are several.
 fn caption(path: &[u8], state: &State) -> String {
     let name = output::escape(path.rsplit(|byte| *byte == b'/').next().unwrap_or(path));
     let name = end_of(&name, NAME_CELLS);
@@ -275,7 +254,7 @@ fn caption(path: &[u8], state: &State) -> String {
     }
 }
 
-/// The end of a text, as much as there is in so many cells.
+/// The end of `text` that fits into `cells` cells of a terminal.
 fn end_of(text: &str, cells: usize) -> &str {
     let mut taken = 0;
     let mut characters = text.char_indices().rev();
@@ -291,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_a_name_is_counted_in_cells() {
+    fn a_file_name_in_the_bar_is_shortened_by_terminal_cells() {
         assert_eq!(end_of("abcdef", 4), "cdef");
         assert_eq!(end_of("abc", 4), "abc");
         assert_eq!(end_of("日本語", 4), "本語");

@@ -1,4 +1,4 @@
-//! The user's copy of a file while it is edited: private, and never lost by us.
+//! The local copy of a file while it is edited.
 
 use std::{
     env,
@@ -15,13 +15,13 @@ use anyhow::{Context, bail};
 
 use crate::{file_limit, output};
 
-/// Mode of the copy: the file may hold what only its owner may read.
+/// Mode of the copy: the content may be secret.
 const DRAFT_MODE: u32 = 0o600;
 
-/// What is run when no variable names an editor, as POSIX's `more` and `crontab` do it.
+/// The default of POSIX's `more` and `crontab`.
 const DEFAULT_EDITOR: &str = "vi";
 
-/// A file in a directory of its own. Dropping it removes both, unless they are to be kept.
+/// A file in a directory of its own. Dropping it removes both, unless [`Draft::keep`] was called.
 #[derive(Debug)]
 pub(super) struct Draft {
     directory: PathBuf,
@@ -30,12 +30,12 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// Makes one. Its name is that of the file in the guest, so that editors know its kind. What
-    /// is not there in the guest is not there here.
+    /// Creates the directory, and the file if `content` is not `None`. The file has the same name as in
+    /// the guest, by which editors detect its type.
     pub(super) fn create(name: &OsStr, content: Option<&[u8]>) -> anyhow::Result<Self> {
         let random = RandomState::new().build_hasher().finish();
         let directory = env::temp_dir().join(format!("agent-cli-edit-{random:016x}"));
-        // It must be new: an existing one may belong to another user.
+        // Fails if it exists: it may belong to another user.
         let made = fs::DirBuilder::new().mode(0o700).create(&directory);
         made.with_context(|| format!("cannot create {}", directory.display()))?;
         let draft = Self {
@@ -44,19 +44,16 @@ impl Draft {
             is_kept: false,
         };
         if let Some(content) = content {
-            let written = draft.write(content);
-            written.with_context(|| format!("cannot write {draft}"))?;
+            let mut options = fs::OpenOptions::new();
+            options.write(true).create_new(true).mode(DRAFT_MODE);
+            let file = options.open(&draft.path);
+            file.and_then(|mut file| file.write_all(content))
+                .with_context(|| format!("cannot write {draft}"))?;
         }
         Ok(draft)
     }
 
-    fn write(&self, content: &[u8]) -> io::Result<()> {
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create_new(true).mode(DRAFT_MODE);
-        options.open(&self.path)?.write_all(content)
-    }
-
-    /// What is in it; `None` if it is not there.
+    /// Reads the file; `None` if it does not exist.
     pub(super) fn read(&self) -> anyhow::Result<Option<Vec<u8>>> {
         match fs::read(&self.path) {
             Ok(content) => Ok(Some(content)),
@@ -65,20 +62,19 @@ impl Draft {
         }
     }
 
-    /// Runs the user's editor on it, to its end.
+    /// Runs the user's editor on the file and waits for it to end.
     pub(super) async fn edit(&self) -> anyhow::Result<()> {
         let editor = editor();
         let mut command = command(&editor, &self.path);
         let status = tokio::task::spawn_blocking(move || file_limit::status(&mut command)).await?;
         let status = status.with_context(|| format!("cannot run {}", editor.display()))?;
-        if status.success() {
-            Ok(())
-        } else {
+        if !status.success() {
             bail!("the editor ended with {status}: nothing was written")
         }
+        Ok(())
     }
 
-    /// Leaves it there when this is dropped.
+    /// Keeps the directory and the file when this is dropped.
     pub(super) const fn keep(&mut self) {
         self.is_kept = true;
     }
@@ -86,14 +82,14 @@ impl Draft {
 
 impl std::fmt::Display for Draft {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&output::escape(self.path.as_os_str().as_encoded_bytes()))
+        f.write_str(&output::escape_path(&self.path))
     }
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
         if !self.is_kept {
-            // An editor's own files go too. What cannot be removed is in a private directory.
+            // With the editor's own files. Files that cannot be removed are in a private directory.
             let _ = fs::remove_dir_all(&self.directory);
         }
     }
@@ -107,7 +103,7 @@ fn editor() -> OsString {
         .unwrap_or_else(|| DEFAULT_EDITOR.into())
 }
 
-/// The variables hold a command with options, for a shell to cut into words.
+/// Runs the editor through a shell, because the variable may contain options.
 fn command(editor: &OsStr, path: &Path) -> Command {
     let mut script = editor.to_owned();
     script.push(" \"$@\"");
@@ -123,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_draft_is_private_has_its_name_and_goes() {
+    fn a_draft_is_private_keeps_the_name_and_is_removed_on_drop() {
         let draft = Draft::create("a.conf".as_ref(), Some(b"text")).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&draft.directory), mode(&draft.path)), (0o700, 0o600));
@@ -135,13 +131,13 @@ mod tests {
     }
 
     #[test]
-    fn a_new_file_is_not_there_until_the_editor_writes_it() {
+    fn a_draft_without_content_does_not_exist() {
         let draft = Draft::create("new".as_ref(), None).unwrap();
         assert_eq!(draft.read().unwrap(), None);
     }
 
     #[test]
-    fn an_editor_can_have_options_and_a_path_can_have_blanks() {
+    fn an_editor_may_have_options_and_a_path_may_have_spaces() {
         let mut command = command("printf '%s|'".as_ref(), Path::new("/a b/-c"));
         assert_eq!(command.output().unwrap().stdout, b"/a b/-c|");
     }

@@ -1,4 +1,4 @@
-//! A line of words as a command: what there is to do, and nothing of how.
+//! Parses the words of a line as a command.
 
 use anyhow::{Context, bail};
 use vsock_agent_client::protocol::{id, sftp::PERMISSION_BITS};
@@ -7,9 +7,15 @@ use super::{
     line::{self, Word},
     table,
 };
-use crate::files::listing::{Order, View};
+use crate::{
+    args::parse_octal,
+    files::{
+        listing::{Order, View},
+        remove::Removal,
+    },
+};
 
-/// A command of the prompt, read and checked.
+/// A parsed command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Command {
     Bye,
@@ -20,23 +26,16 @@ pub(super) enum Command {
     Cd(Option<Word>),
     Ls(View, Vec<Word>),
     Transfer(Transfer),
-    Rm {
-        recursive: bool,
-        force: bool,
-        paths: Vec<Word>,
-    },
+    Rm(Removal, Vec<Word>),
     Mkdir(Word),
     Rmdir(Word),
     Rename(Word, Word),
     Copy(Word, Word),
-    Link {
-        symbolic: bool,
-        old: Word,
-        new: Word,
-    },
-    Change {
-        what: Change,
-        /// Of a link itself.
+    Hardlink(Word, Word),
+    Symlink(Word, Word),
+    SetAttribute {
+        attribute: Attribute,
+        /// Changes a symbolic link instead of its target.
         of_link: bool,
         paths: Vec<Word>,
     },
@@ -50,7 +49,7 @@ pub(super) enum Command {
     Lpwd,
     Lmkdir(Word),
     Lumask(Option<u32>),
-    /// A line for the user's shell; empty for the shell itself.
+    /// A line for the user's shell; empty for an interactive shell.
     Shell(Vec<u8>),
 }
 
@@ -65,32 +64,30 @@ pub(super) struct Transfer {
     pub(super) target: Option<Word>,
 }
 
-/// Where to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Direction {
-    /// To the host.
+    /// From the guest to the host.
     Get,
-    /// To the guest.
+    /// From the host to the guest.
     Put,
 }
 
-/// An attribute that is set.
+/// An attribute to set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
+pub(super) enum Attribute {
     Mode(u32),
     Owner(u32),
     Group(u32),
 }
 
-/// Reads a command; `None` when there is none in the line.
+/// Parses a line; `None` if it has no command.
 pub(super) fn parse(text: &[u8]) -> anyhow::Result<Option<Command>> {
     if let Some(shell) = text.strip_prefix(b"!") {
         return Ok(Some(Command::Shell(shell.trim_ascii().to_vec())));
     }
     if let Some(arguments) = lls(text) {
-        return Ok(Some(Command::Shell(
-            [b"ls", arguments.trim_ascii_end()].concat(),
-        )));
+        let line = [b"ls", arguments.trim_ascii_end()].concat();
+        return Ok(Some(Command::Shell(line)));
     }
     let words = line::words(text)?;
     let Some((name, rest)) = words.split_first() else {
@@ -101,7 +98,7 @@ pub(super) fn parse(text: &[u8]) -> anyhow::Result<Option<Command>> {
     Ok(Some(command))
 }
 
-/// The arguments of `lls`, which are the host's `ls`'s own.
+/// The arguments of `lls`, which the shell splits.
 fn lls(text: &[u8]) -> Option<&[u8]> {
     let (name, arguments) = text.split_at_checked(3)?;
     let is_word = arguments.first().is_none_or(u8::is_ascii_whitespace);
@@ -128,11 +125,11 @@ fn command(name: &str, words: &[Word]) -> anyhow::Result<Command> {
         "reput" => Command::Transfer(transfer(Direction::Put, words, true)?),
         "rm" => {
             let (flags, paths) = options(words, "frR")?;
-            Command::Rm {
+            let removal = Removal {
                 recursive: flags.iter().any(|flag| b"rR".contains(flag)),
                 force: flags.contains(&b'f'),
-                paths: some(paths)?,
-            }
+            };
+            Command::Rm(removal, some(paths)?)
         }
         "mkdir" => Command::Mkdir(one(plain(words)?)?),
         "rmdir" => Command::Rmdir(one(plain(words)?)?),
@@ -141,14 +138,19 @@ fn command(name: &str, words: &[Word]) -> anyhow::Result<Command> {
         "cp" | "copy" => two(plain(words)?).map(|(old, new)| Command::Copy(old, new))?,
         "ln" => {
             let (flags, paths) = options(words, "s")?;
-            link(paths, flags.contains(&b's'))?
+            let (old, new) = two(paths)?;
+            if flags.contains(&b's') {
+                Command::Symlink(old, new)
+            } else {
+                Command::Hardlink(old, new)
+            }
         }
-        "symlink" => link(plain(words)?, true)?,
-        "chmod" => change(words, |value| {
-            octal(value, PERMISSION_BITS).map(Change::Mode)
+        "symlink" => two(plain(words)?).map(|(old, new)| Command::Symlink(old, new))?,
+        "chmod" => set_attribute(words, |mode| {
+            octal(mode, PERMISSION_BITS).map(Attribute::Mode)
         })?,
-        "chown" => change(words, |value| id(value).map(Change::Owner))?,
-        "chgrp" => change(words, |value| id(value).map(Change::Group))?,
+        "chown" => set_attribute(words, |user| id(user).map(Attribute::Owner))?,
+        "chgrp" => set_attribute(words, |group| id(group).map(Attribute::Group))?,
         "df" => {
             let (flags, paths) = options(words, "hi")?;
             Command::Df {
@@ -166,8 +168,8 @@ fn command(name: &str, words: &[Word]) -> anyhow::Result<Command> {
     })
 }
 
-/// Takes the options off, as `getopt(3)` does: letters in any order and together, up to the first
-/// word that is none, or behind `--`.
+/// Splits options from operands, as `getopt(3)` does with `+`: the options end before the first
+/// operand or after `--`.
 fn options<'a>(words: &'a [Word], known: &str) -> anyhow::Result<(Vec<u8>, &'a [Word])> {
     let mut flags = Vec::new();
     let mut rest = words;
@@ -177,13 +179,11 @@ fn options<'a>(words: &'a [Word], known: &str) -> anyhow::Result<(Vec<u8>, &'a [
             None | Some(b"") => break,
             Some(b"-") => return Ok((flags, after)),
             Some(letters) => {
-                if letters
-                    .iter()
-                    .any(|letter| !known.as_bytes().contains(letter))
-                {
+                let mut letters = letters.iter();
+                if letters.any(|letter| !known.as_bytes().contains(letter)) {
                     bail!("{word}: no such option");
                 }
-                flags.extend_from_slice(letters);
+                flags.extend_from_slice(&bytes[1..]);
             }
         }
         rest = after;
@@ -191,7 +191,7 @@ fn options<'a>(words: &'a [Word], known: &str) -> anyhow::Result<(Vec<u8>, &'a [
     Ok((flags, rest))
 }
 
-/// The words of a command without options.
+/// The operands of a command without options.
 fn plain(words: &[Word]) -> anyhow::Result<&[Word]> {
     options(words, "").map(|(_, rest)| rest)
 }
@@ -199,7 +199,7 @@ fn plain(words: &[Word]) -> anyhow::Result<&[Word]> {
 fn none(words: &[Word], command: Command) -> anyhow::Result<Command> {
     match words {
         [] => Ok(command),
-        _ => bail!("it takes no words"),
+        _ => bail!("it takes no arguments"),
     }
 }
 
@@ -212,87 +212,74 @@ fn optional(words: &[Word]) -> anyhow::Result<Option<Word>> {
 
 fn one(words: &[Word]) -> anyhow::Result<Word> {
     match words {
-        [word] => named(word),
+        [word] => not_empty(word),
         [] => bail!("a path is missing"),
-        _ => bail!("too many words; quote names with blanks"),
+        _ => bail!("too many arguments; quote names with spaces"),
     }
 }
 
 fn two(words: &[Word]) -> anyhow::Result<(Word, Word)> {
     match words {
-        [first, second] => Ok((named(first)?, named(second)?)),
+        [first, second] => Ok((not_empty(first)?, not_empty(second)?)),
         [] | [_] => bail!("two paths are needed"),
-        _ => bail!("too many words; quote names with blanks"),
+        _ => bail!("too many arguments; quote names with spaces"),
     }
 }
 
 fn some(words: &[Word]) -> anyhow::Result<Vec<Word>> {
     match words {
         [] => bail!("a path is missing"),
-        words => words.iter().map(named).collect(),
+        words => words.iter().map(not_empty).collect(),
     }
 }
 
-fn named(word: &Word) -> anyhow::Result<Word> {
+fn not_empty(word: &Word) -> anyhow::Result<Word> {
     if word.0.is_empty() {
         bail!("a path is empty")
-    } else {
-        Ok(word.clone())
     }
+    Ok(word.clone())
 }
 
-fn transfer(direction: Direction, words: &[Word], again: bool) -> anyhow::Result<Transfer> {
-    // Modes and times are always kept, which is what -p asks for.
-    let (flags, paths) = options(words, if again { "fpPrR" } else { "afpPrR" })?;
+fn transfer(direction: Direction, words: &[Word], resume: bool) -> anyhow::Result<Transfer> {
+    // -p has no effect: modes and times are always kept.
+    let (flags, paths) = options(words, if resume { "fpPrR" } else { "afpPrR" })?;
     let (source, target) = match paths {
-        [source] => (named(source)?, None),
+        [source] => (not_empty(source)?, None),
         paths => two(paths).map(|(source, target)| (source, Some(target)))?,
     };
     Ok(Transfer {
         direction,
         recursive: flags.iter().any(|flag| b"rR".contains(flag)),
-        resume: again || flags.contains(&b'a'),
+        resume: resume || flags.contains(&b'a'),
         sync: flags.contains(&b'f'),
         source,
         target,
     })
 }
 
-fn link(words: &[Word], symbolic: bool) -> anyhow::Result<Command> {
-    let (old, new) = two(words)?;
-    Ok(Command::Link { symbolic, old, new })
-}
-
-fn change(
+fn set_attribute(
     words: &[Word],
-    read: impl FnOnce(&Word) -> anyhow::Result<Change>,
+    parse: impl FnOnce(&Word) -> anyhow::Result<Attribute>,
 ) -> anyhow::Result<Command> {
     let (flags, rest) = options(words, "h")?;
     let (value, paths) = rest.split_first().context("a value is missing")?;
-    Ok(Command::Change {
-        what: read(value)?,
+    Ok(Command::SetAttribute {
+        attribute: parse(value)?,
         of_link: flags.contains(&b'h'),
         paths: some(paths)?,
     })
 }
 
-fn octal(word: &Word, most: u32) -> anyhow::Result<u32> {
-    let text = word.to_string();
-    let value = if text.bytes().all(|byte| byte.is_ascii_digit()) {
-        u32::from_str_radix(&text, 8).ok()
-    } else {
-        None
-    };
-    value
-        .filter(|value| *value <= most)
-        .with_context(|| format!("{text}: not an octal number up to {most:o}"))
+fn octal(word: &Word, max: u32) -> anyhow::Result<u32> {
+    parse_octal(&word.to_string(), max)
+        .with_context(|| format!("{word}: not an octal number up to {max:o}"))
 }
 
 fn id(word: &Word) -> anyhow::Result<u32> {
     id::parse(&word.to_string()).with_context(|| format!("{word}: not a number of a user or group"))
 }
 
-/// The options of `ls` that say how.
+/// The view for the options of `ls`.
 fn view(flags: &[u8]) -> View {
     let has = |flag: u8| flags.contains(&flag);
     View {
@@ -341,21 +328,21 @@ mod tests {
     }
 
     #[test]
-    fn options_come_together_or_one_by_one_up_to_two_dashes() {
+    fn options_end_at_the_first_operand_or_after_two_dashes() {
         let Command::Ls(view, paths) = read("ls -lt -h -- -x") else {
             panic!()
         };
         assert!(view.long && view.human && view.order == Order::Time);
         assert_eq!(paths, [word("-x")]);
         refused("ls -lX");
-        let Command::Rm { paths, .. } = read("rm -") else {
+        let Command::Rm(_, paths) = read("rm -") else {
             panic!()
         };
         assert_eq!(paths, [word("-")]);
     }
 
     #[test]
-    fn transfers_know_their_letters_and_names() {
+    fn get_and_put_parse_their_options_and_operands() {
         let Command::Transfer(transfer) = read("get -rf 'a b' c") else {
             panic!()
         };
@@ -374,11 +361,11 @@ mod tests {
     }
 
     #[test]
-    fn values_are_numbers_in_their_range() {
+    fn chmod_chown_and_lumask_refuse_invalid_numbers() {
         assert_eq!(
             read("chmod -h 4755 a"),
-            Command::Change {
-                what: Change::Mode(0o4755),
+            Command::SetAttribute {
+                attribute: Attribute::Mode(0o4755),
                 of_link: true,
                 paths: vec![word("a")]
             }
@@ -398,14 +385,14 @@ mod tests {
     }
 
     #[test]
-    fn the_shell_gets_its_line_as_it_is() {
+    fn a_line_for_the_shell_is_passed_unchanged() {
         assert_eq!(read("! echo  'a"), Command::Shell(b"echo  'a".to_vec()));
         assert_eq!(read("lls -l *.x\r"), Command::Shell(b"ls -l *.x".to_vec()));
         assert_eq!(read("!"), Command::Shell(Vec::new()));
     }
 
     #[test]
-    fn blank_lines_and_comments_are_no_commands() {
+    fn blank_lines_and_comments_have_no_command() {
         assert_eq!(parse(b"").unwrap(), None);
         assert_eq!(parse(b"# ls").unwrap(), None);
         refused("lx");

@@ -1,28 +1,28 @@
-//! What a tab completes: which part of a line, by names of what, and how they are typed.
-//!
-//! No I/O: the caller provides the names.
+//! Completes the last word of a line. The caller provides the names of files.
+
+use rustyline::completion::Pair;
 
 use super::{
     expand::Found,
-    line::{self, Cut, Quote},
+    line::{self, Quote, SplitLine},
     table::{COMMANDS, Names},
 };
 use crate::output;
 
-/// What is to be completed.
+/// A word to complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Question {
-    /// Where the word starts that is replaced.
+pub(super) struct Query {
+    /// The offset of the word in the line.
     pub(super) start: usize,
     pub(super) source: Source,
-    /// The word up to its last slash, that included.
-    directory: Vec<u8>,
-    /// What the name starts with.
+    /// The word up to and including its last slash. Empty for the current directory.
+    pub(super) directory: Vec<u8>,
+    /// The rest of the word.
     prefix: Vec<u8>,
     quote: Quote,
 }
 
-/// Where names come from.
+/// The kind of names that complete a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
     Commands,
@@ -30,30 +30,21 @@ pub(super) enum Source {
     Local,
 }
 
-/// One way to go on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Answer {
-    /// For the list of all.
-    pub(super) shown: String,
-    /// Replaces the word.
-    pub(super) typed: String,
-}
-
-impl Question {
-    /// Reads the line up to the cursor; `None` where nothing can be completed.
+impl Query {
+    /// Parses the line up to the cursor; `None` if nothing can be completed there.
     pub(super) fn new(line: &[u8]) -> Option<Self> {
         if line.trim_ascii_start().starts_with(b"!") {
             return None;
         }
-        let cut = Cut::new(line).ok()?;
-        if cut.is_comment {
+        let split = SplitLine::new(line).ok()?;
+        if split.is_comment {
             return None;
         }
-        let (start, word, quote) = match cut.open {
+        let (start, word, quote) = match split.open {
             Some(open) => (open.start, open.word, open.quote),
             None => (line.len(), line::Word::default(), Quote::None),
         };
-        let source = match cut.words.split_first() {
+        let source = match split.words.split_first() {
             None => Source::Commands,
             Some((command, before)) => {
                 let is_option = |word: &&line::Word| word.bytes().starts_with(b"-");
@@ -61,91 +52,77 @@ impl Question {
                 source(&command.to_string(), operand)?
             }
         };
-        let bytes = word.bytes();
-        // Neither wildcards nor homes are names.
-        let is_home = word.is_home();
-        if is_home
-            || word
-                .0
-                .iter()
-                .any(|byte| !byte.quoted && b"*?[".contains(&byte.value))
-        {
+        let mut bytes = word.0.iter();
+        // Wildcards and home directories are not completed.
+        if word.is_home() || bytes.any(|byte| !byte.quoted && b"*?[".contains(&byte.value)) {
             return None;
         }
-        let name = bytes
-            .iter()
-            .rposition(|byte| *byte == b'/')
-            .map_or(0, |at| at + 1);
+        let mut directory = word.bytes();
+        let slash = directory.iter().rposition(|byte| *byte == b'/');
+        let prefix = directory.split_off(slash.map_or(0, |at| at + 1));
         Some(Self {
             start,
             source,
-            directory: bytes[..name].to_vec(),
-            prefix: bytes[name..].to_vec(),
+            directory,
+            prefix,
             quote,
         })
     }
 
-    /// The directory to look in; empty for where one is.
-    pub(super) fn directory(&self) -> &[u8] {
-        &self.directory
-    }
-
-    /// Whether a name is one to go on with. Those that start with a dot have to be asked for.
-    pub(super) fn fits(&self, name: &[u8]) -> bool {
+    /// Whether a name completes the word. A name that starts with a dot needs a dot in the word.
+    pub(super) fn matches(&self, name: &[u8]) -> bool {
         let is_hidden = name.starts_with(b".") && self.prefix.is_empty();
         name.starts_with(&self.prefix) && !is_hidden
     }
 
-    /// The names that match, quoted as the start of the word, or in `$'…'` if that is not possible.
-    pub(super) fn answers(&self, found: &[Found]) -> Vec<Answer> {
-        let mut found: Vec<&Found> = found
-            .iter()
-            .filter(|found| self.fits(&found.name))
-            .collect();
+    /// Completions with the matching names, quoted as the word is, or in `$'…'` if that is not
+    /// possible.
+    pub(super) fn complete(&self, found: &[Found]) -> Vec<Pair> {
+        let found = found.iter().filter(|found| self.matches(&found.name));
+        let mut found = Vec::from_iter(found);
         found.sort_by(|a, b| a.name.cmp(&b.name));
-        let whole = |found: &Found| {
-            // What starts with a dash would be taken for options.
+        let path = |found: &Found| {
+            // A leading dash would make it an option.
             let has_dash = self.directory.is_empty() && found.name.starts_with(b"-");
             let here: &[u8] = if has_dash { b"./" } else { b"" };
             let slash: &[u8] = if found.may_be_directory { b"/" } else { b"" };
             [here, &self.directory, &found.name, slash].concat()
         };
-        let can = |quote| {
-            found
-                .iter()
-                .all(|found| line::quote(&whole(found), quote).is_some())
-        };
-        let quote = if can(self.quote) {
+        let mut paths = found.iter().map(|found| path(found));
+        let quote = if paths.all(|path| line::quote(&path, self.quote).is_some()) {
             self.quote
         } else {
             Quote::Dollar
         };
-        let answers = found.iter().filter_map(|found| {
-            let mut typed = line::quote(&whole(found), quote)?;
-            let mut shown = output::escape(&found.name);
+        let pairs = found.iter().filter_map(|found| {
+            let mut replacement = line::quote(&path(found), quote)?;
+            let mut display = output::escape(&found.name);
             if found.may_be_directory {
-                shown.push('/')
+                display.push('/')
             } else {
-                typed.push_str(end(quote))
+                replacement.push_str(end(quote))
             }
-            Some(Answer { shown, typed })
+            Some(Pair {
+                display,
+                replacement,
+            })
         });
-        answers.collect()
+        pairs.collect()
     }
 
-    /// The commands that fit.
-    pub(super) fn commands(&self) -> Vec<Answer> {
+    /// Completions with the matching commands.
+    pub(super) fn commands(&self) -> Vec<Pair> {
         let names = COMMANDS.iter().map(|entry| entry.name);
-        let fits = names.filter(|name| name.as_bytes().starts_with(&self.prefix));
-        fits.map(|name| Answer {
-            shown: name.to_owned(),
-            typed: format!("{name} "),
-        })
-        .collect()
+        let matching = names.filter(|name| name.as_bytes().starts_with(&self.prefix));
+        let pairs = matching.map(|name| Pair {
+            display: name.to_owned(),
+            replacement: format!("{name} "),
+        });
+        pairs.collect()
     }
 }
 
-/// What ends a word.
+/// The end of a completed word.
 const fn end(quote: Quote) -> &'static str {
     match quote {
         Quote::None => " ",
@@ -172,8 +149,8 @@ fn source(command: &str, operand: usize) -> Option<Source> {
 mod tests {
     use super::*;
 
-    fn ask(line: &str) -> Question {
-        Question::new(line.as_bytes()).unwrap()
+    fn query(line: &str) -> Query {
+        Query::new(line.as_bytes()).unwrap()
     }
 
     fn typed(line: &str, names: &[&[u8]]) -> Vec<String> {
@@ -181,12 +158,12 @@ mod tests {
             name: name.strip_suffix(b"/").unwrap_or(name).to_vec(),
             may_be_directory: name.ends_with(b"/"),
         });
-        let answers = ask(line).answers(&Vec::from_iter(found));
-        answers.into_iter().map(|answer| answer.typed).collect()
+        let pairs = query(line).complete(&Vec::from_iter(found));
+        pairs.into_iter().map(|pair| pair.replacement).collect()
     }
 
     #[test]
-    fn each_place_has_names_of_its_own() {
+    fn each_operand_is_completed_with_names_of_its_kind() {
         for (line, source) in [
             ("", Source::Commands),
             ("g", Source::Commands),
@@ -200,31 +177,31 @@ mod tests {
             ("ls a b ", Source::Remote),
             ("help ", Source::Commands),
         ] {
-            assert_eq!(ask(line).source, source, "{line}");
+            assert_eq!(query(line).source, source, "{line}");
         }
         for line in [
             "pwd ", "chmod ", "!ls ", "ls # ", "what ", "ls *", r"ls $'\q", "ls ~/",
         ] {
-            assert_eq!(Question::new(line.as_bytes()), None, "{line}");
+            assert_eq!(Query::new(line.as_bytes()), None, "{line}");
         }
     }
 
     #[test]
     fn commands_are_completed() {
-        let answers = ask("re").commands();
-        let names: Vec<&str> = answers.iter().map(|answer| &answer.typed[..]).collect();
+        let pairs = query("re").commands();
+        let names: Vec<&str> = pairs.iter().map(|pair| &pair.replacement[..]).collect();
         assert_eq!(names, ["reget ", "rename ", "reput "]);
     }
 
     #[test]
-    fn the_word_is_replaced_from_its_start_and_looked_for_below_its_directory() {
-        let question = ask(r#"get "a b/c"#);
-        assert_eq!((question.start, question.directory()), (4, &b"a b/"[..]));
-        assert!(question.fits(b"cd") && !question.fits(b"d"));
+    fn completion_replaces_the_word_and_searches_its_directory() {
+        let query = query(r#"get "a b/c"#);
+        assert_eq!((query.start, &query.directory[..]), (4, &b"a b/"[..]));
+        assert!(query.matches(b"cd") && !query.matches(b"d"));
     }
 
     #[test]
-    fn names_are_typed_as_the_word_was_begun() {
+    fn completed_names_are_quoted_as_the_word_is() {
         assert_eq!(typed("get ", &[b"b c", b"a/"]), ["a/", r"b\ c "]);
         assert_eq!(typed("get 'b", &[b"b c", b"b d/"]), ["'b c' ", "'b d/"]);
         assert_eq!(typed(r"get \*", &[b"*x", b"y"]), [r"\*x "]);
@@ -234,26 +211,26 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_text_are_typed_with_escapes() {
+    fn completed_names_that_are_not_utf8_have_escapes() {
         assert_eq!(typed("get a", &[b"a\xff", b"ab"]), ["$'ab' ", r"$'a\xff' "]);
         assert_eq!(typed(r"get $'a\xf", &[b"a\xff"]), [r"$'a\xff' "]);
     }
 
     #[test]
-    fn hidden_names_have_to_be_asked_for() {
+    fn hidden_names_are_completed_after_a_dot_only() {
         assert_eq!(typed("get ", &[b".a", b"b"]), ["b "]);
         assert_eq!(typed("get .", &[b".a", b"b"]), [".a "]);
     }
 
     #[test]
-    fn what_is_shown_cannot_reach_the_terminal() {
+    fn displayed_completions_are_escaped() {
         let found = [Found {
             name: b"a\x1b[2J".to_vec(),
             may_be_directory: false,
         }];
-        let answer = ask("get ").answers(&found).remove(0);
+        let pair = query("get ").complete(&found).remove(0);
         assert_eq!(
-            (&answer.shown[..], &answer.typed[..]),
+            (&pair.display[..], &pair.replacement[..]),
             (r"a\x1b[2J", r"$'a\x1b[2J' ")
         );
     }

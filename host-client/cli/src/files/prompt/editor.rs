@@ -1,8 +1,7 @@
-//! The line that a person types: edited, completed, remembered.
+//! Reads lines from the terminal, with completion and history.
 //!
-//! rustyline reads the terminal in a thread that may wait as long as the person does. A completion
-//! asks the guest from that thread, for a moment only: a guest that says nothing, or says too much,
-//! completes nothing.
+//! rustyline reads the terminal in a blocking thread. A completion reads a directory of the guest from
+//! that thread, with a time limit and a limit of entries.
 
 use std::time::Duration;
 
@@ -19,37 +18,34 @@ use tokio::runtime::Handle;
 use vsock_agent_client::{RemotePath, Sftp};
 
 use super::{
-    complete::{Answer, Question, Source},
-    expand::{Found, Guest, Host, below},
+    complete::{Query, Source},
+    expand::{Found, Host, Tree, below},
     history::HistoryFile,
 };
-use crate::files::{
-    attributes::{is_directory, is_link},
-    prompt::expand::Tree,
-};
+use crate::files::attributes::{is_directory, is_link};
 
-/// How long a completion waits for the guest.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Time limit of a completion with names of the guest.
+const REMOTE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Most entries of a directory that are looked at for a completion.
+/// Most entries of a directory that a completion reads.
 const MAX_ENTRIES: usize = 20_000;
 
-/// Most links whose ends are looked at.
+/// Most symbolic links that a completion follows.
 const MAX_LINKS: usize = 32;
 
-/// What was typed.
+/// The input of the user.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Typed {
     Line(String),
-    /// The line was given up.
-    Nothing,
+    /// The line was cancelled, as by Ctrl-C.
+    Cancelled,
     End,
 }
 
 /// A line editor.
 #[derive(Debug)]
 pub(super) struct Editor {
-    // Away while a line is read.
+    /// `None` while a line is read.
     lines: Option<rustyline::Editor<Names, MemHistory>>,
     history: HistoryFile,
 }
@@ -77,7 +73,7 @@ impl Editor {
         })
     }
 
-    /// Reads a line. Names of the guest are completed from `directory` on.
+    /// Reads a line. `directory` is the current directory in the guest.
     pub(super) async fn read(&mut self, directory: &RemotePath) -> anyhow::Result<Typed> {
         let Some(mut lines) = self.lines.take() else {
             return Ok(Typed::End);
@@ -98,8 +94,8 @@ impl Editor {
                 }
                 Typed::Line(line)
             }
-            // Ctrl-C, here or for the command before; or another width of the terminal.
-            Err(ReadlineError::Interrupted | ReadlineError::Signal(_)) => Typed::Nothing,
+            // Ctrl-C, now or during the previous command, or SIGWINCH.
+            Err(ReadlineError::Interrupted | ReadlineError::Signal(_)) => Typed::Cancelled,
             Err(ReadlineError::Eof) => Typed::End,
             Err(error) => return Err(error.into()),
         };
@@ -108,7 +104,7 @@ impl Editor {
     }
 }
 
-/// Finds names to complete.
+/// Completes words.
 #[derive(Debug)]
 struct Names {
     sftp: Sftp,
@@ -117,30 +113,23 @@ struct Names {
 }
 
 impl Names {
-    async fn find(&self, question: &Question) -> Vec<Found> {
-        match question.source {
-            Source::Commands => Vec::new(),
+    async fn complete(&self, query: &Query) -> Vec<Pair> {
+        let found = match query.source {
+            Source::Commands => return query.commands(),
             Source::Local => {
-                let fits = |name: &[u8]| question.fits(name);
-                let found = Host.list(question.directory(), fits).await;
-                found.unwrap_or_default()
+                let matches = |name: &[u8]| query.matches(name);
+                Host.list(&query.directory, matches).await.ok()
             }
             Source::Remote => {
-                let found = tokio::time::timeout(PATIENCE, self.remote(question)).await;
-                found.ok().flatten().unwrap_or_default()
+                let found = tokio::time::timeout(REMOTE_TIMEOUT, self.remote(query)).await;
+                found.ok().flatten()
             }
-        }
+        };
+        query.complete(&found.unwrap_or_default())
     }
 
-    async fn remote(&self, question: &Question) -> Option<Vec<Found>> {
-        let guest = Guest {
-            sftp: &self.sftp,
-            directory: &self.directory,
-        };
-        let path = match question.directory() {
-            [] => self.directory.clone(),
-            path => below(guest.directory, path),
-        };
+    async fn remote(&self, query: &Query) -> Option<Vec<Found>> {
+        let path = below(&self.directory, &query.directory);
         let mut reader = self.sftp.read_dir(&path).await.ok()?;
         let (mut found, mut seen, mut links) = (Vec::new(), 0, 0);
         while let Some(entry) = reader.next().await.ok()? {
@@ -149,7 +138,7 @@ impl Names {
                 return None;
             }
             let name = entry.name().as_encoded_bytes();
-            if !question.fits(name) {
+            if !query.matches(name) {
                 continue;
             }
             let mut attributes = entry.attributes.clone();
@@ -175,21 +164,11 @@ impl Completer for Names {
         at: usize,
         _: &Context<'_>,
     ) -> rustyline::Result<(usize, Vec<Pair>)> {
-        let Some(question) = line
-            .get(..at)
-            .and_then(|line| Question::new(line.as_bytes()))
-        else {
-            return Ok((at, Vec::new()));
-        };
-        let answers = match question.source {
-            Source::Commands => question.commands(),
-            _ => question.answers(&self.runtime.block_on(self.find(&question))),
-        };
-        let pairs = answers.into_iter().map(|Answer { shown, typed }| Pair {
-            display: shown,
-            replacement: typed,
-        });
-        Ok((question.start, pairs.collect()))
+        let before = line.get(..at).unwrap_or_default();
+        Ok(match Query::new(before.as_bytes()) {
+            Some(query) => (query.start, self.runtime.block_on(self.complete(&query))),
+            None => (at, Vec::new()),
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! Words with wildcards become the paths that match, in the guest and on the host alike.
+//! Expands wildcards in words to matching paths, in the guest or on the host.
 
 use std::{
     ffi::OsStr,
@@ -19,40 +19,36 @@ use crate::{
         listing::{Listing, MAX_HELD_BYTES},
         operands::is_over,
     },
-    output,
+    output::escape_path,
 };
 
-/// A name in a directory.
+/// An entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) name: Vec<u8>,
-    /// Whether it can be one, links included.
+    /// True for a directory, a symbolic link, and an unknown type.
     pub(super) may_be_directory: bool,
 }
 
-/// A file system. A path that does not start with a slash starts at a directory of its
-/// own.
+/// A file system with a current directory, to which paths are relative.
 pub(super) trait Tree {
-    /// What is in a directory and has a name that `fits`; an empty path is where it starts.
+    /// The entries of a directory whose names `matches` accepts. An empty path is the current directory.
     async fn list(
         &self,
         directory: &[u8],
-        fits: impl Fn(&[u8]) -> bool,
+        matches: impl Fn(&[u8]) -> bool,
     ) -> anyhow::Result<Vec<Found>>;
-    /// Whether there is something.
+    /// Whether a path exists. Symbolic links are not followed.
     async fn exists(&self, path: &[u8]) -> bool;
 }
 
-/// The paths that a word stands for: itself, or if it has wildcards those that match, sorted.
+/// Expands a word to the sorted paths that match. A word without wildcards is returned as a path.
 pub(super) async fn expand(tree: &impl Tree, word: &Word) -> anyhow::Result<Vec<Vec<u8>>> {
     let Some(pattern) = PathPattern::new(word) else {
         return Ok(vec![word.bytes()]);
     };
-    let mut paths = if pattern.is_absolute {
-        vec![b"/".to_vec()]
-    } else {
-        vec![Vec::new()]
-    };
+    let start: &[u8] = if pattern.is_absolute { b"/" } else { b"" };
+    let mut paths = vec![start.to_vec()];
     let mut is_first = true;
     let count = pattern.components.len();
     for (at, component) in pattern.components.iter().enumerate() {
@@ -69,14 +65,14 @@ pub(super) async fn expand(tree: &impl Tree, word: &Word) -> anyhow::Result<Vec<
                 Component::Pattern(pattern) => {
                     let found = match tree.list(&path, |name| pattern.matches(name)).await {
                         Ok(found) => found,
-                        // What matches need not be a directory that can be read.
+                        // A match may be a file, or a directory without permission.
                         Err(error) if is_first || is_over(&error) => return Err(error),
                         Err(_) => continue,
                     };
-                    let fits = found
-                        .into_iter()
-                        .filter(|found| !wants_directory || found.may_be_directory);
-                    for found in fits {
+                    for found in found {
+                        if wants_directory && !found.may_be_directory {
+                            continue;
+                        }
                         let path = join(&path, &found.name);
                         bytes += size_of::<Vec<u8>>() + path.len();
                         if bytes > MAX_HELD_BYTES {
@@ -106,28 +102,19 @@ fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
     path
 }
 
-/// The guest, from a directory of it.
+/// The file system of a guest.
 #[derive(Debug)]
 pub(super) struct Guest<'a> {
     pub(super) sftp: &'a Sftp,
     pub(super) directory: &'a RemotePath,
 }
 
-impl Guest<'_> {
-    fn resolve(&self, path: &[u8]) -> RemotePath {
-        match path {
-            [] => self.directory.clone(),
-            path => below(self.directory, path),
-        }
-    }
-}
-
-/// A path from a directory on.
+/// Resolves a path relative to `directory`. An empty path is the directory itself.
 pub(super) fn below(directory: &RemotePath, path: &[u8]) -> RemotePath {
-    if path.starts_with(b"/") {
-        RemotePath::from(path)
-    } else {
-        directory.join(path)
+    match path {
+        [] => directory.clone(),
+        [b'/', ..] => RemotePath::from(path),
+        _ => directory.join(path),
     }
 }
 
@@ -135,12 +122,13 @@ impl Tree for Guest<'_> {
     async fn list(
         &self,
         directory: &[u8],
-        fits: impl Fn(&[u8]) -> bool,
+        matches: impl Fn(&[u8]) -> bool,
     ) -> anyhow::Result<Vec<Found>> {
-        let mut listing = Listing::open(self.sftp, &self.resolve(directory)).await?;
+        let path = below(self.directory, directory);
+        let mut listing = Listing::open(self.sftp, &path).await?;
         let (mut found, mut bytes) = (Vec::new(), 0);
         while let Some(entry) = listing.next().await? {
-            if !fits(&entry.name) {
+            if !matches(&entry.name) {
                 continue;
             }
             bytes += size_of::<Found>() + entry.name.len();
@@ -159,11 +147,11 @@ impl Tree for Guest<'_> {
     }
 
     async fn exists(&self, path: &[u8]) -> bool {
-        self.sftp.lstat(self.resolve(path)).await.is_ok()
+        self.sftp.lstat(below(self.directory, path)).await.is_ok()
     }
 }
 
-/// The host, from the directory of this process.
+/// The file system of the host, with the current directory of this process.
 #[derive(Debug)]
 pub(super) struct Host;
 
@@ -171,20 +159,15 @@ impl Tree for Host {
     async fn list(
         &self,
         directory: &[u8],
-        fits: impl Fn(&[u8]) -> bool,
+        matches: impl Fn(&[u8]) -> bool,
     ) -> anyhow::Result<Vec<Found>> {
         let path = match directory {
             [] => Path::new("."),
             path => Path::new(OsStr::from_bytes(path)),
         };
-        let what = || {
-            format!(
-                "cannot list {}",
-                output::escape(path.as_os_str().as_bytes())
-            )
-        };
-        let mut found = read_directory(path).with_context(what)?;
-        found.retain(|found| fits(&found.name));
+        let found = read_directory(path);
+        let mut found = found.with_context(|| format!("cannot list {}", escape_path(path)))?;
+        found.retain(|found| matches(&found.name));
         Ok(found)
     }
 
@@ -205,7 +188,7 @@ fn read_directory(path: &Path) -> anyhow::Result<Vec<Found>> {
     Ok(found.collect::<io::Result<_>>()?)
 }
 
-/// A path of the host. `~` at its start is the user's home.
+/// A path of the host. A leading `~` is the user's home directory.
 pub(super) fn local(word: &Word) -> PathBuf {
     let bytes = word.bytes();
     let rest = bytes.get(1..).unwrap_or_default();
@@ -268,7 +251,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn wildcards_become_the_sorted_paths_that_match() {
+    async fn wildcards_expand_to_sorted_matching_paths() {
         for (line, paths) in [
             ("*.txt", &["a.txt", "b.txt"][..]),
             (".*", &[".c.txt"]),
@@ -284,7 +267,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_matches_nothing_is_an_error() {
+    async fn wildcards_without_a_match_are_an_error() {
         for line in ["*.c", "g/*", "*/z", "[!a-z]"] {
             assert_eq!(matching(line).await, None, "{line}");
         }

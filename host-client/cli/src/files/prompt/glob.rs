@@ -1,6 +1,4 @@
-//! Wildcards: `*`, `?` and `[…]`, on bytes, as `glob(3)` has them in the C locale.
-//!
-//! Pure: what there is to match comes from the caller.
+//! Matches the wildcards `*`, `?` and `[…]` on bytes, as `glob(3)` does in the C locale.
 
 use super::line::{Byte, Word};
 
@@ -9,23 +7,21 @@ use super::line::{Byte, Word};
 pub(super) struct PathPattern {
     /// Whether it starts at the root.
     pub(super) is_absolute: bool,
-    /// What stands between its slashes.
     pub(super) components: Vec<Component>,
-    /// Whether it ends with a slash: only directories match.
+    /// Whether it ends with a slash, so that only directories match.
     pub(super) wants_directory: bool,
 }
 
-/// One name in a path.
+/// A component of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Component {
-    /// A name, without wildcards.
+    /// A name without wildcards.
     Name(Vec<u8>),
-    /// Any name that matches.
     Pattern(Pattern),
 }
 
 impl PathPattern {
-    /// The pattern that a word is; `None` when it has no wildcards.
+    /// Parses a word; `None` if it has no wildcards.
     pub(super) fn new(word: &Word) -> Option<Self> {
         let bytes = &word.0;
         let components: Vec<Component> = bytes
@@ -98,7 +94,7 @@ fn tokens(name: &[Byte]) -> Vec<Token> {
     tokens
 }
 
-/// Reads a class behind its `[`; `None` if it has no end, and the bracket is one like any other.
+/// Parses a class after its `[`. Returns `None` if it has no end, and the bracket is an ordinary byte.
 fn class(mut rest: &[Byte]) -> Option<(Token, &[Byte])> {
     let is = |byte: Option<&Byte>, values: &[u8]| {
         byte.is_some_and(|byte| !byte.quoted && values.contains(&byte.value))
@@ -106,7 +102,7 @@ fn class(mut rest: &[Byte]) -> Option<(Token, &[Byte])> {
     let negated = is(rest.first(), b"!^");
     rest = &rest[usize::from(negated)..];
     let mut ranges = Vec::new();
-    // The first one may be the closing bracket itself.
+    // A closing bracket in the first position belongs to the class.
     while ranges.is_empty() || !is(rest.first(), b"]") {
         let low = rest.first()?.value;
         if is(rest.get(1), b"-") && rest.len() > 2 && !is(rest.get(2), b"]") {
@@ -121,35 +117,35 @@ fn class(mut rest: &[Byte]) -> Option<(Token, &[Byte])> {
 }
 
 impl Pattern {
-    /// Whether a name matches. A leading dot is matched by a dot only.
+    /// Whether a name matches. A leading dot matches only a dot.
     pub(super) fn matches(&self, name: &[u8]) -> bool {
         let tokens = &self.0[..];
         if name.starts_with(b".") && tokens.first() != Some(&Token::Byte(b'.')) {
             return false;
         }
         let (mut token, mut at) = (0, 0);
-        // Where to go on if it does not match: behind the last star, one byte further. No star
-        // before that one can help, so the time is that of two nested loops at most.
-        let mut again: Option<(usize, usize)> = None;
+        // Backtracks to the last star only, so the time is at most quadratic: the token after it, and
+        // the first byte that it does not take.
+        let mut backtrack: Option<(usize, usize)> = None;
         loop {
             match (tokens.get(token), name.get(at)) {
                 (None, None) => return true,
                 (Some(Token::Many), _) => {
                     token += 1;
-                    again = Some((token, at));
+                    backtrack = Some((token, at));
                     continue;
                 }
-                (Some(one), Some(byte)) if one.takes(*byte) => {
+                (Some(one), Some(byte)) if one.matches(*byte) => {
                     token += 1;
                     at += 1;
                     continue;
                 }
                 _ => {}
             }
-            match again {
+            match backtrack {
                 Some((after, from)) if from < name.len() => {
-                    again = Some((after, from + 1));
                     (token, at) = (after, from + 1);
+                    backtrack = Some((token, at));
                 }
                 _ => return false,
             }
@@ -158,7 +154,7 @@ impl Pattern {
 }
 
 impl Token {
-    fn takes(&self, byte: u8) -> bool {
+    fn matches(&self, byte: u8) -> bool {
         match self {
             Self::Byte(own) => *own == byte,
             Self::One => true,
@@ -223,20 +219,20 @@ mod tests {
     }
 
     #[test]
-    fn names_are_bytes() {
+    fn wildcards_match_bytes() {
         assert!(matches("a*", b"a\xff\n"));
         assert!(matches("??", "ü"));
         assert!(matches(r"*$'\xff'", b"a\xff"));
     }
 
     #[test]
-    fn many_stars_take_no_time() {
+    fn a_pattern_with_many_stars_is_matched_quickly() {
         let name = [b'a'; 255];
         assert!(!matches(&format!("{}b", "a*".repeat(100)), name));
     }
 
     #[test]
-    fn a_path_is_a_pattern_for_each_of_its_names() {
+    fn a_path_pattern_has_a_pattern_per_component() {
         let pattern = |line: &str| PathPattern::new(&words(line.as_bytes()).unwrap()[0]);
         assert_eq!(pattern("/a/b"), None);
         assert_eq!(pattern(r"/a/\*"), None);

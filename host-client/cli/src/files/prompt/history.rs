@@ -1,5 +1,4 @@
-//! Lines that were typed, kept from one conversation to the next in a file that only its owner can
-//! read.
+//! The history of the prompt, in a file that only its owner can read.
 
 use std::{
     env, fs,
@@ -8,17 +7,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Lines kept.
+/// Most lines of the history.
 const MAX_LINES: usize = 1000;
 
-/// The history file, if there is a directory for it. Errors of reading or writing it are ignored.
+/// The history file; `None` without a home directory. Errors of reading and writing it are ignored.
 #[derive(Debug)]
 pub(super) struct HistoryFile {
     path: Option<PathBuf>,
 }
 
 impl HistoryFile {
-    /// The user's own: `$XDG_STATE_HOME/vsock-agent/sftp-history`, or below `~/.local/state`.
+    /// `$XDG_STATE_HOME/vsock-agent/sftp-history`, by default below `~/.local/state`.
     pub(super) fn of_user() -> Self {
         let state = env::var_os("XDG_STATE_HOME").map(PathBuf::from);
         let state = state.filter(|path| path.is_absolute());
@@ -28,7 +27,7 @@ impl HistoryFile {
         }
     }
 
-    /// The lines, the oldest first. A file that grew too long is cut.
+    /// The last lines, oldest first. Truncates the file if it is much longer.
     pub(super) fn load(&self) -> Vec<String> {
         let content = self.path.as_ref().and_then(|path| fs::read(path).ok());
         let content = String::from_utf8(content.unwrap_or_default()).unwrap_or_default();
@@ -42,9 +41,8 @@ impl HistoryFile {
         kept
     }
 
-    /// Adds a line.
+    /// Appends a line, unless it contains line breaks, as pasted text can.
     pub(super) fn append(&self, line: &str) {
-        // A line that was pasted can have ends of lines in it.
         if let Some(path) = &self.path
             && !line.contains(['\n', '\r'])
         {
@@ -67,7 +65,7 @@ fn append(path: &Path, line: &str) -> io::Result<()> {
             .create(directory)?;
     }
     let mut file = options().append(true).open(path)?;
-    // At once, so that lines of two prompts do not mix.
+    // With one `write(2)`, so that the lines of two prompts do not mix.
     file.write_all(format!("{line}\n").as_bytes())
 }
 
@@ -106,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_come_back_and_the_file_is_private() {
+    fn history_is_loaded_as_appended_and_its_file_is_private() {
         let scratch = Scratch::new("history");
         let history = scratch.history();
         assert!(history.load().is_empty());
@@ -119,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_history_is_cut_to_its_last_lines() {
+    fn a_long_history_is_truncated_to_its_last_lines() {
         let scratch = Scratch::new("long-history");
         let history = scratch.history();
         for number in 0..=2 * MAX_LINES {

@@ -1,10 +1,13 @@
-//! Lines of a batch: from a file or stdin.
+//! Reads the lines of a batch from a file or stdin.
 
 use std::{io, path::Path};
 
 use anyhow::{Context, bail};
-use bytes::{Bytes, BytesMut};
-use tokio::{fs::File, io::AsyncReadExt, sync::mpsc};
+use bytes::BytesMut;
+use tokio::{
+    fs::File,
+    io::{AsyncRead, AsyncReadExt},
+};
 
 use crate::{output, stdio};
 
@@ -14,40 +17,31 @@ const MAX_LINE_BYTES: usize = 64 * 1024;
 /// Bytes read at once.
 const BUFFER_BYTES: usize = 8 * 1024;
 
-/// Lines, one after the other.
-#[derive(Debug)]
+/// The lines of a file or of stdin.
 pub(super) struct Lines {
-    source: Source,
+    reader: Box<dyn AsyncRead + Send + Unpin>,
     buffer: BytesMut,
 }
 
-#[derive(Debug)]
-enum Source {
-    Stdin(mpsc::Receiver<io::Result<Bytes>>),
-    File(File),
-}
-
 impl Lines {
-    /// Those of stdin.
     pub(super) fn stdin() -> io::Result<Self> {
-        Ok(Self::new(Source::Stdin(stdio::stdin()?)))
+        Ok(Self::new(stdio::stdin_reader()?))
     }
 
-    /// Those of a file.
     pub(super) fn file(path: &Path) -> anyhow::Result<Self> {
-        let name = || output::escape(path.as_os_str().as_encoded_bytes());
-        let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", name()))?;
-        Ok(Self::new(Source::File(File::from_std(file))))
+        let file = std::fs::File::open(path);
+        let file = file.with_context(|| format!("cannot read {}", output::escape_path(path)))?;
+        Ok(Self::new(File::from_std(file)))
     }
 
-    fn new(source: Source) -> Self {
+    fn new(reader: impl AsyncRead + Send + Unpin + 'static) -> Self {
         Self {
-            source,
+            reader: Box::new(reader),
             buffer: BytesMut::new(),
         }
     }
 
-    /// The next line without its end; the last one needs none.
+    /// The next line without its line feed, which the last line need not have.
     pub(super) async fn next(&mut self) -> anyhow::Result<Option<BytesMut>> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
@@ -58,25 +52,12 @@ impl Lines {
             if self.buffer.len() > MAX_LINE_BYTES {
                 bail!("a line of more than {MAX_LINE_BYTES} bytes");
             }
-            if !self.read_more().await.context("cannot read the commands")? {
+            self.buffer.reserve(BUFFER_BYTES);
+            let read = self.reader.read_buf(&mut self.buffer).await;
+            if read.context("cannot read the commands")? == 0 {
                 let rest = self.buffer.split();
                 return Ok((!rest.is_empty()).then_some(rest));
             }
         }
-    }
-
-    /// False at the end.
-    async fn read_more(&mut self) -> io::Result<bool> {
-        match &mut self.source {
-            Source::Stdin(pieces) => match pieces.recv().await {
-                Some(piece) => self.buffer.extend_from_slice(&piece?),
-                None => return Ok(false),
-            },
-            Source::File(file) => {
-                self.buffer.reserve(BUFFER_BYTES);
-                return Ok(file.read_buf(&mut self.buffer).await? > 0);
-            }
-        }
-        Ok(true)
     }
 }

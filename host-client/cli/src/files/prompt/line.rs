@@ -1,9 +1,9 @@
-//! A line of the prompt, cut into words as OpenSSH's `sftp` cuts it (`makeargv`, `sftp.c`).
+//! Splits a line of the prompt into words, as OpenSSH's `sftp` does (`makeargv`, `sftp.c`), and quotes
+//! words.
 //!
-//! Words are bytes. Quotes and backslashes take away the meaning of what they hold, that of
-//! wildcards included. Two things differ from OpenSSH: `#` starts a comment at the start of a word
-//! only, so that `a#b` is a name, and `$'…'` holds what cannot be typed, as in bash: `\xNN`, `\NNN`,
-//! `\n`, `\t` and the like.
+//! Words are bytes. Quotes and backslashes remove the special meaning of bytes, also of wildcards.
+//! There are two differences to OpenSSH: `#` starts a comment only at the start of a word, so that
+//! `a#b` is a name, and `$'…'` contains escapes, as in bash: `\xNN`, `\NNN`, `\n`, `\t` and others.
 
 use std::fmt;
 
@@ -13,16 +13,16 @@ use crate::output;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Byte {
     pub(super) value: u8,
-    /// Whether it stands for itself.
+    /// Whether it has no special meaning.
     pub(super) quoted: bool,
 }
 
-/// A word, without its quotes.
+/// A word without its quotes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Word(pub(super) Vec<Byte>);
 
 impl Word {
-    /// The bytes, wildcards among them as they are.
+    /// The bytes, including wildcards.
     pub(super) fn bytes(&self) -> Vec<u8> {
         self.0.iter().map(|byte| byte.value).collect()
     }
@@ -44,12 +44,12 @@ impl fmt::Display for Word {
     }
 }
 
-/// Why a line cannot be cut.
+/// Why a line cannot be split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum LineError {
     #[error("a quote is not closed")]
     OpenQuote,
-    #[error("a backslash at the end")]
+    #[error("there is a backslash at the end")]
     Backslash,
     #[error(
         "no such escape in $'…': it knows \\xNN, \\NNN, \\\\, \\', \\\", \\n, \\r, \\t, \\a, \\b, \\e, \\f and \\v"
@@ -59,45 +59,45 @@ pub(super) enum LineError {
     Nul,
 }
 
-/// What stands before a command.
+/// A command with its prefixes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Prefixed<'a> {
-    /// `-`: what fails does not end a batch.
+    /// `-`: a failure does not end a batch.
     pub(super) ignores_errors: bool,
-    /// `@`: a batch does not show this line.
+    /// `@`: a batch does not print the line.
     pub(super) is_silent: bool,
-    /// The command.
+    /// The line without the prefixes.
     pub(super) text: &'a [u8],
 }
 
-/// Takes the marks off a line.
+/// Strips the prefixes of a line.
 pub(super) fn prefixed(line: &[u8]) -> Prefixed<'_> {
-    // Its end stays: a blank there may be a name's.
+    // Keeps trailing spaces, which may be quoted.
     let text = line.trim_ascii_start();
-    let marks = text.iter().take_while(|byte| b"-@".contains(byte)).count();
-    let (marks, text) = text.split_at(marks);
+    let prefixes = text.iter().take_while(|byte| b"-@".contains(byte)).count();
+    let (prefixes, text) = text.split_at(prefixes);
     Prefixed {
-        ignores_errors: marks.contains(&b'-'),
-        is_silent: marks.contains(&b'@'),
+        ignores_errors: prefixes.contains(&b'-'),
+        is_silent: prefixes.contains(&b'@'),
         text: text.trim_ascii_start(),
     }
 }
 
-/// The words of a whole line.
+/// Splits a complete line into words.
 pub(super) fn words(line: &[u8]) -> Result<Vec<Word>, LineError> {
-    let cut = Cut::new(line)?;
-    match cut.open {
+    let split = SplitLine::new(line)?;
+    match split.open {
         Some(open) if open.quote != Quote::None => Err(LineError::OpenQuote),
         Some(open) if open.is_dangling => Err(LineError::Backslash),
         open => {
-            let mut words = cut.words;
+            let mut words = split.words;
             words.extend(open.map(|open| open.word));
             Ok(words)
         }
     }
 }
 
-/// The quoting at a position in a line.
+/// A style of quoting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Quote {
     None,
@@ -116,65 +116,64 @@ impl Quote {
     }
 }
 
-/// A line that may end in the middle of a word.
+/// A line, split into words, that may end in an incomplete word.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Cut {
-    /// The words that have ended.
+pub(super) struct SplitLine {
+    /// The words that are followed by a space.
     pub(super) words: Vec<Word>,
-    /// The word that the line ends in; `None` after a blank.
+    /// The last word; `None` after a space.
     pub(super) open: Option<OpenWord>,
     /// Whether the line ends in a comment.
     pub(super) is_comment: bool,
 }
 
-/// A word whose end has not come.
+/// A word at the end of a line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct OpenWord {
     pub(super) word: Word,
-    /// Where it starts in the line, its quote included.
+    /// The offset in the line of the word with its quote.
     pub(super) start: usize,
-    /// The quote it is in.
+    /// The quote that is open.
     pub(super) quote: Quote,
-    /// Whether it ends with the start of an escape.
+    /// Whether the line ends in an incomplete escape.
     pub(super) is_dangling: bool,
 }
 
-impl Cut {
-    /// Cuts as far as the line goes.
+impl SplitLine {
     pub(super) fn new(line: &[u8]) -> Result<Self, LineError> {
-        let mut cut = Self::default();
+        let mut split = Self::default();
         let mut at = 0;
         while let Some(&byte) = line.get(at) {
-            let quote = cut.open.as_ref().map_or(Quote::None, |open| open.quote);
+            let quote = split.open.as_ref().map_or(Quote::None, |open| open.quote);
             let rest = &line[at + 1..];
-            if quote == Quote::None && is_blank(byte) {
-                cut.words.extend(cut.open.take().map(|open| open.word));
+            if quote == Quote::None && is_space(byte) {
+                split.words.extend(split.open.take().map(|open| open.word));
                 at += 1;
                 continue;
             }
-            if byte == b'#' && cut.open.is_none() {
-                cut.is_comment = true;
+            if byte == b'#' && split.open.is_none() {
+                split.is_comment = true;
                 break;
             }
-            let open = cut.open.get_or_insert_with(|| OpenWord {
+            let open = split.open.get_or_insert_with(|| OpenWord {
                 word: Word::default(),
                 start: at,
                 quote: Quote::None,
                 is_dangling: false,
             });
             at += match quote {
-                Quote::None => open.take_bare(byte, rest),
-                Quote::Single | Quote::Double => open.take_quoted(byte, rest),
-                Quote::Dollar => open.take_escaped(byte, rest)?,
+                Quote::None => open.push_unquoted(byte, rest),
+                Quote::Single | Quote::Double => open.push_quoted(byte, rest),
+                Quote::Dollar => open.push_escaped(byte, rest)?,
             };
         }
-        Ok(cut)
+        Ok(split)
     }
 }
 
+// Each method parses the part that starts with `byte`, and returns its length in bytes.
 impl OpenWord {
-    /// Consumes the part that starts with `byte`. Returns its length in bytes.
-    fn take_bare(&mut self, byte: u8, rest: &[u8]) -> usize {
+    fn push_unquoted(&mut self, byte: u8, rest: &[u8]) -> usize {
         match (byte, rest.first()) {
             (b'\\', Some(next)) => {
                 self.word.push(*next, true);
@@ -192,8 +191,8 @@ impl OpenWord {
         1
     }
 
-    /// In quotes a backslash means something before their own mark only.
-    fn take_quoted(&mut self, byte: u8, rest: &[u8]) -> usize {
+    /// In quotes, a backslash escapes only the closing quote.
+    fn push_quoted(&mut self, byte: u8, rest: &[u8]) -> usize {
         let mark = self.quote.mark();
         if byte == b'\\' && rest.first() == Some(&mark) {
             self.word.push(mark, true);
@@ -207,7 +206,7 @@ impl OpenWord {
         1
     }
 
-    fn take_escaped(&mut self, byte: u8, rest: &[u8]) -> Result<usize, LineError> {
+    fn push_escaped(&mut self, byte: u8, rest: &[u8]) -> Result<usize, LineError> {
         match byte {
             b'\'' => self.quote = Quote::None,
             b'\\' => match unescape(rest)? {
@@ -226,111 +225,106 @@ impl OpenWord {
     }
 }
 
-/// The byte that an escape stands for, and the length of the escape behind its backslash. `None`
-/// when it may go on behind the end of the line.
+/// Parses an escape after its backslash. Returns the byte and the length of the escape; `None` if the
+/// escape is incomplete.
 fn unescape(rest: &[u8]) -> Result<Option<(u8, usize)>, LineError> {
-    let simple = |value| Ok(Some((value, 1)));
-    match rest.first() {
-        None => Ok(None),
+    let value = match rest.first() {
+        None => return Ok(None),
         Some(b'x') => {
-            number(&rest[1..], 16, 2).map(|found| found.map(|(value, used)| (value, used + 1)))
+            let parsed = parse_byte(&rest[1..], 16, 2)?;
+            return Ok(parsed.map(|(value, length)| (value, length + 1)));
         }
-        Some(b'0'..=b'7') => number(rest, 8, 3),
-        Some(b'n') => simple(b'\n'),
-        Some(b'r') => simple(b'\r'),
-        Some(b't') => simple(b'\t'),
-        Some(b'a') => simple(0x07),
-        Some(b'b') => simple(0x08),
-        Some(b'e') => simple(0x1b),
-        Some(b'f') => simple(0x0c),
-        Some(b'v') => simple(0x0b),
-        Some(same @ (b'\\' | b'\'' | b'"')) => simple(*same),
-        Some(_) => Err(LineError::Escape),
-    }
+        Some(b'0'..=b'7') => return parse_byte(rest, 8, 3),
+        Some(b'n') => b'\n',
+        Some(b'r') => b'\r',
+        Some(b't') => b'\t',
+        Some(b'a') => 0x07,
+        Some(b'b') => 0x08,
+        Some(b'e') => 0x1b,
+        Some(b'f') => 0x0c,
+        Some(b'v') => 0x0b,
+        Some(same @ (b'\\' | b'\'' | b'"')) => *same,
+        Some(_) => return Err(LineError::Escape),
+    };
+    Ok(Some((value, 1)))
 }
 
-/// At most `most` digits as a byte.
-fn number(text: &[u8], radix: u32, most: usize) -> Result<Option<(u8, usize)>, LineError> {
-    let digits = text
-        .iter()
-        .take(most)
-        .map_while(|byte| char::from(*byte).to_digit(radix));
-    let (value, used) = digits.fold((0, 0), |(value, used), digit| {
-        (value * radix + digit, used + 1)
+/// Parses up to `max` digits as a byte. Returns the byte and the count of digits; `None` if more
+/// digits may follow.
+fn parse_byte(text: &[u8], radix: u32, max: usize) -> Result<Option<(u8, usize)>, LineError> {
+    let digits = text.iter().take(max);
+    let digits = digits.map_while(|byte| char::from(*byte).to_digit(radix));
+    let (value, count) = digits.fold((0, 0), |(value, count), digit| {
+        (value * radix + digit, count + 1)
     });
-    if used < most && used == text.len() {
+    if count < max && count == text.len() {
         return Ok(None);
     }
     match u8::try_from(value) {
-        Ok(0) if used > 0 => Err(LineError::Nul),
-        Ok(value) if used > 0 => Ok(Some((value, used))),
+        Ok(0) if count > 0 => Err(LineError::Nul),
+        Ok(value) if count > 0 => Ok(Some((value, count))),
         _ => Err(LineError::Escape),
     }
 }
 
-/// What separates words: `isspace(3)`.
-const fn is_blank(byte: u8) -> bool {
+/// As `isspace(3)`.
+const fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t'..=b'\r')
 }
 
-/// How a word that stands for these bytes is typed in `quote`, its end left out: another word, or
-/// the rest of this one, can follow. `None` if it cannot be typed so.
+/// Quotes bytes as a word. The closing quote is omitted, so that the word can continue. `None` if
+/// `quote` cannot represent the bytes.
 pub(super) fn quote(bytes: &[u8], quote: Quote) -> Option<String> {
-    let shown = output::escape(bytes);
     if quote == Quote::Dollar {
         return Some(dollar(bytes));
     }
-    let text = std::str::from_utf8(bytes)
-        .ok()
-        .filter(|text| *text == shown)?;
+    let text = std::str::from_utf8(bytes).ok()?;
+    if text != output::escape(bytes) {
+        return None;
+    }
+    let mark = char::from(quote.mark());
     match quote {
         Quote::None => {
-            let mut typed = String::with_capacity(text.len());
+            let mut word = String::with_capacity(text.len());
             for (at, character) in text.char_indices() {
-                let is_special =
-                    " \\\"'*?[$".contains(character) || (at == 0 && "#!~".contains(character));
-                if is_special {
-                    typed.push('\\');
+                let is_special = " \\\"'*?[$".contains(character);
+                if is_special || (at == 0 && "#!~".contains(character)) {
+                    word.push('\\');
                 }
-                typed.push(character);
+                word.push(character);
             }
-            Some(typed)
+            Some(word)
         }
-        // Its backslash would take the meaning of the closing mark.
+        // The backslash would escape the closing quote.
         _ if text.ends_with('\\') => None,
-        _ => {
-            let mark = char::from(quote.mark());
-            Some(format!(
-                "{mark}{}",
-                text.replace(mark, &format!("\\{mark}"))
-            ))
-        }
+        _ => Some(format!(
+            "{mark}{}",
+            text.replace(mark, &format!("\\{mark}"))
+        )),
     }
 }
 
-/// Bytes in `$'…`.
+/// Quotes bytes with `$'`.
 fn dollar(bytes: &[u8]) -> String {
-    let mut typed = String::from("$'");
+    let mut word = String::from("$'");
     for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {
             let mut encoded = [0; 4];
             let encoded = character.encode_utf8(&mut encoded);
             match character {
-                '\\' | '\'' => typed.extend(['\\', character]),
-                _ if output::escape(encoded.as_bytes()) == *encoded => typed.push(character),
-                _ => hexadecimal(encoded.as_bytes(), &mut typed),
+                '\\' | '\'' => word.extend(['\\', character]),
+                _ if output::escape(encoded.as_bytes()) == *encoded => word.push(character),
+                _ => push_hex(&mut word, encoded.as_bytes()),
             }
         }
-        hexadecimal(chunk.invalid(), &mut typed);
+        push_hex(&mut word, chunk.invalid());
     }
-    typed
+    word
 }
 
-fn hexadecimal(bytes: &[u8], typed: &mut String) {
-    use fmt::Write as _;
+fn push_hex(word: &mut String, bytes: &[u8]) {
     for byte in bytes {
-        // A string takes everything.
-        let _ = write!(typed, "\\x{byte:02x}");
+        *word += &format!("\\x{byte:02x}");
     }
 }
 
@@ -338,7 +332,7 @@ fn hexadecimal(bytes: &[u8], typed: &mut String) {
 mod tests {
     use super::*;
 
-    fn cut(line: &str) -> Vec<String> {
+    fn split(line: &str) -> Vec<String> {
         let words = words(line.as_bytes()).unwrap();
         words
             .iter()
@@ -346,8 +340,8 @@ mod tests {
             .collect()
     }
 
-    /// The word with what keeps its meaning in brackets.
-    fn meant(line: &str) -> String {
+    /// The word, with its unquoted bytes in angle brackets.
+    fn marked(line: &str) -> String {
         let words = words(line.as_bytes()).unwrap();
         assert_eq!(words.len(), 1, "{line}");
         let marked = words[0].0.iter().map(|byte| {
@@ -361,33 +355,33 @@ mod tests {
     }
 
     #[test]
-    fn words_are_cut_as_openssh_cuts_them() {
-        assert_eq!(cut("get  a b\t c\r"), ["get", "a", "b", "c"]);
+    fn a_line_is_split_into_words_as_openssh_does() {
+        assert_eq!(split("get  a b\t c\r"), ["get", "a", "b", "c"]);
         assert_eq!(
-            cut(r#"get "a b" 'c"d' e\ f"#),
+            split(r#"get "a b" 'c"d' e\ f"#),
             ["get", "a b", "c\"d", "e f"]
         );
-        assert_eq!(cut(r#"put "" a"b c"d"#), ["put", "", "ab cd"]);
-        assert_eq!(cut(r#""a\b" "a\"b" 'a\'b'"#), [r"a\b", "a\"b", "a'b"]);
-        assert_eq!(cut("  "), Vec::<String>::new());
+        assert_eq!(split(r#"put "" a"b c"d"#), ["put", "", "ab cd"]);
+        assert_eq!(split(r#""a\b" "a\"b" 'a\'b'"#), [r"a\b", "a\"b", "a'b"]);
+        assert_eq!(split("  "), Vec::<String>::new());
     }
 
     #[test]
-    fn a_comment_starts_where_a_word_would() {
-        assert_eq!(cut("ls # all"), ["ls"]);
-        assert_eq!(cut(r##"ls a#b \# "#x""##), ["ls", "a#b", "#", "#x"]);
+    fn a_comment_starts_at_the_start_of_a_word() {
+        assert_eq!(split("ls # all"), ["ls"]);
+        assert_eq!(split(r##"ls a#b \# "#x""##), ["ls", "a#b", "#", "#x"]);
     }
 
     #[test]
-    fn what_is_quoted_means_itself() {
-        assert_eq!(meant("a*"), "<a><*>");
-        assert_eq!(meant(r"a\*"), "<a>*");
-        assert_eq!(meant("'*'?"), "*<?>");
-        assert_eq!(meant("$'*'"), "*");
+    fn quoted_bytes_have_no_special_meaning() {
+        assert_eq!(marked("a*"), "<a><*>");
+        assert_eq!(marked(r"a\*"), "<a>*");
+        assert_eq!(marked("'*'?"), "*<?>");
+        assert_eq!(marked("$'*'"), "*");
     }
 
     #[test]
-    fn what_cannot_be_typed_has_escapes() {
+    fn dollar_quotes_contain_escapes() {
         let words = words(br"$'\xff\x1b\101\n\'' $'a'b $x").unwrap();
         assert_eq!(words[0].bytes(), b"\xff\x1bA\n'");
         assert_eq!(words[1].bytes(), b"ab");
@@ -395,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_not_finished_is_refused() {
+    fn incomplete_lines_and_invalid_escapes_are_refused() {
         for line in ["get \"a", "get 'a", "get $'a", r"get $'\x4", r"get 'a\'"] {
             assert_eq!(words(line.as_bytes()), Err(LineError::OpenQuote), "{line}");
         }
@@ -409,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_before_a_command_are_taken_off() {
+    fn prefixes_of_a_command_are_stripped() {
         let line = prefixed(b"  -@ rm -r a");
         assert!(line.ignores_errors && line.is_silent);
         assert_eq!(line.text, b"rm -r a");
@@ -418,13 +412,13 @@ mod tests {
     }
 
     #[test]
-    fn a_name_can_end_in_a_blank() {
+    fn a_name_can_end_in_a_quoted_space() {
         let line = prefixed(br" get a\  ");
         assert_eq!(words(line.text).unwrap()[1].bytes(), b"a ");
     }
 
     #[test]
-    fn a_name_that_is_quoted_is_read_as_it_was() {
+    fn a_quoted_name_is_split_into_the_same_name() {
         let names: [&[u8]; 12] = [
             b"plain",
             b"a b",
@@ -465,8 +459,8 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_goes_on_says_where_its_last_word_is() {
-        let open = |line: &str| Cut::new(line.as_bytes()).unwrap().open;
+    fn an_incomplete_line_has_its_last_word_and_its_offset() {
+        let open = |line: &str| SplitLine::new(line.as_bytes()).unwrap().open;
         assert_eq!(open("get "), None);
         let word = open(r#"get a "b c"#).unwrap();
         assert_eq!((word.start, word.quote), (6, Quote::Double));

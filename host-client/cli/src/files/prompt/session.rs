@@ -1,6 +1,6 @@
-//! Commands as they are done, one at a time.
+//! Runs the commands of the prompt.
 
-use std::path::{Path, PathBuf};
+use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
 
 use anyhow::{Context, bail};
 use vsock_agent_client::{
@@ -10,7 +10,7 @@ use vsock_agent_client::{
 };
 
 use super::{
-    command::{Change, Command},
+    command::{Attribute, Command},
     expand::{self, Guest, Host, below, expand},
     line::Word,
     shell, table,
@@ -20,53 +20,47 @@ use crate::{
         attributes::is_directory,
         copy::report::Report,
         listing::{self, Content, Listed, Listing, View},
-        mkdir,
-        remove::Removal,
-        shown, stat,
+        mkdir, shown, stat,
     },
     output, terminal,
 };
 
-/// Whether the next command is to be read.
+/// What the prompt does after a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    Go,
-    Leave,
+    Continue,
+    Quit,
 }
 
-/// A conversation with a guest.
+/// The state of the prompt.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) sftp: Sftp,
-    /// Where paths start that have no slash before them.
+    /// The current directory in the guest.
     pub(super) directory: RemotePath,
-    /// Where it all started.
+    /// The first directory in the guest.
     home: RemotePath,
-    /// Whether copies show how far they are.
+    /// Whether copies have a progress bar.
     pub(super) shows_progress: bool,
-    /// Width of the terminal, if there is one.
-    has_width: bool,
+    is_interactive: bool,
 }
 
 impl Session {
-    pub(super) async fn start(sftp: Sftp, is_person: bool) -> anyhow::Result<Self> {
-        let home = sftp
-            .realpath(".")
-            .await
-            .context("cannot find the directory to start in")?;
+    pub(super) async fn start(sftp: Sftp, is_interactive: bool) -> anyhow::Result<Self> {
+        let home = sftp.realpath(".").await;
+        let home = home.context("cannot find the initial directory")?;
         Ok(Self {
             sftp,
             directory: home.clone(),
             home,
-            shows_progress: is_person,
-            has_width: is_person,
+            shows_progress: is_interactive,
+            is_interactive,
         })
     }
 
-    /// Does one command.
     pub(super) async fn run(&mut self, command: Command) -> anyhow::Result<Next> {
         match command {
-            Command::Bye => return Ok(Next::Leave),
+            Command::Bye => return Ok(Next::Quit),
             Command::Help => output::lines(table::help())?,
             Command::Version => output::line("SFTP protocol version 3")?,
             Command::Progress => {
@@ -78,22 +72,16 @@ impl Session {
                 };
                 output::line(&format!("Progress meter {word}"))?;
             }
-            Command::Pwd => output::line(&format!(
-                "Remote working directory: {}",
-                shown(&self.directory)
-            ))?,
-            Command::Cd(path) => self.enter(path.as_ref()).await?,
+            Command::Pwd => {
+                let directory = shown(&self.directory);
+                output::line(&format!("Remote working directory: {directory}"))?;
+            }
+            Command::Cd(path) => self.change_directory(path.as_ref()).await?,
             Command::Ls(view, paths) => self.list(view, &paths).await?,
             Command::Transfer(transfer) => self.transfer(&transfer).await?,
-            Command::Rm {
-                recursive,
-                force,
-                paths,
-            } => {
+            Command::Rm(removal, paths) => {
                 for path in self.paths(&paths).await? {
-                    Removal { recursive, force }
-                        .remove(&self.sftp, &path)
-                        .await?;
+                    removal.remove(&self.sftp, &path).await?;
                 }
             }
             Command::Mkdir(path) => mkdir::create(&self.sftp, &self.path(&path).await?).await?,
@@ -104,14 +92,24 @@ impl Session {
             }
             Command::Rename(old, new) => self.rename(&old, &new).await?,
             Command::Copy(old, new) => self.copy(&old, &new).await?,
-            Command::Link { symbolic, old, new } => self.link(symbolic, &old, &new).await?,
-            Command::Change {
-                what,
+            Command::Hardlink(old, new) => {
+                let (old, new) = (self.path(&old).await?, self.path(&new).await?);
+                let linked = self.sftp.hardlink(&old, &new).await;
+                linked
+                    .with_context(|| format!("cannot link {} to {}", shown(&old), shown(&new)))?;
+            }
+            Command::Symlink(target, new) => {
+                let new = self.path(&new).await?;
+                let linked = self.sftp.symlink(target.bytes(), &new).await;
+                linked.with_context(|| format!("cannot link {target} to {}", shown(&new)))?;
+            }
+            Command::SetAttribute {
+                attribute,
                 of_link,
                 paths,
             } => {
                 for path in self.paths(&paths).await? {
-                    let changed = self.change(what, of_link, &path).await;
+                    let changed = self.set_attribute(attribute, of_link, &path).await;
                     changed.with_context(|| format!("cannot change {}", shown(&path)))?;
                 }
             }
@@ -129,13 +127,11 @@ impl Session {
             }
             Command::Stat(paths) => {
                 for path in self.paths(&paths).await? {
-                    let facts = stat::Facts::of(&self.sftp, &path, false).await?;
-                    output::lines(facts.lines())?;
+                    let status = stat::FileStatus::read(&self.sftp, &path, false).await?;
+                    output::lines(status.lines())?;
                 }
             }
-            Command::Lcd(path) => {
-                shell::enter(&path.as_ref().map_or_else(shell::home, expand::local))?
-            }
+            Command::Lcd(path) => shell::change_directory(path.as_ref().map(expand::local))?,
             Command::Lpwd => {
                 output::line(&format!("Local working directory: {}", shell::directory()?))?
             }
@@ -145,20 +141,20 @@ impl Session {
             }
             Command::Shell(line) => shell::run(&line).await?,
         }
-        Ok(Next::Go)
+        Ok(Next::Continue)
     }
 
-    /// The path in the guest that a word is. `~` at its start is a home, if the agent knows homes.
+    /// Resolves a word to a path in the guest. A leading `~` is expanded if the agent supports it.
     pub(super) async fn path(&self, word: &Word) -> anyhow::Result<RemotePath> {
         let bytes = word.bytes();
         if word.is_home() && self.sftp.has_extension(extension::EXPAND_PATH) {
             let expanded = self.sftp.expand_path(&bytes[..]).await;
-            return expanded.with_context(|| format!("cannot find {word}"));
+            return expanded.with_context(|| format!("cannot expand {word}"));
         }
         Ok(below(&self.directory, &bytes))
     }
 
-    /// The words behind their wildcards, and what is meant by each.
+    /// Expands words to paths in the guest, each with its name as typed or matched.
     async fn named_paths(&self, words: &[Word]) -> anyhow::Result<Vec<(Vec<u8>, RemotePath)>> {
         let guest = Guest {
             sftp: &self.sftp,
@@ -180,34 +176,36 @@ impl Session {
         Ok(paths)
     }
 
-    /// The paths in the guest that words with wildcards are.
+    /// Expands words to paths in the guest.
     pub(super) async fn paths(&self, words: &[Word]) -> anyhow::Result<Vec<RemotePath>> {
         let paths = self.named_paths(words).await?;
         Ok(paths.into_iter().map(|(_, path)| path).collect())
     }
 
-    /// The paths on the host that a word with wildcards is.
+    /// Expands a word to paths on the host.
     pub(super) async fn local_paths(&self, word: &Word) -> anyhow::Result<Vec<PathBuf>> {
         let found = expand(&Host, word).await?;
         Ok(match &found[..] {
             [name] if *name == word.bytes() => vec![expand::local(word)],
-            _ => found.into_iter().map(path_of).collect(),
+            _ => {
+                let paths = found.into_iter().map(OsString::from_vec);
+                paths.map(PathBuf::from).collect()
+            }
         })
     }
 
-    async fn enter(&mut self, path: Option<&Word>) -> anyhow::Result<()> {
+    async fn change_directory(&mut self, path: Option<&Word>) -> anyhow::Result<()> {
         let Some(path) = path else {
             self.directory = self.home.clone();
             return Ok(());
         };
         let path = self.path(path).await?;
-        let what = || format!("cannot go to {}", shown(&path));
+        let what = || format!("cannot change to {}", shown(&path));
         let real = self.sftp.realpath(&path).await.with_context(what)?;
-        if is_directory(&self.sftp.stat(&real).await.with_context(what)?) {
-            self.directory = real
-        } else {
+        if !is_directory(&self.sftp.stat(&real).await.with_context(what)?) {
             bail!("{}: it is not a directory", what())
         }
+        self.directory = real;
         Ok(())
     }
 
@@ -224,13 +222,11 @@ impl Session {
                 Content::Directory => directories.push((name, path)),
             }
         }
-        let view_of_named = View { all: true, ..view };
-        view_of_named.arrange(&mut files);
-        let width = self
-            .has_width
-            .then(|| usize::from(terminal::size().columns));
+        View { all: true, ..view }.arrange(&mut files);
+        let columns = self.is_interactive.then(|| terminal::size().columns);
+        let width = columns.map(usize::from);
         let has_files = !files.is_empty();
-        // The paths of the links are relative to the current directory.
+        // The names are relative to the current directory.
         view.print(&self.sftp, Some(&self.directory), &mut files, width)
             .await?;
         for (at, (name, path)) in directories.into_iter().enumerate() {
@@ -239,7 +235,7 @@ impl Session {
                 output::line(&format!("{gap}{}:", output::escape(&name)))?;
             }
             let mut listing = Listing::open(&self.sftp, &path).await?;
-            while let Some(mut entries) = listing.part().await? {
+            while let Some(mut entries) = listing.next_part().await? {
                 view.arrange(&mut entries);
                 view.print(&self.sftp, Some(&path), &mut entries, width)
                     .await?;
@@ -248,7 +244,7 @@ impl Session {
         Ok(())
     }
 
-    /// As OpenSSH does it: what is at the new name is replaced, if the agent can do that in one.
+    /// Renames as OpenSSH does: replaces an existing file if the agent supports that atomically.
     async fn rename(&self, old: &Word, new: &Word) -> anyhow::Result<()> {
         let (old, new) = (self.path(old).await?, self.path(new).await?);
         let renamed = if self.sftp.has_extension(extension::POSIX_RENAME) {
@@ -259,30 +255,24 @@ impl Session {
         renamed.with_context(|| format!("cannot rename {} to {}", shown(&old), shown(&new)))
     }
 
-    async fn link(&self, symbolic: bool, old: &Word, new: &Word) -> anyhow::Result<()> {
-        let new = self.path(new).await?;
-        let made = if symbolic {
-            // The target of a link is not read.
-            self.sftp.symlink(old.bytes(), &new).await
-        } else {
-            self.sftp.hardlink(self.path(old).await?, &new).await
-        };
-        made.with_context(|| format!("cannot link {old} to {}", shown(&new)))
-    }
-
-    async fn change(&self, what: Change, of_link: bool, path: &RemotePath) -> anyhow::Result<()> {
+    async fn set_attribute(
+        &self,
+        attribute: Attribute,
+        of_link: bool,
+        path: &RemotePath,
+    ) -> anyhow::Result<()> {
         let old = if of_link {
             self.sftp.lstat(path).await?
         } else {
             self.sftp.stat(path).await?
         };
-        // Both are set at once, so the other one is needed too.
-        let owner = || old.owner.context("the agent does not tell its owner");
+        // SFTP sets user and group together.
+        let owner = || old.owner.context("the agent does not send its owner");
         let mut attributes = Attributes::default();
-        match what {
-            Change::Mode(mode) => attributes.permissions = Some(mode),
-            Change::Owner(uid) => attributes.owner = Some(Owner { uid, ..owner()? }),
-            Change::Group(gid) => attributes.owner = Some(Owner { gid, ..owner()? }),
+        match attribute {
+            Attribute::Mode(mode) => attributes.permissions = Some(mode),
+            Attribute::Owner(uid) => attributes.owner = Some(Owner { uid, ..owner()? }),
+            Attribute::Group(gid) => attributes.owner = Some(Owner { gid, ..owner()? }),
         }
         if of_link {
             self.sftp.lsetstat(path, attributes).await?
@@ -292,7 +282,7 @@ impl Session {
         Ok(())
     }
 
-    /// Copies inside the guest.
+    /// Copies a file within the guest.
     async fn copy(&self, old: &Word, new: &Word) -> anyhow::Result<()> {
         let (old, mut new) = (self.path(old).await?, self.path(new).await?);
         if let Ok(attributes) = self.sftp.stat(&new).await
@@ -308,9 +298,4 @@ impl Session {
         copied.with_context(|| format!("cannot copy {} to {}", shown(&old), shown(&new)))?;
         Ok(())
     }
-}
-
-fn path_of(bytes: Vec<u8>) -> PathBuf {
-    use std::os::unix::ffi::OsStringExt;
-    Path::new(&std::ffi::OsString::from_vec(bytes)).to_owned()
 }

@@ -1,4 +1,4 @@
-//! What the prompt does on the host: its directory, its umask, its shell.
+//! The commands of the prompt for the host: its directory, umask and shell.
 
 use std::{
     env,
@@ -12,37 +12,32 @@ use std::{
 use anyhow::Context;
 use nix::sys::stat::Mode;
 
-use crate::{file_limit, output};
+use crate::{
+    file_limit,
+    output::{self, escape_path},
+};
 
-fn shown(path: &Path) -> String {
-    output::escape(path.as_os_str().as_bytes())
+/// Changes the current directory of the process; to the home directory without a path.
+pub(super) fn change_directory(path: Option<PathBuf>) -> anyhow::Result<()> {
+    let home = || env::home_dir().unwrap_or_else(|| PathBuf::from("/"));
+    let path = path.unwrap_or_else(home);
+    env::set_current_dir(&path).with_context(|| format!("cannot change to {}", escape_path(&path)))
 }
 
-/// Goes to a directory: the whole process does.
-pub(super) fn enter(path: &Path) -> anyhow::Result<()> {
-    env::set_current_dir(path).with_context(|| format!("cannot go to {}", shown(path)))
-}
-
-/// The user's home.
-pub(super) fn home() -> PathBuf {
-    env::home_dir().unwrap_or_else(|| PathBuf::from("/"))
-}
-
-/// Where we are, for a person.
+/// The current directory of the process, escaped.
 pub(super) fn directory() -> anyhow::Result<String> {
     let directory = env::current_dir().context("cannot find the host's directory")?;
-    Ok(shown(&directory))
+    Ok(escape_path(directory))
 }
 
-/// Creates a directory.
 pub(super) fn make_directory(path: &Path) -> anyhow::Result<()> {
-    fs::create_dir(path).with_context(|| format!("cannot create {}", shown(path)))
+    fs::create_dir(path).with_context(|| format!("cannot create {}", escape_path(path)))
 }
 
-/// Sets the umask, if one is given. Returns the current one.
+/// Sets the umask if `mask` is given. Returns the current umask.
 pub(super) fn umask(mask: Option<u32>) -> anyhow::Result<u32> {
     let Some(mask) = mask else {
-        // It can be read only by setting another one.
+        // `umask(2)` returns the umask only when it sets one.
         let mask = nix::sys::stat::umask(Mode::S_IRWXG | Mode::S_IRWXO);
         nix::sys::stat::umask(mask);
         return Ok(mask.bits());
@@ -52,7 +47,8 @@ pub(super) fn umask(mask: Option<u32>) -> anyhow::Result<u32> {
     Ok(mask)
 }
 
-/// Runs a line in the user's shell, or the shell itself. How it ends is no failure of ours.
+/// Runs a line in the user's shell, or an interactive shell if it is empty. A failure of the shell is
+/// printed.
 pub(super) async fn run(line: &[u8]) -> anyhow::Result<()> {
     let shell = env::var_os("SHELL").filter(|shell| !shell.is_empty());
     let shell = shell.unwrap_or_else(|| OsString::from("/bin/sh"));
@@ -61,7 +57,7 @@ pub(super) async fn run(line: &[u8]) -> anyhow::Result<()> {
         command.arg("-c").arg(OsStr::from_bytes(line));
     }
     let status = tokio::task::spawn_blocking(move || file_limit::status(&mut command)).await?;
-    let status = status.with_context(|| format!("cannot run {}", shown(Path::new(&shell))))?;
+    let status = status.with_context(|| format!("cannot run {}", escape_path(shell)))?;
     if !status.success() {
         output::eprint_error(&format!("the shell ended with {status}"));
     }

@@ -1,4 +1,4 @@
-//! `get` and `put`: the library's copies, with the words of the prompt.
+//! `get` and `put`.
 
 use std::path::PathBuf;
 
@@ -18,16 +18,16 @@ impl Session {
         options.recursive = transfer.recursive;
         options.resume = transfer.resume;
         options.fsync = transfer.sync.then_some(true);
-        let report = Cleared(Report::for_prompt(self.shows_progress));
+        let report = Report::for_prompt(self.shows_progress);
         let summary = match transfer.direction {
             Direction::Get => {
                 let sources = self.paths(std::slice::from_ref(&transfer.source)).await?;
-                // Names that the guest chose lead through no link of ours.
+                // A local link must not redirect a name that the guest chose.
                 let named = self.path(&transfer.source).await?;
                 options.no_dereference = sources != [named];
                 let target = transfer.target.as_ref().map(expand::local);
                 let target = target.unwrap_or_else(|| PathBuf::from("."));
-                let copied = copy::pull(&self.sftp, &sources, &target, &options, &report.0).await;
+                let copied = copy::pull(&self.sftp, &sources, &target, &options, &report).await;
                 copied.with_context(|| format!("cannot get {}", transfer.source))?
             }
             Direction::Put => {
@@ -36,7 +36,7 @@ impl Session {
                     Some(target) => self.path(target).await?,
                     None => self.directory.clone(),
                 };
-                let copied = copy::push(&self.sftp, &sources, &target, &options, &report.0).await;
+                let copied = copy::push(&self.sftp, &sources, &target, &options, &report).await;
                 copied.with_context(|| {
                     format!("cannot put {} to {}", transfer.source, shown(&target))
                 })?
@@ -47,15 +47,5 @@ impl Session {
             0 => Ok(()),
             count => bail!("{count} of the files could not be copied"),
         }
-    }
-}
-
-/// A report whose bar goes away, also when the copy is left in the middle.
-#[derive(Debug)]
-struct Cleared(Report);
-
-impl Drop for Cleared {
-    fn drop(&mut self) {
-        self.0.clear();
     }
 }
