@@ -5,7 +5,9 @@ use bytes::Bytes;
 use super::{
     Sftp,
     engine::{Credit, Payload, PendingReply, Read},
-    extended, status,
+    extended,
+    part::Removal,
+    status,
     transfer::Pending,
 };
 use crate::{
@@ -25,6 +27,8 @@ pub struct RemoteFile {
     sftp: Sftp,
     handle: Bytes,
     open: bool,
+    /// Whether [`Sftp::removed`] waits until it is closed: the space of a removed file is free only then.
+    is_part: bool,
 }
 
 impl RemoteFile {
@@ -33,7 +37,13 @@ impl RemoteFile {
             sftp,
             handle,
             open: true,
+            is_part: false,
         }
+    }
+
+    pub(super) const fn part(mut self) -> Self {
+        self.is_part = true;
+        self
     }
 
     pub(super) const fn sftp(&self) -> &Sftp {
@@ -221,7 +231,10 @@ impl Drop for RemoteFile {
     fn drop(&mut self) {
         if self.open {
             let handle = self.handle.clone();
-            let _ = self.sftp.engine.submit_now(&Request::Close { handle });
+            let closing = self.sftp.engine.submit_now(&Request::Close { handle });
+            if let (true, Some(closing)) = (self.is_part, closing) {
+                self.sftp.removals().push(Removal::Asked(closing));
+            }
         }
     }
 }

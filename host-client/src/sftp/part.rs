@@ -30,7 +30,7 @@ struct Opening<'a> {
 /// What is still to be removed.
 #[derive(Debug)]
 pub(super) enum Removal {
-    /// The request was sent.
+    /// The request to remove or close it was sent.
     Asked(PendingReply),
     /// The file that is being opened.
     Opening(OpenPart, PendingReply),
@@ -69,7 +69,7 @@ impl Sftp {
             })?,
             reply => return Err(status::refused(reply, ACTION)),
         };
-        let file = RemoteFile::new(self.clone(), file::checked_handle(opened.handle)?);
+        let file = RemoteFile::new(self.clone(), file::checked_handle(opened.handle)?).part();
         let name = usize::try_from(opened.name).ok();
         let name = name.and_then(|name| request.names.get(name));
         let name = name.ok_or_else(|| ClientError::protocol("a name that was not requested"))?;

@@ -3,10 +3,16 @@
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
+use futures_util::FutureExt;
+
 use super::{OpenFlags, Sftp};
 use crate::{
     error::ClientError,
-    protocol::sftp::{Attributes, MAX_FRAME_BYTES, Name, Reply, Request, status},
+    protocol::sftp::{
+        Attributes, MAX_FRAME_BYTES, Name, Reply, Request,
+        extension::{self, OpenPart, OpenedPart},
+        status,
+    },
 };
 
 /// The server's end of the connection.
@@ -364,4 +370,32 @@ async fn a_target_is_replaced_in_one_step_where_the_server_can() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// The space of a part that failed is free once its handle is closed, which may be after its name is
+/// removed.
+#[tokio::test]
+async fn removed_waits_until_a_dropped_part_is_closed() {
+    let (sftp, mut server) = session_with(&[(extension::OPEN_PART, "1")]).await;
+    let request = OpenPart {
+        directory: Bytes::from_static(b"/d"),
+        names: vec![Bytes::from_static(b"part")],
+        keep: false,
+    };
+    let opened = OpenedPart {
+        handle: Bytes::from_static(b"h"),
+        name: 0,
+        length: 0,
+    };
+    let data = opened.encode();
+    let (part, _) = tokio::join!(
+        sftp.open_part(request),
+        server.answer(Reply::Extended { data })
+    );
+    drop(part.unwrap());
+    let (id, request) = server.next().await;
+    assert!(matches!(request, Request::Close { .. }), "{request:?}");
+    let mut removed = std::pin::pin!(sftp.removed());
+    assert!((&mut removed).now_or_never().is_none());
+    tokio::join!(removed, server.say(id, said(status::OK)));
 }
