@@ -36,7 +36,7 @@ pub(super) struct Input {
 #[derive(Debug)]
 pub(super) enum Next {
     Frame(Frame),
-    /// The caller must read the rest: [its data](Input::read_data), or [the frame](Input::read_frame).
+    /// The caller must read the rest: [its data](Input::read_data), or [the frame](Input::next_frame).
     Write(PartialWrite),
 }
 
@@ -81,8 +81,31 @@ impl Input {
         }
     }
 
-    /// The next frame. Sends the gathered replies before it waits for one. `None` when the client
-    /// has closed the connection between two frames.
+    /// The next frame, or a large WRITE whose data are left to be read. Sends the gathered replies before
+    /// it waits. `None` when the client has closed the connection between two frames.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`]: the rest of the stream cannot be read.
+    pub(super) fn next(&mut self) -> Result<Option<Next>, SessionError> {
+        loop {
+            let missing = match self.take_frame()? {
+                Ok(frame) => return Ok(Some(Next::Frame(frame))),
+                Err(missing) => missing,
+            };
+            if missing >= MIN_WRITE_BEHIND_BYTES
+                && let Some(partial) = self.partial_write()
+            {
+                self.output.flush()?;
+                return Ok(Some(Next::Write(partial)));
+            }
+            if !self.fill(missing)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The next frame, whatever it is. `None` when the client has closed the connection before it.
     ///
     /// # Errors
     ///
@@ -91,35 +114,8 @@ impl Input {
         loop {
             match self.take_frame()? {
                 Ok(frame) => return Ok(Some(frame)),
-                Err(missing) => {
-                    if !self.fill(missing)? {
-                        return Ok(None);
-                    }
-                }
-            }
-        }
-    }
-
-    /// The same, but the data of a large WRITE may be left to be read.
-    ///
-    /// # Errors
-    ///
-    /// [`SessionError`]: the rest of the stream cannot be read.
-    pub(super) fn next(&mut self) -> Result<Option<Next>, SessionError> {
-        loop {
-            match self.take_frame()? {
-                Ok(frame) => return Ok(Some(Next::Frame(frame))),
-                Err(missing) => {
-                    if missing >= MIN_WRITE_BEHIND_BYTES
-                        && let Some(partial) = self.partial_write()
-                    {
-                        self.output.flush()?;
-                        return Ok(Some(Next::Write(partial)));
-                    }
-                    if !self.fill(missing)? {
-                        return Ok(None);
-                    }
-                }
+                Err(missing) if !self.fill(missing)? => return Ok(None),
+                Err(_) => {}
             }
         }
     }
@@ -157,16 +153,6 @@ impl Input {
             length: head.length,
             here: here.len(),
         })
-    }
-
-    /// Reads the rest of a WRITE, and gives its frame.
-    ///
-    /// # Errors
-    ///
-    /// [`SessionError`]: the rest of the stream cannot be read.
-    pub(super) fn read_frame(&mut self) -> Result<Frame, SessionError> {
-        let frame = self.next_frame()?;
-        frame.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof).into())
     }
 
     /// Reads the data of a WRITE into `data`, which has their length.

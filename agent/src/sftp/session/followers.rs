@@ -135,12 +135,7 @@ pub(super) enum Start<I> {
 }
 
 /// What was left when a session ended. Dropping it may block, in the file systems of its files.
-#[derive(Debug)]
-pub(super) struct Remains<I, J, W> {
-    _input: Option<I>,
-    _waiting: Vec<J>,
-    _queue: Vec<W>,
-}
+type Remains<I, J, W> = (Option<I>, Vec<J>, Vec<W>);
 
 impl<I, J: AsRef<[u8]>, W> Followers<I, J, W> {
     /// With one thread, which leads. The caller starts it.
@@ -468,11 +463,11 @@ impl<I, J: AsRef<[u8]>, W> Followers<I, J, W> {
         if std::mem::replace(&mut state.ended, true) {
             return None;
         }
-        let remains = Remains {
-            _input: state.input.take(),
-            _waiting: state.scheduler.take_waiting(),
-            _queue: state.write_behind.take_queue(),
-        };
+        let remains = (
+            state.input.take(),
+            state.scheduler.take_waiting(),
+            state.write_behind.take_queue(),
+        );
         drop(state);
         for condition in [&self.watch, &self.wake, &self.progress] {
             condition.notify_all();

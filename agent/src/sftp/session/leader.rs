@@ -93,7 +93,9 @@ fn queue_write(
 ) -> Result<Option<Box<Input>>, SessionError> {
     let Some(mut write) = shared.reserve_write(partial) else {
         // It is run or refused like any other request.
-        let frame = input.read_frame()?;
+        let Some(frame) = input.next_frame()? else {
+            return Ok(Some(input));
+        };
         return run_frame(shared, input, frame, buffer);
     };
     if let Err(error) = input.read_data(partial, write.data_mut()) {
