@@ -9,7 +9,7 @@ mod secret;
 use vsock_agent_protocol::operation::OperationId;
 
 pub(crate) use registry::{Handle, New, Outcome, Registry};
-pub(crate) use secret::{NoRandomness, Secret};
+pub(crate) use secret::{NoRandomness, random_secret};
 
 /// An error of the registry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -43,12 +43,11 @@ pub struct Envelope<T> {
 }
 
 impl<T> Envelope<T> {
-    /// A result.
-    pub fn sync(metadata: T) -> Self {
+    const fn new(kind: EnvelopeKind, metadata: T) -> Self {
         Self {
-            kind: EnvelopeKind::Sync,
-            status: "Success".to_owned(),
-            status_code: 200,
+            kind,
+            status: String::new(),
+            status_code: 0,
             operation: String::new(),
             error_code: 0,
             error: String::new(),
@@ -56,17 +55,19 @@ impl<T> Envelope<T> {
         }
     }
 
-    /// An operation at `path` was created; `metadata` is its state.
+    /// A result.
+    pub fn sync(metadata: T) -> Self {
+        let mut envelope = Self::new(EnvelopeKind::Sync, metadata);
+        (envelope.status, envelope.status_code) = ("Success".to_owned(), 200);
+        envelope
+    }
+
+    /// An operation was created at `path`; `metadata` is its state.
     pub fn operation_created(path: String, metadata: T) -> Self {
-        Self {
-            kind: EnvelopeKind::Async,
-            status: "Operation created".to_owned(),
-            status_code: 100,
-            operation: path,
-            error_code: 0,
-            error: String::new(),
-            metadata,
-        }
+        let mut envelope = Self::new(EnvelopeKind::Async, metadata);
+        (envelope.status, envelope.status_code) = ("Operation created".to_owned(), 100);
+        envelope.operation = path;
+        envelope
     }
 }
 
@@ -74,14 +75,8 @@ impl Envelope<()> {
     /// An error with an HTTP status and a message.
     #[must_use]
     pub fn error(code: u16, text: String) -> Self {
-        Self {
-            kind: EnvelopeKind::Error,
-            status: String::new(),
-            status_code: 0,
-            operation: String::new(),
-            error_code: code,
-            error: text,
-            metadata: (),
-        }
+        let mut envelope = Self::new(EnvelopeKind::Error, ());
+        (envelope.error_code, envelope.error) = (code, text);
+        envelope
     }
 }

@@ -12,7 +12,7 @@
 //! end: metadata ExecEnded { return, … }, status Success; Failure if it never started
 //! ```
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -203,15 +203,67 @@ const fn is_false(value: &bool) -> bool {
     !*value
 }
 
+/// The secret that joins one socket of a command, once: letters and digits. `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Secret(String);
+
+impl Secret {
+    /// Makes a secret of random bytes, as long as LXD's: 64 hexadecimal digits.
+    #[must_use]
+    pub fn from_random_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes.map(|byte| format!("{byte:02x}")).concat())
+    }
+
+    /// The secret as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl PartialEq<&str> for Secret {
+    fn eq(&self, other: &&str) -> bool {
+        self.0 == *other
+    }
+}
+
+impl From<Secret> for String {
+    fn from(secret: Secret) -> Self {
+        secret.0
+    }
+}
+
+impl TryFrom<String> for Secret {
+    type Error = ParseSecretError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        // It becomes part of a request line.
+        let is_safe = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        is_safe.then_some(Self(text)).ok_or(ParseSecretError)
+    }
+}
+
+/// Text that is not a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a secret is not letters and digits")]
+pub struct ParseSecretError;
+
 /// Metadata of a command's operation from its creation on.
 ///
 /// Only the reply to the `POST` has the secrets; later replies have empty `fds`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ExecStarted {
-    /// The secrets that join the sockets, by the names of the sockets: 64 hexadecimal digits, for one use.
+    /// The secrets that join the sockets, by the names of the sockets.
     #[serde(default, deserialize_with = "null_as_default")]
-    pub fds: BTreeMap<String, String>,
+    pub fds: BTreeMap<String, Secret>,
     /// As requested.
     #[serde(default, deserialize_with = "null_as_default")]
     pub command: Vec<String>,

@@ -99,7 +99,7 @@ impl OperationStatus {
 }
 
 /// Status codes from here on are final (LXD's `api.StatusCode.IsFinal`).
-pub const FIRST_FINAL_STATUS_CODE: u16 = 200;
+const FIRST_FINAL_STATUS_CODE: u16 = 200;
 
 /// The state of an operation as the API shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,7 +122,7 @@ pub struct Operation {
     /// The name of `status_code`.
     #[serde(default)]
     pub status: String,
-    /// One of [`OperationStatus`]; final from [`FIRST_FINAL_STATUS_CODE`] on.
+    /// One of [`OperationStatus`]; final from 200 on.
     pub status_code: u16,
     /// Resources of the operation; empty in agents.
     #[serde(default, deserialize_with = "null_as_default")]

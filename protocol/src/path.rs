@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::{exec::whole_seconds, operation::OperationId};
+use crate::{
+    exec::{Secret, whole_seconds},
+    operation::OperationId,
+};
 
 /// The list of API versions. Any method, no certificate checked beyond TLS itself.
 pub const ROOT: &str = "/";
@@ -41,9 +44,8 @@ pub fn operation_wait(id: OperationId, limit: Option<Duration>) -> String {
     }
 }
 
-/// One stream of one operation. `secret` is from the operation's `fds`: hexadecimal, so it needs no
-/// escaping.
+/// One stream of one operation, by its secret in the operation's `fds`.
 #[must_use]
-pub fn operation_websocket(id: OperationId, secret: &str) -> String {
-    format!("{OPERATIONS}/{id}/websocket?secret={secret}")
+pub fn operation_websocket(id: OperationId, secret: &Secret) -> String {
+    format!("{OPERATIONS}/{id}/websocket?secret={}", secret.as_str())
 }

@@ -11,7 +11,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use vsock_agent_protocol::{
-    exec::{CONTROL, EXIT_SIGNAL_BASE, ExecEnded, ExecRequest, ExecStarted, STDERR, STDIN, STDOUT},
+    exec::{
+        CONTROL, EXIT_SIGNAL_BASE, ExecEnded, ExecRequest, ExecStarted, STDERR, STDIN, STDOUT,
+        Secret,
+    },
     operation::OperationStatus,
     path,
     printable::with_causes,
@@ -27,7 +30,7 @@ use crate::{
         reply::{ApiError, Reply, operation_created, read_json},
         ws::{self, WebSocket},
     },
-    operation::{Handle, New, Outcome, Secret},
+    operation::{Handle, New, Outcome, random_secret},
     shutdown::Shutdown,
     system::{accounts::Accounts, blocking::run_blocking},
 };
@@ -74,9 +77,8 @@ pub(crate) async fn post(app: &Arc<App>, request: Request<Incoming>) -> Result<R
     };
     let work = |handle| run(Arc::clone(app), Arc::clone(&spec), who, handle);
     let mut operation = app.operations.start(new, work)?;
-    let reveal = |(name, secret): (String, Secret)| (name, secret.reveal().to_owned());
     started.command = request.command;
-    started.fds = by_insertion(secrets.into_iter().map(reveal));
+    started.fds = by_insertion(secrets);
     started.environment = spec.environment();
     operation.metadata = json!(started);
     Ok(operation_created(path::operation(operation.id), operation))
@@ -127,7 +129,7 @@ fn secrets(interactive: bool) -> Result<Vec<(String, Secret)>, ApiError> {
     };
     names
         .iter()
-        .map(|name| Ok(((*name).to_owned(), Secret::random()?)))
+        .map(|name| Ok(((*name).to_owned(), random_secret()?)))
         .collect::<Result<_, crate::operation::NoRandomness>>()
         .map_err(|error| ApiError::busy(error.to_string()))
 }

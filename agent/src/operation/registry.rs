@@ -13,9 +13,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use vsock_agent_protocol::exec::Secret;
 use vsock_agent_protocol::operation::{Operation, OperationId, OperationStatus};
 
-use super::{OperationError, Secret, secret};
+use super::{OperationError, secret};
 use crate::{defaults, http::ws::WebSocket, shutdown::Shutdown, system::clock};
 
 /// The table of all operations. Cheap to clone.
@@ -230,7 +231,7 @@ impl Registry {
             .iter()
             .enumerate()
             .fold(None, |found, (index, (_, secret))| {
-                if secret.matches(text) {
+                if secret::is_secret(secret, text) {
                     Some(index)
                 } else {
                     found
@@ -457,7 +458,7 @@ mod tests {
     #[tokio::test]
     async fn a_secret_is_good_for_one_socket() {
         let registry = registry();
-        let secret = Secret::random().unwrap();
+        let secret = secret::random_secret().unwrap();
         let sockets = vec![("0".to_owned(), secret.clone())];
         let work = |handle: Handle| async move {
             handle.cancel.cancelled().await;
@@ -468,9 +469,9 @@ mod tests {
             registry.join(id, "guess").unwrap_err(),
             OperationError::WrongSecret
         );
-        assert_eq!(registry.join(id, secret.reveal()).unwrap().name, "0");
+        assert_eq!(registry.join(id, secret.as_str()).unwrap().name, "0");
         assert_eq!(
-            registry.join(id, secret.reveal()).unwrap_err(),
+            registry.join(id, secret.as_str()).unwrap_err(),
             OperationError::WrongSecret
         );
     }

@@ -1,45 +1,21 @@
 //! The secrets that join sockets to an operation, and the ids of operations.
 
-use std::fmt;
-
-use data_encoding::HEXLOWER;
 use ring::rand::{SecureRandom, SystemRandom};
 use subtle::ConstantTimeEq;
-use vsock_agent_protocol::operation::OperationId;
+use vsock_agent_protocol::{exec::Secret, operation::OperationId};
 
-/// Random bytes of a secret, as many as LXD's.
-const SECRET_BYTES: usize = 32;
-
-/// A secret: 64 hexadecimal digits. Its `Debug` does not show it.
-#[derive(Clone)]
-pub(crate) struct Secret(String);
-
-impl Secret {
-    /// A new secret.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel has no random numbers.
-    pub(crate) fn random() -> Result<Self, NoRandomness> {
-        let bytes: [u8; SECRET_BYTES] = random_bytes()?;
-        Ok(Self(HEXLOWER.encode(&bytes)))
-    }
-
-    /// Whether `text` is this secret, in constant time.
-    pub(crate) fn matches(&self, text: &str) -> bool {
-        self.0.as_bytes().ct_eq(text.as_bytes()).into()
-    }
-
-    /// The digits, for the reply to the client that created the operation.
-    pub(crate) fn reveal(&self) -> &str {
-        &self.0
-    }
+/// A new secret.
+///
+/// # Errors
+///
+/// When the kernel has no random numbers.
+pub(crate) fn random_secret() -> Result<Secret, NoRandomness> {
+    random_bytes().map(Secret::from_random_bytes)
 }
 
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
-    }
+/// Whether `text` is this secret, in constant time.
+pub(super) fn is_secret(secret: &Secret, text: &str) -> bool {
+    secret.as_str().as_bytes().ct_eq(text.as_bytes()).into()
 }
 
 /// The kernel has no random numbers.
@@ -66,15 +42,16 @@ mod tests {
 
     #[test]
     fn a_secret_matches_itself_only() {
-        let secret = Secret::random().unwrap();
-        assert!(secret.matches(secret.reveal()));
-        assert!(!secret.matches(Secret::random().unwrap().reveal()));
-        assert!(!secret.matches(""));
+        let secret = random_secret().unwrap();
+        assert_eq!(secret.as_str().len(), 64);
+        assert!(is_secret(&secret, secret.as_str()));
+        assert!(!is_secret(&secret, random_secret().unwrap().as_str()));
+        assert!(!is_secret(&secret, ""));
     }
 
     #[test]
     fn a_secret_is_not_debugged() {
-        let secret = Secret::random().unwrap();
-        assert!(!format!("{secret:?}").contains(secret.reveal()));
+        let secret = random_secret().unwrap();
+        assert!(!format!("{secret:?}").contains(secret.as_str()));
     }
 }

@@ -1,7 +1,7 @@
 //! Instance data: the configuration of a virtual machine that its host provides.
 //!
 //! [`Instance`] is the data of one machine, changed by the keys of `agent-cli config`. Values that
-//! make cloud-init fail are refused. [`InstanceStore`] stores each instance in a file. [`GuestView`] is
+//! make cloud-init fail are refused. [`InstanceStore`] stores each instance in a file. [`view::GuestView`] is
 //! the part that the guest can read. There is no network code here.
 
 mod check;
@@ -18,11 +18,11 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use self::key::{GUEST_API, Key};
+pub(crate) use self::view::GuestView;
 pub use self::{
     check::CheckError,
     key::KeyError,
     store::{InstanceStore, Stamp, StoreError},
-    view::GuestView,
     yaml::YamlError,
 };
 use vsock_agent_protocol::guest_api::{
@@ -115,7 +115,7 @@ impl Instance {
 
     /// Whether the guest may read its data (`security.devlxd`).
     #[must_use]
-    pub fn is_guest_api_on(&self) -> bool {
+    pub(crate) fn is_guest_api_on(&self) -> bool {
         self.config
             .get(GUEST_API)
             .is_none_or(|value| value == "true")

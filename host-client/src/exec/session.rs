@@ -26,7 +26,7 @@ use crate::{
     operation::{self, Watch},
     protocol::{
         event,
-        exec::{CONTROL, ExecEnded, ExecRequest, ExecStarted, STDERR, STDIN, STDOUT},
+        exec::{CONTROL, ExecEnded, ExecRequest, ExecStarted, STDERR, STDIN, STDOUT, Secret},
         operation::{Operation, OperationId, OperationStatus},
         path,
     },
@@ -134,14 +134,17 @@ async fn create(
     client: &Client,
     connection: Connection,
     request: &ExecRequest,
-) -> Result<(OperationId, BTreeMap<String, String>), ClientError> {
+) -> Result<(OperationId, BTreeMap<String, Secret>), ClientError> {
     let body = serde_json::to_vec(request)
         .map_err(|error| ClientError::protocol_because("the request cannot be written", error))?;
     let call = Call::change(Method::POST, path::EXEC, body, STARTING);
     let answer = client.http().call_on(connection, &call).await?;
     let operation: Operation = metadata(answer, "the operation")?;
     let started: ExecStarted = serde_json::from_value(operation.metadata).map_err(|error| {
-        ClientError::protocol_because("the secrets of the command's sockets are missing", error)
+        ClientError::protocol_because(
+            "the secrets of the command's sockets are missing or wrong",
+            error,
+        )
     })?;
     Ok((operation.id, started.fds))
 }
@@ -154,7 +157,7 @@ async fn create(
 async fn join_all(
     client: &Client,
     id: OperationId,
-    secrets: &BTreeMap<String, String>,
+    secrets: &BTreeMap<String, Secret>,
     terminal: bool,
 ) -> Result<(Option<Socket>, Vec<Socket>), ClientError> {
     let streams: &[&str] = if terminal {
@@ -175,16 +178,12 @@ async fn join_all(
 async fn join(
     client: &Client,
     id: OperationId,
-    secrets: &BTreeMap<String, String>,
+    secrets: &BTreeMap<String, Secret>,
     name: &str,
 ) -> Result<Socket, ClientError> {
     let secret = secrets
         .get(name)
         .ok_or_else(|| ClientError::protocol(format!("no secret for the socket {name:?}")))?;
-    // It becomes part of a request line.
-    if secret.is_empty() || !secret.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-        return Err(ClientError::protocol("a secret that is not hexadecimal"));
-    }
     let buffer = match name {
         CONTROL => ws::SMALL_BUFFER_BYTES,
         _ => ws::DATA_BUFFER_BYTES,

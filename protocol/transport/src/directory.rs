@@ -56,7 +56,7 @@ pub fn open_directory(root: impl AsFd, path: &Path, missing: Missing) -> io::Res
 /// # Errors
 ///
 /// Those of [`open_directory`].
-pub fn open_entry(root: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn open_entry(root: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
     let mut walk = Walk::new(root.as_fd().try_clone_to_owned()?, path, Missing::Refuse);
     let entry = walk.run()?;
     Ok(entry.unwrap_or_else(|| walk.into_directory()))

@@ -35,7 +35,7 @@ pub mod vsock;
 pub use self::{
     admission::{Admission, Limits, Slot},
     blocking::run_blocking,
-    directory::{Missing, open_directory, open_entry},
+    directory::{Missing, open_directory},
     listener::{Listener, Peer, accept},
     owned::is_our_own,
     secret::read_secret,

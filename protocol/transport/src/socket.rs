@@ -112,7 +112,7 @@ fn listen_now(path: &Path, backlog: Backlog) -> io::Result<(net::UnixListener, S
 ///
 /// # Errors
 ///
-/// Those of `connect(2)` (`EAGAIN` if the listener's queue is full), and those of [`open_entry`](crate::open_entry).
+/// Those of `connect(2)` (`EAGAIN` if the listener's queue is full), and those of [`open_directory`](crate::open_directory).
 pub async fn connect(path: &Path) -> io::Result<UnixStream> {
     let own = path.to_owned();
     let connected = run_blocking(path, move || {

@@ -118,7 +118,7 @@ impl InstanceStore {
     /// # Errors
     ///
     /// As [`InstanceStore::load_or_create`].
-    pub fn load_or_create_if(
+    pub(crate) fn load_or_create_if(
         &self,
         name: &str,
         may_create: impl FnOnce() -> bool,

@@ -16,21 +16,21 @@ use vsock_agent_protocol::{
 
 /// The data that a guest can read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GuestView {
+pub(crate) struct GuestView {
     /// Values by key. The SSH keys are merged into the user-data and vendor-data.
-    pub config: BTreeMap<String, String>,
+    pub(crate) config: BTreeMap<String, String>,
     /// Meta-data for cloud-init: a YAML mapping.
-    pub meta_data: String,
+    pub(crate) meta_data: String,
     /// The devices.
-    pub devices: Devices,
+    pub(crate) devices: Devices,
     /// Whether the guest may read any of this.
-    pub is_allowed: bool,
+    pub(crate) is_allowed: bool,
 }
 
 impl GuestView {
     /// The view of `instance`.
     #[must_use]
-    pub fn of(instance: &Instance) -> Self {
+    pub(crate) fn of(instance: &Instance) -> Self {
         let shown = |key: &str| is_guest_key(key) && !is_hidden_key(key);
         let mut config: BTreeMap<String, String> = instance
             .config
@@ -66,7 +66,7 @@ impl GuestView {
 
     /// The changes since `old`, as LXD's events.
     #[must_use]
-    pub fn changes_since(&self, old: &Self) -> Vec<NewEvent> {
+    pub(crate) fn changes_since(&self, old: &Self) -> Vec<NewEvent> {
         let text = |value: Option<&String>| value.cloned().unwrap_or_default();
         let config = changed_keys(&old.config, &self.config).map(|key| {
             let mut change = ConfigChange::default();
