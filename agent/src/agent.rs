@@ -23,13 +23,13 @@ use crate::{
     },
     http::{
         listen::{self, ListenAddress},
-        server::{Server, Trust},
         tls::IdentityError,
     },
     lxd_host::{
         config_share::{Applied, ConfigShare, Hotplug},
         status_port::{Status, StatusPorts},
     },
+    server::{Server, Trust},
     shutdown::Shutdown,
     system::memory,
 };

@@ -1,11 +1,13 @@
-//! One file per resource: parse the request, call the module behind it, make the reply.
+//! The API: a route for each path, and one file per resource, which parses the request, calls the module
+//! behind it and makes the reply.
 
 mod error;
-pub(crate) mod events;
-pub(crate) mod exec;
-pub(crate) mod metrics;
-pub(crate) mod operations;
-pub(crate) mod port_forward;
-pub(crate) mod server_info;
-pub(crate) mod sftp;
-pub(crate) mod state;
+mod events;
+mod exec;
+mod metrics;
+mod operations;
+mod port_forward;
+pub(crate) mod router;
+mod server_info;
+mod sftp;
+mod state;

@@ -36,9 +36,10 @@ use crate::{
     },
 };
 
-pub use self::command_line::{CommandLine, Flags};
-pub use self::features::{Feature, Features, FeaturesError};
-pub use self::guest::{CloudInit, GuestConfig, ParseCloudInitError};
+pub(crate) use self::command_line::{CommandLine, Flags};
+pub(crate) use self::features::FeaturesError;
+pub use self::features::{Feature, Features};
+pub use self::guest::{CloudInit, GuestConfig};
 
 /// The default configuration file, which may be missing.
 const DEFAULT_FILE: &str = "/etc/vsock-agent/config.toml";

@@ -17,6 +17,7 @@ mod pump;
 mod runner;
 mod spec;
 
-pub use policy::{CommandPattern, ExecPolicy, ParsePatternError};
+pub(crate) use policy::CommandPattern;
+pub use policy::ExecPolicy;
 pub(crate) use runner::{CommandRunner, Ended, Sockets, StopTokens};
 pub(crate) use spec::{AgentUser, ExecSpec, SpecError};

@@ -1,4 +1,4 @@
-//! HTTP over vsock and Unix sockets: listeners, TLS, connections, routes, replies and websockets.
+//! HTTP over vsock and Unix sockets: listeners, TLS, connections, replies and websockets.
 
 pub(crate) mod client;
 pub(crate) mod connection;
@@ -6,7 +6,5 @@ pub(crate) mod event_stream;
 pub(crate) mod listen;
 pub(crate) mod query;
 pub(crate) mod reply;
-pub(crate) mod router;
-pub(crate) mod server;
 pub(crate) mod tls;
 pub(crate) mod ws;

@@ -1,30 +1,34 @@
 //! The guest agent: runs commands and moves files in a virtual machine for its host.
 //!
-//! This crate has no stable API: it is the program `vsock-agent`, and what its tests need. [`Agent`]
-//! is created from a [`Config`].
+//! This crate has no stable API: [`run`] is the program `vsock-agent`. Its tests create an [`Agent`] from a
+//! [`Config`].
 //!
 //! ```text
-//! main ─► agent ─► http ─► api ─┬─► exec          one command and its streams
-//!           │                   ├─► operation     what a client can wait for
-//!           │                   ├─► events        what a client can listen to
-//!           │                   ├─► sftp          files
-//!           │                   ├─► port_forward  a TCP port of the guest
-//!           │                   └─► system::state metrics and state of the guest
-//!           ├─► guest      instance data from the host, for programs in the guest and cloud-init
-//!           └─► lxd_host   LXD's and Incus's config share, status port and host address
+//! main ─► daemon ─► agent ─┬─► server ─► api ─┬─► exec          one command and its streams
+//!           │              │                  ├─► operation     what a client can wait for
+//!           ▼              │                  ├─► events        what a client can listen to
+//!         config           │                  ├─► sftp          files
+//!                          │                  ├─► port_forward  a TCP port of the guest
+//!                          │                  └─► system::state metrics and state of the guest
+//!                          ├─► guest     instance data from the host, for programs in the guest
+//!                          └─► lxd_host  LXD's and Incus's config share, status port, host address
 //! ```
 //!
-//! `http` accepts connections, routes requests and writes replies. `api` has a file for each resource:
-//! it parses the request, calls the module behind it, and makes the reply. The modules behind it do not
-//! know each other, except that `exec` and `operation` use the websockets of `http`. `guest` serves its
-//! sockets with the connections of `http`, and runs its requests to the host through them. `system`
-//! wraps the kernel's interfaces; anybody may use it, as `defaults`, `shutdown` and `yaml`.
+//! `server` accepts connections and authenticates clients. `api` routes requests; it has a file for each
+//! resource, which parses the request, calls the module behind it, and makes the reply. The modules
+//! behind it do not know each other. `app` is the state that all requests share.
+//!
+//! Everything above may use what is below: `http` (addresses, TLS files, connections, replies and
+//! websockets), which knows only `events`, and sends them; and `system` (the kernel's interfaces),
+//! `defaults`, `shutdown` and `by_insertion`. `config` has the types of the modules that it configures.
+//! No modules use each other in a circle.
 
 mod agent;
 mod api;
 mod app;
 mod by_insertion;
 mod config;
+mod daemon;
 mod defaults;
 mod events;
 mod exec;
@@ -33,19 +37,16 @@ mod http;
 mod lxd_host;
 mod operation;
 mod port_forward;
+mod server;
 mod sftp;
 mod shutdown;
 mod system;
 
-pub use self::http::listen::{ListenAddress, ParseListenError};
-pub use self::http::tls::{IdentityError, PemFileError};
-pub use self::lxd_host::config_share::{ConfigShare, FetchError, fetch_config_share};
-pub use self::system::log::{LogLimit, log_to_stderr};
-pub use self::system::notify::notify;
-pub use agent::{Agent, BindError, Reloader};
-pub use config::{
-    CloudInit, CommandLine, Config, ConfigError, Feature, Features, FeaturesError, Flags,
-    GuestConfig, ParseCloudInitError, Security,
+pub use self::{
+    agent::Agent,
+    config::{CloudInit, Config, Feature, Features, GuestConfig, Security},
+    daemon::run,
+    exec::ExecPolicy,
+    http::listen::ListenAddress,
+    lxd_host::config_share::ConfigShare,
 };
-pub use exec::{CommandPattern, ExecPolicy, ParsePatternError};
-pub use sftp::{SftpServerError, serve_sftp_on_stdio};

@@ -40,6 +40,5 @@ pub(crate) use as_user::UserSession;
 pub(crate) use budget::Budget;
 pub(crate) use error::{SessionError, SftpError};
 pub(crate) use session::{Session, Setup};
-pub use stdio::{SftpServerError, serve_sftp_on_stdio};
-pub(crate) use stdio::{blocking, find_user};
+pub(crate) use stdio::{SftpServerError, blocking, find_user, serve_sftp_on_stdio};
 pub(crate) use stream::Channel;

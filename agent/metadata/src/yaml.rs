@@ -5,7 +5,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput};
+use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput};
+
+pub use saphyr_parser::ScanError as YamlError;
 
 /// Deepest nesting that is accepted. The reader is recursive; a thread's stack is large enough for far
 /// more.
@@ -48,16 +50,11 @@ impl Node {
     /// A boolean, in the spellings of YAML 1.1 (<https://yaml.org/type/bool.html>), which Go's and
     /// Python's readers accept. `None` for everything else.
     pub fn truth(&self) -> Option<bool> {
-        let is = |words: [&str; 4]| {
-            let text = self.text()?;
-            words
-                .iter()
-                .any(|word| text.eq_ignore_ascii_case(word))
-                .then_some(())
-        };
-        is(["true", "yes", "on", "y"])
-            .map(|()| true)
-            .or_else(|| is(["false", "no", "off", "n"]).map(|()| false))
+        match self.text()?.to_ascii_lowercase().as_str() {
+            "true" | "yes" | "on" | "y" => Some(true),
+            "false" | "no" | "off" | "n" => Some(false),
+            _ => None,
+        }
     }
 
     /// The items of a list; none for other nodes.
@@ -100,36 +97,6 @@ impl Node {
     }
 }
 
-/// An error in a YAML document, and its position.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}, column {column}: {what}")]
-pub struct YamlError {
-    line: usize,
-    column: usize,
-    what: String,
-}
-
-impl YamlError {
-    fn at(span: Span, what: &str) -> Self {
-        Self {
-            line: span.start.line(),
-            column: span.start.col() + 1,
-            what: what.to_owned(),
-        }
-    }
-}
-
-impl From<ScanError> for YamlError {
-    fn from(error: ScanError) -> Self {
-        let at = error.marker();
-        Self {
-            line: at.line(),
-            column: at.col() + 1,
-            what: error.info().to_owned(),
-        }
-    }
-}
-
 /// Parses one document. `None` if the text is empty, or the document is null.
 ///
 /// # Errors
@@ -144,27 +111,27 @@ pub fn parse(text: &str) -> Result<Option<Node>, YamlError> {
     loop {
         let (event, span) = reader.next()?;
         match event {
-            Event::StreamEnd => return Ok(root.filter(|root: &Node| !root.is_null())),
+            Event::StreamEnd => {
+                // The root is the only reference, when the anchors are dropped.
+                reader.anchors.clear();
+                return Ok(root
+                    .and_then(Arc::into_inner)
+                    .filter(|root: &Node| !root.is_null()));
+            }
             Event::DocumentStart(_) if root.is_some() => {
-                return Err(YamlError::at(span, "a second document begins"));
+                return Err(error(span, "a second document begins"));
             }
             Event::DocumentStart(_) => {
                 let (event, span) = reader.next()?;
-                let node = reader.node(event, span, MAX_DEPTH)?;
-                reader.anchors.clear();
-                // The only reference, now that the anchors are dropped.
-                root = Some(Arc::into_inner(node).unwrap_or_else(null));
+                root = Some(reader.node(event, span, MAX_DEPTH)?);
             }
             _ => {}
         }
     }
 }
 
-const fn null() -> Node {
-    Node::Scalar {
-        text: String::new(),
-        plain: true,
-    }
+fn error(span: Span, what: &str) -> YamlError {
+    YamlError::new_str(span.start, what)
 }
 
 struct Reader<'a> {
@@ -184,12 +151,12 @@ impl<'a> Reader<'a> {
 
     fn node(&mut self, event: Event<'a>, span: Span, depth: usize) -> Result<Arc<Node>, YamlError> {
         let Some(depth) = depth.checked_sub(1) else {
-            return Err(YamlError::at(span, "this is nested too deeply"));
+            return Err(error(span, "this is nested too deeply"));
         };
         let (anchor, node) = match event {
             Event::Alias(anchor) => {
                 let node = self.anchors.get(&anchor).cloned();
-                return node.ok_or_else(|| YamlError::at(span, "an alias of what it is part of"));
+                return node.ok_or_else(|| error(span, "an alias of what it is part of"));
             }
             Event::Scalar(text, style, anchor, _) => {
                 let plain = style == ScalarStyle::Plain;
@@ -198,7 +165,7 @@ impl<'a> Reader<'a> {
             }
             Event::SequenceStart(anchor, _) => (anchor, self.list(depth)?),
             Event::MappingStart(anchor, _) => (anchor, self.map(depth)?),
-            _ => return Err(YamlError::at(span, "the document ends too early")),
+            _ => return Err(error(span, "the document ends too early")),
         };
         let node = Arc::new(node);
         if anchor != 0 {
@@ -307,7 +274,7 @@ mod tests {
             ("a: *x\n", 1),
             ("k:\n  a: 1\n  nothing\n", 4),
         ] {
-            assert_eq!(parse(text).unwrap_err().line, line, "{text}");
+            assert_eq!(parse(text).unwrap_err().marker().line(), line, "{text}");
         }
     }
 

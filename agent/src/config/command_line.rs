@@ -25,7 +25,7 @@ const VERSION: &str = concat!("vsock-agent ", env!("CARGO_PKG_VERSION"), "\n");
 
 /// The parsed command line.
 #[derive(Debug, Clone)]
-pub enum CommandLine {
+pub(crate) enum CommandLine {
     /// Print this text.
     Print(&'static str),
     /// Serve SFTP on standard input and output.
@@ -74,7 +74,7 @@ impl CommandLine {
     /// # Errors
     ///
     /// [`ConfigError::Arguments`] and [`ConfigError::Value`].
-    pub fn read() -> Result<Self, ConfigError> {
+    pub(crate) fn read() -> Result<Self, ConfigError> {
         let mut line = Self::of(env::args_os().skip(1))?;
         if let Self::Serve(flags) = &mut line {
             let environment = Options::of_environment(|key| env::var_os(key))?;

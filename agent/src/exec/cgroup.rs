@@ -27,7 +27,7 @@ use std::{
 use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
 use tokio::{sync::Notify, time::sleep};
 
-use crate::system::blocking::run_blocking;
+use crate::system::{blocking::run_blocking, mount_table};
 
 /// Name of the directory of all agents' groups, at the top of the hierarchy.
 const TOP: &str = "vsock-agent";
@@ -280,16 +280,14 @@ fn descriptor(made: libc::c_long) -> io::Result<OwnedFd> {
 
 /// The mount point of cgroup v2.
 fn find_mount() -> io::Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
-    parse_mounts(&mounts).ok_or_else(|| io::Error::other("cgroup v2 is not mounted"))
+    let table = fs::read("/proc/thread-self/mounts")?;
+    mount_point(&table).ok_or_else(|| io::Error::other("cgroup v2 is not mounted"))
 }
 
-fn parse_mounts(text: &str) -> Option<PathBuf> {
-    text.lines().find_map(|line| {
-        let (mount, kind) = line.split_once(" - ")?;
-        let is_cgroup2 = kind.split(' ').next() == Some("cgroup2");
-        is_cgroup2.then(|| mount.split(' ').nth(4).map(PathBuf::from))?
-    })
+fn mount_point(table: &[u8]) -> Option<PathBuf> {
+    let mut mounts = mount_table::parse(table);
+    let found = mounts.find(|mount| mount.kind == "cgroup2")?;
+    Some(found.mountpoint)
 }
 
 /// Removes the empty groups of agents that no longer run.
@@ -341,12 +339,9 @@ mod tests {
 
     #[test]
     fn the_hierarchy_is_found_among_other_mounts() {
-        let text = "24 1 0:22 / /sys rw shared:2 - sysfs sysfs rw\n\
-                    31 24 0:27 / /sys/fs/cgroup/unified rw,nosuid - cgroup2 cgroup2 rw\n";
-        assert_eq!(parse_mounts(text), Some("/sys/fs/cgroup/unified".into()));
-        assert_eq!(
-            parse_mounts("24 1 0:22 / /sys rw - sysfs cgroup2 rw\n"),
-            None
-        );
+        let table = b"sysfs /sys sysfs rw 0 0\n\
+                      cgroup2 /sys/fs/cgroup/unified cgroup2 rw,nosuid 0 0\n";
+        assert_eq!(mount_point(table), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(mount_point(b"cgroup2 /sys sysfs rw 0 0\n"), None);
     }
 }

@@ -9,6 +9,7 @@ mod reboot;
 mod redetect;
 mod seed;
 
+pub(crate) use boot::Datasource;
 pub(crate) use reboot::{reboot, record_in_time};
-pub(crate) use redetect::{Datasource, Outcome, RedetectError, is_boot_over, redetect};
+pub(crate) use redetect::{Outcome, RedetectError, is_boot_over, redetect};
 pub(crate) use seed::{Seed, has_own_seed, remove_own_seed, seeded_meta_data, write};

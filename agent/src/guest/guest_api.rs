@@ -47,6 +47,10 @@ use crate::{
 /// Mode of a folder for a socket: programs of all users can see whether it exists.
 const FOLDER_MODE: u32 = 0o755;
 
+/// LXD's content type of values, and the character set: without it cloud-init guesses, and
+/// `charset_normalizer` takes short texts for Windows-1252.
+const VALUE: &str = "application/octet-stream; charset=utf-8";
+
 /// State that all connections share.
 #[derive(Debug)]
 pub(crate) struct GuestApi {

@@ -29,7 +29,7 @@ use std::{
 
 use vsock_agent_protocol::host::HostConnection;
 
-pub use self::fetch::{FetchError, fetch_config_share};
+pub(crate) use self::fetch::fetch_config_share;
 pub(crate) use self::hotplug::Hotplug;
 use crate::system::bounded;
 

@@ -29,7 +29,7 @@ const USER_UMASK: Mode = Mode::S_IWGRP.union(Mode::S_IWOTH);
 /// Why the server on standard streams ended.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum SftpServerError {
+pub(crate) enum SftpServerError {
     /// No such user in `/etc/passwd`.
     #[error("there is no user {0:?}")]
     UnknownUser(String),
@@ -64,7 +64,7 @@ pub enum SftpServerError {
 /// # Errors
 ///
 /// [`SftpServerError`].
-pub fn serve_sftp_on_stdio(options: SessionOptions) -> Result<(), SftpServerError> {
+pub(crate) fn serve_sftp_on_stdio(options: SessionOptions) -> Result<(), SftpServerError> {
     if let Some(user) = &options.user {
         become_user(user)?;
     }

@@ -34,7 +34,7 @@ const INTERVAL: Duration = Duration::from_secs(10);
 
 /// The rate limit of the log, and its level. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct LogLimit(Arc<Shared>);
+pub(crate) struct LogLimit(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -53,7 +53,7 @@ struct Callsite {
 
 /// Logs to standard error from now on, events of `level` and more severe.
 #[must_use]
-pub fn log_to_stderr(level: Level) -> LogLimit {
+pub(crate) fn log_to_stderr(level: Level) -> LogLimit {
     let (subscriber, limit) = subscriber(level, std::io::stderr);
     // Fails if a subscriber is set already, which is as good.
     let _ = tracing::subscriber::set_global_default(subscriber);
@@ -88,13 +88,13 @@ const fn number(level: Level) -> u8 {
 
 impl LogLimit {
     /// Changes the level.
-    pub fn set_level(&self, level: Level) {
+    pub(crate) fn set_level(&self, level: Level) {
         self.0.level.store(number(level), Ordering::Relaxed);
         tracing::callsite::rebuild_interest_cache();
     }
 
     /// Logs the number of suppressed lines every [`INTERVAL`]. Never returns.
-    pub async fn report(&self) {
+    pub(crate) async fn report(&self) {
         loop {
             sleep(INTERVAL).await;
             self.report_once();

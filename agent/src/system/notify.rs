@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Sends a state such as `READY=1` to the service manager, if there is one. Errors are logged.
-pub fn notify(state: &str) {
+pub(crate) fn notify(state: &str) {
     let Some(path) = env::var_os("NOTIFY_SOCKET") else {
         return;
     };

@@ -5,8 +5,6 @@
 
 use std::{fs, path::Path};
 
-use super::Datasource;
-
 /// cloud-init's runtime directory.
 pub(super) const RUN: &str = "run/cloud-init";
 /// The program that detects datasources.
@@ -19,6 +17,35 @@ const GENERATORS: [&str; 2] = [
     "usr/lib/systemd/system-generators/cloud-init-generator",
     "lib/systemd/system-generators/cloud-init-generator",
 ];
+
+/// A datasource of cloud-init.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Datasource {
+    /// The socket of the guest API.
+    Lxd,
+    /// The seed directory.
+    NoCloud,
+}
+
+impl Datasource {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Lxd => "LXD",
+            Self::NoCloud => "NoCloud",
+        }
+    }
+
+    /// The files by which ds-identify detects it; one of them is enough. Relative to the guest's `/`.
+    pub(super) const fn paths(self) -> &'static [&'static str] {
+        match self {
+            Self::Lxd => &["dev/lxd/sock"],
+            Self::NoCloud => &[
+                "var/lib/cloud/seed/nocloud/meta-data",
+                "var/lib/cloud/seed/nocloud-net/meta-data",
+            ],
+        }
+    }
+}
 
 /// How to run the detection again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,40 +10,11 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use super::boot::{self, Action, decide};
+use super::boot::{self, Action, Datasource, decide};
 use crate::defaults;
 
 /// cloud-init has started when either of these units has.
 const FIRST_UNITS: [&str; 2] = ["cloud-init-local.service", "cloud-init-main.service"];
-
-/// A datasource of cloud-init.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Datasource {
-    /// The socket of the guest API.
-    Lxd,
-    /// The seed directory.
-    NoCloud,
-}
-
-impl Datasource {
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Lxd => "LXD",
-            Self::NoCloud => "NoCloud",
-        }
-    }
-
-    /// The files by which ds-identify detects it; one of them is enough. Relative to the guest's `/`.
-    pub(super) const fn paths(self) -> &'static [&'static str] {
-        match self {
-            Self::Lxd => &["dev/lxd/sock"],
-            Self::NoCloud => &[
-                "var/lib/cloud/seed/nocloud/meta-data",
-                "var/lib/cloud/seed/nocloud-net/meta-data",
-            ],
-        }
-    }
-}
 
 /// Why the detection was not run.
 #[derive(Debug, thiserror::Error)]

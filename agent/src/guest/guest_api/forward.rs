@@ -24,7 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use vsock_agent_protocol::guest_api::{HostFeature, HostRoute, INFO, UbuntuPro};
 
-use super::{GuestApi, routes::VALUE};
+use super::{GuestApi, VALUE};
 use crate::{
     defaults,
     guest::instance_data::{CallError, HostResponse},

@@ -13,7 +13,7 @@ use vsock_agent_protocol::{
     },
 };
 
-use super::{GuestApi, forward};
+use super::{GuestApi, VALUE, forward};
 use crate::{
     defaults,
     guest::instance_data::{CallError, Snapshot},
@@ -22,10 +22,6 @@ use crate::{
         reply::{ApiError, Reply, json, read_json_within, text},
     },
 };
-
-/// LXD's content type of values, and the character set: without it cloud-init guesses, and
-/// `charset_normalizer` takes short texts for Windows-1252.
-pub(super) const VALUE: &str = "application/octet-stream; charset=utf-8";
 
 /// Answers one request. `extend` is called with the longest time that the connection may be open if
 /// the answer takes longer than others.

@@ -67,7 +67,7 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Why the share was not copied.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum FetchError {
+pub(crate) enum FetchError {
     /// The working folder cannot be set up.
     #[error("cannot prepare {FOLDER}")]
     Prepare(#[source] io::Error),
@@ -85,7 +85,7 @@ pub enum FetchError {
 /// # Errors
 ///
 /// [`FetchError`]. An earlier copy stays.
-pub async fn fetch_config_share() -> Result<bool, FetchError> {
+pub(crate) async fn fetch_config_share() -> Result<bool, FetchError> {
     let work = || {
         let folder = Path::new(FOLDER);
         prepare(folder).map_err(FetchError::Prepare)?;

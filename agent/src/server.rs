@@ -22,15 +22,16 @@ use vsock_agent_transport::{
     tls::{HandshakeError, accept},
 };
 
-use crate::by_insertion::by_insertion;
 use crate::{
+    api::router,
     app::App,
+    by_insertion::by_insertion,
     config::{Config, Security},
     defaults,
     http::{
         client::{Client, Clients},
         connection::{self, Transport},
-        listen, router,
+        listen,
         tls::{self, IdentityError},
     },
 };

@@ -6,8 +6,8 @@ use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use vsock_agent_protocol::{operation::OperationId, path};
 
+use super::{events, exec, metrics, operations, port_forward, server_info, sftp, state};
 use crate::{
-    api::{events, exec, metrics, operations, port_forward, server_info, sftp, state},
     app::App,
     config::Feature,
     http::reply::{ApiError, Reply},
