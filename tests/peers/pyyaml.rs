@@ -22,8 +22,8 @@ const STRICTER: [&str; 8] = [
     "did not find expected whitespace or line break",
     "did not find expected ','",
     "this is nested too deeply",
-    "an alias of what it is part of",
-    "a tag that cloud-init's reader does not know, or not here",
+    "an alias within its own anchor",
+    "a tag that cloud-init does not know, or of another type",
     "a key is a list or a mapping",
 ];
 

@@ -59,7 +59,7 @@ async fn serve_over_af_vsock_identifies_the_guest() {
     assert!(first.answer.ends_with("eins"), "{first:?}");
 
     // The host has connection the agent where it is, by `PUT /1.0`.
-    serve.says("the agent knows where its host is").await;
+    serve.says("the agent has the address of this host").await;
 
     let stream = probe::at("unix /tmp/inner/sock") + " <<'END'\nGET /1.0/events?type=config\nEND";
     let mut events = Running::start(&vm, &stream);

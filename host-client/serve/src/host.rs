@@ -1,5 +1,4 @@
-//! The host process: answers guests that ask about their instance, and sends their agents the
-//! address to ask at.
+//! The host process: serves instance data to guests, and sends its address to their agents.
 //!
 //! ```text
 //! guest's agent ──vsock or <socket>_<port>──► listener ─► peer: limits, TLS, which guest
@@ -24,7 +23,7 @@ mod status;
 mod tls;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt,
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
@@ -168,8 +167,9 @@ impl HostProcess {
                 info!(guest = name, "no longer served");
             }
         }
-        let is_served = |name: &str| self.guests.contains_key(name);
-        self.host.status.retain(is_served);
+        self.host
+            .status
+            .retain(|name| self.guests.contains_key(name));
         self.assign_peers();
         self.open_listeners().await;
     }
@@ -179,15 +179,12 @@ impl HostProcess {
         let progress = self.host.status.start_guest(&guest.name, &guest.endpoint);
         let stop = self.host.stop.child_token();
         let guest = Arc::new(ServedGuest::new(guest, progress, stop));
+        let tasks = &self.host.tasks;
         let (host, own) = (Arc::clone(&self.host), Arc::clone(&guest));
         let seen = guest.reload(&host, None).await;
-        self.host
-            .tasks
-            .spawn(async move { own.watch_file(host, seen).await });
+        tasks.spawn(async move { own.watch_file(host, seen).await });
         let (host, own) = (Arc::clone(&self.host), Arc::clone(&guest));
-        self.host
-            .tasks
-            .spawn(async move { monitor::run(&host, &own).await });
+        tasks.spawn(async move { monitor::run(&host, &own).await });
         guest
     }
 
@@ -200,11 +197,8 @@ impl HostProcess {
             };
             guests.entry(origin).or_default().push(Arc::clone(guest));
         }
-        let mut peers = self
-            .host
-            .peers
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let peers = self.host.peers.write();
+        let mut peers = peers.unwrap_or_else(PoisonError::into_inner);
         let old = std::mem::take(&mut *peers);
         for (origin, guests) in guests {
             let admission = old.get(&origin).map(|peer| peer.admission());
@@ -214,23 +208,17 @@ impl HostProcess {
     }
 
     async fn open_listeners(&mut self) {
-        let mut wanted: Vec<ListenAddress> = {
-            let peers = self
-                .host
-                .peers
-                .read()
-                .unwrap_or_else(PoisonError::into_inner);
+        let wanted: BTreeSet<ListenAddress> = {
+            let peers = self.host.peers.read();
+            let peers = peers.unwrap_or_else(PoisonError::into_inner);
             peers.keys().map(Origin::listen_address).collect()
         };
-        wanted.sort();
-        wanted.dedup();
-        self.listeners.retain(|address, stop| {
-            let is_kept = wanted.contains(address);
-            if !is_kept {
-                stop.cancel();
-            }
-            is_kept
-        });
+        for (_, stop) in self
+            .listeners
+            .extract_if(|address, _| !wanted.contains(address))
+        {
+            stop.cancel();
+        }
         let mut first_tries = Vec::new();
         for address in wanted {
             if self.listeners.contains_key(&address) {
@@ -254,11 +242,9 @@ impl HostProcess {
     pub async fn stop(self) {
         self.host.stop.cancel();
         self.host.tasks.close();
-        if timeout(limits::STOP_TIMEOUT, self.host.tasks.wait())
-            .await
-            .is_err()
-        {
-            warn!("connections were cut off");
+        let ended = timeout(limits::STOP_TIMEOUT, self.host.tasks.wait()).await;
+        if ended.is_err() {
+            warn!("open connections were closed");
         }
     }
 }

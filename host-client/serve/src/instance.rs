@@ -158,23 +158,21 @@ impl Instance {
     #[must_use]
     pub fn to_yaml(&self) -> String {
         let text = |text: &str| yaml::Node::text(text);
+        let mapping = |pairs| yaml::Node::new(yaml::Content::Mapping(pairs));
         let table = |entries: &BTreeMap<String, String>| {
             let pairs = entries.iter().map(|(key, value)| (text(key), text(value)));
-            yaml::Node::new(yaml::Content::Mapping(pairs.collect()))
+            mapping(pairs.collect())
         };
-        let devices = self
-            .devices
-            .iter()
-            .map(|(name, device)| (text(name), table(device)));
-        let devices = yaml::Node::new(yaml::Content::Mapping(devices.collect()));
-        yaml::Node::new(yaml::Content::Mapping(vec![
+        let devices = self.devices.iter();
+        let devices = devices.map(|(name, device)| (text(name), table(device)));
+        let root = mapping(vec![
             (text("name"), text(&self.name)),
             (text("instance-id"), text(&self.instance_id())),
             (text("hostname"), text(&self.hostname())),
             (text("config"), table(&self.config)),
-            (text("devices"), devices),
-        ]))
-        .to_yaml()
+            (text("devices"), mapping(devices.collect())),
+        ]);
+        root.to_yaml()
     }
 
     /// Makes all of these changes, or none. An empty value unsets the key.
@@ -241,27 +239,24 @@ impl Instance {
 
     /// Checks the limits of all keys together.
     fn check_whole(&self) -> Result<(), InstanceError> {
-        if let Some((name, _)) = self
-            .devices
-            .iter()
-            .find(|(_, device)| !device.contains_key("type"))
-        {
-            return Err(InstanceError::DeviceType { name: name.clone() });
+        let (mut keys, mut bytes) = (0, 0);
+        for (key, value) in &self.config {
+            keys += 1;
+            bytes += key.len() + value.len();
         }
-        let devices = self.devices.iter().flat_map(|(name, device)| {
-            device
-                .iter()
-                .map(move |(key, value)| name.len() + key.len() + value.len())
-        });
-        let config = self
-            .config
-            .iter()
-            .map(|(key, value)| key.len() + value.len());
-        let keys = self.config.len() + devices.clone().count();
+        for (name, device) in &self.devices {
+            if !device.contains_key("type") {
+                return Err(InstanceError::DeviceType { name: name.clone() });
+            }
+            keys += device.len();
+            for (key, value) in device {
+                bytes += name.len() + key.len() + value.len();
+            }
+        }
         if keys > MAX_KEYS {
             return Err(InstanceError::TooManyKeys);
         }
-        if config.chain(devices).sum::<usize>() > MAX_DATA_BYTES {
+        if bytes > MAX_DATA_BYTES {
             return Err(InstanceError::TooLarge);
         }
         match GuestView::of(self).too_large() {
@@ -276,14 +271,13 @@ impl Instance {
     /// of network interfaces, which the network configuration refers to.
     fn cloud_init_data(&self) -> Vec<(&str, &str)> {
         let of_cloud_init = |key: &str| CLOUD_INIT_DATA.contains(&key) || is_hidden_key(key);
-        let config = self
-            .config
-            .iter()
-            .map(|(key, value)| (&key[..], &value[..]));
-        let interfaces = self
-            .devices
-            .iter()
-            .filter(|(_, device)| device.get("type").is_some_and(|kind| kind == "nic"))
+        let config = self.config.iter();
+        let config = config.map(|(key, value)| (&key[..], &value[..]));
+        let is_nic = |device: &BTreeMap<String, String>| {
+            device.get("type").is_some_and(|kind| kind == "nic")
+        };
+        let interfaces = self.devices.iter().filter(|(_, device)| is_nic(device));
+        let interfaces = interfaces
             .map(|(name, device)| (&name[..], device.get("name").map_or("", String::as_str)));
         config
             .filter(|(key, _)| of_cloud_init(key))
@@ -340,7 +334,7 @@ pub enum InstanceError {
     #[error(transparent)]
     Key(#[from] KeyError),
     /// Cloud-init could not use the value.
-    #[error("the value of {key} is wrong")]
+    #[error("the value of {key} is invalid")]
     Value {
         /// The key.
         key: String,
@@ -423,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_id_that_was_set_stays_until_it_is_unset() {
+    fn a_set_instance_id_is_kept_until_it_is_unset() {
         let mut instance = demo();
         let generated = instance.instance_id();
         set(&mut instance, "instance-id", "i-1").unwrap();
@@ -435,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_value_changes_nothing() {
+    fn apply_with_an_invalid_value_changes_nothing() {
         let mut instance = demo();
         set(&mut instance, "user.a", "b").unwrap();
         let before = instance.clone();
@@ -454,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_as_json_is_refused() {
+    fn values_that_are_too_large_as_json_are_refused() {
         let mut instance = demo();
         let text = "\u{1}".repeat(3 << 20);
         let error = set(&mut instance, "user.a", &text).unwrap_err();
@@ -476,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_needs_a_type_and_goes_as_a_whole() {
+    fn a_device_needs_a_type_and_is_unset_as_a_whole() {
         let mut instance = demo();
         let error = set(&mut instance, "devices.eth0.hwaddr", "x").unwrap_err();
         assert!(matches!(error, InstanceError::DeviceType { name } if name == "eth0"));
@@ -490,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_cloud_init_will_pass_over_is_remarked() {
+    fn text_that_cloud_init_ignores_has_a_remark() {
         let remarks = set(&mut demo(), "user.user-data", "hello").unwrap();
         assert_eq!(remarks.len(), 1);
         assert!(set(&mut demo(), "user.x", "hello").unwrap().is_empty());
@@ -500,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_limits() {
+    fn instance_data_has_limits_of_keys_and_bytes() {
         let mut instance = demo();
         let large = "x".repeat(MAX_VALUE_BYTES + 1);
         let error = set(&mut instance, "user.a", &large).unwrap_err();
@@ -517,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_no_host_name_is_made_one() {
+    fn a_vm_name_is_converted_to_a_host_name() {
         assert_eq!(Instance::new("my_vm.").unwrap().hostname(), "my-vm");
     }
 }

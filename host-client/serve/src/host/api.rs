@@ -82,7 +82,7 @@ async fn route(
     request: Request<Incoming>,
 ) -> Result<Reply, Refusal> {
     let view = guest.view().ok_or_else(|| {
-        let text = "the host cannot read this instance's data; see its log";
+        let text = "the host cannot read the data of this instance; see its log";
         (StatusCode::INTERNAL_SERVER_ERROR, text.to_owned())
     })?;
     if !view.is_allowed {
@@ -102,10 +102,10 @@ async fn route(
         }
         (guest_api::CONFIG, &Method::GET) if asks_for_values(query) => Ok(values(&view)),
         (_, &Method::GET) => get(host, guest, &view, path),
-        _ => Err((
-            StatusCode::METHOD_NOT_ALLOWED,
-            format!("{path} does not know {}", request.method()),
-        )),
+        (path, method) => {
+            let text = format!("{path} does not support {method}");
+            Err((StatusCode::METHOD_NOT_ALLOWED, text))
+        }
     }
 }
 
@@ -123,7 +123,7 @@ fn get(
         guest_api::DEVICES => sync(&view.devices),
         _ => match guest_api::key_of_path(path) {
             Some(key) => sync(value(view, &key)?),
-            None => return Err((StatusCode::NOT_FOUND, format!("there is nothing at {path}"))),
+            None => return Err((StatusCode::NOT_FOUND, format!("{path} does not exist"))),
         },
     })
 }
@@ -167,17 +167,16 @@ fn value<'a>(view: &'a GuestView, key: &str) -> Result<&'a String, Refusal> {
 async fn read_report(body: Incoming) -> Result<StateReport, Refusal> {
     let wrong = |text: String| (StatusCode::BAD_REQUEST, text);
     let body = Limited::new(body, limits::MAX_BODY_BYTES).collect();
+    let late = (
+        StatusCode::REQUEST_TIMEOUT,
+        "the body did not arrive".to_owned(),
+    );
     let body = timeout(limits::BODY_TIMEOUT, body)
         .await
-        .map_err(|_| {
-            (
-                StatusCode::REQUEST_TIMEOUT,
-                "the body stopped arriving".to_owned(),
-            )
-        })?
-        .map_err(|error| wrong(format!("the body cannot be read: {error}")))?;
+        .map_err(|_| late)?;
+    let body = body.map_err(|error| wrong(format!("the body cannot be read: {error}")))?;
     serde_json::from_slice(&body.to_bytes())
-        .map_err(|error| wrong(format!("the body is not what it should be: {error}")))
+        .map_err(|error| wrong(format!("the body is not a state report: {error}")))
 }
 
 fn sync<T: Serialize>(metadata: T) -> Reply {

@@ -19,7 +19,7 @@ use vsock_agent_protocol::{guest_api::GuestState, printable::with_causes};
 
 use crate::instance::{GuestView, Stamp, StoreError};
 
-/// A guest to serve. One with another identity is another guest, so equality compares all fields.
+/// A guest to serve. Guests are equal if all fields are.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Guest {
     /// Its name, which is also the name of its instance data.
@@ -38,12 +38,12 @@ pub struct Guest {
 #[derive(Debug)]
 pub(super) struct ServedGuest {
     pub(super) spec: Guest,
-    /// Its instance data; `None` as long as that cannot be read.
+    /// Its instance data; `None` until it is read.
     view: watch::Sender<Option<Arc<GuestView>>>,
     progress: Mutex<Progress>,
     /// Limit of the log lines that it causes.
     pub(super) log: LogLimit,
-    /// Cancelled when it is no longer served, or is replaced by another one.
+    /// Cancelled when the guest is removed or replaced.
     pub(super) stop: CancellationToken,
 }
 
@@ -79,7 +79,7 @@ impl ServedGuest {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The guest reported its state.
+    /// Records the state that the guest reported.
     pub(super) fn set_state(&self, host: &HostState, state: GuestState) {
         let report = GuestReport {
             state,
@@ -88,12 +88,12 @@ impl ServedGuest {
         self.change(host, |progress| progress.set_report(report));
     }
 
-    /// Its agent was reached in this boot of the guest.
+    /// Records that the agent was reached in this boot of the guest.
     pub(super) fn agent_connected(&self, host: &HostState, boot: String) {
         self.change(host, |progress| progress.agent_connected(boot));
     }
 
-    /// The connection to its agent was lost.
+    /// Records that the connection to the agent was lost.
     pub(super) fn agent_lost(&self, host: &HostState) {
         self.change(host, Progress::agent_lost);
     }
@@ -149,7 +149,7 @@ impl ServedGuest {
         });
         match loaded.await {
             Ok(Ok(Some(view))) => self.publish(view),
-            // The machine was just removed, so it will soon be no longer served.
+            // The virtual machine was removed from the configuration.
             Ok(Ok(None)) => {}
             Ok(Err(error)) => {
                 let error = with_causes(&error);
@@ -160,16 +160,13 @@ impl ServedGuest {
         stamp
     }
 
-    /// Passes the data on if they differ from those before.
+    /// Publishes the data if it changed.
     fn publish(&self, view: GuestView) {
         self.view.send_if_modified(|known| {
             let is_new = known.as_deref() != Some(&view);
             if is_new {
-                info!(
-                    guest = self.name(),
-                    keys = view.config.len(),
-                    "instance data loaded"
-                );
+                let keys = view.config.len();
+                info!(guest = self.name(), keys, "instance data loaded");
                 *known = Some(Arc::new(view));
             }
             is_new

@@ -79,7 +79,7 @@ impl AgentMonitor<'_> {
         }
     }
 
-    /// Connects to the agent and watches it until it is gone.
+    /// Connects to the agent and watches it until it ends.
     async fn connect_and_watch(&mut self) -> Result<(), ClientError> {
         let info = self.connect().await?;
         let result = self.watch(&info).await;
@@ -92,16 +92,15 @@ impl AgentMonitor<'_> {
         let view = self.current().await;
         let info = self.client.probe().await?;
         self.send_host(&view).await?;
-        let agent = format!(
-            "{} {}",
-            info.environment.server, info.environment.server_version
-        );
+        let environment = &info.environment;
+        let agent = format!("{} {}", environment.server, environment.server_version);
         let agent = excerpt(agent.as_bytes(), LOG_CHARS);
         self.guest.agent_connected(self.host, boot_of(&info));
         if let Some(left_out) = self.guest.log.admit() {
+            let guest = self.guest.name();
             info!(
-                guest = self.guest.name(),
-                agent, left_out, "the agent knows where its host is"
+                guest,
+                agent, left_out, "the agent has the address of this host"
             );
         }
         self.host.status.change(self.guest.name(), |status| {
@@ -120,7 +119,7 @@ impl AgentMonitor<'_> {
         Ok(info)
     }
 
-    /// Sends the agent all changes, until it is gone.
+    /// Sends all changes to the agent until it ends.
     async fn watch(&mut self, info: &ServerInfo) -> Result<(), ClientError> {
         // An agent without events is polled instead.
         let mut presence = self.client.presence().await.ok();
@@ -185,11 +184,8 @@ impl AgentMonitor<'_> {
         if changes.is_empty() || !new.is_allowed {
             return Ok(());
         }
-        info!(
-            guest = self.guest.name(),
-            changes = changes.len(),
-            "sending changes"
-        );
+        let (guest, count) = (self.guest.name(), changes.len());
+        info!(guest, changes = count, "sending changes");
         if changes.len() > limits::MAX_EVENTS {
             return self.send_host(new).await;
         }
@@ -225,7 +221,7 @@ impl AgentMonitor<'_> {
             status.error = Some(text.clone());
         });
         let guest = self.guest.name();
-        // A machine that is not running is not worth a warning.
+        // No warning for a virtual machine that does not run.
         let is_logged = is_new && !matches!(error, ClientError::Connect { .. });
         match is_logged.then(|| self.guest.log.admit()).flatten() {
             Some(left_out) => warn!(guest, error = text, left_out, "cannot reach the agent"),

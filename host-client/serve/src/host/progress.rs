@@ -1,4 +1,4 @@
-//! The boot state of a guest, as it reported it, as long as that holds.
+//! The boot state that a guest reported, and how long it is valid.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,8 +7,8 @@ use vsock_agent_protocol::guest_api::GuestState;
 /// The state that a guest reported.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestReport {
-    /// The state. `Ready` ends when the connection to its agent is lost, and holds again if the agent
-    /// is reached again in the same boot of the guest.
+    /// The state. `Ready` ends when the connection to the agent is lost, and is valid again when the
+    /// agent is reached in the same boot of the guest.
     pub state: GuestState,
     /// Time of the report, in seconds since 1970. `None` if there was none.
     pub said_at: Option<u64>,
@@ -25,7 +25,7 @@ pub(super) struct Progress {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 enum Presence {
-    /// The agent was not reached yet, and perhaps never can be.
+    /// The agent was not reached yet.
     #[default]
     Unknown,
     /// Reached in this boot.
@@ -45,15 +45,11 @@ impl Progress {
 
     /// The current state.
     pub(super) fn report(&self) -> GuestReport {
-        let is_over = self.presence == Presence::Lost && self.ready_in.is_some();
-        if is_over {
-            GuestReport {
-                state: GuestState::Started,
-                ..self.reported
-            }
-        } else {
-            self.reported
+        let mut report = self.reported;
+        if self.presence == Presence::Lost && self.ready_in.is_some() {
+            report.state = GuestState::Started;
         }
+        report
     }
 
     pub(super) fn set_report(&mut self, report: GuestReport) {
@@ -111,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_made_before_the_agent_was_reached_holds() {
+    fn a_report_before_the_agent_is_reached_is_valid() {
         let mut progress = Progress::default();
         progress.set_report(READY);
         assert!(is_ready(&progress));
@@ -126,11 +122,11 @@ mod tests {
     }
 
     #[test]
-    fn a_stored_report_holds_only_in_the_same_boot() {
-        for (boot, holds) in [("a", true), ("b", false)] {
+    fn a_stored_report_is_valid_only_in_the_same_boot() {
+        for (boot, is_valid) in [("a", true), ("b", false)] {
             let mut progress = Progress::new(READY, Some("a".to_owned()));
             progress.agent_connected(boot.to_owned());
-            assert_eq!(is_ready(&progress), holds);
+            assert_eq!(is_ready(&progress), is_valid);
         }
     }
 }

@@ -119,7 +119,7 @@ impl StatusFile {
                 () = stop.cancelled() => true,
             };
             let text = serde_json::to_vec_pretty(&*self.report()).unwrap_or_default();
-            // A small file, seldom written: not worth a thread.
+            // Blocks the task only briefly: the file is small.
             if let Err(error) = write_whole(&self.path, &text, 0o600) {
                 warn!(path = %self.path.display(), %error, "cannot write the status");
             }

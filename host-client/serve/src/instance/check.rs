@@ -28,22 +28,24 @@ const MAX_LABEL_BYTES: usize = 63;
 /// Longest instance-id, in bytes.
 const MAX_INSTANCE_ID_BYTES: usize = 128;
 
+/// The error for text without a value.
+const EMPTY: CheckError = CheckError::Kind("a YAML mapping that is not empty");
+
 /// Why a value is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckError {
     /// It is not YAML.
     #[error("it is not YAML")]
-    Yaml(#[source] YamlError),
+    Yaml(#[from] YamlError),
     /// It has the wrong form.
     #[error("it must be {0}")]
     Kind(&'static str),
 }
 
-impl From<YamlError> for CheckError {
-    fn from(error: YamlError) -> Self {
-        Self::Yaml(error)
-    }
+/// Returns [`CheckError::Kind`] with the required form unless `fits`.
+fn require(fits: bool, form: &'static str) -> Result<(), CheckError> {
+    fits.then_some(()).ok_or(CheckError::Kind(form))
 }
 
 /// The format of user-data or vendor-data.
@@ -66,12 +68,8 @@ pub(super) fn format(text: &str) -> Format {
     if head.contains("mime-version:") {
         return Format::Other;
     }
-    let start: String = text
-        .trim_start()
-        .chars()
-        .take(32)
-        .map(|c| c.to_ascii_lowercase())
-        .collect();
+    let start: String = text.trim_start().chars().take(32).collect();
+    let start = start.to_ascii_lowercase();
     if OTHER_FORMATS.iter().any(|prefix| start.starts_with(prefix)) {
         Format::Other
     } else if start.starts_with(CLOUD_CONFIG) {
@@ -111,10 +109,7 @@ pub(super) fn cloud_data(text: &str) -> Result<Option<&'static str>, CheckError>
 ///
 /// [`CheckError`] for one that makes cloud-init fail, so that the guest has no data or no network.
 pub(super) fn network_config(text: &str) -> Result<(), CheckError> {
-    match yaml::parse(text)? {
-        Some(root) => network::check(&root),
-        None => Err(CheckError::Kind("a YAML mapping that is not empty")),
-    }
+    network::check(&yaml::parse(text)?.ok_or(EMPTY)?)
 }
 
 /// Checks text that is appended to the meta-data: alone, as cloud-init's LXD datasource reads it, and
@@ -125,49 +120,42 @@ pub(super) fn network_config(text: &str) -> Result<(), CheckError> {
 /// [`CheckError::Yaml`], or [`CheckError::Kind`] if it is not a mapping that can be appended.
 pub(super) fn meta_data(text: &str) -> Result<(), CheckError> {
     const BEFORE: &str = "instance-id: i\nlocal-hostname: h\n";
-    let root = yaml::parse(text)?.ok_or(CheckError::Kind("a YAML mapping that is not empty"))?;
+    let root = yaml::parse(text)?.ok_or(EMPTY)?;
     mapping(&root)?;
-    for key in ["instance-id", "local-hostname"] {
-        if root.get(key).is_some_and(|value| !value.is_string()) {
-            return Err(CheckError::Kind(
-                "meta-data whose instance-id and local-hostname are text (a number needs quotes)",
-            ));
-        }
-    }
-    match yaml::parse(&format!("{BEFORE}{text}")) {
-        Ok(_) => Ok(()),
-        Err(_) => Err(CheckError::Kind(
-            "a YAML mapping whose keys begin in the first column, without braces around it and \
-             without '---', because it is appended to other keys",
-        )),
-    }
+    let is_text = |key| root.get(key).is_none_or(Node::is_string);
+    require(
+        is_text("instance-id") && is_text("local-hostname"),
+        "meta-data whose instance-id and local-hostname are text (a number needs quotes)",
+    )?;
+    require(
+        yaml::parse(&format!("{BEFORE}{text}")).is_ok(),
+        "a YAML mapping whose keys begin in the first column, without braces around it and \
+         without '---', because it is appended to other keys",
+    )
 }
 
 /// Checks `USER:KEY`.
 ///
 /// # Errors
 ///
-/// [`CheckError::Kind`].
+/// [`CheckError::Kind`] if the user or the key is missing or has control characters.
 pub(super) fn ssh_key(text: &str) -> Result<(), CheckError> {
     let parts = text.split_once(':');
     let fits = parts.is_some_and(|(user, key)| {
         let user_fits = !user.is_empty() && !user.contains(char::is_whitespace);
         user_fits && !key.trim().is_empty() && !key.trim_end().contains(char::is_control)
     });
-    if fits {
-        Ok(())
-    } else {
-        Err(CheckError::Kind(
-            "USER:KEY on one line, the key as in authorized_keys, or an import id such as gh:name",
-        ))
-    }
+    require(
+        fits,
+        "USER:KEY on one line, the key as in authorized_keys, or an import id such as gh:name",
+    )
 }
 
 /// Checks a host name.
 ///
 /// # Errors
 ///
-/// [`CheckError::Kind`].
+/// [`CheckError::Kind`] if it is not a host name of RFC 1123.
 pub(super) fn hostname(text: &str) -> Result<(), CheckError> {
     let label = |label: &str| {
         (1..=MAX_LABEL_BYTES).contains(&label.len())
@@ -177,50 +165,36 @@ pub(super) fn hostname(text: &str) -> Result<(), CheckError> {
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
-    if text.len() <= MAX_HOSTNAME_BYTES && text.split('.').all(label) {
-        Ok(())
-    } else {
-        Err(CheckError::Kind(
-            "a host name: letters, digits and '-', in parts of at most 63 with '.' between them",
-        ))
-    }
+    require(
+        text.len() <= MAX_HOSTNAME_BYTES && text.split('.').all(label),
+        "a host name: letters, digits and '-', in parts of at most 63 with '.' between them",
+    )
 }
 
 /// Checks an instance-id.
 ///
 /// # Errors
 ///
-/// [`CheckError::Kind`].
+/// [`CheckError::Kind`] if it is empty, too long, or has other characters.
 pub(super) fn instance_id(text: &str) -> Result<(), CheckError> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.:".contains(&b);
-    if (1..=MAX_INSTANCE_ID_BYTES).contains(&text.len()) && text.bytes().all(fits) {
-        Ok(())
-    } else {
-        Err(CheckError::Kind(
-            "letters, digits, '-', '_', '.' and ':', at most 128",
-        ))
-    }
+    require(
+        (1..=MAX_INSTANCE_ID_BYTES).contains(&text.len()) && text.bytes().all(fits),
+        "letters, digits, '-', '_', '.' and ':', at most 128",
+    )
 }
 
 /// Checks a boolean.
 ///
 /// # Errors
 ///
-/// [`CheckError::Kind`].
+/// [`CheckError::Kind`] if it is neither `true` nor `false`.
 pub(super) fn boolean(text: &str) -> Result<(), CheckError> {
-    if matches!(text, "true" | "false") {
-        Ok(())
-    } else {
-        Err(CheckError::Kind("true or false"))
-    }
+    require(matches!(text, "true" | "false"), "true or false")
 }
 
 fn mapping(root: &Node) -> Result<(), CheckError> {
-    if root.is_mapping() {
-        Ok(())
-    } else {
-        Err(CheckError::Kind("a YAML mapping"))
-    }
+    require(root.is_mapping(), "a YAML mapping")
 }
 
 #[cfg(test)]

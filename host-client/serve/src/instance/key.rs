@@ -68,7 +68,7 @@ impl Key {
 
 /// An invalid key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{key:?} is no key: {reason}")]
+#[error("invalid key {key:?}: {reason}")]
 pub struct KeyError {
     key: String,
     reason: Reason,
@@ -85,9 +85,11 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooLong => write!(f, "it has more than {MAX_KEY_BYTES} bytes"),
-            Self::Character => f.write_str("'/', '=', spaces and controls cannot be in one"),
+            Self::Character => {
+                f.write_str("'/', '=', spaces and control characters are not allowed")
+            }
             Self::Unknown => f.write_str(
-                "there are user.*, cloud-init.*, devices.NAME.KEY, hostname, instance-id and \
+                "the keys are user.*, cloud-init.*, devices.NAME.KEY, hostname, instance-id and \
                  security.devlxd",
             ),
         }

@@ -5,7 +5,7 @@ use super::{
     yaml::{self, Content, Node},
 };
 
-/// Both spellings: cloud-init before 18.3 supports the second one only.
+/// Both spellings: cloud-init before 18.3 supports only the second.
 const KEY_LISTS: [&str; 2] = ["ssh_authorized_keys", "ssh-authorized-keys"];
 
 /// The key for names of keys to import, such as `gh:name`.
@@ -14,7 +14,7 @@ const IMPORT_LIST: &str = "ssh_import_id";
 /// The default users of an image, which a list of users must name to keep them.
 const IMAGE_USERS: &str = "default";
 
-/// The texts with the keys. `None` if there was no text and none is needed.
+/// The texts with the keys. A text is `None` if it was missing and needs no keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Merged {
     pub(super) user_data: Option<String>,
@@ -69,15 +69,13 @@ fn has_users(pairs: Option<&Pairs>) -> bool {
 
 fn find<'a>(pairs: &'a Pairs, key: &str) -> Option<&'a Node> {
     let of_key = |(name, value): &'a (Node, Node)| (name.as_text() == Some(key)).then_some(value);
-    // Of duplicate keys cloud-init uses the last.
+    // Cloud-init uses the last of duplicate keys.
     pairs.iter().rev().find_map(of_key)
 }
 
 fn put(pairs: &mut Pairs, key: &str, value: Node) {
-    let place = pairs
-        .iter()
-        .rposition(|(name, _)| name.as_text() == Some(key));
-    match place.and_then(|place| pairs.get_mut(place)) {
+    let mut known = pairs.iter_mut().rev();
+    match known.find(|(name, _)| name.as_text() == Some(key)) {
         Some(pair) => pair.1 = value,
         None => pairs.push((Node::text(key), value)),
     }
@@ -134,18 +132,14 @@ fn add(users: &mut Vec<Node>, user: &str, key: &str) {
         Content::Mapping(pairs) => find(pairs, "name").and_then(Node::as_text) == Some(user),
         _ => node.as_text() == Some(user),
     };
-    let place = users.iter().position(is_named).unwrap_or_else(|| {
+    let index = users.iter().position(is_named).unwrap_or_else(|| {
         users.push(Node::text(user));
         users.len() - 1
     });
-    let Some(node) = users.get_mut(place) else {
-        return;
-    };
+    let node = &mut users[index];
     if node.as_text().is_some() {
-        *node = Node::new(Content::Mapping(vec![(
-            Node::text("name"),
-            Node::text(user),
-        )]));
+        let name = (Node::text("name"), Node::text(user));
+        *node = Node::new(Content::Mapping(vec![name]));
     }
     let Content::Mapping(pairs) = &mut node.content else {
         return;

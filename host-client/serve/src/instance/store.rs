@@ -1,6 +1,7 @@
 //! Stores each instance in a file. A lock file serializes the processes that write.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -54,7 +55,7 @@ struct Stored {
     instance_id: Option<String>,
     hostname: Option<String>,
     #[serde(default)]
-    config: std::collections::BTreeMap<String, String>,
+    config: BTreeMap<String, String>,
     #[serde(default)]
     devices: Devices,
 }
@@ -107,7 +108,7 @@ impl InstanceStore {
     pub fn load_or_create(&self, name: &str) -> Result<Instance, StoreError> {
         match self.load(name)? {
             Some(instance) if instance.name == name => Ok(instance),
-            _ => self.change(name, &[]).map(|(instance, _)| instance),
+            _ => Ok(self.change(name, &[])?.0),
         }
     }
 
@@ -123,17 +124,16 @@ impl InstanceStore {
         name: &str,
         may_create: impl FnOnce() -> bool,
     ) -> Result<Option<Instance>, StoreError> {
-        match self.load(name)? {
-            Some(instance) if instance.name == name => return Ok(Some(instance)),
-            _ => {}
+        if let Some(instance) = self.load(name)?
+            && instance.name == name
+        {
+            return Ok(Some(instance));
         }
         let _lock = self.lock()?;
-        if may_create() {
-            self.change_locked(name, &[])
-                .map(|(instance, _)| Some(instance))
-        } else {
-            Ok(None)
+        if !may_create() {
+            return Ok(None);
         }
+        Ok(Some(self.change_locked(name, &[])?.0))
     }
 
     /// Makes all of these changes to an instance, or none. Blocks on the file, and on other processes
@@ -215,17 +215,15 @@ impl Stored {
             let full = move |(key, value)| (format!("devices.{name}.{key}"), Some(value));
             device.into_iter().map(full)
         });
-        let changes: Vec<Assignment> = self
+        let config = self
             .config
             .into_iter()
-            .map(|(key, value)| (key, Some(value)))
-            .chain(devices)
-            .chain([
-                ("instance-id".to_owned(), self.instance_id),
-                ("hostname".to_owned(), self.hostname),
-            ])
-            .collect();
-        instance.apply(&changes)?;
+            .map(|(key, value)| (key, Some(value)));
+        let others = [
+            ("instance-id".to_owned(), self.instance_id),
+            ("hostname".to_owned(), self.hostname),
+        ];
+        instance.apply(&Vec::from_iter(config.chain(devices).chain(others)))?;
         // Reading does not change the instance-id.
         instance.uuid = self.uuid;
         Ok(instance)
@@ -258,7 +256,7 @@ pub enum StoreError {
         what: String,
     },
     /// Its file has a key or value that is refused.
-    #[error("{} is wrong", .path.display())]
+    #[error("{} is invalid", .path.display())]
     Content {
         /// The file.
         path: PathBuf,

@@ -32,12 +32,8 @@ impl GuestView {
     #[must_use]
     pub(crate) fn of(instance: &Instance) -> Self {
         let shown = |key: &str| is_guest_key(key) && !is_hidden_key(key);
-        let mut config: BTreeMap<String, String> = instance
-            .config
-            .iter()
-            .filter(|(key, _)| shown(key))
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect();
+        let mut config = instance.config.clone();
+        config.retain(|key, _| shown(key));
         merge_ssh_keys(instance, &mut config);
         let mut meta_data = format!(
             "instance-id: {}\nlocal-hostname: {}\n",
@@ -55,12 +51,13 @@ impl GuestView {
         }
     }
 
-    /// The key, `user.meta-data` or `devices` whose reply would be larger than an agent reads. The agent
-    /// would then get none of the data.
+    /// The key, `user.meta-data` or `devices` whose reply is larger than an agent reads. The agent then
+    /// gets no data.
     pub(super) fn too_large(&self) -> Option<&str> {
         let texts = self.config.iter().map(|(key, value)| (&key[..], value));
-        let texts = texts.chain([("user.meta-data", &self.meta_data)]);
-        let large = { texts }.find_map(|(key, text)| is_too_large(text).then_some(key));
+        let mut texts = texts.chain([("user.meta-data", &self.meta_data)]);
+        let large = texts.find(|(_, text)| is_too_large(text));
+        let large = large.map(|(key, _)| key);
         large.or_else(|| is_too_large(&self.devices).then_some("devices"))
     }
 
@@ -104,40 +101,33 @@ fn changed_keys<'a, V: PartialEq>(
     new: &'a BTreeMap<String, V>,
 ) -> impl Iterator<Item = &'a String> {
     let gone = old.keys().filter(|key| !new.contains_key(*key));
-    let other = new
+    let changed = new
         .iter()
-        .filter(|(key, value)| old.get(*key) != Some(value))
-        .map(|(key, _)| key);
-    gone.chain(other)
+        .filter(|(key, value)| old.get(*key) != Some(value));
+    gone.chain(changed.map(|(key, _)| key))
 }
 
 /// Merges the SSH keys into the user-data and vendor-data that cloud-init will use: `cloud-init.*` if
 /// it is set, else `user.*`.
 fn merge_ssh_keys(instance: &Instance, config: &mut BTreeMap<String, String>) {
-    let keys: Vec<&str> = instance
-        .config
-        .iter()
-        .filter(|(key, _)| is_hidden_key(key))
-        .map(|(_, value)| &value[..])
-        .collect();
+    let keys = instance.config.iter().filter(|(key, _)| is_hidden_key(key));
+    let keys: Vec<&str> = keys.map(|(_, value)| &value[..]).collect();
     if keys.is_empty() {
         return;
     }
     let effective = |kind: &str| {
-        let names = [format!("cloud-init.{kind}"), format!("user.{kind}")];
-        let [first, _] = names.clone();
-        let set = names.into_iter().find(|name| config.contains_key(name));
-        set.unwrap_or(first)
+        let (lxd, user) = (format!("cloud-init.{kind}"), format!("user.{kind}"));
+        let is_user = config.contains_key(&user) && !config.contains_key(&lxd);
+        if is_user { user } else { lxd }
     };
     let (user, vendor) = (effective("user-data"), effective("vendor-data"));
     let text = |key: &str| config.get(key).map(String::as_str);
     let merged = ssh_keys::merge(text(&user), text(&vendor), &keys);
     let both = [(user, merged.user_data), (vendor, merged.vendor_data)];
-    for (key, value) in both {
-        if let Some(value) = value {
-            config.insert(key, value);
-        }
-    }
+    config.extend(
+        both.into_iter()
+            .filter_map(|(key, value)| Some((key, value?))),
+    );
 }
 
 /// A name as a YAML scalar, with quotes if it could be read as a number or a boolean.

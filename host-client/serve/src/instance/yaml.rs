@@ -1,12 +1,11 @@
-//! YAML as cloud-init reads it, with `PyYAML` and so YAML 1.1: checks it, and writes it again with
-//! additions.
+//! Parses YAML as cloud-init does, which uses `PyYAML` and so YAML 1.1, and writes it.
 //!
-//! libyaml reads nearly the same language. Text that it accepts and `PyYAML` does not is found by
-//! [`dialect`], values that `PyYAML` cannot construct by [`python`]. A test compares both with
-//! `PyYAML` itself (`tests/peers/yaml.rs`).
+//! libyaml parses nearly the same language. [`dialect`] finds text that libyaml accepts and `PyYAML`
+//! refuses; [`python`] finds values that `PyYAML` cannot construct. A test compares the result with
+//! `PyYAML` (`tests/peers/yaml.rs`).
 //!
-//! A text that is written again keeps the type of each scalar: one without quotes is written without,
-//! so `yes` is still a boolean. Comments and layout are lost.
+//! Writing a parsed text keeps the type of each scalar: a plain scalar stays plain, so `yes` is still a
+//! boolean. Comments and layout are lost.
 
 mod dialect;
 mod libyaml;
@@ -15,7 +14,7 @@ mod write;
 
 use std::collections::HashMap;
 
-use self::libyaml::{Event, Mark, Parser, Properties};
+use self::libyaml::{Event, Mark, Parser, Properties, Start};
 
 /// Deepest nesting. The limit of cloud-init's reader is Python's recursion limit.
 const MAX_DEPTH: usize = 64;
@@ -28,7 +27,7 @@ pub struct YamlError {
     pub line: usize,
     /// Counted from 1, in characters.
     pub column: usize,
-    /// What is wrong there.
+    /// The error.
     pub what: String,
 }
 
@@ -45,9 +44,9 @@ impl YamlError {
 /// A node of a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Node {
-    /// Number of its anchor, or 0.
+    /// Number of its anchor; 0 without one.
     anchor: usize,
-    /// Its tag as a whole, if it has one.
+    /// Its complete tag.
     tag: Option<String>,
     pub(super) content: Content,
 }
@@ -55,14 +54,14 @@ pub(super) struct Node {
 /// The content of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Content {
-    /// Text, and whether it had no quotes: then it may mean a number, a truth value or nothing.
+    /// Text. A plain scalar, which has no quotes, may be a number, a boolean or null.
     Scalar {
         text: String,
         plain: bool,
     },
     Sequence(Vec<Node>),
     Mapping(Vec<(Node, Node)>),
-    /// The node with the anchor of that number.
+    /// The number of an anchor.
     Alias(usize),
 }
 
@@ -75,7 +74,7 @@ impl Node {
         }
     }
 
-    /// A string, whatever its form.
+    /// A string.
     pub(super) fn text(text: &str) -> Self {
         Self::new(Content::Scalar {
             text: text.to_owned(),
@@ -98,18 +97,18 @@ impl Node {
             if matches!(&text[..], "" | "~" | "null" | "Null" | "NULL"))
     }
 
-    /// Whether its form decides its type: without a tag, or with the tag `!`.
+    /// Whether its type depends on its form: without a tag, or with the tag `!`.
     fn has_no_tag(&self) -> bool {
         self.tag.as_deref().is_none_or(|tag| tag == "!")
     }
 
-    /// Whether it is a mapping that Python makes a dictionary of.
+    /// Whether it is a mapping that is a dictionary in Python.
     pub(super) fn is_mapping(&self) -> bool {
-        let is_usual = self.tag.as_deref().is_none_or(|tag| tag.ends_with(":map"));
-        is_usual && matches!(self.content, Content::Mapping(_))
+        let is_map = self.tag.as_deref().is_none_or(|tag| tag.ends_with(":map"));
+        is_map && matches!(self.content, Content::Mapping(_))
     }
 
-    /// The keys and values of a mapping; of anything else, none.
+    /// The keys and values of a mapping. Empty for other nodes.
     pub(super) fn pairs(&self) -> &[(Self, Self)] {
         match &self.content {
             Content::Mapping(pairs) => pairs,
@@ -117,8 +116,7 @@ impl Node {
         }
     }
 
-    /// The value of a key, the last if it is there more than once. Merged mappings are not looked
-    /// into.
+    /// The value of a key; the last one of duplicate keys. Does not search merged mappings.
     pub(super) fn get(&self, key: &str) -> Option<&Self> {
         let mut pairs = self.pairs().iter().rev();
         pairs
@@ -126,12 +124,11 @@ impl Node {
             .map(|(_, value)| value)
     }
 
-    /// Whether it stands for a node that was written before.
     pub(super) const fn is_alias(&self) -> bool {
         matches!(self.content, Content::Alias(_))
     }
 
-    /// The same once more. Anchors stay with the first.
+    /// A copy without anchors.
     pub(super) fn copy(&self) -> Self {
         let content = match &self.content {
             Content::Sequence(items) => Content::Sequence(items.iter().map(Self::copy).collect()),
@@ -148,12 +145,12 @@ impl Node {
     }
 }
 
-/// Parses a text of one document. `None` if it has only comments.
+/// Parses a text of one document. Returns `None` if it is null or has no content.
 ///
 /// # Errors
 ///
-/// [`YamlError`], also for YAML that cloud-init's reader refuses: a second document,
-/// a key that is not a scalar, a character that does not print, a date that does not exist.
+/// [`YamlError`], also for YAML that cloud-init refuses: a second document, a key that is not a scalar,
+/// a control character, a date that does not exist.
 pub(super) fn parse(text: &str) -> Result<Option<Node>, YamlError> {
     dialect::check_characters(text)?;
     let mut reader = Reader {
@@ -167,11 +164,11 @@ pub(super) fn parse(text: &str) -> Result<Option<Node>, YamlError> {
         match event {
             Event::StreamEnd => break,
             Event::DocumentStart if root.is_some() => {
-                return Err(mark.error("a second document begins; there may be one"));
+                return Err(mark.error("a second document begins; only one is allowed"));
             }
             Event::DocumentStart => {
                 let (event, mark) = reader.events.event()?;
-                root = Some(reader.node(event, mark, 0)?);
+                root = Some(reader.node(event, mark, 0, false)?);
             }
             _ => {}
         }
@@ -182,18 +179,14 @@ pub(super) fn parse(text: &str) -> Result<Option<Node>, YamlError> {
 
 struct Reader<'a> {
     events: Parser<'a>,
-    /// The number of each anchor: where its node is in `nodes`, counted from 1.
+    /// The number of each anchor, which is its position in `nodes` plus 1.
     anchors: HashMap<String, usize>,
-    /// The nodes with anchors; `None` before their end.
+    /// The nodes with anchors; `None` until they are complete.
     nodes: Vec<Option<Node>>,
 }
 
 impl Reader<'_> {
-    fn node(&mut self, event: Event, mark: Mark, depth: usize) -> Result<Node, YamlError> {
-        self.any_node(event, mark, depth, false)
-    }
-
-    fn any_node(
+    fn node(
         &mut self,
         event: Event,
         mark: Mark,
@@ -203,29 +196,17 @@ impl Reader<'_> {
         if depth > MAX_DEPTH {
             return Err(mark.error("this is nested too deeply"));
         }
-        let is_collection = matches!(event, Event::SequenceStart(_) | Event::MappingStart(_));
-        if is_key && is_collection {
-            return Err(mark.error("a key is a list or a mapping"));
-        }
-        let (anchor, tag, content) = match event {
+        let (Properties { anchor, tag }, start) = match event {
             Event::Alias(name) => return self.alias(&name, mark),
-            Event::Scalar {
-                properties: Properties { anchor, tag },
-                text,
-                plain,
-            } => {
-                let anchor = self.anchor(anchor, mark)?;
-                (anchor, tag, Content::Scalar { text, plain })
-            }
-            Event::SequenceStart(Properties { anchor, tag }) => {
-                let anchor = self.anchor(anchor, mark)?;
-                (anchor, tag, self.sequence(depth)?)
-            }
-            Event::MappingStart(Properties { anchor, tag }) => {
-                let anchor = self.anchor(anchor, mark)?;
-                (anchor, tag, self.mapping(depth)?)
-            }
+            Event::Node(properties, start) => (properties, start),
             _ => return Err(mark.error("the document ends too early")),
+        };
+        let anchor = self.anchor(anchor, mark)?;
+        let content = match start {
+            Start::Scalar { text, plain } => Content::Scalar { text, plain },
+            _ if is_key => return Err(mark.error("a key is a list or a mapping")),
+            Start::Sequence => self.sequence(depth)?,
+            Start::Mapping => self.mapping(depth)?,
         };
         let node = Node {
             anchor,
@@ -233,20 +214,20 @@ impl Reader<'_> {
             content,
         };
         self.check(&node, mark, is_key)?;
-        if let Some(place) = anchor.checked_sub(1).and_then(|at| self.nodes.get_mut(at)) {
-            *place = Some(node.clone());
+        if let Some(index) = anchor.checked_sub(1) {
+            self.nodes[index] = Some(node.clone());
         }
         Ok(node)
     }
 
-    /// Gives a node with an anchor its number; 0 without one.
+    /// Numbers an anchor; 0 without a name.
     fn anchor(&mut self, name: Option<String>, mark: Mark) -> Result<usize, YamlError> {
         let Some(name) = name else {
             return Ok(0);
         };
         let number = self.nodes.len() + 1;
         if self.anchors.insert(name, number).is_some() {
-            return Err(mark.error("an anchor with this name is there already"));
+            return Err(mark.error("an anchor with this name already exists"));
         }
         self.nodes.push(None);
         Ok(number)
@@ -257,7 +238,7 @@ impl Reader<'_> {
         let number = number.ok_or_else(|| mark.error("an alias without an anchor before it"))?;
         match self.target(number) {
             Some(_) => Ok(Node::new(Content::Alias(number))),
-            None => Err(mark.error("an alias of what it is part of")),
+            None => Err(mark.error("an alias within its own anchor")),
         }
     }
 
@@ -272,7 +253,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Checks that cloud-init's reader can construct it.
+    /// Checks that `PyYAML` can construct the node.
     fn check(&self, node: &Node, mark: Mark, is_key: bool) -> Result<(), YamlError> {
         if is_key && (node.is_merge() || node.is_value_key()) {
             return Ok(());
@@ -288,7 +269,7 @@ impl Reader<'_> {
         loop {
             match self.events.event()? {
                 (Event::End, _) => return Ok(Content::Sequence(items)),
-                (event, mark) => items.push(self.node(event, mark, depth + 1)?),
+                (event, mark) => items.push(self.node(event, mark, depth + 1, false)?),
             }
         }
     }
@@ -300,13 +281,13 @@ impl Reader<'_> {
             if matches!(event, Event::End) {
                 return Ok(Content::Mapping(pairs));
             }
-            let key = self.any_node(event, mark, depth + 1, true)?;
+            let key = self.node(event, mark, depth + 1, true)?;
             let kind = &self.resolve(&key).content;
             if matches!(kind, Content::Sequence(_) | Content::Mapping(_)) {
                 return Err(mark.error("a key is a list or a mapping"));
             }
             let (event, mark) = self.events.event()?;
-            pairs.push((key, self.node(event, mark, depth + 1)?));
+            pairs.push((key, self.node(event, mark, depth + 1, false)?));
         }
     }
 }
@@ -321,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_has_a_position() {
+    fn yaml_errors_have_a_position() {
         assert!(refused("a: b\nc: [d").0 > 1);
         assert_eq!(refused("a: b\nc: d: e\n"), (2, 5));
         assert_eq!(refused("a: b\n\t\nc: d\n"), (2, 1));
@@ -331,19 +312,19 @@ mod tests {
         assert_eq!(refused("a: b\nc: \u{7}\n"), (2, 4));
         assert_eq!(refused("a: 1\n---\nb: 2\n"), (2, 1));
         assert_eq!(refused("a: 1\n? [b]\n: 2\n").0, 2);
-        assert_eq!(refused("a: *nobody\n"), (1, 4));
+        assert_eq!(refused("a: *unknown\n"), (1, 4));
         assert_eq!(refused(&"[".repeat(1000)).0, 1);
     }
 
     #[test]
-    fn a_text_without_content_is_nothing() {
+    fn yaml_without_content_is_none() {
         for text in ["", "\n", "# only this\n", "---\n", "~", "null\n"] {
             assert_eq!(parse(text).unwrap(), None, "{text:?}");
         }
     }
 
     #[test]
-    fn one_document_with_its_marks_is_read() {
+    fn a_document_with_markers_is_parsed() {
         let root = parse("---\na: 1\n...\n").unwrap().unwrap();
         assert!(matches!(root.content, Content::Mapping(pairs) if pairs.len() == 1));
     }

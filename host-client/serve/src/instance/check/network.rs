@@ -4,7 +4,7 @@
 //! Each was tried with cloud-init 22.4.2 (`network_state.parse_net_config_data`). Keys of an interface
 //! that only netplan knows are not checked.
 
-use super::CheckError;
+use super::{CheckError, require};
 use crate::instance::yaml::{Content, Node};
 
 /// The keys of version 2 with interfaces. They are netplan's; cloud-init's own renderers support the
@@ -41,14 +41,9 @@ const TYPES: [&str; 8] = [
 ///
 /// [`CheckError::Kind`] with the required form.
 pub(super) fn check(root: &Node) -> Result<(), CheckError> {
-    if !root.is_mapping() {
-        return Err(CheckError::Kind("a YAML mapping"));
-    }
-    let body = match root.get("network") {
-        None => root,
-        Some(body) if body.is_mapping() => body,
-        Some(_) => return Err(CheckError::Kind("a mapping below 'network'")),
-    };
+    super::mapping(root)?;
+    let body = root.get("network").unwrap_or(root);
+    require(body.is_mapping(), "a mapping below 'network'")?;
     if is_word(body.get("config"), "disabled") {
         return Ok(());
     }
@@ -77,14 +72,11 @@ fn version_1(body: &Node) -> Result<(), CheckError> {
         let kind = entry.get("type").and_then(Node::as_text);
         entry.is_alias() || kind.is_some_and(|kind| TYPES.contains(&kind))
     };
-    if entries.iter().all(is_known) {
-        Ok(())
-    } else {
-        Err(CheckError::Kind(
-            "version 1 with a 'type' for each entry of 'config': bond, bridge, infiniband, \
-             loopback, nameserver, physical, route or vlan",
-        ))
-    }
+    require(
+        entries.iter().all(is_known),
+        "version 1 with a 'type' for each entry of 'config': bond, bridge, infiniband, \
+         loopback, nameserver, physical, route or vlan",
+    )
 }
 
 fn version_2(body: &Node) -> Result<(), CheckError> {
@@ -111,28 +103,25 @@ fn interfaces(value: &Node) -> Result<(), CheckError> {
         for key in ["match", "nameservers"] {
             interface.get(key).map_or(Ok(()), mapping)?;
         }
-        for key in ["addresses", "routes"] {
-            if let Some(value) = interface.get(key)
-                && !(value.is_alias() || matches!(value.content, Content::Sequence(_)))
-            {
-                return Err(CheckError::Kind(
-                    "version 2 with lists of addresses and of routes",
-                ));
-            }
+        for value in ["addresses", "routes"]
+            .iter()
+            .filter_map(|key| interface.get(key))
+        {
+            require(
+                value.is_alias() || matches!(value.content, Content::Sequence(_)),
+                "version 2 with lists of addresses and of routes",
+            )?;
         }
     }
     Ok(())
 }
 
 fn mapping(value: &Node) -> Result<(), CheckError> {
-    if value.is_alias() || value.is_mapping() {
-        Ok(())
-    } else {
-        Err(CheckError::Kind(
-            "version 2 with a mapping for each kind of interface, each interface, and its match and \
-             nameservers ({} for an empty one)",
-        ))
-    }
+    require(
+        value.is_alias() || value.is_mapping(),
+        "version 2 with a mapping for each kind of interface, each interface, and its match and \
+         nameservers ({} for an empty one)",
+    )
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub(super) fn check(text: &str) -> Result<(), YamlError> {
         if let Some(tab) = tab_in_gap(between(end, start.index)) {
             return Err(error_at(
                 between(0, end + tab),
-                "a tab, which cloud-init's reader takes only inside text",
+                "a tab, which cloud-init accepts only inside text",
             ));
         }
         let source = between(start.index, next_end.index);
@@ -35,7 +35,7 @@ pub(super) fn check(text: &str) -> Result<(), YamlError> {
                 return Err(start.error("a space is needed after a tag"));
             }
             Token::Value if before == Token::Value => {
-                return Err(start.error("a second ':' behind a key"));
+                return Err(start.error("a second ':' after a key"));
             }
             Token::Tag | Token::Value | Token::Other => {}
         }
@@ -54,14 +54,14 @@ pub(super) fn check_characters(text: &str) -> Result<(), YamlError> {
     let prints = |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='~' | '\u{85}' | '\u{a0}'..='\u{fffd}' | '\u{10000}'..);
     for (number, line) in text.split('\n').enumerate() {
         if let Some(column) = line.chars().position(|c| !prints(c)) {
-            let what = "a character that may not be in YAML";
+            let what = "a character that YAML does not allow";
             return Err(YamlError::new(number + 1, column + 1, what));
         }
     }
     Ok(())
 }
 
-/// The position of a tab between two tokens, outside of comments.
+/// The offset of a tab between two tokens, outside of comments.
 fn tab_in_gap(gap: &str) -> Option<usize> {
     let is_break = |c: char| matches!(c, '\n' | '\r' | '\u{85}' | '\u{2028}' | '\u{2029}');
     let mut in_comment = false;
@@ -75,7 +75,7 @@ fn tab_in_gap(gap: &str) -> Option<usize> {
     gap.find(is_tab)
 }
 
-/// An error after this beginning of the text.
+/// An error at the position after `before`.
 fn error_at(before: &str, what: &str) -> YamlError {
     let mut lines = before.split('\n');
     let column = lines.next_back().map_or(0, |line| line.chars().count());

@@ -1,5 +1,4 @@
-//! Tokens and events of libyaml, which reads YAML 1.1 as `PyYAML` does, but for what
-//! [`dialect`](super::dialect) adds.
+//! Tokens and events of libyaml.
 #![expect(
     unsafe_code,
     reason = "libyaml's interface is C's; all use of it is in this file"
@@ -39,30 +38,34 @@ impl Mark {
     }
 }
 
-/// An event of a document. Tags are whole, such as `tag:yaml.org,2002:str`.
+/// An event of a document.
 #[derive(Debug)]
 pub(super) enum Event {
     StreamEnd,
     DocumentStart,
     Alias(String),
-    Scalar {
-        properties: Properties,
-        text: String,
-        plain: bool,
-    },
-    SequenceStart(Properties),
-    MappingStart(Properties),
+    Node(Properties, Start),
+    /// The end of a sequence or a mapping.
     End,
     Other,
+}
+
+/// The start of a node.
+#[derive(Debug)]
+pub(super) enum Start {
+    Scalar { text: String, plain: bool },
+    Sequence,
+    Mapping,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Properties {
     pub(super) anchor: Option<String>,
+    /// Complete, such as `tag:yaml.org,2002:str`.
     pub(super) tag: Option<String>,
 }
 
-/// The kinds of tokens that the dialect distinguishes.
+/// The kinds of tokens that [`dialect`](super::dialect) distinguishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Token {
     StreamEnd,
@@ -93,7 +96,7 @@ impl<'a> Parser<'a> {
     pub(super) fn new(text: &'a str) -> Self {
         let mut parser = Box::new(MaybeUninit::<sys::yaml_parser_t>::uninit());
         // SAFETY: the address is that of memory for a parser, which the call initialises. It fails
-        // only when memory cannot be had, and this port of libyaml ends the process then.
+        // only without memory, and this port of libyaml aborts the process then.
         let _ = unsafe { sys::yaml_parser_initialize(parser.as_mut_ptr()) };
         // SAFETY: the call above initialised it, in its place.
         let mut parser = unsafe { parser.assume_init() };
@@ -184,21 +187,21 @@ fn owned(event: &sys::yaml_event_t) -> Event {
             let length = usize::try_from(scalar.length).unwrap_or_default();
             // SAFETY: libyaml's text at this address has this many bytes.
             let text = unsafe { std::slice::from_raw_parts(scalar.value, length) };
-            Event::Scalar {
-                properties: properties(scalar.anchor, scalar.tag),
+            let start = Start::Scalar {
                 text: String::from_utf8_lossy(text).into_owned(),
                 plain: scalar.style == sys::YAML_PLAIN_SCALAR_STYLE,
-            }
+            };
+            Event::Node(properties(scalar.anchor, scalar.tag), start)
         }
         sys::YAML_SEQUENCE_START_EVENT => {
             // SAFETY: the type shows that this field is the active one.
             let start = unsafe { event.data.sequence_start };
-            Event::SequenceStart(properties(start.anchor, start.tag))
+            Event::Node(properties(start.anchor, start.tag), Start::Sequence)
         }
         sys::YAML_MAPPING_START_EVENT => {
             // SAFETY: the type shows that this field is the active one.
             let start = unsafe { event.data.mapping_start };
-            Event::MappingStart(properties(start.anchor, start.tag))
+            Event::Node(properties(start.anchor, start.tag), Start::Mapping)
         }
         sys::YAML_SEQUENCE_END_EVENT | sys::YAML_MAPPING_END_EVENT => Event::End,
         _ => Event::Other,

@@ -1,19 +1,19 @@
 //! Checks for values that `PyYAML`'s safe loader cannot construct, so that it refuses the whole text.
 //!
-//! Its resolver gives a scalar without quotes a type by its form (`yaml/resolver.py`), and its
-//! constructor then fails if there is no such value (`yaml/constructor.py`).
+//! The loader derives the type of a plain scalar from its form (`yaml/resolver.py`), and then fails if
+//! the type has no such value (`yaml/constructor.py`).
 
 use super::{Content, Node};
 
 const PREFIX: &str = "tag:yaml.org,2002:";
 
-/// Most digits of a number in Python (`sys.int_info.default_max_str_digits`).
+/// Most digits of an integer in Python (`sys.int_info.default_max_str_digits`).
 const MAX_INT_DIGITS: usize = 4300;
 
-/// Why the value of a scalar without quotes cannot be constructed; `None` if it can.
+/// Why a plain scalar cannot be constructed; `None` if it can.
 fn implicit_problem(text: &str) -> Option<&'static str> {
     if text == "=" {
-        return Some("'=' alone needs quotes: it means nothing to cloud-init's reader");
+        return Some("'=' alone needs quotes: cloud-init has no value for it");
     }
     if text == "<<" {
         return Some("'<<' is only for keys, and needs quotes here");
@@ -24,7 +24,7 @@ fn implicit_problem(text: &str) -> Option<&'static str> {
     timestamp_problem(text)
 }
 
-/// Whether a scalar without quotes has the form of a number.
+/// Whether a plain scalar has the form of an integer.
 fn is_int(text: &str) -> bool {
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
     let all = |text: &str, fits: fn(u8) -> bool| {
@@ -42,7 +42,7 @@ fn is_int(text: &str) -> bool {
     digits.starts_with(|c: char| c.is_ascii_digit()) && all(digits, |b| b.is_ascii_digit())
 }
 
-/// Whether a scalar without quotes has the form of a number, a boolean or a date.
+/// Whether a plain scalar has the form of a number, a boolean or a date.
 fn has_other_type(text: &str) -> bool {
     const WORDS: [&str; 9] = [
         "yes", "no", "true", "false", "on", "off", ".inf", ".nan", "+.inf",
@@ -165,19 +165,19 @@ impl Node {
             (Content::Mapping(pairs), None) => pairs.iter().find_map(|(key, value)| {
                 let merges = key.is_merge();
                 (merges && !can_be_merged(value, resolve))
-                    .then_some("what is merged by '<<' must be a mapping or a list of mappings")
+                    .then_some("the value of '<<' must be a mapping or a list of mappings")
             }),
             (_, None) => None,
             (content, Some(tag)) => {
                 let fits = tag
                     .strip_prefix(PREFIX)
                     .is_some_and(|name| fits(name, content));
-                (!fits).then_some("a tag that cloud-init's reader does not know, or not here")
+                (!fits).then_some("a tag that cloud-init does not know, or of another type")
             }
         }
     }
 
-    /// Whether it is a string in Python, and not a number, a boolean, a date or `None`.
+    /// Whether it is a string in Python: not a number, a boolean, a date or `None`.
     pub(in crate::instance) fn is_string(&self) -> bool {
         match (&self.content, self.tag.as_deref()) {
             (Content::Scalar { text, plain }, None) => {
@@ -233,7 +233,8 @@ fn fits(name: &str, content: &Content) -> bool {
     }
 }
 
-/// Whether Python decodes it: other characters are ignored, and the rest is a multiple of four.
+/// Whether Python decodes it as base64. Other characters are ignored; the rest must be a multiple of
+/// four.
 fn is_base64(text: &str) -> bool {
     let digits = text.trim_end_matches(['=', '\n', ' ']);
     let is_digit = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/');
@@ -247,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn points_in_time_exist_or_are_text() {
+    fn timestamps_that_do_not_exist_are_refused() {
         for text in [
             "2020-13-45",
             "2001-02-29",
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_have_digits() {
+    fn integers_without_digits_or_with_too_many_are_refused() {
         for text in ["0x_", "-0b_", &"1".repeat(4301), "=", "<<"] {
             assert!(implicit_problem(text).is_some(), "{text}");
         }

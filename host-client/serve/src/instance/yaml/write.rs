@@ -1,4 +1,4 @@
-//! A document as text: block style, one space of meaning between what matters.
+//! Writes a document in block style.
 
 use std::fmt::Write as _;
 
@@ -8,20 +8,19 @@ use super::{Content, Node};
 const MAX_SIMPLE_KEY: usize = 512;
 
 impl Node {
-    /// The node as a document, which reads as this again.
+    /// Writes the node as a document. Parsing it returns an equal node.
     pub(in crate::instance) fn to_yaml(&self) -> String {
         let mut text = String::new();
-        match &self.content {
-            Content::Sequence(items) if !items.is_empty() => self.write_block(&mut text, 0),
-            Content::Mapping(pairs) if !pairs.is_empty() => self.write_block(&mut text, 0),
-            _ => {
-                self.write_inline(&mut text);
-                text.push('\n');
-            }
+        if self.is_block() {
+            self.write_block(&mut text, 0);
+        } else {
+            self.write_inline(&mut text);
+            text.push('\n');
         }
         text
     }
 
+    /// Whether it is a collection with entries.
     fn is_block(&self) -> bool {
         match &self.content {
             Content::Sequence(items) => !items.is_empty(),
@@ -30,7 +29,7 @@ impl Node {
         }
     }
 
-    /// A collection with something in it: lines of their own.
+    /// Writes each entry of a collection on its own lines.
     fn write_block(&self, text: &mut String, indent: usize) {
         match &self.content {
             Content::Sequence(items) => {
@@ -50,7 +49,7 @@ impl Node {
         }
     }
 
-    /// What follows `-` or `:`, to the end of its last line.
+    /// Writes a value after `-` or `:`, with its last line feed.
     fn write_value(&self, text: &mut String, indent: usize) {
         text.push(' ');
         if self.is_block() {
@@ -71,8 +70,8 @@ impl Node {
         }
     }
 
-    /// The text, if it can be written line by line: it has several, begins with no space, ends with
-    /// one newline at most, and holds nothing that needs an escape.
+    /// The text if it can be a literal block: it has several lines, no leading white space, at most one
+    /// trailing line feed, and no characters that need an escape.
     fn as_lines(&self) -> Option<&str> {
         let text = self.as_text().filter(|text| text.contains('\n'))?;
         let body = text.strip_suffix('\n').unwrap_or(text);
@@ -87,11 +86,13 @@ impl Node {
     fn write_key(&self, text: &mut String, indent: usize) {
         let mut key = String::new();
         self.write_inline(&mut key);
-        let _ = match (&self.content, key.chars().count() > MAX_SIMPLE_KEY) {
-            (_, true) => write!(text, "? {key}\n{:indent$}:", ""),
+        let _ = if key.chars().count() > MAX_SIMPLE_KEY {
+            write!(text, "? {key}\n{:indent$}:", "")
+        } else if self.is_alias() {
             // A colon may be part of an anchor's name.
-            (Content::Alias(_), false) => write!(text, "{key} :"),
-            (_, false) => write!(text, "{key}:"),
+            write!(text, "{key} :")
+        } else {
+            write!(text, "{key}:")
         };
     }
 
@@ -128,12 +129,12 @@ impl Node {
     }
 }
 
-/// Characters that mean themselves, to YAML and to a terminal.
+/// Whether a character has no special meaning in YAML and on a terminal.
 const fn needs_no_escape(character: char) -> bool {
     matches!(character, ' '..='~' | '\u{a1}'..='\u{2027}' | '\u{202f}'..='\u{fefe}' | '\u{10000}'..)
 }
 
-/// Double quotes, with the escapes of YAML 1.1 (section 5.6) for what has none of its own.
+/// Writes a scalar in double quotes, with the escapes of YAML 1.1 (section 5.6).
 fn quote(scalar: &str, text: &mut String) {
     text.push('"');
     for character in scalar.chars() {
@@ -152,8 +153,8 @@ fn quote(scalar: &str, text: &mut String) {
 mod tests {
     use super::super::{Content, Node, parse};
 
-    /// The node, without the two spellings of nothing, and of a folded text without quotes, whose
-    /// lines only quotes can hold.
+    /// Normalizes what writing changes: an empty scalar to `~`, and a plain scalar of several lines to
+    /// a quoted one.
     fn meaning(node: &Node) -> Node {
         let content = match &node.content {
             Content::Scalar { text, plain: true } if text.is_empty() => Content::Scalar {
@@ -180,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_reads_the_same() {
+    fn written_yaml_is_parsed_to_the_same_node() {
         for text in [
             "a: yes\nb: 'yes'\nc: \"1\"\nd: 1.0\ne:\nf: ~\n",
             "runcmd:\n- [sh, -c, \"echo 'a: b' # c\"]\n- - x\n  - {}\n  - []\n- |\n  two\n  lines\n",
