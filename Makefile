@@ -4,8 +4,6 @@
 
 step := tests/lab/step
 lab := cargo run --quiet --bin lab --
-# Packages the library crates, and builds each from its package and those it depends on.
-packages := cargo package --quiet --offline --allow-dirty $(addprefix -p vsock-agent-,protocol transport files client)
 export STARTED := $(shell date +%s)
 
 # A small VM with the agent in it, registered with agent-cli as `demo`. It runs until demo-stop.
@@ -25,7 +23,6 @@ test: setup
 	@$(step) "clippy" cargo clippy --workspace --all-targets --all-features -- -Dwarnings
 	@$(step) "documentation" env RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps
 	@$(step) "tests without a VM" cargo test --workspace
-	@$(step) "packages" $(packages)
 	@$(step) "bans, licences, sources" $(lab) deny
 	@$(step) "cloud-init" cargo test --workspace --features agent-tests/vm --test cloud_init
 	@$(step) "VM lab" $(lab) setup
