@@ -21,7 +21,9 @@ use nix::{
 };
 use rustls::ServerConnection;
 
-use super::output::{Output, lock};
+pub(super) mod output;
+
+use self::output::{Output, lock};
 
 /// Size of the buffer for incoming TLS records, in bytes: four of the largest (RFC 8446, section 5.2).
 const RECORDS_BYTES: usize = 64 * 1024;

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::BytesMut;
 
-use super::stream::Sink;
+use super::Sink;
 
 /// Size of the gathered replies, in bytes, at which they are sent without waiting for more.
 const GATHER_BYTES: usize = 64 * 1024;
@@ -18,13 +18,13 @@ const SMALL_BYTES: usize = 4 * 1024;
 /// The sending half of a connection. A lock of its own for the replies: they are gathered also while a
 /// thread waits for the client to receive.
 #[derive(Debug)]
-pub(super) struct Output {
+pub(in crate::sftp) struct Output {
     sink: Mutex<Sink>,
     unsent: Mutex<BytesMut>,
 }
 
 impl Output {
-    pub(super) fn new(sink: Sink) -> Self {
+    pub(in crate::sftp) fn new(sink: Sink) -> Self {
         Self {
             sink: Mutex::new(sink),
             unsent: Mutex::default(),
@@ -36,7 +36,7 @@ impl Output {
     /// # Errors
     ///
     /// As [`Sink::write`].
-    pub(super) fn gather(&self, reply: &[u8]) -> io::Result<()> {
+    pub(in crate::sftp) fn gather(&self, reply: &[u8]) -> io::Result<()> {
         if reply.len() > SMALL_BYTES {
             return self.send(reply);
         }
@@ -53,7 +53,7 @@ impl Output {
     /// # Errors
     ///
     /// As [`Sink::write`].
-    pub(super) fn send(&self, frame: &[u8]) -> io::Result<()> {
+    pub(in crate::sftp) fn send(&self, frame: &[u8]) -> io::Result<()> {
         let mut sink = lock(&self.sink);
         let unsent = std::mem::take(&mut *lock(&self.unsent));
         sink.write(&unsent, frame)
@@ -64,7 +64,7 @@ impl Output {
     /// # Errors
     ///
     /// As [`Sink::write`].
-    pub(super) fn flush(&self) -> io::Result<()> {
+    pub(in crate::sftp) fn flush(&self) -> io::Result<()> {
         let is_empty = lock(&self.unsent).is_empty();
         if is_empty { Ok(()) } else { self.send(&[]) }
     }
@@ -75,7 +75,7 @@ impl Output {
     /// # Errors
     ///
     /// As [`Sink::write`].
-    pub(super) fn answer_tls(&self) -> io::Result<()> {
+    pub(in crate::sftp) fn answer_tls(&self) -> io::Result<()> {
         match self.sink.try_lock() {
             Ok(mut sink) => sink.write(&[], &[]),
             Err(_) => Ok(()),
@@ -83,7 +83,7 @@ impl Output {
     }
 
     /// Sends `close_notify`, unless that would wait.
-    pub(super) fn close(&self) {
+    pub(in crate::sftp) fn close(&self) {
         if let Ok(mut sink) = self.sink.try_lock() {
             sink.send_close_notify();
         }
@@ -91,7 +91,7 @@ impl Output {
 }
 
 /// Locks, also after a panic: it ends the session, and leaves nothing half done behind a lock.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(in crate::sftp) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -99,7 +99,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use std::{io::Read as _, os::unix::net::UnixStream};
 
-    use super::{super::stream::Channel, *};
+    use super::{super::Channel, *};
 
     #[test]
     fn small_replies_wait_and_are_sent_before_a_large_one() {
