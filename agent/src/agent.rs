@@ -1,4 +1,4 @@
-//! The agent as a whole: builds it, binds its sockets, runs and stops it.
+//! The agent: binds its sockets, runs its tasks and stops them.
 
 use std::{
     future::Future,
@@ -34,7 +34,7 @@ use crate::{
     system::memory,
 };
 
-/// An agent whose sockets are bound. Connections wait until [`Agent::run`].
+/// An agent with bound sockets. Connections are accepted by [`Agent::run`].
 #[derive(Debug)]
 pub struct Agent {
     listeners: Vec<Listener>,
@@ -65,12 +65,12 @@ pub enum BindError {
 }
 
 impl Agent {
-    /// Reads the identity, applies the config share, and binds every address. Waits
+    /// Reads the identity, applies the config share, and binds all addresses. Waits
     /// [`defaults::BIND_TIMEOUT`] at most for a vsock device.
     ///
     /// # Errors
     ///
-    /// The first [`BindError`]; nothing stays bound then.
+    /// The first [`BindError`]. No address stays bound.
     pub async fn bind(mut config: Config) -> Result<Self, BindError> {
         raise_file_limit();
         if !config.features.has(Feature::GuestApi) {
@@ -81,7 +81,7 @@ impl Agent {
             Security::Tls(_) => {}
             Security::Plain => {
                 tracing::warn!(
-                    "serving without TLS: everyone who can connect to a listener is root in this machine"
+                    "serving without TLS: any client that can connect to a listener has root access to the guest"
                 );
             }
         }
@@ -142,8 +142,8 @@ impl Agent {
             shutdown.clone(),
         );
         let api = GuestApi::new(data, shutdown.clone());
-        let is_told = config.guest.host.is_some() || app.host.watch().borrow().is_some();
-        let looks_for_host = !is_told && wants_data;
+        let has_host = config.guest.host.is_some() || app.host.watch().borrow().is_some();
+        let looks_for_host = !has_host && wants_data;
         let usual_host = config.guest.usual_host.take().filter(|_| looks_for_host);
         let ready_timeout = config.guest.ready_timeout;
         let guest = Provisioner::new(api, metadata, config.guest, config.root, applied, known);
@@ -168,12 +168,12 @@ impl Agent {
         }
     }
 
-    /// Serves until `until` resolves, then stops: accepts no new connections, leaves or ends running
-    /// commands as configured, and aborts what has not ended within [`defaults::SHUTDOWN_TIMEOUT`]. True if
-    /// nothing was aborted.
+    /// Serves until `until` resolves. Then accepts no new connections, keeps or ends running commands as
+    /// configured, and aborts tasks that do not end within [`defaults::SHUTDOWN_TIMEOUT`]. True if none was
+    /// aborted.
     ///
-    /// `ready` is called once, when the boot may continue: the instance data are there, or are not
-    /// expected, or have not come in time.
+    /// Calls `ready` once, when the boot may continue: the instance data are available, not expected, or
+    /// late.
     pub async fn run(
         mut self,
         ready: impl FnOnce() + Send + 'static,
@@ -236,13 +236,13 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// Applies the certificates, context ids, features and rules for commands in `config`, and nothing else
-    /// of it. Connections of clients that are no longer admitted are closed at once, and their commands end
-    /// as on any disconnect; other clients are not affected. Blocks on the files.
+    /// Applies the certificates, context ids, features and command rules of `config`, and no other option.
+    /// Clients that are no longer admitted are disconnected, which ends their commands; other clients are not
+    /// affected. Blocks on the files.
     ///
     /// # Errors
     ///
-    /// [`IdentityError`], also when TLS would be switched on or off. Nothing has changed then.
+    /// [`IdentityError`], also if `config` switches TLS on or off. Nothing is changed then.
     pub fn reload(&self, config: &Config) -> Result<(), IdentityError> {
         let trust = Trust::new(config)?;
         self.server.trust(trust)?;
@@ -251,7 +251,7 @@ impl Reloader {
     }
 }
 
-/// A thousand commands need more descriptors than a login's soft limit.
+/// Raises the soft limit on open files to the hard limit: a thousand commands need several thousand.
 fn raise_file_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_config_share_says_where_the_host_is() {
+    async fn the_host_address_in_the_config_share_is_used() {
         let folder = std::env::temp_dir().join(format!("agent-conf-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let text = r#"{"cid": 2, "port": 39041, "certificate": "", "dev_incus": true}"#;

@@ -24,19 +24,18 @@ use crate::{
     system::state::{AgentNumbers, Guest},
 };
 
-/// The permissions of the host.
+/// What the host is allowed to do.
 #[derive(Debug, Clone)]
 pub(crate) struct Policy {
     pub(crate) features: Features,
-    /// The commands that it may run.
     pub(crate) exec: ExecPolicy,
 }
 
-/// The modules' states, created once and shared by all connections.
+/// The state of the modules, shared by all connections.
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) commands: CommandRunner,
-    /// Permits of connections.
+    /// Permits of HTTP connections.
     pub(crate) connections: Arc<Semaphore>,
     counts: Arc<Counts>,
     /// Whether commands end when the agent stops.
@@ -49,11 +48,11 @@ pub(crate) struct App {
     pub(crate) host: Host,
     pub(crate) hotplug: Hotplug,
     pub(crate) instance_data: InstanceData,
-    /// Permits of listeners to events.
+    /// Permits of event listeners.
     pub(crate) listeners: Arc<Semaphore>,
     pub(crate) operations: Registry,
     pub(crate) port_forwards: Arc<Semaphore>,
-    /// Bytes of requests that wait in SFTP sessions.
+    /// The memory budget of waiting requests in all SFTP sessions.
     pub(crate) sftp_budget: Arc<Budget>,
     pub(crate) sftp_sessions: Arc<Semaphore>,
     pub(crate) shutdown: Shutdown,
@@ -61,7 +60,7 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// Creates the states, and publishes operations as events.
+    /// Creates the state. Changes of operations are published as events.
     pub(crate) fn new(
         shutdown: Shutdown,
         end_commands: bool,
@@ -101,12 +100,12 @@ impl App {
         }
     }
 
-    /// The current permissions of the host.
+    /// The current policy.
     pub(crate) fn policy(&self) -> Arc<Policy> {
         Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Replaces the permissions, for later requests.
+    /// Replaces the policy for later requests.
     pub(crate) fn set_policy(&self, policy: Policy) {
         *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
@@ -115,7 +114,7 @@ impl App {
     pub(crate) fn numbers(&self) -> AgentNumbers {
         let taken =
             |permits: &Semaphore, all: usize| all.saturating_sub(permits.available_permits());
-        // The ended first, so that there are never more of them than started ones.
+        // `ended` first, so that it does not exceed `started`.
         let commands_ended = self.counts.ended.load(Ordering::Acquire);
         AgentNumbers {
             version: env!("CARGO_PKG_VERSION"),
@@ -129,7 +128,7 @@ impl App {
     }
 }
 
-/// Operations since the start. All of them are commands.
+/// Numbers of operations since the start. All operations are commands.
 #[derive(Debug, Default)]
 struct Counts {
     started: AtomicU64,
@@ -137,7 +136,7 @@ struct Counts {
 }
 
 impl Counts {
-    /// Counts a new state: an operation has the first one and the last one once each.
+    /// Counts a state change. An operation has one `Running` state and one final state.
     fn count(&self, operation: &Operation) {
         if operation.is_final() {
             self.ended.fetch_add(1, Ordering::AcqRel);

@@ -1,7 +1,5 @@
-//! The configuration: from the file, the environment and the arguments; the last one wins.
-//!
-//! Everything is read and checked before anything is bound. An option has the same name in all three:
-//! `--allow-cid`, `VSOCK_AGENT_ALLOW_CID`, `allow-cid`.
+//! The configuration: from the arguments, the environment and the configuration file, in this order of
+//! precedence. It is read and validated before a socket is bound.
 
 mod command_line;
 mod features;
@@ -41,7 +39,7 @@ pub(crate) use self::features::FeaturesError;
 pub use self::features::{Feature, Features};
 pub use self::guest::{CloudInit, GuestConfig};
 
-/// The default configuration file, which may be missing.
+/// The default configuration file. May be missing.
 const DEFAULT_FILE: &str = "/etc/vsock-agent/config.toml";
 
 /// The default address to listen on.
@@ -50,17 +48,16 @@ const DEFAULT_ADDRESS: ListenAddress = ListenAddress::Vsock(VsockAddress {
     port: DEFAULT_PORT,
 });
 
-/// The whole configuration, checked.
+/// The validated configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The addresses to listen on; at least one.
     pub listen: Vec<ListenAddress>,
     /// How clients authenticate.
     pub security: Security,
-    /// The context ids that may connect by AF_VSOCK; all others are closed unread.
+    /// The context ids that may connect by AF_VSOCK. Connections of others are closed at once.
     pub allowed_cids: Vec<Cid>,
-    /// Whether running commands are ended when the agent stops. If not, they go on, and their output is
-    /// lost.
+    /// Whether running commands end when the agent stops. Otherwise they keep running without output.
     pub end_commands: bool,
     /// The flavour of the host.
     pub family: Family,
@@ -72,19 +69,19 @@ pub struct Config {
     pub guest: GuestConfig,
     /// The log level.
     pub log: Level,
-    /// The guest's `/`: for files and mounts of the host, and for cloud-init.
+    /// The guest's `/`, for files and mounts of the host, and for cloud-init.
     pub root: PathBuf,
     /// The config share, which the host provides before it connects.
     pub share: Option<ConfigShare>,
-    /// The virtio ports on which the agent reports its status to the host; missing ones are ignored.
+    /// The virtio ports for the agent's status. Missing ones are ignored.
     pub status_ports: Vec<PathBuf>,
 }
 
 /// How clients authenticate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Security {
-    /// Mutual TLS with the identity in this folder: `agent.crt`, `agent.key`, and `server.crt`,
-    /// the certificates of the clients.
+    /// Mutual TLS with the identity in this directory: `agent.crt`, `agent.key`, and the clients'
+    /// certificates in `server.crt`.
     Tls(PathBuf),
     /// No authentication: everyone who can connect to a listener is root in the guest.
     Plain,
@@ -102,42 +99,42 @@ pub enum ConfigError {
         /// The cause.
         source: io::Error,
     },
-    /// The file is not TOML, or has a key that is no option.
+    /// The file is not TOML, or has an unknown key.
     #[error("the configuration file {path}, line {line}: {reason}")]
     Parse {
         /// The path of the file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// What is wrong.
+        /// The error.
         reason: String,
     },
     /// The arguments are invalid.
-    #[error("cannot understand the arguments, see --help")]
+    #[error("invalid arguments, see --help")]
     Arguments(#[from] lexopt::Error),
     /// A value is invalid.
     #[error("{origin}")]
     Value {
         /// The option.
         option: String,
-        /// Where it was set.
+        /// Its name in the arguments, the environment or the file.
         origin: String,
         /// The cause.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// A metadata service does not exist, or its file has an error.
-    #[error("cannot serve that metadata")]
+    /// A preset does not exist, or its file is invalid.
+    #[error("invalid metadata service")]
     Preset(#[from] PresetError),
     /// The features in Incus's file cannot be read.
     #[error("cannot read the features")]
     Features(#[from] FeaturesError),
-    /// TLS is enabled and no folder has a certificate.
+    /// TLS is enabled, and no directory has a certificate.
     #[error(
-        "no agent.crt in {searched}: put the identity there, name its folder with --identity, or \
-         serve without TLS with --plain"
+        "no agent.crt in {searched}: install the identity there, name its directory with --identity, \
+         or disable TLS with --plain"
     )]
     NoIdentity {
-        /// The searched folders.
+        /// The searched directories.
         searched: String,
     },
 }
@@ -153,7 +150,7 @@ impl ConfigError {
 }
 
 impl Config {
-    /// Merges the file and `flags`, which have the environment already.
+    /// Reads the configuration file, and merges it with `flags`, which include the environment.
     ///
     /// # Errors
     ///
@@ -194,8 +191,8 @@ fn merge(
         Security::Tls(folder) => Some(folder.as_path()),
         Security::Plain => None,
     };
-    // LXD's and Incus's hosts provide a share, and announce another address. An agent that does not listen
-    // on AF_VSOCK does not connect there either.
+    // LXD's and Incus's hosts provide a share and announce their address. An agent that does not listen on
+    // AF_VSOCK does not connect by it either.
     let looks_for_host = program == Program::Own
         && options.share.is_none()
         && identity != Some(Path::new(config_share::FETCHED))
@@ -215,7 +212,7 @@ fn merge(
         Some(Host::At(address)) => (Some(address), None),
         None => (None, looks_for_host.then_some(guest::DEFAULT_HOST)),
     };
-    // cloud-init detects a metadata service itself, and would prefer the socket if it had both.
+    // cloud-init detects a metadata service itself, but would prefer the socket of the guest API.
     let usual_cloud_init = if presets.is_empty() {
         CloudInit::default()
     } else {
@@ -289,27 +286,27 @@ mod tests {
         parsed(&["--plain"])
     }
 
-    /// Whether it is a value of this option that is refused.
+    /// Whether a value of this option is refused.
     fn is_of(error: &ConfigError, name: &str) -> bool {
         matches!(error, ConfigError::Value { option, .. } if option == name)
     }
 
     #[test]
-    fn nothing_said_means_the_lxd_port_and_the_host_only() {
+    fn the_defaults_are_the_lxd_port_and_the_host_only() {
         let config = merge(plain_flags(), Options::default()).unwrap();
         assert_eq!(config.listen, ["vsock:any:8443".parse().unwrap()]);
         assert_eq!(config.allowed_cids, [Cid::HOST]);
     }
 
     #[test]
-    fn a_flag_wins_over_the_file() {
+    fn an_argument_overrides_the_file() {
         let flags = parsed(&["--plain", "--listen", "unix:/a"]);
         let config = merge(flags, file(r#"listen = ["unix:/b"]"#)).unwrap();
         assert_eq!(config.listen, ["unix:/a".parse().unwrap()]);
     }
 
     #[test]
-    fn the_family_is_lxd_unless_something_else_is_said() {
+    fn the_default_family_is_lxd() {
         let family = |flags, file| merge(flags, file).map(|config| config.family);
         let said = |text: &str| parse(&["--plain", "--family", text]);
         assert_eq!(family(plain_flags(), file("")).unwrap(), Family::Lxd);
@@ -321,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_nobody_knows_is_refused() {
+    fn an_unknown_key_in_the_file_is_refused() {
         let error = read("plain = true\nlistn = []").unwrap_err().to_string();
         assert!(
             error.contains("line 2") && error.contains("\"listn\"") && error.contains("listen"),
@@ -330,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_host_may_do_is_said_whoever_the_host_is() {
+    fn features_and_exec_restrictions_are_configurable() {
         let text = "features = [\"exec\", \"state\"]\nexec-users = [\"ann\"]\n\
                     exec-commands = [\"/bin/df **\"]\n";
         let config = merge(plain_flags(), file(text)).unwrap();
@@ -354,13 +351,13 @@ mod tests {
     }
 
     #[test]
-    fn a_level_nobody_knows_is_refused_by_name() {
+    fn an_unknown_log_level_is_named_in_the_error() {
         let error = anyhow::Error::from(parse(&["--log", "loud"]).unwrap_err());
         assert!(format!("{error:#}").contains("loud"), "{error:#}");
     }
 
     #[test]
-    fn the_name_decides_the_family_unless_it_is_said() {
+    fn the_program_name_sets_the_default_family() {
         let family = |flags| {
             let program = Program::StandIn(Family::Incus);
             let merged = super::merge(
@@ -376,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_host_is_looked_for_by_an_agent_on_af_vsock_that_knows_of_no_other() {
+    fn the_default_host_is_tried_only_on_af_vsock_without_another_host() {
         let looked_for = |flags: Flags, text: &str, program| {
             let config = super::merge(
                 flags,
@@ -408,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_may_be_named_or_switched_off() {
+    fn the_host_may_be_an_address_or_off() {
         let host = |text: &str| {
             let file = read(text)?;
             merge(plain_flags(), file).map(|config| config.guest.host)
@@ -421,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn the_flags_of_lxds_and_incuss_agents_are_understood() {
+    fn the_flags_of_lxds_and_incuss_agents_are_accepted() {
         for (arguments, level) in [
             (vec!["-d"], Level::DEBUG),
             (vec!["--debug"], Level::DEBUG),

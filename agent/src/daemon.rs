@@ -27,8 +27,7 @@ use crate::{
 /// Exit status for an invalid configuration (`EX_USAGE`, `sysexits.h`).
 const EXIT_USAGE: u8 = 64;
 
-/// Worker threads of the runtime: more than one, so that a busy stream does not delay the others; few,
-/// because a guest has few cores.
+/// Worker threads of the runtime. Two, so that a busy stream does not delay others; guests have few cores.
 const WORKER_THREADS: usize = 2;
 
 /// Runs the program by its arguments, environment and configuration file, and returns its exit status.
@@ -52,11 +51,9 @@ pub fn run() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    // The memory contains keys and data of clients: no core dumps, no access by other processes.
+    // The memory contains keys and data of clients: no core dumps, no ptrace.
     if let Err(error) = set_dumpable(false) {
-        eprint_error(
-            &anyhow::Error::from(error).context("cannot keep the memory out of core dumps"),
-        );
+        eprint_error(&anyhow::Error::from(error).context("cannot disable core dumps"));
     }
     if flags.fetches_share() {
         return fetch_share(flags.debugs());
@@ -99,7 +96,7 @@ fn fetch_share(debugs: bool) -> ExitCode {
     match fetched {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {
-            tracing::info!("this host offers no config share");
+            tracing::info!("this host provides no config share");
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -121,7 +118,7 @@ fn serve(flags: Flags, config: Config, log: &LogLimit) -> anyhow::Result<()> {
         let mut hang_up = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
         let agent = Agent::bind(config.clone()).await?;
         let reloader = agent.reloader();
-        let asked_to_stop = async {
+        let until = async {
             select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
@@ -135,14 +132,14 @@ fn serve(flags: Flags, config: Config, log: &LogLimit) -> anyhow::Result<()> {
             }
             notify("STOPPING=1");
         };
-        if !agent.run(|| notify("READY=1"), asked_to_stop).await {
-            tracing::warn!("sessions were cut off");
+        if !agent.run(|| notify("READY=1"), until).await {
+            tracing::warn!("sessions were aborted");
         }
         Ok(())
     })
 }
 
-/// Applies the changes in the files; `started` is the configuration at the start.
+/// Reloads the configuration. `started` is the configuration at the start.
 fn reload(flags: &Flags, started: &Config, reloader: &Reloader, log: &LogLimit) {
     let config = match Config::load(flags.clone()) {
         Ok(config) => config,
@@ -172,10 +169,7 @@ fn reload(flags: &Flags, started: &Config, reloader: &Reloader, log: &LogLimit) 
     }
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "the last word of a program that cannot start"
-)]
+#[expect(clippy::print_stderr, reason = "errors of a program that cannot start")]
 fn eprint_error(error: &anyhow::Error) {
     eprintln!("vsock-agent: {error:#}");
 }

@@ -30,14 +30,14 @@ impl Events {
                 return false;
             }
             let event = Event::new(kind, clock::now(), metadata);
-            // Fails only for a map whose keys are not strings, and JSON has none.
+            // Fails only for a map whose keys are not strings; there is none.
             let text = serde_json::to_string(&event).unwrap_or_default();
             log.push(event.kind, text.into());
             true
         });
     }
 
-    /// Listens to all events from now on that are of one of `kinds`.
+    /// Receives events of `kinds` from now on.
     pub(crate) fn listen(&self, kinds: Vec<String>) -> Listener {
         let changes = self.0.subscribe();
         let mut next = 0;
@@ -61,7 +61,7 @@ pub(crate) struct Listener {
     log: watch::Sender<Log>,
     changes: watch::Receiver<Log>,
     kinds: Vec<String>,
-    /// Number of the next event to receive.
+    /// Number of the next event to be received.
     next: u64,
 }
 
@@ -70,7 +70,7 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// [`Lagged`] once when the next event has been dropped; after that come the remaining ones.
+    /// [`Lagged`] once when the next event has been dropped. The next call returns a later one.
     pub(crate) async fn next(&mut self) -> Result<Utf8Bytes, Lagged> {
         loop {
             // Marked before the check, so that a change in between is not missed.
@@ -82,7 +82,7 @@ impl Listener {
             });
             match taken? {
                 Some(text) => return Ok(text),
-                // `self.log` is a sender, so there always is one.
+                // `self.log` keeps the channel open.
                 None => drop(self.changes.changed().await),
             }
         }
@@ -98,20 +98,20 @@ impl Drop for Listener {
     }
 }
 
-/// A listener received events so slowly that some have been dropped.
+/// Events were dropped before the listener received them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{missed} events are lost")]
 pub(crate) struct Lagged {
     missed: u64,
 }
 
-/// The events that some listener has yet to receive.
+/// The events that not all listeners have received.
 #[derive(Debug, Default)]
 struct Log {
     entries: VecDeque<Entry>,
-    /// Number of the first of them. Events are numbered from 0.
+    /// Number of the first entry. Events are numbered from 0.
     first: u64,
-    /// Memory of all of them.
+    /// Memory of all entries.
     bytes: usize,
     listeners: usize,
 }
@@ -149,7 +149,7 @@ impl Log {
         }
     }
 
-    /// Takes the first event from `next` on that is of one of `kinds`.
+    /// Takes the first event of `kinds` from `next` on.
     fn take(&mut self, next: &mut u64, kinds: &[String]) -> Result<Option<Utf8Bytes>, Lagged> {
         let mut found = None;
         while found.is_none() {
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_listener_that_comes_late_to_many_events_gets_them_all_in_order() {
+    async fn a_slow_listener_gets_all_events_in_order() {
         let events = Events::new();
         let mut slow = events.listen(kinds());
         let mut fast = events.listen(kinds());
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn memory_is_bounded_and_only_who_is_behind_is_told() {
+    async fn the_event_log_is_bounded_and_only_a_slow_listener_lags() {
         let events = Events::new();
         let mut slow = events.listen(kinds());
         let mut fast = events.listen(kinds());
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_hears_is_not_kept() {
+    async fn events_without_a_listener_are_dropped() {
         let events = Events::new();
         events.publish("a", json!(1));
         let mut listener = events.listen(kinds());

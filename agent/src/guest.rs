@@ -1,4 +1,4 @@
-//! Instance data from the host, and the services that give it to programs in the guest.
+//! Instance data from the host, and the services that provide them in the guest.
 
 pub(crate) mod cloud_init;
 pub(crate) mod guest_api;

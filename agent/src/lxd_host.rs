@@ -1,5 +1,5 @@
-//! Interfaces to LXD's and Incus's hosts beside the HTTP API: the config share, the status port, and the
-//! address that the host announces.
+//! Interfaces to LXD's and Incus's hosts beside the HTTP API: config share, status port, and the host's
+//! address.
 
 pub(crate) mod config_share;
 pub(crate) mod host;

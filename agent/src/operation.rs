@@ -1,7 +1,7 @@
-//! Background work a client can list, wait for, join and cancel.
+//! LXD's operations: background tasks that a client can list, wait for, connect to and cancel.
 //!
-//! Called by `api`. Owns the table of operations and their tasks, independent of what they do: a task gets
-//! a [`Handle`](registry::Handle) to finish the operation, and its sockets through a channel.
+//! Called by `api`. Owns the table of operations and their tasks, independent of what they do. A task gets a
+//! [`Handle`](registry::Handle) with its websockets, and returns the outcome.
 
 mod registry;
 mod secret;
@@ -14,16 +14,16 @@ pub(crate) use secret::{NoRandomness, random_secret};
 /// An error of the registry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum OperationError {
-    /// There is no such operation, or it ended too long ago.
+    /// There is no such operation, or it is no longer kept.
     #[error("operation {0} does not exist")]
     Unknown(OperationId),
-    /// The secret is not one of the operation's, or was used already.
+    /// The secret is wrong or was used before.
     #[error("the secret is wrong or was used already")]
     WrongSecret,
-    /// The operation has ended, so there is nothing to cancel or join.
+    /// The operation has ended, and cannot be cancelled or connected to.
     #[error("the operation has ended")]
     Ended,
-    /// The limit is reached.
+    /// The limit of running operations is reached.
     #[error("too many operations: {} are running", crate::defaults::MAX_SESSIONS)]
     Full,
 }

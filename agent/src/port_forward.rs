@@ -28,11 +28,11 @@ pub(crate) enum DialError {
     /// Port 0.
     #[error("0 is not a port")]
     Port,
-    /// Neither an address nor a name in `/etc/hosts`.
-    #[error("{0:?} is no address, and /etc/hosts does not have it")]
+    /// Neither an IP address nor a name in `/etc/hosts`.
+    #[error("{0:?} is neither an IP address nor a name in /etc/hosts")]
     Name(String),
-    /// No answer in time.
-    #[error("nobody answers at {0}")]
+    /// `connect(2)` timed out.
+    #[error("connection to {0} timed out")]
     Timeout(SocketAddr),
     /// The error of `connect(2)`.
     #[error("cannot connect to {0}")]
@@ -43,7 +43,7 @@ pub(crate) enum DialError {
 ///
 /// # Errors
 ///
-/// [`DialError`]; that of the last of several addresses.
+/// [`DialError`]; of several addresses, the error of the last one.
 pub(crate) async fn dial(to: &PortForward) -> Result<TcpStream, DialError> {
     if to.port == 0 {
         return Err(DialError::Port);
@@ -54,7 +54,7 @@ pub(crate) async fn dial(to: &PortForward) -> Result<TcpStream, DialError> {
         let address = SocketAddr::new(ip, to.port);
         match timeout(defaults::DIAL_TIMEOUT, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
-                // Less delay for small packets; optional.
+                // Optional: less delay for small packets.
                 let _ = stream.set_nodelay(true);
                 return Ok(stream);
             }
@@ -78,13 +78,15 @@ async fn resolve(address: &str) -> Vec<IpAddr> {
     names::addresses(&hosts, address)
 }
 
-/// Copies both ways until both directions have ended, and returns the numbers of bytes from the client and
-/// to it. The end of one direction is forwarded, and the other goes on, unless the client has `left` by
-/// then: a silent port would never notice. `early` is what the client had sent before.
+/// Copies in both directions until both have ended, and returns the numbers of bytes from the client and to
+/// it. The end of one direction is forwarded, and the other continues. `early` are bytes that the client has
+/// sent already. `left` resolves when the client has closed its connection: the end of its input alone does
+/// not tell.
 ///
 /// # Errors
 ///
-/// The first error of either end, or that the client has left; then both are closed.
+/// The first error of either connection, or `BrokenPipe` when the client has left after the end of its
+/// input. Both connections are closed then.
 pub(crate) async fn copy(
     client: impl AsyncRead + AsyncWrite,
     early: &[u8],
@@ -94,14 +96,14 @@ pub(crate) async fn copy(
     let (mut from_client, mut to_client) = split(client);
     let (mut from_guest, mut to_guest) = guest.split();
     let client_ended = Notify::new();
-    let forth = async {
+    let to_port = async {
         let mut all = early.chain(&mut from_client);
         let bytes = tokio::io::copy(&mut all, &mut to_guest).await?;
         to_guest.shutdown().await?;
         client_ended.notify_one();
         Ok(bytes)
     };
-    let back = async {
+    let from_port = async {
         let bytes = tokio::io::copy(&mut from_guest, &mut to_client).await?;
         to_client.shutdown().await?;
         Ok(bytes)
@@ -112,7 +114,7 @@ pub(crate) async fn copy(
         Err(io::ErrorKind::BrokenPipe.into())
     };
     select! {
-        ended = future::try_join(forth, back) => ended,
+        ended = future::try_join(to_port, from_port) => ended,
         gone = gone => gone,
     }
 }
@@ -122,7 +124,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn addresses_are_written_in_every_way() {
+    async fn ip_addresses_and_names_in_etc_hosts_are_resolved() {
         for text in ["127.0.0.1", "::1", "[::1]"] {
             assert_eq!(resolve(text).await.len(), 1, "{text}");
         }

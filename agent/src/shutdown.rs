@@ -1,7 +1,7 @@
-//! The shutdown: stop accepting, let sessions end, abort the rest.
+//! Graceful shutdown: stop accepting, wait for sessions to end, abort the rest.
 //!
-//! Every task of the agent has a [`Shutdown`]. Dropping a future is not enough for a session with a child
-//! process, so tasks watch [`Shutdown::child_token`] and end themselves.
+//! Tasks are started by [`Shutdown::spawn`]. Dropping a future does not end a child process, so tasks watch
+//! [`Shutdown::child_token`] and end themselves.
 
 use std::{future::Future, time::Duration};
 
@@ -19,11 +19,11 @@ pub(crate) struct Shutdown {
 impl Shutdown {
     /// Starts a task that the shutdown waits for.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        // The runtime's code is compiled for each type of future; boxed, all have one type.
+        // Boxed, so that the runtime's code is compiled for one type of future.
         self.tasks.spawn(work.boxed());
     }
 
-    /// A token that is cancelled with everything else, or on its own.
+    /// A token that is cancelled at the shutdown, or on its own.
     pub(crate) fn child_token(&self) -> CancellationToken {
         self.token.child_token()
     }

@@ -406,7 +406,10 @@ async fn disconnect_with_hangup_sends_sighup() {
         let (id, server) = leave(&client, script, more).await;
         let end = client.get(&format!("/1.0/operations/{id}/wait")).await.body;
         let text = end["metadata"]["err"].as_str().unwrap();
-        assert_eq!(text, "its client is gone, and the command goes on", "{end}");
+        assert_eq!(
+            text, "its client is gone, and the command keeps running",
+            "{end}"
+        );
         nix::sys::signal::kill(server, nix::sys::signal::SIGTERM).expect("it lives");
     }
 }

@@ -44,8 +44,8 @@ const OP_UNSUPPORTED: Outcome = Outcome::Status(8);
 /// All of them.
 pub(crate) const ALLOWED: &[Allowed] = &[
     Allowed {
-        what: "MKDIR that ends before its attributes: OpenSSH exits, ours makes the folder",
-        why: "there are clients that send none",
+        what: "MKDIR without attributes: OpenSSH exits, ours creates the directory",
+        why: "some clients send none",
         is: |op, theirs, ours, _| {
             let mkdir = op.kind == Kind::Plain(kind::MKDIR) && matches!(op.damage, Damage::Cut(_));
             mkdir && *theirs == Outcome::End && *ours == OK
@@ -53,9 +53,9 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         after: After::Apart,
     },
     Allowed {
-        what: "a request that is cut short, or has a NUL byte inside a path or half an id: OpenSSH \
+        what: "a truncated request, or one with a NUL byte in a path or half an id: OpenSSH \
                exits, ours refuses the request",
-        why: "one bad request is no reason to lose the others",
+        why: "other requests are not affected",
         is: |op, theirs, ours, _| {
             // What sets nothing looks for nothing.
             let nothing = op.attributes().is_some_and(Attributes::is_empty);
@@ -64,15 +64,14 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         after: After::Same,
     },
     Allowed {
-        what: "a NUL byte at the end of a path: OpenSSH ignores it, ours answers BAD_MESSAGE",
-        why: "no file has that name",
+        what: "a NUL byte at the end of a path: OpenSSH ignores it, ours replies BAD_MESSAGE",
+        why: "no file has this name",
         is: |op, theirs, ours, _| has_nul(op) && *theirs != Outcome::End && *ours == BAD_MESSAGE,
         after: After::Apart,
     },
     Allowed {
-        what: "a request of a type that nobody knows: OpenSSH does not answer, ours says \
-               OP_UNSUPPORTED",
-        why: "a client must not wait for ever",
+        what: "a request of an unknown type: OpenSSH does not reply, ours replies OP_UNSUPPORTED",
+        why: "the client would wait for ever",
         is: |op, theirs, ours, _| {
             let strange = matches!(op.kind, Kind::Plain(kind) if !(kind::OPEN..=kind::SYMLINK).contains(&kind));
             strange && *theirs == Outcome::Silence && *ours == OP_UNSUPPORTED
@@ -82,7 +81,7 @@ pub(crate) const ALLOWED: &[Allowed] = &[
     Allowed {
         what: "SETSTAT, FSETSTAT and `lsetstat@openssh.com` of owner and special bits at once: OpenSSH \
                loses the bits, ours keeps them",
-        why: "the kernel takes the bits away when the owner changes; who asks for them wants them",
+        why: "the kernel clears the bits when the owner changes",
         is: |op, theirs, ours, _| {
             let Some(attributes) = op.attributes() else {
                 return false;
@@ -98,26 +97,25 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         after: After::ButSpecialBits,
     },
     Allowed {
-        what: "RENAME onto a link that leads nowhere: OpenSSH replaces the link, ours answers \
-               FAILURE",
-        why: "RENAME never overwrites, as draft-02 says",
+        what: "RENAME onto a dangling link: OpenSSH replaces the link, ours replies FAILURE",
+        why: "RENAME never overwrites, by draft-02",
         is: |op, theirs, ours, _| {
             op.kind == Kind::Plain(kind::RENAME) && *theirs == OK && *ours == FAILURE
         },
         after: After::Apart,
     },
     Allowed {
-        what: "RENAME that fails: with another status",
-        why: "ours is one system call, OpenSSH's are three, and each finds another fault first",
+        what: "RENAME that fails: another status",
+        why: "ours is one system call, OpenSSH's are three, which detect errors in another order",
         is: |op, theirs, ours, _| {
             op.kind == Kind::Plain(kind::RENAME) && failed(theirs) && failed(ours) && theirs != ours
         },
         after: After::Same,
     },
     Allowed {
-        what: "WRITE to a file opened to append, after a READ at the last offset there is: OpenSSH \
-               answers BAD_MESSAGE, ours appends",
-        why: "ours keeps no position between requests that one of them could spoil",
+        what: "WRITE to a file opened to append, after a READ at the maximum offset: OpenSSH \
+               replies BAD_MESSAGE, ours appends",
+        why: "ours keeps no file position between requests",
         is: |op, theirs, ours, before| {
             let last = Argument::Long(i64::MAX.unsigned_abs());
             let read = before.iter().any(|(_, op)| op.arguments.contains(&last));
@@ -126,9 +124,9 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         after: After::Apart,
     },
     Allowed {
-        what: "`copy-data` from a folder, or between two handles of one file: OpenSSH goes by the names, \
-               and may copy for ever; ours goes by the files, and answers FAILURE",
-        why: "what is written would be read again until the disk is full",
+        what: "`copy-data` from a directory, or between two handles of one file: OpenSSH compares \
+               the names, and may copy for ever; ours compares the files, and replies FAILURE",
+        why: "the written data would be read again until the disk is full",
         is: |op, theirs, ours, _| {
             let refused = *theirs == FAILURE || *ours == FAILURE;
             op.kind == COPY_DATA && refused && theirs != ours
@@ -136,8 +134,7 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         after: After::Apart,
     },
     Allowed {
-        what: "`copy-data` that cannot read or write: OpenSSH may say that all is well, or the end of \
-               the file, or another fault",
+        what: "`copy-data` that cannot read or write: OpenSSH may reply OK, EOF or another error",
         why: "nothing was copied",
         is: |op, theirs, ours, _| {
             op.kind == COPY_DATA && status(theirs) && failed(ours) && theirs != ours
@@ -145,9 +142,9 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         after: After::Over,
     },
     Allowed {
-        what: "the line for people in a listing: numbers in place of the owner's and group's names, \
-               `?` for control characters",
-        why: "the agent asks no name service; a name must not move the cursor",
+        what: "the long name in a listing: numbers in place of owner and group names, `?` for \
+               control characters",
+        why: "the agent uses no name service; a name must not control the terminal",
         is: |op, theirs, ours, _| {
             let listing = op.kind == Kind::Plain(kind::READDIR) && theirs != ours;
             let theirs = without_people(theirs, false);
@@ -156,9 +153,9 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         after: After::Same,
     },
     Allowed {
-        what: "READDIR of a folder whose path leads elsewhere by now, or is closed: OpenSSH finds \
-               only what both have, ours what is in the folder",
-        why: "ours looks into the folder that was opened, OpenSSH at its path",
+        what: "READDIR of a directory whose path was changed or became inaccessible: OpenSSH \
+               lists only names in both directories, ours lists the open directory",
+        why: "ours reads the attributes in the open directory, OpenSSH by its path",
         is: |op, theirs, ours, before| {
             let moves = [
                 Kind::Plain(kind::RENAME),
@@ -175,7 +172,7 @@ pub(crate) const ALLOWED: &[Allowed] = &[
     },
     Allowed {
         what: "`limits@openssh.com`: the number of handles",
-        why: "OpenSSH names the limit of its process, ours that of a session",
+        why: "OpenSSH replies with the limit of its process, ours with that of a session",
         is: |op, theirs, ours, _| {
             let Kind::Extended("limits@openssh.com") = op.kind else {
                 return false;
@@ -187,9 +184,9 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         after: After::Same,
     },
     Allowed {
-        what: "`home-directory`: OpenSSH 9.2 answers its own user's home whoever is asked for, and \
-               FAILURE to the empty name; ours the right home, and its own user's",
-        why: "a mistake, mended in later versions; the draft gives the empty name this meaning",
+        what: "`home-directory`: OpenSSH 9.2 replies with its own user's home for any user, and \
+               FAILURE for the empty name; ours with the requested home, and its own user's",
+        why: "a bug that is fixed in later versions; by the draft the empty name is the own user",
         is: |op, theirs, ours, _| {
             let home = op.kind == Kind::Extended("home-directory");
             let one =

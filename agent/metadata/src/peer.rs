@@ -19,7 +19,7 @@ use self::{
     diag::SockDiag,
     lists::{LISTS, Lists},
 };
-use vsock_agent_transport::run_blocking;
+use vsock_agent_transport::run_blocking_on;
 
 /// The addresses of both ends of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -52,7 +52,7 @@ impl Peers {
     /// machine, for a test lookup.
     pub(crate) async fn open(listening: SocketAddr) -> Self {
         // Blocks while the kernel loads a module.
-        let opening = run_blocking(Path::new(LISTS[0]), move || SockDiag::open(listening));
+        let opening = run_blocking_on(Path::new(LISTS[0]), move || SockDiag::open(listening));
         match opening.await {
             Ok(diag) => Self::Diag(diag),
             Err(error) => {

@@ -15,7 +15,7 @@ impl From<HostError> for ApiError {
 
 impl From<StateError> for ApiError {
     fn from(error: StateError) -> Self {
-        tracing::error!(%error, "cannot answer");
+        tracing::error!(%error, "request failed");
         Self::internal(&error)
     }
 }

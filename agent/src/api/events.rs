@@ -1,4 +1,4 @@
-//! `/1.0/events`: listen by websocket or as a stream of JSON lines, and publish.
+//! `/1.0/events`: receives events by websocket or as JSON lines, and publishes one.
 
 use http::Request;
 use hyper::body::Incoming;
@@ -31,7 +31,8 @@ pub(crate) fn get(app: &App, mut request: Request<Incoming>) -> Result<Reply, Ap
     send_events(&source, kinds, &mut request)
 }
 
-/// `POST /1.0/events`: publishes an event with the current time. A change of a device is applied first.
+/// `POST /1.0/events`: publishes an event with the current time. The change of a `device` event is applied
+/// first.
 ///
 /// # Errors
 ///
@@ -39,7 +40,7 @@ pub(crate) fn get(app: &App, mut request: Request<Incoming>) -> Result<Reply, Ap
 pub(crate) async fn post(app: &App, request: Request<Incoming>) -> Result<Reply, ApiError> {
     let event: NewEvent = read_json(request.into_body()).await?;
     if event.kind.is_empty() {
-        return Err(ApiError::bad_request("an event has a type"));
+        return Err(ApiError::bad_request("the type of the event is missing"));
     }
     if event.kind == event::DEVICE && app.policy().features.has(Feature::Mounts) {
         apply_device_event(app, &event.metadata).await;
@@ -48,7 +49,7 @@ pub(crate) async fn post(app: &App, request: Request<Incoming>) -> Result<Reply,
     Ok(sync(()))
 }
 
-/// Mounts an added share, or unmounts a removed one, and waits [`defaults::HOTPLUG_TIMEOUT`] at most.
+/// Mounts an added share or unmounts a removed one. Waits [`defaults::HOTPLUG_TIMEOUT`] at most.
 async fn apply_device_event(app: &App, metadata: &serde_json::Value) {
     let Some(change) = app.hotplug.change(metadata) else {
         return;
@@ -61,6 +62,6 @@ async fn apply_device_event(app: &App, metadata: &serde_json::Value) {
         // The receiver may have been dropped.
         let _ = done.send(());
     });
-    // A timeout is no error: the task goes on.
+    // After a timeout the task continues.
     let _ = timeout(defaults::HOTPLUG_TIMEOUT, is_done).await;
 }

@@ -35,13 +35,13 @@ use crate::{
     system::{accounts::Accounts, blocking::run_blocking},
 };
 
-/// Longest text of a failure, in characters: it contains the program's name, which may be very long.
+/// Maximum length of an error text, in characters: it contains the name of the program.
 const MAX_ERROR_CHARS: usize = 1000;
 
-/// Longest name of a program in the log, and of one whose command is too long to be shown, in characters.
+/// Maximum length of the name of a program in the log and in a shortened command, in characters.
 const MAX_NAME_CHARS: usize = 200;
 
-/// Starts a command, once its sockets are joined.
+/// Creates an operation whose command starts when its websockets are connected.
 ///
 /// # Errors
 ///
@@ -84,13 +84,15 @@ pub(crate) async fn post(app: &Arc<App>, request: Request<Incoming>) -> Result<R
     Ok(operation_created(path::operation(operation.id), operation))
 }
 
-/// The command as its operation shows it.
+/// The command in the operation's metadata: of one above [`defaults::MAX_SHOWN_COMMAND_BYTES`] the program
+/// alone.
 fn shown(command: &[String]) -> Vec<String> {
     // In JSON each argument has two quotation marks and a comma.
     let bytes: usize = command.iter().map(|argument| argument.len() + 3).sum();
-    match bytes {
-        ..=defaults::MAX_SHOWN_COMMAND_BYTES => command.to_vec(),
-        _ => command.first().map(|name| cut(name)).into_iter().collect(),
+    if bytes <= defaults::MAX_SHOWN_COMMAND_BYTES {
+        command.to_vec()
+    } else {
+        command.iter().take(1).map(|name| cut(name)).collect()
     }
 }
 
@@ -100,23 +102,20 @@ async fn resolve(policy: &ExecPolicy, request: &ExecRequest) -> Result<Arc<ExecS
         let status = http::StatusCode::INTERNAL_SERVER_ERROR;
         ApiError::new(
             status,
-            format!("cannot read the users of this machine: {error}"),
+            format!("cannot read the users of the guest: {error}"),
         )
     })?;
     let agent = AgentUser::unless_root();
     let spec =
         ExecSpec::resolve(request, &accounts, agent.as_ref()).map_err(|error| match error {
-            SpecError::NotRoot => ApiError::new(http::StatusCode::FORBIDDEN, error.to_string()),
+            SpecError::NotRoot => ApiError::forbidden(error.to_string()),
             error => ApiError::bad_request(error.to_string()),
         })?;
     match policy.check(request, &spec, &accounts) {
         Ok(()) => Ok(Arc::new(spec)),
         Err(refused) => {
             tracing::warn!(program = request.command.first(), %refused, "a command was refused");
-            Err(ApiError::new(
-                http::StatusCode::FORBIDDEN,
-                refused.to_string(),
-            ))
+            Err(ApiError::forbidden(refused.to_string()))
         }
     }
 }
@@ -134,7 +133,7 @@ fn secrets(interactive: bool) -> Result<Vec<(String, Secret)>, ApiError> {
         .map_err(|error| ApiError::busy(error.to_string()))
 }
 
-/// The task of the operation: waits for the sockets, runs the command, returns the outcome.
+/// The task of the operation: waits for the websockets, runs the command, returns the outcome.
 async fn run(app: Arc<App>, spec: Arc<ExecSpec>, who: Who, handle: Handle) -> Outcome {
     let Handle {
         id,
@@ -173,7 +172,7 @@ async fn run(app: Arc<App>, spec: Arc<ExecSpec>, who: Who, handle: Handle) -> Ou
     outcome(ended, &cancel)
 }
 
-/// The client, the user and the program, for the log. Without arguments, which may be secrets.
+/// The client, the user and the program, for the log. Arguments are left out: they may be secrets.
 struct Who {
     client: Option<Arc<Client>>,
     uid: u32,
@@ -194,8 +193,8 @@ fn cut(name: &str) -> String {
     name.chars().take(MAX_NAME_CHARS).collect()
 }
 
-/// Waits until all required sockets are joined: as with LXD's hosts, a command without a terminal needs no
-/// control socket. `None` if that cannot happen any more.
+/// Waits until all required websockets are connected. As in LXD, a command without a terminal needs no
+/// control websocket. `None` if the operation accepts no more.
 async fn join(
     mut sockets: tokio::sync::mpsc::Receiver<(String, WebSocket)>,
     interactive: bool,
@@ -244,7 +243,7 @@ fn outcome(ended: Ended, cancel: &CancellationToken) -> Outcome {
             timed_out,
         } => {
             let mut result = ExecEnded::default();
-            // LXD's hosts evaluate this number only.
+            // LXD's hosts evaluate the exit code only.
             result.exit_code = if input_lost.is_some() && code == 0 {
                 EXIT_SIGNAL_BASE + libc::SIGHUP
             } else {
@@ -273,7 +272,7 @@ fn outcome(ended: Ended, cancel: &CancellationToken) -> Outcome {
         }
         Ended::Detached(why) => without_result(
             OperationStatus::Failure,
-            &format!("{why}, and the command goes on"),
+            &format!("{why}, and the command keeps running"),
         ),
         Ended::Failed { error, timed_out } => {
             let mut result = ExecEnded::default();
@@ -289,7 +288,7 @@ fn outcome(ended: Ended, cancel: &CancellationToken) -> Outcome {
     }
 }
 
-/// Closes the sockets in the background: each waits for its client ([`ws::linger`]).
+/// Closes the websockets in the background: each waits for its client ([`ws::linger`]).
 fn close(shutdown: &Shutdown, sockets: Vec<WebSocket>) {
     for socket in sockets {
         let stop = shutdown.child_token();

@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// `GET /1.0/operations[?recursion=1]`: status to paths, or to whole operations.
+/// `GET /1.0/operations[?recursion=1]`: paths by status, or whole operations by status.
 pub(crate) fn list(app: &App, query: &str) -> Reply {
     let whole = parameter(query, "recursion").is_some_and(|value| value != "0");
     let mut by_status: BTreeMap<String, Vec<Value>> = BTreeMap::new();
@@ -45,7 +45,7 @@ pub(crate) fn get(app: &App, id: OperationId) -> Result<Reply, ApiError> {
     Ok(sync(app.operations.get(id)?))
 }
 
-/// `GET /1.0/operations/{id}/wait[?timeout=SECONDS]`: without a timeout, or with −1, it has no limit.
+/// `GET /1.0/operations/{id}/wait[?timeout=SECONDS]`. Without a timeout, or with −1, there is no limit.
 ///
 /// # Errors
 ///
@@ -69,7 +69,7 @@ pub(crate) async fn wait(app: &App, id: OperationId, query: &str) -> Result<Repl
     Ok(sync(operation))
 }
 
-/// `DELETE /1.0/operations/{id}`: cancels it, and does not wait for its end.
+/// `DELETE /1.0/operations/{id}`: cancels the operation. Does not wait for its end.
 ///
 /// # Errors
 ///
@@ -79,12 +79,12 @@ pub(crate) fn delete(app: &App, id: OperationId) -> Result<Reply, ApiError> {
     Ok(empty())
 }
 
-/// `GET /1.0/operations/{id}/websocket?secret=…`: joins one socket.
+/// `GET /1.0/operations/{id}/websocket?secret=…`: connects one websocket of the operation.
 ///
 /// # Errors
 ///
 /// 404 when there is no such operation, 403 for a wrong or used secret, 400 for a bad handshake or
-/// an operation that has ended. A handshake that is refused does not use the secret up.
+/// an operation that has ended. A refused handshake does not consume the secret.
 pub(crate) fn websocket(
     app: &Arc<App>,
     id: OperationId,

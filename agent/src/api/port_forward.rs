@@ -1,4 +1,4 @@
-//! `POST /1.0/port-forward`: from HTTP to a TCP port of the guest on the same connection.
+//! `POST /1.0/port-forward`: upgrades the connection to a TCP connection to a port of the guest.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::{
     port_forward,
 };
 
-/// Connects to the port, and then switches the connection to it. So a failure is an HTTP error.
+/// Connects to the port before the upgrade, so that a failure is an HTTP error.
 ///
 /// # Errors
 ///
@@ -55,7 +55,7 @@ pub(crate) async fn post(
         let Ok(Ok(upgraded)) = timeout(defaults::UPGRADE_TIMEOUT, upgrade).await else {
             return;
         };
-        // There is no other kind.
+        // Connections have no other type.
         let Ok(parts) = upgraded.downcast::<TokioIo<Transport>>() else {
             return;
         };

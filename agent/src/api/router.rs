@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{Method, Request, StatusCode};
+use http::{Method, Request};
 use hyper::body::Incoming;
 use vsock_agent_protocol::{operation::OperationId, path};
 
@@ -112,7 +112,7 @@ async fn dispatch(
         && !app.policy().features.has(feature)
     {
         let text = format!("{} is switched off in this guest", feature.name());
-        return Err(ApiError::new(StatusCode::FORBIDDEN, text));
+        return Err(ApiError::forbidden(text));
     }
     let query = request.uri().query().unwrap_or_default().to_owned();
     let method = match *method {

@@ -1,9 +1,9 @@
-//! `GET /` and `/1.0`: information about the agent, and the host's address.
+//! `GET /` and `/1.0`: information about the agent, and the announcement of the host's address.
 
 use data_encoding::HEXLOWER;
 use http::{HeaderValue, Request, header};
 use hyper::body::Incoming;
-use nix::{sys::utsname::uname, unistd::gethostname};
+use nix::sys::utsname::uname;
 use ring::digest::{SHA256, digest};
 use vsock_agent_protocol::{
     host::HostConnection,
@@ -75,10 +75,10 @@ fn environment(family: Family) -> Environment {
     let text = |text: &std::ffi::OsStr| text.to_string_lossy().into_owned();
     let mut environment = Environment::default();
     environment.server = family.server_name().to_owned();
-    environment.server_name = gethostname().map(|name| text(&name)).unwrap_or_default();
     environment.server_pid = std::process::id().into();
     environment.server_version = env!("CARGO_PKG_VERSION").to_owned();
     if let Ok(system) = uname() {
+        environment.server_name = text(system.nodename());
         environment.kernel = text(system.sysname());
         environment.kernel_architecture = text(system.machine());
         environment.kernel_version = text(system.release());

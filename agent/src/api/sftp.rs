@@ -32,21 +32,21 @@ use crate::{
 /// The protocol's name in `Upgrade`.
 const PROTOCOL: &str = "sftp";
 
-/// The server of a session.
+/// The SFTP server of a session.
 enum Backend {
     InProcess(Setup),
-    /// In a process of another user.
+    /// A process of another user, and the socket to it.
     OfUser(UserSession, UnixStream),
 }
 
-/// Switches the connection to SFTP, with the options in the query. Bytes that came with the request are
-/// not lost.
+/// Upgrades the connection to SFTP, with the options in the query. Bytes after the request are the first of
+/// the session.
 ///
 /// # Errors
 ///
 /// 400 without `Upgrade: sftp`, for an invalid query, and for a user or a directory that does not exist;
 /// 403 for another user when the agent is not root; 501 when the kernel cannot confine a session to a
-/// directory; 503 when there are too many sessions; 504 when the directory does not answer.
+/// directory; 503 when there are too many sessions; 504 when opening the directory times out.
 pub(crate) async fn get(
     app: &Arc<App>,
     mut request: Request<Incoming>,
@@ -102,7 +102,7 @@ pub(crate) async fn get(
 }
 
 /// Opens the backend before the upgrade, so that a failure is an HTTP error. A directory on a file system
-/// that does not answer holds `permit`, and blocks nothing else.
+/// that does not respond holds `permit`, and blocks nothing else.
 async fn prepare(
     app: &App,
     options: SessionOptions,
@@ -120,7 +120,7 @@ async fn prepare(
     prepared.await.unwrap_or_else(|| {
         Err(ApiError::new(
             StatusCode::GATEWAY_TIMEOUT,
-            "the session cannot be prepared: its directory does not answer",
+            "opening the directory of the session timed out",
         ))
     })
 }
@@ -147,12 +147,11 @@ fn open_backend(
         Some(user) if user.uid == Uid::effective().as_raw() => {
             setup(user.home.into()).map(Backend::InProcess)
         }
-        Some(_) if !Uid::effective().is_root() => Err(ApiError::new(
-            StatusCode::FORBIDDEN,
-            "the agent is not root, and cannot become another user",
+        Some(_) if !Uid::effective().is_root() => Err(ApiError::forbidden(
+            "the agent is not root and cannot become another user",
         )),
         Some(_) => {
-            // The user's process finds the home itself. A missing root is an error now.
+            // The user's process looks up the home. This reports a missing root before the upgrade.
             setup("/".into())?;
             let (process, socket) = UserSession::start(options)
                 .map_err(|error| failed("the session's process cannot start", &error))?;
@@ -173,7 +172,7 @@ fn refuse_root(options: &SessionOptions, error: &io::Error) -> ApiError {
     match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
         Errno::ENOSYS => ApiError::new(
             StatusCode::NOT_IMPLEMENTED,
-            "this kernel cannot keep a session in a directory: that takes Linux 5.6",
+            "confining a session to a directory requires Linux 5.6",
         ),
         _ => ApiError::bad_request(format!("cannot serve from {root}: {error}")),
     }
@@ -200,7 +199,7 @@ fn home() -> PathBuf {
         .into()
 }
 
-/// Serves the client until it disconnects, or the agent stops.
+/// Serves the client until it disconnects or `stop` is cancelled.
 async fn serve(
     upgraded: Upgraded,
     setup: Setup,
@@ -220,7 +219,7 @@ async fn serve(
     let ended = select! {
         ended = &mut over => ended,
         () = stop.cancelled() => {
-            // This closes files, which may block.
+            // Closing files may block.
             within(defaults::SFTP_START_TIMEOUT, "end of SFTP", move || session.stop()).await;
             over.await
         }
@@ -228,7 +227,7 @@ async fn serve(
     tracing::info!(?ended, "an SFTP session ended");
 }
 
-/// Copies between the client and the process that serves it, until either closes or the agent stops.
+/// Copies between the client and the process of its session until either closes or `stop` is cancelled.
 async fn relay(upgraded: Upgraded, socket: UnixStream, stop: CancellationToken) {
     let copy = async {
         socket.set_nonblocking(true)?;
@@ -244,8 +243,8 @@ async fn relay(upgraded: Upgraded, socket: UnixStream, stop: CancellationToken) 
     tracing::info!(?ended, "an SFTP session of a user ended");
 }
 
-/// Takes the socket out of HTTP and the runtime, with the bytes that they had read. The socket gets
-/// another descriptor, in blocking mode; the runtime's own is closed here.
+/// Takes the socket, and the bytes that were read already, from hyper and tokio. The result has a duplicate
+/// of the descriptor, in blocking mode; tokio's is closed here.
 fn channel(upgraded: Upgraded) -> io::Result<(Channel, Bytes)> {
     let unknown = || io::Error::other("the connection is of an unknown kind");
     let parts = upgraded

@@ -16,7 +16,7 @@ pub(crate) async fn get(app: &App) -> Result<Reply, ApiError> {
     Ok(sync(app.guest.state(app.family).await?))
 }
 
-/// `PUT /1.0/state`: a host stops a virtual machine by other means.
+/// `PUT /1.0/state`: not implemented, as in LXD's agent.
 pub(crate) fn put() -> ApiError {
     ApiError::new(StatusCode::NOT_IMPLEMENTED, "not implemented")
 }

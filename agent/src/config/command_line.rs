@@ -48,7 +48,7 @@ impl Flags {
         self.options.fetch_share == Some(true)
     }
 
-    /// Ignored arguments: LXD's agent ignores them, too.
+    /// Positional arguments. They are ignored, as by LXD's agent.
     #[must_use]
     pub fn ignored(&self) -> &[OsString] {
         &self.ignored
@@ -60,7 +60,7 @@ impl Flags {
         self.options.debug == Some(true)
     }
 
-    /// The log level; the option has precedence over the flags of LXD's agent.
+    /// The log level. `--log` has precedence over the flags of LXD's agent.
     pub(super) fn level(&self) -> Option<Level> {
         let debug = self.debugs().then_some(Level::DEBUG);
         let verbose = self.options.verbose.map(|_| Level::INFO);
@@ -69,7 +69,7 @@ impl Flags {
 }
 
 impl CommandLine {
-    /// Reads this program's arguments and environment.
+    /// Parses the arguments and the environment of this process.
     ///
     /// # Errors
     ///
@@ -83,7 +83,7 @@ impl CommandLine {
         Ok(line)
     }
 
-    /// Parses arguments, without the program's name.
+    /// Parses arguments, without the program name.
     pub(super) fn of(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, ConfigError> {
         let mut arguments: Vec<OsString> = arguments.into_iter().collect();
         let sftp = OsStr::new(sftp::SUB_COMMAND);
@@ -147,7 +147,7 @@ fn sftp_server(mut parser: Parser) -> Result<CommandLine, ConfigError> {
     Ok(CommandLine::Sftp(options))
 }
 
-/// The value of an option: after an equals sign, or the next argument, if that is not an option.
+/// The value of an option: after an equals sign, or the next argument unless it is an option.
 fn value(parser: &mut Parser, name: &str) -> Result<OsString, lexopt::Error> {
     if let Some(value) = parser.optional_value() {
         return Ok(value);
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn the_help_has_every_option_as_it_is() {
+    fn the_help_has_every_option_with_its_type() {
         let mut help = options(HELP);
         assert!(help.remove("help").is_some() && help.remove("version").is_some());
         let names: BTreeSet<String> = Options::names().collect();
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn the_help_has_every_short_name() {
+    fn the_help_has_the_short_names() {
         for (short, name, value) in [
             ("-s", "identity", Some("/a")),
             ("-d", "debug", None),
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn help_is_printed_however_it_is_asked_for() {
+    fn help_is_printed_by_option_and_by_command() {
         for words in [&["help"][..], &["--help"], &["--plain", "-h", "--family"]] {
             assert_eq!(printed(words), HELP);
         }
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn options_are_understood_as_they_are_usually_written() {
+    fn options_may_be_clustered_and_have_equals_signs() {
         let words = [
             "-dvs/a",
             "--allow-cid=3,4",
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_that_are_none_are_refused_by_name() {
+    fn invalid_arguments_are_named_in_the_error() {
         for (words, reason) in [
             (&["--foo"][..], "'--foo'"),
             (&["--allow_cid", "2"], "'--allow_cid'"),

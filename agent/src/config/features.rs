@@ -1,4 +1,5 @@
-//! The features that are enabled for the host: the option `features`, and Incus's `/etc/incus-agent.yml`.
+//! The features that are enabled for the host, by the option `features` and by Incus's
+//! `/etc/incus-agent.yml`.
 
 use std::{
     collections::BTreeSet,
@@ -18,19 +19,19 @@ pub(super) const FILE: &str = "/etc/incus-agent.yml";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Feature {
-    /// Commands.
+    /// Running commands.
     Exec,
-    /// SFTP.
+    /// Files by SFTP.
     Files,
-    /// The guest API.
+    /// LXD's guest API (`devlxd`).
     GuestApi,
-    /// The metrics.
+    /// Metrics of the guest.
     Metrics,
-    /// Shares of the host.
+    /// Mounting shared directories of the host.
     Mounts,
-    /// Connections to TCP ports of the guest.
+    /// Forwarding connections to TCP ports of the guest.
     PortForward,
-    /// The state.
+    /// The state of the guest.
     State,
 }
 
@@ -45,7 +46,7 @@ impl Feature {
         Self::State,
     ];
 
-    /// The name in the file.
+    /// The name in the configuration.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -68,17 +69,17 @@ pub struct Features(BTreeSet<Feature>);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FeaturesError {
-    /// The file exists, and cannot be read.
+    /// The file exists and cannot be read.
     #[error("cannot read {0}")]
     Read(PathBuf, #[source] io::Error),
     /// The file is not supported YAML.
-    #[error("cannot understand {0}")]
+    #[error("invalid YAML in {0}")]
     Parse(PathBuf, #[source] YamlError),
-    /// This part of the file is not a switch.
-    #[error("{1} in {0}: a map of switches, each true or false, is wanted")]
+    /// This part of the file is not a map of booleans.
+    #[error("{1} in {0}: expected a map of features to true or false")]
     Shape(PathBuf, String),
     /// There is no feature of this name.
-    #[error("{0:?} cannot be switched: {known} can", known = Feature::ALL.map(Feature::name).join(", "))]
+    #[error("unknown feature {0:?}, expected one of {known}", known = Feature::ALL.map(Feature::name).join(", "))]
     Unknown(String),
 }
 
@@ -116,11 +117,11 @@ impl Features {
         Self::only(self.0.iter().copied().filter(|feature| other.has(*feature)))
     }
 
-    /// Reads the file: all features if it has no key `features`, otherwise those that are true there.
+    /// Reads Incus's file. Without the key `features` all are enabled, otherwise those that are true.
     ///
     /// # Errors
     ///
-    /// [`FeaturesError`]: the file may have meant to switch something off.
+    /// [`FeaturesError`]. The features that the file disables are unknown then.
     pub(super) fn read(path: &Path) -> Result<Self, FeaturesError> {
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
@@ -135,7 +136,7 @@ impl Features {
         Self::of(&root).map_err(|wrong| FeaturesError::Shape(path.to_owned(), wrong))
     }
 
-    /// Parses the root of the file. `Err` names the part that is wrong.
+    /// Parses the root of the file. `Err` names the invalid part.
     fn of(root: &Node) -> Result<Self, String> {
         let whole = || "the file".to_owned();
         if !matches!(root, Node::Map(_)) || root.entries().any(|(name, _)| name == "<<") {
@@ -163,7 +164,7 @@ impl Features {
             if !names.insert(name) {
                 return Err(format!("feature {name} twice"));
             }
-            // Names of later versions are ignored, as by Incus's agent.
+            // Unknown features are ignored, as by Incus's agent.
             if let Some(feature) = name.parse().ok().filter(|_| is_on) {
                 on.insert(feature);
             }
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_word_everything_is_on() {
+    fn without_features_in_the_file_all_are_enabled() {
         let missing = Features::read(Path::new("/nowhere/incus-agent.yml"));
         assert_eq!(missing.unwrap(), Features::all());
         for text in ["", "other: 1\n", "features:\n", "features: null\n"] {
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_true_is_off() {
+    fn features_that_are_not_true_are_disabled() {
         let text = "features:\n  exec: true\n  port-forward: yes\n  files: false\n  other: true\n";
         let expected = Features::only([Feature::Exec, Feature::PortForward]);
         assert_eq!(read(text).unwrap(), expected);
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn switches_are_read_however_they_are_written() {
+    fn features_are_read_in_all_styles_of_yaml() {
         for text in [
             "  features:\n    exec: false\n    files: true\n",
             "\u{feff}features: {exec: false, files: true}\n",
@@ -223,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_understood_is_an_error() {
+    fn an_invalid_features_file_is_an_error() {
         for text in [
             "features: [exec]\n",
             "features: {exec: true\n",
@@ -245,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn features_have_names() {
+    fn an_unknown_feature_is_refused_with_the_known_ones() {
         assert_eq!(
             "port-forward".parse::<Feature>().unwrap(),
             Feature::PortForward

@@ -1,4 +1,4 @@
-//! Default folders of the identity and of the config share.
+//! Default directories of the identity and of the config share.
 
 use std::{
     env,
@@ -10,13 +10,13 @@ use vsock_agent_transport::is_our_own;
 use super::{ConfigError, program::Program};
 use crate::{http::tls, lxd_host::config_share};
 
-/// The identity of an image.
+/// The directory of an installed identity.
 const INSTALLED: &str = "/etc/vsock-agent";
 
 /// Set by the service manager (`systemd.exec(5)`, Credentials).
 const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
 
-/// The folders to search, in order of precedence.
+/// The directories to search, in order of precedence.
 #[derive(Debug, Clone)]
 pub(super) struct Folders {
     /// The working directory, if it is searched.
@@ -25,16 +25,16 @@ pub(super) struct Folders {
 }
 
 impl Folders {
-    /// The working directory, where the units of LXD and Incus put a copy of the config share; the
-    /// copy that the agent made itself; the service manager's credentials; what is installed.
+    /// The working directory, where the units of LXD and Incus copy the config share to; the agent's own copy
+    /// of the share; the service manager's credentials; the installed identity.
     ///
-    /// As `vsock-agent`, the working directory is searched only if no other user can write to it.
+    /// `vsock-agent` searches the working directory only if no other user can write to it.
     pub(super) fn default_for(program: Program) -> Self {
-        let counts = |folder: &PathBuf| match program {
+        let is_searched = |folder: &PathBuf| match program {
             Program::StandIn(_) => true,
             Program::Own => is_our_own(folder),
         };
-        let working = env::current_dir().ok().filter(counts);
+        let working = env::current_dir().ok().filter(is_searched);
         let credentials = env::var_os(CREDENTIALS_VARIABLE).map(PathBuf::from);
         let mut others = vec![PathBuf::from(config_share::FETCHED)];
         others.extend(credentials);
@@ -42,11 +42,11 @@ impl Folders {
         Self { working, others }
     }
 
-    /// The folder with the identity: the one named, or the first that has a certificate.
+    /// The directory of the identity: `named`, or the first one with a certificate.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::NoIdentity`], with the searched folders.
+    /// [`ConfigError::NoIdentity`].
     pub(super) fn identity(&self, named: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
         if let Some(folder) = named {
             return Ok(folder);
@@ -64,8 +64,8 @@ impl Folders {
         })
     }
 
-    /// The folder of the config share: the one named, or the working directory when standing in for LXD's
-    /// or Incus's agent, or the one with the identity, if there is one.
+    /// The directory of the config share: `named`, or the working directory in place of LXD's or Incus's
+    /// agent, or that of the identity.
     pub(super) fn share(
         &self,
         named: Option<PathBuf>,
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_folder_with_a_certificate_has_the_identity() {
+    fn the_identity_is_in_the_first_directory_with_a_certificate() {
         let parent = env::temp_dir().join(format!("agent-folders-{}", std::process::id()));
         let [first, second, third] = ["1", "2", "3"].map(|name| parent.join(name));
         for folder in [&second, &third] {
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stand_in_finds_the_share_where_it_was_started() {
+    fn a_stand_in_has_the_config_share_in_its_working_directory() {
         let usual = folders(Path::new("/run/incus_agent"), &[]);
         let secrets = Some(Path::new("/secrets"));
         let stand_in = Program::StandIn(Family::Incus);

@@ -1,4 +1,4 @@
-//! Configuration of the instance data: their source, and how the guest gets them.
+//! Configuration of the instance data.
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
@@ -19,42 +19,42 @@ pub(super) const DEFAULT_HOST: ListenAddress = ListenAddress::Vsock(VsockAddress
     port: DEFAULT_HOST_PORT,
 });
 
-/// The source of the instance data, and how the guest gets them.
+/// The source of the instance data, and the services that provide them in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestConfig {
-    /// The host's address; overrides the one that the host announces. Data are fetched from the start.
+    /// The host's address. Overrides the announced one.
     pub host: Option<ListenAddress>,
-    /// An address that is tried once at the start, if the host has announced none by then. If a host
-    /// answers there, it is used like [`host`](Self::host).
+    /// An address to try once at the start if the host has not announced one. If a host replies, the address
+    /// is used as [`host`](Self::host).
     pub usual_host: Option<ListenAddress>,
     /// The Unix sockets of the guest API.
     pub sockets: Vec<PathBuf>,
-    /// How cloud-init gets them.
+    /// How cloud-init gets the data.
     pub cloud_init: CloudInit,
-    /// Whether the machine reboots once for data that came too late for cloud-init.
+    /// Whether the machine reboots once for data that come too late for cloud-init.
     pub cloud_init_reboot: bool,
-    /// How long the agent waits for the data before it reports that it is ready. `None` is 10 s if it
-    /// knows or finds a host at the start, and 0 otherwise.
+    /// Time to wait for the data before the agent reports that it is ready. `None` is 10 s if the host's
+    /// address is known or found at the start, otherwise 0.
     pub ready_timeout: Option<Duration>,
-    /// Metadata services of other clouds.
+    /// The metadata services.
     pub presets: PresetConfig,
 }
 
 /// How cloud-init gets the instance data.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum CloudInit {
-    /// By the socket (datasource LXD).
+    /// By the guest API (datasource `LXD`).
     #[default]
     Lxd,
-    /// By files (datasource `NoCloud`).
+    /// By a seed (datasource `NoCloud`).
     NoCloud,
-    /// Not through the agent.
+    /// Not from the agent.
     Off,
 }
 
-/// Text that is not a value of the option `cloud-init`.
+/// The text is not a value of the option `cloud-init`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a way to give cloud-init its data: lxd, nocloud or off")]
+#[error("{0:?} is neither lxd, nocloud nor off")]
 pub struct ParseCloudInitError(String);
 
 impl FromStr for CloudInit {
@@ -70,12 +70,12 @@ impl FromStr for CloudInit {
     }
 }
 
-/// The value of the option for the host's address.
+/// The value of the option `host`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Host {
-    /// The address that the host announces.
+    /// `off`: the announced address.
     Off,
-    /// This address.
+    /// An address.
     At(ListenAddress),
 }
 
@@ -91,7 +91,7 @@ impl FromStr for Host {
 }
 
 impl GuestConfig {
-    /// Whether the data are used.
+    /// Whether any service uses the data.
     pub(crate) fn wants_data(&self) -> bool {
         !self.sockets.is_empty()
             || !self.presets.presets.is_empty()
@@ -99,7 +99,7 @@ impl GuestConfig {
     }
 }
 
-/// The sockets that were named, or the default ones of the host's flavour.
+/// The configured sockets of the guest API, or the default one of the host's flavour.
 pub(super) fn sockets(mut named: Vec<PathBuf>, family: Family) -> Vec<PathBuf> {
     if named.is_empty() {
         named.push(match family {
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_family_has_its_socket() {
+    fn the_default_socket_of_the_guest_api_depends_on_the_family() {
         assert_eq!(
             sockets(Vec::new(), Family::Lxd),
             ["/dev/lxd/sock"].map(PathBuf::from)
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_three_ways_for_cloud_init() {
+    fn the_values_of_the_option_cloud_init_are_lower_case() {
         assert_eq!("nocloud".parse(), Ok(CloudInit::NoCloud));
         "NoCloud".parse::<CloudInit>().unwrap_err();
     }

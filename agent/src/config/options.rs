@@ -1,5 +1,5 @@
-//! The options, each written once. One struct is filled from the arguments, one from the environment and
-//! one from the configuration file; then they are merged.
+//! The options. One [`Options`] is parsed from the arguments, one from the environment and one from the
+//! configuration file; then they are merged.
 //!
 //! An option has the same name in all three: `--allow-cid`, `VSOCK_AGENT_ALLOW_CID`, `allow-cid`.
 
@@ -20,11 +20,11 @@ use vsock_agent_protocol::{address::Cid, version::Family};
 use super::{CloudInit, ConfigError, Feature, guest::Host};
 use crate::{exec::CommandPattern, http::listen::ListenAddress};
 
-/// Options that the file cannot have: its own path, and what is meant for one start.
+/// Options that are not allowed in the file: its own path, and options for one start.
 pub(super) const NOT_IN_FILE: [&str; 4] = ["config", "debug", "fetch-share", "verbose"];
 
-/// Options that the environment cannot have: commands, in which a comma is no separator, and what is
-/// meant for one start.
+/// Options that are not allowed in the environment: command patterns, which may contain commas, and options
+/// for one start.
 pub(super) const NOT_IN_ENVIRONMENT: [&str; 4] =
     ["debug", "exec-commands", "fetch-share", "verbose"];
 
@@ -33,14 +33,14 @@ pub(super) type Fault = Box<dyn Error + Send + Sync>;
 
 macro_rules! options {
     ($($field:ident: $type:ty,)*) => {
-        /// The value of each option, where there is one.
+        /// The values of the options that are set.
         #[derive(Debug, Clone, Default)]
         pub(super) struct Options {
             $(pub(super) $field: Option<$type>,)*
         }
 
         impl Options {
-            /// The names of all options: those of the fields, with hyphens.
+            /// The names of all options: the field names with hyphens.
             pub(super) fn names() -> impl Iterator<Item = String> {
                 [$(stringify!($field)),*].into_iter().map(|field| field.replace('_', "-"))
             }
@@ -53,7 +53,7 @@ macro_rules! options {
                 None
             }
 
-            /// These, and of `other` the options that have no value here.
+            /// Merges two sets of options. `self` has precedence.
             pub(super) fn or(self, other: Self) -> Self {
                 Self { $($field: self.$field.or(other.$field),)* }
             }
@@ -88,17 +88,16 @@ options! {
 }
 
 impl Options {
-    /// Whether there is such an option, and whether it is a switch: one that takes no value as an
-    /// argument.
+    /// Whether the option takes no value as an argument. `None` for an unknown option.
     pub(super) fn is_switch(name: &str) -> Option<bool> {
         Self::default().field(name).map(|field| field.is_switch())
     }
 
-    /// Adds a value as it is written in the arguments and in the environment.
+    /// Adds a value of the arguments or the environment.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Value`]; `origin` is for its text.
+    /// [`ConfigError::Value`] with `origin`.
     pub(super) fn add(
         &mut self,
         name: &str,
@@ -106,13 +105,13 @@ impl Options {
         origin: impl FnOnce() -> String,
     ) -> Result<(), ConfigError> {
         let added = match self.field(name) {
-            None => Err("there is no such option".into()),
+            None => Err("unknown option".into()),
             Some(field) => field.add(text),
         };
         added.map_err(|source| ConfigError::value(name, origin(), source))
     }
 
-    /// The options from the environment.
+    /// Reads the options from the environment.
     ///
     /// # Errors
     ///
@@ -130,7 +129,7 @@ impl Options {
         Ok(options)
     }
 
-    /// The options from the configuration file.
+    /// Reads the options from the configuration file.
     ///
     /// # Errors
     ///
@@ -145,25 +144,22 @@ impl Options {
 
     /// Parses the content of the file.
     pub(super) fn of_toml(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let wrong = |byte, reason| ConfigError::Parse {
+        let invalid = |byte, reason| ConfigError::Parse {
             path: path.to_owned(),
             line: toml_file::line(text, byte),
             reason,
         };
         let table = DeTable::parse(text).map_err(|error| {
             let byte = error.span().unwrap_or_default().start;
-            wrong(byte, error.message().to_owned())
+            invalid(byte, error.message().to_owned())
         })?;
         let mut options = Self::default();
         for (key, value) in table.get_ref() {
             let name = key.get_ref().as_ref();
             let is_here = !NOT_IN_FILE.contains(&name);
             let Some(field) = options.field(name).filter(|_| is_here) else {
-                let reason = format!(
-                    "{name:?} is not one of its options, which are {}",
-                    in_file()
-                );
-                return Err(wrong(key.span().start, reason));
+                let reason = format!("unknown option {name:?}, expected one of {}", in_file());
+                return Err(invalid(key.span().start, reason));
             };
             field.set(value.get_ref()).map_err(|source| {
                 let line = toml_file::line(text, value.span().start);
@@ -184,7 +180,7 @@ fn in_file() -> String {
     names.join(", ")
 }
 
-/// An option, whatever its type.
+/// A field of [`Options`], of any type.
 trait Field {
     fn is_switch(&self) -> bool;
 
@@ -227,22 +223,22 @@ impl<T: Value> Field for Option<Vec<T>> {
     }
 
     fn set(&mut self, value: &DeValue<'_>) -> Result<(), Fault> {
-        let list = value.as_array().ok_or("a list is wanted")?;
+        let list = value.as_array().ok_or("expected a list")?;
         let values = list.iter().map(|value| T::of_value(value.get_ref()));
         *self = Some(values.collect::<Result<_, _>>()?);
         Ok(())
     }
 }
 
-/// A type of values.
+/// The type of a value.
 trait Value: Sized {
-    /// Whether an argument needs no value, and means true.
+    /// Whether an argument has no value, and means true.
     const IS_SWITCH: bool = false;
 
-    /// Whether a comma can be a part of a value. In a list it separates values otherwise.
+    /// Whether a value may contain commas. Otherwise they separate the values of a list.
     const HAS_COMMAS: bool = false;
 
-    /// Parses a text that is not empty.
+    /// Parses a non-empty text.
     fn of_text(text: &OsStr) -> Result<Self, Fault>;
 
     /// Parses a value of the arguments or the environment.
@@ -256,7 +252,7 @@ trait Value: Sized {
 
     /// Parses a value of the file.
     fn of_value(value: &DeValue<'_>) -> Result<Self, Fault> {
-        let text = value.as_str().ok_or("a text is wanted")?;
+        let text = value.as_str().ok_or("expected a string")?;
         Self::of_text(OsStr::new(text))
     }
 }
@@ -265,11 +261,11 @@ impl Value for bool {
     const IS_SWITCH: bool = true;
 
     fn of_text(text: &OsStr) -> Result<Self, Fault> {
-        parsed(text).map_err(|_| "true or false is wanted".into())
+        parsed(text).map_err(|_| "expected true or false".into())
     }
 
     fn of_value(value: &DeValue<'_>) -> Result<Self, Fault> {
-        value.as_bool().ok_or("true or false is wanted".into())
+        value.as_bool().ok_or("expected true or false".into())
     }
 }
 
@@ -279,7 +275,7 @@ impl Value for u64 {
     }
 
     fn of_value(value: &DeValue<'_>) -> Result<Self, Fault> {
-        toml_file::number(value).ok_or("a number is wanted".into())
+        toml_file::number(value).ok_or("expected a number".into())
     }
 }
 
@@ -290,7 +286,7 @@ impl Value for Cid {
 
     fn of_value(value: &DeValue<'_>) -> Result<Self, Fault> {
         let number = toml_file::number(value).map(Self);
-        number.ok_or("a number of 32 bits is wanted".into())
+        number.ok_or("expected a number of 32 bits".into())
     }
 }
 
@@ -354,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_has_the_options_in_capitals() {
+    fn options_are_read_from_the_environment() {
         let variables = [
             ("VSOCK_AGENT_ALLOW_CID", "2,host,3"),
             ("VSOCK_AGENT_PLAIN", "true"),
@@ -373,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_makes_no_sense_is_refused_with_where_it_is() {
+    fn an_invalid_value_is_refused_with_its_origin() {
         for (variable, value, reason) in [
             ("VSOCK_AGENT_PLAIN", "1", "true or false"),
             ("VSOCK_AGENT_PLAIN", "", "missing"),
@@ -387,14 +383,14 @@ mod tests {
             assert!(error.contains(reason), "{error}");
         }
         for (text, reason) in [
-            ("listen = \"unix:/a\"", "listen: a list"),
-            ("listen = [\n\"unix:/a\", 1]", "listen: a text"),
-            ("identity = 1", "identity: a text"),
-            ("plain = \"true\"", "plain: true or false"),
-            ("allow-cid = [\"host\"]", "allow-cid: a number"),
-            ("allow-cid = [4294967296]", "allow-cid: a number"),
-            ("ready-timeout = -1", "ready-timeout: a number"),
-            ("ready-timeout = \"1\"", "ready-timeout: a number"),
+            ("listen = \"unix:/a\"", "listen: expected a list"),
+            ("listen = [\n\"unix:/a\", 1]", "listen: expected a string"),
+            ("identity = 1", "identity: expected a string"),
+            ("plain = \"true\"", "plain: expected true or false"),
+            ("allow-cid = [\"host\"]", "allow-cid: expected a number"),
+            ("allow-cid = [4294967296]", "allow-cid: expected a number"),
+            ("ready-timeout = -1", "ready-timeout: expected a number"),
+            ("ready-timeout = \"1\"", "ready-timeout: expected a number"),
             ("log = \"loud\"", "\"loud\" is not a log level"),
         ] {
             let error = message(read(&format!("\n{text}")).unwrap_err());
@@ -416,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_comma_in_a_command_of_the_file_or_the_arguments_separates_nothing() {
+    fn a_command_pattern_may_contain_commas() {
         let mut options = Options::default();
         for text in ["/bin/a b,c", "/bin/d"] {
             let origin = || "--exec-commands".to_owned();
@@ -430,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_any_bytes() {
+    fn a_path_need_not_be_utf_8() {
         let path = OsStr::from_bytes(b"/a\xff");
         let options =
             Options::of_environment(|key| (key == "VSOCK_AGENT_SHARE").then(|| path.to_owned()));

@@ -1,21 +1,20 @@
-//! The name by which the agent was started, and the defaults that depend on it.
+//! The program name, and the defaults that depend on it.
 
 use std::{ffi::OsStr, path::Path};
 
 use vsock_agent_protocol::version::{Family, INCUS_SERVER_NAME, LXD_SERVER_NAME};
 
-/// The program that the agent is started as.
+/// The program by whose name the agent is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Program {
     /// `vsock-agent`.
     Own,
-    /// The agent of LXD or Incus, for which it stands in. Their units start it in a copy of the config
-    /// share.
+    /// `lxd-agent` or `incus-agent`. Their units start it in a copy of the config share.
     StandIn(Family),
 }
 
 impl Program {
-    /// By the first argument of the command line.
+    /// The program of `argv[0]`.
     pub(super) fn named(argument: Option<&OsStr>) -> Self {
         let name = argument.and_then(|path| Path::new(path).file_name()?.to_str());
         match name {
@@ -39,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_name_decides_and_not_the_folder() {
+    fn the_program_is_determined_by_the_file_name() {
         let named = |name: &str| Program::named(Some(OsStr::new(name)));
         assert_eq!(named("/usr/bin/lxd-agent"), Program::StandIn(Family::Lxd));
         assert_eq!(named("incus-agent"), Program::StandIn(Family::Incus));

@@ -1,6 +1,7 @@
-//! Makes cloud-init take its data from the agent: the seed, a second detection of the datasource, a reboot.
+//! Makes cloud-init use the instance data: by a seed, by a second detection of its datasource, or by a
+//! reboot.
 //!
-//! Called by `provisioner.rs`. Does not know where the data come from.
+//! Called by `provisioner.rs`. Independent of the source of the data.
 
 mod boot;
 #[cfg(test)]

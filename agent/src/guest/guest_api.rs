@@ -1,7 +1,7 @@
 //! The guest API, LXD's `devlxd`, on Unix sockets that root may connect to.
 //!
-//! It has access to the instance data only, not to commands, files or other instances. Replies come from
-//! the snapshot. A report of the guest's state waits for the host, and so do the forwarded routes.
+//! It has access to the instance data only, not to commands or files. Replies come from the snapshot, but
+//! for `PATCH /1.0` and forwarded routes, which wait for the host.
 
 mod forward;
 mod routes;
@@ -44,7 +44,7 @@ use crate::{
     system::root::Root,
 };
 
-/// Mode of a folder for a socket: programs of all users can see whether it exists.
+/// Mode of the directory of a socket: all users can see whether the socket exists.
 const FOLDER_MODE: u32 = 0o755;
 
 /// LXD's content type of values, and the character set: without it cloud-init guesses, and
@@ -62,12 +62,12 @@ pub(crate) struct GuestApi {
     shutdown: Shutdown,
 }
 
-/// Open sockets. `Drop` closes them and their connections.
+/// Open sockets. They and their connections are closed on drop.
 #[derive(Debug)]
 pub(crate) struct OpenSockets(#[expect(dead_code, reason = "held for its `Drop`")] DropGuard);
 
 impl GuestApi {
-    /// An API to `data` with no socket yet.
+    /// A guest API without sockets. [`GuestApi::open`] opens them.
     pub(crate) fn new(data: InstanceData, shutdown: Shutdown) -> Arc<Self> {
         Arc::new(Self {
             data,
@@ -83,7 +83,7 @@ impl GuestApi {
     ///
     /// # Errors
     ///
-    /// The path that cannot be bound, and the reason; then none is open.
+    /// The path that cannot be bound, and the error. No socket is open then.
     pub(crate) async fn open(
         self: &Arc<Self>,
         paths: &[PathBuf],
@@ -123,7 +123,7 @@ impl GuestApi {
                     drop(permit);
                 });
             } else {
-                tracing::warn!("refused a user who is not root");
+                tracing::warn!("refused a connection of a user other than root");
             }
         }
     }
@@ -161,7 +161,7 @@ impl GuestApi {
     }
 }
 
-/// Whether the peer is root or the agent's own user. The socket's mode requires that already.
+/// Whether the peer is root or the agent's user. The mode of the socket requires this, too.
 fn is_root(stream: &Stream) -> bool {
     let peer = stream.peer_uid();
     peer.is_ok_and(|uid| uid == 0 || uid == geteuid().as_raw())
@@ -171,18 +171,18 @@ async fn open(path: &Path) -> io::Result<Listener> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     if !folder.is_dir() {
         let made = Root::open(Path::new("/"))?.make_folder(&std::path::absolute(folder)?)?;
-        // The agent's umask may have removed bits.
+        // The umask may have cleared bits.
         let made = format!("/proc/self/fd/{}", made.as_raw_fd());
         std::fs::set_permissions(made, Permissions::from_mode(FOLDER_MODE))?;
     }
     let listener = listen::bind(&ListenAddress::Unix(path.to_owned())).await?;
     if folder.file_name().is_some_and(|name| name == "incus") {
-        // Programs made for LXD look there. An existing file stays.
+        // For programs that use LXD's path. An existing file is kept.
         let link = folder.with_file_name("lxd");
         if let Err(error) = std::os::unix::fs::symlink("incus", &link)
             && error.kind() != io::ErrorKind::AlreadyExists
         {
-            tracing::warn!(%error, link = %link.display(), "cannot make the link");
+            tracing::warn!(%error, link = %link.display(), "cannot create the link");
         }
     }
     Ok(listener)

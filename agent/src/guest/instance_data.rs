@@ -5,8 +5,8 @@
 //!   ◄────────GET────────────┘                             └─PATCH /1.0─► host
 //! ```
 //!
-//! A snapshot is published when it is complete, and replies in the guest come from the snapshot, so no
-//! program waits for the host. This module knows neither the guest's sockets nor cloud-init.
+//! A snapshot is published when it is complete. Replies in the guest come from the snapshot, without waiting
+//! for the host. Independent of the guest's sockets and of cloud-init.
 
 mod changes;
 mod fetch;
@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::Full;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{sync::watch, time::timeout};
 use vsock_agent_protocol::guest_api::{self, GuestState, StateReport};
 
@@ -43,10 +43,10 @@ pub(crate) struct InstanceData {
     host: Arc<Mutex<Option<HostApi>>>,
 }
 
-/// Whether there are data.
+/// Availability of the data.
 #[derive(Debug, Clone, Default)]
 pub(crate) enum Availability {
-    /// The host's address is not known, or it has not answered yet.
+    /// The host's address is unknown, or the host has not replied yet.
     #[default]
     Unknown,
     /// The host has disabled the guest API for this instance.
@@ -64,12 +64,12 @@ impl InstanceData {
         }
     }
 
-    /// The current data and their later changes.
+    /// Watches the data.
     pub(crate) fn watch(&self) -> watch::Receiver<Availability> {
         self.state.subscribe()
     }
 
-    /// The current data.
+    /// The current data, if available.
     pub(crate) fn snapshot(&self) -> Option<Arc<Snapshot>> {
         match &*self.state.borrow() {
             Availability::Available(snapshot) => Some(Arc::clone(snapshot)),
@@ -77,7 +77,7 @@ impl InstanceData {
         }
     }
 
-    /// Changes of keys and devices. Each is published after the snapshot that has it.
+    /// Events of changed keys and devices. Each is published after the snapshot with the change.
     pub(crate) const fn events(&self) -> &Events {
         &self.events
     }
@@ -86,7 +86,7 @@ impl InstanceData {
     ///
     /// # Errors
     ///
-    /// [`CallError`]; [`CallError::TimedOut`] after [`defaults::REPORT_TIMEOUT`].
+    /// [`CallError`]: `TimedOut` after [`defaults::REPORT_TIMEOUT`].
     pub(crate) async fn report(&self, state: GuestState) -> Result<(), CallError> {
         let host = self.host().ok_or(CallError::NoHost)?;
         let body = json!(StateReport::from(state));
@@ -104,8 +104,7 @@ impl InstanceData {
         Ok(())
     }
 
-    /// Forwards a request of a program in the guest to the host, and waits for the head of the
-    /// response as long as the connection is open.
+    /// Forwards a request from the guest to the host, and returns the head of the response. No time limit.
     ///
     /// # Errors
     ///
@@ -124,7 +123,7 @@ impl InstanceData {
             .send_replace(Availability::Available(Arc::new(snapshot)));
     }
 
-    /// Publishes the snapshot if the availability is unknown. False if it is known.
+    /// Publishes the snapshot if the availability is unknown. True if it was published.
     fn publish_if_unknown(&self, snapshot: Snapshot) -> bool {
         self.state.send_if_modified(|state| {
             let is_unknown = matches!(state, Availability::Unknown);
@@ -133,14 +132,6 @@ impl InstanceData {
             }
             is_unknown
         })
-    }
-
-    fn set_availability(&self, state: Availability) {
-        self.state.send_replace(state);
-    }
-
-    fn publish_event(&self, kind: &str, metadata: Value) {
-        self.events.publish(kind, metadata);
     }
 
     fn host(&self) -> Option<HostApi> {

@@ -1,8 +1,7 @@
-//! Serves the metadata services of [`vsock_agent_metadata`] with the instance data: accepts connections
-//! while a service has its address, limits them, and serves HTTP.
+//! Serves the instance data by the metadata services of [`vsock_agent_metadata`]: accepts and limits their
+//! connections, and speaks HTTP.
 //!
-//! Has access to the instance data only, as the guest API does. Off unless the configuration names a
-//! preset.
+//! Has access to the instance data only. Off unless the configuration names a preset.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -33,18 +32,18 @@ use crate::{
     shutdown::Shutdown,
 };
 
-/// The services, with no socket yet.
+/// The configured metadata services. [`MetadataServices::open`] opens their sockets.
 #[derive(Debug)]
 pub(crate) struct MetadataServices {
     config: PresetConfig,
     data: InstanceData,
     root: PathBuf,
     shutdown: Shutdown,
-    /// The warnings about unsupported keys that are in the log.
+    /// The logged warnings about unsupported keys.
     logged: Vec<String>,
 }
 
-/// Open services. `Drop` closes them.
+/// Open services. Closed on drop.
 #[derive(Debug)]
 pub(crate) struct OpenServices(#[expect(dead_code, reason = "held for its `Drop`")] DropGuard);
 
@@ -73,7 +72,7 @@ impl Instance for Snapshot {
 }
 
 impl MetadataServices {
-    /// Services of `data`. `root` is the guest's `/`.
+    /// `root` is the guest's `/`.
     pub(crate) const fn new(
         config: PresetConfig,
         data: InstanceData,
@@ -89,7 +88,7 @@ impl MetadataServices {
         }
     }
 
-    /// Logs which keys of the snapshot a service cannot serve, each once until that changes.
+    /// Logs the keys of the snapshot that a service does not support. Repeated warnings are skipped.
     pub(crate) fn log_unsupported_keys(&mut self, snapshot: &Snapshot) {
         let unsupported = self.config.presets.iter().flat_map(|preset| {
             let keys = preset.unsupported(snapshot).into_iter();
@@ -108,8 +107,8 @@ impl MetadataServices {
         self.logged = unsupported;
     }
 
-    /// Assigns the addresses to the loopback device and serves them. Errors are logged; a service whose
-    /// address or port is in use tries again every [`defaults::LISTEN_RETRY`].
+    /// Assigns the addresses to the loopback device and serves them. Errors are logged. A service whose
+    /// address or port is in use retries every [`defaults::LISTEN_RETRY`].
     pub(crate) async fn open(&self) -> OpenServices {
         let stop = self.shutdown.child_token();
         let mut taken = Vec::new();
@@ -145,7 +144,7 @@ impl MetadataServices {
 }
 
 impl Served {
-    /// Serves a socket, as soon as there is one, until `stop` is cancelled.
+    /// Serves `listener`, or retries until there is one, until `stop` is cancelled.
     async fn run(self: Arc<Self>, mut listener: Option<ServiceListener>, stop: CancellationToken) {
         let listener = loop {
             if let Some(listener) = listener {
@@ -191,7 +190,7 @@ impl Served {
         };
         let answer = |request: Request<Incoming>| -> BoxFuture<'static, Reply> {
             let reply = match self.data.snapshot() {
-                None => ApiError::not_found("there are no data").into_plain_reply(),
+                None => ApiError::not_found("no instance data").into_plain_reply(),
                 Some(snapshot) => self.service.answer(&request, &*snapshot).map(full),
             };
             let (preset, status) = (self.service.name(), reply.status().as_u16());

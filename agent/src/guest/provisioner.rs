@@ -1,5 +1,5 @@
-//! Provisions the guest when instance data arrive: writes the cloud-init seed, opens the guest API and the
-//! metadata services, has cloud-init detect its datasource again, and releases the boot.
+//! Provisions the guest when instance data arrive: writes cloud-init's seed, opens the guest API and the
+//! metadata services, makes cloud-init detect its datasource again, and lets the boot continue.
 
 use std::{
     path::PathBuf,
@@ -31,7 +31,7 @@ use crate::{
     system::blocking::run_blocking,
 };
 
-/// Empty user-data: cloud-init requires the file.
+/// User-data for an instance without any: cloud-init requires the file.
 const NO_USER_DATA: &str = "#cloud-config\n{}\n";
 
 /// Provisions the guest from the instance data.
@@ -52,19 +52,19 @@ pub(crate) struct Provisioner {
 /// Progress of the provisioning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// The config share had a seed; cloud-init's detection is running for it.
+    /// The config share has a seed, and cloud-init's detection runs for it.
     Seeded,
     /// There are no data yet.
     Waiting,
-    /// There are data, or none will come; cloud-init's detection is running.
+    /// There are data, and cloud-init's detection runs.
     Known,
-    /// Done.
+    /// The data are served, or the host has disabled them.
     Settled,
 }
 
 impl Provisioner {
-    /// Takes data from `known` and serves them by `api` and `metadata`. `root` is the guest's `/`, `applied`
-    /// what the config share has set up already.
+    /// Serves the data of `known` by `api` and `metadata`. `root` is the guest's `/`, `applied` the effect of
+    /// the config share.
     pub(crate) fn new(
         api: Arc<GuestApi>,
         metadata: MetadataServices,
@@ -92,20 +92,20 @@ impl Provisioner {
         }
     }
 
-    /// The progress, now and later.
+    /// Watches the progress.
     pub(crate) fn stage(&self) -> watch::Receiver<Stage> {
         self.stage.subscribe()
     }
 
-    /// Set this when the boot is released: the guest is not rebooted after that.
+    /// To be set when the boot continues: the machine is not rebooted after that.
     pub(crate) fn is_released(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.is_released)
     }
 
     /// Runs until `stop` is cancelled, then closes the sockets.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        // The seed of an earlier configuration would hide the data from cloud-init for ever. While
-        // the guest boots, cloud-init may have read it already, so it is removed when the agent stops.
+        // cloud-init would prefer the seed of an earlier configuration to the data. During the boot it may be
+        // in use, so it is removed when the agent stops.
         let has_old_seed = self.config.cloud_init != CloudInit::NoCloud
             && !self.applied.is_seeded
             && cloud_init::has_own_seed(&self.root);
@@ -159,7 +159,7 @@ impl Provisioner {
         }
     }
 
-    /// Makes the data available in the guest. True if the machine reboots for them.
+    /// Makes the data available in the guest. True if the machine reboots for cloud-init.
     async fn serve(&mut self, snapshot: Arc<Snapshot>) -> bool {
         let is_ours = !self.applied.is_seeded;
         if self.config.cloud_init == CloudInit::NoCloud && is_ours {
@@ -195,15 +195,13 @@ impl Provisioner {
     async fn write_seed(&self, snapshot: Arc<Snapshot>) {
         let root = self.root.clone();
         let written = run_blocking(move || cloud_init::write(&root, &seed(&snapshot))).await;
-        match written {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "cannot write cloud-init's seed"),
-            Err(error) => tracing::error!(%error, "cannot write cloud-init's seed"),
+        if let Err(error) = written.flatten() {
+            tracing::error!(%error, "cannot write cloud-init's seed");
         }
     }
 
-    /// Has cloud-init detect its datasource again. True if the machine reboots for that: nothing else
-    /// may happen then, and the boot is not released.
+    /// Makes cloud-init detect its datasource again. True if the machine reboots for that: the boot must not
+    /// continue then.
     async fn redetect(&self, datasource: Datasource, meta_data: &str) -> bool {
         if self.config.cloud_init == CloudInit::Off {
             return false;
@@ -212,7 +210,7 @@ impl Provisioner {
             .await
             .unwrap_or_else(|error| {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::error!(%error, cause, "cannot have cloud-init detect its datasource again");
+                tracing::error!(%error, cause, "cannot make cloud-init detect its datasource again");
                 false
             })
     }
@@ -245,9 +243,9 @@ fn seed(snapshot: &Snapshot) -> Seed<'_> {
     }
 }
 
-/// Waits until the boot may continue: the data are there, or `limit` has passed. Waits for cloud-init's
-/// detection first, if there is a seed or the data came in time, but not longer than
-/// [`defaults::PROVISION_TIMEOUT`] more.
+/// Waits until the boot may continue: there are data, or `limit` has passed. Waits for cloud-init's
+/// detection, too, if there is a seed or the data came in time, but [`defaults::PROVISION_TIMEOUT`] longer at
+/// most.
 pub(crate) async fn wait_until_ready(mut stage: watch::Receiver<Stage>, limit: Duration) {
     let end = Instant::now() + limit + defaults::PROVISION_TIMEOUT;
     let detected = stage.wait_for(|stage| *stage != Stage::Seeded);

@@ -59,6 +59,10 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, text)
     }
 
+    pub(crate) fn forbidden(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, text)
+    }
+
     pub(crate) fn not_found(text: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, text)
     }

@@ -1,6 +1,6 @@
 //! The address and certificate that the host has announced.
 //!
-//! Called by `api/server_info.rs`. Stores the last announcement, and makes no connection.
+//! Called by `api/server_info.rs`. Makes no connection.
 
 use data_encoding::HEXLOWER;
 use ring::digest::{SHA256, digest};
@@ -18,25 +18,25 @@ pub(crate) struct Host(watch::Sender<Option<HostConnection>>);
 /// An error in an announcement.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HostError {
-    /// The port is not valid.
-    #[error("{0} is not a port")]
+    /// The port is 0 or `VMADDR_PORT_ANY`.
+    #[error("{0} is not a valid port")]
     Port(u32),
-    /// The certificate is not PEM, or there is none in it.
-    #[error("the certificate is not a certificate in PEM")]
+    /// The text is not PEM, or has no certificate.
+    #[error("the certificate is not valid PEM")]
     Certificate,
 }
 
 impl Host {
-    /// The last announcement and later ones, repeated ones included.
+    /// Watches the announcements, repeated ones included.
     pub(crate) fn watch(&self) -> watch::Receiver<Option<HostConnection>> {
         self.0.subscribe()
     }
 
-    /// Stores an announcement, if it is valid.
+    /// Stores an announcement.
     ///
     /// # Errors
     ///
-    /// [`HostError`]. The last announcement stays.
+    /// [`HostError`]. The last announcement is kept.
     pub(crate) fn set_connection(&self, connection: HostConnection) -> Result<(), HostError> {
         if matches!(connection.port, 0 | PORT_ANY) {
             return Err(HostError::Port(connection.port));
@@ -65,13 +65,13 @@ impl Host {
 
 #[cfg(test)]
 impl Host {
-    /// What is known.
+    /// The last announcement.
     pub(crate) fn known(&self) -> Option<HostConnection> {
         self.0.borrow().clone()
     }
 }
 
-/// SHA-256 of the first certificate, empty if there is no text at all.
+/// The SHA-256 of the first certificate, empty for an empty text.
 fn fingerprint(pem: &str) -> Result<String, HostError> {
     if pem.is_empty() {
         return Ok(String::new());
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_word_is_kept() {
+    fn the_last_announcement_of_the_host_is_kept() {
         let host = Host::default();
         host.set_connection(connection(1024, "")).unwrap();
         host.set_connection(connection(1025, PEM)).unwrap();
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_makes_no_sense_changes_nothing() {
+    fn an_invalid_announcement_of_the_host_is_refused() {
         let host = Host::default();
         for port in [0, u32::MAX] {
             let refused = host.set_connection(connection(port, PEM));
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_has_a_fingerprint() {
+    fn the_fingerprint_is_that_of_the_first_certificate() {
         // SHA-256 of the two bytes 30 00, an empty sequence.
         let expected = "e4f60d0aa6d7f3d3b6a6494b1c861b99f649c6f9ec51abaf201b20f297327c95";
         assert_eq!(fingerprint(PEM).unwrap(), expected);

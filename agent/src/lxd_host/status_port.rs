@@ -1,8 +1,8 @@
 //! The virtio ports by which the host detects the agent before it connects.
 //!
 //! The host keeps the last bytes of a port in a ring buffer (QEMU's chardev `ringbuf`, 16 bytes with
-//! LXD), so a status is short and written repeatedly. A port may have no reader, and a write to it would
-//! block: ports are opened non-blocking, once for each write, and errors are only logged.
+//! LXD), so a status is short and written repeatedly. A write to a port without a reader would block, so
+//! ports are opened with `O_NONBLOCK`, once for each write, and errors are only logged.
 
 use std::{
     fs::OpenOptions,
@@ -14,17 +14,17 @@ use std::{
 
 use tokio::time::{MissedTickBehavior, interval};
 
-/// The ports of LXD since 5.20, of LXD before, and of Incus.
+/// The ports of LXD since 5.20, of earlier LXD, and of Incus.
 pub(crate) const KNOWN: [&str; 3] = [
     "/dev/virtio-ports/com.canonical.lxd",
     "/dev/virtio-ports/org.linuxcontainers.lxd",
     "/dev/virtio-ports/org.linuxcontainers.incus",
 ];
 
-/// Interval of the repeated status, as with LXD's agent: a restarted host finds it after that time.
+/// Interval of the repeated status, as in LXD's agent. A restarted host detects the agent after it.
 const REPEAT: Duration = Duration::from_secs(5);
 
-/// A status.
+/// The status of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Status {
     /// The agent listens.
@@ -45,12 +45,12 @@ impl Status {
     }
 }
 
-/// The ports. Each status is written to all of them.
+/// The status ports. Each status is written to all of them.
 #[derive(Debug)]
 pub(crate) struct StatusPorts(Vec<PathBuf>);
 
 impl StatusPorts {
-    /// Ports at these paths, which need not exist.
+    /// Ports at these paths. Missing ones are ignored.
     pub(crate) fn new(paths: Vec<PathBuf>) -> Self {
         Self(paths)
     }
@@ -70,7 +70,7 @@ impl StatusPorts {
     pub(crate) async fn repeat(&self) {
         let mut tick = interval(REPEAT);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The first tick is immediate, and the first status has been written.
+        // The first tick completes immediately.
         tick.tick().await;
         loop {
             tick.tick().await;
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_word_is_repeated_on_every_port_that_is_there() {
+    async fn the_status_is_repeated_on_every_existing_port() {
         let folder = folder("repeat");
         let paths = ["a", "missing", "b"].map(|name| folder.join(name));
         fs::write(&paths[0], "").unwrap();
@@ -118,12 +118,12 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_nobody_reads_keeps_nobody_waiting() {
+    fn a_status_port_without_a_reader_does_not_block() {
         let folder = folder("full");
         let path = folder.join("fifo");
         mkfifo(&path, Mode::S_IRWXU).unwrap();
         let ports = StatusPorts::new(vec![path.clone()]);
-        // Nobody has it open: refused at once.
+        // Without a reader, opening fails at once.
         ports.write(Status::Started);
         let mut reader = OpenOptions::new()
             .read(true)
@@ -131,7 +131,7 @@ mod tests {
             .open(&path)
             .unwrap();
         ports.write(Status::Connected);
-        // Far more than it holds: what does not fit is dropped.
+        // Writes above the capacity fail.
         for _ in 0..20_000 {
             ports.write(Status::Stopped);
         }

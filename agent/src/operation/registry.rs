@@ -34,23 +34,23 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Table {
     live: HashMap<OperationId, Arc<Entry>>,
-    /// The last state of ended ones, as JSON: there may be many, and few are read.
+    /// The final states of ended operations. As JSON, which takes less memory.
     ended: HashMap<OperationId, Box<str>>,
-    /// The ended ones, oldest first, with the times of their ends.
+    /// The ids of ended operations and the times of their ends, oldest first.
     order: VecDeque<(Instant, OperationId)>,
 }
 
 #[derive(Debug)]
 struct Entry {
-    /// The state that the API shows.
+    /// The current state.
     view: watch::Sender<Operation>,
-    /// The sockets that are not joined yet.
+    /// The names and secrets of the websockets that are not connected yet.
     sockets: Mutex<Vec<(String, Secret)>>,
     joined: mpsc::Sender<Joined>,
     cancel: CancellationToken,
 }
 
-/// A joined socket, and its name.
+/// A connected websocket and its name.
 pub(crate) type Joined = (String, WebSocket);
 
 /// The parameters of a new operation.
@@ -58,11 +58,11 @@ pub(crate) type Joined = (String, WebSocket);
 pub(crate) struct New {
     /// LXD's class, such as `websocket`.
     pub(crate) class: &'static str,
-    /// A description, for a person.
+    /// A description for people.
     pub(crate) description: &'static str,
-    /// The metadata until its end. Must not contain a secret.
+    /// The metadata while it runs. Must not contain a secret.
     pub(crate) metadata: serde_json::Value,
-    /// The sockets to be joined.
+    /// The names and secrets of its websockets.
     pub(crate) sockets: Vec<(String, Secret)>,
 }
 
@@ -71,9 +71,9 @@ pub(crate) struct New {
 pub(crate) struct Outcome {
     /// A final status.
     pub(crate) status: OperationStatus,
-    /// The new metadata, if not null.
+    /// The final metadata. If null, those of the start are kept.
     pub(crate) metadata: serde_json::Value,
-    /// The cause of a failure, or empty.
+    /// The error text of a failure, or empty.
     pub(crate) error: String,
 }
 
@@ -95,7 +95,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`OperationError::Full`] at [`defaults::MAX_SESSIONS`], or without random numbers for an id.
+    /// [`OperationError::Full`] at [`defaults::MAX_SESSIONS`], or without a random id.
     pub(crate) fn start<F, W>(&self, new: New, work: F) -> Result<Operation, OperationError>
     where
         F: FnOnce(Handle) -> W,
@@ -156,7 +156,7 @@ impl Registry {
         ended.ok_or(OperationError::Unknown(id))
     }
 
-    /// The states of all operations, in no order.
+    /// The states of all operations, in arbitrary order.
     pub(crate) fn list(&self) -> Vec<Operation> {
         let mut table = self.table();
         table.forget_old();
@@ -183,7 +183,7 @@ impl Registry {
         };
         let mut view = entry.view.subscribe();
         let ended = view.wait_for(Operation::is_final);
-        // An error would mean that the sender is gone, and `entry` holds it.
+        // The sender is not dropped: `entry` holds it.
         match limit {
             None => drop(ended.await),
             Some(limit) => drop(timeout(limit, ended).await),
@@ -196,7 +196,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`OperationError::Unknown`], or [`OperationError::Ended`] when there is nothing to stop.
+    /// [`OperationError::Unknown`] or [`OperationError::Ended`].
     pub(crate) fn cancel(&self, id: OperationId) -> Result<(), OperationError> {
         let Some(entry) = self.live(id) else {
             return self.get(id).and(Err(OperationError::Ended));
@@ -207,7 +207,6 @@ impl Registry {
                 return false;
             }
             view.set_status(OperationStatus::Cancelling);
-            // It may have ended meanwhile.
             cancelling = Some(view.clone());
             true
         });
@@ -216,7 +215,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Consumes the secret of one socket. The result takes the socket once it is open.
+    /// Consumes the secret of a websocket. The returned ticket takes the websocket once it is open.
     ///
     /// # Errors
     ///
@@ -226,7 +225,7 @@ impl Registry {
             return self.get(id).and(Err(OperationError::Ended));
         };
         let mut sockets = entry.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        // Every secret is compared, so that the time does not depend on which one matches.
+        // All secrets are compared, so that the time is independent of the match.
         let found = sockets
             .iter()
             .enumerate()
@@ -254,10 +253,10 @@ impl Registry {
 }
 
 impl Table {
-    /// Moves an operation from the running to the ended ones.
+    /// Moves an operation from `live` to `ended`.
     fn end(&mut self, operation: &Operation) {
         self.live.remove(&operation.id);
-        // Fails only for a map whose keys are not strings, and JSON has none.
+        // Fails only for a map whose keys are not strings; there is none.
         let write = |operation| serde_json::to_string(operation).unwrap_or_default();
         let mut text = write(operation);
         if text.len() > defaults::MAX_ENDED_BYTES {
@@ -270,7 +269,7 @@ impl Table {
         self.forget_old();
     }
 
-    /// Drops operations that ended too long ago, and the oldest above the limit.
+    /// Removes operations that ended [`defaults::RETENTION`] ago, and the oldest ones above the limit.
     fn forget_old(&mut self) {
         while let Some((ended, id)) = self.order.front() {
             let keep = ended.elapsed() < defaults::RETENTION
@@ -284,7 +283,7 @@ impl Table {
     }
 }
 
-/// Permission to hand over one socket.
+/// The permission to connect one websocket to an operation.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     pub(crate) name: String,
@@ -292,19 +291,18 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    /// Hands over the socket. It is closed if the operation has ended.
+    /// Sends the websocket to the task of the operation. Closes it if the operation has ended.
     pub(crate) fn hand_over(self, socket: WebSocket) {
-        // The channel has capacity for each secret.
+        // The channel has capacity for all secrets.
         let _ = self.joined.try_send((self.name, socket));
     }
 }
 
-/// The handle of an operation in its task.
+/// What the task of an operation needs.
 #[derive(Debug)]
 pub(crate) struct Handle {
-    /// The id of the operation.
     pub(crate) id: OperationId,
-    /// Receives the sockets as they are joined.
+    /// Receives the websockets as they are connected.
     pub(crate) sockets: mpsc::Receiver<Joined>,
     /// Cancelled by a client.
     pub(crate) cancel: CancellationToken,
@@ -312,7 +310,7 @@ pub(crate) struct Handle {
     pub(crate) stopping: CancellationToken,
 }
 
-/// Ends the operation in `Drop`, so also after a panic.
+/// Ends the operation on drop, also after a panic.
 struct Ending {
     registry: Registry,
     entry: Arc<Entry>,
@@ -320,7 +318,6 @@ struct Ending {
 }
 
 impl Ending {
-    /// Ends the operation with its outcome.
     fn finish(mut self, outcome: Outcome) {
         self.outcome = Some(outcome);
     }
@@ -382,7 +379,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_is_kept_and_takes_the_place_of_the_metadata() {
+    async fn an_ended_operation_is_kept_with_its_final_metadata() {
         let registry = registry();
         let id = registry
             .start(new(vec![]), |_| async { success() })
@@ -395,7 +392,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_ended_without_a_result_is_kept_without_what_is_large() {
+    async fn large_metadata_of_an_ended_operation_are_dropped() {
         let registry = registry();
         let large = New {
             metadata: serde_json::json!({ "command": ["x".repeat(defaults::MAX_ENDED_BYTES)] }),
@@ -416,7 +413,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_that_panics_ends_as_a_failure() {
+    async fn an_operation_whose_task_panics_fails() {
         let registry = registry();
         let id = registry
             .start(new(vec![]), |_| async { panic!("on purpose") })
@@ -426,7 +423,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_end_is_forgotten_after_its_time() {
+    async fn an_ended_operation_is_removed_after_the_retention() {
         let registry = registry();
         let id = registry
             .start(new(vec![]), |_| async { success() })
@@ -438,7 +435,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cancelled_operation_hears_of_it() {
+    async fn the_task_of_a_cancelled_operation_is_notified() {
         let registry = registry();
         let id = registry
             .start(new(vec![]), |handle| async move {
@@ -456,7 +453,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_secret_is_good_for_one_socket() {
+    async fn a_secret_connects_one_websocket() {
         let registry = registry();
         let secret = secret::random_secret().unwrap();
         let sockets = vec![("0".to_owned(), secret.clone())];
@@ -477,7 +474,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_more_than_the_limit_is_refused() {
+    async fn operations_above_the_limit_are_refused() {
         let registry = registry();
         for _ in 0..defaults::MAX_SESSIONS {
             registry

@@ -1,4 +1,4 @@
-//! The secrets that join sockets to an operation, and the ids of operations.
+//! Secrets of an operation's websockets, and ids of operations.
 
 use ring::rand::{SecureRandom, SystemRandom};
 use subtle::ConstantTimeEq;
@@ -8,7 +8,7 @@ use vsock_agent_protocol::{exec::Secret, operation::OperationId};
 ///
 /// # Errors
 ///
-/// When the kernel has no random numbers.
+/// [`NoRandomness`].
 pub(crate) fn random_secret() -> Result<Secret, NoRandomness> {
     random_bytes().map(Secret::from_random_bytes)
 }
@@ -18,12 +18,12 @@ pub(super) fn is_secret(secret: &Secret, text: &str) -> bool {
     secret.as_str().as_bytes().ct_eq(text.as_bytes()).into()
 }
 
-/// The kernel has no random numbers.
+/// The kernel's random number generator failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the kernel has no random numbers")]
 pub(crate) struct NoRandomness;
 
-/// A new operation's id.
+/// A new id of an operation.
 pub(super) fn random_id() -> Result<OperationId, NoRandomness> {
     random_bytes().map(OperationId::from_random_bytes)
 }

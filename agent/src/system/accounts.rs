@@ -1,13 +1,13 @@
 //! Users and groups, read from `/etc/passwd` and `/etc/group`.
 //!
-//! The agent is a static binary, and the C library's lookup (NSS) loads libraries at run time, so the two
-//! files are read here. Users of a directory service are not found by name; their numbers work.
+//! The C library's look-up (NSS) loads libraries at run time, which a static binary cannot. So users of a
+//! directory service are not found by name, only by number.
 
 use std::{fs, io, path::Path};
 
 use vsock_agent_protocol::id;
 
-/// The contents of the two files.
+/// The contents of `/etc/passwd` and `/etc/group`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Accounts {
     passwd: String,
@@ -25,11 +25,11 @@ pub(crate) struct User {
 }
 
 impl Accounts {
-    /// Reads the files. A missing one counts as empty, because numbers need no names.
+    /// Reads the files. A missing file counts as empty: numbers need no entry.
     ///
     /// # Errors
     ///
-    /// When an existing file cannot be read.
+    /// An existing file cannot be read.
     pub(crate) fn read() -> io::Result<Self> {
         Ok(Self {
             passwd: read(Path::new("/etc/passwd"))?,
@@ -61,7 +61,7 @@ impl Accounts {
             .map(|group| group.name.to_owned())
     }
 
-    /// The groups of a user: `gid`, and those that list the name as a member.
+    /// The groups of a user: `gid`, and those with the name as a member.
     pub(crate) fn groups_of(&self, name: &str, gid: u32) -> Vec<u32> {
         let mut gids = vec![gid];
         for group in self.groups() {
@@ -124,7 +124,7 @@ fn read(path: &Path) -> io::Result<String> {
 
 #[cfg(test)]
 impl Accounts {
-    /// Accounts out of two texts.
+    /// Accounts with these contents of the files.
     pub(crate) fn of(passwd: &str, group: &str) -> Self {
         Self {
             passwd: passwd.to_owned(),
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_has_the_groups_that_list_it() {
+    fn a_user_has_its_own_group_and_those_with_it_as_a_member() {
         let accounts = Accounts::of(
             "",
             "a:x:10:\nb:x:11:ann,bob\nc:x:12:bobby\nd:x:13:bob\nb2:x:11:bob\n",
@@ -147,14 +147,14 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_line_hides_no_other() {
+    fn invalid_lines_of_passwd_and_group_are_skipped() {
         let accounts = Accounts::of("\n#x\nbob:x:no:1::/:\nann:x:7:8::/home/ann:/bin/sh\n", "");
         assert_eq!(accounts.user_numbered(7).unwrap().name, "ann");
         assert_eq!(accounts.user_named("bob"), None);
     }
 
     #[test]
-    fn nobody_has_the_number_that_means_no_change() {
+    fn minus_one_is_not_a_valid_uid_or_gid() {
         let accounts = Accounts::of(
             "a:x:4294967295:1::/:\nb:x:1:4294967295::/:\n",
             "a:x:4294967295:b\n",
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn sixty_four_groups_are_all_found() {
+    fn a_user_may_have_sixty_four_groups() {
         let group: String = (0..64).map(|gid| format!("g{gid}:x:{gid}:bob\n")).collect();
         assert_eq!(Accounts::of("", &group).groups_of("bob", 0).len(), 64);
     }

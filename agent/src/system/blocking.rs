@@ -1,5 +1,5 @@
-//! A pool of threads for blocking work. Tokio's own panics if no thread can be created (`RLIMIT_NPROC`),
-//! and its runtime waits for its threads at shutdown.
+//! A thread pool for blocking work. Tokio's own panics if no thread can be created (`RLIMIT_NPROC`), and its
+//! runtime waits for the threads at shutdown.
 
 use std::{
     collections::VecDeque,
@@ -12,10 +12,10 @@ use std::{
 
 use tokio::{runtime::Handle, sync::oneshot};
 
-/// Most threads; more jobs are queued.
+/// Maximum number of threads. Further jobs are queued.
 const MAX_THREADS: usize = 64;
 
-/// How long an idle thread stays.
+/// Time until an idle thread ends.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -29,23 +29,25 @@ static POOL: Pool = Pool {
     has_work: Condvar::new(),
 };
 
-/// Runs the work, and waits for its result. The work goes on if this is dropped.
+/// Runs `work` in the pool and returns its result. Dropping the future does not cancel `work`.
 ///
 /// # Errors
 ///
-/// `WouldBlock` when no thread can be created; another error when the work panics.
+/// `WouldBlock` when no thread can be created, `Other` when `work` panics.
 pub(crate) async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
-    let (answer, due) = oneshot::channel();
+    let (sender, receiver) = oneshot::channel();
     let runtime = Handle::current();
     POOL.start(Box::new(move || {
-        // The work may register descriptors with it.
+        // The work may register descriptors with the runtime.
         let _entered = runtime.enter();
         // The receiver may have been dropped.
-        let _ = answer.send(work());
+        let _ = sender.send(work());
     }))?;
-    due.await.map_err(|_| io::Error::other("the work failed"))
+    receiver
+        .await
+        .map_err(|_| io::Error::other("the blocking work panicked"))
 }
 
 struct Pool {
@@ -56,7 +58,7 @@ struct Pool {
 struct State {
     jobs: VecDeque<Job>,
     threads: usize,
-    /// Threads that wait for work.
+    /// Threads that wait for a job.
     idle: usize,
 }
 
@@ -65,7 +67,6 @@ impl Pool {
         let mut state = self.lock();
         if state.idle <= state.jobs.len() && state.threads < MAX_THREADS {
             let thread = thread::Builder::new().name("blocking".to_owned());
-            // The job must not wait for threads that may hang.
             thread.spawn(|| self.work())?;
             state.threads += 1;
         }
@@ -76,12 +77,12 @@ impl Pool {
 
     fn work(&self) {
         while let Some(job) = self.next() {
-            // A panic is printed by the hook, and the receiver gets an error.
+            // The panic hook logs a panic, and the receiver gets an error.
             let _ = catch_unwind(AssertUnwindSafe(job));
         }
     }
 
-    /// The next job, or `None` after [`KEEP_ALIVE`].
+    /// Waits for a job. `None` after [`KEEP_ALIVE`]; the thread ends then.
     fn next(&self) -> Option<Job> {
         let mut state = self.lock();
         state.idle += 1;
@@ -109,7 +110,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn work_is_done_beside_work_that_hangs() {
+    async fn hanging_work_does_not_delay_other_work() {
         let (end, ended) = mpsc::channel::<()>();
         let mut hanging = std::pin::pin!(run_blocking(move || ended.recv().is_err()));
         let quick = async {
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_an_error_and_the_pool_goes_on() {
+    async fn work_that_panics_is_an_error_and_the_pool_still_works() {
         run_blocking(|| panic!("as the test wants"))
             .await
             .unwrap_err();

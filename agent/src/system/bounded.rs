@@ -1,40 +1,36 @@
-//! Work that may hang in the kernel, where nothing can end it: a thread of its own does it, and is
-//! left behind when it takes too long. The runtime's threads are not used for it, because the
-//! runtime waits for them at the end.
+//! Blocking calls that may hang in the kernel, with a time limit. Each has a thread of its own, which is
+//! detached on a timeout. The runtime's threads are not used, because the runtime waits for them at
+//! shutdown.
 
 use std::{thread, time::Duration};
 
 use tokio::{sync::oneshot, time::timeout};
 
-/// Runs the work in a thread and waits for its result, `limit` at most. `None` on a timeout, a panic or
-/// without a thread, which is logged.
+/// Runs `work` in a thread and waits for its result, `limit` at most. `None` on a timeout, a panic or
+/// without a thread; these are logged, with `what` as the name of the call.
 pub(crate) async fn within<T: Send + 'static>(
     limit: Duration,
     what: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
-    let (answer, due) = oneshot::channel();
+    let (sender, receiver) = oneshot::channel();
     let thread = thread::Builder::new().name(what.to_owned());
     let started = thread.spawn(move || {
         // The receiver may have been dropped.
-        let _ = answer.send(work());
+        let _ = sender.send(work());
     });
     if let Err(error) = started {
         tracing::error!(what, %error, "cannot start a thread");
         return None;
     }
-    match timeout(limit, due).await {
+    match timeout(limit, receiver).await {
         Ok(Ok(result)) => Some(result),
         Ok(Err(_)) => {
-            tracing::error!(what, "this failed");
+            tracing::error!(what, "a blocking call panicked");
             None
         }
         Err(_) => {
-            tracing::error!(
-                what,
-                ?limit,
-                "this takes too long; the agent goes on without it"
-            );
+            tracing::error!(what, ?limit, "a blocking call timed out");
             None
         }
     }
@@ -47,7 +43,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn work_that_hangs_is_left_behind() {
+    async fn a_blocking_call_times_out_or_panics_without_a_result() {
         let long = Duration::from_secs(60);
         assert_eq!(within(long, "quick", || 7).await, Some(7));
         let (end, ended) = mpsc::channel::<()>();

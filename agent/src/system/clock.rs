@@ -1,8 +1,8 @@
-//! The guest's clock, as the API writes it.
+//! Timestamps of the API.
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// The time, in RFC 3339.
+/// The current time, in RFC 3339.
 pub(crate) fn now() -> String {
     write(OffsetDateTime::now_utc())
 }

@@ -1,15 +1,15 @@
 //! The log on standard error, with a rate limit.
 //!
-//! A refused peer is worth a line, and may connect thousands of times a second. So each
-//! callsite of a warning or an error may log [`LINES`] lines in [`INTERVAL`]; the others are counted, and
-//! the count is logged. Lines of other levels are not limited.
+//! A refused peer may connect thousands of times a second. So each callsite of a warning or an error may log
+//! [`LINES`] lines in [`INTERVAL`]; further ones are counted, and the count is logged. Lines of other levels
+//! are not limited.
 
 use std::{
     collections::HashMap,
     fmt::{self, Write as _},
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU8, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -26,10 +26,10 @@ use tracing_subscriber::{
     layer::{Context, Layer, SubscriberExt},
 };
 
-/// Most lines of one callsite in an [`INTERVAL`].
+/// Maximum number of lines of one callsite in [`INTERVAL`].
 const LINES: u32 = 10;
 
-/// The interval of the limit, and of the log of suppressed lines.
+/// Interval of the limit and of the reports of suppressed lines.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// The rate limit of the log, and its level. Cheap to clone.
@@ -38,7 +38,8 @@ pub(crate) struct LogLimit(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    level: AtomicU8,
+    /// Index in [`LEVELS`].
+    level: AtomicUsize,
     callsites: Mutex<HashMap<Identifier, Callsite>>,
 }
 
@@ -47,15 +48,15 @@ struct Callsite {
     since: Instant,
     lines: u32,
     suppressed: u64,
-    /// The text of its lines.
+    /// The message of a suppressed line.
     text: String,
 }
 
-/// Logs to standard error from now on, events of `level` and more severe.
+/// Logs events of `level` and more severe ones to standard error, unless a subscriber is set already.
 #[must_use]
 pub(crate) fn log_to_stderr(level: Level) -> LogLimit {
     let (subscriber, limit) = subscriber(level, std::io::stderr);
-    // Fails if a subscriber is set already, which is as good.
+    // Fails if a subscriber is set already.
     let _ = tracing::subscriber::set_global_default(subscriber);
     limit
 }
@@ -65,7 +66,7 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let limit = LogLimit(Arc::new(Shared {
-        level: AtomicU8::new(number(level)),
+        level: AtomicUsize::new(index(level)),
         callsites: Mutex::default(),
     }));
     let lines = tracing_subscriber::fmt()
@@ -76,20 +77,24 @@ where
     (lines.with(limit.clone()), limit)
 }
 
-const fn number(level: Level) -> u8 {
-    match level {
-        Level::ERROR => 0,
-        Level::WARN => 1,
-        Level::INFO => 2,
-        Level::DEBUG => 3,
-        Level::TRACE => 4,
-    }
+/// The levels, the most severe one first.
+const LEVELS: [Level; 5] = [
+    Level::ERROR,
+    Level::WARN,
+    Level::INFO,
+    Level::DEBUG,
+    Level::TRACE,
+];
+
+fn index(level: Level) -> usize {
+    let found = LEVELS.iter().position(|other| *other == level);
+    found.unwrap_or(LEVELS.len())
 }
 
 impl LogLimit {
     /// Changes the level.
     pub(crate) fn set_level(&self, level: Level) {
-        self.0.level.store(number(level), Ordering::Relaxed);
+        self.0.level.store(index(level), Ordering::Relaxed);
         tracing::callsite::rebuild_interest_cache();
     }
 
@@ -101,15 +106,15 @@ impl LogLimit {
         }
     }
 
+    fn callsites(&self) -> MutexGuard<'_, HashMap<Identifier, Callsite>> {
+        let callsites = self.0.callsites.lock();
+        callsites.unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn report_once(&self) {
         let mut counts = Vec::new();
         {
-            let mut callsites = self
-                .0
-                .callsites
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            callsites.retain(|_, callsite| {
+            self.callsites().retain(|_, callsite| {
                 if callsite.suppressed > 0 {
                     counts.push((
                         callsite.text.clone(),
@@ -124,14 +129,10 @@ impl LogLimit {
         }
     }
 
-    /// Whether the event is within the limit.
+    /// Whether the event is within the limit of its callsite.
     fn has_line(&self, event: &Event<'_>) -> bool {
         let now = Instant::now();
-        let mut callsites = self
-            .0
-            .callsites
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut callsites = self.callsites();
         let callsite = callsites
             .entry(event.metadata().callsite())
             .or_insert_with(|| Callsite {
@@ -158,25 +159,16 @@ impl LogLimit {
 
 impl<S: Subscriber> Layer<S> for LogLimit {
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
-        number(*metadata.level()) <= self.0.level.load(Ordering::Relaxed)
+        index(*metadata.level()) <= self.0.level.load(Ordering::Relaxed)
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        let level = self.0.level.load(Ordering::Relaxed);
-        let levels = [
-            LevelFilter::ERROR,
-            LevelFilter::WARN,
-            LevelFilter::INFO,
-            LevelFilter::DEBUG,
-        ];
-        levels
-            .get(usize::from(level))
-            .copied()
-            .or(Some(LevelFilter::TRACE))
+        let level = LEVELS.get(self.0.level.load(Ordering::Relaxed));
+        level.copied().map(LevelFilter::from_level)
     }
 
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
-        // The counts themselves are not limited.
+        // Reports of suppressed lines are not limited.
         let metadata = event.metadata();
         *metadata.level() > Level::WARN
             || metadata.fields().field("more").is_some()
@@ -184,7 +176,7 @@ impl<S: Subscriber> Layer<S> for LogLimit {
     }
 }
 
-/// Takes the text of an event, without its fields.
+/// Records the message of an event, without its fields.
 struct Message<'a>(&'a mut String);
 
 impl Visit for Message<'_> {
@@ -225,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_repeats_itself_is_counted() {
+    async fn lines_above_the_limit_of_a_callsite_are_counted() {
         let lines = Lines::default();
         let writer = lines.clone();
         let (subscriber, limit) = subscriber(Level::INFO, move || writer.clone());
@@ -251,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn the_level_can_be_changed() {
+    fn the_log_level_can_be_changed() {
         let lines = Lines::default();
         let writer = lines.clone();
         let (subscriber, limit) = subscriber(Level::WARN, move || writer.clone());

@@ -1,4 +1,4 @@
-//! Returns freed memory to the system after a peak; the C library keeps it otherwise.
+//! Returns freed memory to the kernel after a peak (`malloc_trim(3)`).
 
 #![expect(unsafe_code, reason = "malloc_trim has no safe wrapper")]
 
@@ -8,23 +8,22 @@ use tokio::time::sleep;
 
 use crate::system::blocking::run_blocking;
 
-/// How often the size is checked.
+/// Interval of the checks.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Growth that is worth the time, in pages of 4 KiB: 8 MiB.
+/// Growth of the resident memory that triggers a trim, in pages of 4 KiB: 8 MiB.
 const GROWTH: u64 = 2048;
 
-/// Gives freed memory back while the process is larger than it was. Never returns.
+/// Trims the heap at each check while the resident memory is [`GROWTH`] above its minimum. Never returns.
 ///
-/// It is tried at every look, since what was in use at the last one may be free by now, and nothing
-/// tells that from outside: freed memory is resident too.
+/// Freed memory is resident until it is trimmed, so the amount of it is unknown before.
 pub(crate) async fn trim() {
-    let mut least = resident().unwrap_or(u64::MAX);
+    let mut minimum = resident().unwrap_or(u64::MAX);
     loop {
         sleep(INTERVAL).await;
         let Some(before) = resident() else { continue };
-        least = least.min(before);
-        if before > least + GROWTH {
+        minimum = minimum.min(before);
+        if before > minimum + GROWTH {
             // If no thread can be created, the next check tries again.
             let _ = run_blocking(release).await;
             let after = resident();
@@ -33,7 +32,7 @@ pub(crate) async fn trim() {
     }
 }
 
-/// Pages of this process in memory (`proc_pid_statm(5)`).
+/// Resident pages of this process (`proc_pid_statm(5)`).
 fn resident() -> Option<u64> {
     let numbers = fs::read_to_string("/proc/self/statm").ok()?;
     numbers.split(' ').nth(1)?.parse().ok()
@@ -41,7 +40,7 @@ fn resident() -> Option<u64> {
 
 #[cfg(target_env = "gnu")]
 fn release() {
-    // SAFETY: it locks the heap as `free` does, and touches no memory in use.
+    // SAFETY: `malloc_trim` is thread-safe, and releases free memory only.
     unsafe { libc::malloc_trim(0) };
 }
 

@@ -13,16 +13,16 @@ const VOLATILE: [&str; 4] = ["tmpfs", "ramfs", "rootfs", "overlay"];
 /// A mounted file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mount {
-    /// The device, or any text.
+    /// The device, or another text.
     pub(crate) source: String,
     /// The mount point. May not be UTF-8.
     pub(crate) mountpoint: PathBuf,
-    /// The type of the file system, such as `ext4`.
+    /// The type of the file system, as in `ext4`.
     pub(crate) kind: String,
     pub(crate) is_read_only: bool,
 }
 
-/// Parses the table, oldest mount first. Invalid lines are skipped.
+/// Parses the table, in the order of mounting. Invalid lines are skipped.
 pub(crate) fn parse(text: &[u8]) -> impl Iterator<Item = Mount> {
     text.split(|byte| *byte == b'\n').filter_map(parse_line)
 }
@@ -57,7 +57,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     })
 }
 
-/// Undoes the kernel's escapes: `\040` is a space (`seq_escape` in `fs/seq_file.c`).
+/// Decodes the kernel's octal escapes: `\040` is a space (`seq_escape` in `fs/seq_file.c`).
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn escapes_are_undone() {
+    fn octal_escapes_in_the_mount_table_are_decoded() {
         let line = b"//host/My\\040Files /mnt/a\\040b\\134c\\011d cifs rw 0 0\n";
         let mounts: Vec<_> = parse(line).collect();
         assert_eq!(mounts[0].source, "//host/My Files");
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_make_no_sense_are_passed_over() {
+    fn invalid_lines_of_the_mount_table_are_skipped() {
         let text = b"\n/dev/vda1\n/dev/vda1 / ext4\n   \n";
         assert_eq!(parse(text).count(), 0);
     }

@@ -1,5 +1,4 @@
-//! Resolves names by `/etc/hosts` (`hosts(5)`) alone, so that the agent does not depend on the guest's
-//! network or libraries.
+//! Resolves host names by `/etc/hosts` (`hosts(5)`) alone, without the guest's network or NSS.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,8 +13,8 @@ pub(crate) fn addresses(hosts: &str, name: &str) -> Vec<IpAddr> {
     found
 }
 
-/// The fully qualified name of a host: the first name on the first line that contains `host`; `host`
-/// itself without such a line.
+/// The fully qualified name of a host: the first name on the first line with `host`, if it is `host` with a
+/// domain; otherwise `host`.
 pub(crate) fn full_name(hosts: &str, host: &str) -> String {
     let line = lines(hosts).find(|(_, names)| names.contains(&host));
     let full = line.and_then(|(_, names)| names.first().copied());
@@ -42,7 +41,7 @@ mod tests {
                          nonsense vm\n#10.0.0.9 db\n10.0.0.7 db\n";
 
     #[test]
-    fn a_name_has_the_addresses_of_its_lines() {
+    fn a_host_name_has_the_addresses_of_its_lines() {
         let found = addresses(HOSTS, "LocalHost");
         assert_eq!(
             found,
@@ -57,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_has_its_domain_from_its_line() {
+    fn a_fully_qualified_name_comes_from_the_line_of_the_host() {
         assert_eq!(full_name(HOSTS, "vm"), "vm.example.org");
         assert_eq!(full_name(HOSTS, "localhost"), "localhost");
         assert_eq!(full_name("", "vm"), "vm");

@@ -1,5 +1,5 @@
-//! File access below a root folder: no path, `..` or symlink leads out of it, and no symlink is followed
-//! that an unprivileged user may have created.
+//! File access below a root directory. No path, `..` or symlink leads out of it, and symlinks that an
+//! unprivileged user may have created are not followed.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -17,7 +17,7 @@ use nix::{
 };
 use vsock_agent_transport::{Missing, open_directory};
 
-/// An open root.
+/// An open root directory.
 #[derive(Debug)]
 pub(crate) struct Root(OwnedFd);
 
@@ -27,12 +27,12 @@ pub(crate) struct Attributes {
     pub(crate) mode: u32,
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
-    /// Whether an existing file stays as it is.
+    /// Whether an existing file is left unchanged.
     pub(crate) create_only: bool,
 }
 
 impl Root {
-    /// Opens a folder as a root.
+    /// Opens a directory as a root.
     ///
     /// # Errors
     ///
@@ -41,7 +41,7 @@ impl Root {
         Ok(Self(open(path, folder_flags(), Mode::empty())?))
     }
 
-    /// A folder as a root of its own, created if it is missing.
+    /// Opens a directory below it as a root of its own. Creates missing ones.
     ///
     /// # Errors
     ///
@@ -67,7 +67,7 @@ impl Root {
         Ok(content)
     }
 
-    /// Opens an existing folder.
+    /// Opens an existing directory.
     ///
     /// # Errors
     ///
@@ -76,11 +76,11 @@ impl Root {
         open_directory(self, path, Missing::Refuse)
     }
 
-    /// Opens a folder, creating missing ones with mode 0755.
+    /// Opens a directory. Creates missing ones with mode 0755.
     ///
     /// # Errors
     ///
-    /// `ENOTDIR` when a part of the path is not a folder, `PermissionDenied` for a symlink of an
+    /// `ENOTDIR` when a part of the path is not a directory, `PermissionDenied` for a symlink of an
     /// unprivileged user.
     pub(crate) fn make_folder(&self, path: &Path) -> io::Result<OwnedFd> {
         open_directory(self, path, Missing::Create)
@@ -91,7 +91,7 @@ impl Root {
     ///
     /// # Errors
     ///
-    /// The error of the system call that failed.
+    /// As [`Root::make_folder`], and the errno of `openat(2)`, `write(2)` or `renameat(2)`.
     pub(crate) fn write(&self, path: &Path, content: &[u8], how: Attributes) -> io::Result<bool> {
         let (folder, name) = split(path)?;
         let folder = self.make_folder(folder)?;
@@ -103,7 +103,7 @@ impl Root {
         };
         let new = NewFile::create(&folder, name)?;
         new.fill(content, how, old.as_ref())?;
-        new.place(name, how.create_only)
+        new.rename(name, how.create_only)
     }
 }
 
@@ -117,11 +117,11 @@ fn folder_flags() -> OFlag {
     OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC
 }
 
-/// Splits a path into its folder and the name in it.
+/// Splits a path into its directory and its file name.
 ///
 /// # Errors
 ///
-/// `InvalidInput` for one that ends with `..` or has no name in it.
+/// `InvalidInput` for a path that ends with `..` or has no file name.
 pub(crate) fn split(path: &Path) -> io::Result<(&Path, &OsStr)> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     Ok((path.parent().unwrap_or(Path::new("")), name))
@@ -131,7 +131,7 @@ fn is_file(stat: &FileStat) -> bool {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG
 }
 
-/// A temporary file in the folder of its target. `Drop` removes it if it was not renamed.
+/// A temporary file in the directory of its target. Removed on drop unless it was renamed.
 struct NewFile<'a> {
     folder: &'a OwnedFd,
     name: OsString,
@@ -173,8 +173,8 @@ impl<'a> NewFile<'a> {
         self.file.sync_data()
     }
 
-    fn place(self, target: &OsStr, only_if_free: bool) -> io::Result<bool> {
-        if !only_if_free {
+    fn rename(self, target: &OsStr, create_only: bool) -> io::Result<bool> {
+        if !create_only {
             renameat(self.folder, self.name.as_os_str(), self.folder, target)?;
             return Ok(true);
         }
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_written_with_the_folders_it_needs() {
+    fn missing_directories_of_a_new_file_are_created() {
         in_folder("new", |folder, root| {
             assert!(root.write(Path::new("/a/b/c"), b"1", PLAIN).unwrap());
             let path = folder.join("a/b/c");
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_there_keeps_its_mode_or_stays() {
+    fn an_existing_file_keeps_its_mode_or_is_left_unchanged() {
         in_folder("old", |folder, root| {
             let path = folder.join("file");
             fs::write(&path, "old").unwrap();
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_leads_out() {
+    fn no_path_or_symlink_leads_out_of_the_root() {
         in_folder("out", |folder, root| {
             for path in ["../up", "/../../up", "a/../../../up"] {
                 root.write(Path::new(path), b"1", PLAIN).unwrap();
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_users_symlink_leads_nowhere() {
+    fn a_symlink_of_an_unprivileged_user_is_not_followed() {
         in_folder("user", |folder, root| {
             assert!(
                 nix::unistd::geteuid().is_root(),
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_symlink_is_replaced_and_not_followed() {
+    fn a_symlink_at_the_target_is_replaced() {
         in_folder("link", |folder, root| {
             fs::write(folder.join("precious"), "1").unwrap();
             symlink("precious", folder.join("link")).unwrap();
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_in_the_way_of_a_folder_is_an_error() {
+    fn a_file_in_place_of_a_directory_is_an_error() {
         in_folder("way", |folder, root| {
             fs::write(folder.join("file"), "1").unwrap();
             let error = root.write(Path::new("file/x"), b"2", PLAIN).unwrap_err();

@@ -1,7 +1,7 @@
-//! The guest itself: processors, memory, disks, file systems, network, processes.
+//! State and metrics of the guest: processors, memory, disks, file systems, network, processes.
 //!
-//! Called by `api/state.rs` and `api/metrics.rs`. Everything is read in `sources.rs` and
-//! `filesystems.rs`, parsed by pure functions, and written in three shapes:
+//! Called by `api/state.rs` and `api/metrics.rs`. `sources.rs` and `filesystems.rs` read the kernel's files,
+//! pure functions parse them, and there are three output formats:
 //!
 //! ```text
 //! /proc /sys /etc ─► sources ─► Snapshot ─┬─► instance   GET /1.0/state
@@ -9,8 +9,8 @@
 //!                                         └─► text       GET /metrics
 //! ```
 //!
-//! A value that cannot be read is left out or 0. Nothing is stored between two requests but the file
-//! systems that hang.
+//! A value that cannot be read is left out or 0. Between two requests, only the file systems that hang are
+//! stored.
 
 mod cpu;
 mod disks;
@@ -31,11 +31,11 @@ use std::io;
 use vsock_agent_protocol::{metrics::IncusMetrics, state::InstanceState, version::Family};
 
 use filesystems::Prober;
-use sources::Sources;
+use sources::{Snapshot, Sources};
 
 use crate::system::blocking::run_blocking;
 
-pub(crate) use text::{AgentNumbers, CONTENT_TYPE, CannotWrite};
+pub(crate) use text::{AgentNumbers, CONTENT_TYPE};
 
 /// Reads the state of the guest. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -44,38 +44,28 @@ pub(crate) struct Guest {
     prober: Prober,
 }
 
-/// The state cannot be read.
+/// The state cannot be read or encoded.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StateError {
-    /// No thread can be started, or reading failed.
-    #[error("cannot look at this machine")]
-    Read(#[from] io::Error),
-    /// The page could not be written.
-    #[error("cannot write the numbers of this machine")]
-    Write(#[from] CannotWrite),
-}
+#[error("cannot read the state of the guest")]
+pub(crate) struct StateError(#[from] io::Error);
 
 impl Guest {
     /// The state in the format of this host flavour.
     ///
     /// # Errors
     ///
-    /// [`StateError::Read`].
+    /// [`StateError`] when no thread can be started.
     pub(crate) async fn state(&self, family: Family) -> Result<InstanceState, StateError> {
-        let sources = self.sources.clone();
-        let snapshot = run_blocking(move || sources.read()).await?;
-        Ok(instance::state(snapshot, family))
+        Ok(instance::state(self.snapshot().await?, family))
     }
 
-    /// The metrics, in Incus's format; for LXD's convert them. `family` determines what counts as a
-    /// process.
+    /// The metrics in Incus's format, which converts to LXD's. Incus counts kernel threads as processes.
     ///
     /// # Errors
     ///
-    /// [`StateError::Read`].
+    /// [`StateError`] when no thread can be started.
     pub(crate) async fn metrics(&self, family: Family) -> Result<IncusMetrics, StateError> {
-        let sources = self.sources.clone();
-        let snapshot = run_blocking(move || sources.read()).await?;
+        let snapshot = self.snapshot().await?;
         let filesystems = self.prober.measure(self.sources.clone()).await?;
         Ok(numbers::metrics(snapshot, filesystems, family))
     }
@@ -84,11 +74,15 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// [`StateError`].
+    /// As [`Guest::state`], or when the text cannot be encoded.
     pub(crate) async fn text(&self, agent: AgentNumbers) -> Result<String, StateError> {
-        let sources = self.sources.clone();
-        let snapshot = run_blocking(move || sources.read()).await?;
+        let snapshot = self.snapshot().await?;
         let filesystems = self.prober.measure(self.sources.clone()).await?;
         Ok(text::write(&snapshot, &filesystems, &agent)?)
+    }
+
+    async fn snapshot(&self) -> io::Result<Snapshot> {
+        let sources = self.sources.clone();
+        run_blocking(move || sources.read()).await
     }
 }

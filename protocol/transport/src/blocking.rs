@@ -17,14 +17,14 @@ const MAX_THREADS: usize = 4;
 static DIRECTORIES: Mutex<BTreeMap<PathBuf, Weak<Semaphore>>> = Mutex::new(BTreeMap::new());
 
 /// Runs `work`, which blocks in the directory of `path`, on a thread of its own. Unlike
-/// [`tokio::task::spawn_blocking`], the runtime does not wait for the thread when it shuts down. The
-/// work goes on if this future is dropped.
+/// [`tokio::task::spawn_blocking`], the runtime does not wait for the thread when it shuts down. Dropping
+/// the future does not cancel `work`.
 ///
 /// # Errors
 ///
 /// The errors of `work`, those of `pthread_create(3)`, and an error of the kind `Other` if `work`
 /// panics.
-pub async fn run_blocking<T: Send + 'static>(
+pub async fn run_blocking_on<T: Send + 'static>(
     path: &Path,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
@@ -69,7 +69,7 @@ mod tests {
             let (end, ended) = mpsc::channel::<()>();
             ends.push(end);
             let start = start.clone();
-            run_blocking(Path::new("/hanging/a"), move || {
+            run_blocking_on(Path::new("/hanging/a"), move || {
                 let _ = start.send(());
                 let _ = ended.recv();
                 Ok(())
@@ -80,14 +80,16 @@ mod tests {
             timeout(Duration::from_millis(1), one).await.unwrap_err();
         }
         assert_eq!(
-            run_blocking(Path::new("/other/a"), || Ok(7)).await.unwrap(),
+            run_blocking_on(Path::new("/other/a"), || Ok(7))
+                .await
+                .unwrap(),
             7
         );
         for _ in 0..MAX_THREADS {
             started.recv().unwrap();
         }
         drop(ends);
-        run_blocking(Path::new("/hanging/b"), || Ok(()))
+        run_blocking_on(Path::new("/hanging/b"), || Ok(()))
             .await
             .unwrap();
         started.try_recv().unwrap_err();
@@ -95,7 +97,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_in_the_blocking_call_is_an_error() {
-        run_blocking::<()>(Path::new("/x/a"), || panic!("expected by the test"))
+        run_blocking_on::<()>(Path::new("/x/a"), || panic!("expected by the test"))
             .await
             .unwrap_err();
     }

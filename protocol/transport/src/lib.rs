@@ -34,7 +34,7 @@ pub mod vsock;
 
 pub use self::{
     admission::{Admission, Limits, Slot},
-    blocking::run_blocking,
+    blocking::run_blocking_on,
     directory::{Missing, open_directory},
     listener::{Listener, Peer, accept},
     owned::is_our_own,

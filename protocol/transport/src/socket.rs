@@ -27,7 +27,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::{
     directory::{Missing, kind, open_directory, open_entry, open_name, system_root},
-    run_blocking,
+    run_blocking_on,
 };
 
 /// Mode of a socket that [`listen`] creates: for its owner alone.
@@ -67,7 +67,7 @@ pub struct SocketFile {
 /// those of [`open_directory`](crate::open_directory).
 pub async fn listen(path: &Path, backlog: Backlog) -> io::Result<(UnixListener, SocketFile)> {
     let own = path.to_owned();
-    let (listener, file) = run_blocking(path, move || listen_now(&own, backlog)).await?;
+    let (listener, file) = run_blocking_on(path, move || listen_now(&own, backlog)).await?;
     Ok((UnixListener::from_std(listener)?, file))
 }
 
@@ -115,7 +115,7 @@ fn listen_now(path: &Path, backlog: Backlog) -> io::Result<(net::UnixListener, S
 /// Those of `connect(2)` (`EAGAIN` if the listener's queue is full), and those of [`open_directory`](crate::open_directory).
 pub async fn connect(path: &Path) -> io::Result<UnixStream> {
     let own = path.to_owned();
-    let connected = run_blocking(path, move || {
+    let connected = run_blocking_on(path, move || {
         connect_now(&open_entry(system_root()?, &std::path::absolute(own)?)?)
     });
     UnixStream::from_std(connected.await?)

@@ -327,7 +327,7 @@ async fn oversized_host_reply_is_refused() {
     let (status, body, _) = request(&guest, "GET", path, "", "").await;
     assert_eq!(
         (status, body.as_str()),
-        (500, "the host's answer is unreadable\n")
+        (500, "cannot read the host's reply\n")
     );
 }
 
@@ -375,7 +375,7 @@ async fn waiting_forwarded_requests_end_when_the_host_disables_them() {
     let (status, body, _) = timeout(PATIENCE, both).await.expect("an end");
     assert_eq!(
         (status, body.as_str()),
-        (503, "no more requests are passed to the host\n")
+        (503, "requests are no longer forwarded to the host\n")
     );
 }
 

@@ -12,7 +12,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
 };
-use vsock_agent_transport::run_blocking;
+use vsock_agent_transport::run_blocking_on;
 
 use super::Ends;
 
@@ -70,7 +70,7 @@ async fn answer_all(mut asked: mpsc::Receiver<Question>) {
     while asked.recv_many(&mut questions, MAX_LOOKUPS).await > 0 {
         let batch = std::mem::take(&mut questions);
         // If no thread can be started, the senders are dropped, and the lookups fail.
-        let _ = run_blocking(Path::new(LISTS[0]), move || {
+        let _ = run_blocking_on(Path::new(LISTS[0]), move || {
             answer(batch);
             Ok(())
         })

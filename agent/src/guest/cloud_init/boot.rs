@@ -1,7 +1,7 @@
-//! Reads what cloud-init has decided in this boot, and chooses how to run its detection again.
+//! Reads the state of cloud-init in this boot, and chooses how to run its detection again.
 //!
-//! Its generator runs before any unit, so before the agent. It writes `/run/cloud-init/enabled` or
-//! `disabled`, and the detected datasources to `/run/cloud-init/cloud.cfg`.
+//! cloud-init's generator runs before any unit, so before the agent. It creates `/run/cloud-init/enabled` or
+//! `disabled`, and writes the detected datasources to `/run/cloud-init/cloud.cfg`.
 
 use std::{fs, path::Path};
 
@@ -9,7 +9,7 @@ use std::{fs, path::Path};
 pub(super) const RUN: &str = "run/cloud-init";
 /// The program that detects datasources.
 pub(super) const DS_IDENTIFY: &str = "usr/lib/cloud-init/ds-identify";
-/// Created before the detection runs again, so that it does so once a boot.
+/// Created before the detection runs again: it does so once in a boot.
 pub(super) const MARKER: &str = "run/vsock-agent-cloud-init";
 
 /// Possible paths of the generator (`systemd.generator(7)`).
@@ -62,7 +62,7 @@ pub(super) enum Action {
     RunGenerator,
 }
 
-/// Chooses by the files below `root`. The caller must also check systemd's state before it acts.
+/// Chooses an action by the files below `root`. The caller must check systemd's state, too.
 pub(super) fn decide(root: &Path, datasource: Datasource) -> Action {
     let has = |path: &str| root.join(path).exists();
     let is_systemd = is_systemd(root);
@@ -77,7 +77,7 @@ pub(super) fn decide(root: &Path, datasource: Datasource) -> Action {
         return Action::None("the datasource's files are missing");
     }
     let run = root.join(RUN);
-    // The first stage links it at its start, before the target exists.
+    // cloud-init's first stage creates the link before its target.
     if fs::symlink_metadata(run.join("status.json")).is_ok() {
         return Action::TooLate("cloud-init has begun");
     }
@@ -122,7 +122,7 @@ mod tests {
 
     use super::{super::fake::Root, *};
 
-    /// What is decided in a root of a booting system, after `change`.
+    /// The action for the root of a booting system after `change`.
     fn decide_after(change: impl FnOnce(&Root)) -> Action {
         let root = Root::booting();
         change(&root);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn either_path_of_the_seed_is_detected() {
+    fn a_seed_is_detected_at_either_path() {
         let root = Root::booting();
         let [path, other] = Datasource::NoCloud.paths() else {
             panic!("two paths");
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn no_second_redetection_and_none_too_late() {
+    fn no_second_redetection_and_none_after_cloud_init_has_begun() {
         assert!(is_left_alone(|root| root.write(MARKER, "")));
         let status = "run/cloud-init/status.json";
         let written = decide_after(|root| root.write(status, ""));

@@ -1,4 +1,4 @@
-//! A root directory with a fake cloud-init and systemd, for tests.
+//! Test fixture: a root directory with a fake cloud-init and systemd.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use std::{
 
 use super::Datasource;
 
-/// The root; `Drop` removes it.
+/// The root directory, removed on drop.
 #[derive(Debug)]
 pub(super) struct Root(PathBuf);
 

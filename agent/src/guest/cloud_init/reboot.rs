@@ -1,10 +1,10 @@
-//! Reboots the machine for data that came too late for this boot, as LXD's agent does.
+//! Reboots the machine for instance data that came too late for cloud-init in this boot, as LXD's agent does.
 //!
-//! It cannot loop. [`LOG`] outlives reboots, and has these lines:
+//! A log prevents loops. [`LOG`] outlives reboots, and has these lines:
 //!
 //! ```text
-//! reboot "INSTANCE-ID"   on the disk before the machine goes down; never twice for the same one
-//! done                   a later boot had its data in time; without it no other reboot follows
+//! reboot "INSTANCE-ID"   a reboot, logged before it; one for each instance-id
+//! done                   a later boot had its data in time; no other reboot before that
 //! ```
 
 use std::{
@@ -25,7 +25,7 @@ const FOLDER: &str = "var/lib/vsock-agent";
 const LOG: &str = "var/lib/vsock-agent/cloud-init-reboots";
 const DONE: &str = "done";
 
-/// Created when cloud-init has its data in time: no reboot follows in this boot.
+/// Created when cloud-init has its data in this boot: no reboot follows.
 const IN_TIME: &str = "run/vsock-agent-cloud-init-in-time";
 
 /// Where cloud-init stores the instance-id of its data.
@@ -35,7 +35,7 @@ const KNOWN_INSTANCE: &str = "var/lib/cloud/data/instance-id";
 ///
 /// # Errors
 ///
-/// [`RedetectError::File`]. The agent may then not reboot in a later boot.
+/// [`RedetectError::File`]. There is no reboot in later boots then.
 pub(crate) fn record_in_time(root: &Path) -> Result<(), RedetectError> {
     let marker = root.join(IN_TIME);
     File::create(&marker).map_err(|error| RedetectError::File(marker, error))?;
@@ -46,8 +46,8 @@ pub(crate) fn record_in_time(root: &Path) -> Result<(), RedetectError> {
     }
 }
 
-/// Reboots the machine for the instance of this meta-data, if [`allow`] and systemd's state permit it.
-/// True if the machine is going down.
+/// Reboots the machine for the instance of this meta-data if [`allow`] and systemd's state permit it. True if
+/// the machine reboots.
 ///
 /// # Errors
 ///
@@ -112,7 +112,7 @@ fn allow(root: &Path, id: &str) -> Result<String, &'static str> {
     }
 }
 
-/// The log; empty if there is none.
+/// The log, empty if it is missing.
 fn read_log(root: &Path) -> io::Result<String> {
     match fs::read_to_string(root.join(LOG)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
@@ -130,7 +130,7 @@ fn append(root: &Path, line: &str) -> io::Result<()> {
         .open(root.join(LOG))?;
     log.write_all(format!("{line}\n").as_bytes())?;
     log.sync_all()?;
-    // Sync the names of the file and of its folder, too.
+    // Sync the directory entries of the file and its directory.
     for folder in folder.ancestors().take(2) {
         File::open(folder)?.sync_all()?;
     }
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_machine_reboots_once_for_the_same_data() {
+    async fn a_machine_reboots_once_for_an_instance_id() {
         let root = late();
         assert!(reboots(&root, META_DATA).await);
         assert_eq!(root.log(), ["--no-block reboot"]);
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reboot_that_did_not_help_is_the_last() {
+    async fn no_reboot_follows_one_that_did_not_help() {
         let root = late();
         for (id, expected) in [("one", true), ("two", false), ("three", false)] {
             let meta_data = format!("instance-id: {id}\n");
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reboot_that_cloud_init_took_its_data_after_has_helped() {
+    async fn another_reboot_is_allowed_after_one_that_helped() {
         let root = late();
         assert!(reboots(&root, META_DATA).await);
         boot_again(&root);
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_boot_that_has_its_data_is_not_interrupted() {
+    async fn no_reboot_if_cloud_init_has_its_data() {
         assert!(is_refused_after(|root| record_in_time(root.path()).unwrap()).await);
         let cloud_init_knows = |id: &'static str| move |root: &Root| root.write(KNOWN_INSTANCE, id);
         assert!(is_refused_after(cloud_init_knows("one\n")).await);
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_machine_that_is_up_is_not_interrupted() {
+    async fn no_reboot_after_the_boot_is_over() {
         for state in ["running", "degraded", "stopping"] {
             let state = format!("SystemState={state}");
             assert!(is_refused_after(|root| root.systemctl(&state, "")).await);
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_log_that_stays_there_is_no_reboot() {
+    async fn no_reboot_without_a_log_that_outlives_it() {
         for mounts in [
             "",
             "/dev/vda1 / ext4 rw 0 0\ntmpfs /var/lib tmpfs rw 0 0\n",
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn data_without_an_identity_are_no_reason() {
+    async fn no_reboot_without_an_instance_id() {
         let root = late();
         for meta_data in [
             "",
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_systemd_the_system_reboots_itself() {
+    async fn without_systemd_the_machine_reboots_by_sbin_reboot() {
         let root = late();
         root.remove("run/systemd/system");
         let script = format!("echo rebooted >> {}", root.path().join("log").display());

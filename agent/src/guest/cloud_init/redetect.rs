@@ -1,4 +1,4 @@
-//! Has cloud-init detect its datasource again within the same boot.
+//! Makes cloud-init detect its datasource again in the same boot.
 
 use std::{
     ffi::OsStr,
@@ -13,13 +13,13 @@ use tokio::time::{Instant, sleep};
 use super::boot::{self, Action, Datasource, decide};
 use crate::defaults;
 
-/// cloud-init has started when either of these units has.
+/// The first units of cloud-init.
 const FIRST_UNITS: [&str; 2] = ["cloud-init-local.service", "cloud-init-main.service"];
 
 /// Why the detection was not run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RedetectError {
-    /// A file cannot be made or removed.
+    /// A file cannot be created or removed.
     #[error("cannot change {0}")]
     File(PathBuf, #[source] io::Error),
     /// A program cannot be started.
@@ -28,8 +28,8 @@ pub(crate) enum RedetectError {
     /// A program failed.
     #[error("{0} failed: {1}")]
     Failed(PathBuf, String),
-    /// A program did not end in time, and was killed.
-    #[error("{0} takes too long")]
+    /// A program was killed after [`defaults::CLOUD_INIT_PROGRAM_TIMEOUT`].
+    #[error("{0} timed out")]
     TimedOut(PathBuf),
 }
 
@@ -38,18 +38,18 @@ pub(crate) enum RedetectError {
 pub(crate) enum Outcome {
     /// cloud-init uses the datasource in this boot.
     Detecting,
-    /// cloud-init could use it only after a reboot.
+    /// cloud-init can use it only after a reboot.
     TooLate,
-    /// cloud-init is not to use it, or is not there.
+    /// cloud-init must not use it, or is not installed.
     Unchanged,
 }
 
-/// Has cloud-init detect `datasource` in this boot, if it has not done so and still can. `root` is the
+/// Makes cloud-init detect `datasource` in this boot, unless it has done so or has begun. `root` is the
 /// guest's `/`.
 ///
 /// # Errors
 ///
-/// [`RedetectError`]. cloud-init then does what it decided itself, or nothing.
+/// [`RedetectError`]. cloud-init then uses the datasource that it has detected itself, or none.
 pub(crate) async fn redetect(
     root: &Path,
     datasource: Datasource,
@@ -99,9 +99,9 @@ async fn run_detection(root: &Path, action: Action) -> Result<(), RedetectError>
         _ => {}
     }
     let systemctl = systemctl(root);
-    // This runs the generators.
+    // Runs the generators.
     run(&systemctl, &["daemon-reload"]).await?;
-    // Its units are ordered after the agent's, which is not ready yet: waiting for them would never end.
+    // `--no-block`: cloud-init's units are ordered after the agent's, which is not ready yet.
     run(&systemctl, &["--no-block", "start", "cloud-init.target"]).await?;
     Ok(())
 }
@@ -163,7 +163,7 @@ async fn run_until(
             Some(status) => break status,
             None if Instant::now() < deadline => sleep(defaults::CLOUD_INIT_PROGRAM_POLL).await,
             None => {
-                // Fails if it has ended meanwhile.
+                // Fails if it has exited.
                 let _ = child.kill();
                 let _ = child.wait();
                 return Err(RedetectError::TimedOut(program.to_owned()));
@@ -176,7 +176,7 @@ async fn run_until(
             status.to_string(),
         ));
     }
-    // The output fits into the pipe, or the program would not have ended.
+    // The program has exited, so its output is in the pipe.
     let mut output = String::new();
     if let Some(mut stdout) = child.stdout.take() {
         stdout.read_to_string(&mut output).map_err(failed)?;

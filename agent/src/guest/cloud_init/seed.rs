@@ -1,7 +1,6 @@
-//! A seed for cloud-init's datasource `NoCloud`: four files in a folder.
+//! A seed for cloud-init's datasource `NoCloud`: a directory with four files.
 //!
-//! It is written to a temporary folder and renamed, so cloud-init never reads half of it. No link in the
-//! guest's file system leads outside of `root`.
+//! It is written to a temporary directory, which is then renamed: cloud-init reads all of it or nothing.
 
 use std::{
     io,
@@ -18,17 +17,17 @@ use nix::{
 use super::Datasource;
 use crate::system::root::{Attributes, Root};
 
-/// Where cloud-init looks first.
+/// The directory of seeds.
 const PARENT: &str = "var/lib/cloud/seed";
 const FOLDER: &str = "nocloud";
-/// Names of the new folder while it is written, and of the old one while it is removed.
+/// Temporary names of the new and the old seed.
 const NEW: &str = ".nocloud.new";
 const OLD: &str = ".nocloud.old";
 
-/// A file that marks the folder as the agent's. cloud-init ignores it.
+/// An empty file that marks the agent's own seed. cloud-init ignores it.
 const MARK: &str = ".vsock-agent";
 
-/// User-data may have passwords in them.
+/// Readable by root only: user-data may contain passwords.
 const FILE: Attributes = Attributes {
     mode: 0o600,
     uid: None,
@@ -57,14 +56,14 @@ impl Seed<'_> {
     }
 }
 
-/// Writes the seed below `root`, unless the same is there already.
+/// Writes the seed below `root` unless an identical one exists.
 ///
 /// # Errors
 ///
-/// The error of the system call that failed; `ELOOP` or `EXDEV` of a link that leads outside.
+/// As [`Root::write`], and the errno of `renameat(2)`, `mkdirat(2)` and `unlinkat(2)`.
 pub(crate) fn write(root: &Path, seed: &Seed<'_>) -> io::Result<()> {
     let parent = Root::open(root)?.below(Path::new(PARENT))?;
-    if is_there(&parent, seed) {
+    if is_written(&parent, seed) {
         return Ok(());
     }
     remove(&parent, NEW)?;
@@ -84,17 +83,17 @@ pub(crate) fn write(root: &Path, seed: &Seed<'_>) -> io::Result<()> {
     remove(&parent, OLD)
 }
 
-/// Whether there is a seed below `root` that [`write`] made.
+/// Whether there is a seed of [`write`] below `root`.
 pub(crate) fn has_own_seed(root: &Path) -> bool {
     let mark = Path::new(PARENT).join(FOLDER).join(MARK);
     Root::open(root).is_ok_and(|root| root.read(&mark, 1).is_ok())
 }
 
-/// Removes the seed that [`write`] made below `root`, if there is one. Seeds of others stay.
+/// Removes the seed of [`write`] below `root`, if there is one. Other seeds are kept.
 ///
 /// # Errors
 ///
-/// The error of the system call that failed.
+/// The errno of `renameat(2)` or `unlinkat(2)`.
 pub(crate) fn remove_own_seed(root: &Path) -> io::Result<()> {
     if !has_own_seed(root) {
         return Ok(());
@@ -105,15 +104,15 @@ pub(crate) fn remove_own_seed(root: &Path) -> io::Result<()> {
     remove(&parent, OLD)
 }
 
-/// The meta-data of any seed below `root`; empty if there are none.
+/// The meta-data of any seed below `root`, empty without one.
 pub(crate) fn seeded_meta_data(root: &Path) -> String {
     let paths = Datasource::NoCloud.paths().iter();
     let mut texts = paths.map(|path| std::fs::read_to_string(root.join(path)));
     texts.find_map(Result::ok).unwrap_or_default()
 }
 
-/// Whether the folder has exactly these files.
-fn is_there(parent: &Root, seed: &Seed<'_>) -> bool {
+/// Whether the seed on disk has exactly these files.
+fn is_written(parent: &Root, seed: &Seed<'_>) -> bool {
     seed.files().iter().all(|(name, text)| {
         let limit = text.map_or(0, str::len) + 1;
         match (parent.read(&Path::new(FOLDER).join(name), limit), text) {
@@ -124,7 +123,7 @@ fn is_there(parent: &Root, seed: &Seed<'_>) -> bool {
     })
 }
 
-/// Removes a folder or a link, if it is there. Follows no links.
+/// Removes a directory or a symlink if it exists. Does not follow symlinks.
 fn remove(parent: &Root, name: &str) -> io::Result<()> {
     let path = format!("/proc/self/fd/{}/{name}", parent.as_fd().as_raw_fd());
     match std::fs::remove_dir_all(path) {
@@ -170,7 +169,7 @@ mod tests {
     };
 
     #[test]
-    fn a_seed_has_its_files_and_no_others() {
+    fn a_seed_has_only_the_files_with_content() {
         let root = Root::new("all");
         write(&root.0, &SEED).unwrap();
         assert_eq!(root.read("meta-data").unwrap(), SEED.meta_data);
@@ -182,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_seed_replaces_all_of_the_old_one() {
+    fn a_new_seed_replaces_all_files_of_the_old_one() {
         let root = Root::new("new");
         let network_config = Some("version: 2\n");
         let old = Seed {
@@ -209,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn only_our_own_seed_is_removed() {
+    fn only_the_agents_own_seed_is_removed() {
         let root = Root::new("own");
         remove_own_seed(&root.0).unwrap();
         write(&root.0, &SEED).unwrap();
@@ -224,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_is_written_over_the_remains_of_a_crash() {
+    fn temporary_seeds_of_a_crash_are_replaced() {
         let root = Root::new("crash");
         for name in [NEW, OLD] {
             let folder = root.0.join(PARENT).join(name).join("folder");
@@ -235,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_is_not_written_through_a_link_to_outside() {
+    fn a_seed_is_not_written_through_a_symlink_out_of_the_root() {
         let root = Root::new("inside");
         let outside = Root::new("outside");
         fs::create_dir_all(root.0.join("var/lib")).unwrap();
@@ -251,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_is_written_through_a_link_within_the_root() {
+    fn a_seed_is_written_through_a_symlink_within_the_root() {
         let root = Root::new("within");
         fs::create_dir_all(root.0.join("data/var")).unwrap();
         symlink("/data/var", root.0.join("var")).unwrap();

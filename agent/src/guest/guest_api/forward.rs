@@ -1,9 +1,7 @@
-//! Forwards requests that only the host can answer, and returns its replies without their envelopes, as
-//! LXD's agent does.
+//! Forwards requests to the host, and returns its replies without their envelopes, as LXD's agent does.
 //!
-//! Of a request the method, the route, the query, the body and the headers `Authorization` (a bearer
-//! token) and `If-Match` go to the host; of a reply the status, the body and the headers
-//! [`FILE_HEADERS`], or `ETag` alone if the reply is no file.
+//! The host receives the method, path, query and body, and the headers `Authorization` (a bearer token) and
+//! `If-Match`. The guest receives the status, the body, and [`FILE_HEADERS`] of a file or otherwise `ETag`.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -31,7 +29,7 @@ use crate::{
     http::reply::{self, ApiError, Reply, read_body, text},
 };
 
-/// Headers of a file that are passed on to the guest.
+/// Headers of a file that are returned to the guest.
 const FILE_HEADERS: [HeaderName; 5] = [
     header::CONTENT_TYPE,
     header::CONTENT_LENGTH,
@@ -54,7 +52,7 @@ fn token(headers: &HeaderMap) -> Option<&HeaderValue> {
     is_token.then_some(value)
 }
 
-/// `GET /1.0` with a token, which the host checks. `None` if the host does not answer, and for other
+/// `GET /1.0` with a bearer token, which the host checks. `None` without a reply of the host, and for other
 /// methods.
 pub(super) async fn info(
     api: &GuestApi,
@@ -72,8 +70,8 @@ pub(super) async fn info(
     answered.ok().map(|answer| answer.into_reply(INFO))
 }
 
-/// Forwards a request to the host, and returns its reply. If the host does not have the route, its
-/// feature counts as off. Ends when `stop` is cancelled.
+/// Forwards a request to the host, and returns its reply. Without the route on the host, the feature counts
+/// as off. Ends when `stop` is cancelled.
 pub(super) async fn forward(
     api: &GuestApi,
     route: &HostRoute,
@@ -82,11 +80,12 @@ pub(super) async fn forward(
     extend: &(dyn Fn(Duration) + Sync),
 ) -> Result<Reply, ApiError> {
     if !route.allows(request.method().as_str()) {
-        let text = format!("{} is not for here", request.method());
+        let text = format!("method {} is not allowed", request.method());
         return Err(ApiError::wrong_method(text, route.allow));
     }
     let permit = Arc::clone(&api.forwards).try_acquire_owned();
-    let permit = permit.map_err(|_| ApiError::busy("too many requests are at the host"))?;
+    let permit =
+        permit.map_err(|_| ApiError::busy("too many requests are waiting for the host"))?;
     let limit = match route.feature {
         HostFeature::VolumesWait | HostFeature::ImageExport => {
             extend(defaults::LONG_FORWARD_TIMEOUT);
@@ -109,7 +108,7 @@ pub(super) async fn forward(
     }
 }
 
-/// The time limit of a forwarded request, and its permit.
+/// The limits of a forwarded request: deadline, stop token and permit.
 struct Limits {
     deadline: Instant,
     stop: CancellationToken,
@@ -117,16 +116,16 @@ struct Limits {
 }
 
 impl Limits {
-    /// Waits until the request must end, and returns the reason.
+    /// Waits for the deadline or `stop`, and returns the error.
     async fn ended(&self) -> ApiError {
         select! {
             () = sleep_until(self.deadline) => failed(&CallError::TimedOut),
-            () = self.stop.cancelled() => ApiError::busy("no more requests are passed to the host"),
+            () = self.stop.cancelled() => ApiError::busy("requests are no longer forwarded to the host"),
         }
     }
 }
 
-/// The host's reply.
+/// A reply of the host.
 enum Answer {
     Whole(Reply),
     File(HostResponse),
@@ -145,7 +144,7 @@ async fn exchange(
     let answer = match api.data.forward(for_host).await {
         Ok(answer) => answer,
         Err(CallError::NoHost) => return off(route.feature).map(Answer::Whole),
-        // Without a host this feature is off.
+        // Without a host, this feature is off.
         Err(CallError::Connect(_) | CallError::Tls(_))
             if route.feature == HostFeature::UbuntuPro =>
         {
@@ -166,8 +165,8 @@ async fn exchange(
     }
 }
 
-/// The request to the host. LXD's hosts do not support `HEAD`, so it becomes `GET`; the body of the reply
-/// is left out later (RFC 9110, section 9.3.2).
+/// The request to the host. LXD's hosts do not support `HEAD`, so it becomes `GET`; hyper omits the body of
+/// the reply (RFC 9110, section 9.3.2).
 fn for_host<B>(
     head: &Request<B>,
     path: &str,
@@ -179,7 +178,7 @@ fn for_host<B>(
     };
     let target: Uri = target
         .parse()
-        .map_err(|_| ApiError::bad_request("the path is not one"))?;
+        .map_err(|_| ApiError::bad_request("invalid path"))?;
     let mut request = Request::new(Full::from(body));
     *request.uri_mut() = target;
     *request.method_mut() = match head.method() {
@@ -200,7 +199,7 @@ fn for_host<B>(
 
 /// LXD's reply when a feature is off.
 fn off(feature: HostFeature) -> Result<Reply, ApiError> {
-    let refusal = ApiError::new(StatusCode::FORBIDDEN, feature.refusal());
+    let refusal = ApiError::forbidden(feature.refusal());
     match feature {
         HostFeature::UbuntuPro => Ok(reply::json(StatusCode::OK, &UbuntuPro::off())),
         HostFeature::ImageExport => Ok(refusal.into_reply()),
@@ -208,11 +207,11 @@ fn off(feature: HostFeature) -> Result<Reply, ApiError> {
     }
 }
 
-fn failed(error: &CallError) -> ApiError {
+pub(super) fn failed(error: &CallError) -> ApiError {
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
 }
 
-/// Streams a file from the host. One piece of it is in memory.
+/// Streams a file from the host, without buffering more than one frame.
 fn file(answer: HostResponse, limits: Limits) -> Reply {
     let status = answer.status();
     let headers: HeaderMap = FILE_HEADERS
@@ -252,9 +251,8 @@ impl Parsed {
         })
     }
 
-    /// Whether the host does not have the route. For an unknown route, its HTTP library replies in plain
-    /// text, LXD with a general error, and some versions as to `/`. For an object that does not exist,
-    /// LXD replies with an envelope.
+    /// Whether the host does not have the route: its HTTP library replies in plain text, LXD with a general
+    /// error, and some versions as to `/`. If only the object does not exist, LXD replies with an envelope.
     fn is_without_route(&self) -> bool {
         match self.status {
             StatusCode::NOT_FOUND => self.envelope["type"] != "error",
@@ -264,13 +262,13 @@ impl Parsed {
         }
     }
 
-    /// The text of an error.
+    /// The error text.
     fn error(&self) -> &str {
         let general = self.status.canonical_reason().unwrap_or("refused");
         self.envelope["error"].as_str().unwrap_or(general)
     }
 
-    /// The reply for a program in the guest. `path` is the requested one.
+    /// The reply to the guest. `path` is the requested path.
     fn into_reply(mut self, path: &str) -> Result<Reply, ApiError> {
         if self.status.is_client_error() || self.status.is_server_error() {
             return Err(ApiError::new(self.status, self.error()));

@@ -23,8 +23,7 @@ use crate::{
     },
 };
 
-/// Answers one request. `extend` is called with the longest time that the connection may be open if
-/// the answer takes longer than others.
+/// Answers a request. Calls `extend` with the time limit of the connection if that is longer than usual.
 pub(super) async fn route(
     api: &GuestApi,
     request: Request<Incoming>,
@@ -32,7 +31,7 @@ pub(super) async fn route(
     extend: &(dyn Fn(Duration) + Sync),
 ) -> Reply {
     let method = request.method().clone();
-    // A client with a proxy in its environment sends the whole URL; this is its path.
+    // A client behind a proxy sends an absolute URL.
     let path = request.uri().path().to_owned();
     let answer = match path.as_str() {
         INFO if method == Method::PATCH => report(api, request).await,
@@ -55,12 +54,12 @@ fn read(api: &GuestApi, method: &Method, path: &str) -> Result<Reply, ApiError> 
     let snapshot = api
         .data
         .snapshot()
-        .ok_or_else(|| ApiError::not_found("the host has nothing for this instance"))?;
+        .ok_or_else(|| ApiError::not_found("no instance data"))?;
     let answer = find(&snapshot, path)?;
     match *method {
         Method::GET | Method::HEAD => Ok(answer),
         _ => Err(ApiError::wrong_method(
-            format!("{method} is not for here"),
+            format!("method {method} is not allowed"),
             match path {
                 INFO => "GET, HEAD, PATCH",
                 _ => "GET, HEAD",
@@ -89,7 +88,7 @@ fn find(snapshot: &Snapshot, path: &str) -> Result<Reply, ApiError> {
 fn value(snapshot: &Snapshot, path: &str) -> Result<Reply, ApiError> {
     let key = key_of_path(path).ok_or_else(|| ApiError::not_found("not found"))?;
     if !is_guest_key(&key) || is_hidden_key(&key) {
-        return Err(ApiError::new(StatusCode::FORBIDDEN, "not authorized"));
+        return Err(ApiError::forbidden("not authorized"));
     }
     let value = snapshot.config.get(&*key);
     let value = value.ok_or_else(|| ApiError::not_found("not found"))?;
@@ -122,13 +121,10 @@ async fn report(api: &GuestApi, request: Request<Incoming>) -> Result<Reply, Api
     let _permit = api
         .reports
         .try_acquire()
-        .map_err(|_| ApiError::busy("too many reports are on their way"))?;
+        .map_err(|_| ApiError::busy("too many reports are waiting for the host"))?;
     match api.data.report(report.state).await {
         Ok(()) => Ok(text(VALUE, String::new())),
         Err(CallError::Refused { status, text }) => Err(ApiError::new(status, text)),
-        Err(error) => Err(ApiError::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            error.to_string(),
-        )),
+        Err(error) => Err(forward::failed(&error)),
     }
 }

@@ -1,8 +1,7 @@
-//! Events about changes for programs in the guest: each change once, whether the host sends an event or
-//! two snapshots differ.
+//! Events about changes for programs in the guest, each once.
 //!
-//! A host sends events to the agents that it reaches. A change that it could not send is found by
-//! comparing snapshots, and the host may still send its event later.
+//! A change comes as an event of the host or, if the host could not send it, as a difference of two
+//! snapshots. The host may send the event after the snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,17 +21,17 @@ pub(super) struct Change {
 /// The kind of a change, and its key or device.
 type Subject = (String, String);
 
-/// The changes that programs have been notified of.
+/// The changes that were published.
 #[derive(Debug, Default)]
 pub(super) struct ReportedChanges {
-    /// By an event of the host, since the last snapshot.
+    /// From events of the host, since the last snapshot.
     events: BTreeSet<Subject>,
-    /// By a difference of snapshots without an event of the host, with the new value or action.
+    /// From differences of snapshots, with the new value or action.
     inferred: BTreeMap<Subject, Value>,
 }
 
 impl ReportedChanges {
-    /// Records an event of the host. True if programs are to be notified of it.
+    /// Records an event of the host. True if it is to be published.
     pub(super) fn host_event(&mut self, kind: &str, metadata: &Value) -> bool {
         let Some((subject, outcome)) = parse(kind, metadata) else {
             return true;
@@ -42,7 +41,7 @@ impl ReportedChanges {
         !was_inferred
     }
 
-    /// The differences of two snapshots that programs are to be notified of; none for the first snapshot.
+    /// The differences of two snapshots that are to be published. None for the first snapshot.
     pub(super) fn snapshot_changes(
         &mut self,
         old: Option<&Snapshot>,
@@ -197,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_host_events_are_passed_on() {
+    fn unknown_host_events_are_published() {
         let mut reported = ReportedChanges::default();
         for metadata in [json!(null), json!({ "key": 1 }), json!({ "key": "user.a" })] {
             assert!(reported.host_event(CONFIG, &metadata));

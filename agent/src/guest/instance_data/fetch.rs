@@ -20,14 +20,14 @@ use super::{
 ///
 /// # Errors
 ///
-/// The [`CallError`] of the first request that fails.
+/// The [`CallError`] of the first failed request.
 pub(super) async fn fetch(host: &HostApi) -> Result<Snapshot, CallError> {
     let mut host = host.clone().client();
     let info = get(&mut host, INFO).await?;
     let meta_data: String = get(&mut host, META_DATA).await?;
     let config = fetch_config(&mut host).await?;
     let devices = get(&mut host, DEVICES).await?;
-    // The meta-data contain the instance-id: the keys must belong to the same instance.
+    // The meta-data contain the instance-id. If it changed meanwhile, the keys may be of another instance.
     if get::<String>(&mut host, META_DATA).await? != meta_data {
         return Err(malformed(META_DATA));
     }
@@ -59,7 +59,7 @@ async fn fetch_config(host: &mut HostClient) -> Result<BTreeMap<String, String>,
             }
             return Ok(config.values);
         }
-        // The host ignored the query.
+        // The host has ignored the query.
         paths => parse::<Option<Vec<String>>>(CONFIG, paths)?.unwrap_or_default(),
     };
     for key in paths.iter().filter_map(|path| shown_key(path)) {
@@ -74,7 +74,7 @@ async fn fetch_config(host: &mut HostClient) -> Result<BTreeMap<String, String>,
     Ok(config.values)
 }
 
-/// The keys so far that have a value.
+/// The fetched keys with a value.
 #[derive(Debug, Default)]
 struct Config {
     values: BTreeMap<String, String>,
@@ -94,7 +94,7 @@ impl Config {
     }
 }
 
-/// The key in one of the host's paths, which are not escaped, if guests may see it.
+/// The key in a path of the host, which is not percent-encoded, if it is visible to guests.
 fn shown_key(path: &str) -> Option<&str> {
     let key = path.strip_prefix(CONFIG)?.strip_prefix('/')?;
     is_shown(key).then_some(key)
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_guests_keys_are_asked_for() {
+    fn only_keys_that_are_visible_to_guests_are_fetched() {
         assert_eq!(shown_key("/1.0/config/user.a b%41"), Some("user.a b%41"));
         assert_eq!(shown_key("/1.0/config/volatile.uuid"), None);
         assert_eq!(shown_key("/1.0/config/cloud-init.ssh-keys.ann"), None);
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_keys_and_too_many_bytes_are_nonsense() {
+    fn too_many_keys_or_bytes_are_refused() {
         let mut config = Config::default();
         config.add("user.empty".to_owned(), String::new()).unwrap();
         for number in 0..MAX_KEYS {

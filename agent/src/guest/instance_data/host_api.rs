@@ -10,6 +10,7 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use serde_json::Value;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use vsock_agent_protocol::guest_api;
 use vsock_agent_transport::http::Connection;
 
 use crate::{
@@ -33,34 +34,34 @@ pub(super) struct HostApi {
 /// Why a request to the host failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CallError {
-    /// The host's address is not known.
-    #[error("no host is known")]
+    /// The host's address is unknown.
+    #[error("the address of the host is unknown")]
     NoHost,
     /// The connection was refused, or not accepted in time.
     #[error("cannot connect to the host")]
     Connect(#[source] io::Error),
-    /// The host's certificate is not the pinned one, or it rejects the agent's.
-    #[error("no TLS with the host")]
+    /// The host's certificate is not pinned, or the host rejects the agent's.
+    #[error("TLS handshake with the host failed")]
     Tls(#[source] io::Error),
     /// No response in time.
-    #[error("the host does not answer in time")]
+    #[error("the host did not reply in time")]
     TimedOut,
     /// The host closed the connection.
     #[error("the connection to the host is lost")]
     Lost(#[source] hyper::Error),
-    /// The body of the response is cut off, or too large.
-    #[error("the host's answer is unreadable")]
+    /// The body of the response is truncated or too large.
+    #[error("cannot read the host's reply")]
     Body(#[source] ApiError),
     /// The host replied with an error.
-    #[error("the host refuses: {text} ({status})")]
+    #[error("the host replied {status}: {text}")]
     Refused { status: StatusCode, text: String },
-    /// The response to this path has no valid content.
-    #[error("the host's answer to {0} is malformed")]
+    /// The response to this path is invalid.
+    #[error("the host's reply to {0} is invalid")]
     Malformed(String),
 }
 
 impl HostApi {
-    /// Without `tls`, the listener at `address` is trusted.
+    /// Without `tls`, the host is not authenticated.
     pub(super) const fn new(address: ListenAddress, tls: Option<Arc<ClientConfig>>) -> Self {
         Self { address, tls }
     }
@@ -93,11 +94,11 @@ impl HostApi {
             .unwrap_or_else(|_| Err(CallError::Connect(io::ErrorKind::TimedOut.into())))
     }
 
-    /// Sends over a new connection, and waits for the head of the response as long as that is open.
+    /// Sends a request over a new connection, and returns the head of the response. No time limit.
     ///
     /// # Errors
     ///
-    /// [`CallError`]; [`CallError::Connect`] and [`CallError::Tls`] before the host has the request.
+    /// [`CallError`]. After `Connect` and `Tls`, the host has not received the request.
     pub(super) async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
@@ -132,11 +133,11 @@ fn add_headers(headers: &mut HeaderMap) {
     );
 }
 
-/// A response of the host whose body is not read yet. Closes the connection in `Drop`.
+/// A response of the host with an unread body. Closes the connection on drop.
 #[derive(Debug)]
 pub(crate) struct HostResponse {
     response: Response<Incoming>,
-    /// Drives the body. `None` if all of it has arrived.
+    /// Drives the body. `None` if the body is complete.
     connection: Option<Connection>,
 }
 
@@ -153,7 +154,7 @@ impl HostResponse {
     ///
     /// # Errors
     ///
-    /// [`CallError::Body`] if it is cut off, comes too slowly, or is larger than `limit` bytes.
+    /// [`CallError::Body`] if it is truncated, too slow, or larger than `limit` bytes.
     pub(crate) async fn read(self, limit: usize) -> Result<Bytes, CallError> {
         let _connection = self.connection;
         let body = self.response.into_body();
@@ -165,7 +166,7 @@ impl HostResponse {
     ///
     /// # Errors
     ///
-    /// The host closed the connection, or `TimedOut` after [`defaults::HOST_ANSWER_TIMEOUT`].
+    /// An error of the connection, or `TimedOut` after [`defaults::HOST_ANSWER_TIMEOUT`].
     pub(crate) async fn next_piece(&mut self) -> Option<io::Result<Bytes>> {
         loop {
             let frame = self.response.body_mut().frame();
@@ -183,7 +184,7 @@ impl HostResponse {
     }
 }
 
-/// Sends several requests over one connection, as long as the host keeps it open.
+/// Sends requests over one connection while the host keeps it open.
 #[derive(Debug)]
 pub(super) struct HostClient {
     host: HostApi,
@@ -202,7 +203,7 @@ impl HostClient {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Value, CallError> {
-        // A host may close an idle connection at any time, so a lost one is retried on a new one.
+        // The host may close an idle connection at any time, so a GET is retried on a new one.
         if let Some(mut connection) = self.connection.take()
             && connection.ready().await.is_ok()
         {
@@ -234,7 +235,7 @@ impl HostClient {
             .map_err(|_| CallError::TimedOut)?
             .map_err(CallError::Lost)?;
         let status = reply.status();
-        let limit = defaults::MAX_HOST_ANSWER_BYTES;
+        let limit = guest_api::MAX_ANSWER_BYTES;
         let text = read_body(reply.into_body(), limit, defaults::HOST_ANSWER_TIMEOUT)
             .await
             .map_err(CallError::Body)?;

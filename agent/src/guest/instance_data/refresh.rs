@@ -43,7 +43,7 @@ use super::{
     fetch::fetch,
 };
 
-/// The task that fetches snapshots.
+/// The task that fetches snapshots from the host.
 #[derive(Debug)]
 pub(crate) struct Refresher {
     data: InstanceData,
@@ -51,12 +51,12 @@ pub(crate) struct Refresher {
     events: Listener,
     address: Option<ListenAddress>,
     identity: Option<PathBuf>,
-    /// The last snapshot on disk, for boots in which the host does not answer.
+    /// The last snapshot on disk, for boots without the host.
     saved: Option<SavedSnapshot>,
     reported: ReportedChanges,
 }
 
-/// What to do after the host's last `PUT /1.0`.
+/// The action that the last `PUT /1.0` requires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Goal {
     Wait,
@@ -69,10 +69,9 @@ enum Goal {
 }
 
 impl Refresher {
-    /// Fetches the data for `data` from the address that `host` has, and again after each of `events`.
-    /// An `address` overrides the host's own. `identity` is the folder of the agent's identity; without
-    /// one the connection may be plain. Snapshots are saved in `saved`, and served from there while the
-    /// host does not answer.
+    /// Fetches `data` from the address of `host`, and again after each of `events`. `address` overrides the
+    /// announced one. `identity` is the directory of the agent's identity; without one, the connection may be
+    /// plain. Snapshots are saved in `saved`, and served from there until the host replies.
     pub(crate) fn new(
         data: InstanceData,
         host: &Host,
@@ -92,7 +91,7 @@ impl Refresher {
         }
     }
 
-    /// Whether data are expected, be it those of an earlier boot.
+    /// Whether data are expected, from the host or saved ones.
     pub(crate) fn expects_data(&self) -> bool {
         if self.saved.as_ref().is_some_and(SavedSnapshot::exists) {
             return true;
@@ -101,8 +100,8 @@ impl Refresher {
         matches!(goal, Goal::Fetch { .. })
     }
 
-    /// Sends one request to `address`. If the host answers within [`defaults::HOST_PROBE_TIMEOUT`], this
-    /// address overrides the host's own.
+    /// Sends one request to `address`. If the host replies within [`defaults::HOST_PROBE_TIMEOUT`], the
+    /// address overrides the announced one.
     pub(crate) async fn probe(&mut self, address: ListenAddress) {
         let Ok(tls) = self.tls("") else {
             return;
@@ -119,8 +118,8 @@ impl Refresher {
         }
     }
 
-    /// Runs until `stop` is cancelled. If the data have not been fetched within
-    /// [`defaults::SAVED_DATA_DELAY`], the saved ones are served until they are.
+    /// Runs until `stop` is cancelled. Serves the saved data if none have been fetched within
+    /// [`defaults::SAVED_DATA_DELAY`].
     pub(crate) async fn run(self, stop: CancellationToken) {
         let (data, saved) = (self.data.clone(), self.saved.clone());
         let fetching = self.fetch_until(stop.clone());
@@ -154,7 +153,7 @@ impl Refresher {
         }
     }
 
-    /// Pursues the goal. Never returns.
+    /// Carries out the goal. Never returns.
     async fn follow(&mut self, goal: &Goal) {
         match goal {
             Goal::Wait => {}
@@ -174,14 +173,15 @@ impl Refresher {
                 Err(error) => tracing::error!(%error, "no usable identity for TLS with the host"),
             },
         }
-        // Nothing is fetched, so events have no effect. They are received all the same, because the
-        // event log keeps what a listener has not received.
+        // Events have no effect without fetching. They are received, because the event log keeps them until
+        // then.
         loop {
             let _ = self.events.next().await;
         }
     }
 
-    /// TLS pinned to the host's own `certificate`, or to those in the identity if that is empty.
+    /// The TLS configuration, pinned to `certificate` of the host or, if that is empty, to those of the
+    /// identity. `None` without either.
     fn tls(&self, certificate: &str) -> Result<Option<Arc<ClientConfig>>, IdentityError> {
         let folder = self.identity.as_deref();
         let hosts = match (certificate, folder) {
@@ -216,15 +216,15 @@ impl Refresher {
                     None
                 }
             };
-            // Events go out after the snapshot, so a program that gets one reads the new value.
+            // Events follow the snapshot, so that the new value can be read on an event.
             for event in changes.drain(..) {
                 if self.reported.host_event(&event.kind, &event.metadata) {
-                    self.data.publish_event(&event.kind, event.metadata);
+                    self.data.events.publish(&event.kind, event.metadata);
                 }
             }
             if let Some(new) = fresh {
                 for change in self.reported.snapshot_changes(old.as_deref(), &new) {
-                    self.data.publish_event(&change.kind, change.metadata);
+                    self.data.events.publish(&change.kind, change.metadata);
                 }
                 changes = self.next_changes().await;
             } else {
@@ -235,9 +235,9 @@ impl Refresher {
         }
     }
 
-    /// Withdraws the data, and removes those of earlier boots.
+    /// Disables the data, and removes the saved ones.
     async fn disable(&self) {
-        self.data.set_availability(Availability::Disabled);
+        self.data.state.send_replace(Availability::Disabled);
         if let Some(saved) = self.saved.clone() {
             log_failure(run_blocking(move || saved.remove()).await);
         }
@@ -264,10 +264,10 @@ impl Refresher {
         }
     }
 
-    /// Waits for a change, and collects those that follow within [`defaults::FETCH_PAUSE`].
+    /// Waits for a change, and collects further ones within [`defaults::FETCH_PAUSE`].
     async fn next_changes(&mut self) -> Vec<Event> {
         let first = select! {
-            // If events were lost, something has changed, but not what.
+            // If events were lost, there is a change without an event.
             event = self.events.next() => event.ok().and_then(|text| parse(&text)),
             announced = self.announced.changed() => match announced {
                 Ok(()) => None,
@@ -295,7 +295,7 @@ fn log_failure(done: io::Result<io::Result<()>>) {
     }
 }
 
-/// Serves the saved data, unless the host's own are known.
+/// Serves the saved data if the availability is unknown.
 async fn serve_saved(data: &InstanceData, saved: SavedSnapshot) {
     if !matches!(*data.watch().borrow(), Availability::Unknown) {
         return;
@@ -334,7 +334,7 @@ fn goal(announced: Option<&HostConnection>, address: Option<&ListenAddress>) -> 
 }
 
 fn vsock_address(announced: &HostConnection) -> ListenAddress {
-    // A host that does not know its own context id sends 0 or `VMADDR_CID_ANY`.
+    // A host without a known context id sends 0 or `VMADDR_CID_ANY`.
     let cid = match Cid(announced.cid) {
         Cid::ANY | Cid(0) => Cid::HOST,
         cid => cid,
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_is_fetched_from_at_its_announced_address() {
+    fn data_are_fetched_from_the_announced_address() {
         let goal = |cid| goal(Some(&announced(cid, true)), None);
         assert_eq!(goal(7), fetch_from("vsock:7:1024", "pem"));
         for unknown in [0, u32::MAX] {

@@ -1,8 +1,7 @@
-//! The last complete snapshot on disk, for a boot in which the host does not answer.
+//! The last snapshot on disk, for a boot without the host.
 //!
-//! One file below the guest's `/`, readable by root. It is valid only on the machine that wrote it: an
-//! image made of a guest's disk contains the file, and must not carry that guest's keys and passwords
-//! to another.
+//! It is valid only on the machine that wrote it: an image of the guest's disk must not pass its keys and
+//! passwords to other guests.
 
 use std::{
     fs, io,
@@ -27,10 +26,10 @@ use crate::system::{
 const FOLDER: &str = "var/lib/vsock-agent";
 const FILE: &str = "instance-data.json";
 
-/// The machine's UUID from the firmware. Missing without SMBIOS.
+/// The UUID of the machine from SMBIOS, if there is one.
 const MACHINE: &str = "sys/class/dmi/id/product_uuid";
 
-/// Largest file that is read, in bytes: the largest snapshot, with escapes, and some more.
+/// Maximum size of the file, in bytes: above that of the largest snapshot in JSON.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 
 /// Readable by root only: the data may contain passwords.
@@ -41,7 +40,7 @@ const ATTRIBUTES: Attributes = Attributes {
     create_only: false,
 };
 
-/// The file of the snapshot, and the machine that it is valid on. Cheap to clone.
+/// The file of the snapshot. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct SavedSnapshot {
     root: PathBuf,
@@ -58,8 +57,8 @@ struct Content<S> {
 }
 
 impl SavedSnapshot {
-    /// The file below `root`; `None` where it would not outlive a reboot. `identity` is the folder
-    /// of the agent's identity.
+    /// The file below `root`. `None` if it would not outlive a reboot. `identity` is the directory of the
+    /// agent's identity.
     pub(crate) fn new(root: &Path, identity: Option<&Path>) -> Option<Self> {
         if !mount_table::outlives_reboot(root, &Path::new("/").join(FOLDER)) {
             return None;
@@ -76,12 +75,11 @@ impl SavedSnapshot {
         self.root.join(FOLDER).join(FILE).is_file()
     }
 
-    /// The snapshot, if there is one of this machine. A file that is invalid or of another machine is
-    /// removed. Blocks.
+    /// Reads the snapshot. A file that is invalid or of another machine is removed. Blocks.
     ///
     /// # Errors
     ///
-    /// The error of the system call that failed.
+    /// As [`Root::read`], and the errno of `unlinkat(2)`.
     pub(crate) fn load(&self) -> io::Result<Option<Snapshot>> {
         let path = Path::new(FOLDER).join(FILE);
         let text = match Root::open(&self.root)?.read(&path, MAX_BYTES) {
@@ -94,12 +92,12 @@ impl SavedSnapshot {
         }
     }
 
-    /// Replaces the file atomically if `snapshot` is still the current one of `data`, so that data which
-    /// were disabled meanwhile are not saved. Blocks.
+    /// Replaces the file atomically if `snapshot` is the current one of `data`: data that were disabled
+    /// meanwhile are not saved. Blocks.
     ///
     /// # Errors
     ///
-    /// The error of the system call that failed.
+    /// As [`Root::write`].
     pub(crate) fn save_if_current(
         &self,
         snapshot: &Arc<Snapshot>,
@@ -129,11 +127,11 @@ impl SavedSnapshot {
         Ok(())
     }
 
-    /// Removes the file. Waits for a write in progress. Blocks.
+    /// Removes the file, after a write in progress. Blocks.
     ///
     /// # Errors
     ///
-    /// The error of the system call that failed.
+    /// As [`Root::folder`], and the errno of `unlinkat(2)`.
     pub(crate) fn remove(&self) -> io::Result<()> {
         let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = match Root::open(&self.root)?.folder(Path::new(FOLDER)) {
@@ -147,8 +145,7 @@ impl SavedSnapshot {
     }
 }
 
-/// Identifies this machine: by the firmware's UUID, and the digest of the agent's certificate, which
-/// differs for each guest.
+/// An identifier of the machine: the UUID of SMBIOS and the SHA-256 of the agent's certificate.
 fn machine(root: &Path, identity: Option<&Path>) -> String {
     let number = fs::read_to_string(root.join(MACHINE)).unwrap_or_default();
     let certificate = identity.and_then(|folder| fs::read(folder.join("agent.crt")).ok());
@@ -208,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_saved_is_loaded_on_the_same_machine_only() {
+    fn a_saved_snapshot_is_loaded_on_the_same_machine_only() {
         let root = TestRoot::new("same", "ext4");
         assert_eq!(root.saved().load().unwrap(), None);
         root.saved().save(&snapshot()).unwrap();
@@ -222,12 +219,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_longer_known_is_not_written() {
+    fn a_snapshot_that_is_no_longer_current_is_not_saved() {
         let root = TestRoot::new("gone", "ext4");
         let data = InstanceData::new();
         data.publish(snapshot());
         let current = data.snapshot().unwrap();
-        data.set_availability(super::super::Availability::Disabled);
+        data.state
+            .send_replace(super::super::Availability::Disabled);
         root.saved().remove().unwrap();
         root.saved().save_if_current(&current, &data).unwrap();
         assert!(!root.file().exists());
@@ -238,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_snapshot_is_removed() {
+    fn an_invalid_saved_snapshot_is_removed() {
         let root = TestRoot::new("odd", "ext4");
         root.saved().save(&snapshot()).unwrap();
         fs::write(root.file(), "{").unwrap();
@@ -248,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_in_memory() {
+    fn no_snapshot_is_saved_on_a_volatile_file_system() {
         let root = TestRoot::new("memory", "tmpfs");
         assert!(SavedSnapshot::new(&root.0, None).is_none());
     }

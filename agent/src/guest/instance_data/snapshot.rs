@@ -1,4 +1,4 @@
-//! The instance data at one time.
+//! A snapshot of the instance data.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -6,30 +6,29 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use vsock_agent_protocol::guest_api::GuestInfo;
 
-/// A complete copy of what the host has for this instance.
+/// A complete copy of the instance data.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Snapshot {
     pub(crate) info: GuestInfo,
-    /// Keys that a guest may see, and that have a value.
+    /// Keys that are visible to the guest and have a value.
     pub(crate) config: BTreeMap<String, String>,
-    /// Text, a YAML mapping.
+    /// A YAML mapping, as text.
     pub(crate) meta_data: String,
     pub(crate) devices: Map<String, Value>,
 }
 
-/// A field of the reply to `GET /1.0`: the host does not answer, and the data are those of an earlier
-/// boot.
+/// A field of the reply to `GET /1.0` that marks saved data of an earlier boot.
 const SAVED: &str = "vsock_agent_kept";
 
 impl Snapshot {
-    /// The snapshot, marked as one of an earlier boot.
+    /// Marks the snapshot as one of an earlier boot.
     pub(crate) fn marked_as_saved(mut self) -> Self {
         self.info.other.insert(SAVED.to_owned(), true.into());
         self
     }
 }
 
-/// Values may be secrets, so none is printed.
+/// Prints no values: they may be secrets.
 impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Snapshot")
@@ -47,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newer_key_wins() {
+    fn the_newer_of_two_cloud_init_keys_has_precedence() {
         let snapshot = |keys: &[(&str, &str)]| Snapshot {
             info: GuestInfo::new("none".to_owned(), GuestState::Started),
             config: keys

@@ -1,4 +1,4 @@
-//! For tests: a mount namespace of their own.
+//! Mount namespaces for tests.
 
 use std::{fs, path::Path, thread};
 
@@ -7,7 +7,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-/// Runs a test, as root, with a new folder, in a thread with its own mount namespace.
+/// Runs a test as root with a new directory, in a thread with its own mount namespace.
 pub(super) fn with_own_mounts(name: &str, test: impl FnOnce(&Path) + Send + 'static) {
     let folder = std::env::temp_dir().join(format!("agent-{name}-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();

@@ -1,7 +1,7 @@
 //! Copies the config share from the host's device: virtiofs, 9p, or a CD-ROM.
 //!
-//! Run by the unit before the agent, as a process of its own, so that a thread that hangs ends with it. The
-//! copy is in memory, readable by root, and stays if the device has been removed by the next start.
+//! The unit runs this before the agent in a process of its own, so that a hanging thread ends with it. The
+//! copy is in memory and readable by root. It is kept if the device is missing at the next start.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -19,13 +19,13 @@ use nix::{
 use super::FETCHED;
 use crate::system::bounded;
 
-/// The working folder: `mnt` is a temporary mount point, `new` is renamed to `share`.
+/// The working directory: `mnt` is a temporary mount point, `new` is renamed to `share`.
 const FOLDER: &str = "/run/vsock-agent";
 
-/// Options of the tmpfs. Its size is mostly for rendered files.
+/// Mount options of the tmpfs. Rendered templates need most of its size.
 const MEMORY: &str = "mode=0700,size=64m";
 
-/// The files that are copied; the agent in the share is not.
+/// The files to copy: all but the agent.
 const FILES: [&str; 7] = [
     "agent.crt",
     "agent.key",
@@ -36,13 +36,13 @@ const FILES: [&str; 7] = [
     "nics",
 ];
 
-/// A folder without this file is not a config share.
+/// A directory without this file is not a config share.
 const CERTIFICATE: &str = "agent.crt";
 
-/// The tag of the share, LXD's and Incus's.
+/// The tag of the share, with LXD and Incus.
 const TAG: &str = "config";
 
-/// Kinds of device and the options they need (`Documentation/filesystems/9p.rst`).
+/// File systems and their mount options (`Documentation/filesystems/9p.rst`).
 const SHARES: [(&str, &str); 2] = [
     ("virtiofs", ""),
     ("9p", "trans=virtio,version=9p2000.L,access=0,msize=1048576"),
@@ -56,35 +56,35 @@ const LABELS: [&str; 2] = ["incus-agent", "vsock-agent"];
 const LABEL_OFFSET: u64 = 16 * 2048 + 40;
 const LABEL_BYTES: usize = 32;
 
-/// Flags of all mounts: the share has no programs and no devices.
+/// Flags of all mounts.
 const FLAGS: MsFlags = MsFlags::MS_NODEV
     .union(MsFlags::MS_NOEXEC)
     .union(MsFlags::MS_NOSUID);
 
-/// Time for the whole copy; a boot may be waiting.
+/// Time limit of the copy. The boot may be waiting for it.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the share was not copied.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum FetchError {
-    /// The working folder cannot be set up.
+    /// The working directory cannot be set up.
     #[error("cannot prepare {FOLDER}")]
     Prepare(#[source] io::Error),
     /// The copy failed.
     #[error("cannot copy the config share")]
     Copy(#[source] io::Error),
-    /// A device does not answer.
-    #[error("the config share does not answer")]
-    Silent,
+    /// A device does not respond within 10 s.
+    #[error("copying the config share timed out")]
+    TimedOut,
 }
 
-/// Copies the config share of this machine's host to `/run/vsock-agent/share`. False if the host
-/// offers none; an earlier copy stays then.
+/// Copies the config share of the host to `/run/vsock-agent/share`. False if the host provides none; an
+/// earlier copy is kept then.
 ///
 /// # Errors
 ///
-/// [`FetchError`]. An earlier copy stays.
+/// [`FetchError`]. An earlier copy is kept.
 pub(crate) async fn fetch_config_share() -> Result<bool, FetchError> {
     let work = || {
         let folder = Path::new(FOLDER);
@@ -92,10 +92,10 @@ pub(crate) async fn fetch_config_share() -> Result<bool, FetchError> {
         fetch(folder, &sources()).map_err(FetchError::Copy)
     };
     let result = bounded::within(FETCH_TIMEOUT, "config share", work).await;
-    result.unwrap_or(Err(FetchError::Silent))
+    result.unwrap_or(Err(FetchError::TimedOut))
 }
 
-/// A device that may be the share.
+/// A device to look for the share on.
 #[derive(Debug)]
 struct Source {
     kind: &'static str,
@@ -117,7 +117,7 @@ fn sources() -> Vec<Source> {
     shares.chain(discs).collect()
 }
 
-/// CD-ROMs with the right label. An empty drive cannot be opened.
+/// CD-ROMs with one of [`LABELS`]. An empty drive cannot be opened.
 fn discs() -> Vec<PathBuf> {
     let drives = fs::read_dir("/sys/class/block").into_iter().flatten();
     let drives = drives.flatten().map(|drive| drive.file_name());
@@ -136,20 +136,23 @@ fn label(device: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&label).trim_end().to_owned())
 }
 
+/// Creates a directory, and missing ones above it, with mode 0700.
+fn create_private(folder: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(folder)
+}
+
 /// Mounts a tmpfs that only root can access.
 fn prepare(folder: &Path) -> io::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)?;
-    let is_there = statfs(folder)?.filesystem_type() == TMPFS_MAGIC && is_mount(folder)?;
-    if !is_there {
+    create_private(folder)?;
+    let is_mounted = statfs(folder)?.filesystem_type() == TMPFS_MAGIC && is_mount(folder)?;
+    if !is_mounted {
         mount(Some("tmpfs"), folder, Some("tmpfs"), FLAGS, Some(MEMORY))?;
     }
     Ok(())
 }
 
-/// Whether this is a mount point: its device differs from its parent's.
+/// Whether a directory is a mount point: its device differs from its parent's.
 fn is_mount(folder: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
     let parent = folder.parent().unwrap_or(folder);
@@ -159,10 +162,7 @@ fn is_mount(folder: &Path) -> io::Result<bool> {
 /// Copies the first source that is a config share.
 fn fetch(folder: &Path, sources: &[Source]) -> io::Result<bool> {
     let mnt = folder.join("mnt");
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&mnt)?;
+    create_private(&mnt)?;
     for source in sources {
         let flags = FLAGS | MsFlags::MS_RDONLY;
         let options = Some(source.options);
@@ -173,7 +173,7 @@ fn fetch(folder: &Path, sources: &[Source]) -> io::Result<bool> {
             flags,
             options,
         ) {
-            tracing::debug!(?source, %error, "no config share here");
+            tracing::debug!(?source, %error, "cannot mount a config share");
             continue;
         }
         let _mounted = Mounted(&mnt);
@@ -182,28 +182,28 @@ fn fetch(folder: &Path, sources: &[Source]) -> io::Result<bool> {
             tracing::info!(kind = source.kind, device = ?source.device, "config share copied");
             return Ok(true);
         }
-        tracing::debug!(?source, "this is no config share");
+        tracing::debug!(?source, "not a config share");
     }
     Ok(false)
 }
 
-/// Unmounts in `Drop`.
+/// A mount point that is unmounted on drop.
 struct Mounted<'a>(&'a Path);
 
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
         if let Err(error) = umount2(self.0, MntFlags::MNT_DETACH) {
-            tracing::warn!(path = ?self.0, %error, "cannot unmount this");
+            tracing::warn!(path = ?self.0, %error, "cannot unmount the config share");
         }
     }
 }
 
-/// Replaces the old copy by a new one.
+/// Replaces the copy.
 fn replace(from: &Path, folder: &Path) -> io::Result<()> {
     let new = folder.join("new");
     let share = folder.join(Path::new(FETCHED).file_name().unwrap_or_default());
     remove(&new)?;
-    fs::DirBuilder::new().mode(0o700).create(&new)?;
+    create_private(&new)?;
     for name in FILES {
         copy(&from.join(name), &new.join(name))?;
     }
@@ -218,8 +218,8 @@ fn remove(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Copies files and folders. Only the owner may read the copies, whatever the modes were: a disc may have
-/// none. Other types and missing files are skipped.
+/// Copies a file or a directory with its content. Copies have mode 0600 or 0700. Other types and missing files
+/// are skipped.
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let metadata = match fs::symlink_metadata(from) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -233,7 +233,7 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
             .open(to)?;
         io::copy(&mut File::open(from)?, &mut copy)?;
     } else if metadata.is_dir() {
-        fs::DirBuilder::new().mode(0o700).create(to)?;
+        create_private(to)?;
         for entry in fs::read_dir(from)? {
             let entry = entry?;
             copy(&entry.path(), &to.join(entry.file_name()))?;
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wanted_is_copied_and_replaces_what_was_there() {
+    fn the_files_of_a_config_share_are_copied_and_replace_the_old_copy() {
         let folder = std::env::temp_dir().join(format!("agent-fetch-{}", std::process::id()));
         let from = folder.join("from");
         for host in ["1", "2"] {
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_without_a_share_leaves_the_old_copy_and_no_mount() {
+    fn without_a_config_share_the_old_copy_is_kept_and_nothing_stays_mounted() {
         with_own_mounts("fetch-none", |folder| {
             let folder = folder.join("run");
             prepare(&folder).unwrap();
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disc_is_known_by_its_label() {
+    fn a_cd_rom_is_identified_by_its_label() {
         let path = std::env::temp_dir().join(format!("agent-disc-{}", std::process::id()));
         let mut image = vec![0; 40 * 1024];
         let text = format!("{:LABEL_BYTES$}", "incus-agent");

@@ -1,6 +1,6 @@
-//! Mounts and unmounts shares while the guest runs, by the host's `device` events.
+//! Mounts and unmounts shared directories while the guest runs, on the host's `device` events.
 //!
-//! Called by `api/events.rs`. Changes are applied one after the other.
+//! Called by `api/events.rs`. Changes are applied in order.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -14,38 +14,35 @@ use vsock_agent_protocol::{null_as_default, version::Family};
 use super::mounts::{self, Mount};
 use crate::system::bounded;
 
-/// Time for an announced device to appear. LXD's agent waits 2.5 s, Incus's 10 s.
+/// Time for a new device to appear. LXD's agent waits 2.5 s, Incus's 10 s.
 const ADD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Pause between two attempts to mount it.
 const ADD_PAUSE: Duration = Duration::from_millis(500);
 
-/// Time for the kernel to mount or unmount.
+/// Time limit of one `mount(2)` or `umount2(2)`.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Applies changes of shares.
+/// Applies changes of shared directories. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Hotplug {
     root: PathBuf,
-    /// The tag of a share is this and the name of its device.
+    /// The default tag of a share is this and the name of its device.
     prefix: &'static str,
+    /// Held while a change is applied.
     turn: Arc<Mutex<()>>,
 }
 
-/// A change of a share.
+/// A change of a shared directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
     /// Mount it.
-    Add(Share),
+    Add(Mount),
     /// Unmount it.
-    Remove(Share),
+    Remove(Mount),
 }
 
-/// A share of the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Share(Mount);
-
-/// A device in an event.
+/// The metadata of a `device` event.
 #[derive(Debug, Deserialize)]
 struct Device {
     action: String,
@@ -63,7 +60,7 @@ struct Config {
     path: PathBuf,
 }
 
-/// The tag of the device, and its mount options.
+/// The tag of the virtiofs device, and its mount options.
 #[derive(Debug, Default, Deserialize)]
 struct Tag {
     #[serde(default, deserialize_with = "null_as_default")]
@@ -85,12 +82,12 @@ impl Hotplug {
         }
     }
 
-    /// The change of an event. `None` if it is not about a share.
+    /// Parses an event. `None` if it is not about a shared directory.
     pub(crate) fn change(&self, metadata: &serde_json::Value) -> Option<Change> {
         let device = Device::deserialize(metadata).ok()?;
         let config = device.config.unwrap_or_default();
-        let has_place = config.path.file_name().is_some();
-        if config.kind != "disk" || !has_place {
+        let has_path = config.path.file_name().is_some();
+        if config.kind != "disk" || !has_path {
             return None;
         }
         let tag = device.mount.unwrap_or_default();
@@ -99,12 +96,12 @@ impl Hotplug {
         } else {
             tag.source
         };
-        let share = Share(Mount {
+        let share = Mount {
             source,
             target: config.path,
             fstype: mounts::VIRTIOFS.to_owned(),
             options: tag.options,
-        });
+        };
         match device.action.as_str() {
             "added" => Some(Change::Add(share)),
             "removed" => Some(Change::Remove(share)),
@@ -112,12 +109,12 @@ impl Hotplug {
         }
     }
 
-    /// Applies a change, after the earlier ones. Errors are logged.
+    /// Applies a change after the earlier ones. Errors are logged.
     pub(crate) async fn apply(&self, change: Change) {
         let _turn = self.turn.lock().await;
         match change {
-            Change::Add(Share(mount)) => self.add(mount).await,
-            Change::Remove(Share(mount)) => self.remove(mount).await,
+            Change::Add(mount) => self.add(mount).await,
+            Change::Remove(mount) => self.remove(mount).await,
         }
     }
 
@@ -172,17 +169,17 @@ mod tests {
         Hotplug::new("/".into(), family).change(metadata)
     }
 
-    fn share(source: &str, options: Option<Vec<String>>) -> Share {
-        Share(Mount {
+    fn share(source: &str, options: Option<Vec<String>>) -> Mount {
+        Mount {
             source: source.to_owned(),
             target: "/mnt/data".into(),
             fstype: "virtiofs".to_owned(),
             options,
-        })
+        }
     }
 
     #[test]
-    fn a_disk_with_a_place_is_a_share() {
+    fn an_event_of_a_disk_with_a_path_changes_a_share() {
         let config = json!({ "type": "disk", "path": "/mnt/data", "source": "/srv" });
         let added = json!({ "action": "added", "name": "data", "config": config });
         let removed = json!({ "action": "removed", "name": "data", "config": config });
@@ -198,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn another_device_is_not() {
+    fn events_of_other_devices_change_no_share() {
         for (action, config) in [
             ("updated", json!({ "type": "disk", "path": "/mnt/data" })),
             ("added", json!({ "type": "nic", "path": "/mnt/data" })),

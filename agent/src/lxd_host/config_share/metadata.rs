@@ -1,4 +1,4 @@
-//! An image's `metadata.yaml`: the paths of the files that the host has rendered.
+//! An image's `metadata.yaml`: the targets of its templates.
 
 use std::path::PathBuf;
 
@@ -6,28 +6,28 @@ use vsock_agent_protocol::id;
 
 use vsock_agent_metadata::yaml::{self, Node, YamlError};
 
-/// A file for the guest.
+/// A template of the image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Template {
     /// The path in the guest.
     pub(super) target: PathBuf,
-    /// The name in the share, without the suffix of the rendered file.
+    /// The file name in the share, without the suffix of rendered templates.
     pub(super) name: String,
-    /// Whether an existing file stays as it is.
+    /// Whether an existing file is left unchanged.
     pub(super) create_only: bool,
     pub(super) uid: Option<u32>,
     pub(super) gid: Option<u32>,
     pub(super) mode: Option<u32>,
 }
 
-/// An error in the templates.
+/// An error in `metadata.yaml`.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum MetadataError {
-    /// It is not YAML.
-    #[error("the templates are not understood")]
+    /// It is not supported YAML.
+    #[error("metadata.yaml is invalid")]
     Yaml(#[from] YamlError),
-    /// It is YAML, of another shape.
-    #[error("{0} is not what it should be")]
+    /// A value has the wrong type.
+    #[error("invalid value in metadata.yaml: {0}")]
     Shape(String),
 }
 
@@ -107,7 +107,7 @@ templates:
 "#;
 
     #[test]
-    fn the_templates_are_found() {
+    fn templates_of_an_image_are_parsed() {
         let found = templates(TEXT).unwrap();
         let template = |target: &str, name: &str| Template {
             target: target.into(),
@@ -131,7 +131,7 @@ templates:
     }
 
     #[test]
-    fn json_is_yaml() {
+    fn metadata_may_be_json() {
         let text = r#"{"templates": {"/a": {"template": "a.tpl", "create_only": true}}}"#;
         let found = templates(text).unwrap();
         assert_eq!(found[0].name, "a.tpl");
@@ -139,14 +139,14 @@ templates:
     }
 
     #[test]
-    fn an_image_may_have_none() {
+    fn an_image_may_have_no_templates() {
         for text in ["a: 1", "templates:", "templates: {}", "templates: ~", "{}"] {
             assert_eq!(templates(text).unwrap(), [], "{text}");
         }
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_with_its_place() {
+    fn an_invalid_value_of_a_template_is_named() {
         for (text, place) in [
             ("templates: [a]", "templates"),
             ("templates: {/a: b}", "template /a"),
@@ -168,7 +168,7 @@ templates:
                 "templates: {/a: {template: b, create_only: 7}}",
                 "create_only of template /a",
             ),
-            ("templates: {", "not understood"),
+            ("templates: {", "metadata.yaml is invalid"),
         ] {
             let error = templates(text).unwrap_err().to_string();
             assert!(error.contains(place), "{text}: {error}");

@@ -1,6 +1,5 @@
-//! Mounts shares of the host: those of `agent-mounts.json` at the start, and those that are added later.
-//!
-//! By `mount(2)`, so the guest needs no program for it.
+//! Mounts shared directories of the host by `mount(2)`: those of `agent-mounts.json` at the start, and those
+//! that are added later.
 
 use std::{
     fs, io,
@@ -19,17 +18,17 @@ use crate::system::{
 
 const FILE: &str = "agent-mounts.json";
 
-/// The mount table of this thread: in tests it has a namespace of its own.
+/// The mount table of this thread: in tests, a thread has its own mount namespace.
 const TABLE: &str = "/proc/thread-self/mounts";
 
-/// The file systems of shares.
+/// The file systems of shared directories.
 pub(super) const VIRTIOFS: &str = "virtiofs";
 const PLAN9: &str = "9p";
 
-/// Options of 9p that are left out for virtiofs.
+/// Prefixes of 9p options that are dropped for virtiofs.
 const PLAN9_OPTIONS: [&str; 2] = ["trans=", "msize="];
 
-/// Options that are flags of `mount(2)`, by their names in `mount(8)`. The others are for the file system.
+/// Options of `mount(8)` that are flags of `mount(2)`. Other options are passed to the file system.
 const FLAGS: [(&str, MsFlags); 10] = [
     ("ro", MsFlags::MS_RDONLY),
     ("nosuid", MsFlags::MS_NOSUID),
@@ -46,9 +45,9 @@ const FLAGS: [(&str, MsFlags); 10] = [
 /// Options without effect.
 const DEFAULTS: [&str; 3] = ["", "rw", "defaults"];
 
-/// A share and its mount point.
+/// A shared directory and its mount point.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(super) struct Mount {
+pub(crate) struct Mount {
     /// The tag of the device.
     pub(super) source: String,
     /// The path in the guest.
@@ -58,25 +57,25 @@ pub(super) struct Mount {
     pub(super) options: Option<Vec<String>>,
 }
 
-/// Why a share is not mounted.
+/// An error of mounting a shared directory.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum MountError {
     /// The file system is not supported.
     #[error("{0:?} is neither virtiofs nor 9p")]
     Kind(String),
-    /// The path is not a folder below the root.
+    /// The path is not below the root.
     #[error("{0} is not a mount point for a share")]
     Target(PathBuf),
-    /// The folder cannot be made.
-    #[error("cannot make the folder {0}")]
+    /// The mount point cannot be created.
+    #[error("cannot create the mount point {0}")]
     Folder(PathBuf, #[source] io::Error),
-    /// The kernel does not mount it.
-    #[error("cannot mount it: {0}")]
+    /// The error of `mount(2)`.
+    #[error("mount: {0}")]
     Mount(#[source] io::Error),
 }
 
 impl MountError {
-    /// Whether another attempt would fail, too.
+    /// Whether a retry would fail, too.
     pub(super) fn is_final(&self) -> bool {
         matches!(self, Self::Kind(_) | Self::Target(_))
     }
@@ -87,11 +86,11 @@ impl MountError {
 pub(super) enum Mounted {
     /// Mounted, with this file system.
     As(&'static str),
-    /// Something is mounted there already.
+    /// The mount point is in use already.
     Already,
 }
 
-/// Mounts the listed shares. Errors are logged.
+/// Mounts the shared directories of `agent-mounts.json`. Errors are logged.
 pub(super) fn apply(share: &Path, root: &Path) {
     let path = share.join(FILE);
     let Some(text) = read_if_there(&path) else {
@@ -100,7 +99,7 @@ pub(super) fn apply(share: &Path, root: &Path) {
     let mounts: Vec<Mount> = match serde_json::from_slice(&text) {
         Ok(mounts) => mounts,
         Err(error) => {
-            tracing::error!(?path, %error, "cannot read the list of shares");
+            tracing::error!(?path, %error, "invalid list of shares");
             return;
         }
     };
@@ -115,7 +114,7 @@ pub(super) fn apply(share: &Path, root: &Path) {
     }
 }
 
-/// Mounts one share, making its folder. May hang as long as the host does not answer.
+/// Creates the mount point and mounts a shared directory. Blocks while the host does not respond.
 ///
 /// # Errors
 ///
@@ -127,7 +126,7 @@ pub(super) fn mount(root: &Path, share: &Mount) -> Result<Mounted, MountError> {
 fn kinds(fstype: &str) -> Result<&'static [&'static str], MountError> {
     match fstype {
         VIRTIOFS => Ok(&[VIRTIOFS]),
-        // Hosts that support both list 9p.
+        // Hosts that support both name 9p.
         PLAN9 => Ok(&[VIRTIOFS, PLAN9]),
         _ => Err(MountError::Kind(fstype.to_owned())),
     }
@@ -161,8 +160,8 @@ fn options(kind: &str, words: &[String]) -> (MsFlags, String) {
     let mut flags = MsFlags::empty();
     let mut data = Vec::new();
     for word in words.iter().flat_map(|words| words.split(',')) {
-        let is_foreign = PLAN9_OPTIONS.iter().any(|option| word.starts_with(option));
-        if DEFAULTS.contains(&word) || (is_foreign && kind != PLAN9) {
+        let is_plan9 = PLAN9_OPTIONS.iter().any(|option| word.starts_with(option));
+        if DEFAULTS.contains(&word) || (is_plan9 && kind != PLAN9) {
             continue;
         }
         match FLAGS.iter().find(|(name, _)| *name == word) {
@@ -173,8 +172,8 @@ fn options(kind: &str, words: &[String]) -> (MsFlags, String) {
     (flags, data.join(","))
 }
 
-/// Unmounts a share lazily, wherever it is mounted, and any share at `target`. Returns the number of
-/// mounts.
+/// Unmounts all mounts of the shared directory `source`, and any shared directory at `target`, lazily. Returns
+/// their number.
 ///
 /// # Errors
 ///
@@ -199,8 +198,8 @@ fn unmount_kinds(root: &Path, source: &str, target: &Path, kinds: &[&str]) -> io
     result
 }
 
-/// Unmounts a mount point. Its parent folder is opened first, so that a user cannot redirect the path by
-/// renaming folders.
+/// Unmounts a mount point. Its parent directory is opened first, so that a user cannot redirect the path by
+/// renaming directories.
 fn unmount_at(mountpoint: &Path) -> io::Result<()> {
     let (folder, name) = split(mountpoint)?;
     let folder = Root::open(Path::new("/"))?.folder(folder)?;
@@ -209,7 +208,7 @@ fn unmount_at(mountpoint: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A path of the open folder (`proc_pid_fd(5)`).
+/// A path to an open directory (`proc_pid_fd(5)`).
 fn handle(folder: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/thread-self/fd/{}", folder.as_raw_fd()))
 }
@@ -232,7 +231,7 @@ fn below(root: &Path, path: &Path) -> Option<PathBuf> {
     })
 }
 
-/// An open folder to mount on, so that a change of its path meanwhile has no effect.
+/// An open directory to mount on. A later change of its path has no effect.
 struct MountPoint(OwnedFd);
 
 impl MountPoint {
@@ -279,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_mounted_once_and_taken_away() {
+    fn a_share_is_mounted_once_and_unmounted() {
         with_own_mounts("mount-once", |root| {
             let mount = || mount_as(root, &share("/mnt/data"), &["nothing", "tmpfs"]);
             assert_eq!(mount().unwrap(), Mounted::As("tmpfs"));
@@ -301,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn no_share_goes_where_a_users_link_leads() {
+    fn a_share_is_not_mounted_through_a_users_symlink() {
         with_own_mounts("mount-link", |root| {
             let [elsewhere, home] = ["elsewhere", "home"].map(|name| root.join(name));
             fs::create_dir(&elsewhere).unwrap();
@@ -315,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_does_not_know_is_an_error() {
+    fn mounting_an_unknown_file_system_is_an_error() {
         with_own_mounts("mount-unknown", |root| {
             let error = mount_as(root, &share("/mnt"), &["nothing"]).unwrap_err();
             assert!(matches!(error, MountError::Mount(_)), "{error}");
@@ -323,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn no_share_goes_to_the_root_or_out_of_it() {
+    fn a_share_is_not_mounted_on_or_outside_of_the_root() {
         let root = std::env::temp_dir();
         for target in ["", "/", ".", "/..", "/mnt/../etc", "../etc"] {
             let error = mount_as(&root, &share(target), &["tmpfs"]).unwrap_err();
@@ -332,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_shares_by_two_kinds_only() {
+    fn only_virtiofs_and_9p_are_mounted() {
         assert_eq!(kinds("9p").unwrap(), ["virtiofs", "9p"]);
         assert_eq!(kinds("virtiofs").unwrap(), ["virtiofs"]);
         for kind in ["", "ext4", "nfs"] {
@@ -342,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn options_are_flags_or_for_the_file_system() {
+    fn mount_options_are_split_into_flags_and_data() {
         let words = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
         let usual = words(&["trans=virtio,msize=33554432", "ro"]);
         let read_only = MsFlags::MS_RDONLY;
@@ -355,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hosts_list_is_understood() {
+    fn the_list_of_shares_is_parsed() {
         let text = r#"[
             {"source": "lxd_a", "target": "/a", "fstype": "9p", "options": ["ro"]},
             {"source": "incus_b", "target": "b", "fstype": "virtiofs", "options": null, "more": 1}

@@ -18,31 +18,19 @@ struct Nic {
     name: String,
     #[serde(rename = "mac_address")]
     address: String,
-    /// 0 leaves it unchanged.
+    /// In bytes; 0 leaves it unchanged.
     #[serde(default)]
     mtu: u32,
 }
 
-/// Why no device is changed.
-#[derive(Debug, thiserror::Error)]
-enum NicsError {
-    /// A file cannot be read.
-    #[error("cannot read the files")]
-    Read(#[from] io::Error),
-    /// A file cannot be parsed.
-    #[error("cannot understand {0}")]
-    Parse(String, #[source] serde_json::Error),
-}
-
-/// Changes the devices of the share. One that cannot be changed is restored, and the error is logged. An
-/// error in any file leaves all devices unchanged.
+/// Changes the devices of the share. A device that cannot be changed is restored. An error in any file leaves
+/// all devices unchanged. Errors are logged.
 pub(super) fn apply(share: &Path) {
     let nics = match read(&share.join(FOLDER)) {
         Ok(nics) if nics.is_empty() => return,
         Ok(nics) => nics,
         Err(error) => {
-            let error = &error as &dyn std::error::Error;
-            tracing::error!(error, "network devices are not changed");
+            tracing::error!(%error, "network devices are not changed");
             return;
         }
     };
@@ -52,7 +40,7 @@ pub(super) fn apply(share: &Path) {
 }
 
 /// Reads the files, in the order of their names.
-fn read(folder: &Path) -> Result<Vec<Nic>, NicsError> {
+fn read(folder: &Path) -> io::Result<Vec<Nic>> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
@@ -63,8 +51,8 @@ fn read(folder: &Path) -> Result<Vec<Nic>, NicsError> {
     }
     paths.sort();
     let parse = |path: &PathBuf| {
-        let error = |error| NicsError::Parse(path.display().to_string(), error);
-        serde_json::from_slice(&fs::read(path)?).map_err(error)
+        serde_json::from_slice(&fs::read(path)?)
+            .map_err(|error| io::Error::other(format!("{}: {error}", path.display())))
     };
     paths.iter().map(parse).collect()
 }
@@ -84,7 +72,7 @@ fn change_all(nics: &[Nic]) -> io::Result<()> {
                     old = link.name,
                     name = nic.name,
                     mtu = nic.mtu,
-                    "a network device"
+                    "changed a network device"
                 );
             }
             Err(error) => {
@@ -96,8 +84,8 @@ fn change_all(nics: &[Nic]) -> io::Result<()> {
     Ok(())
 }
 
-/// Devices may swap names: one whose name another is to get, and that is renamed itself, gets a temporary
-/// name first.
+/// Gives temporary names to devices that are to be renamed and whose names other devices are to get, so that
+/// devices can swap names.
 fn free_names(kernel: &Rtnetlink, links: &mut [Link], nics: &[Nic]) {
     let all = links.to_vec();
     for link in links {
@@ -131,7 +119,7 @@ fn is_renamed(link: &Link, nic: &Nic) -> bool {
     !nic.name.is_empty() && nic.name != link.name
 }
 
-/// Changes a device, or restores it. True if there was something to do.
+/// Changes a device, or restores it. False if it needs no change.
 fn change(kernel: &Rtnetlink, link: &Link, nic: &Nic) -> io::Result<bool> {
     let rename = is_renamed(link, nic).then_some(nic.name.as_str());
     let mtu = Some(nic.mtu).filter(|mtu| *mtu > 0 && *mtu != link.mtu);
@@ -228,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_gets_its_name_and_size() {
+    fn a_network_device_gets_its_name_and_mtu() {
         alone(|| {
             let folder = share("rename", &[(FIRST, "eth0", 1300), (SECOND, "", 0)]);
             apply(&folder);
@@ -241,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_may_swap_their_names() {
+    fn network_devices_can_swap_names() {
         alone(|| {
             let folder = share("swap", &[(FIRST, "two", 0), (SECOND, "one", 0)]);
             apply(&folder);
@@ -251,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_cannot_be_changed_is_put_back() {
+    fn a_network_device_that_cannot_be_changed_is_restored() {
         alone(|| {
             let long = "a-name-of-more-than-15";
             let folder = share(
@@ -266,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn one_file_that_makes_no_sense_stops_all() {
+    fn an_invalid_file_leaves_all_network_devices_unchanged() {
         alone(|| {
             let folder = share("broken", &[(FIRST, "eth0", 1300)]);
             fs::write(folder.join("nics/9.json"), "{").unwrap();
@@ -277,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_six_bytes() {
+    fn a_mac_address_has_six_bytes() {
         assert_eq!(parse_address(SECOND).unwrap(), [0, 0x16, 0x3e, 0, 0, 2]);
         for text in [
             "",

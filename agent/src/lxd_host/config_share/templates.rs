@@ -1,11 +1,9 @@
-//! Writes the files that the host has rendered to the paths in `metadata.yaml`.
+//! Writes rendered templates to their targets in `metadata.yaml`.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 use super::{
+    Applied,
     metadata::{self, Template},
     read_if_there,
 };
@@ -14,7 +12,7 @@ use crate::system::root::{Attributes, Root};
 const FOLDER: &str = "files";
 const METADATA_FILE: &str = "metadata.yaml";
 
-/// Suffix of a rendered file.
+/// Suffix of a rendered template.
 const RENDERED: &str = ".out";
 
 /// Default mode of a file.
@@ -30,39 +28,12 @@ const SEEDS: [&str; 2] = [
     "/var/lib/cloud/seed/nocloud/meta-data",
 ];
 
-/// The written files.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Written {
-    files: Vec<PathBuf>,
-    is_seeded: bool,
-}
-
-impl Written {
-    /// Whether cloud-init has a new seed.
-    pub(super) fn has_seed(&self) -> bool {
-        self.files.iter().any(|file| is_seed(file))
-    }
-
-    /// Whether the image has templates for seeds, rendered this time or not.
-    pub(super) const fn is_seeded(&self) -> bool {
-        self.is_seeded
-    }
-
-    fn has(&self, path: &str) -> bool {
-        self.files.iter().any(|file| file == Path::new(path))
-    }
-}
-
-fn is_seed(path: &Path) -> bool {
-    SEEDS.iter().any(|seed| path == Path::new(seed))
-}
-
-/// Writes every file of the share below `root`, and sets the host name if `/etc/hostname` is one of them.
+/// Writes the files of the share below `root`, and sets the host name if `/etc/hostname` is one of them.
 /// Errors are logged.
-pub(super) fn apply(share: &Path, root: &Path) -> Written {
+pub(super) fn apply(share: &Path, root: &Path) -> Applied {
     let folder = share.join(FOLDER);
     let Some(text) = read_if_there(&folder.join(METADATA_FILE)) else {
-        return Written::default();
+        return Applied::default();
     };
     let templates = match metadata::templates(&String::from_utf8_lossy(&text)) {
         Ok(templates) => templates,
@@ -71,31 +42,33 @@ pub(super) fn apply(share: &Path, root: &Path) -> Written {
                 error = &error as &dyn std::error::Error,
                 "cannot read the image's metadata"
             );
-            return Written::default();
+            return Applied::default();
         }
     };
-    let mut written = Written::default();
+    let mut applied = Applied::default();
     for template in templates {
-        let target = template.target.clone();
-        written.is_seeded |= is_seed(&target);
+        let target = &template.target;
+        let is_seed = SEEDS.iter().any(|seed| target == Path::new(seed));
+        applied.is_seeded |= is_seed;
         match write(&folder, root, &template) {
-            Ok(true) => {
-                tracing::info!(?target, "written");
-                written.files.push(target);
+            Ok(true) => tracing::info!(?target, "wrote a file of the host"),
+            Ok(false) => continue,
+            Err(error) => {
+                tracing::error!(?target, %error, "cannot write a file of the host");
+                continue;
             }
-            Ok(false) => {}
-            Err(error) => tracing::error!(?target, %error, "cannot write a file of the host"),
+        }
+        applied.has_seed |= is_seed;
+        if target == Path::new(HOSTNAME)
+            && let Err(error) = set_host_name(root)
+        {
+            tracing::error!(%error, "cannot set the host name");
         }
     }
-    if written.has(HOSTNAME)
-        && let Err(error) = rename_machine(root)
-    {
-        tracing::error!(%error, "cannot set the host name");
-    }
-    written
+    applied
 }
 
-/// False when there is nothing to write, or an existing file stays.
+/// False if the template is not rendered, or an existing file is left unchanged.
 fn write(folder: &Path, root: &Path, template: &Template) -> io::Result<bool> {
     let rendered = folder.join(template.name.clone() + RENDERED);
     let content = match fs::read(rendered) {
@@ -112,7 +85,7 @@ fn write(folder: &Path, root: &Path, template: &Template) -> io::Result<bool> {
     Root::open(root)?.write(&template.target, &content, attributes)
 }
 
-fn rename_machine(root: &Path) -> io::Result<()> {
+fn set_host_name(root: &Path) -> io::Result<()> {
     let name = fs::read(root.join(HOSTNAME.trim_start_matches('/')))?;
     let mut live = fs::OpenOptions::new()
         .write(true)
@@ -122,6 +95,8 @@ fn rename_machine(root: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     const METADATA: &str = "templates:\n\
@@ -148,29 +123,28 @@ mod tests {
     }
 
     #[test]
-    fn what_is_rendered_is_written() {
+    fn rendered_templates_are_written() {
         let (parent, [share, guest]) = folders("write");
         fs::write(share.join("files/hostname.tpl.out"), "vm1\n").unwrap();
         fs::write(guest.join("kept"), "old").unwrap();
         fs::write(guest.join("file"), "in the way").unwrap();
-        let written = apply(&share, &guest);
-        let expected = ["/etc/hostname", "/new/er"].map(PathBuf::from);
-        assert_eq!(written.files, expected);
-        assert!(!written.has_seed());
-        assert!(written.is_seeded());
+        let applied = apply(&share, &guest);
+        assert!(!applied.has_seed);
+        assert!(applied.is_seeded);
         assert_eq!(read(&guest, "etc/hostname"), "vm1\n");
         assert_eq!(read(&guest, "new/er"), "vm1\n");
         assert_eq!(read(&guest, "kept"), "old");
         assert_eq!(read(&guest, LIVE_HOSTNAME), "vm1");
         assert!(!guest.join("etc/hosts").exists());
+        assert_eq!(read(&guest, "file"), "in the way");
         fs::remove_dir_all(&parent).unwrap();
     }
 
     #[test]
-    fn a_seed_of_cloud_init_is_noticed() {
+    fn a_rendered_seed_of_cloud_init_is_detected() {
         let (parent, [share, guest]) = folders("seed");
         fs::write(share.join("files/meta.tpl.out"), "instance-id: i\n").unwrap();
-        assert!(apply(&share, &guest).has_seed());
+        assert!(apply(&share, &guest).has_seed);
         assert_eq!(read(&guest, LIVE_HOSTNAME), "");
         fs::remove_dir_all(&parent).unwrap();
     }

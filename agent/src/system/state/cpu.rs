@@ -17,19 +17,18 @@ pub(super) struct Stat {
     pub(super) blocked: u64,
 }
 
-/// Time of one processor, in seconds.
+/// The modes of a processor, in the order of `/proc/stat`.
+pub(super) const MODES: [&str; 8] = [
+    "user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal",
+];
+
+/// One processor.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Cpu {
-    /// Its number, as text.
+    /// The number in its name, as in `cpu0`.
     pub(super) number: String,
-    pub(super) user: f64,
-    pub(super) nice: f64,
-    pub(super) system: f64,
-    pub(super) idle: f64,
-    pub(super) iowait: f64,
-    pub(super) irq: f64,
-    pub(super) softirq: f64,
-    pub(super) steal: f64,
+    /// Time in each of [`MODES`], in seconds.
+    pub(super) seconds: [f64; MODES.len()],
 }
 
 /// Load averages over 1, 5 and 15 minutes.
@@ -59,26 +58,17 @@ pub(super) fn parse_stat(text: &str) -> Stat {
     stat
 }
 
-/// A line `cpuN`; the line `cpu` is the sum of the others.
+/// Parses a line `cpuN`. `None` for the line `cpu`, the sum of the others.
 fn parse_cpu<'a>(key: &str, fields: impl Iterator<Item = &'a str>) -> Option<Cpu> {
     let number = key.strip_prefix("cpu")?;
     number.parse::<u32>().ok()?;
-    let mut seconds = fields.map(|ticks| ticks.parse::<u64>().ok());
-    // The kernel's counters are whole and not negative.
-    let mut next = || match seconds.next() {
-        None => Some(0.0),
-        Some(ticks) => ticks.map(|ticks| ticks as f64 / TICKS_PER_SECOND),
-    };
+    let mut seconds = [0.0; MODES.len()];
+    for (seconds, ticks) in seconds.iter_mut().zip(fields) {
+        *seconds = ticks.parse::<u64>().ok()? as f64 / TICKS_PER_SECOND;
+    }
     Some(Cpu {
         number: number.to_owned(),
-        user: next()?,
-        nice: next()?,
-        system: next()?,
-        idle: next()?,
-        iowait: next()?,
-        irq: next()?,
-        softirq: next()?,
-        steal: next()?,
+        seconds,
     })
 }
 
@@ -92,7 +82,7 @@ pub(super) fn parse_load(text: &str) -> Option<Load> {
     Some(Load([next()?, next()?, next()?]))
 }
 
-/// The nanoseconds in `cpu.stat` of a control group.
+/// The processor time in `cpu.stat` of a control group, in nanoseconds.
 pub(super) fn parse_usage(text: &str) -> Option<u64> {
     let mut lines = text.lines();
     let microseconds = lines.find_map(|line| line.strip_prefix("usage_usec "))?;
@@ -104,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_processors_ticks_become_seconds_and_their_sum_is_passed_over() {
+    fn cpu_ticks_are_converted_to_seconds_and_the_sum_of_cpus_is_skipped() {
         let text = "cpu  30 0 0 0 0 0 0 0 0 0\n\
                     cpu0 10 1 2 300 4 5 6 7 0 0\n\
                     cpu1 20 0 0 0\n\
@@ -113,20 +103,26 @@ mod tests {
         let stat = parse_stat(text);
         let numbers: Vec<_> = stat.cpus.iter().map(|cpu| cpu.number.as_str()).collect();
         assert_eq!(numbers, ["0", "1"]);
-        assert_eq!((stat.cpus[0].idle, stat.cpus[0].steal), (3.0, 0.07));
-        assert_eq!((stat.cpus[1].user, stat.cpus[1].steal), (0.2, 0.0));
+        assert_eq!(
+            (stat.cpus[0].seconds[3], stat.cpus[0].seconds[7]),
+            (3.0, 0.07)
+        );
+        assert_eq!(
+            (stat.cpus[1].seconds[0], stat.cpus[1].seconds[7]),
+            (0.2, 0.0)
+        );
         assert_eq!((stat.boot_time, stat.interrupts), (1_700_000_000, 99));
         assert_eq!((stat.running, stat.blocked), (2, 1));
     }
 
     #[test]
-    fn lines_that_make_no_sense_are_passed_over() {
+    fn invalid_lines_of_proc_stat_are_skipped() {
         let stat = parse_stat("cpux 1 2\ncpu0 1 -2 3\ncpufreq\n\nbtime\nctxt nan\n");
         assert_eq!(stat, Stat::default());
     }
 
     #[test]
-    fn a_load_is_three_numbers() {
+    fn a_load_average_has_three_numbers() {
         let load = parse_load("0.10 0.20 1.30 1/87 14478\n");
         assert_eq!(load, Some(Load([0.1, 0.2, 1.3])));
         for text in ["", "1 2", "nan nan nan", "-1 0 0"] {
@@ -135,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn usage_is_in_nanoseconds() {
+    fn cpu_usage_of_a_cgroup_is_converted_to_nanoseconds() {
         assert_eq!(parse_usage("usage_usec 12\nuser_usec 5\n"), Some(12_000));
         assert_eq!(parse_usage("user_usec 5\nusage_usec x\n"), None);
         assert_eq!(parse_usage(&format!("usage_usec {}", u64::MAX)), None);

@@ -1,14 +1,12 @@
 //! Disks: `/proc/diskstats`.
 
-/// Bytes of a sector in `/proc/diskstats`, whatever the disk's are
-/// (`Documentation/block/stat.rst`).
+/// Size of a sector in `/proc/diskstats`, in bytes, independent of the disk (`Documentation/block/stat.rst`).
 const SECTOR_BYTES: u64 = 512;
 
 /// A block device and its traffic since the boot (`Documentation/admin-guide/iostats.rst`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Disk {
     pub(super) name: String,
-    /// Whether it is a partition.
     pub(super) is_partition: bool,
     pub(super) reads: u64,
     pub(super) reads_merged: u64,
@@ -18,21 +16,21 @@ pub(super) struct Disk {
     pub(super) writes_merged: u64,
     pub(super) written_bytes: u64,
     pub(super) write_milliseconds: u64,
-    /// Requests that are being served.
+    /// Requests in progress.
     pub(super) in_flight: u64,
     pub(super) busy_milliseconds: u64,
-    /// Busy time, each request counted.
+    /// Time of all requests, those in parallel added up.
     pub(super) weighted_milliseconds: u64,
 }
 
 impl Disk {
-    /// Whether it is a disk, and not a RAM disk or a loop device.
+    /// Whether it is no partition, RAM disk, loop device or floppy disk.
     pub(super) fn is_real(&self) -> bool {
-        let disguised = ["loop", "ram", "zram", "fd"].iter().any(|kind| {
+        let is_virtual = ["loop", "ram", "zram", "fd"].iter().any(|kind| {
             let number = self.name.strip_prefix(kind);
             number.is_some_and(|number| number.parse::<u32>().is_ok())
         });
-        !self.is_partition && !disguised
+        !self.is_partition && !is_virtual
     }
 }
 
@@ -67,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sectors_become_bytes() {
+    fn sectors_of_diskstats_are_converted_to_bytes() {
         let text = " 254       0 vda 10 1 20 3 40 5 60 7 8 9 11 12 13 14 15 16 17\n";
         let expected = Disk {
             name: "vda".to_owned(),
@@ -88,13 +86,13 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_make_no_sense_are_passed_over() {
+    fn invalid_lines_of_diskstats_are_skipped() {
         let text = "\n254 0\n254 0 vda 1 2 3\n254 0 vdb 1 2 3 4 5 6 7 8 9 10 -11\nx\n";
         assert_eq!(parse(text), []);
     }
 
     #[test]
-    fn memory_and_files_are_no_real_disks() {
+    fn ram_disks_and_loop_devices_are_no_real_disks() {
         let named = |name: &str| Disk {
             name: name.to_owned(),
             ..Disk::default()

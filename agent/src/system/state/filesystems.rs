@@ -1,9 +1,8 @@
 //! The usage of file systems.
 //!
-//! A file system of another machine or process may never answer, and the thread that calls `statvfs(3)`
-//! then cannot be ended. So each of those is probed by a thread of its own, with a time limit, and not
-//! probed again while that thread waits. The runtime's blocking threads are not used, because the agent
-//! could not stop before the last of them is back.
+//! `statvfs(3)` may hang for ever on a file system of another machine or process. Each of these is probed by
+//! a thread of its own, with a time limit, and not probed again while that thread is blocked. The runtime's
+//! blocking threads are not used, because the runtime waits for them at shutdown.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +21,7 @@ use tokio::{
 use super::{mounts::Mount, sources::Sources};
 use crate::{defaults, system::blocking::run_blocking};
 
-/// Stack of a thread that makes one system call, in bytes.
+/// Stack size of a thread that makes one system call, in bytes.
 const STACK_BYTES: usize = 64 * 1024;
 
 /// A mounted file system, and its usage if it is known.
@@ -38,7 +37,7 @@ pub(super) struct Usage {
     pub(super) size: u64,
     /// Free for root.
     pub(super) free: u64,
-    /// Free for everybody.
+    /// Free for other users.
     pub(super) available: u64,
     pub(super) files: u64,
     pub(super) files_free: u64,
@@ -47,17 +46,15 @@ pub(super) struct Usage {
 /// Measures file systems, and remembers those that hang. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Prober {
-    /// One measurement at a time: a second one would take running probes for hanging ones.
+    /// Serializes measurements: a second one would take running probes for hanging ones.
     turn: Arc<AsyncMutex<()>>,
     pending: Pending,
 }
 
 type Pending = Arc<Mutex<BTreeSet<PathBuf>>>;
 
-enum Answer {
-    Here(Option<Usage>),
-    Due(oneshot::Receiver<Option<Usage>>),
-}
+/// Receives the result of a probe. Closed without one if the file system is not probed.
+type Answer = oneshot::Receiver<Option<Usage>>;
 
 impl Prober {
     /// Measures all reported mounts, in the order of mounting.
@@ -72,16 +69,13 @@ impl Prober {
         let answers = run_blocking(move || probe_all(sources.mounts(), &pending)).await?;
         let mut filesystems = Vec::with_capacity(answers.len());
         for (mount, answer) in answers {
-            let usage = match answer {
-                Answer::Here(usage) => usage,
-                Answer::Due(answer) => match timeout_at(deadline, answer).await {
-                    Ok(usage) => usage.ok().flatten(),
-                    Err(_) => {
-                        let path = mount.mountpoint.display();
-                        tracing::warn!(%path, "a file system does not answer and is skipped");
-                        None
-                    }
-                },
+            let usage = match timeout_at(deadline, answer).await {
+                Ok(usage) => usage.ok().flatten(),
+                Err(_) => {
+                    let path = mount.mountpoint.display();
+                    tracing::warn!(%path, "a file system does not respond and is skipped");
+                    None
+                }
             };
             // A file system without a size is a pseudo file system.
             if usage.is_none_or(|usage| usage.size > 0) {
@@ -93,30 +87,32 @@ impl Prober {
 }
 
 fn probe_all(mounts: Vec<Mount>, pending: &Pending) -> Vec<(Mount, Answer)> {
-    let answers = mounts.into_iter().map(|mount| {
-        let answer = if mount.is_local() {
-            Answer::Here(usage(&mount.mountpoint))
+    let probes = mounts.into_iter().map(|mount| {
+        let (sender, answer) = oneshot::channel();
+        if mount.is_local() {
+            let _ = sender.send(usage(&mount.mountpoint));
         } else {
-            probe_in_thread(&mount.mountpoint, pending).map_or(Answer::Here(None), Answer::Due)
-        };
+            probe_in_thread(&mount.mountpoint, pending, sender);
+        }
         (mount, answer)
     });
-    answers.collect()
+    probes.collect()
 }
 
-/// `None` if its last probe is still pending, or too many others are.
-fn probe_in_thread(path: &Path, pending: &Pending) -> Option<oneshot::Receiver<Option<Usage>>> {
-    let question = Probe::new(path, pending)?;
-    let (answer, due) = oneshot::channel();
+/// Does nothing if the last probe of this path is still pending, or too many others are.
+fn probe_in_thread(path: &Path, pending: &Pending, sender: oneshot::Sender<Option<Usage>>) {
+    let Some(probe) = Probe::new(path, pending) else {
+        return;
+    };
     let work = move || {
-        let usage = usage(&question.path);
-        drop(question);
+        let usage = usage(&probe.path);
+        drop(probe);
         // The receiver may have been dropped.
-        let _ = answer.send(usage);
+        let _ = sender.send(usage);
     };
     let thread = thread::Builder::new().name("statvfs".to_owned());
-    thread.stack_size(STACK_BYTES).spawn(work).ok()?;
-    Some(due)
+    // Without a thread, the receiver is closed.
+    let _ = thread.stack_size(STACK_BYTES).spawn(work);
 }
 
 /// A pending probe of a file system, until `Drop`.
@@ -128,8 +124,8 @@ struct Probe {
 impl Probe {
     fn new(path: &Path, pending: &Pending) -> Option<Self> {
         let mut all = pending.lock().unwrap_or_else(PoisonError::into_inner);
-        let may_ask = all.len() < defaults::MAX_STATFS && all.insert(path.to_owned());
-        may_ask.then(|| Self {
+        let is_allowed = all.len() < defaults::MAX_STATFS && all.insert(path.to_owned());
+        is_allowed.then(|| Self {
             path: path.to_owned(),
             pending: Arc::clone(pending),
         })
@@ -164,6 +160,8 @@ fn usage(path: &Path) -> Option<Usage> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot::error::TryRecvError;
+
     use super::*;
 
     fn mount(mountpoint: &str, kind: &str) -> Mount {
@@ -176,36 +174,39 @@ mod tests {
     }
 
     #[test]
-    fn the_root_has_a_size_whichever_way_it_is_asked() {
+    fn the_root_file_system_has_the_same_size_in_a_thread() {
         let here = usage(Path::new("/")).unwrap();
         assert!(here.size > 0 && here.free <= here.size && here.available <= here.size);
         let pending = Pending::default();
-        let due = probe_in_thread(Path::new("/"), &pending).unwrap();
-        assert_eq!(due.blocking_recv().unwrap().unwrap().size, here.size);
+        let (sender, answer) = oneshot::channel();
+        probe_in_thread(Path::new("/"), &pending, sender);
+        assert_eq!(answer.blocking_recv().unwrap().unwrap().size, here.size);
         assert!(pending.lock().unwrap().is_empty());
     }
 
     #[test]
-    fn one_that_fails_does_not_hide_the_others() {
+    fn a_failed_probe_does_not_affect_other_file_systems() {
         let mounts = vec![mount("/nonexistent", "ext4"), mount("/", "ext4")];
-        let answers = probe_all(mounts, &Pending::default());
-        assert!(matches!(answers[0].1, Answer::Here(None)));
-        assert!(matches!(answers[1].1, Answer::Here(Some(_))));
+        let mut answers = probe_all(mounts, &Pending::default());
+        assert_eq!(answers[0].1.try_recv(), Ok(None));
+        assert!(answers[1].1.try_recv().unwrap().is_some());
     }
 
     #[test]
-    fn what_owes_an_answer_is_not_asked_again() {
+    fn a_file_system_with_a_pending_probe_is_not_probed_again() {
         let pending = Pending::default();
         let hanging = Probe::new(Path::new("/mnt"), &pending).unwrap();
-        let answers = probe_all(vec![mount("/mnt", "nfs4"), mount("/", "nfs4")], &pending);
-        assert!(matches!(answers[0].1, Answer::Here(None)));
-        assert!(matches!(answers[1].1, Answer::Due(_)));
+        let mounts = vec![mount("/mnt", "nfs4"), mount("/", "nfs4")];
+        let mut answers = probe_all(mounts, &pending);
+        assert_eq!(answers[0].1.try_recv(), Err(TryRecvError::Closed));
+        let (_, answer) = answers.remove(1);
+        assert!(answer.blocking_recv().unwrap().is_some());
         drop(hanging);
         assert!(Probe::new(Path::new("/mnt"), &pending).is_some());
     }
 
     #[test]
-    fn threads_that_hang_are_few() {
+    fn the_number_of_pending_probes_is_limited() {
         let pending = Pending::default();
         let questions: Vec<_> = (0..=defaults::MAX_STATFS)
             .map(|number| Probe::new(Path::new(&format!("/{number}")), &pending))

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use nix::{net::if_::InterfaceFlags, sys::utsname::UtsName};
 use vsock_agent_protocol::{
     state::{
         CpuState, InstanceState, MemoryState, NetworkAddress, NetworkCounters, NetworkState, OsInfo,
@@ -13,8 +14,15 @@ use super::{network::Interface, sources::Snapshot, system::System};
 use crate::by_insertion::by_insertion;
 use crate::system::clock;
 
-/// A count that is not known.
+/// The value of an unknown count.
 const UNKNOWN: i64 = -1;
+
+/// LXD's names for kinds of interfaces, in order of precedence.
+const KINDS: [(InterfaceFlags, &str); 3] = [
+    (InterfaceFlags::IFF_BROADCAST, "broadcast"),
+    (InterfaceFlags::IFF_LOOPBACK, "loopback"),
+    (InterfaceFlags::IFF_POINTOPOINT, "point-to-point"),
+];
 
 /// Converts a snapshot for this host flavour.
 pub(super) fn state(snapshot: Snapshot, family: Family) -> InstanceState {
@@ -40,19 +48,9 @@ pub(super) fn state(snapshot: Snapshot, family: Family) -> InstanceState {
 }
 
 fn network(interface: Interface) -> (String, NetworkState) {
-    let kind = match interface {
-        Interface {
-            is_broadcast: true, ..
-        } => "broadcast",
-        Interface {
-            is_loopback: true, ..
-        } => "loopback",
-        Interface {
-            is_point_to_point: true,
-            ..
-        } => "point-to-point",
-        _ => "unknown",
-    };
+    let has = |flag| interface.flags.contains(flag);
+    let kind = KINDS.iter().find(|(flag, _)| has(*flag));
+    let is_up = has(InterfaceFlags::IFF_UP);
     let mut counters = NetworkCounters::default();
     counters.bytes_received = signed(interface.received.bytes);
     counters.bytes_sent = signed(interface.sent.bytes);
@@ -67,8 +65,8 @@ fn network(interface: Interface) -> (String, NetworkState) {
     state.counters = counters;
     state.hwaddr = interface.link.hwaddr;
     state.mtu = signed(interface.link.mtu);
-    state.state = if interface.is_up { "up" } else { "down" }.to_owned();
-    state.kind = kind.to_owned();
+    state.state = if is_up { "up" } else { "down" }.to_owned();
+    state.kind = kind.map_or("unknown", |(_, kind)| kind).to_owned();
     (interface.name, state)
 }
 
@@ -97,13 +95,13 @@ fn os_info(system: &System) -> OsInfo {
     let mut info = OsInfo::default();
     info.os = system.release("NAME").to_owned();
     info.os_version = system.release("VERSION_ID").to_owned();
-    info.kernel_version = system.kernel.release.clone();
-    info.hostname = system.kernel.nodename.clone();
+    info.kernel_version = system.uname(UtsName::release);
+    info.hostname = system.uname(UtsName::nodename);
     info.fqdn = system.fqdn.clone();
     info
 }
 
-/// Hosts read signed numbers. No counter of a kernel is that large.
+/// Hosts read signed numbers. No counter of the kernel exceeds them.
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
@@ -121,10 +119,7 @@ mod tests {
     fn interface() -> Interface {
         Interface {
             name: "eth0".to_owned(),
-            is_up: true,
-            is_broadcast: true,
-            is_loopback: false,
-            is_point_to_point: false,
+            flags: InterfaceFlags::IFF_UP | InterfaceFlags::IFF_BROADCAST,
             addresses: vec![("10.0.0.2".parse().unwrap(), 24)],
             link: Link {
                 hwaddr: "00:16:3e:12:34:56".to_owned(),
@@ -144,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_is_not_free_is_in_use() {
+    fn memory_usage_is_total_less_free_and_unknown_counts_are_minus_one() {
         let memory = "MemTotal: 100 kB\nMemFree: 40 kB\nSwapTotal: 10 kB\nSwapFree: 10 kB\n";
         let snapshot = Snapshot {
             memory: memory::parse(memory),
@@ -157,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_keeps_its_directions_apart() {
+    fn an_interface_has_its_kind_and_counters_of_both_directions() {
         let (name, state) = network(interface());
         assert_eq!((name.as_str(), state.kind.as_str()), ("eth0", "broadcast"));
         assert_eq!(state.counters.bytes_received, i64::MAX);
@@ -171,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_a_scope() {
+    fn an_ip_address_has_a_scope() {
         for (ip, expected) in [
             ("127.0.0.53", "local"),
             ("::1", "local"),
@@ -186,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn incus_hears_of_the_boot_and_the_system() {
+    fn the_state_for_incus_has_boot_time_and_os_info() {
         let mut snapshot = Snapshot::default();
         snapshot.stat.boot_time = 1_700_000_000;
         let state = state(snapshot, Family::Incus);

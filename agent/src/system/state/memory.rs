@@ -14,24 +14,24 @@ pub(super) struct Field {
 }
 
 impl Fields {
-    /// The bytes, or the count, under this name; 0 if there is none.
+    /// The value of a field, in bytes or a count; 0 if there is none.
     pub(super) fn get(&self, name: &str) -> u64 {
         let field = self.0.iter().find(|field| field.name == name);
         field.map_or(0, |field| field.value)
     }
 
-    /// All of them.
+    /// All fields, in the kernel's order.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Field> {
         self.0.iter()
     }
 
-    /// The bytes under `all` that are not under `part`.
+    /// The value of `all` less that of `part`, or 0.
     pub(super) fn without(&self, all: &str, part: &str) -> u64 {
         self.get(all).saturating_sub(self.get(part))
     }
 }
 
-/// Parses such lines. Others are skipped.
+/// Parses the lines. Invalid ones are skipped.
 pub(super) fn parse(text: &str) -> Fields {
     Fields(text.lines().filter_map(parse_line).collect())
 }
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kilobytes_become_bytes_and_counts_stay() {
+    fn kilobytes_are_converted_to_bytes_and_counts_are_kept() {
         let fields = parse(
             "MemTotal:       16316412 kB\nActive(anon):      100 kB\nHugePages_Total:       3\n",
         );
@@ -75,20 +75,20 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_make_no_sense_are_passed_over() {
+    fn invalid_lines_of_meminfo_are_skipped() {
         let text = "\nMemTotal\nMemFree: x kB\nCached: -1 kB\nA: 1 MB\nB: 1 kB 2\n\
                     Name:\tvsock-agent\nC: 99999999999999999999 kB\nD: 18446744073709551615 kB\n";
         assert_eq!(parse(text), Fields::default());
     }
 
     #[test]
-    fn a_part_larger_than_the_whole_leaves_nothing() {
+    fn a_difference_of_fields_is_not_negative() {
         let fields = parse("A: 1 kB\nB: 2 kB\n");
         assert_eq!(fields.without("A", "B"), 0);
     }
 
     #[test]
-    fn kills_are_found_by_their_whole_name() {
+    fn oom_kills_are_found_by_the_whole_name() {
         assert_eq!(parse_oom_kills("oom_kill_x 1\noom_kill 7\n"), Some(7));
         assert_eq!(parse_oom_kills("pgfault 1\n"), None);
     }

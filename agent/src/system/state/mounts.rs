@@ -1,9 +1,9 @@
-//! Selects the mounts that are reported.
+//! The mounts that metrics report.
 
 use crate::system::mount_table;
 pub(super) use crate::system::mount_table::Mount;
 
-/// File systems without data of the guest, which LXD's agent ignores, too.
+/// Types of file systems that are not reported, as by LXD's agent: they have no data of the guest.
 const IGNORED_KINDS: &[&str] = &[
     "autofs",
     "binfmt_misc",
@@ -32,11 +32,10 @@ const IGNORED_KINDS: &[&str] = &[
     "tracefs",
 ];
 
-/// Folders whose mounts, and those below, are ignored.
+/// Directories whose mounts, and those below, are not reported.
 const IGNORED_FOLDERS: &[&str] = &["/dev", "/proc", "/sys", "/var/lib/docker"];
 
-/// Local file systems. `statfs(2)` on any other may wait for another machine or process that never
-/// answers.
+/// Types of local file systems. `statfs(2)` on any other may wait for ever for another machine or process.
 const LOCAL: &[&str] = &[
     "bcachefs", "btrfs", "efivarfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "hfsplus",
     "jfs", "minix", "nilfs2", "ntfs3", "ramfs", "reiserfs", "tmpfs", "udf", "vfat", "xfs", "zfs",
@@ -49,10 +48,10 @@ impl Mount {
     }
 
     fn is_reported(&self) -> bool {
-        let is_private = IGNORED_FOLDERS
+        let is_ignored = IGNORED_FOLDERS
             .iter()
             .any(|folder| self.mountpoint.starts_with(folder));
-        !is_private && !IGNORED_KINDS.contains(&self.kind.as_str())
+        !is_ignored && !IGNORED_KINDS.contains(&self.kind.as_str())
     }
 }
 
@@ -72,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_of_interest_is_kept() {
+    fn mounts_with_data_of_the_guest_are_reported() {
         let text = b"proc /proc proc rw 0 0\n\
             /dev/vda1 / ext4 rw,relatime 0 0\n\
             tmpfs /run tmpfs rw 0 0\n\
@@ -95,12 +94,12 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_only_begins_like_a_private_one_is_of_interest() {
+    fn a_mount_point_with_the_prefix_of_an_ignored_one_is_reported() {
         assert_eq!(parse(b"/dev/vdb /device ext4 rw 0 0\n").len(), 1);
     }
 
     #[test]
-    fn of_two_mounts_in_one_place_the_last_is_seen() {
+    fn of_two_mounts_on_one_mount_point_the_last_is_reported() {
         let mounts = parse(b"/dev/vdb /srv ext4 rw 0 0\n/dev/vdc /srv xfs rw 0 0\n");
         assert_eq!(mounts.len(), 1);
         assert_eq!(mounts[0].kind, "xfs");

@@ -5,17 +5,16 @@ use std::{
     net::IpAddr,
 };
 
+use nix::net::if_::InterfaceFlags;
+
 use crate::by_insertion::by_insertion;
 
 /// An item of `getifaddrs(3)`: an interface, and perhaps one of its addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Address {
     pub(super) interface: String,
-    pub(super) is_up: bool,
-    pub(super) is_broadcast: bool,
-    pub(super) is_loopback: bool,
-    pub(super) is_point_to_point: bool,
-    /// With the length of its prefix.
+    pub(super) flags: InterfaceFlags,
+    /// The address and the length of its prefix.
     pub(super) ip: Option<(IpAddr, u32)>,
 }
 
@@ -25,26 +24,23 @@ pub(super) struct Link {
     pub(super) hwaddr: String,
     /// In bytes.
     pub(super) mtu: u64,
-    /// Whether it is up.
+    /// Whether `operstate` is `up`.
     pub(super) is_operational: bool,
 }
 
-/// An interface.
+/// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Interface {
     pub(super) name: String,
-    pub(super) is_up: bool,
-    pub(super) is_broadcast: bool,
-    pub(super) is_loopback: bool,
-    pub(super) is_point_to_point: bool,
-    /// With the lengths of their prefixes.
+    pub(super) flags: InterfaceFlags,
+    /// Addresses and the lengths of their prefixes.
     pub(super) addresses: Vec<(IpAddr, u32)>,
     pub(super) link: Link,
     pub(super) received: Counters,
     pub(super) sent: Counters,
 }
 
-/// Traffic of an interface in one direction since it exists.
+/// Traffic of an interface in one direction since its creation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Counters {
     pub(super) bytes: u64,
@@ -53,7 +49,7 @@ pub(super) struct Counters {
     pub(super) dropped: u64,
 }
 
-/// Combines the properties of interfaces by name.
+/// The interfaces by name. `link` returns the properties in sysfs.
 pub(super) fn interfaces(
     addresses: Vec<Address>,
     counters: &BTreeMap<String, (Counters, Counters)>,
@@ -69,10 +65,7 @@ pub(super) fn interfaces(
                 entry.insert(Interface {
                     link: link(&name),
                     name,
-                    is_up: address.is_up,
-                    is_broadcast: address.is_broadcast,
-                    is_loopback: address.is_loopback,
-                    is_point_to_point: address.is_point_to_point,
+                    flags: address.flags,
                     addresses: Vec::new(),
                     received,
                     sent,
@@ -110,21 +103,21 @@ fn parse_line(line: &str) -> Option<(String, (Counters, Counters))> {
     Some((name.trim().to_owned(), both))
 }
 
-/// The address in `/sys/class/net/IF/address`. Empty for a loopback, which has only zeroes, and
-/// for a tunnel, whose end's IP address is there.
+/// The address in `/sys/class/net/IF/address`. Empty for a loopback, whose address is zero, and for a
+/// tunnel, which has an IP address there.
 pub(super) fn hardware_address(text: &str) -> String {
     let text = text.trim();
     let bytes = text.split(':').count();
     let is_hardware = matches!(bytes, 6 | 8 | 20);
-    let is_nothing = text.bytes().all(|byte| matches!(byte, b'0' | b':'));
-    if is_hardware && !is_nothing {
+    let is_zero = text.bytes().all(|byte| matches!(byte, b'0' | b':'));
+    if is_hardware && !is_zero {
         text.to_owned()
     } else {
         String::new()
     }
 }
 
-/// The bits that are set in a mask.
+/// The number of bits that are set in a netmask.
 pub(super) fn prefix_length(mask: IpAddr) -> u32 {
     match mask {
         IpAddr::V4(mask) => mask.to_bits().count_ones(),
@@ -148,16 +141,13 @@ Inter-|   Receive                                                |  Transmit
     fn address(interface: &str, ip: Option<(&str, u32)>) -> Address {
         Address {
             interface: interface.to_owned(),
-            is_up: true,
-            is_broadcast: true,
-            is_loopback: false,
-            is_point_to_point: false,
+            flags: InterfaceFlags::IFF_UP,
             ip: ip.map(|(ip, length)| (ip.parse().unwrap(), length)),
         }
     }
 
     #[test]
-    fn counters_are_read_in_both_directions() {
+    fn proc_net_dev_has_counters_of_both_directions() {
         let counters = parse_counters(NET_DEV);
         assert_eq!(counters.keys().collect::<Vec<_>>(), ["eth0", "lo"]);
         let (received, sent) = counters["eth0"];
@@ -177,7 +167,7 @@ Inter-|   Receive                                                |  Transmit
     }
 
     #[test]
-    fn an_interface_has_all_its_addresses_and_may_have_none() {
+    fn an_interface_has_all_its_addresses_or_none() {
         let addresses = vec![
             address("eth1", None),
             address("eth0", None),
@@ -192,7 +182,7 @@ Inter-|   Receive                                                |  Transmit
     }
 
     #[test]
-    fn only_hardware_has_a_hardware_address() {
+    fn loopbacks_and_tunnels_have_no_hardware_address() {
         assert_eq!(hardware_address("00:16:3e:12:34:56\n"), "00:16:3e:12:34:56");
         for text in ["00:00:00:00:00:00\n", "c0:a8:01:01", "", "\n"] {
             assert_eq!(hardware_address(text), "", "{text:?}");
@@ -200,7 +190,7 @@ Inter-|   Receive                                                |  Transmit
     }
 
     #[test]
-    fn a_mask_has_a_length() {
+    fn a_netmask_has_a_prefix_length() {
         for (mask, length) in [("255.255.255.0", 24), ("ffff:ffff::", 32), ("0.0.0.0", 0)] {
             assert_eq!(prefix_length(mask.parse().unwrap()), length);
         }

@@ -13,7 +13,7 @@ use super::{
     sources::Snapshot,
 };
 
-/// Converts a snapshot. LXD counts programs as processes, Incus also the kernel's threads.
+/// Converts a snapshot. `procs_total` counts kernel threads for Incus's hosts, and does not for LXD's.
 pub(super) fn metrics(
     snapshot: Snapshot,
     filesystems: Vec<Filesystem>,
@@ -38,7 +38,7 @@ pub(super) fn metrics(
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "drops the fraction; time is counted from 1970 and not negative"
+    reason = "drops the fraction; the time since 1970 is not negative"
 )]
 const fn whole_seconds(time: f64) -> u64 {
     time as u64
@@ -46,14 +46,16 @@ const fn whole_seconds(time: f64) -> u64 {
 
 fn cpu(cpu: Cpu) -> OfCpu {
     let mut metrics = CpuMetrics::default();
-    metrics.cpu_seconds_user = cpu.user;
-    metrics.cpu_seconds_nice = cpu.nice;
-    metrics.cpu_seconds_system = cpu.system;
-    metrics.cpu_seconds_idle = cpu.idle;
-    metrics.cpu_seconds_iowait = cpu.iowait;
-    metrics.cpu_seconds_irq = cpu.irq;
-    metrics.cpu_seconds_softirq = cpu.softirq;
-    metrics.cpu_seconds_steal = cpu.steal;
+    [
+        metrics.cpu_seconds_user,
+        metrics.cpu_seconds_nice,
+        metrics.cpu_seconds_system,
+        metrics.cpu_seconds_idle,
+        metrics.cpu_seconds_iowait,
+        metrics.cpu_seconds_irq,
+        metrics.cpu_seconds_softirq,
+        metrics.cpu_seconds_steal,
+    ] = cpu.seconds;
     OfCpu::new(format!("cpu{}", cpu.number), metrics)
 }
 
@@ -66,7 +68,7 @@ fn disk(disk: Disk) -> OfDevice<DiskMetrics> {
     OfDevice::new(disk.name, metrics)
 }
 
-/// `None` for a file system whose usage is not known.
+/// `None` without a known usage.
 fn filesystem(filesystem: Filesystem) -> Option<OfDevice<FilesystemMetrics>> {
     let usage = filesystem.usage?;
     let mountpoint = filesystem.mount.mountpoint.to_string_lossy().into_owned();
@@ -81,7 +83,7 @@ fn filesystem(filesystem: Filesystem) -> Option<OfDevice<FilesystemMetrics>> {
 
 fn memory(fields: &Fields, oom_kills: Option<u64>) -> MemoryMetrics {
     let bytes = |name| fields.get(name);
-    // The kernel counts these in pages of their own size.
+    // These are counts of huge pages.
     let huge = |name| fields.get(name).saturating_mul(fields.get("Hugepagesize"));
     let mut metrics = MemoryMetrics::default();
     metrics.memory_active_anon_bytes = bytes("Active(anon)");
@@ -129,7 +131,7 @@ mod tests {
     };
 
     #[test]
-    fn huge_pages_are_in_bytes_and_swap_is_what_is_used() {
+    fn huge_pages_are_converted_to_bytes_and_swap_is_the_used_part() {
         let text = "HugePages_Total: 3\nHugepagesize: 2048 kB\nSwapTotal: 10 kB\nSwapFree: 4 kB\n\
                     SwapCached: 1 kB\nMemTotal: 8 kB\nMemAvailable: 6 kB\n";
         let metrics = super::memory(&memory::parse(text), Some(2));
@@ -142,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_decides_what_a_process_is() {
+    fn kernel_threads_are_processes_for_incus_only() {
         let count = |family| {
             let processes = Processes {
                 all: 90,
@@ -158,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_that_hangs_is_left_out() {
+    fn a_file_system_without_usage_has_no_metrics() {
         let mount = Mount {
             source: "host:/srv".to_owned(),
             mountpoint: "/mnt".into(),

@@ -3,18 +3,18 @@
 use super::{cpu::TICKS_PER_SECOND, memory::Fields};
 use crate::system::proc_stat::ProcStat;
 
-/// A thread of the kernel: `PF_KTHREAD` (`include/linux/sched.h`).
+/// The flag of a kernel thread: `PF_KTHREAD` (`include/linux/sched.h`).
 const KERNEL_THREAD: u64 = 0x0020_0000;
 
-/// How many there are.
+/// Numbers of processes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Processes {
     pub(super) all: u64,
-    /// Without the kernel's own and those that have ended.
+    /// Without kernel threads and zombies.
     pub(super) programs: u64,
 }
 
-/// The agent itself.
+/// The agent's process.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct OwnProcess {
     pub(super) resident_bytes: u64,
@@ -27,19 +27,19 @@ pub(super) struct OwnProcess {
     pub(super) start_time: f64,
 }
 
-/// The fields of `/proc/PID/stat` that matter here (`proc_pid_stat(5)`).
+/// The used fields of `/proc/PID/stat` (`proc_pid_stat(5)`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Stat {
     has_ended: bool,
     flags: u64,
     /// Processor time used, in ticks.
     cpu: u64,
-    /// Ticks after the boot.
+    /// Start, in ticks since the boot.
     start: u64,
 }
 
-/// Counts processes by their `/proc/PID/stat`. One that has ended since it was listed has an empty text,
-/// and still counts.
+/// Counts processes by their `/proc/PID/stat`. An empty text, of a process that has ended since it was
+/// listed, counts in `all`.
 pub(super) fn count(stats: impl Iterator<Item = String>) -> Processes {
     let mut processes = Processes::default();
     for text in stats {
@@ -51,7 +51,7 @@ pub(super) fn count(stats: impl Iterator<Item = String>) -> Processes {
     processes
 }
 
-/// The agent, by its `stat` and `status`.
+/// The agent's process, by its `stat` and `status`.
 pub(super) fn own(stat: &str, status: &Fields, open_files: usize, boot_time: u64) -> OwnProcess {
     let stat = parse(stat);
     let seconds = |ticks: u64| ticks as f64 / TICKS_PER_SECOND;
@@ -86,7 +86,7 @@ mod tests {
     const ZOMBIE: &str = "9 (sh) Z 1 9 9 0 -1 4227084 0 0 0 0 0 0 0 0 20 0 1 0 300 0 0 1";
 
     #[test]
-    fn the_kernels_own_and_the_ended_are_no_programs() {
+    fn kernel_threads_and_zombies_are_no_programs() {
         let stats = [AGENT, KTHREAD, ZOMBIE, "", "garbage"].map(str::to_owned);
         let expected = Processes {
             all: 5,
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agent_has_its_size_and_its_times() {
+    fn the_agents_process_has_size_and_times() {
         let status = memory::parse("VmSize:\t  8000 kB\nVmRSS:\t    4000 kB\nThreads:\t3\n");
         let own = own(AGENT, &status, 12, 1_700_000_000);
         assert_eq!((own.resident_bytes, own.threads), (4_096_000, 3));
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stat_that_is_cut_short_says_nothing() {
+    fn a_truncated_stat_of_a_process_is_refused() {
         for end in 0..AGENT.len() - 60 {
             assert_eq!(parse(&AGENT[..end]), None, "{end}");
         }

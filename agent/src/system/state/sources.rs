@@ -1,4 +1,4 @@
-//! Reads everything but the usage of file systems. Blocking, but nothing here waits for a network or a disk.
+//! Reads the state of the guest, without the usage of file systems. Blocks, but not on a network or a disk.
 
 use std::{
     fs, io,
@@ -9,8 +9,10 @@ use std::{
 
 use nix::{
     ifaddrs::{InterfaceAddress, getifaddrs},
-    net::if_::InterfaceFlags,
-    sys::{socket::SockaddrStorage, utsname::uname},
+    sys::{
+        socket::SockaddrStorage,
+        utsname::{UtsName, uname},
+    },
 };
 
 use super::{
@@ -20,11 +22,11 @@ use super::{
     mounts::{self, Mount},
     network::{self, Address, Interface, Link},
     processes::{self, OwnProcess, Processes},
-    system::{self, Kernel, System},
+    system::{self, System},
 };
 use crate::system::names;
 
-/// The folders to read, which tests replace.
+/// The directories to read; tests replace them.
 #[derive(Debug, Clone)]
 pub(super) struct Sources {
     proc: PathBuf,
@@ -64,12 +66,12 @@ pub(super) struct Snapshot {
 }
 
 impl Sources {
-    /// Reads everything.
+    /// Reads the current state.
     pub(super) fn read(&self) -> Snapshot {
         let stat = cpu::parse_stat(&self.proc("stat"));
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         Snapshot {
-            // A clock before 1970 is not set; 0 is as good.
+            // A clock before 1970 counts as 1970.
             time: since_1970.unwrap_or_default().as_secs_f64(),
             cpu_usage: self.cpu_usage(),
             load: cpu::parse_load(&self.proc("loadavg")),
@@ -98,13 +100,13 @@ impl Sources {
         text(&self.sys.join("fs/cgroup").join(name))
     }
 
-    /// From control groups of version 2, then 1.
+    /// The processor time of the root control group, of version 2 or 1, in nanoseconds.
     fn cpu_usage(&self) -> Option<u64> {
         cpu::parse_usage(&self.cgroup("cpu.stat"))
             .or_else(|| self.cgroup("cpuacct/cpuacct.usage").trim().parse().ok())
     }
 
-    /// As [`Sources::cpu_usage`]. The root of version 2 has none.
+    /// The peak memory usage, as [`Sources::cpu_usage`], in bytes. Version 2 has none for its root group.
     fn memory_peak(&self) -> u64 {
         let version_2 = self.cgroup("memory.peak").trim().parse().ok();
         let version_1 = || self.cgroup("memory/memory.max_usage_in_bytes");
@@ -158,7 +160,7 @@ impl Sources {
     fn own_process(&self, boot_time: u64) -> OwnProcess {
         let open_files = fs::read_dir(self.proc.join("self/fd")).map_or(0, Iterator::count);
         let status = memory::parse(&self.proc("self/status"));
-        // One of them is the folder being read.
+        // One of them is the open directory.
         let open_files = open_files.saturating_sub(1);
         processes::own(&self.proc("self/stat"), &status, open_files, boot_time)
     }
@@ -166,16 +168,18 @@ impl Sources {
     fn system(&self) -> System {
         let files = [self.etc.join("os-release"), "/usr/lib/os-release".into()];
         let release = files.iter().find_map(|file| fs::read_to_string(file).ok());
-        let kernel = kernel();
-        System {
-            fqdn: names::full_name(&text(&self.etc.join("hosts")), &kernel.nodename),
+        let mut system = System {
+            uname: uname().ok(),
             release: system::parse_release(&release.unwrap_or_default()),
-            kernel,
-        }
+            fqdn: String::new(),
+        };
+        let host = system.uname(UtsName::nodename);
+        system.fqdn = names::full_name(&text(&self.etc.join("hosts")), &host);
+        system
     }
 }
 
-/// A file as text, empty if it cannot be read: older kernels do not have all of them.
+/// A file as text. Empty if it cannot be read: older kernels do not have all files.
 fn text(path: &Path) -> String {
     match fs::read(path) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -188,38 +192,14 @@ fn text(path: &Path) -> String {
     }
 }
 
-fn kernel() -> Kernel {
-    let Ok(name) = uname() else {
-        return Kernel::default();
-    };
-    let text = |text: &std::ffi::OsStr| text.to_string_lossy().into_owned();
-    Kernel {
-        sysname: text(name.sysname()),
-        nodename: text(name.nodename()),
-        release: text(name.release()),
-        version: text(name.version()),
-        machine: text(name.machine()),
-        domainname: text(name.domainname()),
-    }
-}
-
 fn address(from: InterfaceAddress) -> Address {
+    let mask = from.netmask.as_ref().and_then(ip);
     let ip = from.address.as_ref().and_then(ip);
-    let mask = from.netmask.as_ref().and_then(ip_of_mask);
-    let has = |flag| from.flags.contains(flag);
     Address {
-        is_up: has(InterfaceFlags::IFF_UP),
-        is_broadcast: has(InterfaceFlags::IFF_BROADCAST),
-        is_loopback: has(InterfaceFlags::IFF_LOOPBACK),
-        is_point_to_point: has(InterfaceFlags::IFF_POINTOPOINT),
+        flags: from.flags,
         ip: ip.map(|ip| (ip, mask.map_or(0, network::prefix_length))),
         interface: from.interface_name,
     }
-}
-
-/// A mask is an address too, by its type.
-fn ip_of_mask(mask: &SockaddrStorage) -> Option<IpAddr> {
-    ip(mask)
 }
 
 fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
@@ -232,18 +212,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_machine_has_a_loopback_memory_and_processes() {
+    fn the_state_of_this_machine_has_memory_processes_and_a_loopback() {
         let snapshot = Sources::default().read();
         assert!(snapshot.memory.get("MemTotal") > 0);
         assert!(snapshot.processes.unwrap().all > 0);
         assert!(snapshot.own.resident_bytes > 0);
         assert!(!snapshot.stat.cpus.is_empty());
         let loopback = snapshot.interfaces.iter().find(|i| i.name == "lo").unwrap();
-        assert!(loopback.is_loopback);
+        let flag = nix::net::if_::InterfaceFlags::IFF_LOOPBACK;
+        assert!(loopback.flags.contains(flag));
     }
 
     #[test]
-    fn nothing_to_read_is_nothing_said() {
+    fn without_proc_and_sys_values_are_missing() {
         let nowhere = PathBuf::from("/nonexistent");
         let snapshot = Sources {
             proc: nowhere.clone(),

@@ -1,38 +1,35 @@
 //! The operating system: `os-release(5)` and `uname(2)`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ffi::OsStr};
+
+use nix::sys::utsname::UtsName;
 
 use crate::by_insertion::by_insertion;
 
-/// The system.
+/// The operating system.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct System {
-    pub(super) kernel: Kernel,
+    pub(super) uname: Option<UtsName>,
     /// The keys of `os-release(5)`.
     pub(super) release: BTreeMap<String, String>,
-    /// Host name with its domain.
+    /// Fully qualified host name.
     pub(super) fqdn: String,
 }
 
 impl System {
-    /// The value of a key of `os-release(5)`, or nothing.
+    /// A field of `uname(2)`, empty if that failed.
+    pub(super) fn uname(&self, field: fn(&UtsName) -> &OsStr) -> String {
+        let uname = self.uname.as_ref();
+        uname.map_or_else(String::new, |uname| field(uname).to_string_lossy().into())
+    }
+
+    /// The value of a key of `os-release(5)`, empty without one.
     pub(super) fn release(&self, key: &str) -> &str {
         self.release.get(key).map_or("", String::as_str)
     }
 }
 
-/// The fields of `uname(2)`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Kernel {
-    pub(super) sysname: String,
-    pub(super) nodename: String,
-    pub(super) release: String,
-    pub(super) version: String,
-    pub(super) machine: String,
-    pub(super) domainname: String,
-}
-
-/// Parses `os-release(5)`. Lines that make no sense are passed over.
+/// Parses `os-release(5)`. Invalid lines are skipped.
 pub(super) fn parse_release(text: &str) -> BTreeMap<String, String> {
     let lines = text.lines().map(str::trim);
     let pairs = lines.filter_map(|line| line.split_once('='));
@@ -44,7 +41,7 @@ fn is_key(byte: u8) -> bool {
     byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_'
 }
 
-/// What a shell would make of it, without substitutions: the format has none.
+/// Removes a shell's quotes and escapes.
 fn unquote(value: &str) -> String {
     for quote in ['"', '\''] {
         let inner = value.strip_prefix(quote);
@@ -75,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_unquoted() {
+    fn values_of_os_release_are_unquoted() {
         let release = parse_release(
             "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nVERSION_ID=\"12\"\nID=debian\n\
              A='a b'\nB=\"say \\\"hi\\\" \\$\"\nC=\n",
@@ -90,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_make_no_sense_are_passed_over() {
+    fn invalid_lines_of_os_release_are_skipped() {
         assert!(parse_release("# ID=x\n\nfoo\n=bar\nid=x\n").is_empty());
         assert_eq!(parse_release("A=\"open\nB=\"")["A"], "\"open");
     }

@@ -1,22 +1,24 @@
 //! The guest and the agent for Prometheus: `GET /metrics`. Names and meanings are those of
 //! `node_exporter` where it has them.
 
+use std::io;
+
+use nix::sys::utsname::UtsName;
+
 use super::{
-    cpu::{Cpu, Load},
+    cpu::{Cpu, Load, MODES},
     disks::Disk,
-    filesystems::{Filesystem, Usage},
+    filesystems::Filesystem,
     network::Interface,
     page::{Labels, Page},
     sources::Snapshot,
     system::System,
 };
 
-pub(crate) use super::page::CannotWrite;
-
 /// `Content-Type` of the page.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What the agent counts of itself.
+/// The agent's counters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct AgentNumbers {
     pub(crate) version: &'static str,
@@ -33,7 +35,7 @@ pub(super) fn write(
     snapshot: &Snapshot,
     filesystems: &[Filesystem],
     agent: &AgentNumbers,
-) -> Result<String, CannotWrite> {
+) -> io::Result<String> {
     let mut page = Page::default();
     write_agent(&mut page, agent);
     write_process(&mut page, snapshot);
@@ -48,137 +50,80 @@ pub(super) fn write(
 
 fn write_agent(page: &mut Page, agent: &AgentNumbers) {
     let build = vec![("version", agent.version), ("family", &agent.family)];
-    page.gauges(
-        "vsock_agent_build_info",
-        "The agent's version, as a label.",
-        [(build, 1.0)],
-    );
+    let help = "A metric with a constant value of 1, labeled by the agent's version.";
+    page.info("vsock_agent_build_info", build, help);
     let running = agent.commands_started.saturating_sub(agent.commands_ended);
-    page.gauge(
-        "vsock_agent_commands_running",
-        "Commands that run, or wait for their sockets.",
-        running as f64,
-    );
-    page.counter(
-        "vsock_agent_commands_started_total",
-        "Commands since the agent started.",
-        agent.commands_started as f64,
-    );
-    page.gauge(
-        "vsock_agent_connections",
-        "Connections that speak HTTP, without those that were upgraded.",
-        agent.connections as f64,
-    );
-    page.gauge(
-        "vsock_agent_sftp_sessions",
-        "SFTP sessions.",
-        agent.sftp_sessions as f64,
-    );
-    page.gauge(
-        "vsock_agent_port_forwards",
-        "Connections to TCP ports of the guest.",
-        agent.port_forwards as f64,
-    );
+    let mut own = page.single("vsock_agent_", agent);
+    own.gauge("commands_running", |_| running as f64)
+        .help("Number of commands that are running or waiting for their websockets.");
+    own.counter("commands_started_total", |a| a.commands_started as f64)
+        .help("Total number of commands started.");
+    own.gauge("connections", |a| a.connections as f64)
+        .help("Number of HTTP connections, without upgraded ones.");
+    own.gauge("sftp_sessions", |a| a.sftp_sessions as f64)
+        .help("Number of SFTP sessions.");
+    own.gauge("port_forwards", |a| a.port_forwards as f64)
+        .help("Number of connections that are forwarded to a TCP port of the guest.");
 }
 
 fn write_process(page: &mut Page, snapshot: &Snapshot) {
-    let own = &snapshot.own;
-    page.counter(
-        "process_cpu_seconds_total",
-        "Processor time of the agent in seconds.",
-        own.cpu_seconds,
-    );
-    for (name, help, value) in [
-        (
-            "open_fds",
-            "Open files of the agent.",
-            own.open_files as f64,
-        ),
-        (
-            "resident_memory_bytes",
-            "Resident memory of the agent in bytes.",
-            own.resident_bytes as f64,
-        ),
-        (
-            "start_time_seconds",
-            "Start of the agent in seconds since 1970.",
-            own.start_time,
-        ),
-        ("threads", "Threads of the agent.", own.threads as f64),
-        (
-            "virtual_memory_bytes",
-            "Virtual memory of the agent in bytes.",
-            own.virtual_bytes as f64,
-        ),
-    ] {
-        page.gauge(&format!("process_{name}"), help, value);
-    }
+    let mut own = page.single("process_", &snapshot.own);
+    own.counter("cpu_seconds_total", |p| p.cpu_seconds)
+        .help("Total user and system CPU time spent in seconds.");
+    own.gauge("open_fds", |p| p.open_files as f64)
+        .help("Number of open file descriptors.");
+    own.gauge("resident_memory_bytes", |p| p.resident_bytes as f64)
+        .help("Resident memory size in bytes.");
+    own.gauge("start_time_seconds", |p| p.start_time)
+        .help("Start time of the process since unix epoch in seconds.");
+    own.gauge("threads", |p| p.threads as f64)
+        .help("Number of OS threads in the process.");
+    own.gauge("virtual_memory_bytes", |p| p.virtual_bytes as f64)
+        .help("Virtual memory size in bytes.");
 }
 
 fn write_system(page: &mut Page, snapshot: &Snapshot) {
-    let stat = &snapshot.stat;
-    page.gauge(
-        "node_boot_time_seconds",
-        "Boot in seconds since 1970.",
-        stat.boot_time as f64,
-    );
-    page.gauge(
-        "node_time_seconds",
-        "Time in seconds since 1970.",
-        snapshot.time,
-    );
     if let Some(Load(averages)) = snapshot.load {
         for (minutes, average) in ["1", "5", "15"].iter().zip(averages) {
-            let help = format!("{minutes}m load average.");
-            page.gauge(&format!("node_load{minutes}"), &help, average);
+            let mut load = page.single("node_load", average);
+            load.gauge(minutes, |average| *average)
+                .help(&format!("{minutes}m load average."));
         }
     }
-    for (name, help, value) in [
-        (
-            "context_switches",
-            "Context switches.",
-            stat.context_switches,
-        ),
-        ("forks", "Processes and threads started.", stat.forks),
-        ("intr", "Interrupts served.", stat.interrupts),
-    ] {
-        page.counter(&format!("node_{name}_total"), help, value as f64);
-    }
-    page.gauge(
-        "node_procs_running",
-        "Processes that run or could.",
-        stat.running as f64,
-    );
-    page.gauge(
-        "node_procs_blocked",
-        "Processes that wait for a disk.",
-        stat.blocked as f64,
-    );
+    let mut node = page.single("node_", &snapshot.stat);
+    node.gauge("boot_time_seconds", |s| s.boot_time as f64)
+        .help("Node boot time, in unixtime.");
+    node.gauge("time_seconds", |_| snapshot.time)
+        .help("System time in seconds since epoch (1970).");
+    node.counter("context_switches_total", |s| s.context_switches as f64)
+        .help("Total number of context switches.");
+    node.counter("forks_total", |s| s.forks as f64)
+        .help("Total number of forks.");
+    node.counter("intr_total", |s| s.interrupts as f64)
+        .help("Total number of interrupts serviced.");
+    node.gauge("procs_running", |s| s.running as f64)
+        .help("Number of processes in runnable state.");
+    node.gauge("procs_blocked", |s| s.blocked as f64)
+        .help("Number of processes blocked waiting for I/O to complete.");
     if let Some(processes) = snapshot.processes {
-        page.gauge(
-            "node_processes_pids",
-            "Number of process ids in use.",
-            processes.all as f64,
-        );
+        node.gauge("processes_pids", |_| processes.all as f64)
+            .help("Number of PIDs.");
     }
     write_names(page, &snapshot.system);
 }
 
 fn write_names(page: &mut Page, system: &System) {
-    let kernel = &system.kernel;
-    let uname = vec![
-        ("domainname", kernel.domainname.as_str()),
-        ("machine", &kernel.machine),
-        ("nodename", &kernel.nodename),
-        ("release", &kernel.release),
-        ("sysname", &kernel.sysname),
-        ("version", &kernel.version),
+    let uname = [
+        ("domainname", system.uname(UtsName::domainname)),
+        ("machine", system.uname(UtsName::machine)),
+        ("nodename", system.uname(UtsName::nodename)),
+        ("release", system.uname(UtsName::release)),
+        ("sysname", system.uname(UtsName::sysname)),
+        ("version", system.uname(UtsName::version)),
     ];
-    page.gauges(
-        "node_uname_info",
-        "The kernel, as labels (uname(2)).",
-        [(uname, 1.0)],
-    );
+    let uname = uname.iter().map(|(name, text)| (*name, text.as_str()));
+    let help = "Labeled system information as provided by the uname system call.";
+    page.info("node_uname_info", uname.collect(), help);
     let release = vec![
         ("id", system.release("ID")),
         ("name", system.release("NAME")),
@@ -187,114 +132,69 @@ fn write_names(page: &mut Page, system: &System) {
         ("version_codename", system.release("VERSION_CODENAME")),
         ("version_id", system.release("VERSION_ID")),
     ];
-    page.gauges(
-        "node_os_info",
-        "The operating system, as labels (os-release(5)).",
-        [(release, 1.0)],
-    );
+    let help = "A metric with a constant value of 1, labeled by the fields of os-release(5).";
+    page.info("node_os_info", release, help);
 }
 
 fn write_cpus(page: &mut Page, cpus: &[Cpu]) {
     let samples = cpus.iter().flat_map(|cpu| {
-        let modes = [
-            ("idle", cpu.idle),
-            ("iowait", cpu.iowait),
-            ("irq", cpu.irq),
-            ("nice", cpu.nice),
-            ("softirq", cpu.softirq),
-            ("steal", cpu.steal),
-            ("system", cpu.system),
-            ("user", cpu.user),
-        ];
+        let modes = MODES.iter().zip(cpu.seconds);
         modes.map(|(mode, seconds)| (vec![("cpu", cpu.number.as_str()), ("mode", mode)], seconds))
     });
-    page.counters(
-        "node_cpu_seconds_total",
-        "Seconds the CPUs spent in each mode.",
-        samples,
-    );
+    page.section("node_cpu_", samples)
+        .counter("seconds_total", |seconds| *seconds)
+        .help("Seconds the CPUs spent in each mode.");
 }
 
 fn write_memory(page: &mut Page, snapshot: &Snapshot) {
     for field in snapshot.memory.iter() {
         // Active(anon) is node_memory_Active_anon_bytes.
-        let name: String = field
-            .name
-            .chars()
-            .filter(|sign| *sign != ')')
-            .map(|sign| {
-                if sign.is_ascii_alphanumeric() {
-                    sign
-                } else {
-                    '_'
-                }
-            })
-            .collect();
+        let name = field.name.replace(')', "");
+        let name = name.replace(|sign: char| !sign.is_ascii_alphanumeric(), "_");
         let unit = if field.is_bytes { "_bytes" } else { "" };
-        let name = format!("node_memory_{name}{unit}");
-        let help = format!("Memory information field {}.", field.name);
-        page.gauge(&name, &help, field.value as f64);
+        page.single("node_memory_", field.value as f64)
+            .gauge(&format!("{name}{unit}"), |value| *value)
+            .help(&format!("Memory information field {}.", field.name));
     }
     if let Some(kills) = snapshot.oom_kills {
-        page.counter(
-            "node_vmstat_oom_kill",
-            "Processes ended for want of memory.",
-            kills as f64,
-        );
+        page.single("node_vmstat_", kills as f64)
+            .counter("oom_kill", |kills| *kills)
+            .help("/proc/vmstat information field oom_kill.");
     }
 }
 
-/// Name, help, and where it is.
-type Number<T> = (&'static str, &'static str, fn(&T) -> f64);
-
 fn write_disks(page: &mut Page, disks: &[Disk]) {
-    const COUNTERS: &[Number<Disk>] = &[
-        ("reads_completed", "Reads done.", |d| d.reads as f64),
-        ("reads_merged", "Reads merged.", |d| d.reads_merged as f64),
-        ("read_bytes", "Bytes read.", |d| d.read_bytes as f64),
-        ("read_time_seconds", "Seconds spent by all reads.", |d| {
-            seconds(d.read_milliseconds)
-        }),
-        ("writes_completed", "Writes done.", |d| d.writes as f64),
-        ("writes_merged", "Writes merged.", |d| {
-            d.writes_merged as f64
-        }),
-        ("written_bytes", "Bytes written.", |d| {
-            d.written_bytes as f64
-        }),
-        ("write_time_seconds", "Seconds spent by all writes.", |d| {
-            seconds(d.write_milliseconds)
-        }),
-        ("io_time_seconds", "Seconds spent doing I/Os.", |d| {
-            seconds(d.busy_milliseconds)
-        }),
-        (
-            "io_time_weighted_seconds",
-            "Seconds spent doing I/Os, each of them counted.",
-            |d| seconds(d.weighted_milliseconds),
-        ),
-    ];
-    let real: Vec<&Disk> = disks.iter().filter(|disk| disk.is_real()).collect();
-    for (name, help, value) in COUNTERS {
-        let samples = real.iter().map(|disk| (device(&disk.name), value(disk)));
-        page.counters(&format!("node_disk_{name}_total"), help, samples);
-    }
-    let samples = real
-        .iter()
-        .map(|disk| (device(&disk.name), disk.in_flight as f64));
-    page.gauges("node_disk_io_now", "I/Os being served.", samples);
+    let real = disks.iter().filter(|disk| disk.is_real());
+    let mut disk = page.section("node_disk_", real.map(|disk| (device(&disk.name), disk)));
+    disk.counter("reads_completed_total", |d| d.reads as f64)
+        .help("The total number of reads completed successfully.");
+    disk.counter("reads_merged_total", |d| d.reads_merged as f64)
+        .help("The total number of reads merged.");
+    disk.counter("read_bytes_total", |d| d.read_bytes as f64)
+        .help("The total number of bytes read successfully.");
+    disk.counter("read_time_seconds_total", |d| seconds(d.read_milliseconds))
+        .help("The total number of seconds spent by all reads.");
+    disk.counter("writes_completed_total", |d| d.writes as f64)
+        .help("The total number of writes completed successfully.");
+    disk.counter("writes_merged_total", |d| d.writes_merged as f64)
+        .help("The number of writes merged.");
+    disk.counter("written_bytes_total", |d| d.written_bytes as f64)
+        .help("The total number of bytes written successfully.");
+    disk.counter("write_time_seconds_total", |d| {
+        seconds(d.write_milliseconds)
+    })
+    .help("This is the total number of seconds spent by all writes.");
+    disk.counter("io_time_seconds_total", |d| seconds(d.busy_milliseconds))
+        .help("Total seconds spent doing I/Os.");
+    disk.counter("io_time_weighted_seconds_total", |d| {
+        seconds(d.weighted_milliseconds)
+    })
+    .help("The weighted number of seconds spent doing I/Os.");
+    disk.gauge("io_now", |d| d.in_flight as f64)
+        .help("The number of I/Os currently in progress.");
 }
 
 fn write_filesystems(page: &mut Page, filesystems: &[Filesystem]) {
-    const GAUGES: &[Number<Usage>] = &[
-        ("avail_bytes", "Space for everybody in bytes.", |u| {
-            u.available as f64
-        }),
-        ("files", "File nodes.", |u| u.files as f64),
-        ("files_free", "Free file nodes.", |u| u.files_free as f64),
-        ("free_bytes", "Free space in bytes.", |u| u.free as f64),
-        ("size_bytes", "Size in bytes.", |u| u.size as f64),
-    ];
     let paths: Vec<String> = filesystems
         .iter()
         .map(|filesystem| filesystem.mount.mountpoint.to_string_lossy().into_owned())
@@ -310,74 +210,60 @@ fn write_filesystems(page: &mut Page, filesystems: &[Filesystem]) {
             (labels, filesystem)
         })
     };
-    for (name, help, value) in GAUGES {
-        let samples =
-            labelled().filter_map(|(labels, filesystem)| Some((labels, value(&filesystem.usage?))));
-        page.gauges(&format!("node_filesystem_{name}"), help, samples);
-    }
-    let flag = |is: bool| if is { 1.0 } else { 0.0 };
-    let samples = labelled().map(|(labels, fs)| (labels, flag(fs.mount.is_read_only)));
-    page.gauges(
-        "node_filesystem_readonly",
-        "Whether it is mounted read-only.",
-        samples,
-    );
-    let samples = labelled().map(|(labels, fs)| (labels, flag(fs.usage.is_none())));
-    page.gauges(
-        "node_filesystem_device_error",
-        "Whether it failed to say how full it is, or hangs.",
-        samples,
-    );
+    let measured = labelled().filter_map(|(labels, fs)| Some((labels, fs.usage?)));
+    let mut size = page.section("node_filesystem_", measured);
+    size.gauge("avail_bytes", |u| u.available as f64)
+        .help("Filesystem space available to non-root users in bytes.");
+    size.gauge("files", |u| u.files as f64)
+        .help("Filesystem total file nodes.");
+    size.gauge("files_free", |u| u.files_free as f64)
+        .help("Filesystem total free file nodes.");
+    size.gauge("free_bytes", |u| u.free as f64)
+        .help("Filesystem free space in bytes.");
+    size.gauge("size_bytes", |u| u.size as f64)
+        .help("Filesystem size in bytes.");
+    let mut all = page.section("node_filesystem_", labelled());
+    all.gauge("readonly", |fs| flag(fs.mount.is_read_only))
+        .help("Filesystem read-only status.");
+    all.gauge("device_error", |fs| flag(fs.usage.is_none()))
+        .help("Whether an error occurred while getting statistics for the given device.");
 }
 
+/// The name and the value of a metric of an interface.
+type NetworkStatistic = (&'static str, fn(&Interface) -> u64);
+
+const NETWORK_STATISTICS: [NetworkStatistic; 8] = [
+    ("receive_bytes", |i| i.received.bytes),
+    ("receive_drop", |i| i.received.dropped),
+    ("receive_errs", |i| i.received.errors),
+    ("receive_packets", |i| i.received.packets),
+    ("transmit_bytes", |i| i.sent.bytes),
+    ("transmit_drop", |i| i.sent.dropped),
+    ("transmit_errs", |i| i.sent.errors),
+    ("transmit_packets", |i| i.sent.packets),
+];
+
 fn write_network(page: &mut Page, interfaces: &[Interface]) {
-    const COUNTERS: &[Number<Interface>] = &[
-        ("receive_bytes", "Bytes that came.", |i| {
-            i.received.bytes as f64
-        }),
-        ("receive_drop", "Packets that came and were dropped.", |i| {
-            i.received.dropped as f64
-        }),
-        ("receive_errs", "Packets that came damaged.", |i| {
-            i.received.errors as f64
-        }),
-        ("receive_packets", "Packets that came.", |i| {
-            i.received.packets as f64
-        }),
-        ("transmit_bytes", "Bytes that went.", |i| {
-            i.sent.bytes as f64
-        }),
-        (
-            "transmit_drop",
-            "Packets to be sent that were dropped.",
-            |i| i.sent.dropped as f64,
-        ),
-        ("transmit_errs", "Packets that could not be sent.", |i| {
-            i.sent.errors as f64
-        }),
-        ("transmit_packets", "Packets that went.", |i| {
-            i.sent.packets as f64
-        }),
-    ];
-    for (name, help, value) in COUNTERS {
-        let samples = interfaces.iter().map(|i| (device(&i.name), value(i)));
-        page.counters(&format!("node_network_{name}_total"), help, samples);
-    }
-    let samples = interfaces
+    let items = interfaces
         .iter()
-        .map(|i| (device(&i.name), i.link.mtu as f64));
-    page.gauges("node_network_mtu_bytes", "Largest packet.", samples);
-    let up = |i: &Interface| if i.link.is_operational { 1.0 } else { 0.0 };
-    let samples = interfaces.iter().map(|i| (device(&i.name), up(i)));
-    page.gauges(
-        "node_network_up",
-        "Whether its operational state is up.",
-        samples,
-    );
+        .map(|interface| (device(&interface.name), interface));
+    let mut net = page.section("node_network_", items);
+    for (name, value) in NETWORK_STATISTICS {
+        net.counter(&format!("{name}_total"), |i| value(i) as f64)
+            .help(&format!("Network device statistic {name}."));
+    }
+    net.gauge("mtu_bytes", |i| i.link.mtu as f64)
+        .help("Network device property: mtu_bytes.");
+    net.gauge("up", |i| flag(i.link.is_operational))
+        .help("Value is 1 if operstate is 'up', 0 otherwise.");
 }
 
 fn device(name: &str) -> Labels<'_> {
     vec![("device", name)]
+}
+
+fn flag(is_set: bool) -> f64 {
+    f64::from(u8::from(is_set))
 }
 
 fn seconds(milliseconds: u64) -> f64 {
@@ -387,7 +273,7 @@ fn seconds(milliseconds: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{cpu, disks, memory, mounts},
+        super::{cpu, disks, filesystems::Usage, memory, mounts},
         *,
     };
 
@@ -396,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_node_exporters() {
+    fn metrics_have_the_names_of_node_exporter() {
         let snapshot = Snapshot {
             stat: cpu::parse_stat("cpu0 10 0 0 300\nbtime 1700000000\n"),
             load: cpu::parse_load("0.5 1 2 1/2 3"),
@@ -423,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_that_hangs_is_named_and_has_no_numbers() {
+    fn a_file_system_without_usage_has_only_device_error_and_readonly() {
         let all = mounts::parse(b"host:/srv /mnt/a\\040b nfs4 ro 0 0\n/dev/vda1 / ext4 rw 0 0\n");
         let filesystems: Vec<Filesystem> = all
             .into_iter()
@@ -457,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agent_counts_itself() {
+    fn running_commands_are_those_started_and_not_ended() {
         let agent = AgentNumbers {
             version: "1.2.3",
             family: "lxd".to_owned(),

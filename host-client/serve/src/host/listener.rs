@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use vsock_agent_protocol::address::{Cid, VsockAddress};
-use vsock_agent_transport::{Listener, Peer, SocketFile, Stream, listen, run_blocking, vsock};
+use vsock_agent_transport::{Listener, Peer, SocketFile, Stream, listen, run_blocking_on, vsock};
 
 use super::{limits, log_limit::LogLimit, origin::ListenAddress};
 
@@ -140,7 +140,7 @@ async fn bind(path: &Path) -> io::Result<Listener> {
 /// [`is_kept`], on a thread of its own.
 async fn check(file: &Arc<SocketFile>) -> io::Result<bool> {
     let own = Arc::clone(file);
-    run_blocking(file.path(), move || is_kept(&own)).await
+    run_blocking_on(file.path(), move || is_kept(&own)).await
 }
 
 /// Closes the socket and removes its file.
@@ -150,7 +150,7 @@ async fn close(listener: Listener) {
     };
     drop(listener);
     let path = file.path().to_owned();
-    let removed = run_blocking(&path, move || {
+    let removed = run_blocking_on(&path, move || {
         drop(file);
         Ok(())
     });
