@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 pub use russh_sftp::protocol::OpenFlags;
 
-pub(crate) use self::engine::LocalSource;
+pub(crate) use self::{engine::LocalSource, transfer::BATCH};
 pub use self::{
     directory::{DirectoryEntry, DirectoryReader},
     file::RemoteFile,
@@ -100,11 +100,7 @@ impl Sftp {
         timeouts: Timeouts,
     ) -> Result<Self, ClientError> {
         let silence = timeouts.silence_or(SILENCE_TIMEOUT);
-        let engine = match stream.into_unix() {
-            Ok((early, socket)) => Engine::start_unix(socket, &early, silence).await?,
-            Err(stream) => Engine::start(stream, silence).await?,
-        };
-        Ok(Self::on(engine).await)
+        Ok(Self::on(Engine::start(stream, silence).await?).await)
     }
 
     async fn on(engine: Engine) -> Self {

@@ -73,15 +73,6 @@ impl AgentStream {
         }
     }
 
-    /// The bytes to be read first and the socket of a connection without TLS on a Unix socket, else the
-    /// connection.
-    pub(crate) fn into_unix(self) -> Result<(Bytes, UnixStream), Self> {
-        match self.socket {
-            Either::Left(Socket(Either::Right(socket))) => Ok((self.early, socket)),
-            socket => Err(Self { socket, ..self }),
-        }
-    }
-
     /// The reason of a failed write, which may still have to be read: an agent that refuses our
     /// certificate sends an alert and closes the connection, perhaps while we write.
     fn write_error(&mut self, cx: &mut Context<'_>, error: io::Error) -> io::Error {

@@ -2,41 +2,30 @@
 //!
 //! ```text
 //! callers ──► Outbox ──► writer ──►  agent      the table has the callers by id,
-//!         ◄── Table  ◄── reader ◄──             the flow limits the bytes in flight
+//!         ◄── Table  ◄── reader ◄──             the window limits the bytes in flight
 //! ```
-//!
-//! Reader and writer are tasks, or on a plain Unix socket threads that block: see [`threads`].
 
 mod buffers;
-mod flow;
 mod frames;
 mod outbox;
-mod receive;
 mod table;
 mod tasks;
-mod threads;
-mod write_behind;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::UnixStream,
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
 
 pub(crate) use self::outbox::LocalSource;
 pub(super) use self::{
-    flow::Credit,
     outbox::{Cork, FileRange, Payload},
-    table::{Answer, PendingReply},
-    write_behind::FileTarget,
+    table::PendingReply,
 };
-use self::{
-    flow::Flow, frames::Frames, outbox::Outbox, table::Table, tasks::Tasks, threads::Threads,
-};
+use self::{frames::Frames, outbox::Outbox, table::Table, tasks::Tasks};
 use crate::{
     error::ClientError,
     protocol::sftp::{Reply, Request, VERSION},
@@ -44,6 +33,10 @@ use crate::{
 
 /// Most requests in flight. The window limits the data in them; the rest are names.
 const MAX_IN_FLIGHT: usize = 512;
+
+/// Bytes of files in flight, in both directions together. With less, too few of the largest requests
+/// are in flight for both ends to work while several replies are due.
+const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
 /// How long a server may be silent while a reply is due, unless the caller says otherwise. Writing
 /// a large file to a slow disk is one request, so this is long.
@@ -66,11 +59,14 @@ const STARTING: &str = "starting SFTP";
 pub(super) struct Engine {
     shared: Arc<Shared>,
     permits: Arc<Semaphore>,
-    flow: Arc<Flow>,
+    /// Has a permit for each byte.
+    window: Arc<Semaphore>,
     extensions: BTreeMap<Bytes, Bytes>,
-    /// Reader and writer. Dropping it closes the connection.
-    driver: Driver,
+    _tasks: Tasks,
 }
+
+/// Bytes of the window, which are free again when this is dropped.
+pub(super) type Credit = OwnedSemaphorePermit;
 
 /// What callers share with reader and writer.
 #[derive(Debug)]
@@ -79,33 +75,6 @@ struct Shared {
     table: Arc<Table>,
     /// How long the server may be silent while a reply is due.
     silence: Duration,
-}
-
-impl Shared {
-    fn new(silence: Duration) -> Arc<Self> {
-        Arc::new(Self {
-            outbox: Outbox::default(),
-            table: Arc::default(),
-            silence,
-        })
-    }
-}
-
-/// What reads and writes.
-#[derive(Debug)]
-enum Driver {
-    Tasks(#[expect(dead_code, reason = "held only to be dropped")] Tasks),
-    Threads(#[expect(dead_code, reason = "held only to be dropped")] Threads),
-}
-
-/// A READ.
-#[derive(Debug)]
-pub(super) struct Read {
-    pub(super) handle: Bytes,
-    pub(super) offset: u64,
-    pub(super) length: u32,
-    /// The file for its data, if the engine [writes behind](Engine::writes_behind) and they are many.
-    pub(super) target: Option<FileTarget>,
 }
 
 /// How the connection ended. Kept as the error of all later requests.
@@ -142,39 +111,19 @@ impl Engine {
     {
         let mut frames = Frames::new();
         let extensions = handshake(&mut stream, &mut frames, silence).await?;
-        let shared = Shared::new(silence);
-        let tasks = Tasks::start(stream, frames, &shared);
-        Ok(Self::new(shared, extensions, Driver::Tasks(tasks)))
-    }
-
-    /// The same for a plain Unix socket, of which `early` was read already.
-    pub(super) async fn start_unix(
-        mut stream: UnixStream,
-        early: &[u8],
-        silence: Duration,
-    ) -> Result<Self, ClientError> {
-        let mut frames = Frames::new();
-        match frames.space().get_mut(..early.len()) {
-            Some(space) => space.copy_from_slice(early),
-            // The server sends nothing before INIT, so this is none.
-            None => return Err(ClientError::protocol("too much before the SFTP version")),
-        }
-        frames.filled(early.len());
-        let extensions = handshake(&mut stream, &mut frames, silence).await?;
-        let shared = Shared::new(silence);
-        let threads = Threads::start(stream, frames, &shared)
-            .map_err(|error| ClientError::lost(STARTING, error))?;
-        Ok(Self::new(shared, extensions, Driver::Threads(threads)))
-    }
-
-    fn new(shared: Arc<Shared>, extensions: BTreeMap<Bytes, Bytes>, driver: Driver) -> Self {
-        Self {
+        let shared = Arc::new(Shared {
+            outbox: Outbox::default(),
+            table: Arc::default(),
+            silence,
+        });
+        let window = usize::try_from(WINDOW_BYTES).unwrap_or(usize::MAX);
+        Ok(Self {
+            _tasks: Tasks::start(stream, frames, &shared),
             shared,
             permits: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
-            flow: Arc::new(Flow::new()),
+            window: Arc::new(Semaphore::new(window)),
             extensions,
-            driver,
-        }
+        })
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -188,46 +137,31 @@ impl Engine {
 
     /// Sends a request; waits only until it may be in flight.
     pub(super) async fn submit(&self, request: Request) -> Result<PendingReply, ClientError> {
-        let (id, pending) = self.admit(None, None).await?;
+        self.submit_with(request, None).await
+    }
+
+    /// The same with a credit for the data of the reply.
+    pub(super) async fn submit_with(
+        &self,
+        request: Request,
+        credit: Option<Credit>,
+    ) -> Result<PendingReply, ClientError> {
+        let (id, pending) = self.admit(credit).await?;
         self.shared.outbox.push(id, &request);
         Ok(pending)
     }
 
     /// Waits until `bytes` more may be in flight.
-    pub(super) async fn credit(&self, bytes: u32) -> Credit {
-        self.flow.acquire(bytes).await
+    pub(super) async fn credit(&self, bytes: u32) -> Option<Credit> {
+        let window = Arc::clone(&self.window);
+        // The semaphore is never closed.
+        window.acquire_many_owned(bytes.min(WINDOW_BYTES)).await.ok()
     }
 
     /// The same without waiting.
     pub(super) fn try_credit(&self, bytes: u32) -> Option<Credit> {
-        self.flow.try_acquire(bytes)
-    }
-
-    /// Whether the data of a READ can be written to a [`FileTarget`] by the engine.
-    pub(super) const fn writes_behind(&self) -> bool {
-        matches!(self.driver, Driver::Threads(_))
-    }
-
-    /// Sends a READ, with a credit for its data, or without one for the rest of a short reply.
-    pub(super) async fn submit_read(
-        &self,
-        read: Read,
-        credit: Option<Credit>,
-    ) -> Result<PendingReply, ClientError> {
-        let Read {
-            handle,
-            offset,
-            length,
-            target,
-        } = read;
-        let (id, pending) = self.admit(credit, target).await?;
-        let request = Request::Read {
-            handle,
-            offset,
-            length,
-        };
-        self.shared.outbox.push(id, &request);
-        Ok(pending)
+        let window = Arc::clone(&self.window);
+        window.try_acquire_many_owned(bytes.min(WINDOW_BYTES)).ok()
     }
 
     /// Sends a WRITE.
@@ -236,32 +170,28 @@ impl Engine {
         handle: Bytes,
         offset: u64,
         payload: Payload,
-        credit: Credit,
+        credit: Option<Credit>,
     ) -> Result<PendingReply, ClientError> {
-        let (id, pending) = self.admit(Some(credit), None).await?;
+        let (id, pending) = self.admit(credit).await?;
         self.shared.outbox.push_write(id, handle, offset, payload);
         Ok(pending)
     }
 
     /// Waits until one more request may be in flight, and gives its id. Nothing is awaited from here to
     /// its push: no id without a request is left when the caller is dropped.
-    async fn admit(
-        &self,
-        credit: Option<Credit>,
-        target: Option<FileTarget>,
-    ) -> Result<(u32, PendingReply), ClientError> {
+    async fn admit(&self, credit: Option<Credit>) -> Result<(u32, PendingReply), ClientError> {
         let permit = Arc::clone(&self.permits)
             .acquire_owned()
             .await
             .map_err(|_| self.shared.table.ending().error())?;
-        self.shared.table.expect(Some(permit), credit, target)
+        self.shared.table.expect(Some(permit), credit)
     }
 
     /// Sends a request to clean up; its reply need not be waited for. It needs no permit: there is
     /// one at most for each handle or file that another request made. `None` when the connection is
     /// over.
     pub(super) fn submit_now(&self, request: &Request) -> Option<PendingReply> {
-        let (id, pending) = self.shared.table.expect(None, None, None).ok()?;
+        let (id, pending) = self.shared.table.expect(None, None).ok()?;
         self.shared.outbox.push(id, request);
         Some(pending)
     }

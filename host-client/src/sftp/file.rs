@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{
     Sftp,
-    engine::{Credit, Payload, PendingReply, Read},
+    engine::{Credit, Payload, PendingReply},
     extended,
     part::Removal,
     status,
@@ -63,12 +63,9 @@ impl RemoteFile {
     /// than asked for, or another [`ClientError`].
     pub async fn read_at(&self, offset: u64, length: u32) -> Result<Bytes, ClientError> {
         let length = length.min(self.sftp.sizes.read);
-        let engine = &self.sftp.engine;
-        let credit = engine.credit(length).await;
-        let read = self.read(offset, length);
-        let pending = engine.submit_read(read, Some(credit)).await?;
-        let reply = pending.reply().await?;
-        read_data(reply, length)
+        let credit = self.sftp.engine.credit(length).await;
+        let pending = self.start_read_at(offset, length, credit).await?;
+        read_data(pending.reply().await?, length)
     }
 
     /// Writes all of `data` at `offset`, in as many requests as it takes.
@@ -94,20 +91,26 @@ impl RemoteFile {
         Ok(())
     }
 
-    pub(super) fn read(&self, offset: u64, length: u32) -> Read {
-        Read {
+    /// Asks for `length` bytes from `offset`; without a credit, for the rest of a short reply.
+    pub(super) async fn start_read_at(
+        &self,
+        offset: u64,
+        length: u32,
+        credit: Option<Credit>,
+    ) -> Result<PendingReply, ClientError> {
+        let request = Request::Read {
             handle: self.handle.clone(),
             offset,
             length,
-            target: None,
-        }
+        };
+        self.sftp.engine.submit_with(request, credit).await
     }
 
     pub(super) async fn start_write(
         &self,
         offset: u64,
         payload: Payload,
-        credit: Credit,
+        credit: Option<Credit>,
     ) -> Result<PendingReply, ClientError> {
         let handle = self.handle.clone();
         let engine = &self.sftp.engine;
@@ -205,10 +208,8 @@ impl RemoteFile {
     /// Asks for the first `length` bytes; the reply is still to come.
     pub(crate) async fn start_read(&self, length: u32) -> Result<PendingRead, ClientError> {
         let length = length.min(self.sftp.sizes.read);
-        let engine = &self.sftp.engine;
-        let credit = engine.credit(length).await;
-        let read = self.read(0, length);
-        let pending = engine.submit_read(read, Some(credit)).await?;
+        let credit = self.sftp.engine.credit(length).await;
+        let pending = self.start_read_at(0, length, credit).await?;
         Ok(PendingRead { pending, length })
     }
 

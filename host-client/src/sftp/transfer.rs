@@ -1,13 +1,13 @@
 //! Transfers of files, with many requests in flight.
 
-use std::{collections::VecDeque, fs::File, sync::Arc};
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{
     MIN_DATA_BYTES,
-    engine::{Answer, Credit, FileRange, FileTarget, LocalSource, Payload, PendingReply},
+    engine::{Credit, FileRange, LocalSource, Payload, PendingReply},
     file::{RemoteFile, read_data},
     status,
 };
@@ -15,6 +15,9 @@ use crate::error::ClientError;
 
 /// Most requests of one file under way. The bytes in them are bounded by the session's window.
 const MAX_REQUESTS: usize = 64;
+
+/// Most pieces that are waited for, and then written to a local file, at once.
+pub(crate) const BATCH: usize = 8;
 
 impl RemoteFile {
     /// Copies the file from its start to its end into `sink`, which is flushed but not shut down.
@@ -53,7 +56,6 @@ impl RemoteFile {
             done: start,
             end,
             guess: guess.unwrap_or(u64::MAX).min(end),
-            into: None,
         }
     }
 
@@ -158,8 +160,6 @@ pub(crate) struct Reads<'a> {
     done: u64,
     end: u64,
     guess: u64,
-    /// The file that data are written to, if the engine can.
-    into: Option<Arc<File>>,
 }
 
 /// A read that is under way.
@@ -173,61 +173,39 @@ struct Read {
 #[derive(Debug)]
 pub(crate) struct Chunk {
     pub(crate) offset: u64,
-    /// In bytes.
-    pub(crate) length: u32,
-    /// What is in it; empty if that is in [its file](Reads::into_file) already.
+    /// Never empty.
     pub(crate) data: Bytes,
     _credit: Option<Credit>,
 }
 
 impl Reads<'_> {
-    /// Writes the data to the same offset of a local file, if the connection allows that.
-    pub(crate) fn into_file(mut self, file: &Arc<File>) -> Self {
-        if self.file.sftp().engine.writes_behind() {
-            self.into = Some(Arc::clone(file));
-        }
-        self
-    }
-
     /// Where the next chunk starts: at the end, how long the file is.
     pub(crate) const fn position(&self) -> u64 {
         self.done
     }
 
+    /// Whether [`next`](Self::next) has a piece without waiting.
+    pub(crate) fn is_here(&mut self) -> bool {
+        let front = self.queue.front_mut();
+        front.is_some_and(|read| read.pending.is_here())
+    }
+
     /// The next piece, in order; `None` at the end.
-    ///
-    /// # Errors
-    ///
-    /// [`ClientError::Local`] when it could not be put into [its file](Self::into_file).
     pub(crate) async fn next(&mut self) -> Result<Option<Chunk>, ClientError> {
         self.ask().await?;
-        // The data are written without this task: to be woken for several replies at once leaves
-        // more of the processor to the threads that move them.
-        let middle = self.queue.len() / 2;
-        if self.into.is_some()
-            && let Some(first) = self.queue.front_mut()
-            && !first.pending.is_here()
-            && let Some(read) = self.queue.get_mut(middle)
+        // To be woken for several replies at once costs less than to be woken for each.
+        let several = (self.queue.len() / 2).min(BATCH);
+        if !self.is_here()
+            && let Some(read) = self.queue.get_mut(several)
         {
             read.pending.arrived().await;
         }
         let Some(read) = self.queue.pop_front() else {
             return Ok(None);
         };
-        let (bytes, data, credit) = match read.pending.answer().await? {
-            Answer::Reply(reply, credit) => {
-                let data = read_data(reply, read.length)?;
-                let bytes = u32::try_from(data.len()).unwrap_or(read.length);
-                (bytes, data, credit)
-            }
-            Answer::Written(written) => {
-                let failed = |source| ClientError::Local {
-                    action: "write the file",
-                    source,
-                };
-                (written.map_err(failed)?, Bytes::new(), None)
-            }
-        };
+        let (reply, credit) = read.pending.answer().await?;
+        let data = read_data(reply, read.length)?;
+        let bytes = u32::try_from(data.len()).unwrap_or(read.length);
         if bytes == 0 {
             self.queue.clear();
             self.end = self.done;
@@ -240,30 +218,14 @@ impl Reads<'_> {
             // A reply may be short: the rest comes before anything else. A server that gives less
             // than asked for is asked for that much from now on.
             self.piece = self.piece.min(bytes.max(MIN_DATA_BYTES));
-            let pending = self.submit(self.done, length, None).await?;
+            let pending = self.file.start_read_at(self.done, length, None).await?;
             self.queue.push_front(Read { length, pending });
         }
         Ok(Some(Chunk {
             offset,
-            length: bytes,
             data,
             _credit: credit,
         }))
-    }
-
-    async fn submit(
-        &self,
-        offset: u64,
-        length: u32,
-        credit: Option<Credit>,
-    ) -> Result<PendingReply, ClientError> {
-        let mut read = self.file.read(offset, length);
-        read.target = self.into.clone().map(|file| FileTarget {
-            file,
-            offset,
-            most: length,
-        });
-        self.file.sftp().engine.submit_read(read, credit).await
     }
 
     /// Asks for as much as may be on its way. Waits only if nothing is: what was answered and not
@@ -280,11 +242,11 @@ impl Reads<'_> {
                 engine.credit(length).await
             } else {
                 match engine.try_credit(length) {
-                    Some(credit) => credit,
                     None => break,
+                    credit => credit,
                 }
             };
-            let pending = self.submit(self.asked, length, Some(credit)).await?;
+            let pending = self.file.start_read_at(self.asked, length, credit).await?;
             self.queue.push_back(Read { length, pending });
             self.asked += u64::from(length);
         }
@@ -311,11 +273,9 @@ impl Writes<'_> {
             } else {
                 None
             };
-            if let Some(credit) = credit {
+            if credit.is_some() {
                 break credit;
             }
-            // To be woken for several replies at once leaves more of the processor to the threads
-            // that move the data.
             let middle = self.queue.len() / 2;
             match self.queue.get_mut(middle) {
                 Some((_, pending)) => pending.arrived().await,

@@ -18,13 +18,13 @@ use super::{
 use crate::{
     error::ClientError,
     protocol::sftp::{Attributes, extension},
-    sftp::{OpenFlags, RemoteFile, RemotePath},
+    sftp::{BATCH, OpenFlags, RemoteFile, RemotePath},
 };
 
 /// Bytes on their way into a device or a pipe.
 const PIPE_BYTES: usize = 256 * 1024;
 
-/// Pieces of one file that may wait for the disk.
+/// Writes of one file that may wait for the disk.
 const MAX_WRITES: usize = 8;
 
 pub(super) async fn pull(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
@@ -309,12 +309,12 @@ async fn fetch_range(
     let failed = |source| CopyError::local("write the file", source);
     let known = guess.map_or(0, |size| size.min(to).saturating_sub(from));
     let mut reservation = run.reserve(known)?;
-    let mut reads = file.reads(from, to, guess).into_file(local);
+    let mut reads = file.reads(from, to, guess);
     let mut writes: VecDeque<Write> = VecDeque::new();
     while let Some(chunk) = reads.next().await? {
-        if chunk.data.is_empty() {
-            reservation.copied(chunk.length.into())?;
-            continue;
+        let mut chunks = vec![chunk];
+        while chunks.len() < BATCH && reads.is_here() {
+            chunks.extend(reads.next().await?);
         }
         if writes.len() >= MAX_WRITES
             && let Some(write) = writes.pop_front()
@@ -323,10 +323,12 @@ async fn fetch_range(
         }
         let local = Arc::clone(local);
         writes.push_back(Box::pin(run.pool.run_long(move || {
-            // Its bytes of the window are kept as long as they are.
-            let chunk = chunk;
-            local.write_all_at(&chunk.data, chunk.offset)?;
-            Ok(chunk.length.into())
+            let mut bytes = 0;
+            for chunk in chunks {
+                local.write_all_at(&chunk.data, chunk.offset)?;
+                bytes += u64::try_from(chunk.data.len()).unwrap_or(u64::MAX);
+            }
+            Ok(bytes)
         })));
     }
     for write in writes {

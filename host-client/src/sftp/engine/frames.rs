@@ -15,15 +15,9 @@ const HEAD_BYTES: usize = 64 * 1024;
 /// Frames above this get a buffer of their own, which is filled by the kernel directly.
 const LARGE_BYTES: usize = 8 * 1024;
 
-/// The type of DATA (draft-02, section 3).
-const DATA: u8 = 103;
-
-/// Bytes of a DATA frame before its data: length, type, id, and the length of the data.
-const DATA_HEAD_BYTES: usize = FrameHead::BYTES + 1 + 4 + 4;
-
-/// Read at once behind a large frame: most likely the next one is as large, and only its head is
-/// needed.
-const BEHIND_LARGE_BYTES: usize = DATA_HEAD_BYTES;
+/// Read at once behind a large frame: most likely the next one is DATA of the same size, of which
+/// only length, type, id and length of the data are needed.
+const BEHIND_LARGE_BYTES: usize = FrameHead::BYTES + 1 + 4 + 4;
 
 /// What was read and not taken yet.
 #[derive(Debug)]
@@ -81,40 +75,6 @@ impl Frames {
             Some(large) => large.filled += bytes,
             None => self.end += bytes,
         }
-    }
-
-    /// The id and the length of the data in a partly read large frame, of which no
-    /// more than [`HEAD_BYTES`] were read.
-    pub(super) fn partial_data(&self) -> Option<(u32, u32)> {
-        if self.large.is_some() {
-            return None;
-        }
-        let there = &self.small[self.start..self.end];
-        let (length, rest) = there.split_first_chunk()?;
-        let (&kind, rest) = rest.split_first()?;
-        let (id, rest) = rest.split_first_chunk()?;
-        let (data, rest) = rest.split_first_chunk()?;
-        let head = FrameHead::parse(*length).ok()?;
-        let data = u32::from_be_bytes(*data);
-        let is_data = kind == DATA && u64::from(head.body_bytes) == 1 + 4 + 4 + u64::from(data);
-        let length = usize::try_from(data).ok()?;
-        (is_data && length > LARGE_BYTES && rest.len() < length)
-            .then(|| (u32::from_be_bytes(*id), data))
-    }
-
-    /// Takes what was read of [partly read data](Self::partial_data), and returns how many bytes are
-    /// still to be read from the connection.
-    pub(super) fn take_partial_data(&mut self) -> (&[u8], usize) {
-        let start = (self.start + DATA_HEAD_BYTES).min(self.end);
-        let length = match self.partial_data() {
-            Some((_, length)) => usize::try_from(length).unwrap_or(usize::MAX),
-            None => 0,
-        };
-        let here = start..self.end;
-        (self.start, self.end) = (0, 0);
-        self.after_large = true;
-        let rest = length.saturating_sub(here.len());
-        (&self.small[here], rest)
     }
 
     /// The body of the next frame, if it is complete. Refused by its head if it is too long.

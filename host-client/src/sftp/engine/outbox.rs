@@ -5,7 +5,7 @@ use std::{
     fs::File,
     os::unix::fs::FileExt,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -18,7 +18,7 @@ use crate::protocol::sftp::Request;
 /// Data up to this size is copied behind its head; more is written from where it is.
 const COPIED_BYTES: usize = 16 * 1024;
 
-/// Bytes gathered into one piece for a connection without vectored writes.
+/// Bytes gathered for one write, and as many again while it is written.
 const GATHERED_BYTES: usize = 64 * 1024;
 
 /// What a WRITE carries.
@@ -58,15 +58,11 @@ impl LocalSource {
         self.broken.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_broken(&self) {
-        self.broken.store(true, Ordering::Release);
-    }
-
     /// Fills `buffer`. The length of its frame was already sent: what is missing becomes zeros.
     fn read(&self, offset: u64, buffer: &mut [u8]) {
         if self.file.read_exact_at(buffer, offset).is_err() {
             buffer.fill(0);
-            self.set_broken();
+            self.broken.store(true, Ordering::Release);
         }
     }
 }
@@ -91,10 +87,8 @@ pub(super) enum Segment {
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     state: Mutex<State>,
-    /// For a writer that is a task.
-    task: Notify,
-    /// For a writer that is a thread.
-    thread: Condvar,
+    /// Wakes the writer.
+    filled: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -187,8 +181,7 @@ impl Outbox {
 
     fn wake(&self, state: &State) {
         if state.corks == 0 {
-            self.task.notify_one();
-            self.thread.notify_one();
+            self.filled.notify_one();
         }
     }
 
@@ -204,22 +197,7 @@ impl Outbox {
         state.closed = true;
         state.segments.clear();
         state.tail.clear();
-        self.task.notify_one();
-        self.thread.notify_one();
-    }
-
-    /// What is to be written; empty after [`close`](Self::close).
-    pub(super) fn take_blocking(&self) -> VecDeque<Segment> {
-        let mut state = self.lock();
-        loop {
-            if let Some(segments) = take(&mut state) {
-                return segments;
-            }
-            state = self
-                .thread
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+        self.filled.notify_one();
     }
 
     /// What is to be written; empty after [`close`](Self::close).
@@ -228,7 +206,7 @@ impl Outbox {
             if let Some(segments) = take(&mut self.lock()) {
                 return segments;
             }
-            self.task.notified().await;
+            self.filled.notified().await;
         }
     }
 }

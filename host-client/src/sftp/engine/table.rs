@@ -2,13 +2,12 @@
 
 use std::{
     collections::HashMap,
-    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{Ending, flow::Credit, write_behind::FileTarget};
+use super::{Credit, Ending};
 use crate::{error::ClientError, protocol::sftp::Reply};
 
 /// The waiting callers, by id of their requests.
@@ -23,33 +22,17 @@ struct Waiting {
     over: Option<Ending>,
 }
 
-/// Result of a request.
-#[derive(Debug)]
-pub(in crate::sftp) enum Answer {
-    /// A reply, and the bytes of the window that its data take for as long as they are kept.
-    Reply(Reply, Option<Credit>),
-    /// Number of bytes that were written to the [`FileTarget`], or the error.
-    Written(io::Result<u32>),
-}
-
 /// A caller that waits for a reply. Permit and credit go back when the reply has arrived, not when the
 /// caller is dropped: the request is in flight either way.
 #[derive(Debug)]
-pub(super) struct Waiter {
-    pub(super) sender: oneshot::Sender<Answer>,
-    pub(super) permit: Option<OwnedSemaphorePermit>,
-    pub(super) credit: Option<Credit>,
-    pub(super) target: Option<FileTarget>,
+struct Waiter {
+    sender: oneshot::Sender<Answer>,
+    permit: Option<OwnedSemaphorePermit>,
+    credit: Option<Credit>,
 }
 
-impl Waiter {
-    /// Sends the result of a write to the caller.
-    pub(super) fn written(self, written: io::Result<u32>) {
-        drop((self.permit, self.credit));
-        // The caller may have stopped waiting.
-        let _ = self.sender.send(Answer::Written(written));
-    }
-}
+/// A reply, and the bytes of the window that its data take for as long as they are kept.
+type Answer = (Reply, Option<Credit>);
 
 /// A reply that is due.
 #[derive(Debug)]
@@ -63,10 +46,7 @@ pub(in crate::sftp) struct PendingReply {
 impl PendingReply {
     /// Waits for it. If this is dropped, the reply is discarded when it arrives.
     pub(in crate::sftp) async fn reply(self) -> Result<Reply, ClientError> {
-        match self.answer().await? {
-            Answer::Reply(reply, _) => Ok(reply),
-            Answer::Written(_) => Err(ClientError::protocol("data without a request")),
-        }
+        Ok(self.answer().await?.0)
     }
 
     /// Waits for it; the credit is to be kept as long as its data.
@@ -77,9 +57,7 @@ impl PendingReply {
         };
         answer.ok_or_else(|| self.table.ending().error())
     }
-}
 
-impl PendingReply {
     /// Whether the answer has arrived.
     pub(in crate::sftp) fn is_here(&mut self) -> bool {
         if self.here.is_none() {
@@ -110,7 +88,6 @@ impl Table {
         self: &Arc<Self>,
         permit: Option<OwnedSemaphorePermit>,
         credit: Option<Credit>,
-        target: Option<FileTarget>,
     ) -> Result<(u32, PendingReply), ClientError> {
         let mut waiting = self.lock();
         if let Some(ending) = waiting.over.clone() {
@@ -128,7 +105,6 @@ impl Table {
             sender,
             permit,
             credit,
-            target,
         };
         waiting.replies.insert(id, waiter);
         let pending = PendingReply {
@@ -160,16 +136,8 @@ impl Table {
             _ => None,
         };
         // The caller may have stopped waiting.
-        let _ = waiter.sender.send(Answer::Reply(reply, credit));
+        let _ = waiter.sender.send((reply, credit));
         true
-    }
-
-    /// Removes the caller of an id, if its data are to be written to a file.
-    pub(super) fn take_target(&self, id: u32) -> Option<(FileTarget, Waiter)> {
-        let mut waiting = self.lock();
-        let target = waiting.replies.get_mut(&id)?.target.take()?;
-        let waiter = waiting.replies.remove(&id)?;
-        Some((target, waiter))
     }
 
     /// Ends all waiting. The first ending is the cause, later ones follow from it.

@@ -1,9 +1,10 @@
-//! Reader and writer as tasks, for any connection.
+//! Reader and writer: two tasks.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{collections::VecDeque, io, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    join,
     task::{JoinSet, spawn_blocking},
     time::timeout,
 };
@@ -43,31 +44,42 @@ impl Tasks {
     }
 }
 
-/// Writes frames as they come, several at once if several wait.
+/// Writes frames as they come, several at once if several wait. The next ones are gathered during a
+/// write: reading a file and encrypting or copying into the socket overlap.
 async fn write_frames(outbox: &Outbox, mut writer: impl AsyncWrite + Unpin) -> io::Result<()> {
-    let mut buffer = Vec::new();
+    let (mut full, mut free) = (Vec::new(), Vec::new());
     loop {
         let mut segments = outbox.take().await;
         if segments.is_empty() {
             return Ok(());
         }
-        while !segments.is_empty() {
-            buffer.clear();
-            if segments
-                .iter()
-                .any(|segment| matches!(segment, Segment::File(_)))
-            {
-                let gathering = spawn_blocking(move || {
-                    gather(&mut segments, &mut buffer);
-                    (segments, buffer)
-                });
-                (segments, buffer) = gathering.await.map_err(io::Error::other)?;
-            } else {
-                gather(&mut segments, &mut buffer);
-            }
-            writer.write_all(&buffer).await?;
+        (segments, full) = gathered(segments, full).await?;
+        while !full.is_empty() {
+            let (next, written) = join!(gathered(segments, free), writer.write_all(&full));
+            written?;
+            free = full;
+            (segments, full) = next?;
         }
         writer.flush().await?;
+    }
+}
+
+/// Replaces the content of `buffer` by the next segments.
+async fn gathered(
+    mut segments: VecDeque<Segment>,
+    mut buffer: Vec<u8>,
+) -> io::Result<(VecDeque<Segment>, Vec<u8>)> {
+    buffer.clear();
+    let is_file = |segment: &Segment| matches!(segment, Segment::File(_));
+    let reads_files = segments.iter().any(is_file);
+    let work = move || {
+        gather(&mut segments, &mut buffer);
+        (segments, buffer)
+    };
+    if reads_files {
+        spawn_blocking(work).await.map_err(io::Error::other)
+    } else {
+        Ok(work())
     }
 }
 
@@ -108,7 +120,7 @@ mod tests {
         tokio::pin!(reader);
         let quiet = SILENCE_TIMEOUT - Duration::from_secs(10);
         assert!(timeout(quiet, &mut reader).await.is_err());
-        let _pending = table.expect(None, None, None).unwrap();
+        let _pending = table.expect(None, None).unwrap();
         let soon = timeout(SILENCE_TIMEOUT, &mut reader).await;
         assert!(soon.is_err(), "{soon:?}");
         let late = timeout(SILENCE_TIMEOUT, reader).await;
