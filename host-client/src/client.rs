@@ -27,7 +27,7 @@ use crate::{
         sftp::SessionOptions,
         version::{Family, INCUS_SERVER_NAME},
     },
-    sftp::Sftp,
+    sftp::{self, Sftp},
     tls::Security,
     ws::{self, Socket},
 };
@@ -299,9 +299,8 @@ impl Client {
     /// [`ClientError::Agent`] when it refuses them, or another [`ClientError`].
     pub async fn sftp_with(&self, options: &SessionOptions) -> Result<Sftp, ClientError> {
         let stream = self.open_sftp(options).await?;
-        Sftp::start_upgraded(stream, self.timeouts())
-            .await?
-            .confirm(options)
+        let silence = self.timeouts().silence_or(sftp::SILENCE_TIMEOUT);
+        Sftp::start(stream, silence).await?.confirm(options)
     }
 
     /// A connection that speaks SFTP, for a caller that has its own SFTP client.

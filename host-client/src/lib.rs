@@ -113,7 +113,7 @@ pub use self::{
         Output, TerminalSize,
     },
     identity::IdentityFiles,
-    sftp::{DirectoryEntry, DirectoryReader, OpenFlags, RemoteFile, RemotePath, Sftp},
+    sftp::{DirectoryEntry, DirectoryReader, OpenOptions, RemoteFile, RemotePath, Sftp},
     tls::{Identity, IdentityError, IdentityPem, Security},
 };
 

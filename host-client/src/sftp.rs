@@ -3,8 +3,7 @@
 //! The engine is our own, on the protocol's types. russh-sftp's client was tried and cannot be
 //! used against an untrusted guest: a listing with many `.` entries overflows its stack, names
 //! that are not UTF-8 are replaced, an unknown status code ends the session, a reply with more
-//! data than asked for is taken, and its queue of requests has no bound. Only its flags of
-//! OPEN are used.
+//! data than asked for is taken, and its queue of requests has no bound.
 //!
 //! ```text
 //! callers ──requests──► writer task ──►  agent      at most 64 requests in flight,
@@ -18,6 +17,7 @@ mod directory;
 mod engine;
 mod extensions;
 mod file;
+mod open_options;
 mod part;
 mod path;
 #[cfg(test)]
@@ -26,24 +26,26 @@ mod status;
 mod transfer;
 mod whole;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
-pub use russh_sftp::protocol::OpenFlags;
+use tokio::io::{AsyncRead, AsyncWrite};
 
-pub(crate) use self::{engine::LocalSource, transfer::BATCH};
 pub use self::{
     directory::{DirectoryEntry, DirectoryReader},
     file::RemoteFile,
+    open_options::OpenOptions,
     path::RemotePath,
 };
-use self::{
-    engine::{Engine, SILENCE_TIMEOUT},
-    part::Removal,
+use self::{engine::Engine, part::Removal};
+pub(crate) use self::{
+    engine::{LocalSource, SILENCE_TIMEOUT},
+    transfer::BATCH,
 };
 use crate::{
-    client::Timeouts,
-    connect::AgentStream,
     error::ClientError,
     protocol::sftp::{
         Attributes, MAX_DATA_BYTES, MAX_FRAME_BYTES, Reply, Request, SessionOptions,
@@ -85,35 +87,22 @@ impl Sizes {
 }
 
 impl Sftp {
-    /// Exchanges versions on a new connection, and asks for the limits of the server.
-    #[cfg(test)]
-    pub(crate) async fn start<S>(stream: S) -> Result<Self, ClientError>
+    /// Exchanges versions on a new connection, and asks for the limits of the server, which may be silent
+    /// for `silence` while a reply is due.
+    pub(crate) async fn start<S>(stream: S, silence: Duration) -> Result<Self, ClientError>
     where
-        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        Ok(Self::on(Engine::start(stream, SILENCE_TIMEOUT).await?).await)
-    }
-
-    /// The same on a connection that HTTP handed over.
-    pub(crate) async fn start_upgraded(
-        stream: AgentStream,
-        timeouts: Timeouts,
-    ) -> Result<Self, ClientError> {
-        let silence = timeouts.silence_or(SILENCE_TIMEOUT);
-        Ok(Self::on(Engine::start(stream, silence).await?).await)
-    }
-
-    async fn on(engine: Engine) -> Self {
-        let engine = Arc::new(engine);
+        let engine = Arc::new(Engine::start(stream, silence).await?);
         let sizes = match engine.extension(extension::LIMITS) {
             Some(_) => limits(&engine).await,
             None => Sizes::USUAL,
         };
-        Self {
+        Ok(Self {
             engine,
             sizes,
             removals: Arc::default(),
-        }
+        })
     }
 
     /// Whether the server announced an extension, such as `fsync@openssh.com`.
@@ -144,7 +133,7 @@ impl Sftp {
         }
     }
 
-    /// Opens a file. `attributes` are for a file that is created.
+    /// Opens a file.
     ///
     /// # Errors
     ///
@@ -152,13 +141,12 @@ impl Sftp {
     pub async fn open(
         &self,
         path: impl Into<RemotePath>,
-        flags: OpenFlags,
-        attributes: Attributes,
+        options: OpenOptions,
     ) -> Result<RemoteFile, ClientError> {
         let request = Request::Open {
             path: path.into().checked("open the file")?,
-            flags: flags.bits(),
-            attributes,
+            flags: options.flags,
+            attributes: options.attributes,
         };
         let handle = self.handle(request, "open the file").await?;
         Ok(RemoteFile::new(self.clone(), handle))

@@ -196,6 +196,11 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Whether files of the guest must be on their disk, and the server can say that they are.
+    pub(super) fn syncs_remote(&self) -> bool {
+        self.fsync && self.sftp.has_extension(extension::FSYNC)
+    }
+
     fn tally(&self) -> MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }

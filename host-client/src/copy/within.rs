@@ -9,7 +9,7 @@ use super::{
 use crate::{
     error::ClientError,
     protocol::sftp::{Attributes, status},
-    sftp::{OpenFlags, RemoteFile, RemotePath, Sftp},
+    sftp::{OpenOptions, RemoteFile, RemotePath, Sftp},
 };
 
 /// Bytes on their way through this side.
@@ -58,9 +58,7 @@ async fn attempt(
     found: &Attributes,
     mut output: Output<'_, '_>,
 ) -> Result<u64, CopyError> {
-    let from = run
-        .sftp
-        .open(source, OpenFlags::READ, Attributes::default());
+    let from = run.sftp.open(source, OpenOptions::new().read(true));
     let from = from.await?;
     output.keep_content();
     let to = output.create(false, found.size.unwrap_or(0)).await?.file;

@@ -21,11 +21,11 @@ use tokio::{
 };
 
 pub(crate) use self::outbox::LocalSource;
+use self::{frames::Frames, outbox::Outbox, table::Table, tasks::Tasks};
 pub(super) use self::{
     outbox::{Cork, FileRange, Payload},
     table::PendingReply,
 };
-use self::{frames::Frames, outbox::Outbox, table::Table, tasks::Tasks};
 use crate::{
     error::ClientError,
     protocol::sftp::{Reply, Request, VERSION},
@@ -40,7 +40,7 @@ const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
 /// How long a server may be silent while a reply is due, unless the caller says otherwise. Writing
 /// a large file to a slow disk is one request, so this is long.
-pub(super) const SILENCE_TIMEOUT: Duration = Duration::from_secs(300);
+pub(crate) const SILENCE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How long the exchange of versions may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -155,7 +155,10 @@ impl Engine {
     pub(super) async fn credit(&self, bytes: u32) -> Option<Credit> {
         let window = Arc::clone(&self.window);
         // The semaphore is never closed.
-        window.acquire_many_owned(bytes.min(WINDOW_BYTES)).await.ok()
+        window
+            .acquire_many_owned(bytes.min(WINDOW_BYTES))
+            .await
+            .ok()
     }
 
     /// The same without waiting.

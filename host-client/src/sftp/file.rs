@@ -8,7 +8,6 @@ use super::{
     extended,
     part::Removal,
     status,
-    transfer::Pending,
 };
 use crate::{
     error::ClientError,
@@ -146,21 +145,14 @@ impl RemoteFile {
         set
     }
 
-    /// Waits until the file's data is on its disk. False if the server cannot do that.
+    /// Waits until the file's data is on its disk.
     ///
     /// # Errors
     ///
-    /// [`ClientError::File`] when it failed: what was written may be lost; or another
-    /// [`ClientError`].
-    pub async fn sync(&self) -> Result<bool, ClientError> {
-        if !self.sftp.has_extension(extension::FSYNC) {
-            return Ok(false);
-        }
-        let request = extended(extension::FSYNC, put_strings(&[&self.handle]));
-        self.sftp
-            .done(request, "write the file to its disk")
-            .await?;
-        Ok(true)
+    /// [`ClientError::Unsupported`] without `fsync@openssh.com`; [`ClientError::File`] when it failed:
+    /// what was written may be lost; or another [`ClientError`].
+    pub async fn sync(&self) -> Result<(), ClientError> {
+        self.start_sync().await?.done().await
     }
 
     /// Sets attributes; the reply is still to come.
@@ -180,15 +172,12 @@ impl RemoteFile {
         Ok(PendingAttributes(pending))
     }
 
-    /// Asks for the data to be on its disk, if the server can; the reply is still to come.
-    pub(crate) async fn start_sync(&self) -> Result<Option<Pending>, ClientError> {
-        if !self.sftp.has_extension(extension::FSYNC) {
-            return Ok(None);
-        }
+    /// Asks for the data to be on its disk; the reply is still to come.
+    pub(crate) async fn start_sync(&self) -> Result<Pending, ClientError> {
+        const ACTION: &str = "write the file to its disk";
+        self.sftp.needs(extension::FSYNC, ACTION)?;
         let request = extended(extension::FSYNC, put_strings(&[&self.handle]));
-        self.start(request, "write the file to its disk")
-            .await
-            .map(Some)
+        self.start(request, ACTION).await
     }
 
     /// Closes the file behind what was asked before; the reply is still to come.
@@ -237,6 +226,21 @@ impl Drop for RemoteFile {
                 self.sftp.removals().push(Removal::Asked(closing));
             }
         }
+    }
+}
+
+/// A request of which only the success matters.
+#[derive(Debug)]
+pub(crate) struct Pending(PendingReply, &'static str);
+
+impl Pending {
+    pub(super) const fn new(reply: PendingReply, action: &'static str) -> Self {
+        Self(reply, action)
+    }
+
+    /// Waits for the reply.
+    pub(crate) async fn done(self) -> Result<(), ClientError> {
+        status::done(self.0.reply().await?, self.1)
     }
 }
 

@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use futures_util::FutureExt;
 
-use super::{OpenFlags, Sftp};
+use super::{OpenOptions, SILENCE_TIMEOUT, Sftp};
 use crate::{
     error::ClientError,
     protocol::sftp::{
@@ -62,7 +62,10 @@ pub(crate) async fn session() -> (Sftp, Server) {
 pub(crate) async fn session_with(extensions: &[(&'static str, &'static str)]) -> (Sftp, Server) {
     let (near, far) = tokio::io::duplex(1024 * 1024);
     let mut server = Server(far);
-    let (sftp, ()) = tokio::join!(Sftp::start(near), server.exchange_versions(extensions));
+    let (sftp, ()) = tokio::join!(
+        Sftp::start(near, SILENCE_TIMEOUT),
+        server.exchange_versions(extensions)
+    );
     (sftp.unwrap(), server)
 }
 
@@ -106,7 +109,7 @@ fn is_protocol<T: std::fmt::Debug>(result: Result<T, ClientError>) {
 /// A file the server has opened.
 async fn opened() -> (super::RemoteFile, Server) {
     let (sftp, mut server) = session().await;
-    let open = sftp.open("/f", OpenFlags::READ, Attributes::default());
+    let open = sftp.open("/f", OpenOptions::new().read(true));
     let (file, _) = tokio::join!(open, server.answer(handle()));
     (file.unwrap(), server)
 }
@@ -349,7 +352,7 @@ async fn another_version_is_refused() {
         version: 2,
         extensions: Vec::new(),
     };
-    let (sftp, _) = tokio::join!(Sftp::start(near), server.answer(version));
+    let (sftp, _) = tokio::join!(Sftp::start(near, SILENCE_TIMEOUT), server.answer(version));
     is_protocol(sftp);
 }
 
@@ -358,7 +361,10 @@ async fn a_target_is_replaced_in_one_step_where_the_server_can() {
     let (near, far) = tokio::io::duplex(64 * 1024);
     let mut server = Server(far);
     let extensions = [("posix-rename@openssh.com", "1")];
-    let (sftp, ()) = tokio::join!(Sftp::start(near), server.exchange_versions(&extensions));
+    let (sftp, ()) = tokio::join!(
+        Sftp::start(near, SILENCE_TIMEOUT),
+        server.exchange_versions(&extensions)
+    );
     let sftp = sftp.unwrap();
     let (replaced, request) =
         tokio::join!(sftp.replace("/a", "/b"), server.answer(said(status::OK)));

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::{
     MIN_DATA_BYTES,
     engine::{Credit, FileRange, LocalSource, Payload, PendingReply},
-    file::{RemoteFile, read_data},
+    file::{Pending, RemoteFile, read_data},
     status,
 };
 use crate::error::ClientError;
@@ -128,7 +128,7 @@ impl RemoteFile {
         let payload = Payload::Bytes(data);
         let credit = self.sftp().engine.credit(payload.len()).await;
         let pending = self.start_write(0, payload, credit).await?;
-        Ok(Pending(pending, "write to the file"))
+        Ok(Pending::new(pending, "write to the file"))
     }
 
     const fn writes(&self) -> Writes<'_> {
@@ -136,17 +136,6 @@ impl RemoteFile {
             file: self,
             queue: VecDeque::new(),
         }
-    }
-}
-
-/// A request of which only the success matters.
-#[derive(Debug)]
-pub(crate) struct Pending(pub(super) PendingReply, pub(super) &'static str);
-
-impl Pending {
-    /// Waits for the reply.
-    pub(crate) async fn done(self) -> Result<(), ClientError> {
-        status::done(self.0.reply().await?, self.1)
     }
 }
 

@@ -4,8 +4,7 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use harness::{Pair, TestAgent, TestFolder};
 use vsock_agent::Security;
-use vsock_agent_client::{self as client, Client, Identity, OpenFlags};
-use vsock_agent_protocol::sftp::Attributes;
+use vsock_agent_client::{self as client, Client, Identity, OpenOptions};
 
 /// Size of one piece, in bytes: the largest there is.
 const PIECE_BYTES: u32 = 255 * 1024;
@@ -36,11 +35,8 @@ async fn concurrent_large_transfers_over_tls_are_exact() {
     let session = client.sftp().await.unwrap();
     let folder = TestFolder::new("sftp");
     let path = folder.path().join("file");
-    let flags = OpenFlags::READ | OpenFlags::WRITE | OpenFlags::CREATE;
-    let file = session
-        .open(path.as_path(), flags, Attributes::default())
-        .await
-        .unwrap();
+    let options = OpenOptions::new().read(true).write(true).create(true);
+    let file = session.open(path.as_path(), options).await.unwrap();
     let write = |number| file.write_at(offset(number), piece(number));
     try_join_all((0..PIECES / 2).map(write)).await.unwrap();
     // The first half comes back while the second half goes out.

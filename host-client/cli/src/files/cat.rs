@@ -1,7 +1,7 @@
 //! `cat`: prints files of a guest, also those without a size, such as devices.
 
 use anyhow::{Context, bail};
-use vsock_agent_client::{OpenFlags, RemotePath, Sftp, protocol::sftp::Attributes};
+use vsock_agent_client::{OpenOptions, RemotePath, Sftp};
 
 use super::{
     GuestPath,
@@ -27,9 +27,7 @@ async fn print(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<()> {
     if is_directory(&sftp.stat(path).await.with_context(what)?) {
         bail!("{}: it is a directory", what());
     }
-    let file = sftp
-        .open(path, OpenFlags::READ, Attributes::default())
-        .await;
+    let file = sftp.open(path, OpenOptions::new().read(true)).await;
     let file = file.with_context(what)?;
     stdio::with_stdout(async |stdout| file.get(stdout).await.with_context(what)).await?;
     Ok(())

@@ -10,9 +10,9 @@ mod draft;
 
 use anyhow::{Context, bail};
 use vsock_agent_client::{
-    OpenFlags, RemotePath, Sftp,
+    OpenOptions, RemotePath, Sftp,
     copy::{self, CopyEvent, CopyObserver, CopyOptions},
-    protocol::sftp::{Attributes, FileType, Owner, PERMISSION_BITS},
+    protocol::sftp::{FileType, Owner, PERMISSION_BITS},
 };
 
 use self::draft::Draft;
@@ -144,8 +144,7 @@ impl Version {
 }
 
 async fn content(sftp: &Sftp, path: &RemotePath) -> anyhow::Result<Vec<u8>> {
-    let file = sftp.open(path, OpenFlags::READ, Attributes::default());
-    let file = file.await?;
+    let file = sftp.open(path, OpenOptions::new().read(true)).await?;
     let mut content = Vec::new();
     while content.len() <= MAX_FILE_BYTES {
         let offset = u64::try_from(content.len())?;

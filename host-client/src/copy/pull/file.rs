@@ -18,7 +18,7 @@ use super::{
 use crate::{
     error::ClientError,
     protocol::sftp::{Attributes, extension},
-    sftp::{BATCH, OpenFlags, RemoteFile, RemotePath},
+    sftp::{BATCH, OpenOptions, RemoteFile, RemotePath},
 };
 
 /// Bytes on their way into a device or a pipe.
@@ -153,7 +153,7 @@ async fn small(
 
 async fn open_source(run: &Run<'_>, work: &Work) -> Result<RemoteFile, ClientError> {
     run.sftp
-        .open(&work.source, OpenFlags::READ, Attributes::default())
+        .open(&work.source, OpenOptions::new().read(true))
         .await
 }
 

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     protocol::sftp::Attributes,
-    sftp::{OpenFlags, RemoteFile, RemotePath, Sftp},
+    sftp::{OpenOptions, RemoteFile, RemotePath, Sftp},
 };
 
 /// Writes one file of the guest into `sink`, which is flushed but not shut down.
@@ -53,10 +53,7 @@ where
 {
     let size = attributes.size.filter(|size| *size > 0);
     run.started(source.as_bytes(), size, 0);
-    let file = run
-        .sftp
-        .open(source, OpenFlags::READ, Attributes::default())
-        .await?;
+    let file = run.sftp.open(source, OpenOptions::new().read(true)).await?;
     let end = copy(run, &file, (0, ending::limit(attributes)), size, sink).await?;
     let (ending, _) = ending::check_end(run, &file, attributes, end).await?;
     let bytes = match (ending, size) {

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     error::ClientError,
     protocol::sftp::Attributes,
-    sftp::{LocalSource, OpenFlags, RemoteFile},
+    sftp::{LocalSource, OpenOptions, RemoteFile},
 };
 
 /// Bytes that the guest copies in one request: it must answer before it is taken to be silent.
@@ -73,9 +73,7 @@ async fn is_complete(run: &Run<'_>, target: &Target, found: &FoundFile) -> Resul
     if !old.is_some_and(|old| attributes::look_same(&found.metadata, old)) {
         return Ok(false);
     }
-    let opened = run
-        .sftp
-        .open(&target.path, OpenFlags::READ, Attributes::default());
+    let opened = run.sftp.open(&target.path, OpenOptions::new().read(true));
     let there = match opened.await {
         Ok(there) => there,
         // Then it cannot be told.
@@ -221,8 +219,8 @@ async fn small(
     {
         set.push(file.start_setstat(attributes).await?);
     }
-    let synced = if run.fsync {
-        file.start_sync().await?
+    let synced = if run.syncs_remote() {
+        Some(file.start_sync().await?)
     } else {
         None
     };

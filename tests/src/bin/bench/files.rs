@@ -22,7 +22,7 @@ pub(crate) const BYTES: u64 = 1024 * 1024 * 1024;
 const SERVER_TARGET: f64 = 1.0;
 
 /// Most of OpenSSH's time that our client may take with our server.
-const BOTH_TARGET: f64 = 0.7;
+const BOTH_TARGET: f64 = 0.9;
 
 /// Measures get and put.
 pub(crate) fn measure(rig: &Rig, options: &Options) -> anyhow::Result<Vec<Verdict>> {

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     error::ClientError,
     protocol::sftp::{Attributes, FileType, extension, status},
-    sftp::{OpenFlags, RemoteFile},
+    sftp::{OpenOptions, RemoteFile},
 };
 
 /// First and longest pause before a pipe is opened again that has no reader.
@@ -121,21 +121,19 @@ impl<'r, 'a> Output<'r, 'a> {
     }
 
     async fn open_target(&self, keeps_content: bool) -> Result<RemoteFile, CopyError> {
-        let mut flags = match self.target.there {
-            There::Nothing => OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::TRUNCATE,
-            There::File(_) | There::Linked => OpenFlags::WRITE | OpenFlags::TRUNCATE,
-            There::BlockDevice => OpenFlags::WRITE,
-            There::CharacterDevice | There::Fifo => OpenFlags::WRITE | OpenFlags::APPEND,
+        let options = OpenOptions::new().write(true);
+        let options = match self.target.there {
+            There::Nothing => options.create(true).truncate(!keeps_content),
+            There::File(_) | There::Linked => options.truncate(!keeps_content),
+            There::BlockDevice => options,
+            There::CharacterDevice | There::Fifo => options.append(true),
         };
-        if keeps_content {
-            flags.remove(OpenFlags::TRUNCATE);
-        }
         let sftp = self.run.sftp;
         // Ours does not wait for a reader in one request.
         let waits = matches!(self.target.there, There::Fifo) && sftp.replaces();
         let mut pause = READER_PAUSE.0;
         loop {
-            let opened = sftp.open(&self.target.path, flags, Attributes::default());
+            let opened = sftp.open(&self.target.path, options.clone());
             match opened.await {
                 Err(ClientError::File { status, .. })
                     if waits && status.code() == status::FAILURE =>
@@ -255,7 +253,7 @@ impl<'r, 'a> Output<'r, 'a> {
         let size = file.stat().await?.size;
         // What the kernel makes up has the size 0, and is on no disk.
         let is_made_up = self.is_in_place() && size == Some(0);
-        if self.run.fsync && !is_made_up {
+        if self.run.syncs_remote() && !is_made_up {
             file.sync().await?;
         }
         match size {
@@ -323,7 +321,7 @@ impl<'r, 'a> Output<'r, 'a> {
             return Err(CopyError::OnlyInPlace(reason));
         }
         let path = part.path().ok_or(CopyError::PartGone)?;
-        let from = sftp.open(path, OpenFlags::READ, Attributes::default());
+        let from = sftp.open(path, OpenOptions::new().read(true));
         let from = from.await?;
         let size = from.stat().await?.size.unwrap_or(0);
         if !self.target.fits(self.run, size).await {

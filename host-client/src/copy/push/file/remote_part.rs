@@ -14,11 +14,8 @@ use super::super::super::{
 };
 use crate::{
     error::ClientError,
-    protocol::sftp::{
-        Attributes,
-        extension::{self, OpenPart, Replaced, Replacement},
-    },
-    sftp::{OpenFlags, RemoteFile, RemotePath, Sftp},
+    protocol::sftp::extension::{self, OpenPart, Replaced, Replacement},
+    sftp::{OpenOptions, RemoteFile, RemotePath, Sftp},
 };
 
 /// A file of the guest that is being written. Dropping it removes it, unless it is to be kept.
@@ -146,8 +143,8 @@ impl<'a> RemotePart<'a> {
             _ => one,
         };
         let create = || {
-            let flags = OpenFlags::READ | OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUDE;
-            sftp.open(&path, flags, attributes::mode(PART_MODE))
+            let options = OpenOptions::new().read(true).write(true).create_new(true);
+            sftp.open(&path, options.mode(PART_MODE))
         };
         let file = match create().await {
             // There is no code for "it exists".
@@ -288,10 +285,7 @@ async fn longest(sftp: &Sftp, paths: &[&RemotePath]) -> Result<Option<Left>, Cop
     let Some((path, _)) = longest else {
         return Ok(None);
     };
-    match sftp
-        .open(path, OpenFlags::READ, Attributes::default())
-        .await
-    {
+    match sftp.open(path, OpenOptions::new().read(true)).await {
         Ok(file) => Ok(Some(Left {
             path: path.clone(),
             file,

@@ -3,7 +3,7 @@
 use super::super::super::{CopyError, attributes, run::Run, sparse};
 use crate::{
     protocol::sftp::{Attributes, FileType, extension},
-    sftp::{OpenFlags, RemotePath},
+    sftp::{OpenOptions, RemotePath},
 };
 
 /// Where a file goes.
@@ -104,9 +104,7 @@ impl Target {
         if size == 0 || !run.sftp.has_extension(extension::HOLES) {
             return size;
         }
-        let opened = run
-            .sftp
-            .open(&self.path, OpenFlags::READ, Attributes::default());
+        let opened = run.sftp.open(&self.path, OpenOptions::new().read(true));
         match opened.await {
             Ok(file) => sparse::data_bytes(&file).await.unwrap_or(0),
             // It can be written to and not read.
