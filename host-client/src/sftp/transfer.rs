@@ -16,7 +16,7 @@ use crate::error::ClientError;
 /// Most requests of one file under way. The bytes in them are bounded by the session's window.
 const MAX_REQUESTS: usize = 64;
 
-/// Most pieces that are waited for, and then written to a local file, at once.
+/// Most pieces that are written to a local file at once.
 pub(crate) const BATCH: usize = 8;
 
 impl RemoteFile {
@@ -182,13 +182,6 @@ impl Reads<'_> {
     /// The next piece, in order; `None` at the end.
     pub(crate) async fn next(&mut self) -> Result<Option<Chunk>, ClientError> {
         self.ask().await?;
-        // To be woken for several replies at once costs less than to be woken for each.
-        let several = (self.queue.len() / 2).min(BATCH);
-        if !self.is_here()
-            && let Some(read) = self.queue.get_mut(several)
-        {
-            read.pending.arrived().await;
-        }
         let Some(read) = self.queue.pop_front() else {
             return Ok(None);
         };

@@ -24,8 +24,8 @@ use crate::{
 /// Bytes on their way into a device or a pipe.
 const PIPE_BYTES: usize = 256 * 1024;
 
-/// Writes of one file that may wait for the disk.
-const MAX_WRITES: usize = 8;
+/// Writes of one file at a time: one that is done and one that waits.
+const MAX_WRITES: usize = 2;
 
 pub(super) async fn pull(run: &Run<'_>, work: Work) -> Result<(), CopyError> {
     let source = work.source.clone();
@@ -311,15 +311,19 @@ async fn fetch_range(
     let mut reservation = run.reserve(known)?;
     let mut reads = file.reads(from, to, guess);
     let mut writes: VecDeque<Write> = VecDeque::new();
-    while let Some(chunk) = reads.next().await? {
-        let mut chunks = vec![chunk];
-        while chunks.len() < BATCH && reads.is_here() {
-            chunks.extend(reads.next().await?);
-        }
+    loop {
         if writes.len() >= MAX_WRITES
             && let Some(write) = writes.pop_front()
         {
             reservation.copied(write.await?.map_err(failed)?)?;
+        }
+        let Some(chunk) = reads.next().await? else {
+            break;
+        };
+        // What has arrived meanwhile is one write: each wakes a thread.
+        let mut chunks = vec![chunk];
+        while chunks.len() < BATCH && reads.is_here() {
+            chunks.extend(reads.next().await?);
         }
         let local = Arc::clone(local);
         writes.push_back(Box::pin(run.pool.run_long(move || {
