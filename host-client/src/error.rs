@@ -1,10 +1,10 @@
 //! The errors of the library, with a variant for each way to handle them.
 
-mod file_status;
+mod sftp;
 
 use std::{error::Error, io, time::Duration};
 
-pub use self::file_status::FileStatus;
+pub use self::sftp::SftpError;
 use crate::endpoint::Endpoint;
 
 /// An opaque cause, for [`source`](std::error::Error::source).
@@ -125,12 +125,13 @@ pub enum ClientError {
         what: &'static str,
     },
     /// The agent refused an operation on a file.
-    #[error("cannot {action}: {status}")]
+    #[error("cannot {action}")]
     File {
         /// The action.
         action: &'static str,
-        /// The reason.
-        status: FileStatus,
+        /// The reason that the server gave.
+        #[source]
+        source: SftpError,
     },
     /// Reading or writing on this side of a transfer failed.
     #[error("cannot {action}")]
@@ -176,7 +177,7 @@ impl ClientError {
     /// Whether the agent reported that the file or path does not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::File { status, .. } if status.is_not_found())
+        matches!(self, Self::File { source, .. } if source.is_not_found())
     }
 }
 

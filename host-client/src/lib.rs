@@ -107,7 +107,7 @@ pub use self::{
     client::{Client, Events, Timeouts},
     connect::AgentStream,
     endpoint::{Endpoint, EndpointError},
-    error::{ClientError, ConnectError, FileStatus},
+    error::{ClientError, ConnectError, SftpError},
     exec::{
         Account, Exec, ExecControl, ExecReader, ExecSession, ExecStdin, ExitStatus, OnDisconnect,
         Output, TerminalSize,

@@ -1,6 +1,8 @@
 //! Local directories and files, reached only through open directories and by one component at a
 //! time: neither a name from the guest nor a link leads outside.
 
+pub(super) mod target;
+
 use std::{
     ffi::{OsStr, OsString},
     fs::File,
@@ -28,13 +30,8 @@ use nix::{
 
 use vsock_agent_files::{At, user};
 
-use super::{
-    CopyError, InPlace,
-    attributes::SETGID,
-    descriptors::Permit,
-    part,
-    pull::target::{Finish, Target},
-};
+use self::target::{Finish, Target};
+use super::{CopyError, attributes::SETGID, descriptors::Permit, part, run::Completed};
 use crate::protocol::sftp::{Attributes, Owner, Times};
 
 /// A directory that is open.
@@ -286,15 +283,6 @@ impl AsFd for LocalDirectory {
 
 fn as_bytes(names: &[OsString]) -> Vec<&[u8]> {
     names.iter().map(|name| name.as_bytes()).collect()
-}
-
-/// Events of a file that is complete.
-#[derive(Debug, Default)]
-pub(super) struct Completed {
-    /// Why it was written in place, if the options did not ask for that.
-    pub(super) in_place: Option<InPlace>,
-    /// Why what earlier copies left is still there.
-    pub(super) left: Option<CopyError>,
 }
 
 /// A file that is being written, locked. Dropping it removes it, unless it is to be kept.

@@ -9,7 +9,6 @@
 mod ending;
 mod file;
 mod stream;
-pub(super) mod target;
 mod whole;
 
 use std::{
@@ -127,10 +126,26 @@ pub async fn pull(
     Ok(run.summary())
 }
 
-pub(super) type Top = (Kind, Attributes);
+/// Finds the regular file that `source` leads to, before it is opened: to open a pipe or a device can
+/// hang or do something. Returns its attributes.
+pub(super) async fn regular_file(
+    run: &Run<'_>,
+    source: &RemotePath,
+) -> Result<Attributes, CopyError> {
+    let (kind, attributes) = top(run.sftp, source, false).await?;
+    match kind {
+        Kind::File => {}
+        Kind::Directory => return Err(CopyError::IsADirectory),
+        _ => return Err(CopyError::Special),
+    }
+    run.found(attributes.size.unwrap_or(0))?;
+    Ok(attributes)
+}
+
+type Top = (Kind, Attributes);
 
 /// What a source is. A link is one if `links`, else what it leads to.
-pub(super) async fn top(sftp: &Sftp, source: &RemotePath, links: bool) -> Result<Top, CopyError> {
+async fn top(sftp: &Sftp, source: &RemotePath, links: bool) -> Result<Top, CopyError> {
     let attributes = if links && !source.as_bytes().ends_with(b"/") {
         sftp.lstat(source).await?
     } else {

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
     CopyError, CopyEvent, CopyObserver, CopyOptions, CopySummary, InPlace, SkipReason, attributes,
-    descriptors::Descriptors, local::Completed, pool::Pool,
+    descriptors::Descriptors, pool::Pool,
 };
 use crate::{
     protocol::sftp::{
@@ -109,6 +109,15 @@ impl Drop for Reservation<'_, '_> {
         let mut tally = self.run.tally();
         tally.reserved = tally.reserved.saturating_sub(self.left);
     }
+}
+
+/// Events of a file that is complete.
+#[derive(Debug, Default)]
+pub(super) struct Completed {
+    /// Why it was written in place, if the options did not ask for that.
+    pub(super) in_place: Option<InPlace>,
+    /// Why what earlier copies left is still there.
+    pub(super) left: Option<CopyError>,
 }
 
 impl<'a> Run<'a> {

@@ -2,7 +2,7 @@
 
 use super::{
     CopyError, CopyObserver, CopyOptions, CopySummary, InPlace, attributes,
-    pull::{read_into, top},
+    pull::{read_into, regular_file},
     push::file::{COPY_BYTES, Output, needs_room, target::Target},
     run::Run,
 };
@@ -29,13 +29,7 @@ pub async fn copy_within(
     observer: &dyn CopyObserver,
 ) -> Result<CopySummary, CopyError> {
     let run = Run::new(sftp, options, observer, true);
-    let (kind, found) = top(sftp, source, false).await?;
-    match kind {
-        attributes::Kind::File => {}
-        attributes::Kind::Directory => return Err(CopyError::IsADirectory),
-        _ => return Err(CopyError::Special),
-    }
-    run.found(found.size.unwrap_or(0))?;
+    let found = regular_file(&run, source).await?;
     let target = Target::look(&run, destination.clone()).await?;
     let output = Output::new(&run, target.clone(), source.as_bytes());
     let mut copied = attempt(&run, source, &found, output).await;
@@ -87,7 +81,7 @@ async fn are_different(from: &RemoteFile, to: &RemoteFile, size: u64) -> Result<
         return Ok(());
     }
     match from.copy_data(size, 1, to, size).await {
-        Err(ClientError::File { status, .. }) if status.code() == status::EOF => Ok(()),
+        Err(ClientError::File { source, .. }) if source.code() == status::EOF => Ok(()),
         answered => Ok(answered?),
     }
 }

@@ -1,7 +1,7 @@
 //! STATUS replies.
 
 use crate::{
-    error::{ClientError, FileStatus},
+    error::{ClientError, SftpError},
     protocol::sftp::{Reply, status as codes},
 };
 
@@ -26,7 +26,7 @@ pub(super) fn refused(reply: Reply, action: &'static str) -> ClientError {
         }
         Reply::Status { code, message } => ClientError::File {
             action,
-            status: FileStatus::new(code, &message),
+            source: SftpError::new(code, &message),
         },
         _ => ClientError::protocol(format!("a reply of the wrong kind: cannot {action}")),
     }
@@ -43,8 +43,8 @@ mod tests {
             message: "no space".into(),
         };
         match refused(reply, "write") {
-            ClientError::File { status, .. } => {
-                assert_eq!((status.code(), status.text()), (14, "no space"));
+            ClientError::File { source, .. } => {
+                assert_eq!((source.code(), source.text()), (14, "no space"));
             }
             other => panic!("{other:?}"),
         }

@@ -5,6 +5,7 @@ use std::{collections::VecDeque, fs::File, io, os::unix::fs::FileExt, pin::Pin, 
 use super::{
     super::{
         CopyError, SkipReason, attributes,
+        local::target::{self, Finish, Look, OpenedTarget, Target},
         part::{BUSY_INTERVAL, BUSY_TRIES},
         resume,
         run::{Run, SMALL_BYTES},
@@ -13,7 +14,6 @@ use super::{
     Work,
     ending::{self, Ending},
     stream,
-    target::{self, Finish, Look, OpenedTarget, Target},
 };
 use crate::{
     error::ClientError,
@@ -171,11 +171,7 @@ async fn large(run: &Run<'_>, work: &Work, target: &Target) -> Result<u64, CopyE
         length => {
             let length = length.min(size.unwrap_or(0));
             let same = resume::same_prefix(run, &part.file, &file, length).await?;
-            let local = Arc::clone(&part.file);
-            run.pool
-                .run_long(move || local.set_len(same))
-                .await?
-                .map_err(|source| CopyError::local("cut what was left", source))?;
+            cut(run, &part.file, same).await?;
             same
         }
     };

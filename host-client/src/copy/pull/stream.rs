@@ -3,9 +3,9 @@
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::{
-    super::{CopyError, CopyObserver, CopyOptions, CopySummary, attributes::Kind, run::Run},
+    super::{CopyError, CopyObserver, CopyOptions, CopySummary, run::Run},
     ending::{self, Ending},
-    top,
+    regular_file,
 };
 use crate::{
     protocol::sftp::Attributes,
@@ -28,14 +28,7 @@ where
     W: AsyncWrite + Unpin + ?Sized,
 {
     let run = Run::new(sftp, options, observer, true);
-    // Before it is opened: to open a pipe or a device can hang or do something.
-    let (kind, attributes) = top(sftp, source, false).await?;
-    match kind {
-        Kind::File => {}
-        Kind::Directory => return Err(CopyError::IsADirectory),
-        _ => return Err(CopyError::Special),
-    }
-    run.found(attributes.size.unwrap_or(0))?;
+    let attributes = regular_file(&run, source).await?;
     let transferred = read_into(&run, source, &attributes, sink).await?;
     run.finished(source.as_bytes(), transferred, |summary| &mut summary.files);
     Ok(run.summary())

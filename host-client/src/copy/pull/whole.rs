@@ -9,11 +9,13 @@ use super::{
     super::{
         CopyError,
         attributes::Kind,
-        local::LocalDirectory,
+        local::{
+            LocalDirectory,
+            target::{self, Finish, Look, Target},
+        },
         run::{Run, SMALL_BYTES},
     },
     Directory, Work, put_one,
-    target::{self, Finish, Look, Target},
 };
 use crate::{
     error::ClientError,

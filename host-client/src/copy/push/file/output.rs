@@ -135,8 +135,8 @@ impl<'r, 'a> Output<'r, 'a> {
         loop {
             let opened = sftp.open(&self.target.path, options.clone());
             match opened.await {
-                Err(ClientError::File { status, .. })
-                    if waits && status.code() == status::FAILURE =>
+                Err(ClientError::File { source, .. })
+                    if waits && source.code() == status::FAILURE =>
                 {
                     // There is no code for "there is no reader".
                     let there = sftp.stat(&self.target.path).await?;

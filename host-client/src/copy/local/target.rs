@@ -26,10 +26,12 @@ use tokio::{
     time::sleep,
 };
 
-use super::super::{
-    CopyError, InPlace,
-    local::{Completed, LocalDirectory, Part},
-    run::Run,
+use super::{
+    super::{
+        CopyError, InPlace,
+        run::{Completed, Run},
+    },
+    LocalDirectory, Part,
 };
 use crate::protocol::sftp::{Attributes, extension::Replacement};
 
@@ -53,12 +55,12 @@ const OWN_BLOCKS: [FsType; 4] = [
 
 /// How targets are looked at.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Look {
+pub(in super::super) struct Look {
     /// Whether the caller named it. What only the guest names leads through no link and into no
     /// device.
-    pub(super) is_named: bool,
+    pub(in super::super) is_named: bool,
     /// Whether a link is replaced.
-    pub(super) no_dereference: bool,
+    pub(in super::super) no_dereference: bool,
 }
 
 /// Where a file goes.
@@ -84,7 +86,7 @@ enum There {
 
 impl Target {
     /// A name where nothing is.
-    pub(super) fn new(directory: &Arc<LocalDirectory>, name: &OsStr) -> Self {
+    pub(in super::super) fn new(directory: &Arc<LocalDirectory>, name: &OsStr) -> Self {
         Self {
             directory: Arc::clone(directory),
             name: name.to_owned(),
@@ -97,7 +99,7 @@ impl Target {
     /// # Errors
     ///
     /// When it is nothing that a file could be written to.
-    pub(super) fn look(
+    pub(in super::super) fn look(
         directory: &Arc<LocalDirectory>,
         name: &OsStr,
         how: Look,
@@ -154,7 +156,7 @@ impl Target {
     }
 
     /// Whether it is a device or a pipe.
-    pub(super) const fn is_special(&self) -> bool {
+    pub(in super::super) const fn is_special(&self) -> bool {
         matches!(self.there, There::Special(_))
     }
 
@@ -273,7 +275,7 @@ fn is_same(one: &Metadata, other: &Metadata) -> bool {
 }
 
 /// Writes what `source` gives into a device or a pipe. A pipe waits for its reader.
-pub(super) async fn write_special<R>(
+pub(in super::super) async fn write_special<R>(
     run: &Run<'_>,
     target: Target,
     source: &mut R,
@@ -334,12 +336,12 @@ where
 #[derive(Debug, Clone, Copy)]
 pub(in super::super) struct Finish {
     pub(in super::super) fsync: bool,
-    pub(super) in_place: bool,
+    pub(in super::super) in_place: bool,
     pub(in super::super) replacement: Replacement,
 }
 
 impl Finish {
-    pub(super) fn of(run: &Run<'_>) -> Self {
+    pub(in super::super) fn of(run: &Run<'_>) -> Self {
         Self {
             fsync: run.fsync,
             in_place: run.options.in_place,
@@ -354,11 +356,11 @@ impl Finish {
 
 /// The file that is written, with its length; and why it is not a part, if the options did not ask for
 /// that.
-pub(super) type OpenedTarget = ((Part, u64), Option<InPlace>);
+pub(in super::super) type OpenedTarget = ((Part, u64), Option<InPlace>);
 
 /// What so many bytes are written to for a target: a part of it, with `keep` the one that an earlier copy left, or
 /// what is there. Blocking.
-pub(super) fn begin(
+pub(in super::super) fn begin(
     target: &Target,
     bytes: u64,
     finish: Finish,
@@ -384,7 +386,7 @@ pub(super) fn begin(
 }
 
 /// Writes a small file. Blocking.
-pub(super) fn save(
+pub(in super::super) fn save(
     target: &Target,
     data: &[u8],
     attributes: &Attributes,

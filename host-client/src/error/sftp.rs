@@ -1,18 +1,20 @@
-//! The status of an operation on a file.
+//! The errors of an SFTP server.
 
-use std::fmt;
+use std::{error::Error, fmt};
 
 use super::bounded;
 use crate::protocol::sftp::status as codes;
 
-/// An error that an SFTP server reported: a code and a message.
+/// An error that an SFTP server reported: a code and a message. The source of [`ClientError::File`].
+///
+/// [`ClientError::File`]: crate::ClientError::File
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileStatus {
+pub struct SftpError {
     code: u32,
     text: String,
 }
 
-impl FileStatus {
+impl SftpError {
     pub(crate) fn new(code: u32, message: &[u8]) -> Self {
         Self {
             code,
@@ -51,7 +53,9 @@ impl FileStatus {
     }
 }
 
-impl fmt::Display for FileStatus {
+impl Error for SftpError {}
+
+impl fmt::Display for SftpError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.text.is_empty() {
             f.write_str(&self.text)
@@ -69,7 +73,7 @@ mod tests {
 
     #[test]
     fn a_status_without_a_message_is_printed_by_its_code() {
-        assert_eq!(FileStatus::new(14, b"").to_string(), "status 14");
-        assert_eq!(FileStatus::new(2, b"").to_string(), "no such file");
+        assert_eq!(SftpError::new(14, b"").to_string(), "status 14");
+        assert_eq!(SftpError::new(2, b"").to_string(), "no such file");
     }
 }
