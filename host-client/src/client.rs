@@ -1,25 +1,20 @@
 //! `Client`: one method per resource of an agent.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
-use futures_util::StreamExt;
 use http::Method;
-use tokio_tungstenite::tungstenite::Message;
-use tokio_util::task::TaskTracker;
 
 use crate::{
-    connect::{AgentStream, Connector, DEFAULT_CONNECT_TIMEOUT},
+    agent::Agent,
+    connect::{AgentStream, Connector},
     endpoint::Endpoint,
     error::ClientError,
+    events::Events,
     exec::Exec,
-    http::{ANSWER_TIMEOUT, Call, Http, metadata},
+    http::{Call, Http, metadata},
     operation,
     protocol::{
-        event::{DEFAULT_KINDS, Event, NewEvent},
+        event::{DEFAULT_KINDS, NewEvent},
         host::HostConnection,
         operation::{Operation, OperationId},
         path,
@@ -28,18 +23,12 @@ use crate::{
         version::{Family, INCUS_SERVER_NAME},
     },
     sftp::{self, Sftp},
+    timeouts::Timeouts,
     tls::Security,
-    ws::{self, Socket},
 };
-
-/// Shortest allowed [`Timeouts::silence`]: guests under emulation are slow.
-const MIN_SILENCE: Duration = Duration::from_secs(1);
 
 /// A kind of events that no agent sends.
 const NO_EVENTS: &str = "vsock-agent-host-presence";
-
-/// Additional time for an agent to cancel an operation.
-const CANCEL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A client of one agent.
 ///
@@ -55,63 +44,7 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(30);
 /// [`Client::settle`].
 #[derive(Debug, Clone)]
 pub struct Client {
-    inner: Arc<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    http: Http,
-    timeouts: Timeouts,
-    info: Mutex<Option<Arc<ServerInfo>>>,
-    /// Tasks that go on after their caller is gone.
-    background: TaskTracker,
-}
-
-/// Time limits of a client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Timeouts {
-    /// Time limit for connecting, over all attempts. The default is 30 s.
-    pub connect: Duration,
-    /// Time limit for an agent that sends nothing: instead of a reply, the next pong while a command
-    /// runs, or the reply to an SFTP request. After it, the request fails with
-    /// [`Silent`](ClientError::Silent), the command with
-    /// [`ConnectionLost`](ClientError::ConnectionLost).
-    ///
-    /// `None` is 30 s for replies, 45 s for commands, and 300 s for files, whose disk may be slow. Less
-    /// than a second counts as a second.
-    pub silence: Option<Duration>,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            connect: DEFAULT_CONNECT_TIMEOUT,
-            silence: None,
-        }
-    }
-}
-
-impl Timeouts {
-    /// Sets [`connect`](Self::connect).
-    #[must_use]
-    pub const fn with_connect(mut self, timeout: Duration) -> Self {
-        self.connect = timeout;
-        self
-    }
-
-    /// Sets [`silence`](Self::silence).
-    #[must_use]
-    pub const fn with_silence(mut self, timeout: Duration) -> Self {
-        self.silence = Some(timeout);
-        self
-    }
-
-    /// The value of `silence`, or `usual` if it is `None`.
-    pub(crate) fn silence_or(self, usual: Duration) -> Duration {
-        self.silence
-            .map_or(usual, |silence| silence.max(MIN_SILENCE))
-    }
+    agent: Arc<Agent>,
 }
 
 impl Client {
@@ -141,12 +74,7 @@ impl Client {
 
     fn over(connector: Connector, timeouts: Timeouts) -> Self {
         Self {
-            inner: Arc::new(Inner {
-                http: Http::new(connector, timeouts.silence_or(ANSWER_TIMEOUT)),
-                timeouts,
-                info: Mutex::new(None),
-                background: TaskTracker::new(),
-            }),
+            agent: Arc::new(Agent::new(connector, timeouts)),
         }
     }
 
@@ -164,10 +92,7 @@ impl Client {
     /// [`ClientError::Agent`], [`ClientError::ConnectionLost`], [`ClientError::Silent`] or
     /// [`ClientError::Protocol`].
     pub async fn server_info(&self) -> Result<ServerInfo, ClientError> {
-        let call = Call::get(path::SERVER, "asking what the agent is");
-        let info: ServerInfo = metadata(self.http().call(call).await?, "the description")?;
-        *self.info() = Some(Arc::new(info.clone()));
-        Ok(info)
+        self.agent.server_info().await
     }
 
     /// As [`Client::server_info`], with a single attempt to connect.
@@ -187,7 +112,7 @@ impl Client {
     /// [`ClientError::Agent`] if the agent refuses it; LXD's agent also does if it cannot connect to
     /// that address. Or another [`ClientError`].
     pub async fn set_host(&self, host: &HostConnection) -> Result<(), ClientError> {
-        let flavour = match &self.known_info().await?.environment.server[..] {
+        let flavour = match &self.agent.known_info().await?.environment.server[..] {
             INCUS_SERVER_NAME => Family::Incus,
             _ => Family::Lxd,
         };
@@ -206,15 +131,6 @@ impl Client {
             .map_err(|error| ClientError::protocol_because("an event is no JSON", error))?;
         let call = Call::change(Method::POST, path::EVENTS, body, "telling an event");
         self.http().call(call).await.map(drop)
-    }
-
-    /// The last result of [`Client::server_info`], requested if there is none.
-    pub(crate) async fn known_info(&self) -> Result<Arc<ServerInfo>, ClientError> {
-        let known = self.info().clone();
-        match known {
-            Some(info) => Ok(info),
-            None => self.server_info().await.map(Arc::new),
-        }
     }
 
     /// The agent's running operations, and those that ended recently.
@@ -264,10 +180,7 @@ impl Client {
     ///
     /// [`ClientError::Agent`] when it cannot be cancelled: LXD's agent cannot cancel a command.
     pub async fn cancel_operation(&self, id: OperationId) -> Result<(), ClientError> {
-        let during = "cancelling an operation";
-        let call = Call::change(Method::DELETE, path::operation(id), None, during);
-        let call = call.with_extra_time(CANCEL_TIMEOUT);
-        self.http().call(call).await.map(drop)
+        self.agent.cancel_operation(id).await
     }
 
     /// A command to run: `program` with `arguments`.
@@ -279,7 +192,7 @@ impl Client {
     where
         A: Into<String>,
     {
-        Exec::new(self.clone(), program.into(), arguments)
+        Exec::new(Arc::clone(&self.agent), program.into(), arguments)
     }
 
     /// Starts a file session.
@@ -299,7 +212,7 @@ impl Client {
     /// [`ClientError::Agent`] when it refuses them, or another [`ClientError`].
     pub async fn sftp_with(&self, options: &SessionOptions) -> Result<Sftp, ClientError> {
         let stream = self.open_sftp(options).await?;
-        let silence = self.timeouts().silence_or(sftp::SILENCE_TIMEOUT);
+        let silence = self.agent.timeouts.silence_or(sftp::SILENCE_TIMEOUT);
         Sftp::start(stream, silence).await?.confirm(options)
     }
 
@@ -352,16 +265,8 @@ impl Client {
     }
 
     async fn any_events(&self, kinds: &[&str]) -> Result<Events, ClientError> {
-        let socket = self.event_socket(kinds).await?;
-        Ok(Events { socket: Ok(socket) })
-    }
-
-    pub(crate) async fn event_socket(&self, kinds: &[&str]) -> Result<Socket, ClientError> {
-        let path = match kinds {
-            [] => path::EVENTS.to_owned(),
-            kinds => format!("{}?type={}", path::EVENTS, kinds.join(",")),
-        };
-        ws::open(self.http(), &path, ws::SMALL_BUFFER_BYTES, LISTENING).await
+        let socket = self.agent.event_socket(kinds).await?;
+        Ok(Events::new(socket))
     }
 
     /// Waits for background work that must not be aborted: a handshake with a virtual machine monitor,
@@ -372,94 +277,14 @@ impl Client {
     ///
     /// Cancel safe: the work goes on when the future is dropped.
     pub async fn settle(&self) {
-        let background = self.background();
+        let background = &self.agent.background;
         background.close();
         background.wait().await;
         background.reopen();
         self.http().connector().settle().await;
     }
 
-    pub(crate) fn background(&self) -> &TaskTracker {
-        &self.inner.background
-    }
-
-    pub(crate) fn timeouts(&self) -> Timeouts {
-        self.inner.timeouts
-    }
-
-    pub(crate) fn http(&self) -> &Http {
-        &self.inner.http
-    }
-
-    fn info(&self) -> std::sync::MutexGuard<'_, Option<Arc<ServerInfo>>> {
-        self.inner
-            .info
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A stream of events. Dropping it closes the connection.
-#[derive(Debug)]
-pub struct Events {
-    /// `None` after the stream has ended.
-    socket: Result<Socket, Ended>,
-}
-
-/// How the stream ended, returned again by every later call.
-#[derive(Debug, Clone)]
-enum Ended {
-    ByAgent,
-    Lost(String),
-}
-
-impl Ended {
-    fn outcome(&self) -> Result<Option<Event>, ClientError> {
-        match self {
-            Self::ByAgent => Ok(None),
-            Self::Lost(reason) => Err(ClientError::lost(LISTENING, reason.clone())),
-        }
-    }
-}
-
-/// The action in errors.
-const LISTENING: &str = "listening for events";
-
-impl Events {
-    /// The next event; `None` when the agent has ended the stream. After the end, every call returns the
-    /// same result.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe: no event is lost when the future is dropped.
-    ///
-    /// # Errors
-    ///
-    /// [`ClientError::ConnectionLost`] when the connection ended without a close frame: events may be
-    /// missing. [`ClientError::Protocol`] for an invalid event; later ones may be valid.
-    pub async fn next(&mut self) -> Result<Option<Event>, ClientError> {
-        loop {
-            let socket = match &mut self.socket {
-                Ok(socket) => socket,
-                Err(ended) => return ended.outcome(),
-            };
-            let ended = match socket.next().await {
-                Some(Ok(Message::Text(text))) => {
-                    return serde_json::from_str(text.as_str())
-                        .map(Some)
-                        .map_err(|error| {
-                            ClientError::protocol_because(
-                                "an event is not what it should be",
-                                error,
-                            )
-                        });
-                }
-                Some(Ok(Message::Close(_))) => Ended::ByAgent,
-                Some(Ok(_)) => continue,
-                Some(Err(error)) => Ended::Lost(error.to_string()),
-                None => Ended::Lost("the connection closed".to_owned()),
-            };
-            self.socket = Err(ended);
-        }
+    fn http(&self) -> &Http {
+        &self.agent.http
     }
 }

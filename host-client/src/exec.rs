@@ -19,14 +19,14 @@ mod reported_end;
 mod request;
 mod session;
 
-use std::{collections::BTreeMap, io, time::Duration};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 pub use crate::protocol::exec::OnDisconnect;
 
 pub use self::{control::ExecControl, input::ExecStdin, output::ExecReader, session::ExecSession};
-use crate::{client::Client, error::ClientError};
+use crate::{agent::Agent, error::ClientError};
 
 /// Default of [`Exec::output_limit`], in bytes.
 const DEFAULT_OUTPUT_LIMIT_BYTES: usize = 64 * 1024 * 1024;
@@ -35,7 +35,7 @@ const DEFAULT_OUTPUT_LIMIT_BYTES: usize = 64 * 1024 * 1024;
 #[derive(Debug, Clone)]
 #[must_use = "a command runs when it is started"]
 pub struct Exec {
-    client: Client,
+    agent: Arc<Agent>,
     command: Vec<String>,
     environment: BTreeMap<String, String>,
     directory: String,
@@ -129,14 +129,14 @@ pub struct Output {
 
 impl Exec {
     pub(crate) fn new<A: Into<String>>(
-        client: Client,
+        agent: Arc<Agent>,
         program: String,
         arguments: impl IntoIterator<Item = A>,
     ) -> Self {
         let mut command = vec![program];
         command.extend(arguments.into_iter().map(Into::into));
         Self {
-            client,
+            agent,
             command,
             environment: BTreeMap::new(),
             directory: String::new(),

@@ -87,16 +87,19 @@
 //!
 //! `identity` makes keys and certificates (`Identity::generate`).
 
+mod agent;
 mod client;
 mod connect;
 pub mod copy;
 mod endpoint;
 mod error;
+mod events;
 mod exec;
 mod http;
 mod identity;
 mod operation;
 mod sftp;
+mod timeouts;
 mod tls;
 mod ws;
 
@@ -104,16 +107,18 @@ pub use vsock_agent_protocol as protocol;
 pub use vsock_agent_protocol::sftp::SessionOptions;
 
 pub use self::{
-    client::{Client, Events, Timeouts},
+    client::Client,
     connect::AgentStream,
     endpoint::{Endpoint, EndpointError},
     error::{ClientError, ConnectError, SftpError},
+    events::Events,
     exec::{
         Account, Exec, ExecControl, ExecReader, ExecSession, ExecStdin, ExitStatus, OnDisconnect,
         Output, TerminalSize,
     },
     identity::IdentityFiles,
     sftp::{DirectoryEntry, DirectoryReader, OpenOptions, RemoteFile, RemotePath, Sftp},
+    timeouts::Timeouts,
     tls::{Identity, IdentityError, IdentityPem, Security},
 };
 

@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tracing::debug;
 
 use crate::{
-    client::Client,
+    agent::Agent,
     error::ClientError,
     http::{Call, metadata},
     protocol::{
@@ -38,26 +38,26 @@ pub(crate) enum Watch {
 
 /// Waits for the end of operation `id`.
 pub(crate) async fn end(
-    client: &Client,
+    agent: &Agent,
     id: OperationId,
     watch: Watch,
 ) -> Result<Operation, ClientError> {
     match watch {
-        Watch::LongPoll => end_by_long_poll(client, id).await,
-        Watch::Events(socket) => end_by_events(client, id, *socket).await,
+        Watch::LongPoll => end_by_long_poll(agent, id).await,
+        Watch::Events(socket) => end_by_events(agent, id, *socket).await,
     }
 }
 
-async fn end_by_long_poll(client: &Client, id: OperationId) -> Result<Operation, ClientError> {
+async fn end_by_long_poll(agent: &Agent, id: OperationId) -> Result<Operation, ClientError> {
     loop {
-        match poll(client, id).await {
+        match poll(agent, id).await {
             Ok(operation) if operation.is_final() => return Ok(operation),
             Ok(_) => {}
             // LXD's agent answers the wait with an error after the poll's time, and if the operation
             // failed. `GET` of the operation distinguishes them.
             Err(error) => debug!(%error, "the long poll ended without the operation"),
         }
-        match look(client, id).await? {
+        match look(agent, id).await? {
             operation if operation.is_final() => return Ok(operation),
             _ => sleep(LOOK_INTERVAL).await,
         }
@@ -65,7 +65,7 @@ async fn end_by_long_poll(client: &Client, id: OperationId) -> Result<Operation,
 }
 
 async fn end_by_events(
-    client: &Client,
+    agent: &Agent,
     id: OperationId,
     mut socket: Socket,
 ) -> Result<Operation, ClientError> {
@@ -85,7 +85,7 @@ async fn end_by_events(
                 Some(Err(_)) | None => listening = false,
             },
             _ = looks.tick() => {
-                let operation = look(client, id).await?;
+                let operation = look(agent, id).await?;
                 if operation.is_final() {
                     return Ok(operation);
                 }
@@ -109,17 +109,17 @@ fn final_state(text: &str, id: OperationId) -> Option<Operation> {
 const DURING: &str = "waiting for the command to end";
 
 /// Waits for the end, for the length of one poll.
-async fn poll(client: &Client, id: OperationId) -> Result<Operation, ClientError> {
+async fn poll(agent: &Agent, id: OperationId) -> Result<Operation, ClientError> {
     let path = path::operation_wait(id, Some(POLL_TIME));
     let call = Call::get(path, DURING).with_extra_time(POLL_TIME);
-    metadata(client.http().call_once(call).await?, "the operation")
+    metadata(agent.http.call_once(call).await?, "the operation")
 }
 
 /// The current state of an operation. As for the poll, there is one attempt to connect: an agent that
 /// restarted does not know the operation.
-async fn look(client: &Client, id: OperationId) -> Result<Operation, ClientError> {
+async fn look(agent: &Agent, id: OperationId) -> Result<Operation, ClientError> {
     let call = Call::get(path::operation(id), DURING);
-    match client.http().call_once(call).await {
+    match agent.http.call_once(call).await {
         Ok(envelope) => metadata(envelope, "the operation"),
         // LXD's agent returns 500 for an unknown operation.
         Err(ClientError::Agent {

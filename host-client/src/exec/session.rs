@@ -20,7 +20,7 @@ use super::{
     output::{CommandState, OutputStream, StreamEnd},
 };
 use crate::{
-    client::Client,
+    agent::Agent,
     error::{ClientError, bounded},
     http::{Call, metadata},
     operation::{self, Watch},
@@ -71,19 +71,19 @@ struct Output {
 /// After the request, a background task goes on even if this future is dropped: it then ends the
 /// command, whose agent would otherwise wait for its sockets.
 pub(super) async fn start(exec: Exec) -> Result<ExecSession, ClientError> {
-    let client = exec.client.clone();
-    let info = client.known_info().await?;
+    let agent = Arc::clone(&exec.agent);
+    let info = agent.known_info().await?;
     let request = exec.request(&info)?;
     // Before the command exists, or its end could be missed.
     let watch = if info.has(OPERATION_WAIT) {
         Watch::LongPoll
     } else {
-        Watch::Events(Box::new(client.event_socket(&[event::OPERATION]).await?))
+        Watch::Events(Box::new(agent.event_socket(&[event::OPERATION]).await?))
     };
-    let connection = client.http().connect_for_change().await?;
+    let connection = agent.http.connect_for_change().await?;
     let (sender, receiver) = oneshot::channel();
-    let background = client.background().clone();
-    background.spawn(create_and_join(client, connection, request, watch, sender));
+    let background = agent.background.clone();
+    background.spawn(create_and_join(agent, connection, request, watch, sender));
     receiver.await.unwrap_or_else(|_| {
         Err(ClientError::ConnectionLost {
             during: STARTING,
@@ -97,13 +97,13 @@ const STARTING: &str = "starting the command";
 
 /// Creates the command and joins its sockets, as long as the caller waits for the session.
 async fn create_and_join(
-    client: Client,
+    agent: Arc<Agent>,
     connection: Connection,
     request: ExecRequest,
     watch: Watch,
     mut sender: oneshot::Sender<Result<ExecSession, ClientError>>,
 ) {
-    let (id, secrets) = match create(&client, connection, &request).await {
+    let (id, secrets) = match create(&agent, connection, &request).await {
         Ok(created) => created,
         Err(error) => {
             let _ = sender.send(Err(error));
@@ -112,18 +112,18 @@ async fn create_and_join(
     };
     let terminal = request.interactive;
     let joined = tokio::select! {
-        joined = join_all(&client, id, &secrets, terminal) => joined,
+        joined = join_all(&agent, id, &secrets, terminal) => joined,
         () = sender.closed() => Err(ClientError::ConnectionLost { during: STARTING, source: None }),
     };
     match joined {
         // If the caller is gone, dropping the session ends the command.
         Ok((control, streams)) => {
-            let session = start_tasks(client, id, watch, terminal, control, streams);
+            let session = start_tasks(agent, id, watch, terminal, control, streams);
             drop(sender.send(Ok(session)));
         }
         Err(error) => {
             // LXD's agent cannot cancel a command, but drops it after seconds without sockets.
-            let _ = client.cancel_operation(id).await;
+            let _ = agent.cancel_operation(id).await;
             let _ = sender.send(Err(error));
         }
     }
@@ -131,14 +131,14 @@ async fn create_and_join(
 
 /// Creates the command. Returns its operation and the secrets of its sockets.
 async fn create(
-    client: &Client,
+    agent: &Agent,
     connection: Connection,
     request: &ExecRequest,
 ) -> Result<(OperationId, BTreeMap<String, Secret>), ClientError> {
     let body = serde_json::to_vec(request)
         .map_err(|error| ClientError::protocol_because("the request cannot be written", error))?;
     let call = Call::change(Method::POST, path::EXEC, body, STARTING);
-    let answer = client.http().call_on(connection, &call).await?;
+    let answer = agent.http.call_on(connection, &call).await?;
     let operation: Operation = metadata(answer, "the operation")?;
     let started: ExecStarted = serde_json::from_value(operation.metadata).map_err(|error| {
         ClientError::protocol_because(
@@ -155,7 +155,7 @@ async fn create(
 /// the control socket is joined, which is then refused with status 400. LXD's agent waits for the
 /// control socket, and the operation fails without it.
 async fn join_all(
-    client: &Client,
+    agent: &Agent,
     id: OperationId,
     secrets: &BTreeMap<String, Secret>,
     terminal: bool,
@@ -165,9 +165,9 @@ async fn join_all(
     } else {
         &[STDIN, STDOUT, STDERR]
     };
-    let streams = try_join_all(streams.iter().map(|name| join(client, id, secrets, name)));
+    let streams = try_join_all(streams.iter().map(|name| join(agent, id, secrets, name)));
     let control = async {
-        match join(client, id, secrets, CONTROL).await {
+        match join(agent, id, secrets, CONTROL).await {
             Err(ClientError::Agent { status: 400, .. }) if !terminal => Ok(None),
             joined => joined.map(Some),
         }
@@ -176,7 +176,7 @@ async fn join_all(
 }
 
 async fn join(
-    client: &Client,
+    agent: &Agent,
     id: OperationId,
     secrets: &BTreeMap<String, Secret>,
     name: &str,
@@ -189,18 +189,12 @@ async fn join(
         _ => ws::DATA_BUFFER_BYTES,
     };
     let path = path::operation_websocket(id, secret);
-    ws::open(
-        client.http(),
-        &path,
-        buffer,
-        "joining the command's streams",
-    )
-    .await
+    ws::open(&agent.http, &path, buffer, "joining the command's streams").await
 }
 
 /// Starts the tasks of a session. `streams` are in the order of their numbers.
 fn start_tasks(
-    client: Client,
+    agent: Arc<Agent>,
     id: OperationId,
     watch: Watch,
     terminal: bool,
@@ -223,7 +217,7 @@ fn start_tasks(
         });
     };
     if let Some(socket) = control {
-        let silence = client.timeouts().silence_or(control::SILENCE_TIMEOUT);
+        let silence = agent.timeouts.silence_or(control::SILENCE_TIMEOUT);
         tasks.spawn(control::run_control(
             socket,
             commands,
@@ -265,7 +259,7 @@ fn start_tasks(
     let reported = state.reported.clone();
     tasks.spawn(async move {
         let _pending = reported.pending();
-        let operation = operation::end(&client, id, watch).await;
+        let operation = operation::end(&agent, id, watch).await;
         if let Ok(operation) = &operation {
             reported.set(operation);
         }
