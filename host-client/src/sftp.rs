@@ -380,7 +380,12 @@ impl Sftp {
     /// Removes a file without waiting for the reply; [`Sftp::removed`] does.
     pub(crate) fn remove_now(&self, path: &RemotePath) {
         let path = Bytes::copy_from_slice(path.as_bytes());
-        if let Some(pending) = self.engine.submit_now(&Request::Remove { path }) {
+        self.clean_up(&Request::Remove { path });
+    }
+
+    /// Sends a request that only [`Sftp::removed`] waits for.
+    fn clean_up(&self, request: &Request) {
+        if let Some(pending) = self.engine.submit_now(request) {
             self.removals().push(Removal::Asked(pending));
         }
     }

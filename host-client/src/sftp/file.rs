@@ -5,9 +5,7 @@ use bytes::Bytes;
 use super::{
     Sftp,
     engine::{Credit, Payload, PendingReply},
-    extended,
-    part::Removal,
-    status,
+    extended, status,
 };
 use crate::{
     error::ClientError,
@@ -221,9 +219,11 @@ impl Drop for RemoteFile {
     fn drop(&mut self) {
         if self.open {
             let handle = self.handle.clone();
-            let closing = self.sftp.engine.submit_now(&Request::Close { handle });
-            if let (true, Some(closing)) = (self.is_part, closing) {
-                self.sftp.removals().push(Removal::Asked(closing));
+            let close = Request::Close { handle };
+            if self.is_part {
+                self.sftp.clean_up(&close);
+            } else {
+                let _ = self.sftp.engine.submit_now(&close);
             }
         }
     }
