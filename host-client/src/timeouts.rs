@@ -15,8 +15,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// Time limit for an agent that sends nothing: instead of a reply, the next pong while a command
     /// runs, or the reply to an SFTP request. After it, the request fails with
-    /// [`Silent`](ClientError::Silent), the command with
-    /// [`ConnectionLost`](ClientError::ConnectionLost).
+    /// [`Silent`](crate::ClientError::Silent), the command with
+    /// [`ConnectionLost`](crate::ClientError::ConnectionLost).
     ///
     /// `None` is 30 s for replies, 45 s for commands, and 300 s for files, whose disk may be slow. Less
     /// than a second counts as a second.
