@@ -22,8 +22,8 @@ use crate::{
         provisioner::{Provisioner, wait_until_ready},
     },
     http::{
+        identity::IdentityError,
         listen::{self, ListenAddress},
-        tls::IdentityError,
     },
     lxd_host::{
         config_share::{Applied, ConfigShare, Hotplug},
@@ -41,7 +41,7 @@ pub struct Agent {
     app: Arc<App>,
     server: Arc<Server>,
     refresher: Refresher,
-    usual_host: Option<ListenAddress>,
+    default_host: Option<ListenAddress>,
     guest: Provisioner,
     ready_timeout: Option<Duration>,
     shutdown: Shutdown,
@@ -134,7 +134,7 @@ impl Agent {
             identity,
             saved.flatten(),
         );
-        let known = data.watch();
+        let availability = data.watch();
         let metadata = MetadataServices::new(
             config.guest.presets.clone(),
             data.clone(),
@@ -144,16 +144,23 @@ impl Agent {
         let api = GuestApi::new(data, shutdown.clone());
         let has_host = config.guest.host.is_some() || app.host.watch().borrow().is_some();
         let looks_for_host = !has_host && wants_data;
-        let usual_host = config.guest.usual_host.take().filter(|_| looks_for_host);
+        let default_host = config.guest.default_host.take().filter(|_| looks_for_host);
         let ready_timeout = config.guest.ready_timeout;
-        let guest = Provisioner::new(api, metadata, config.guest, config.root, applied, known);
+        let guest = Provisioner::new(
+            api,
+            metadata,
+            config.guest,
+            config.root,
+            applied,
+            availability,
+        );
         let server = Server::new(Arc::clone(&app), trust);
         Ok(Self {
             listeners,
             app,
             server,
             refresher,
-            usual_host,
+            default_host,
             guest,
             ready_timeout,
             shutdown,
@@ -191,7 +198,7 @@ impl Agent {
             })
             .await;
         });
-        if let Some(address) = self.usual_host {
+        if let Some(address) = self.default_host {
             self.refresher.probe(address).await;
         }
         let limit = match self.ready_timeout {
@@ -285,7 +292,7 @@ mod tests {
             exec_policy: ExecPolicy::default(),
             guest: GuestConfig {
                 host: None,
-                usual_host: None,
+                default_host: None,
                 sockets: Vec::new(),
                 cloud_init: CloudInit::Off,
                 cloud_init_reboot: false,

@@ -21,7 +21,7 @@ use crate::{
     operation::Registry,
     sftp::Budget,
     shutdown::Shutdown,
-    system::state::{AgentNumbers, Guest},
+    system::state::{AgentNumbers, StateReader},
 };
 
 /// What the host is allowed to do.
@@ -44,7 +44,7 @@ pub(crate) struct App {
     /// The flavour of the host.
     pub(crate) family: Family,
     policy: RwLock<Arc<Policy>>,
-    pub(crate) guest: Guest,
+    pub(crate) state: StateReader,
     pub(crate) host: Host,
     pub(crate) hotplug: Hotplug,
     pub(crate) instance_data: InstanceData,
@@ -86,7 +86,7 @@ impl App {
             events,
             family,
             policy: RwLock::new(Arc::new(policy)),
-            guest: Guest::default(),
+            state: StateReader::default(),
             host: Host::default(),
             hotplug,
             instance_data: InstanceData::new(),

@@ -207,7 +207,7 @@ fn merge(
         .iter()
         .map(|word| Preset::find(word).map(Arc::new))
         .collect::<Result<_, _>>()?;
-    let (host, usual_host) = match options.host {
+    let (host, default_host) = match options.host {
         Some(Host::Off) => (None, None),
         Some(Host::At(address)) => (Some(address), None),
         None => (None, looks_for_host.then_some(guest::DEFAULT_HOST)),
@@ -220,7 +220,7 @@ fn merge(
     };
     let guest = GuestConfig {
         host,
-        usual_host,
+        default_host,
         sockets: guest::sockets(options.guest_socket.unwrap_or_default(), family),
         cloud_init: options.cloud_init.unwrap_or(usual_cloud_init),
         cloud_init_reboot: options.cloud_init_reboot.unwrap_or_default(),
@@ -359,7 +359,7 @@ mod tests {
     #[test]
     fn the_program_name_sets_the_default_family() {
         let family = |flags| {
-            let program = Program::StandIn(Family::Incus);
+            let program = Program::ReplacesAgentOf(Family::Incus);
             let merged = super::merge(
                 flags,
                 file(""),
@@ -382,7 +382,7 @@ mod tests {
                 &Folders::default_for(Program::Own),
             )
             .unwrap();
-            config.guest.usual_host.map(|address| address.to_string())
+            config.guest.default_host.map(|address| address.to_string())
         };
         let own = |text: &str| looked_for(plain_flags(), text, Program::Own);
         let usual = Some("vsock:2:8444".to_owned());
@@ -396,7 +396,7 @@ mod tests {
         ] {
             assert_eq!(own(text), None, "{text}");
         }
-        let stand_in = Program::StandIn(Family::Lxd);
+        let stand_in = Program::ReplacesAgentOf(Family::Lxd);
         assert_eq!(looked_for(plain_flags(), "", stand_in), None);
         let identity = |folder: &str| parsed(&["--identity", folder]);
         let fetched = identity(config_share::FETCHED);

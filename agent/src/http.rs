@@ -3,8 +3,8 @@
 pub(crate) mod client;
 pub(crate) mod connection;
 pub(crate) mod event_stream;
+pub(crate) mod identity;
 pub(crate) mod listen;
 pub(crate) mod query;
 pub(crate) mod reply;
-pub(crate) mod tls;
 pub(crate) mod ws;

@@ -31,8 +31,8 @@ use crate::{
     http::{
         client::{Client, Clients},
         connection::{self, Transport},
+        identity::{self, IdentityError},
         listen,
-        tls::{self, IdentityError},
     },
 };
 
@@ -56,8 +56,8 @@ impl Trust {
         let tls = match &config.security {
             Security::Plain => None,
             Security::Tls(folder) => {
-                certificates = tls::hosts(folder)?;
-                Some(tls::server_config(folder, certificates.clone())?)
+                certificates = identity::host_certificates(folder)?;
+                Some(identity::server_config(folder, certificates.clone())?)
             }
         };
         Ok(Self {
@@ -92,7 +92,7 @@ pub(crate) struct Server {
     clients: Clients,
     connections: Arc<Semaphore>,
     /// Connections that have not authenticated yet.
-    unknown: Arc<Admission>,
+    unauthenticated: Arc<Admission>,
     /// Serialises our own computation in the handshakes of unprivileged peers, so that many of them leave
     /// the other worker to authenticated clients.
     handshakes: Semaphore,
@@ -106,7 +106,7 @@ impl Server {
             app,
             trust: RwLock::new(Arc::new(trust)),
             clients: Clients::default(),
-            unknown: Admission::new(Limits::UNVERIFIED),
+            unauthenticated: Admission::new(Limits::UNVERIFIED),
             handshakes: Semaphore::new(1),
         })
     }
@@ -179,7 +179,7 @@ impl Server {
     ) -> io::Result<()> {
         let handshake = async {
             let is_privileged = peer.is_privileged();
-            let slot = self.unknown.enter(is_privileged).await;
+            let slot = self.unauthenticated.enter(is_privileged).await;
             let slot = slot.ok_or(HandshakeError::Evicted)?;
             let turns = (!is_privileged).then_some(&self.handshakes);
             let config = || self.trusted().tls.clone().unwrap_or(tls);

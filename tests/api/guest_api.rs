@@ -1,13 +1,13 @@
 //! Instance data, from a host that is written from LXD's API to a program in the guest.
 
 mod cloud_init;
+mod default_host;
 mod events;
 mod forward;
 mod kept;
 mod lifecycle;
 mod routes;
 mod tls;
-mod usual_host;
 
 use std::{path::Path, time::Duration};
 

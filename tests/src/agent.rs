@@ -62,7 +62,7 @@ impl TestAgent {
             exec_policy: ExecPolicy::default(),
             guest: GuestConfig {
                 host: None,
-                usual_host: None,
+                default_host: None,
                 sockets: vec![folder.path().join("guest.sock")],
                 cloud_init: CloudInit::Lxd,
                 cloud_init_reboot: false,

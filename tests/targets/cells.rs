@@ -63,6 +63,8 @@ pub(crate) struct Cell {
     pub(crate) source: PathBuf,
     /// A folder with nothing in it but a file of the target's name.
     pub(crate) tree: PathBuf,
+    /// For temporary files of the command: an editor's draft is kept when the edit fails.
+    pub(crate) temporary: PathBuf,
     new: Vec<u8>,
     inode: Option<u64>,
     mounts: Vec<PathBuf>,
@@ -84,10 +86,14 @@ impl Cell {
         let base = parent.join("cell");
         let folder = base.join("d");
         fs::create_dir_all(&folder).unwrap();
+        let temporary = base.join("tmp");
+        fs::create_dir(&temporary).unwrap();
+        fs::set_permissions(&temporary, Permissions::from_mode(0o777)).unwrap();
         let mut cell = Self {
             target: folder.join("target"),
             source: base.join("source"),
             tree: base.join("tree"),
+            temporary,
             folder,
             new: NEW.into(),
             inode: None,

@@ -108,7 +108,9 @@ impl Rig {
             }
             "edit" => {
                 let mut command = self.cli(["edit".into(), self.place(target)]);
-                command.env("VISUAL", format!("cp {}", source.display()));
+                command
+                    .env("VISUAL", format!("cp {}", source.display()))
+                    .env("TMPDIR", &cell.temporary);
                 command
             }
             other => panic!("{other}"),

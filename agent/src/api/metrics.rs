@@ -14,7 +14,7 @@ use crate::{
 ///
 /// 500 when the metrics cannot be read.
 pub(crate) async fn get(app: &App) -> Result<Reply, ApiError> {
-    let metrics = app.guest.metrics(app.family).await?;
+    let metrics = app.state.metrics(app.family).await?;
     Ok(match app.family {
         Family::Lxd => sync(LxdMetrics::from(metrics)),
         Family::Incus => sync(metrics),
@@ -27,5 +27,5 @@ pub(crate) async fn get(app: &App) -> Result<Reply, ApiError> {
 ///
 /// 500 when the metrics cannot be read.
 pub(crate) async fn get_text(app: &App) -> Result<Reply, ApiError> {
-    Ok(text(CONTENT_TYPE, app.guest.text(app.numbers()).await?))
+    Ok(text(CONTENT_TYPE, app.state.text(app.numbers()).await?))
 }

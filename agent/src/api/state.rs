@@ -13,7 +13,7 @@ use crate::{
 ///
 /// 500 when the state cannot be read.
 pub(crate) async fn get(app: &App) -> Result<Reply, ApiError> {
-    Ok(sync(app.guest.state(app.family).await?))
+    Ok(sync(app.state.state(app.family).await?))
 }
 
 /// `PUT /1.0/state`: not implemented, as in LXD's agent.

@@ -8,7 +8,7 @@ use std::{
 use vsock_agent_transport::is_our_own;
 
 use super::{ConfigError, program::Program};
-use crate::{http::tls, lxd_host::config_share};
+use crate::{http::identity, lxd_host::config_share};
 
 /// The directory of an installed identity.
 const INSTALLED: &str = "/etc/vsock-agent";
@@ -31,7 +31,7 @@ impl Folders {
     /// `vsock-agent` searches the working directory only if no other user can write to it.
     pub(super) fn default_for(program: Program) -> Self {
         let is_searched = |folder: &PathBuf| match program {
-            Program::StandIn(_) => true,
+            Program::ReplacesAgentOf(_) => true,
             Program::Own => is_our_own(folder),
         };
         let working = env::current_dir().ok().filter(is_searched);
@@ -52,7 +52,7 @@ impl Folders {
             return Ok(folder);
         }
         let mut folders = self.working.iter().chain(&self.others);
-        let found = folders.find(|folder| folder.join(tls::CERTIFICATE_FILE).exists());
+        let found = folders.find(|folder| folder.join(identity::CERTIFICATE_FILE).exists());
         found.cloned().ok_or_else(|| ConfigError::NoIdentity {
             searched: self
                 .working
@@ -73,7 +73,7 @@ impl Folders {
         identity: Option<&Path>,
     ) -> Option<PathBuf> {
         named.or_else(|| match program {
-            Program::StandIn(_) => self.working.clone(),
+            Program::ReplacesAgentOf(_) => self.working.clone(),
             Program::Own => identity.map(Path::to_owned),
         })
     }
@@ -100,7 +100,7 @@ mod tests {
         let [first, second, third] = ["1", "2", "3"].map(|name| parent.join(name));
         for folder in [&second, &third] {
             fs::create_dir_all(folder).unwrap();
-            fs::write(folder.join(tls::CERTIFICATE_FILE), "").unwrap();
+            fs::write(folder.join(identity::CERTIFICATE_FILE), "").unwrap();
         }
         let usual = folders(&first, &[&second, &third]);
         assert_eq!(usual.identity(None).unwrap(), second);
@@ -117,7 +117,7 @@ mod tests {
     fn a_stand_in_has_the_config_share_in_its_working_directory() {
         let usual = folders(Path::new("/run/incus_agent"), &[]);
         let secrets = Some(Path::new("/secrets"));
-        let stand_in = Program::StandIn(Family::Incus);
+        let stand_in = Program::ReplacesAgentOf(Family::Incus);
         let share = |program, identity| usual.share(None, program, identity);
         assert_eq!(share(stand_in, secrets), Some("/run/incus_agent".into()));
         assert_eq!(share(Program::Own, secrets), Some("/secrets".into()));

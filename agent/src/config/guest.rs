@@ -26,7 +26,7 @@ pub struct GuestConfig {
     pub host: Option<ListenAddress>,
     /// An address to try once at the start if the host has not announced one. If a host replies, the address
     /// is used as [`host`](Self::host).
-    pub usual_host: Option<ListenAddress>,
+    pub default_host: Option<ListenAddress>,
     /// The Unix sockets of the guest API.
     pub sockets: Vec<PathBuf>,
     /// How cloud-init gets the data.

@@ -10,7 +10,7 @@ pub(super) enum Program {
     /// `vsock-agent`.
     Own,
     /// `lxd-agent` or `incus-agent`. Their units start it in a copy of the config share.
-    StandIn(Family),
+    ReplacesAgentOf(Family),
 }
 
 impl Program {
@@ -18,8 +18,8 @@ impl Program {
     pub(super) fn named(argument: Option<&OsStr>) -> Self {
         let name = argument.and_then(|path| Path::new(path).file_name()?.to_str());
         match name {
-            Some(LXD_SERVER_NAME) => Self::StandIn(Family::Lxd),
-            Some(INCUS_SERVER_NAME) => Self::StandIn(Family::Incus),
+            Some(LXD_SERVER_NAME) => Self::ReplacesAgentOf(Family::Lxd),
+            Some(INCUS_SERVER_NAME) => Self::ReplacesAgentOf(Family::Incus),
             _ => Self::Own,
         }
     }
@@ -28,7 +28,7 @@ impl Program {
     pub(super) fn family(self) -> Family {
         match self {
             Self::Own => Family::default(),
-            Self::StandIn(family) => family,
+            Self::ReplacesAgentOf(family) => family,
         }
     }
 }
@@ -40,10 +40,16 @@ mod tests {
     #[test]
     fn the_program_is_determined_by_the_file_name() {
         let named = |name: &str| Program::named(Some(OsStr::new(name)));
-        assert_eq!(named("/usr/bin/lxd-agent"), Program::StandIn(Family::Lxd));
-        assert_eq!(named("incus-agent"), Program::StandIn(Family::Incus));
+        assert_eq!(
+            named("/usr/bin/lxd-agent"),
+            Program::ReplacesAgentOf(Family::Lxd)
+        );
+        assert_eq!(
+            named("incus-agent"),
+            Program::ReplacesAgentOf(Family::Incus)
+        );
         assert_eq!(named("/run/lxd_agent/vsock-agent"), Program::Own);
-        assert_eq!(named("/lxd-agent/"), Program::StandIn(Family::Lxd));
+        assert_eq!(named("/lxd-agent/"), Program::ReplacesAgentOf(Family::Lxd));
         assert_eq!(Program::named(None), Program::Own);
     }
 }

@@ -42,7 +42,7 @@ pub(crate) struct Provisioner {
     config: GuestConfig,
     root: PathBuf,
     applied: Applied,
-    known: watch::Receiver<Availability>,
+    availability: watch::Receiver<Availability>,
     stage: watch::Sender<Stage>,
     is_released: Arc<AtomicBool>,
     sockets: Option<OpenSockets>,
@@ -63,7 +63,7 @@ pub(crate) enum Stage {
 }
 
 impl Provisioner {
-    /// Serves the data of `known` by `api` and `metadata`. `root` is the guest's `/`, `applied` the effect of
+    /// Serves the data of `availability` by `api` and `metadata`. `root` is the guest's `/`, `applied` the effect of
     /// the config share.
     pub(crate) fn new(
         api: Arc<GuestApi>,
@@ -71,9 +71,9 @@ impl Provisioner {
         config: GuestConfig,
         root: PathBuf,
         applied: Applied,
-        known: watch::Receiver<Availability>,
+        availability: watch::Receiver<Availability>,
     ) -> Self {
-        let stage = if applied.has_seed {
+        let stage = if applied.wrote_seed {
             Stage::Seeded
         } else {
             Stage::Waiting
@@ -84,7 +84,7 @@ impl Provisioner {
             config,
             root,
             applied,
-            known,
+            availability,
             stage: watch::Sender::new(stage),
             is_released: Arc::default(),
             sockets: None,
@@ -107,7 +107,7 @@ impl Provisioner {
         // cloud-init would prefer the seed of an earlier configuration to the data. During the boot it may be
         // in use, so it is removed when the agent stops.
         let has_old_seed = self.config.cloud_init != CloudInit::NoCloud
-            && !self.applied.is_seeded
+            && !self.applied.image_has_seed_templates
             && cloud_init::has_own_seed(&self.root);
         if has_old_seed && cloud_init::is_boot_over(&self.root).await.unwrap_or(false) {
             self.remove_seed().await;
@@ -128,7 +128,7 @@ impl Provisioner {
     }
 
     async fn serve_until(&mut self, stop: CancellationToken) {
-        if self.applied.has_seed {
+        if self.applied.wrote_seed {
             let meta_data = cloud_init::seeded_meta_data(&self.root);
             if self.redetect(Datasource::NoCloud, &meta_data).await {
                 return stop.cancelled().await;
@@ -136,8 +136,8 @@ impl Provisioner {
             self.stage.send_replace(Stage::Waiting);
         }
         loop {
-            let known = self.known.borrow_and_update().clone();
-            match known {
+            let availability = self.availability.borrow_and_update().clone();
+            match availability {
                 Availability::Unknown => {}
                 Availability::Disabled => {
                     self.sockets = None;
@@ -151,7 +151,7 @@ impl Provisioner {
                 }
             }
             select! {
-                changed = self.known.changed() => if changed.is_err() {
+                changed = self.availability.changed() => if changed.is_err() {
                     return;
                 },
                 () = stop.cancelled() => return,
@@ -161,7 +161,7 @@ impl Provisioner {
 
     /// Makes the data available in the guest. True if the machine reboots for cloud-init.
     async fn serve(&mut self, snapshot: Arc<Snapshot>) -> bool {
-        let is_ours = !self.applied.is_seeded;
+        let is_ours = !self.applied.image_has_seed_templates;
         if self.config.cloud_init == CloudInit::NoCloud && is_ours {
             self.write_seed(Arc::clone(&snapshot)).await;
         }
@@ -250,8 +250,8 @@ pub(crate) async fn wait_until_ready(mut stage: watch::Receiver<Stage>, limit: D
     let end = Instant::now() + limit + defaults::PROVISION_TIMEOUT;
     let detected = stage.wait_for(|stage| *stage != Stage::Seeded);
     let _ = timeout_at(end, detected).await;
-    let known = stage.wait_for(|stage| matches!(stage, Stage::Known | Stage::Settled));
-    let is_in_time = timeout(limit, known).await.is_ok();
+    let availability = stage.wait_for(|stage| matches!(stage, Stage::Known | Stage::Settled));
+    let is_in_time = timeout(limit, availability).await.is_ok();
     if is_in_time {
         let settled = stage.wait_for(|stage| *stage == Stage::Settled);
         let _ = timeout_at(end, settled).await;

@@ -1,6 +1,6 @@
 //! The addresses that the agent listens on and connects to.
 
-mod module;
+mod vsock_module;
 
 use std::{fmt, io, path::PathBuf, str::FromStr, sync::Arc};
 
@@ -66,7 +66,7 @@ pub(crate) async fn bind(address: &ListenAddress) -> io::Result<Listener> {
     let backlog = Backlog::new(defaults::BACKLOG).unwrap_or(Backlog::MAXALLOWABLE);
     match address {
         ListenAddress::Vsock(address) => {
-            let listener = module::listen(*address, backlog).await?;
+            let listener = vsock_module::listen(*address, backlog).await?;
             Ok(Listener::Vsock(listener))
         }
         ListenAddress::Unix(path) => {

@@ -88,10 +88,10 @@ impl ConfigShare {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Applied {
     /// Whether a seed was written. cloud-init may have to detect its datasource again.
-    pub(crate) has_seed: bool,
+    pub(crate) wrote_seed: bool,
     /// Whether the image has templates for seeds, rendered in this boot or not. The agent writes no seed of
     /// its own then.
-    pub(crate) is_seeded: bool,
+    pub(crate) image_has_seed_templates: bool,
 }
 
 /// The content of a file. `None` if it is missing or, which is logged, cannot be read.

@@ -66,7 +66,7 @@ use vsock_agent_protocol::sftp::{
 };
 
 use self::{
-    followers::{Followers, Host, Limits, Role},
+    followers::{Followers, Limits, Role, SessionIo},
     writer::QueuedWrite,
 };
 use super::{
@@ -311,7 +311,7 @@ impl Shared {
     }
 }
 
-impl Host for Arc<Shared> {
+impl SessionIo for Arc<Shared> {
     fn spawn(&self) -> io::Result<()> {
         self.start_thread(|shared| shared.run_thread(shared.followers.next_role(shared)))
     }

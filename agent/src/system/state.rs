@@ -39,7 +39,7 @@ pub(crate) use text::{AgentNumbers, CONTENT_TYPE};
 
 /// Reads the state of the guest. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Guest {
+pub(crate) struct StateReader {
     sources: Sources,
     prober: Prober,
 }
@@ -49,7 +49,7 @@ pub(crate) struct Guest {
 #[error("cannot read the state of the guest")]
 pub(crate) struct StateError(#[from] io::Error);
 
-impl Guest {
+impl StateReader {
     /// The state in the format of this host flavour.
     ///
     /// # Errors
@@ -74,7 +74,7 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// As [`Guest::state`], or when the text cannot be encoded.
+    /// As [`StateReader::state`], or when the text cannot be encoded.
     pub(crate) async fn text(&self, agent: AgentNumbers) -> Result<String, StateError> {
         let snapshot = self.snapshot().await?;
         let filesystems = self.prober.measure(self.sources.clone()).await?;

@@ -1,7 +1,8 @@
 //! `agent-cli`: runs commands and moves files in virtual machines, from their host.
 //!
-//! This file parses the arguments, runs one command and returns its exit code. Each command is in the
-//! file of its name. All output goes through [`output`].
+//! This file parses the arguments, runs one command and returns its exit code. `args` maps commands to
+//! modules: `config` is `instance`, `vm` is `vms`, `shell` is in `exec`, and the file commands are in
+//! `files`. All output goes through [`output`].
 
 mod args;
 mod config;

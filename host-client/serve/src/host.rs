@@ -44,7 +44,7 @@ pub use self::{
 use self::{
     guest::ServedGuest,
     origin::{ListenAddress, Origin},
-    peer::Peer,
+    peer::OriginGuests,
     status::StatusFile,
 };
 use crate::instance::InstanceStore;
@@ -91,7 +91,7 @@ struct HostState {
     store: InstanceStore,
     status: StatusFile,
     is_registered: IsRegistered,
-    peers: RwLock<HashMap<Origin, Arc<Peer>>>,
+    peers: RwLock<HashMap<Origin, Arc<OriginGuests>>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -202,7 +202,7 @@ impl HostProcess {
         let old = std::mem::take(&mut *peers);
         for (origin, guests) in guests {
             let admission = old.get(&origin).map(|peer| peer.admission());
-            let peer = Peer::new(guests, admission.unwrap_or_default());
+            let peer = OriginGuests::new(guests, admission.unwrap_or_default());
             peers.insert(origin, Arc::new(peer));
         }
     }

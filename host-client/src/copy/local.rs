@@ -50,7 +50,7 @@ impl DirectoryId {
         Self(metadata.dev(), metadata.ino())
     }
 
-    /// Opens the directory again, above one that is in it. Blocking.
+    /// Opens this directory again as the parent of one in it, and checks that it is the same. Blocking.
     ///
     /// # Errors
     ///
@@ -114,7 +114,7 @@ impl LocalDirectory {
         Ok((Self::new(fd.into(), permit), made))
     }
 
-    /// Which one it is.
+    /// Its device and inode.
     pub(super) fn id(&self) -> Result<DirectoryId, CopyError> {
         let there = self.file.metadata();
         there
@@ -169,7 +169,7 @@ impl LocalDirectory {
     ) -> Result<(), CopyError> {
         let mut names = part::names(name);
         let random = names.pop().unwrap_or_default();
-        // The others are for files.
+        // Links use the first and the random name only.
         let part = names.swap_remove(0);
         let is_own_link = |there: std::fs::Metadata| {
             there.is_symlink() && there.uid() == user().as_raw() && there.nlink() == 1

@@ -113,7 +113,7 @@ async fn through(
         written
     };
     let (read, written) = tokio::join!(reading, writing);
-    // A target that takes no more is also why nothing could be read any more.
+    // A write error also ends the reader, so the write error is reported first.
     let written = written?;
     read?;
     Ok(written)

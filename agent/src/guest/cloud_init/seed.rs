@@ -1,4 +1,4 @@
-//! A seed for cloud-init's datasource `NoCloud`: a directory with four files.
+//! A seed for cloud-init's datasource `NoCloud`: a directory with up to four data files and the agent's marker file.
 //!
 //! It is written to a temporary directory, which is then renamed: cloud-init reads all of it or nothing.
 

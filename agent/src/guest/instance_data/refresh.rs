@@ -31,8 +31,8 @@ use crate::{
     defaults,
     events::{Events, Listener},
     http::{
+        identity::{self, IdentityError},
         listen::ListenAddress,
-        tls::{self, IdentityError},
     },
     lxd_host::host::Host,
     system::blocking::run_blocking,
@@ -138,13 +138,13 @@ impl Refresher {
 
     async fn fetch_until(self, stop: CancellationToken) {
         let (mut announced, address) = (self.announced.clone(), self.address.clone());
-        let mut follower = self;
+        let mut refresher = self;
         loop {
             let last = goal(announced.borrow_and_update().as_ref(), address.as_ref());
             let another =
                 announced.wait_for(|announced| goal(announced.as_ref(), address.as_ref()) != last);
             select! {
-                () = follower.follow(&last) => {}
+                () = refresher.pursue(&last) => {}
                 changed = another => if changed.is_err() {
                     return;
                 },
@@ -154,7 +154,7 @@ impl Refresher {
     }
 
     /// Carries out the goal. Never returns.
-    async fn follow(&mut self, goal: &Goal) {
+    async fn pursue(&mut self, goal: &Goal) {
         match goal {
             Goal::Wait => {}
             Goal::Disable => {
@@ -186,13 +186,13 @@ impl Refresher {
         let folder = self.identity.as_deref();
         let hosts = match (certificate, folder) {
             ("", None) => return Ok(None),
-            ("", Some(folder)) => tls::hosts(folder)?,
+            ("", Some(folder)) => identity::host_certificates(folder)?,
             // `Host::set_connection` has checked it.
             (pem, _) => CertificateDer::pem_slice_iter(pem.as_bytes())
                 .filter_map(Result::ok)
                 .collect(),
         };
-        tls::client_config(folder, hosts).map(Some)
+        identity::client_config(folder, hosts).map(Some)
     }
 
     async fn fetch_repeatedly(&mut self, host: &HostApi) {
@@ -207,7 +207,7 @@ impl Refresher {
                 Ok(snapshot) => {
                     tracing::debug!(?snapshot, "fetched the instance data");
                     self.data.publish(snapshot);
-                    self.keep().await;
+                    self.save_snapshot().await;
                     pause = defaults::FETCH_PAUSE;
                     self.data.snapshot()
                 }
@@ -216,7 +216,7 @@ impl Refresher {
                     None
                 }
             };
-            // Events follow the snapshot, so that the new value can be read on an event.
+            // Events pursue the snapshot, so that the new value can be read on an event.
             for event in changes.drain(..) {
                 if self.reported.host_event(&event.kind, &event.metadata) {
                     self.data.events.publish(&event.kind, event.metadata);
@@ -243,7 +243,7 @@ impl Refresher {
         }
     }
 
-    async fn keep(&self) {
+    async fn save_snapshot(&self) {
         if let (Some(saved), Some(snapshot)) = (self.saved.clone(), self.data.snapshot()) {
             let data = self.data.clone();
             log_failure(run_blocking(move || saved.save_if_current(&snapshot, &data)).await);

@@ -49,7 +49,7 @@ pub(super) fn apply(share: &Path, root: &Path) -> Applied {
     for template in templates {
         let target = &template.target;
         let is_seed = SEEDS.iter().any(|seed| target == Path::new(seed));
-        applied.is_seeded |= is_seed;
+        applied.image_has_seed_templates |= is_seed;
         match write(&folder, root, &template) {
             Ok(true) => tracing::info!(?target, "wrote a file of the host"),
             Ok(false) => continue,
@@ -58,7 +58,7 @@ pub(super) fn apply(share: &Path, root: &Path) -> Applied {
                 continue;
             }
         }
-        applied.has_seed |= is_seed;
+        applied.wrote_seed |= is_seed;
         if target == Path::new(HOSTNAME)
             && let Err(error) = set_host_name(root)
         {
@@ -129,8 +129,8 @@ mod tests {
         fs::write(guest.join("kept"), "old").unwrap();
         fs::write(guest.join("file"), "in the way").unwrap();
         let applied = apply(&share, &guest);
-        assert!(!applied.has_seed);
-        assert!(applied.is_seeded);
+        assert!(!applied.wrote_seed);
+        assert!(applied.image_has_seed_templates);
         assert_eq!(read(&guest, "etc/hostname"), "vm1\n");
         assert_eq!(read(&guest, "new/er"), "vm1\n");
         assert_eq!(read(&guest, "kept"), "old");
@@ -144,7 +144,7 @@ mod tests {
     fn a_rendered_seed_of_cloud_init_is_detected() {
         let (parent, [share, guest]) = folders("seed");
         fs::write(share.join("files/meta.tpl.out"), "instance-id: i\n").unwrap();
-        assert!(apply(&share, &guest).has_seed);
+        assert!(apply(&share, &guest).wrote_seed);
         assert_eq!(read(&guest, LIVE_HOSTNAME), "");
         fs::remove_dir_all(&parent).unwrap();
     }

@@ -39,9 +39,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same when the client is gone and no write is queued: the replies have no receiver.
 const HUNG_UP_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What the threads need of their session. [`Host::flush`] and [`Host::end_session`] may block, and are
+/// What the threads need of their session. [`SessionIo::flush`] and [`SessionIo::end_session`] may block, and are
 /// called without the lock.
-pub(super) trait Host {
+pub(super) trait SessionIo {
     /// Starts a thread that takes roles until [`Role::Exit`].
     fn spawn(&self) -> io::Result<()>;
 
@@ -167,10 +167,10 @@ impl<I, J: AsRef<[u8]>, W> Followers<I, J, W> {
     }
 
     /// Makes sure that there is a watcher. Called by a thread that starts to lead.
-    pub(super) fn need_watcher(&self, host: &impl Host) {
+    pub(super) fn need_watcher(&self, io: &impl SessionIo) {
         let mut state = self.lock();
         if !state.has_watcher {
-            self.wake_follower(&mut state, host);
+            self.wake_follower(&mut state, io);
         }
     }
 
@@ -224,7 +224,7 @@ impl<I, J: AsRef<[u8]>, W> Followers<I, J, W> {
     }
 
     /// What this thread does next. Blocks until there is something.
-    pub(super) fn next_role(&self, host: &impl Host) -> Role<I, J> {
+    pub(super) fn next_role(&self, io: &impl SessionIo) -> Role<I, J> {
         let mut state = self.lock();
         if state.watcher_sleeps {
             // This thread is free: the input may be taken, or a waiting request may start.
@@ -242,13 +242,13 @@ impl<I, J: AsRef<[u8]>, W> Followers<I, J, W> {
                 self.progress.notify_all();
                 // This thread may have been the watcher.
                 if state.scheduler.has_ready() || !state.has_watcher {
-                    self.wake_follower(&mut state, host);
+                    self.wake_follower(&mut state, io);
                 }
                 return Role::Run(ticket, job);
             }
             if !state.has_watcher {
                 let input;
-                (state, input) = self.watch_leader(state, host);
+                (state, input) = self.watch_leader(state, io);
                 if let Some(input) = input {
                     return Role::Lead(input);
                 }
@@ -270,7 +270,7 @@ impl<I, J: AsRef<[u8]>, W> Followers<I, J, W> {
 
     /// Wakes an idle follower, or starts one. False if neither is possible: the session goes on with
     /// the threads it has.
-    fn wake_follower(&self, state: &mut State<I, J, W>, host: &impl Host) -> bool {
+    fn wake_follower(&self, state: &mut State<I, J, W>, io: &impl SessionIo) -> bool {
         if state.idle > state.woken {
             state.woken += 1;
             self.wake.notify_one();
@@ -279,7 +279,7 @@ impl<I, J: AsRef<[u8]>, W> Followers<I, J, W> {
         if state.threads > self.limits.workers {
             return false;
         }
-        let started = host.spawn();
+        let started = io.spawn();
         if let Err(error) = &started {
             tracing::warn!(%error, "cannot start another thread of an SFTP session");
         }
@@ -292,7 +292,7 @@ impl<I, J: AsRef<[u8]>, W> Followers<I, J, W> {
     fn watch_leader<'a>(
         &'a self,
         mut state: MutexGuard<'a, State<I, J, W>>,
-        host: &impl Host,
+        io: &impl SessionIo,
     ) -> (MutexGuard<'a, State<I, J, W>>, Option<I>) {
         state.has_watcher = true;
         let (mut seen, mut flushed) = (None, false);
@@ -310,15 +310,15 @@ impl<I, J: AsRef<[u8]>, W> Followers<I, J, W> {
                 if !flushed {
                     flushed = true;
                     drop(state);
-                    host.flush();
+                    io.flush();
                     state = self.lock();
                     // It may have changed meanwhile.
                     continue;
                 }
                 state = self.sleep(state, Some(HANGUP_CHECK_INTERVAL));
-                if host.is_hung_up() {
+                if io.is_hung_up() {
                     drop(state);
-                    host.end_session();
+                    io.end_session();
                     state = self.lock();
                 }
                 (seen, flushed) = (None, false);
@@ -366,11 +366,11 @@ impl<I, J: AsRef<[u8]>, W> Followers<I, J, W> {
     /// # Errors
     ///
     /// When the client closes the connection meanwhile.
-    pub(super) fn wait_for_room(&self, host: &impl Host) -> io::Result<()> {
+    pub(super) fn wait_for_room(&self, io: &impl SessionIo) -> io::Result<()> {
         let mut state = self.lock();
         while state.is_full(&self.budget) && !state.ended {
             state = wait(&self.progress, state, BUDGET_CHECK_INTERVAL).0;
-            if host.is_hung_up() {
+            if io.is_hung_up() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
@@ -404,13 +404,13 @@ impl<I, J: AsRef<[u8]>, W> Followers<I, J, W> {
 
     /// Queues a WRITE whose data were read. False if no other thread writes: the caller must do so
     /// until [`Self::next_write`] gives no more.
-    pub(super) fn queue_write(&self, write: W, host: &impl Host) -> bool {
+    pub(super) fn queue_write(&self, write: W, io: &impl SessionIo) -> bool {
         let mut state = self.lock();
         state.write_behind.push(write);
         if state.write_behind.has_writer() {
             return true;
         }
-        let woken = self.wake_follower(&mut state, host);
+        let woken = self.wake_follower(&mut state, io);
         state.write_behind.set_writer(woken);
         woken
     }
@@ -426,24 +426,24 @@ impl<I, J: AsRef<[u8]>, W> Followers<I, J, W> {
 
     /// Finishes a WRITE that was written, or is not to be queued. Its reply, if it has one, is
     /// gathered. Returns whether more are queued.
-    pub(super) fn finish_write(&self, ticket: u64, buffer: Vec<u8>, host: &impl Host) -> bool {
+    pub(super) fn finish_write(&self, ticket: u64, buffer: Vec<u8>, io: &impl SessionIo) -> bool {
         let mut state = self.lock();
         state.write_behind.release(buffer);
         state.scheduler.finish(ticket);
         self.progress.notify_all();
         if state.scheduler.has_ready() {
-            self.wake_follower(&mut state, host);
+            self.wake_follower(&mut state, io);
         }
         state.write_behind.has_queued()
     }
 
     /// Waits until all requests that arrived completely are answered, or the session has ended. Stops
     /// when none is done within a timeout.
-    pub(super) fn drain(&self, host: &impl Host) {
+    pub(super) fn drain(&self, io: &impl SessionIo) {
         let mut state = self.lock();
         while !state.ended && state.has_unanswered() {
             let before = state.unanswered();
-            let limit = if state.write_behind.is_idle() && host.is_hung_up() {
+            let limit = if state.write_behind.is_idle() && io.is_hung_up() {
                 HUNG_UP_DRAIN_TIMEOUT
             } else {
                 DRAIN_TIMEOUT

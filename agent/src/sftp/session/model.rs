@@ -21,7 +21,7 @@ use std::{
 use bytes::Bytes;
 use loom::{sync as checked, thread};
 
-use self::followers::{Followers, Host, Limits, Role, Start};
+use self::followers::{Followers, Limits, Role, SessionIo, Start};
 use super::write_behind;
 use crate::sftp::{
     access::{
@@ -306,7 +306,7 @@ impl Model {
     }
 }
 
-impl Host for Arc<Model> {
+impl SessionIo for Arc<Model> {
     fn spawn(&self) -> io::Result<()> {
         let mut log = lock(&self.log);
         let Some(left) = log.spare.checked_sub(1) else {

@@ -16,7 +16,7 @@ use vsock_agent_protocol::printable::{LOG_CHARS, excerpt};
 
 /// Counts the connections from one origin, and limits them.
 #[derive(Debug, Clone)]
-pub(super) struct Admission {
+pub(super) struct OriginLimits {
     /// Connections with a verified certificate.
     known: Arc<Semaphore>,
     unverified: Arc<transport::Admission>,
@@ -25,7 +25,7 @@ pub(super) struct Admission {
     handshake: Arc<Semaphore>,
 }
 
-impl Default for Admission {
+impl Default for OriginLimits {
     fn default() -> Self {
         Self {
             known: Arc::new(Semaphore::new(limits::MAX_CONNECTIONS)),
@@ -37,15 +37,15 @@ impl Default for Admission {
 
 /// The guests of one origin: one, unless the configuration has two names for the same machine.
 #[derive(Debug)]
-pub(super) struct Peer {
+pub(super) struct OriginGuests {
     guests: Vec<Arc<ServedGuest>>,
-    admission: Admission,
+    admission: OriginLimits,
     /// `None`: every connection from here is the guest's.
     tls: Option<Arc<ServerConfig>>,
 }
 
-impl Peer {
-    pub(super) fn new(guests: Vec<Arc<ServedGuest>>, admission: Admission) -> Self {
+impl OriginGuests {
+    pub(super) fn new(guests: Vec<Arc<ServedGuest>>, admission: OriginLimits) -> Self {
         let known = guests.iter().filter_map(|guest| guest.spec.tls.as_ref());
         // If one guest has a certificate, every connection must show one.
         let tls = tls::for_guests(known);
@@ -57,7 +57,7 @@ impl Peer {
     }
 
     /// The counters of its connections, shared with the peer that replaces this one.
-    pub(super) fn admission(&self) -> Admission {
+    pub(super) fn admission(&self) -> OriginLimits {
         self.admission.clone()
     }
 

@@ -68,12 +68,12 @@ pub(in super::super) struct Look {
 pub(in super::super) struct Target {
     pub(in super::super) directory: Arc<LocalDirectory>,
     pub(in super::super) name: OsString,
-    there: There,
+    there: Existing,
 }
 
 /// What is there.
 #[derive(Debug, Clone)]
-enum There {
+enum Existing {
     Nothing,
     /// A link that is replaced.
     Link,
@@ -90,7 +90,7 @@ impl Target {
         Self {
             directory: Arc::clone(directory),
             name: name.to_owned(),
-            there: There::Nothing,
+            there: Existing::Nothing,
         }
     }
 
@@ -109,7 +109,7 @@ impl Target {
             return Ok(target);
         };
         if !there.is_symlink() {
-            target.there = There::of(there, how)?;
+            target.there = Existing::of(there, how)?;
             return Ok(target);
         }
         let end = if how.no_dereference {
@@ -122,20 +122,20 @@ impl Target {
             Some(end) if how.is_named => end,
             None if how.is_named && !how.no_dereference => return Err(CopyError::DanglingLink),
             _ => {
-                target.there = There::Link;
+                target.there = Existing::Link;
                 return Ok(target);
             }
         };
-        target.there = match There::of(there, how)? {
-            There::File(there) => match named_by(directory, name, &end, &there) {
+        target.there = match Existing::of(there, how)? {
+            Existing::File(there) => match named_by(directory, name, &end, &there) {
                 Some((directory, name)) => {
                     return Ok(Self {
                         directory: Arc::new(directory),
                         name,
-                        there: There::File(there),
+                        there: Existing::File(there),
                     });
                 }
-                None => There::Linked(there),
+                None => Existing::Linked(there),
             },
             there => there,
         };
@@ -145,8 +145,8 @@ impl Target {
     /// The file that is there.
     pub(in super::super) const fn old(&self) -> Option<&Metadata> {
         match &self.there {
-            There::File(old) | There::Linked(old) => Some(old),
-            There::Nothing | There::Link | There::Special(_) => None,
+            Existing::File(old) | Existing::Linked(old) => Some(old),
+            Existing::Nothing | Existing::Link | Existing::Special(_) => None,
         }
     }
 
@@ -157,7 +157,7 @@ impl Target {
 
     /// Whether it is a device or a pipe.
     pub(in super::super) const fn is_special(&self) -> bool {
-        matches!(self.there, There::Special(_))
+        matches!(self.there, Existing::Special(_))
     }
 
     /// Opens what is there for writing, without waiting for the reader of a pipe; or creates it. A
@@ -169,21 +169,21 @@ impl Target {
     pub(in super::super) fn open(&self) -> io::Result<File> {
         let mut flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let looked = match &self.there {
-            There::Nothing | There::Link => {
+            Existing::Nothing | Existing::Link => {
                 flags |= OFlag::O_CREAT | OFlag::O_EXCL;
                 let mode = Mode::from_bits_truncate(0o600);
                 return Ok(openat(&*self.directory, &*self.name, flags, mode)?.into());
             }
-            There::File(looked) => {
+            Existing::File(looked) => {
                 flags |= OFlag::O_NOFOLLOW;
                 looked
             }
-            There::Linked(looked) | There::Special(looked) => looked,
+            Existing::Linked(looked) | Existing::Special(looked) => looked,
         };
         let file: File = openat(&*self.directory, &*self.name, flags, Mode::empty())?.into();
         let there = file.metadata()?;
         // Another copy to this target may have ended meanwhile.
-        let is_next = matches!(self.there, There::File(_)) && there.is_file();
+        let is_next = matches!(self.there, Existing::File(_)) && there.is_file();
         if !(is_next || is_same(&there, looked)) {
             return Err(io::Error::other(
                 "the target was replaced by another process meanwhile",
@@ -212,7 +212,10 @@ impl Target {
     fn space(&self) -> Option<(u64, u64)> {
         let old = self.old()?;
         let mut follow = OFlag::empty();
-        follow.set(OFlag::O_NOFOLLOW, !matches!(self.there, There::Linked(_)));
+        follow.set(
+            OFlag::O_NOFOLLOW,
+            !matches!(self.there, Existing::Linked(_)),
+        );
         // Of the file, not of its directory: something else may be mounted there.
         let (file, _) = self.directory.at(&self.name, follow).ok()??;
         let system = fstatvfs(&file).ok()?;
@@ -228,7 +231,7 @@ impl Target {
     }
 }
 
-impl There {
+impl Existing {
     fn of(there: Metadata, how: Look) -> Result<Self, CopyError> {
         let kind = there.file_type();
         match kind {
@@ -285,7 +288,7 @@ where
 {
     let failed = |source| CopyError::local("write to the target", source);
     let is_block =
-        matches!(&target.there, There::Special(looked) if looked.file_type().is_block_device());
+        matches!(&target.there, Existing::Special(looked) if looked.file_type().is_block_device());
     let target = Arc::new(target);
     let mut pause = READER_PAUSE.0;
     let file = loop {
@@ -346,7 +349,7 @@ impl Finish {
             fsync: run.fsync,
             in_place: run.options.in_place,
             replacement: Replacement {
-                // They were looked at.
+                // `Target::look` has resolved the links already.
                 leaves_links: false,
                 ..run.replacement()
             },
@@ -358,8 +361,8 @@ impl Finish {
 /// that.
 pub(in super::super) type OpenedTarget = ((Part, u64), Option<InPlace>);
 
-/// What so many bytes are written to for a target: a part of it, with `keep` the one that an earlier copy left, or
-/// what is there. Blocking.
+/// Opens the file to write `bytes` bytes to: a part, with `keep` the one of an earlier copy, or the target
+/// itself. Blocking.
 pub(in super::super) fn begin(
     target: &Target,
     bytes: u64,
@@ -368,16 +371,16 @@ pub(in super::super) fn begin(
 ) -> Result<OpenedTarget, CopyError> {
     let write_to = |reason| Ok(((Part::in_place(target)?, 0), reason));
     match &target.there {
-        There::Linked(_) => return write_to(Some(InPlace::Link)),
-        There::Nothing | There::File(_) if finish.in_place => return write_to(None),
-        // What was left may be most of it.
-        There::File(_) if !keep && target.needs_room(bytes) => {
+        Existing::Linked(_) => return write_to(Some(InPlace::Link)),
+        Existing::Nothing | Existing::File(_) if finish.in_place => return write_to(None),
+        // Not when resuming: the kept part may hold most of the bytes already.
+        Existing::File(_) if !keep && target.needs_room(bytes) => {
             return write_to(Some(InPlace::NoRoom));
         }
         _ => {}
     }
     match target.directory.open_part(&target.name, keep) {
-        // Where it is the disk that is full, what is there must not be emptied in vain.
+        // If the disk is full, truncating the target helps only if the new content then fits.
         Err(CopyError::Local { .. }) if target.old().is_some() && target.fits(bytes) => {
             write_to(Some(InPlace::NoPart))
         }

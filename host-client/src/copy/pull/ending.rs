@@ -18,7 +18,7 @@ use crate::{
 pub(super) enum Ending {
     /// At its size, or where the kernel ended it.
     Whole,
-    /// There is more than at the start, or something else.
+    /// Existing is more than at the start, or something else.
     Changed,
     /// A file of `/proc` or `/sys` that is longer than its size: it must be read on.
     GoOn,

@@ -91,13 +91,13 @@ async fn special(run: &Run<'_>, work: &Work, target: Target) -> Result<u64, Copy
         written
     };
     let (read, written) = tokio::join!(reading, writing);
-    // A target that takes no more is also why nothing could be read any more.
+    // A write error also ends the reader, so the write error is reported first.
     written?;
     read
 }
 
-/// Whether what is there is the same already. The wire knows no fractions of a second, so what looks
-/// the same is compared.
+/// Whether the target is the same already. SFTP has no fractions of a second, so files with equal
+/// attributes are compared.
 async fn is_complete(run: &Run<'_>, target: &Target, work: &Work) -> Result<bool, CopyError> {
     let old = target.old();
     let Some(old) = old.filter(|old| attributes::look_same(old, &work.attributes)) else {
@@ -105,7 +105,7 @@ async fn is_complete(run: &Run<'_>, target: &Target, work: &Work) -> Result<bool
     };
     let (size, target) = (old.len(), target.clone());
     let open = move || target.directory.open_file(&target.name);
-    // What cannot be read cannot be told.
+    // An unreadable local file counts as not complete.
     let Ok(there) = run.pool.run(open).await? else {
         return Ok(false);
     };
@@ -248,7 +248,7 @@ async fn receive(
         return Ok((bytes, after));
     }
     run.changed(source.as_bytes());
-    // With its time of the start the next copy does not take it for complete.
+    // Keep the time from before the change, so that `--resume` compares the file again.
     Ok((bytes, before))
 }
 

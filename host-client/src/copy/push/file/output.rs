@@ -12,7 +12,7 @@ use super::{
     super::super::{CopyError, InPlace, run::Run},
     COPY_BYTES,
     remote_part::{Opened, RemotePart, close, remove_left},
-    target::{Target, There},
+    target::{Existing, Target},
 };
 use crate::{
     error::ClientError,
@@ -57,7 +57,7 @@ impl<'r, 'a> Output<'r, 'a> {
             source,
             keeps_content: false,
         };
-        if matches!(output.target.there, There::Linked) {
+        if matches!(output.target.there, Existing::Linked) {
             output.write_in_place(InPlace::Link);
         }
         output
@@ -92,8 +92,8 @@ impl<'r, 'a> Output<'r, 'a> {
         self.target.is_special()
     }
 
-    /// Opens what so many `bytes` are written to, or more; with `resume` what an earlier copy left, if there is something. Where
-    /// no temporary file can be created, that is what is there.
+    /// Opens the file to write at least `bytes` bytes to: a part, with `resume` the one of an earlier copy,
+    /// or the target itself if no part can be created.
     pub(in super::super::super) async fn create(
         &mut self,
         resume: bool,
@@ -104,7 +104,7 @@ impl<'r, 'a> Output<'r, 'a> {
                 Err(error @ CopyError::Client(ClientError::File { .. }))
                     if self.target.old().is_some() =>
                 {
-                    // Where it is the disk that is full, what is there must not be emptied in vain.
+                    // If the disk is full, truncating the target helps only if the new content then fits.
                     if !self.target.fits(self.run, bytes).await {
                         return Err(error);
                     }
@@ -123,14 +123,14 @@ impl<'r, 'a> Output<'r, 'a> {
     async fn open_target(&self, keeps_content: bool) -> Result<RemoteFile, CopyError> {
         let options = OpenOptions::new().write(true);
         let options = match self.target.there {
-            There::Nothing => options.create(true).truncate(!keeps_content),
-            There::File(_) | There::Linked => options.truncate(!keeps_content),
-            There::BlockDevice => options,
-            There::CharacterDevice | There::Fifo => options.append(true),
+            Existing::Nothing => options.create(true).truncate(!keeps_content),
+            Existing::File(_) | Existing::Linked => options.truncate(!keeps_content),
+            Existing::BlockDevice => options,
+            Existing::CharacterDevice | Existing::Fifo => options.append(true),
         };
         let sftp = self.run.sftp;
         // Ours does not wait for a reader in one request.
-        let waits = matches!(self.target.there, There::Fifo) && sftp.replaces();
+        let waits = matches!(self.target.there, Existing::Fifo) && sftp.replaces();
         let mut pause = READER_PAUSE.0;
         loop {
             let opened = sftp.open(&self.target.path, options.clone());
@@ -138,7 +138,7 @@ impl<'r, 'a> Output<'r, 'a> {
                 Err(ClientError::File { source, .. })
                     if waits && source.code() == status::FAILURE =>
                 {
-                    // There is no code for "there is no reader".
+                    // Existing is no code for "there is no reader".
                     let there = sftp.stat(&self.target.path).await?;
                     if there.file_type() != Some(FileType::Fifo) {
                         return Err(CopyError::TargetChanged);
@@ -160,7 +160,10 @@ impl<'r, 'a> Output<'r, 'a> {
     where
         R: AsyncRead + Unpin + ?Sized,
     {
-        if !matches!(self.target.there, There::CharacterDevice | There::Fifo) {
+        if !matches!(
+            self.target.there,
+            Existing::CharacterDevice | Existing::Fifo
+        ) {
             return file
                 .put_with_progress(source, |bytes| self.run.moved(bytes))
                 .await;
@@ -198,18 +201,18 @@ impl<'r, 'a> Output<'r, 'a> {
         let replacement = self.run.replacement();
         let mut attributes = wanted.clone();
         match &self.target.there {
-            There::Nothing => {}
-            There::BlockDevice | There::CharacterDevice | There::Fifo => return None,
-            There::Linked | There::File(_) if self.is_in_place() => {
+            Existing::Nothing => {}
+            Existing::BlockDevice | Existing::CharacterDevice | Existing::Fifo => return None,
+            Existing::Linked | Existing::File(_) if self.is_in_place() => {
                 attributes.permissions = wanted.permissions.filter(|_| replacement.sets_mode);
             }
             // The server sets them. Until then the part grants no rights that the old file does not.
-            There::File(old) if self.run.sftp.replaces() => {
+            Existing::File(old) if self.run.sftp.replaces() => {
                 if let Some(old) = old.permissions.filter(|_| !replacement.sets_mode) {
                     attributes.permissions = wanted.permissions.map(|mode| mode & old);
                 }
             }
-            There::File(old) => {
+            Existing::File(old) => {
                 let kept = if replacement.sets_owner {
                     0o777
                 } else {
@@ -220,7 +223,7 @@ impl<'r, 'a> Output<'r, 'a> {
                 }
                 attributes.owner = wanted.owner.or(old.owner);
             }
-            There::Linked => {}
+            Existing::Linked => {}
         }
         (attributes != Attributes::default()).then_some(attributes)
     }
@@ -302,7 +305,7 @@ impl<'r, 'a> Output<'r, 'a> {
             }
             Err(error) => return Err(error),
         };
-        if matches!(target.there, There::Nothing) {
+        if matches!(target.there, Existing::Nothing) {
             // Something else is there by now.
             return Err(CopyError::InTheWay);
         }
@@ -343,7 +346,7 @@ impl<'r, 'a> Output<'r, 'a> {
     /// What is written in place need not get the times of the source.
     fn unless_needed(&self, set: Result<(), ClientError>) -> Result<(), CopyError> {
         let replacement = self.run.replacement();
-        let is_new = matches!(self.target.there, There::Nothing);
+        let is_new = matches!(self.target.there, Existing::Nothing);
         match set {
             Err(ClientError::File { .. })
                 if !(is_new || replacement.sets_mode || replacement.sets_owner) =>

@@ -50,7 +50,7 @@ pub(super) struct Left {
     pub(super) file: RemoteFile,
 }
 
-/// The name of what is being made. Dropping it removes what has it.
+/// The temporary path of a file or link. Dropping it removes that file.
 #[derive(Debug)]
 pub(in super::super) struct PartName<'a> {
     sftp: &'a Sftp,
@@ -147,7 +147,7 @@ impl<'a> RemotePart<'a> {
             sftp.open(&path, options.mode(PART_MODE))
         };
         let file = match create().await {
-            // There is no code for "it exists".
+            // Existing is no code for "it exists".
             Err(refused @ ClientError::File { .. }) => {
                 match sftp.lstat(&path).await.as_ref().map(attributes::kind) {
                     Ok(Some(Kind::File)) => sftp.remove(&path).await?,
@@ -235,7 +235,7 @@ impl<'a> PartName<'a> {
         Ok(InPlace::from_reply(replaced))
     }
 
-    /// Renames what has it over the target, whatever that is.
+    /// Renames the temporary file over the target, of whatever type.
     pub(in super::super) async fn rename(&mut self, target: &RemotePath) -> Result<(), CopyError> {
         let replaced = self.sftp.replace(&self.path, target).await;
         replaced.map_err(renamed)?;

@@ -11,12 +11,12 @@ use crate::{
 pub(in super::super::super) struct Target {
     /// The path with links followed, if they are to be and the server resolves them.
     pub(super) path: RemotePath,
-    pub(super) there: There,
+    pub(super) there: Existing,
 }
 
 /// What is there.
 #[derive(Debug, Clone)]
-pub(in super::super::super) enum There {
+pub(in super::super::super) enum Existing {
     /// Nothing, or a link that is replaced.
     Nothing,
     File(Attributes),
@@ -32,7 +32,7 @@ impl Target {
     pub(in super::super::super) const fn new(path: RemotePath) -> Self {
         Self {
             path,
-            there: There::Nothing,
+            there: Existing::Nothing,
         }
     }
 
@@ -51,7 +51,7 @@ impl Target {
             other => other?,
         };
         if there.file_type() != Some(FileType::Link) {
-            let there = There::of(there)?;
+            let there = Existing::of(there)?;
             return Ok(Self { path, there });
         }
         if replaces_links {
@@ -59,9 +59,9 @@ impl Target {
         }
         let there = match sftp.stat(&path).await {
             Err(error) if error.is_not_found() => return Err(CopyError::DanglingLink),
-            other => There::of(other?)?,
+            other => Existing::of(other?)?,
         };
-        if !matches!(there, There::File(_)) {
+        if !matches!(there, Existing::File(_)) {
             return Ok(Self { path, there });
         }
         // Not every server resolves links, and some lead to what has no name.
@@ -69,17 +69,17 @@ impl Target {
             && let Ok(end) = sftp.lstat(&real).await
             && end.file_type() == Some(FileType::Regular)
         {
-            let there = There::File(end);
+            let there = Existing::File(end);
             return Ok(Self { path: real, there });
         }
-        let there = There::Linked;
+        let there = Existing::Linked;
         Ok(Self { path, there })
     }
 
     /// The attributes of the file that is there.
     pub(super) const fn old(&self) -> Option<&Attributes> {
         match &self.there {
-            There::File(old) => Some(old),
+            Existing::File(old) => Some(old),
             _ => None,
         }
     }
@@ -116,12 +116,12 @@ impl Target {
     pub(in super::super::super) const fn is_special(&self) -> bool {
         matches!(
             self.there,
-            There::BlockDevice | There::CharacterDevice | There::Fifo
+            Existing::BlockDevice | Existing::CharacterDevice | Existing::Fifo
         )
     }
 }
 
-impl There {
+impl Existing {
     /// Without a type from the server it is taken for a file.
     fn of(attributes: Attributes) -> Result<Self, CopyError> {
         Ok(match attributes.file_type() {

@@ -17,7 +17,7 @@ fn looking<H>(start: impl FnOnce(&Path, &mut Config) -> H) -> (TestAgent, H) {
     let mut host = None;
     let agent = TestAgent::configured(|config| {
         let socket = config.guest.sockets[0].with_file_name("host.sock");
-        config.guest.usual_host = Some(format!("unix:{}", socket.display()).parse().unwrap());
+        config.guest.default_host = Some(format!("unix:{}", socket.display()).parse().unwrap());
         host = Some(start(&socket, config));
     });
     (agent, host.unwrap())

@@ -1,4 +1,5 @@
 //! The files of the agent's identity: its certificate and key, and the certificates of its host.
+//! `vsock_agent_transport::tls` checks the certificates of connections.
 
 use std::{
     io,
@@ -21,7 +22,7 @@ pub(crate) const CERTIFICATE_FILE: &str = "agent.crt";
 /// The agent's private key.
 const KEY_FILE: &str = "agent.key";
 /// The host's certificates, which it presents as a client. The name is LXD's.
-const CLIENTS_FILE: &str = "server.crt";
+const HOST_CERTIFICATES_FILE: &str = "server.crt";
 
 /// An error in the identity.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +39,7 @@ pub enum IdentityError {
     },
     /// The file of client certificates has none, so no client could connect.
     #[error("no certificate in {0}")]
-    NoClients(PathBuf),
+    NoHostCertificate(PathBuf),
     /// TLS cannot be switched on or off while the agent runs.
     #[error("TLS is switched on and off only when the agent is started")]
     Switched,
@@ -92,11 +93,13 @@ pub(crate) fn client_config(
 /// # Errors
 ///
 /// [`IdentityError`], also when there is none.
-pub(crate) fn hosts(folder: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
-    let path = folder.join(CLIENTS_FILE);
+pub(crate) fn host_certificates(
+    folder: &Path,
+) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    let path = folder.join(HOST_CERTIFICATES_FILE);
     let hosts = certificates(&path)?;
     if hosts.is_empty() {
-        Err(IdentityError::NoClients(path))
+        Err(IdentityError::NoHostCertificate(path))
     } else {
         Ok(hosts)
     }
