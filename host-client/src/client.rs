@@ -61,11 +61,7 @@ impl Client {
         Self::over(connector, timeouts)
     }
 
-    /// As [`Client::with_timeouts`], for a daemon that connects to guests of other users.
-    ///
-    /// It logs no warning while it waits for a guest. It looks up the path of a Unix socket on a thread
-    /// of its own, which a file system that does not answer may block, and follows no symbolic link
-    /// that another user could have created.
+    /// As [`Client::with_timeouts`], for a daemon: logs no warning while it waits for a guest.
     #[must_use]
     pub fn for_daemon(endpoint: Endpoint, security: Security, timeouts: Timeouts) -> Self {
         let connector = Connector::new(endpoint, security, timeouts.connect).for_daemon();

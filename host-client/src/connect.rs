@@ -53,8 +53,8 @@ pub(crate) struct Connector {
     endpoint: Endpoint,
     security: Security,
     overall_timeout: Duration,
-    /// Whether it logs no warning, and distrusts the directory of a Unix socket.
-    is_daemon: bool,
+    /// Whether it logs no warning.
+    is_quiet: bool,
     /// `CONNECT` handshakes, which are finished even if the caller is gone.
     handshakes: TaskTracker,
 }
@@ -65,7 +65,7 @@ impl Connector {
             endpoint,
             security,
             overall_timeout,
-            is_daemon: false,
+            is_quiet: false,
             handshakes: TaskTracker::new(),
         }
     }
@@ -73,7 +73,7 @@ impl Connector {
     /// The same for a daemon: see [`Client::for_daemon`](crate::Client::for_daemon).
     pub(crate) fn for_daemon(self) -> Self {
         Self {
-            is_daemon: true,
+            is_quiet: true,
             ..self
         }
     }
@@ -103,7 +103,7 @@ impl Connector {
             start,
             deadline: start + self.overall_timeout,
             pause: PAUSE.0,
-            is_logged: self.is_daemon,
+            is_logged: self.is_quiet,
             count: 1,
         }
     }
@@ -124,9 +124,9 @@ impl Connector {
                     .await
                     .map_err(ConnectError::Io)?,
             ),
-            Endpoint::Unix(path) => Either::Right(self.connect_unix(path).await?),
+            Endpoint::Unix(path) => Either::Right(connect_unix(path).await?),
             Endpoint::Hybrid { path, port } => {
-                let stream = self.connect_unix(path).await?;
+                let stream = connect_unix(path).await?;
                 Either::Right(hybrid::connect(stream, *port, &self.handshakes).await?)
             }
         });
@@ -139,16 +139,6 @@ impl Connector {
             .await
             .map_err(tls::handshake_error)?;
         Ok(AgentStream::tls(stream))
-    }
-
-    /// Fails with `EAGAIN` while the listener's queue is full, which is tried again.
-    async fn connect_unix(&self, path: &Path) -> Result<UnixStream, ConnectError> {
-        let connected = if self.is_daemon {
-            vsock_agent_transport::connect(path).await
-        } else {
-            UnixStream::connect(path).await
-        };
-        connected.map_err(ConnectError::Io)
     }
 
     /// One attempt, for callers that already had a connection and only ask whether the agent is
@@ -168,6 +158,15 @@ impl Connector {
                 source,
             })
     }
+}
+
+/// Looks up the path on a thread of its own: the monitor's directory may be another user's, or on a file
+/// system that does not respond. Fails with `EAGAIN` while the listener's queue is full, which is tried
+/// again.
+async fn connect_unix(path: &Path) -> Result<UnixStream, ConnectError> {
+    vsock_agent_transport::connect(path)
+        .await
+        .map_err(ConnectError::Io)
 }
 
 /// Attempts to reach an agent.
@@ -287,7 +286,7 @@ mod tests {
         assert!(!is_worth_another_try(&ConnectError::Io(forbidden)));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_listener_with_a_full_queue_is_tried_until_the_overall_deadline() {
         let path = std::env::temp_dir().join(format!("full-queue-{}", std::process::id()));
         let _ = std::fs::remove_file(&path);
@@ -319,7 +318,7 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_socket_that_never_appears_is_tried_until_the_overall_deadline() {
         let overall = Duration::from_secs(2);
         let connector = Connector::new(
