@@ -15,7 +15,8 @@ const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// | `unix:PATH` | a Unix socket the agent itself, or a byte-for-byte proxy, listens on |
 /// | `hybrid:PATH[:PORT]` | the Unix socket by which Firecracker, Cloud Hypervisor and vhost-device-vsock reach a guest's ports, with their `CONNECT` handshake |
 ///
-/// The port is 8443 if it is left out.
+/// The port is 8443 if it is left out. A path is looked up on a thread of its own, and must not contain a
+/// symbolic link that another user than root and the caller's can change.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Endpoint {
