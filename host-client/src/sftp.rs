@@ -145,7 +145,7 @@ impl Sftp {
     ) -> Result<RemoteFile, ClientError> {
         let request = Request::Open {
             path: path.into().checked("open the file")?,
-            flags: options.flags,
+            flags: options.flags(),
             attributes: options.attributes,
         };
         let handle = self.handle(request, "open the file").await?;

@@ -18,7 +18,8 @@ use crate::protocol::sftp::{Attributes, open_flags};
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OpenOptions {
-    pub(super) flags: u32,
+    /// Without the flags that others imply.
+    flags: u32,
     pub(super) attributes: Attributes,
 }
 
@@ -44,7 +45,7 @@ impl OpenOptions {
     /// For writing at the end of the file, whatever the offset of a write.
     #[must_use]
     pub const fn append(self, append: bool) -> Self {
-        self.set(open_flags::WRITE | open_flags::APPEND, append)
+        self.set(open_flags::APPEND, append)
     }
 
     /// Empties the file.
@@ -62,7 +63,7 @@ impl OpenOptions {
     /// Creates the file, and fails if it exists.
     #[must_use]
     pub const fn create_new(self, create_new: bool) -> Self {
-        self.set(open_flags::CREATE | open_flags::EXCLUSIVE, create_new)
+        self.set(open_flags::EXCLUSIVE, create_new)
     }
 
     /// The permissions of a file that is created; the server may apply its umask.
@@ -72,6 +73,18 @@ impl OpenOptions {
         self
     }
 
+    /// The flags of the request. `APPEND` implies `WRITE`, and `EXCLUSIVE` implies `CREATE`.
+    pub(super) const fn flags(&self) -> u32 {
+        let mut flags = self.flags;
+        if flags & open_flags::APPEND != 0 {
+            flags |= open_flags::WRITE;
+        }
+        if flags & open_flags::EXCLUSIVE != 0 {
+            flags |= open_flags::CREATE;
+        }
+        flags
+    }
+
     const fn set(mut self, flags: u32, set: bool) -> Self {
         if set {
             self.flags |= flags;
@@ -79,5 +92,29 @@ impl OpenOptions {
             self.flags &= !flags;
         }
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_that_is_unset_leaves_the_others() {
+        let options = OpenOptions::new().write(true).create(true);
+        let flags = open_flags::WRITE | open_flags::CREATE;
+        assert_eq!(
+            options.clone().append(false).create_new(false).flags(),
+            flags
+        );
+        let all = flags | open_flags::APPEND | open_flags::EXCLUSIVE;
+        assert_eq!(
+            OpenOptions::new().append(true).create_new(true).flags(),
+            all
+        );
+        assert_eq!(
+            options.append(true).write(false).create_new(true).flags(),
+            all
+        );
     }
 }
