@@ -215,6 +215,9 @@ fn command_killed_before_exec_reports_that_it_never_ran() {
         let waiting = async || not_executed().len() == 1;
         assert!(eventually(PATIENCE, waiting).await);
         let pid = not_executed()[0];
+        // Until the file system has its request, the signal would end it at once.
+        let hanging = hang.hanging.as_ref().unwrap();
+        assert!(eventually(PATIENCE, async || hanging.requests() != 0).await);
         let number = Signal::SIGTERM as i32;
         let signal = json!({ "command": "signal", "args": null, "signal": number });
         exec.control(signal).await;

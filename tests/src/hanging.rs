@@ -6,6 +6,10 @@ use std::{
     io::{Read, Write},
     os::fd::AsRawFd,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread::{self, JoinHandle},
 };
 
@@ -57,6 +61,7 @@ pub fn in_own_mounts(test: impl FnOnce() + Send + 'static) {
 #[derive(Debug)]
 pub struct HangingFolder {
     path: PathBuf,
+    requests: Arc<AtomicUsize>,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -80,6 +85,8 @@ impl HangingFolder {
         );
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         mount(Some("hanging"), path, Some("fuse"), flags, Some(&*options)).unwrap();
+        let requests = Arc::new(AtomicUsize::new(0));
+        let taken = requests.clone();
         let reader = thread::spawn(move || {
             let mut request = vec![0; READ_BYTES];
             let length = device.read(&mut request).unwrap_or(0);
@@ -88,12 +95,22 @@ impl HangingFolder {
                 let _ = device.write_all(&initialised(&request[8..16]));
             }
             // Until it is unmounted.
-            while device.read(&mut request).is_ok() {}
+            while device.read(&mut request).is_ok() {
+                taken.fetch_add(1, Ordering::SeqCst);
+            }
         });
         Self {
             path: path.to_owned(),
+            requests,
             reader: Some(reader),
         }
+    }
+
+    /// Number of requests that the file system has taken. Before that, a signal ends the waiting
+    /// (`request_wait_answer`, `fs/fuse/dev.c`).
+    #[must_use]
+    pub fn requests(&self) -> usize {
+        self.requests.load(Ordering::SeqCst)
     }
 }
 
