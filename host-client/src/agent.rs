@@ -6,14 +6,15 @@ use std::{
 };
 
 use http::Method;
+use serde_json::Value;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    connect::Connector,
+    connect::{AgentStream, Connector},
     error::ClientError,
     events::LISTENING,
     http::{ANSWER_TIMEOUT, Call, Http, metadata},
-    protocol::{operation::OperationId, path, server_info::ServerInfo},
+    protocol::{envelope::Envelope, operation::OperationId, path, server_info::ServerInfo},
     timeouts::Timeouts,
     ws::{self, Socket},
 };
@@ -44,7 +45,20 @@ impl Agent {
     /// Requests the agent's version and API extensions.
     pub(crate) async fn server_info(&self) -> Result<ServerInfo, ClientError> {
         let call = Call::get(path::SERVER, "asking what the agent is");
-        let info: ServerInfo = metadata(self.http.call(call).await?, "the description")?;
+        self.learn(self.http.call(call).await?)
+    }
+
+    /// The same on a new connection, once.
+    pub(crate) async fn server_info_over(
+        &self,
+        stream: AgentStream,
+    ) -> Result<ServerInfo, ClientError> {
+        let call = Call::get(path::SERVER, "asking what the agent is");
+        self.learn(self.http.call_over(stream, call).await?)
+    }
+
+    fn learn(&self, answer: Envelope<Value>) -> Result<ServerInfo, ClientError> {
+        let info: ServerInfo = metadata(answer, "the description")?;
         *self.info() = Some(Arc::new(info.clone()));
         Ok(info)
     }

@@ -1,27 +1,32 @@
 //! `Client`: one method per resource of an agent.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use http::Method;
+use serde_json::Value;
+use tokio::time::timeout;
 
 use crate::{
     agent::Agent,
     connect::{AgentStream, Connector},
     endpoint::Endpoint,
-    error::ClientError,
+    error::{ClientError, ConnectError},
     events::Events,
     exec::Exec,
-    http::{Call, Http, metadata},
+    http::{Call, Http, metadata, take_json, take_text},
     operation,
     protocol::{
         event::{DEFAULT_KINDS, NewEvent},
         host::HostConnection,
+        metrics::{IncusMetrics, LxdMetrics},
         operation::{Operation, OperationId},
         path,
+        port_forward::{self, PortForward},
         server_info::ServerInfo,
         sftp::SessionOptions,
-        version::{Family, INCUS_SERVER_NAME},
+        state::InstanceState,
+        version::{self, Family, INCUS_SERVER_NAME},
     },
+    reply::{Method, Reply, checked, checked_protocol},
     sftp::{self, Sftp},
     timeouts::Timeouts,
     tls::Security,
@@ -101,6 +106,89 @@ impl Client {
         metadata(self.http().call_once(call).await?, "the description")
     }
 
+    /// Waits until the agent answers, at most for `limit` instead of [`Timeouts::connect`], and returns what
+    /// it is. For a machine that was just started: what may end with its boot is tried again.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Connect`] after `limit`, or as soon as waiting cannot help; its
+    /// [source](ConnectError) says why the agent did not answer the last time. Other errors are those of an
+    /// agent that answers, but not as it should.
+    pub async fn wait_ready(&self, limit: Duration) -> Result<ServerInfo, ClientError> {
+        let mut attempts = self.http().connector().attempts_within(limit);
+        loop {
+            let stream = attempts.connect().await?;
+            let left = attempts.left();
+            let error = match timeout(left, self.agent.server_info_over(stream)).await {
+                Ok(Ok(info)) => return Ok(info),
+                Ok(Err(error)) => not_ready(error)?,
+                Err(_) => attempts.cut_short(left),
+            };
+            attempts.failed(error).await?;
+        }
+    }
+
+    /// The state of the guest: memory, processor time, network and processes (`GET /1.0/state`).
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn state(&self) -> Result<InstanceState, ClientError> {
+        let call = Call::get(path::STATE, "asking for the state of the guest");
+        metadata(self.http().call(call).await?, "the state")
+    }
+
+    /// The metrics of the guest (`GET /1.0/metrics`). Those of Incus's agent come in LXD's form, which is
+    /// without the times of its boot and of the answer.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn metrics(&self) -> Result<LxdMetrics, ClientError> {
+        let family = self.family().await?;
+        let call = Call::get(path::METRICS, "asking for metrics");
+        let answer = self.http().call(call).await?;
+        match family {
+            Family::Lxd => metadata(answer, "the metrics"),
+            Family::Incus => metadata::<IncusMetrics>(answer, "the metrics").map(Into::into),
+        }
+    }
+
+    /// The metrics of the guest and of the agent itself, in Prometheus's text format (`GET /metrics`).
+    /// The text comes from the guest.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Unsupported`] for the agents of LXD and Incus, or another [`ClientError`].
+    pub async fn metrics_text(&self) -> Result<String, ClientError> {
+        self.need(version::METRICS_TEXT, "give metrics as text")
+            .await?;
+        let call = Call::get(path::METRICS_TEXT, "asking for metrics");
+        let (status, body) = self.http().call_raw(call).await?;
+        take_text(status, &body)
+    }
+
+    /// The flavour of the agent.
+    async fn family(&self) -> Result<Family, ClientError> {
+        Ok(
+            match &self.agent.known_info().await?.environment.server[..] {
+                INCUS_SERVER_NAME => Family::Incus,
+                _ => Family::Lxd,
+            },
+        )
+    }
+
+    /// Checks that the agent has an extension.
+    async fn need(&self, extension: &str, what: &'static str) -> Result<(), ClientError> {
+        let info = self.agent.known_info().await?;
+        let has = info.has(extension);
+        has.then_some(()).ok_or(ClientError::Unsupported { what })
+    }
+
     /// Sends the agent the address of its host (`PUT /1.0`), with the field names of LXD or Incus.
     ///
     /// # Errors
@@ -108,12 +196,13 @@ impl Client {
     /// [`ClientError::Agent`] if the agent refuses it; LXD's agent also does if it cannot connect to
     /// that address. Or another [`ClientError`].
     pub async fn set_host(&self, host: &HostConnection) -> Result<(), ClientError> {
-        let flavour = match &self.agent.known_info().await?.environment.server[..] {
-            INCUS_SERVER_NAME => Family::Incus,
-            _ => Family::Lxd,
-        };
-        let body = host.to_json(flavour).to_string().into_bytes();
-        let call = Call::change(Method::PUT, path::SERVER, body, "telling where the host is");
+        let body = host.to_json(self.family().await?).to_string().into_bytes();
+        let call = Call::change(
+            Method::Put.into(),
+            path::SERVER,
+            body,
+            "telling where the host is",
+        );
         self.http().call(call).await.map(drop)
     }
 
@@ -125,7 +214,7 @@ impl Client {
     pub async fn send_event(&self, event: &NewEvent) -> Result<(), ClientError> {
         let body = serde_json::to_vec(event)
             .map_err(|error| ClientError::protocol_because("an event is no JSON", error))?;
-        let call = Call::change(Method::POST, path::EVENTS, body, "telling an event");
+        let call = Call::change(Method::Post.into(), path::EVENTS, body, "telling an event");
         self.http().call(call).await.map(drop)
     }
 
@@ -234,19 +323,93 @@ impl Client {
         Ok(stream)
     }
 
+    /// Connects to a TCP port of the guest's loopback address.
+    ///
+    /// Each connection to the port is one to the agent. Over TLS, `shutdown` ends the direction to the port,
+    /// and the other one goes on; without TLS it only flushes. Dropping the stream closes both.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Agent`] when nothing listens on the port; [`ClientError::Unsupported`] for LXD's
+    /// agent, or another [`ClientError`].
+    pub async fn port_forward(&self, port: u16) -> Result<AgentStream, ClientError> {
+        self.forward(&PortForward::new(port)).await
+    }
+
+    /// As [`Client::port_forward`], to another address: an IP address that the guest reaches, or a name in
+    /// its `/etc/hosts`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Client::port_forward`].
+    pub async fn port_forward_to(
+        &self,
+        address: impl Into<String>,
+        port: u16,
+    ) -> Result<AgentStream, ClientError> {
+        let mut to = PortForward::new(port);
+        to.address = address.into();
+        self.forward(&to).await
+    }
+
+    async fn forward(&self, to: &PortForward) -> Result<AgentStream, ClientError> {
+        self.need(version::PORT_FORWARD, "connect to ports of the guest")
+            .await?;
+        let body = serde_json::to_vec(to)
+            .map_err(|error| ClientError::protocol_because("an address is no JSON", error))?;
+        let method = Method::Post.into();
+        let call = Call::change(method, path::PORT_FORWARD, body, "connecting to a port");
+        let upgraded = self.http().upgrade_with(call, port_forward::PROTOCOL, &[]);
+        Ok(upgraded.await?.0)
+    }
+
+    /// Sends a request for which there is no method here. `path` starts with `/1.0`, and may have a query.
+    ///
+    /// The reply is returned whatever its status is; [`Reply::metadata`] tells results from errors.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Local`] with [`InvalidInput`](std::io::ErrorKind::InvalidInput) for something that is
+    /// no path; [`ClientError::Protocol`] or [`ClientError::Agent`] for a reply that is not JSON, or another
+    /// [`ClientError`].
+    pub async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Reply, ClientError> {
+        let body = body.map(|body| body.to_string().into_bytes());
+        let call = Call::change(method.into(), checked(path)?, body, "sending a request");
+        let (status, body) = self.http().call_raw(call).await?;
+        Ok(Reply::new(status.as_u16(), take_json(status, &body)?))
+    }
+
+    /// A connection that speaks `protocol` from now on (`GET` with `Upgrade`), for which there is no method
+    /// here.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Local`] with [`InvalidInput`](std::io::ErrorKind::InvalidInput) for something that is
+    /// no path or no name of a protocol; [`ClientError::Agent`] when the agent refuses it, or another
+    /// [`ClientError`].
+    pub async fn upgrade(&self, path: &str, protocol: &str) -> Result<AgentStream, ClientError> {
+        let (path, protocol) = (checked(path)?, checked_protocol(protocol)?);
+        let upgraded = self
+            .http()
+            .upgrade(path, protocol, &[], "upgrading a connection");
+        Ok(upgraded.await?.0)
+    }
+
     /// Events of the given kinds from now on; without kinds, of all kinds of the agent.
     ///
     /// # Errors
     ///
-    /// [`ClientError::Local`] with [`io::ErrorKind::InvalidInput`] for a kind that is not one of
+    /// [`ClientError::Local`] with [`InvalidInput`](std::io::ErrorKind::InvalidInput) for a kind that is not one of
     /// [`DEFAULT_KINDS`], of which there are no events. Or another [`ClientError`].
     pub async fn events(&self, kinds: &[&str]) -> Result<Events, ClientError> {
         if let Some(kind) = kinds.iter().find(|kind| !DEFAULT_KINDS.contains(kind)) {
             let reason = format!("there are no events of the kind {kind:?}");
-            return Err(ClientError::Local {
-                action: "listen for events",
-                source: io::Error::new(io::ErrorKind::InvalidInput, reason),
-            });
+            return Err(ClientError::invalid_argument("listen for events", reason));
         }
         self.any_events(kinds).await
     }
@@ -282,5 +445,17 @@ impl Client {
 
     fn http(&self) -> &Http {
         &self.agent.http
+    }
+}
+
+/// Why an agent that was connected to gave no answer, if it may still be starting.
+fn not_ready(error: ClientError) -> Result<ConnectError, ClientError> {
+    match error {
+        ClientError::ConnectionLost { source, .. } => {
+            let source = source.unwrap_or_else(|| "the connection was lost".into());
+            Ok(ConnectError::ClosedUnanswered(source))
+        }
+        ClientError::Silent { after, .. } => Ok(ConnectError::TimedOut(after)),
+        error => Err(error),
     }
 }

@@ -44,6 +44,9 @@ pub(crate) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// many clients of one machine do not come back in step.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
+/// Longest time for all attempts: a year, which can be added to any point in time.
+const MAX_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// After this time without a connection, a warning is logged.
 const QUIET_WAIT: Duration = Duration::from_secs(3);
 
@@ -97,11 +100,17 @@ impl Connector {
 
     /// Attempts to connect, from now until the overall deadline.
     pub(crate) fn attempts(&self) -> Attempts<'_> {
+        self.attempts_within(self.overall_timeout)
+    }
+
+    /// The same for `limit`.
+    pub(crate) fn attempts_within(&self, limit: Duration) -> Attempts<'_> {
         let start = Instant::now();
         Attempts {
             connector: self,
             start,
-            deadline: start + self.overall_timeout,
+            deadline: start + limit.min(MAX_WAIT),
+            last: None,
             pause: PAUSE.0,
             is_logged: self.is_quiet,
             count: 1,
@@ -175,6 +184,8 @@ pub(crate) struct Attempts<'a> {
     connector: &'a Connector,
     start: Instant,
     deadline: Instant,
+    /// The error of the attempt before.
+    last: Option<ConnectError>,
     pause: Duration,
     /// Whether the warning was logged, or is not wanted.
     is_logged: bool,
@@ -189,15 +200,26 @@ impl Attempts<'_> {
     /// [`ClientError::Connect`] with the last attempt's error.
     pub(crate) async fn connect(&mut self) -> Result<AgentStream, ClientError> {
         loop {
-            let left = self.deadline.saturating_duration_since(Instant::now());
-            let limit = ATTEMPT_TIMEOUT.min(left);
+            let limit = ATTEMPT_TIMEOUT.min(self.left());
             let error = match timeout(limit, self.connector.attempt()).await {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(error)) => error,
-                Err(_) => ConnectError::TimedOut(limit),
+                Err(_) => self.cut_short(limit),
             };
             self.failed(error).await?;
         }
+    }
+
+    /// The time that is left.
+    pub(crate) fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// The error of an attempt that was ended after `limit`: if that was for the deadline, the error of the
+    /// attempt before says more.
+    pub(crate) fn cut_short(&mut self, limit: Duration) -> ConnectError {
+        let earlier = self.last.take().filter(|_| limit < ATTEMPT_TIMEOUT);
+        earlier.unwrap_or(ConnectError::TimedOut(limit))
     }
 
     /// Waits a moment before the next attempt.
@@ -224,6 +246,7 @@ impl Attempts<'_> {
         sleep(wait).await;
         self.pause = (self.pause * 2).min(PAUSE.1);
         self.count += 1;
+        self.last = Some(error);
         Ok(())
     }
 }

@@ -167,6 +167,14 @@ impl ClientError {
         }
     }
 
+    /// An argument of the caller that makes no sense.
+    pub(crate) fn invalid_argument(action: &'static str, reason: impl Into<Cause>) -> Self {
+        Self::Local {
+            action,
+            source: io::Error::new(io::ErrorKind::InvalidInput, reason),
+        }
+    }
+
     pub(crate) fn lost(during: &'static str, source: impl Into<Cause>) -> Self {
         Self::ConnectionLost {
             during,

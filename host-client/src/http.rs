@@ -118,22 +118,38 @@ impl Http {
 
     /// Makes a call and returns its envelope.
     pub(crate) async fn call(&self, call: Call) -> Result<Envelope<Value>, ClientError> {
-        if call.method != Method::GET {
+        let (status, body) = self.call_raw(call).await?;
+        take_envelope(status, &body)
+    }
+
+    /// Makes a call and returns the status and the body of the reply, whatever they are.
+    pub(crate) async fn call_raw(&self, call: Call) -> Result<(StatusCode, Bytes), ClientError> {
+        let sent = if call.method != Method::GET {
             let connection = self.connect_for_change().await?;
-            return self.call_on(connection, &call).await;
-        }
-        if let Some(connection) = self.take_idle()
+            self.send_once(connection, &call).await?
+        } else if let Some(connection) = self.take_idle()
             && let Ok(sent) = self.send(connection, &call).await?
         {
-            return self.finish(sent, &call).await;
-        }
-        let sent = self.send_until_answered(&call).await?;
+            sent
+        } else {
+            self.send_until_answered(&call).await?
+        };
         self.finish(sent, &call).await
     }
 
     /// Makes a call with a single attempt to connect.
     pub(crate) async fn call_once(&self, call: Call) -> Result<Envelope<Value>, ClientError> {
-        let connection = self.open(self.connector.connect_once().await?).await?;
+        self.call_over(self.connector.connect_once().await?, call)
+            .await
+    }
+
+    /// Makes a call on a new connection, once.
+    pub(crate) async fn call_over(
+        &self,
+        stream: AgentStream,
+        call: Call,
+    ) -> Result<Envelope<Value>, ClientError> {
+        let connection = self.open(stream).await?;
         self.call_on(connection, &call).await
     }
 
@@ -143,9 +159,15 @@ impl Http {
         connection: Connection,
         call: &Call,
     ) -> Result<Envelope<Value>, ClientError> {
+        let sent = self.send_once(connection, call).await?;
+        let (status, body) = self.finish(sent, call).await?;
+        take_envelope(status, &body)
+    }
+
+    /// Sends a call on a connection, once, and waits for the head of the reply.
+    async fn send_once(&self, connection: Connection, call: &Call) -> Result<Sent, ClientError> {
         let sent = self.send(connection, call).await?;
-        let sent = sent.map_err(|error| self.lost(call.during, error))?;
-        self.finish(sent, call).await
+        sent.map_err(|error| self.lost(call.during, error))
     }
 
     /// A connection for a call that must not be made twice, checked with a request before: a proxy or
@@ -196,7 +218,7 @@ impl Http {
     }
 
     /// Reads a reply, and keeps its connection for the next call.
-    async fn finish(&self, sent: Sent, call: &Call) -> Result<Envelope<Value>, ClientError> {
+    async fn finish(&self, sent: Sent, call: &Call) -> Result<(StatusCode, Bytes), ClientError> {
         let (reply, connection) = self.read(sent, call).await;
         if let Some(connection) = connection {
             *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
@@ -209,13 +231,12 @@ impl Http {
         &self,
         (response, connection): Sent,
         call: &Call,
-    ) -> (Result<Envelope<Value>, ClientError>, Option<Connection>) {
+    ) -> (Result<(StatusCode, Bytes), ClientError>, Option<Connection>) {
         let status = response.status();
-        let body = match self.read_body(response, call.during).await {
-            Ok(body) => body,
+        let reply = match self.read_body(response, call.during).await {
+            Ok(body) => Ok((status, body)),
             Err(error) => return (Err(error), None),
         };
-        let reply = take_envelope(status, &body);
         let Some(mut connection) = connection else {
             return (reply, None);
         };
@@ -228,20 +249,34 @@ impl Http {
     pub(crate) async fn upgrade(
         &self,
         path: &str,
-        protocol: &'static str,
+        protocol: &str,
         extra: &[(&'static str, String)],
         during: &'static str,
     ) -> Result<(AgentStream, HeaderMap), ClientError> {
-        let mut call = Call::get(path, during);
+        self.upgrade_with(Call::get(path, during), protocol, extra)
+            .await
+    }
+
+    /// The same by any call. One that changes something is sent once.
+    pub(crate) async fn upgrade_with(
+        &self,
+        mut call: Call,
+        protocol: &str,
+        extra: &[(&'static str, String)],
+    ) -> Result<(AgentStream, HeaderMap), ClientError> {
+        let during = call.during;
         let headers = &mut call.headers;
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert(UPGRADE, HeaderValue::from_static(protocol));
+        headers.insert(UPGRADE, header_value(protocol)?);
         for (name, value) in extra {
-            let value = HeaderValue::from_str(value)
-                .map_err(|error| ClientError::protocol_because("a header has no value", error))?;
-            headers.insert(*name, value);
+            headers.insert(*name, header_value(value)?);
         }
-        let (mut response, _connection) = self.send_until_answered(&call).await?;
+        let (mut response, _connection) = if call.method == Method::GET {
+            self.send_until_answered(&call).await?
+        } else {
+            let connection = self.connect_for_change().await?;
+            self.send_once(connection, &call).await?
+        };
         let status = response.status();
         if status != StatusCode::SWITCHING_PROTOCOLS {
             let body = self.read_body(response, during).await?;
@@ -378,8 +413,13 @@ fn request(call: &Call) -> Request<Full<Bytes>> {
     request
 }
 
-/// Parses a reply: a result, an error of the agent, or a violation of the protocol.
-fn take_envelope(status: StatusCode, body: &[u8]) -> Result<Envelope<Value>, ClientError> {
+fn header_value(value: &str) -> Result<HeaderValue, ClientError> {
+    HeaderValue::from_str(value)
+        .map_err(|error| ClientError::protocol_because("a header has no value", error))
+}
+
+/// Checks that a body is not of more values than are read.
+fn check_values(status: StatusCode, body: &[u8]) -> Result<(), ClientError> {
     // Also counts these characters inside strings, which is harmless.
     let values = body
         .iter()
@@ -389,7 +429,47 @@ fn take_envelope(status: StatusCode, body: &[u8]) -> Result<Envelope<Value>, Cli
             "{status} with a body of more than {MAX_JSON_VALUES} values"
         )));
     }
-    let refused = status.is_client_error() || status.is_server_error();
+    Ok(())
+}
+
+/// Parses a reply of any status as JSON.
+pub(crate) fn take_json(status: StatusCode, body: &[u8]) -> Result<Value, ClientError> {
+    check_values(status, body)?;
+    serde_json::from_slice(body).map_err(|error| {
+        if is_refusal(status) {
+            return refused(status, body);
+        }
+        ClientError::protocol_because(format!("{status} with a body that is not JSON"), error)
+    })
+}
+
+/// Parses a reply that is text.
+pub(crate) fn take_text(status: StatusCode, body: &[u8]) -> Result<String, ClientError> {
+    if is_refusal(status) {
+        return take_envelope(status, body).and(Err(refused(status, body)));
+    }
+    String::from_utf8(body.to_vec())
+        .map_err(|error| ClientError::protocol_because("the text is not UTF-8", error))
+}
+
+fn is_refusal(status: StatusCode) -> bool {
+    status.is_client_error() || status.is_server_error()
+}
+
+/// The error of a refusal without an envelope.
+fn refused(status: StatusCode, body: &[u8]) -> ClientError {
+    ClientError::Agent {
+        status: status.as_u16(),
+        text: quote(status, body),
+    }
+}
+
+/// Parses a reply: a result, an error of the agent, or a violation of the protocol.
+pub(crate) fn take_envelope(
+    status: StatusCode,
+    body: &[u8],
+) -> Result<Envelope<Value>, ClientError> {
+    check_values(status, body)?;
     match serde_json::from_slice::<Envelope<Value>>(body) {
         Ok(envelope) if envelope.kind == EnvelopeKind::Error => Err(ClientError::Agent {
             status: match envelope.error_code {
@@ -398,12 +478,8 @@ fn take_envelope(status: StatusCode, body: &[u8]) -> Result<Envelope<Value>, Cli
             },
             text: bounded(&envelope.error),
         }),
-        Ok(envelope) if !refused => Ok(envelope),
-        Ok(_) | Err(_) if refused => Err(ClientError::Agent {
-            status: status.as_u16(),
-            text: quote(status, body),
-        }),
-        Ok(_) => Err(ClientError::protocol(format!("{status} with a result"))),
+        Ok(_) | Err(_) if is_refusal(status) => Err(refused(status, body)),
+        Ok(envelope) => Ok(envelope),
         Err(error) => Err(ClientError::protocol_because(
             format!("{status} with a body that is not an envelope"),
             error,

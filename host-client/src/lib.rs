@@ -98,6 +98,7 @@ mod exec;
 mod http;
 mod identity;
 mod operation;
+mod reply;
 mod sftp;
 mod timeouts;
 mod tls;
@@ -117,6 +118,7 @@ pub use self::{
         Output, TerminalSize,
     },
     identity::IdentityFiles,
+    reply::{Method, Reply},
     sftp::{DirectoryEntry, DirectoryReader, OpenOptions, RemoteFile, RemotePath, Sftp},
     timeouts::Timeouts,
     tls::{Identity, IdentityError, IdentityPem, Security},

@@ -30,6 +30,7 @@ mod hostile_agent;
 mod hostile_folder;
 mod hostile_guest;
 mod hung_folder;
+mod library;
 mod metrics;
 mod operations;
 mod port_forward;

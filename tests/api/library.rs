@@ -1,0 +1,240 @@
+//! The host library against the agent: what an orchestrator needs.
+
+use std::time::Duration;
+
+use harness::{Pair, TestAgent, TestFolder};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UnixListener},
+    time::{Instant, timeout},
+};
+use vsock_agent::Security as AgentSecurity;
+use vsock_agent_client::{
+    Client, ClientError, ConnectError, Identity, Method, Security, Timeouts,
+    protocol::{event::NewEvent, server_info::ServerInfo, version::Family},
+};
+
+/// Long enough for a machine that does other things too, and far from every time limit of the agent.
+const SOON: Duration = Duration::from_secs(15);
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    timeout(SOON, what).await.expect("it ends soon")
+}
+
+fn start() -> (TestAgent, Client) {
+    start_as(|_| {})
+}
+
+fn start_as(change: impl FnOnce(&mut vsock_agent::Config)) -> (TestAgent, Client) {
+    let agent = TestAgent::configured(change);
+    let client = Client::new(agent.endpoint().parse().unwrap(), Security::Plain);
+    (agent, client)
+}
+
+fn start_with_tls() -> (TestAgent, Client) {
+    let (host, guest) = (Pair::lxd(), Pair::lxd());
+    let agent = TestAgent::start_with(|folder| {
+        guest.write_agent(folder, &[&host]);
+        AgentSecurity::Tls(folder.to_owned())
+    });
+    let identity = Identity::from_pem(&host.identity_pem(&guest)).unwrap();
+    let endpoint = agent.endpoint().parse().unwrap();
+    let client = Client::new(endpoint, Security::Tls(identity));
+    (agent, client)
+}
+
+#[tokio::test]
+async fn state_and_metrics_are_read_from_agents_of_both_flavours() {
+    for family in [Family::Lxd, Family::Incus] {
+        let (_agent, client) = start_as(|config| config.family = family);
+        let state = client.state().await.unwrap();
+        assert!(state.memory.total > 0 && state.processes > 1, "{state:?}");
+        assert!(state.network.contains_key("lo"), "{state:?}");
+        assert_eq!(state.os_info.is_some(), family == Family::Incus);
+
+        let metrics = client.metrics().await.unwrap();
+        assert!(metrics.memory.memory_mem_total_bytes > 0, "{metrics:?}");
+        assert!(metrics.network.contains_key("lo"), "{metrics:?}");
+        assert!(metrics.cpu_seconds_total["cpu0"].cpu_seconds_idle > 0.0);
+
+        let text = client.metrics_text().await.unwrap();
+        assert!(text.contains("\n# TYPE "), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn requests_without_a_method_have_status_and_json() {
+    let (_agent, client) = start();
+    let reply = client.request(Method::Get, "/1.0", None).await.unwrap();
+    assert_eq!((reply.status, &reply.body["type"]), (200, &json!("sync")));
+    let info: ServerInfo = reply.metadata().unwrap();
+    assert_eq!(info, client.server_info().await.unwrap());
+
+    let mut events = client.events(&["config"]).await.unwrap();
+    let event = serde_json::to_value(NewEvent::new("config", json!({"key": 1}))).unwrap();
+    let sent = client.request(Method::Post, "/1.0/events", Some(&event));
+    assert_eq!(sent.await.unwrap().status, 200);
+    let received = soon(events.next()).await.unwrap().unwrap();
+    assert_eq!(received.metadata, json!({"key": 1}));
+
+    let missing = client.request(Method::Delete, "/1.0/no-such", None);
+    let missing = missing.await.unwrap();
+    assert_eq!(missing.status, 404);
+    let error = missing.metadata::<Value>().unwrap_err();
+    assert!(
+        matches!(error, ClientError::Agent { status: 404, .. }),
+        "{error:?}"
+    );
+    for path in ["1.0", "/1.0\r\nX: y"] {
+        let error = client.request(Method::Get, path, None).await.unwrap_err();
+        assert!(matches!(error, ClientError::Local { .. }), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn upgraded_connection_speaks_the_protocol_that_was_asked_for() {
+    let (_agent, client) = start();
+    let mut stream = client.upgrade("/1.0/sftp", "sftp").await.unwrap();
+    // SSH_FXP_INIT of version 3, and the beginning of SSH_FXP_VERSION.
+    stream
+        .write_all(&[0, 0, 0, 5, 1, 0, 0, 0, 3])
+        .await
+        .unwrap();
+    let mut head = [0; 9];
+    soon(stream.read_exact(&mut head)).await.unwrap();
+    assert_eq!(head[4..], [2, 0, 0, 0, 3]);
+    let error = client.upgrade("/1.0", "sftp").await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            ClientError::Protocol { .. } | ClientError::Agent { .. }
+        ),
+        "{error:?}"
+    );
+    let error = client.upgrade("/1.0/sftp", "a b").await.unwrap_err();
+    assert!(matches!(error, ClientError::Local { .. }), "{error:?}");
+}
+
+async fn listen() -> (TcpListener, u16) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, port)
+}
+
+/// Sends some bytes in both directions.
+async fn exchange(near: &mut (impl AsyncRead + AsyncWrite + Unpin), far: &mut TcpStream) {
+    near.write_all(b"question").await.unwrap();
+    near.flush().await.unwrap();
+    let mut bytes = [0; 8];
+    soon(far.read_exact(&mut bytes)).await.unwrap();
+    assert_eq!(&bytes, b"question");
+    far.write_all(b"answered").await.unwrap();
+    soon(near.read_exact(&mut bytes)).await.unwrap();
+    assert_eq!(&bytes, b"answered");
+}
+
+#[tokio::test]
+async fn forwarded_port_is_a_stream_of_bytes() {
+    for (_agent, client) in [start(), start_with_tls()] {
+        let (listener, port) = listen().await;
+        let mut near = client.port_forward(port).await.unwrap();
+        let mut far = listener.accept().await.unwrap().0;
+        exchange(&mut near, &mut far).await;
+        drop(near);
+        assert_eq!(soon(far.read(&mut [0; 1])).await.unwrap(), 0);
+
+        let mut near = client.port_forward_to("localhost", port).await.unwrap();
+        let mut far = listener.accept().await.unwrap().0;
+        exchange(&mut near, &mut far).await;
+        drop(far);
+        assert_eq!(soon(near.read(&mut [0; 1])).await.unwrap(), 0);
+
+        drop(listener);
+        let error = client.port_forward(port).await.unwrap_err();
+        let ClientError::Agent { status: 500, text } = &error else {
+            panic!("{error:?}")
+        };
+        assert!(text.contains("refused"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn forwarded_port_over_tls_closes_one_direction() {
+    let (_agent, client) = start_with_tls();
+    let (listener, port) = listen().await;
+    let mut near = client.port_forward(port).await.unwrap();
+    let mut far = listener.accept().await.unwrap().0;
+    near.write_all(b"question").await.unwrap();
+    near.shutdown().await.unwrap();
+    let mut question = String::new();
+    soon(far.read_to_string(&mut question)).await.unwrap();
+    assert_eq!(question, "question");
+    let answer = vec![7; 1024 * 1024];
+    let mut read = Vec::new();
+    let answering = async {
+        far.write_all(&answer).await.unwrap();
+        drop(far);
+    };
+    let (count, ()) = soon(async { tokio::join!(near.read_to_end(&mut read), answering) }).await;
+    count.unwrap();
+    assert!(read == answer, "{} bytes came", read.len());
+}
+
+#[tokio::test]
+async fn waiting_until_an_agent_is_ready_ends_when_it_is() {
+    let agent = TestAgent::start();
+    let folder = TestFolder::new("library");
+    let late = folder.path().join("late.sock");
+    let endpoint = format!("unix:{}", late.display()).parse().unwrap();
+    // The time limit of the client itself would be over at once.
+    let timeouts = Timeouts::default().with_connect(Duration::ZERO);
+    let client = Client::with_timeouts(endpoint, Security::Plain, timeouts);
+    let appear = async { std::os::unix::fs::symlink(agent.socket(), &late).unwrap() };
+    let ready = client.wait_ready(Duration::MAX);
+    let (info, ()) = soon(async { tokio::join!(biased; ready, appear) }).await;
+    assert_eq!(info.unwrap(), client.server_info().await.unwrap());
+}
+
+#[tokio::test]
+async fn agent_that_is_not_ready_in_time_has_its_last_error() {
+    let folder = TestFolder::new("library");
+    let path = folder.path().join("agent.sock");
+    let client = Client::new(
+        format!("unix:{}", path.display()).parse().unwrap(),
+        Security::Plain,
+    );
+    let limit = Duration::from_millis(400);
+    let start = Instant::now();
+    let source = connect_error(client.wait_ready(limit).await);
+    assert!(start.elapsed() >= limit / 2, "{:?}", start.elapsed());
+    let ConnectError::Io(source) = source else {
+        panic!("{source:?}")
+    };
+    assert_eq!(source.kind(), std::io::ErrorKind::NotFound);
+
+    // Whoever accepts and closes, or says nothing, is not ready either.
+    let listener = UnixListener::bind(&path).unwrap();
+    let closing = async {
+        loop {
+            drop(listener.accept().await.unwrap());
+        }
+    };
+    let source = tokio::select! {
+        info = soon(client.wait_ready(limit)) => connect_error(info),
+        () = closing => unreachable!(),
+    };
+    assert!(
+        matches!(source, ConnectError::ClosedUnanswered(_)),
+        "{source:?}"
+    );
+    let source = connect_error(soon(client.wait_ready(limit)).await);
+    assert!(matches!(source, ConnectError::TimedOut(_)), "{source:?}");
+}
+
+fn connect_error(info: Result<ServerInfo, ClientError>) -> ConnectError {
+    match info.unwrap_err() {
+        ClientError::Connect { source, .. } => source,
+        error => panic!("{error:?}"),
+    }
+}
