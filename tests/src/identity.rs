@@ -54,6 +54,12 @@ impl Pair {
         }
     }
 
+    /// A pair with a key as `agent-cli identity init` makes them: ECDSA P-256.
+    #[must_use]
+    pub fn small() -> Self {
+        Self::new(&rcgen::PKCS_ECDSA_P256_SHA256, |_| {})
+    }
+
     /// A pair as LXD makes them: ECDSA P-384, the DNS name `unspecified`.
     #[must_use]
     pub fn lxd() -> Self {

@@ -49,7 +49,7 @@ pub use self::{
     monitor::Monitor,
     options::{Installed, System, VmOptions},
     process::Lifetime,
-    product::{Product, build_for_here},
+    product::{Product, build_benchmark, build_for_here},
     qemu::MAC,
     serve::Serve,
     stock::StockAgent,

@@ -62,6 +62,19 @@ pub async fn build_for_here() -> Result<Product, VmError> {
     })
 }
 
+/// Builds the benchmark, optimised: it is the library that is measured, too.
+///
+/// # Errors
+///
+/// [`VmError::Command`] with the compiler's words.
+pub async fn build_benchmark() -> Result<PathBuf, VmError> {
+    let mut cargo = command::cargo();
+    cargo.args(["build", "--quiet", "--profile", "measure"]);
+    cargo.args(["-p", "agent-tests", "--bin", "bench"]);
+    command::run_visibly(&mut cargo).await?;
+    Ok(paths::target().join("measure/bench"))
+}
+
 async fn host_triple() -> Result<String, VmError> {
     let version = command::run(Command::new("rustc").arg("-vV")).await?;
     let triple = version.lines().find_map(|line| line.strip_prefix("host: "));

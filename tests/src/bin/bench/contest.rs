@@ -24,6 +24,8 @@ impl Way {
 pub(crate) struct Times {
     pub(crate) name: &'static str,
     pub(crate) median: f64,
+    /// 99 of 100 took no longer.
+    pub(crate) p99: f64,
     pub(crate) min: f64,
     pub(crate) runs: Vec<f64>,
 }
@@ -72,6 +74,10 @@ impl Times {
         Self {
             name,
             median: sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN),
+            p99: sorted
+                .get(sorted.len() * 99 / 100)
+                .copied()
+                .unwrap_or(f64::NAN),
             min: sorted.first().copied().unwrap_or(f64::NAN),
             runs,
         }

@@ -1,4 +1,4 @@
-//! The file transfers side by side with OpenSSH's and others', and whether the targets are met:
+//! File transfers and commands side by side with OpenSSH's and others', and whether the targets are met:
 //! `make bench`.
 #![allow(
     clippy::print_stderr,
@@ -7,6 +7,7 @@
 )]
 
 mod contest;
+mod exec;
 mod files;
 mod memory;
 mod peak;
@@ -15,18 +16,25 @@ mod rig;
 mod trees;
 mod vm;
 
-use std::process::ExitCode;
+use std::{
+    os::unix::process::CommandExt,
+    process::{Command, ExitCode},
+};
 
 use anyhow::{Context, bail};
+use harness::vm::build_benchmark;
+
+use tokio::sync::OnceCell;
 
 use crate::{report::Verdict, rig::Rig};
 
 const USAGE: &str = "usage: bench [--json] [--runs N] [--scale PERCENT] [PART...]
 
-  files   1 GiB, by OpenSSH's client and by agent-cli
-  trees   10,000 files of 4 KiB
-  memory  of the agent and of agent-cli
-  vm      100 MB into and out of a virtual machine
+  files        1 GiB, by OpenSSH's client and by agent-cli
+  trees        10,000 files of 4 KiB
+  memory       of the agent and of agent-cli
+  vm           100 MB into and out of a virtual machine
+  exec-native  commands without a virtual machine
 
 Without a PART, all of them. Exit status 1 when a target is missed.
 A scale other than 100 makes everything smaller, for trying out; it proves nothing.";
@@ -38,6 +46,19 @@ struct Options {
     /// Size of everything, in percent of what the targets are about.
     scale: u64,
     parts: Vec<String>,
+}
+
+impl Options {
+    /// A number of runs, scaled: one at least.
+    fn scaled(&self, runs: u64) -> anyhow::Result<usize> {
+        Ok(usize::try_from((runs * self.scale / 100).max(1))?)
+    }
+
+    /// A number of bytes, scaled: whole MiB, and one at least.
+    fn scaled_bytes(&self, bytes: u64) -> u64 {
+        const MIB: u64 = 1024 * 1024;
+        (bytes * self.scale / 100 / MIB).max(1) * MIB
+    }
 }
 
 #[tokio::main]
@@ -58,9 +79,12 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Vec<String>) -> anyhow::Result<bool> {
-    let Some(options) = parse(arguments)? else {
+    let Some(options) = parse(&arguments)? else {
         return Ok(true);
     };
+    if cfg!(debug_assertions) {
+        return Err(again(&arguments).await);
+    }
     let mut verdicts: Vec<Verdict> = Vec::new();
     let mut say = |more: Vec<Verdict>| {
         if !options.json {
@@ -68,13 +92,15 @@ async fn run(arguments: Vec<String>) -> anyhow::Result<bool> {
         }
         verdicts.extend(more);
     };
-    let rig = Rig::start().await?;
+    let rig = OnceCell::new();
+    let rig = || rig.get_or_try_init(Rig::start);
     for part in &options.parts {
         match part.as_str() {
-            "files" => say(files::measure(&rig, &options)?),
-            "trees" => say(trees::measure(&rig, &options)?),
-            "memory" => say(memory::measure(&rig, &options).await?),
-            "vm" => say(vm::measure(&rig, &options).await?),
+            "files" => say(files::measure(rig().await?, &options)?),
+            "trees" => say(trees::measure(rig().await?, &options)?),
+            "memory" => say(memory::measure(rig().await?, &options).await?),
+            "vm" => say(vm::measure(rig().await?, &options).await?),
+            "exec-native" => say(exec::without_vm(&options).await?),
             _ => bail!("{part}?\n{USAGE}"),
         }
     }
@@ -84,15 +110,23 @@ async fn run(arguments: Vec<String>) -> anyhow::Result<bool> {
     Ok(verdicts.iter().all(|verdict| verdict.holds))
 }
 
+/// Becomes the same program, optimised. Returns only if it cannot.
+async fn again(arguments: &[String]) -> anyhow::Error {
+    match build_benchmark().await {
+        Ok(program) => Command::new(program).args(arguments).exec().into(),
+        Err(error) => error.into(),
+    }
+}
+
 /// `None` when all that was asked for is said.
-fn parse(arguments: Vec<String>) -> anyhow::Result<Option<Options>> {
+fn parse(arguments: &[String]) -> anyhow::Result<Option<Options>> {
     let mut options = Options {
         json: false,
         runs: 5,
         scale: 100,
         parts: Vec::new(),
     };
-    let mut arguments = arguments.into_iter();
+    let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         let mut number = || arguments.next().context(USAGE)?.parse().context(USAGE);
         match argument.as_str() {
@@ -104,11 +138,13 @@ fn parse(arguments: Vec<String>) -> anyhow::Result<Option<Options>> {
                 return Ok(None);
             }
             word if word.starts_with('-') => bail!(USAGE),
-            _ => options.parts.push(argument),
+            _ => options.parts.push(argument.clone()),
         }
     }
     if options.parts.is_empty() {
-        options.parts = ["files", "trees", "memory", "vm"].map(str::to_owned).into();
+        options.parts = ["files", "trees", "memory", "vm", "exec-native"]
+            .map(str::to_owned)
+            .into();
     }
     Ok(Some(options))
 }
