@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     connect::{AgentStream, Connector},
+    endpoint::Endpoint,
     error::ClientError,
     events::LISTENING,
     http::{ANSWER_TIMEOUT, Call, Http, metadata},
@@ -40,6 +41,19 @@ impl Agent {
             info: Mutex::new(None),
             background: TaskTracker::new(),
         }
+    }
+
+    /// Does what a method of the library is for, and adds to an error which agent it is of.
+    pub(crate) async fn run<T>(
+        &self,
+        _method: &'static str,
+        work: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        work.await.map_err(|error| error.at(self.endpoint()))
+    }
+
+    pub(crate) const fn endpoint(&self) -> &Endpoint {
+        self.http.connector().endpoint()
     }
 
     /// Requests the agent's version and API extensions.

@@ -82,7 +82,7 @@ impl Client {
     /// The endpoint of the agent.
     #[must_use]
     pub fn endpoint(&self) -> &Endpoint {
-        self.http().connector().endpoint()
+        self.agent.endpoint()
     }
 
     /// The agent's version and API extensions (`GET /1.0`).
@@ -93,7 +93,9 @@ impl Client {
     /// [`ClientError::Agent`], [`ClientError::ConnectionLost`], [`ClientError::Silent`] or
     /// [`ClientError::Protocol`].
     pub async fn server_info(&self) -> Result<ServerInfo, ClientError> {
-        self.agent.server_info().await
+        self.agent
+            .run("server_info", async { self.agent.server_info().await })
+            .await
     }
 
     /// As [`Client::server_info`], with a single attempt to connect.
@@ -102,8 +104,12 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn probe(&self) -> Result<ServerInfo, ClientError> {
-        let call = Call::get(path::SERVER, "asking what the agent is");
-        metadata(self.http().call_once(call).await?, "the description")
+        self.agent
+            .run("probe", async {
+                let call = Call::get(path::SERVER, "asking what the agent is");
+                metadata(self.http().call_once(call).await?, "the description")
+            })
+            .await
     }
 
     /// Waits until the agent answers, at most for `limit` instead of [`Timeouts::connect`], and returns what
@@ -119,17 +125,21 @@ impl Client {
     /// [source](ConnectError) says why the agent did not answer the last time. Other errors are those of an
     /// agent that answers, but not as it should.
     pub async fn wait_ready(&self, limit: Duration) -> Result<ServerInfo, ClientError> {
-        let mut attempts = self.http().connector().attempts_within(limit);
-        loop {
-            let stream = attempts.connect().await?;
-            let left = attempts.left();
-            let error = match timeout(left, self.agent.server_info_over(stream)).await {
-                Ok(Ok(info)) => return Ok(info),
-                Ok(Err(error)) => not_ready(error)?,
-                Err(_) => attempts.cut_short(left),
-            };
-            attempts.failed(error).await?;
-        }
+        self.agent
+            .run("wait_ready", async {
+                let mut attempts = self.http().connector().attempts_within(limit);
+                loop {
+                    let stream = attempts.connect().await?;
+                    let left = attempts.left();
+                    let error = match timeout(left, self.agent.server_info_over(stream)).await {
+                        Ok(Ok(info)) => return Ok(info),
+                        Ok(Err(error)) => not_ready(error)?,
+                        Err(_) => attempts.cut_short(left),
+                    };
+                    attempts.failed(error).await?;
+                }
+            })
+            .await
     }
 
     /// The state of the guest: memory, processor time, network and processes (`GET /1.0/state`).
@@ -138,8 +148,12 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn state(&self) -> Result<InstanceState, ClientError> {
-        let call = Call::get(path::STATE, "asking for the state of the guest");
-        metadata(self.http().call(call).await?, "the state")
+        self.agent
+            .run("state", async {
+                let call = Call::get(path::STATE, "asking for the state of the guest");
+                metadata(self.http().call(call).await?, "the state")
+            })
+            .await
     }
 
     /// The metrics of the guest (`GET /1.0/metrics`). Those of Incus's agent come in LXD's form, which is
@@ -149,13 +163,19 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn metrics(&self) -> Result<LxdMetrics, ClientError> {
-        let family = self.family().await?;
-        let call = Call::get(path::METRICS, "asking for metrics");
-        let answer = self.http().call(call).await?;
-        match family {
-            Family::Lxd => metadata(answer, "the metrics"),
-            Family::Incus => metadata::<IncusMetrics>(answer, "the metrics").map(Into::into),
-        }
+        self.agent
+            .run("metrics", async {
+                let family = self.family().await?;
+                let call = Call::get(path::METRICS, "asking for metrics");
+                let answer = self.http().call(call).await?;
+                match family {
+                    Family::Lxd => metadata(answer, "the metrics"),
+                    Family::Incus => {
+                        metadata::<IncusMetrics>(answer, "the metrics").map(Into::into)
+                    }
+                }
+            })
+            .await
     }
 
     /// The metrics of the guest and of the agent itself, in Prometheus's text format (`GET /metrics`).
@@ -165,11 +185,15 @@ impl Client {
     ///
     /// [`ClientError::Unsupported`] for the agents of LXD and Incus, or another [`ClientError`].
     pub async fn metrics_text(&self) -> Result<String, ClientError> {
-        self.need(version::METRICS_TEXT, "give metrics as text")
-            .await?;
-        let call = Call::get(path::METRICS_TEXT, "asking for metrics");
-        let (status, body) = self.http().call_raw(call).await?;
-        take_text(status, &body)
+        self.agent
+            .run("metrics_text", async {
+                self.need(version::METRICS_TEXT, "give metrics as text")
+                    .await?;
+                let call = Call::get(path::METRICS_TEXT, "asking for metrics");
+                let (status, body) = self.http().call_raw(call).await?;
+                take_text(status, &body)
+            })
+            .await
     }
 
     /// The flavour of the agent.
@@ -186,7 +210,8 @@ impl Client {
     async fn need(&self, extension: &str, what: &'static str) -> Result<(), ClientError> {
         let info = self.agent.known_info().await?;
         let has = info.has(extension);
-        has.then_some(()).ok_or(ClientError::Unsupported { what })
+        has.then_some(())
+            .ok_or_else(|| ClientError::unsupported(what))
     }
 
     /// Sends the agent the address of its host (`PUT /1.0`), with the field names of LXD or Incus.
@@ -196,14 +221,18 @@ impl Client {
     /// [`ClientError::Agent`] if the agent refuses it; LXD's agent also does if it cannot connect to
     /// that address. Or another [`ClientError`].
     pub async fn set_host(&self, host: &HostConnection) -> Result<(), ClientError> {
-        let body = host.to_json(self.family().await?).to_string().into_bytes();
-        let call = Call::change(
-            Method::Put.into(),
-            path::SERVER,
-            body,
-            "telling where the host is",
-        );
-        self.http().call(call).await.map(drop)
+        self.agent
+            .run("set_host", async {
+                let body = host.to_json(self.family().await?).to_string().into_bytes();
+                let call = Call::change(
+                    Method::Put.into(),
+                    path::SERVER,
+                    body,
+                    "telling where the host is",
+                );
+                self.http().call(call).await.map(drop)
+            })
+            .await
     }
 
     /// Sends an event to all listeners in the guest (`POST /1.0/events`).
@@ -212,10 +241,15 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn send_event(&self, event: &NewEvent) -> Result<(), ClientError> {
-        let body = serde_json::to_vec(event)
-            .map_err(|error| ClientError::protocol_because("an event is no JSON", error))?;
-        let call = Call::change(Method::Post.into(), path::EVENTS, body, "telling an event");
-        self.http().call(call).await.map(drop)
+        self.agent
+            .run("send_event", async {
+                let body = serde_json::to_vec(event)
+                    .map_err(|error| ClientError::protocol_because("an event is no JSON", error))?;
+                let call =
+                    Call::change(Method::Post.into(), path::EVENTS, body, "telling an event");
+                self.http().call(call).await.map(drop)
+            })
+            .await
     }
 
     /// The agent's running operations, and those that ended recently.
@@ -224,9 +258,13 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn operations(&self) -> Result<Vec<Operation>, ClientError> {
-        let path = format!("{}?recursion=1", path::OPERATIONS);
-        let call = Call::get(path, "listing operations");
-        operation::flatten(self.http().call(call).await?.metadata)
+        self.agent
+            .run("operations", async {
+                let path = format!("{}?recursion=1", path::OPERATIONS);
+                let call = Call::get(path, "listing operations");
+                operation::flatten(self.http().call(call).await?.metadata)
+            })
+            .await
     }
 
     /// One operation.
@@ -236,8 +274,12 @@ impl Client {
     /// [`ClientError::Agent`] when the agent does not know it: status 404, or 500 from LXD's
     /// agents; or another [`ClientError`].
     pub async fn operation(&self, id: OperationId) -> Result<Operation, ClientError> {
-        let call = Call::get(path::operation(id), "asking for an operation");
-        metadata(self.http().call(call).await?, "the operation")
+        self.agent
+            .run("operation", async {
+                let call = Call::get(path::operation(id), "asking for an operation");
+                metadata(self.http().call(call).await?, "the operation")
+            })
+            .await
     }
 
     /// Waits for the end of an operation, at most `limit`, which is rounded up to whole seconds, or for
@@ -254,9 +296,13 @@ impl Client {
         id: OperationId,
         limit: Option<Duration>,
     ) -> Result<Operation, ClientError> {
-        let call = Call::get(path::operation_wait(id, limit), "waiting for an operation");
-        let call = call.with_extra_time(limit.unwrap_or(Duration::MAX / 2));
-        metadata(self.http().call(call).await?, "the operation")
+        self.agent
+            .run("wait_operation", async {
+                let call = Call::get(path::operation_wait(id, limit), "waiting for an operation");
+                let call = call.with_extra_time(limit.unwrap_or(Duration::MAX / 2));
+                metadata(self.http().call(call).await?, "the operation")
+            })
+            .await
     }
 
     /// Cancels an operation.
@@ -265,7 +311,11 @@ impl Client {
     ///
     /// [`ClientError::Agent`] when it cannot be cancelled: LXD's agent cannot cancel a command.
     pub async fn cancel_operation(&self, id: OperationId) -> Result<(), ClientError> {
-        self.agent.cancel_operation(id).await
+        self.agent
+            .run("cancel_operation", async {
+                self.agent.cancel_operation(id).await
+            })
+            .await
     }
 
     /// A command to run: `program` with `arguments`.
@@ -296,9 +346,16 @@ impl Client {
     /// [`ClientError::Unsupported`] when the agent does not confirm that it applies `options`;
     /// [`ClientError::Agent`] when it refuses them, or another [`ClientError`].
     pub async fn sftp_with(&self, options: &SessionOptions) -> Result<Sftp, ClientError> {
-        let stream = self.open_sftp(options).await?;
-        let silence = self.agent.timeouts.silence_or(sftp::SILENCE_TIMEOUT);
-        Sftp::start(stream, silence).await?.confirm(options)
+        self.agent
+            .run("sftp_with", async {
+                let stream = self.open_sftp(options).await?;
+                let silence = self.agent.timeouts.silence_or(sftp::SILENCE_TIMEOUT);
+                Sftp::start(stream, silence)
+                    .await?
+                    .of(self.endpoint())
+                    .confirm(options)
+            })
+            .await
     }
 
     /// A connection that speaks SFTP, for a caller that has its own SFTP client.
@@ -307,7 +364,11 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn raw_sftp(&self) -> Result<AgentStream, ClientError> {
-        self.open_sftp(&SessionOptions::default()).await
+        self.agent
+            .run("raw_sftp", async {
+                self.open_sftp(&SessionOptions::default()).await
+            })
+            .await
     }
 
     async fn open_sftp(&self, options: &SessionOptions) -> Result<AgentStream, ClientError> {
@@ -353,14 +414,19 @@ impl Client {
     }
 
     async fn forward(&self, to: &PortForward) -> Result<AgentStream, ClientError> {
-        self.need(version::PORT_FORWARD, "connect to ports of the guest")
-            .await?;
-        let body = serde_json::to_vec(to)
-            .map_err(|error| ClientError::protocol_because("an address is no JSON", error))?;
-        let method = Method::Post.into();
-        let call = Call::change(method, path::PORT_FORWARD, body, "connecting to a port");
-        let upgraded = self.http().upgrade_with(call, port_forward::PROTOCOL, &[]);
-        Ok(upgraded.await?.0)
+        self.agent
+            .run("port_forward", async {
+                self.need(version::PORT_FORWARD, "connect to ports of the guest")
+                    .await?;
+                let body = serde_json::to_vec(to).map_err(|error| {
+                    ClientError::protocol_because("an address is no JSON", error)
+                })?;
+                let method = Method::Post.into();
+                let call = Call::change(method, path::PORT_FORWARD, body, "connecting to a port");
+                let upgraded = self.http().upgrade_with(call, port_forward::PROTOCOL, &[]);
+                Ok(upgraded.await?.0)
+            })
+            .await
     }
 
     /// Sends a request for which there is no method here. `path` starts with `/1.0`, and may have a query.
@@ -378,10 +444,14 @@ impl Client {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Reply, ClientError> {
-        let body = body.map(|body| body.to_string().into_bytes());
-        let call = Call::change(method.into(), checked(path)?, body, "sending a request");
-        let (status, body) = self.http().call_raw(call).await?;
-        Ok(Reply::new(status.as_u16(), take_json(status, &body)?))
+        self.agent
+            .run("request", async {
+                let body = body.map(|body| body.to_string().into_bytes());
+                let call = Call::change(method.into(), checked(path)?, body, "sending a request");
+                let (status, body) = self.http().call_raw(call).await?;
+                Ok(Reply::new(status.as_u16(), take_json(status, &body)?))
+            })
+            .await
     }
 
     /// A connection that speaks `protocol` from now on (`GET` with `Upgrade`), for which there is no method
@@ -393,11 +463,15 @@ impl Client {
     /// no path or no name of a protocol; [`ClientError::Agent`] when the agent refuses it, or another
     /// [`ClientError`].
     pub async fn upgrade(&self, path: &str, protocol: &str) -> Result<AgentStream, ClientError> {
-        let (path, protocol) = (checked(path)?, checked_protocol(protocol)?);
-        let upgraded = self
-            .http()
-            .upgrade(path, protocol, &[], "upgrading a connection");
-        Ok(upgraded.await?.0)
+        self.agent
+            .run("upgrade", async {
+                let (path, protocol) = (checked(path)?, checked_protocol(protocol)?);
+                let upgraded = self
+                    .http()
+                    .upgrade(path, protocol, &[], "upgrading a connection");
+                Ok(upgraded.await?.0)
+            })
+            .await
     }
 
     /// Events of the given kinds from now on; without kinds, of all kinds of the agent.
@@ -407,11 +481,15 @@ impl Client {
     /// [`ClientError::Local`] with [`InvalidInput`](std::io::ErrorKind::InvalidInput) for a kind that is not one of
     /// [`DEFAULT_KINDS`], of which there are no events. Or another [`ClientError`].
     pub async fn events(&self, kinds: &[&str]) -> Result<Events, ClientError> {
-        if let Some(kind) = kinds.iter().find(|kind| !DEFAULT_KINDS.contains(kind)) {
-            let reason = format!("there are no events of the kind {kind:?}");
-            return Err(ClientError::invalid_argument("listen for events", reason));
-        }
-        self.any_events(kinds).await
+        self.agent
+            .run("events", async {
+                if let Some(kind) = kinds.iter().find(|kind| !DEFAULT_KINDS.contains(kind)) {
+                    let reason = format!("there are no events of the kind {kind:?}");
+                    return Err(ClientError::invalid_argument("listen for events", reason));
+                }
+                self.any_events(kinds).await
+            })
+            .await
     }
 
     /// A stream without events, which shows that the agent is running: it ends with the agent.
@@ -420,12 +498,14 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn presence(&self) -> Result<Events, ClientError> {
-        self.any_events(&[NO_EVENTS]).await
+        self.agent
+            .run("presence", self.any_events(&[NO_EVENTS]))
+            .await
     }
 
     async fn any_events(&self, kinds: &[&str]) -> Result<Events, ClientError> {
         let socket = self.agent.event_socket(kinds).await?;
-        Ok(Events::new(socket))
+        Ok(Events::new(socket, self.endpoint().clone()))
     }
 
     /// Waits for background work that must not be aborted: a handshake with a virtual machine monitor,

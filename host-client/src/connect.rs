@@ -10,7 +10,6 @@ mod stream;
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
-    io,
     path::Path,
     time::Duration,
 };
@@ -231,7 +230,7 @@ impl Attempts<'_> {
     pub(crate) async fn failed(&mut self, error: ConnectError) -> Result<(), ClientError> {
         let (endpoint, attempts) = (&self.connector.endpoint, self.count);
         let wait = jittered(self.pause);
-        if !is_worth_another_try(&error) || Instant::now() + wait >= self.deadline {
+        if !error.is_retryable() || Instant::now() + wait >= self.deadline {
             return Err(ClientError::Connect {
                 endpoint: endpoint.clone(),
                 attempts,
@@ -251,35 +250,6 @@ impl Attempts<'_> {
     }
 }
 
-/// Whether a booting machine or a busy agent can be the reason.
-fn is_worth_another_try(error: &ConnectError) -> bool {
-    match error {
-        ConnectError::Io(error) => {
-            matches!(
-                error.raw_os_error(),
-                Some(
-                    libc::ECONNRESET
-                        | libc::ETIMEDOUT
-                        | libc::ENODEV
-                        | libc::EADDRNOTAVAIL
-                        | libc::ECONNREFUSED
-                        | libc::ENOENT
-                        | libc::EAGAIN
-                        | libc::EPIPE
-                )
-            ) || error.kind() == io::ErrorKind::UnexpectedEof
-        }
-        ConnectError::TimedOut(_)
-        | ConnectError::NobodyListens { .. }
-        | ConnectError::ClosedInHandshake(_)
-        | ConnectError::ClosedUnanswered(_) => true,
-        ConnectError::NotHybrid(_)
-        | ConnectError::WrongAgent
-        | ConnectError::NotTls(_)
-        | ConnectError::Handshake(_) => false,
-    }
-}
-
 /// Between half of `pause` and all of it.
 fn jittered(pause: Duration) -> Duration {
     // A new RandomState has random keys: enough to spread clients, and no dependency.
@@ -290,6 +260,8 @@ fn jittered(pause: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]
@@ -302,11 +274,11 @@ mod tests {
 
     #[test]
     fn a_wrong_certificate_is_not_tried_again_and_a_missing_socket_is() {
-        assert!(!is_worth_another_try(&ConnectError::WrongAgent));
+        assert!(!ConnectError::WrongAgent.is_retryable());
         let missing = io::Error::from_raw_os_error(libc::ENOENT);
-        assert!(is_worth_another_try(&ConnectError::Io(missing)));
+        assert!(ConnectError::Io(missing).is_retryable());
         let forbidden = io::Error::from_raw_os_error(libc::EACCES);
-        assert!(!is_worth_another_try(&ConnectError::Io(forbidden)));
+        assert!(!ConnectError::Io(forbidden).is_retryable());
     }
 
     #[tokio::test]

@@ -1,10 +1,11 @@
 //! The errors of the library, with a variant for each way to handle them.
 
+mod class;
 mod sftp;
 
 use std::{error::Error, io, time::Duration};
 
-pub use self::sftp::SftpError;
+pub use self::{class::ErrorKind, sftp::SftpError};
 use crate::endpoint::Endpoint;
 
 /// An opaque cause, for [`source`](std::error::Error::source).
@@ -46,15 +47,31 @@ pub enum ClientError {
     /// The agent answered with an error.
     #[error("the agent refused ({status}): {text}")]
     Agent {
+        /// The endpoint of the agent, if it is known.
+        endpoint: Option<Endpoint>,
         /// The HTTP status.
         status: u16,
         /// Its message, at most 1,000 characters. It comes from the guest: escape it before printing it
         /// to a terminal.
         text: String,
     },
+    /// The operation of a command failed, and the agent did not say how the command ended, if it was
+    /// started.
+    #[error("the agent could not run the command ({status}): {text}")]
+    Failed {
+        /// The endpoint of the agent, if it is known.
+        endpoint: Option<Endpoint>,
+        /// The status of the operation: one of
+        /// [`OperationStatus`](crate::protocol::operation::OperationStatus).
+        status: u16,
+        /// The agent's error, at most 1,000 characters. Escape it before printing it to a terminal.
+        text: String,
+    },
     /// The connection was lost. The request may or may not have been executed.
     #[error("the connection was lost while {during}")]
     ConnectionLost {
+        /// The endpoint of the agent, if it is known.
+        endpoint: Option<Endpoint>,
         /// The action.
         during: &'static str,
         /// The cause, if it is known.
@@ -64,6 +81,8 @@ pub enum ClientError {
     /// The agent did not answer in time. The request may or may not have been executed.
     #[error("no answer within {} s while {during}", .after.as_secs())]
     Silent {
+        /// The endpoint of the agent, if it is known.
+        endpoint: Option<Endpoint>,
         /// The action.
         during: &'static str,
         /// The time limit.
@@ -72,6 +91,8 @@ pub enum ClientError {
     /// The other end violated the protocol.
     #[error("the agent broke the protocol: {what}")]
     Protocol {
+        /// The endpoint of the agent, if it is known.
+        endpoint: Option<Endpoint>,
         /// The violation.
         what: String,
         /// The error of parsing, if there is one.
@@ -81,6 +102,8 @@ pub enum ClientError {
     /// The agent sent more than a limit of this client.
     #[error("{what} is larger than {limit} bytes")]
     TooLarge {
+        /// The endpoint of the agent, if it is known.
+        endpoint: Option<Endpoint>,
         /// What exceeded the limit.
         what: &'static str,
         /// The limit, in bytes.
@@ -89,6 +112,8 @@ pub enum ClientError {
     /// A command ended, and less of its output arrived than the agent counted.
     #[error("{stream} is incomplete: {received} of {expected} bytes arrived")]
     IncompleteOutput {
+        /// The endpoint of the agent, if it is known.
+        endpoint: Option<Endpoint>,
         /// The stream.
         stream: &'static str,
         /// Bytes the agent sent.
@@ -100,6 +125,8 @@ pub enum ClientError {
     /// ended.
     #[error("{stream} is longer than {limit} bytes, and the command was ended")]
     OutputLimit {
+        /// The endpoint of the agent, if it is known.
+        endpoint: Option<Endpoint>,
         /// The stream.
         stream: &'static str,
         /// The limit, in bytes.
@@ -113,6 +140,8 @@ pub enum ClientError {
     /// [aborted](crate::ExecStdin::abort). The agent has ended the command.
     #[error("standard input is incomplete: {received} of {sent} bytes or more reached the command")]
     IncompleteInput {
+        /// The endpoint of the agent, if it is known.
+        endpoint: Option<Endpoint>,
         /// Bytes that were sent. There may have been more to send.
         sent: u64,
         /// Bytes that the command got.
@@ -121,12 +150,16 @@ pub enum ClientError {
     /// This agent does not support the request.
     #[error("this agent cannot {what}")]
     Unsupported {
+        /// The endpoint of the agent, if it is known.
+        endpoint: Option<Endpoint>,
         /// What it does not support.
         what: &'static str,
     },
     /// The agent refused an operation on a file.
     #[error("cannot {action}")]
     File {
+        /// The endpoint of the agent, if it is known.
+        endpoint: Option<Endpoint>,
         /// The action.
         action: &'static str,
         /// The reason that the server gave.
@@ -136,6 +169,8 @@ pub enum ClientError {
     /// Reading or writing on this side of a transfer failed.
     #[error("cannot {action}")]
     Local {
+        /// The endpoint of the agent, if it is known.
+        endpoint: Option<Endpoint>,
         /// The action.
         action: &'static str,
         /// The reason.
@@ -145,6 +180,8 @@ pub enum ClientError {
     /// The length of a file after its transfer differs from the number of bytes transferred.
     #[error("the file has {size} bytes but {transferred} were transferred")]
     SizeChanged {
+        /// The endpoint of the agent, if it is known.
+        endpoint: Option<Endpoint>,
         /// Length of the file, in bytes.
         size: u64,
         /// Bytes transferred.
@@ -155,6 +192,7 @@ pub enum ClientError {
 impl ClientError {
     pub(crate) fn protocol(what: impl Into<String>) -> Self {
         Self::Protocol {
+            endpoint: None,
             what: what.into(),
             source: None,
         }
@@ -162,6 +200,7 @@ impl ClientError {
 
     pub(crate) fn protocol_because(what: impl Into<String>, source: impl Into<Cause>) -> Self {
         Self::Protocol {
+            endpoint: None,
             what: what.into(),
             source: Some(source.into()),
         }
@@ -170,6 +209,7 @@ impl ClientError {
     /// An argument of the caller that makes no sense.
     pub(crate) fn invalid_argument(action: &'static str, reason: impl Into<Cause>) -> Self {
         Self::Local {
+            endpoint: None,
             action,
             source: io::Error::new(io::ErrorKind::InvalidInput, reason),
         }
@@ -177,15 +217,34 @@ impl ClientError {
 
     pub(crate) fn lost(during: &'static str, source: impl Into<Cause>) -> Self {
         Self::ConnectionLost {
+            endpoint: None,
             during,
             source: Some(source.into()),
         }
     }
 
-    /// Whether the agent reported that the file or path does not exist.
-    #[must_use]
-    pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::File { source, .. } if source.is_not_found())
+    /// A connection that was lost for a reason that is not known.
+    pub(crate) const fn lost_somehow(during: &'static str) -> Self {
+        Self::ConnectionLost {
+            endpoint: None,
+            during,
+            source: None,
+        }
+    }
+
+    pub(crate) const fn silent(during: &'static str, after: Duration) -> Self {
+        Self::Silent {
+            endpoint: None,
+            during,
+            after,
+        }
+    }
+
+    pub(crate) const fn unsupported(what: &'static str) -> Self {
+        Self::Unsupported {
+            endpoint: None,
+            what,
+        }
     }
 }
 

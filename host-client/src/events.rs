@@ -3,13 +3,14 @@
 use futures_util::StreamExt;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::{error::ClientError, protocol::event::Event, ws::Socket};
+use crate::{endpoint::Endpoint, error::ClientError, protocol::event::Event, ws::Socket};
 
 /// A stream of events. Dropping it closes the connection.
 #[derive(Debug)]
 pub struct Events {
     /// `None` after the stream has ended.
     socket: Result<Socket, Ended>,
+    endpoint: Endpoint,
 }
 
 /// How the stream ended, returned again by every later call.
@@ -32,8 +33,11 @@ impl Ended {
 pub(crate) const LISTENING: &str = "listening for events";
 
 impl Events {
-    pub(crate) const fn new(socket: Socket) -> Self {
-        Self { socket: Ok(socket) }
+    pub(crate) const fn new(socket: Socket, endpoint: Endpoint) -> Self {
+        Self {
+            socket: Ok(socket),
+            endpoint,
+        }
     }
 
     /// The next event; `None` when the agent has ended the stream. After the end, every call returns the
@@ -48,6 +52,11 @@ impl Events {
     /// [`ClientError::ConnectionLost`] when the connection ended without a close frame: events may be
     /// missing. [`ClientError::Protocol`] for an invalid event; later ones may be valid.
     pub async fn next(&mut self) -> Result<Option<Event>, ClientError> {
+        let next = self.receive().await;
+        next.map_err(|error| error.at(&self.endpoint))
+    }
+
+    async fn receive(&mut self) -> Result<Option<Event>, ClientError> {
         loop {
             let socket = match &mut self.socket {
                 Ok(socket) => socket,

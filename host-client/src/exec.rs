@@ -236,7 +236,8 @@ impl Exec {
     /// any other [`ClientError`]. A program that does not exist is no error here: it is the exit
     /// status 127.
     pub async fn start(self) -> Result<ExecSession, ClientError> {
-        session::start(self).await
+        let agent = Arc::clone(&self.agent);
+        agent.run("exec", session::start(self)).await
     }
 
     /// Runs it to its end, without input, and keeps what it writes.
@@ -251,35 +252,42 @@ impl Exec {
     /// soon as there is more output than [`output_limit`](Self::output_limit) allows: the command
     /// is ended then.
     pub async fn output(self) -> Result<Output, ClientError> {
+        let agent = Arc::clone(&self.agent);
         let limit = self.output_limit;
-        let mut session = self.start().await?;
-        if let Some(mut stdin) = session.take_stdin() {
-            // Fails if the command has closed its input, which is not an error.
-            let _ = stdin.shutdown().await;
+        let output = collect_all(self.start().await?, limit);
+        output.await.map_err(|error| error.at(agent.endpoint()))
+    }
+}
+
+/// Reads the output of a command until it ends, at most `limit` bytes of each stream.
+async fn collect_all(mut session: ExecSession, limit: usize) -> Result<Output, ClientError> {
+    if let Some(mut stdin) = session.take_stdin() {
+        // Fails if the command has closed its input, which is not an error.
+        let _ = stdin.shutdown().await;
+    }
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let read = tokio::try_join!(
+        collect(session.take_stdout(), limit, &mut stdout, "standard output"),
+        collect(session.take_stderr(), limit, &mut stderr, "standard error"),
+        async { session.wait().await.map_err(Stop::Failed) }
+    );
+    match read {
+        Ok((Ok(()), Ok(()), status)) => Ok(Output {
+            status,
+            stdout,
+            stderr,
+        }),
+        Ok((Err(error), _, _) | (_, Err(error), _)) => {
+            Err(ClientError::lost("reading output", error))
         }
-        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let read = tokio::try_join!(
-            collect(session.take_stdout(), limit, &mut stdout, "standard output"),
-            collect(session.take_stderr(), limit, &mut stderr, "standard error"),
-            async { session.wait().await.map_err(Stop::Failed) }
-        );
-        match read {
-            Ok((Ok(()), Ok(()), status)) => Ok(Output {
-                status,
-                stdout,
-                stderr,
-            }),
-            Ok((Err(error), _, _) | (_, Err(error), _)) => {
-                Err(ClientError::lost("reading output", error))
-            }
-            Err(Stop::Failed(error)) => Err(error),
-            Err(Stop::Limit(stream)) => Err(ClientError::OutputLimit {
-                stream,
-                limit: u64::try_from(limit).unwrap_or(u64::MAX),
-                stdout,
-                stderr,
-            }),
-        }
+        Err(Stop::Failed(error)) => Err(error),
+        Err(Stop::Limit(stream)) => Err(ClientError::OutputLimit {
+            endpoint: None,
+            stream,
+            limit: u64::try_from(limit).unwrap_or(u64::MAX),
+            stdout,
+            stderr,
+        }),
     }
 }
 

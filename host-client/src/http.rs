@@ -211,10 +211,7 @@ impl Http {
     ) -> Result<Result<Sent, hyper::Error>, ClientError> {
         let after = self.answer_timeout.saturating_add(call.extra_time);
         let sent = timeout(after, connection.send(request(call))).await;
-        sent.map_err(|_| ClientError::Silent {
-            during: call.during,
-            after,
-        })
+        sent.map_err(|_| ClientError::silent(call.during, after))
     }
 
     /// Reads a reply, and keeps its connection for the next call.
@@ -342,6 +339,7 @@ impl Http {
         let mut body = response.into_body();
         let expected = body.size_hint().lower();
         let too_large = || ClientError::TooLarge {
+            endpoint: None,
             what: "the agent's answer",
             limit: u64::try_from(MAX_BODY_BYTES).unwrap_or(u64::MAX),
         };
@@ -363,7 +361,7 @@ impl Http {
         };
         let after = self.answer_timeout;
         let read = timeout(after, reading).await;
-        read.unwrap_or(Err(ClientError::Silent { during, after }))
+        read.unwrap_or(Err(ClientError::silent(during, after)))
     }
 }
 
@@ -459,6 +457,7 @@ fn is_refusal(status: StatusCode) -> bool {
 /// The error of a refusal without an envelope.
 fn refused(status: StatusCode, body: &[u8]) -> ClientError {
     ClientError::Agent {
+        endpoint: None,
         status: status.as_u16(),
         text: quote(status, body),
     }
@@ -472,6 +471,7 @@ pub(crate) fn take_envelope(
     check_values(status, body)?;
     match serde_json::from_slice::<Envelope<Value>>(body) {
         Ok(envelope) if envelope.kind == EnvelopeKind::Error => Err(ClientError::Agent {
+            endpoint: None,
             status: match envelope.error_code {
                 0 => status.as_u16(),
                 code => code,
@@ -522,7 +522,7 @@ mod tests {
     fn an_error_envelope_is_an_agent_error() {
         let body = br#"{"type":"error","status":"","status_code":0,"operation":"","error_code":404,"error":"not found","metadata":null}"#;
         match take_envelope(StatusCode::NOT_FOUND, body) {
-            Err(ClientError::Agent { status, text }) => {
+            Err(ClientError::Agent { status, text, .. }) => {
                 assert_eq!((status, text.as_str()), (404, "not found"));
             }
             other => panic!("{other:?}"),
@@ -541,7 +541,9 @@ mod tests {
     #[test]
     fn a_plain_text_error_is_quoted() {
         match take_envelope(StatusCode::NOT_FOUND, b"404 page not found\n") {
-            Err(ClientError::Agent { status: 404, text }) => assert_eq!(text, "404 page not found"),
+            Err(ClientError::Agent {
+                status: 404, text, ..
+            }) => assert_eq!(text, "404 page not found"),
             other => panic!("{other:?}"),
         }
         match take_envelope(StatusCode::NOT_FOUND, b"") {

@@ -79,6 +79,10 @@
 //! [`Silent`](ClientError::Silent) the request may or may not have been executed. The exit status of a
 //! command is no error: see [`ExitStatus`].
 //!
+//! Each error has an [`ErrorKind`], and the [`endpoint`](ClientError::endpoint) of its agent. A request is
+//! worth another try if the error [`is_retryable`](ClientError::is_retryable); a command that must not run
+//! twice, if in addition it cannot [have run](ClientError::may_have_run).
+//!
 //! The agent is not trusted: everything it sends is checked and limited in size. Its messages and file
 //! names are returned unchanged; escape them before printing them to a terminal
 //! ([`protocol::printable::escape`]).
@@ -111,7 +115,7 @@ pub use self::{
     client::Client,
     connect::AgentStream,
     endpoint::{Endpoint, EndpointError},
-    error::{ClientError, ConnectError, SftpError},
+    error::{ClientError, ConnectError, ErrorKind, SftpError},
     events::Events,
     exec::{
         Account, Exec, ExecControl, ExecReader, ExecSession, ExecStdin, ExitStatus, OnDisconnect,

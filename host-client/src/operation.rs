@@ -125,10 +125,11 @@ async fn look(agent: &Agent, id: OperationId) -> Result<Operation, ClientError> 
         Err(ClientError::Agent {
             status: 404 | 500,
             text,
-        }) => Err(ClientError::ConnectionLost {
-            during: DURING,
-            source: Some(format!("the agent no longer knows the command: {text}").into()),
-        }),
+            ..
+        }) => Err(ClientError::lost(
+            DURING,
+            format!("the agent no longer knows the command: {text}"),
+        )),
         Err(error @ ClientError::Connect { .. }) => Err(ClientError::lost(DURING, error)),
         Err(error) => Err(error),
     }

@@ -46,6 +46,7 @@ pub(crate) use self::{
     transfer::BATCH,
 };
 use crate::{
+    endpoint::Endpoint,
     error::ClientError,
     protocol::sftp::{
         Attributes, MAX_DATA_BYTES, MAX_FRAME_BYTES, Reply, Request, SessionOptions,
@@ -105,6 +106,22 @@ impl Sftp {
         })
     }
 
+    /// The same, of the agent at `endpoint`.
+    pub(crate) fn of(self, endpoint: &Endpoint) -> Self {
+        self.engine.set_endpoint(endpoint);
+        self
+    }
+
+    /// The endpoint of the agent.
+    pub(crate) fn endpoint(&self) -> Option<&Endpoint> {
+        self.engine.endpoint()
+    }
+
+    /// Adds to an error which agent it is of.
+    pub(crate) fn at(&self, error: ClientError) -> ClientError {
+        self.engine.at(error)
+    }
+
     /// Whether the server announced an extension, such as `fsync@openssh.com`.
     #[must_use]
     pub fn has_extension(&self, name: &str) -> bool {
@@ -127,9 +144,9 @@ impl Sftp {
         if session.is_some_and(|session| **session == *options.to_query().as_bytes()) {
             Ok(self)
         } else {
-            Err(ClientError::Unsupported {
-                what: "run a file session as a user, below a root or read-only",
-            })
+            Err(ClientError::unsupported(
+                "run a file session as a user, below a root or read-only",
+            ))
         }
     }
 
@@ -361,10 +378,11 @@ impl Sftp {
     /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
     pub async fn extended(&self, name: &str, data: impl Into<Bytes>) -> Result<Bytes, ClientError> {
         const ACTION: &str = "use the extension";
-        match self.ask(extended(name, data.into())).await? {
+        self.ask(extended(name, data.into()), |reply| match reply {
             Reply::Extended { data } => Ok(data),
             reply => status::done(reply, ACTION).map(|()| Bytes::new()),
-        }
+        })
+        .await
     }
 
     /// Whether the connection has ended.
@@ -394,19 +412,25 @@ impl Sftp {
         self.removals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn ask(&self, request: Request) -> Result<Reply, ClientError> {
-        self.engine.submit(request).await?.reply().await
+    /// Sends a request and reads the reply.
+    async fn ask<T>(
+        &self,
+        request: Request,
+        read: impl FnOnce(Reply) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
+        self.engine.submit(request).await?.read(read).await
     }
 
     async fn done(&self, request: Request, action: &'static str) -> Result<(), ClientError> {
-        status::done(self.ask(request).await?, action)
+        self.ask(request, |reply| status::done(reply, action)).await
     }
 
     async fn handle(&self, request: Request, action: &'static str) -> Result<Bytes, ClientError> {
-        match self.ask(request).await? {
+        self.ask(request, |reply| match reply {
             Reply::Handle { handle } => file::checked_handle(handle),
             reply => Err(status::refused(reply, action)),
-        }
+        })
+        .await
     }
 
     async fn attributes(
@@ -414,10 +438,11 @@ impl Sftp {
         request: Request,
         action: &'static str,
     ) -> Result<Attributes, ClientError> {
-        match self.ask(request).await? {
+        self.ask(request, |reply| match reply {
             Reply::Attributes { attributes } => Ok(attributes),
             reply => Err(status::refused(reply, action)),
-        }
+        })
+        .await
     }
 
     async fn one_name(
@@ -425,7 +450,7 @@ impl Sftp {
         request: Request,
         action: &'static str,
     ) -> Result<RemotePath, ClientError> {
-        match self.ask(request).await? {
+        self.ask(request, |reply| match reply {
             Reply::Names { mut names } if names.len() == 1 => {
                 let name = names.remove(0).name;
                 if name.is_empty() || name.contains(&0) {
@@ -436,14 +461,15 @@ impl Sftp {
             }
             Reply::Names { .. } => Err(ClientError::protocol("not one path")),
             reply => Err(status::refused(reply, action)),
-        }
+        })
+        .await
     }
 
     fn needs(&self, extension: &str, what: &'static str) -> Result<(), ClientError> {
         if self.has_extension(extension) {
             Ok(())
         } else {
-            Err(ClientError::Unsupported { what })
+            Err(self.at(ClientError::unsupported(what)))
         }
     }
 }

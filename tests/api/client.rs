@@ -44,7 +44,10 @@ async fn client_error_has_the_agents_text() {
         .output()
         .await
         .unwrap_err();
-    let ClientError::Agent { status: 400, text } = error else {
+    let ClientError::Agent {
+        status: 400, text, ..
+    } = error
+    else {
         panic!("{error:?}")
     };
     assert!(text.contains("nobody-here"), "{text}");
@@ -165,6 +168,7 @@ async fn command_exceeding_the_output_limit_is_ended() {
         limit: 1000,
         stdout,
         stderr,
+        ..
     } = error
     else {
         panic!("{error:?}")

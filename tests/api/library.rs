@@ -1,17 +1,23 @@
 //! The host library against the agent: what an orchestrator needs.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use harness::{Pair, TestAgent, TestFolder};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UnixListener},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    task::JoinSet,
     time::{Instant, timeout},
 };
 use vsock_agent::Security as AgentSecurity;
 use vsock_agent_client::{
-    Client, ClientError, ConnectError, Identity, Method, Security, Timeouts,
+    Client, ClientError, ConnectError, Endpoint, ErrorKind, Identity, Method, OpenOptions,
+    Security, Timeouts,
+    copy::{CopyError, CopyOptions, push},
     protocol::{event::NewEvent, server_info::ServerInfo, version::Family},
 };
 
@@ -152,7 +158,10 @@ async fn forwarded_port_is_a_stream_of_bytes() {
 
         drop(listener);
         let error = client.port_forward(port).await.unwrap_err();
-        let ClientError::Agent { status: 500, text } = &error else {
+        let ClientError::Agent {
+            status: 500, text, ..
+        } = &error
+        else {
             panic!("{error:?}")
         };
         assert!(text.contains("refused"), "{text}");
@@ -237,4 +246,136 @@ fn connect_error(info: Result<ServerInfo, ClientError>) -> ConnectError {
         ClientError::Connect { source, .. } => source,
         error => panic!("{error:?}"),
     }
+}
+
+#[tokio::test]
+async fn errors_say_of_which_agent_they_are() {
+    let (agent, client) = start();
+    let endpoint: Endpoint = agent.endpoint().parse().unwrap();
+    let sftp = client.sftp().await.unwrap();
+    let empty = sftp
+        .open("/proc/self/mem", OpenOptions::new().read(true))
+        .await
+        .unwrap();
+    let mut ended = client.exec("true", [""; 0]).start().await.unwrap();
+    let control = ended.control();
+    let mut events = client.events(&[]).await.unwrap();
+    let missing = || Path::new("/no/such").to_owned().into();
+    let unknown = vsock_agent_client::protocol::operation::OperationId::from_random_bytes([1; 16]);
+    let (options, source) = (CopyOptions::default(), [agent.socket().with_file_name("x")]);
+    std::fs::write(&source[0], "x").unwrap();
+    drop(ended.take_stdin());
+    ended.wait().await.unwrap();
+    let copied = match push(&sftp, &source, &missing(), &options, &()).await {
+        Err(CopyError::Client(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    let errors = [
+        client.operation(unknown).await.unwrap_err(),
+        client
+            .exec("true", [""; 0])
+            .user("nobody-here")
+            .output()
+            .await
+            .unwrap_err(),
+        client
+            .exec("yes", [""; 0])
+            .output_limit(1)
+            .output()
+            .await
+            .unwrap_err(),
+        client
+            .exec("true", [""; 0])
+            .user(u32::MAX)
+            .start()
+            .await
+            .unwrap_err(),
+        control.signal(2).await.unwrap_err(),
+        sftp.stat(missing()).await.unwrap_err(),
+        sftp.open(missing(), OpenOptions::new().read(true))
+            .await
+            .unwrap_err(),
+        sftp.read_dir(missing()).await.unwrap_err(),
+        empty.read_at(0, 1).await.unwrap_err(),
+        client.events(&["operations"]).await.unwrap_err(),
+        client.upgrade("/1.0/sftp", "websocket").await.unwrap_err(),
+        copied,
+    ];
+    for error in errors {
+        assert_eq!(error.endpoint(), Some(&endpoint), "{error:?}");
+    }
+
+    // And when it is gone.
+    let mut session = client.exec("sleep", ["600"]).start().await.unwrap();
+    drop(session.take_stdin());
+    drop(agent);
+    let lost = loop {
+        match soon(events.next()).await {
+            Ok(Some(_)) => {}
+            Ok(None) => break None,
+            Err(error) => break Some(error),
+        }
+    };
+    let errors = [
+        Some(soon(session.wait()).await.unwrap_err()),
+        Some(soon(sftp.stat("/")).await.unwrap_err()),
+        lost,
+    ];
+    for error in errors.into_iter().flatten() {
+        assert_eq!(error.endpoint(), Some(&endpoint), "{error:?}");
+        assert_eq!(error.kind(), ErrorKind::Lost, "{error:?}");
+    }
+}
+
+/// Leads `count` connections to an agent, and is gone then.
+fn leads_some(path: &Path, agent: PathBuf, count: usize) -> JoinSet<()> {
+    let listener = UnixListener::bind(path).unwrap();
+    let path = path.to_owned();
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        let mut connections = JoinSet::new();
+        for number in 1..=count {
+            let (mut near, _) = listener.accept().await.unwrap();
+            if number == count {
+                std::fs::remove_file(&path).unwrap();
+            }
+            let mut far = UnixStream::connect(&agent).await.unwrap();
+            connections.spawn(async move {
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+        drop(listener);
+        while connections.join_next().await.is_some() {}
+    });
+    task
+}
+
+#[tokio::test]
+async fn only_what_was_certainly_not_started_cannot_have_run() {
+    let (agent, client) = start();
+    let refused = client.exec("true", [""; 0]).user("nobody-here");
+    let error = refused.start().await.unwrap_err();
+    assert!(!error.may_have_run() && !error.is_retryable(), "{error:?}");
+
+    // One connection is for what the agent is, one for the request, and none for the streams.
+    let folder = TestFolder::new("library");
+    let path = folder.path().join("leads.sock");
+    let _leads = leads_some(&path, agent.socket(), 2);
+    let timeouts = Timeouts::default().with_connect(Duration::from_millis(300));
+    let endpoint = format!("unix:{}", path.display()).parse().unwrap();
+    let client = Client::with_timeouts(endpoint, Security::Plain, timeouts);
+    client.server_info().await.unwrap();
+    let error = soon(client.exec("true", [""; 0]).start())
+        .await
+        .unwrap_err();
+    assert!(error.may_have_run() && error.is_retryable(), "{error:?}");
+    let cause = std::error::Error::source(&error).unwrap();
+    assert!(cause.is::<ClientError>(), "{cause:?}");
+
+    // Now there is nothing at all.
+    let error = soon(client.exec("true", [""; 0]).start())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
+    assert!(!error.may_have_run() && error.is_retryable(), "{error:?}");
 }

@@ -94,7 +94,8 @@ impl<'a> RemoteData<'a> {
                 let map = self.file.holes(start).await?;
                 // A map that goes no further would never end.
                 if map.end <= start {
-                    return Err(ClientError::protocol("a map of holes that does not go on"));
+                    let error = ClientError::protocol("a map of holes that does not go on");
+                    return Err(self.file.sftp().at(error));
                 }
                 (self.map, self.next) = (map, 0);
             } else {

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::TerminalSize;
 use crate::{
+    endpoint::Endpoint,
     error::ClientError,
     protocol::exec::{ControlMessage, MAX_SIGNAL},
     ws,
@@ -38,6 +39,8 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct ExecControl {
     queue: mpsc::Sender<Command>,
+    /// For errors.
+    endpoint: Option<Endpoint>,
 }
 
 #[derive(Debug)]
@@ -47,6 +50,14 @@ enum Command {
 }
 
 impl ExecControl {
+    /// The same, of the agent at `endpoint`.
+    pub(super) fn of(self, endpoint: &Endpoint) -> Self {
+        Self {
+            endpoint: Some(endpoint.clone()),
+            ..self
+        }
+    }
+
     /// Resizes the command's terminal. Has no effect without a terminal.
     ///
     /// # Errors
@@ -72,10 +83,7 @@ impl ExecControl {
     pub async fn signal(&self, signal: i32) -> Result<(), ClientError> {
         if !(1..=MAX_SIGNAL).contains(&signal) {
             let reason = format!("no signal has the number {signal}");
-            return Err(ClientError::Local {
-                action: "send a signal",
-                source: io::Error::new(io::ErrorKind::InvalidInput, reason),
-            });
+            return Err(ClientError::invalid_argument("send a signal", reason));
         }
         let message = ControlMessage::Signal(signal);
         self.submit("sending a signal", |done| Command::Send(message, done))
@@ -97,6 +105,7 @@ impl ExecControl {
         make: impl FnOnce(oneshot::Sender<()>) -> Command,
     ) -> Result<(), ClientError> {
         let lost = || ClientError::ConnectionLost {
+            endpoint: self.endpoint.clone(),
             during,
             source: None,
         };
@@ -109,7 +118,11 @@ impl ExecControl {
 /// A handle and the receiver of its commands.
 pub(super) fn queue() -> (ExecControl, Commands) {
     let (queue, commands) = mpsc::channel(QUEUE_DEPTH);
-    (ExecControl { queue }, Commands(commands))
+    let control = ExecControl {
+        queue,
+        endpoint: None,
+    };
+    (control, Commands(commands))
 }
 
 /// Receives the commands of all handles.

@@ -24,20 +24,18 @@ impl Exec {
         let (group, group_name) = account(self.group.as_ref(), takes_names)?;
         let timeout = self.timeout.filter(|time| !time.is_zero());
         if timeout.is_some() && !info.has(version::EXEC_OPTIONS) {
-            return Err(ClientError::Unsupported {
-                what: "limit the time of a command",
-            });
+            return Err(ClientError::unsupported("limit the time of a command"));
         }
         let takes_times = info.has(version::EXEC_TIMES);
         if self.kill_pause.is_some() && !takes_times {
-            return Err(ClientError::Unsupported {
-                what: "set the time between the signals that end a command",
-            });
+            return Err(ClientError::unsupported(
+                "set the time between the signals that end a command",
+            ));
         }
         if self.on_disconnect != OnDisconnect::End && !info.has(version::EXEC_ON_DISCONNECT) {
-            return Err(ClientError::Unsupported {
-                what: "keep a command without its client",
-            });
+            return Err(ClientError::unsupported(
+                "keep a command without its client",
+            ));
         }
         let mut request = ExecRequest::new(self.command.clone());
         request.wait_for_websocket = true;
@@ -75,16 +73,16 @@ fn account(
     takes_names: bool,
 ) -> Result<(u32, Option<String>), ClientError> {
     match (account, takes_names) {
-        (Some(Account::Id(id::UNCHANGED)), _) => Err(ClientError::Unsupported {
-            what: "run a command as user or group 4294967295, which is not a valid id",
-        }),
+        (Some(Account::Id(id::UNCHANGED)), _) => Err(ClientError::unsupported(
+            "run a command as user or group 4294967295, which is not a valid id",
+        )),
         (None, _) => Ok((0, None)),
         (Some(Account::Id(id)), true) => Ok((*id, Some(id.to_string()))),
         (Some(Account::Id(id)), false) => Ok((*id, None)),
         (Some(Account::Name(name)), true) => Ok((0, Some(name.clone()))),
-        (Some(Account::Name(_)), false) => Err(ClientError::Unsupported {
-            what: "look up a user or group by name: give its number",
-        }),
+        (Some(Account::Name(_)), false) => Err(ClientError::unsupported(
+            "look up a user or group by name: give its number",
+        )),
     }
 }
 

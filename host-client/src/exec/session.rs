@@ -53,6 +53,7 @@ pub struct ExecSession {
     /// The amount of input that was sent.
     sent: Arc<Sent>,
     terminal: bool,
+    agent: Arc<Agent>,
     /// The tasks of the control socket, the input and the operation. Dropping them ends the command.
     _tasks: JoinSet<()>,
 }
@@ -84,13 +85,13 @@ pub(super) async fn start(exec: Exec) -> Result<ExecSession, ClientError> {
     let (sender, receiver) = oneshot::channel();
     let background = agent.background.clone();
     background.spawn(create_and_join(agent, connection, request, watch, sender));
-    receiver.await.unwrap_or_else(|_| {
-        Err(ClientError::ConnectionLost {
-            during: STARTING,
-            source: None,
-        })
-    })
+    receiver
+        .await
+        .unwrap_or_else(|_| Err(ClientError::lost_somehow(STARTING)))
 }
+
+/// The action in errors while it runs.
+const DURING: &str = "the command was running";
 
 /// The action in errors while starting.
 const STARTING: &str = "starting the command";
@@ -113,7 +114,7 @@ async fn create_and_join(
     let terminal = request.interactive;
     let joined = tokio::select! {
         joined = join_all(&agent, id, &secrets, terminal) => joined,
-        () = sender.closed() => Err(ClientError::ConnectionLost { during: STARTING, source: None }),
+        () = sender.closed() => Err(ClientError::lost_somehow(STARTING)),
     };
     match joined {
         // If the caller is gone, dropping the session ends the command.
@@ -124,7 +125,8 @@ async fn create_and_join(
         Err(error) => {
             // LXD's agent cannot cancel a command, but drops it after seconds without sockets.
             let _ = agent.cancel_operation(id).await;
-            let _ = sender.send(Err(error));
+            // Streams may have been joined, and the command started.
+            let _ = sender.send(Err(error.after_start(STARTING)));
         }
     }
 }
@@ -201,6 +203,7 @@ fn start_tasks(
     control: Option<Socket>,
     streams: Vec<Socket>,
 ) -> ExecSession {
+    let owner = Arc::clone(&agent);
     let state = CommandState::default();
     let mut tasks = JoinSet::new();
     let (handle, commands) = control::queue();
@@ -278,6 +281,7 @@ fn start_tasks(
         state,
         sent,
         terminal,
+        agent: owner,
         _tasks: tasks,
     }
 }
@@ -292,7 +296,7 @@ impl ExecSession {
     /// A handle for window sizes and signals.
     #[must_use]
     pub fn control(&self) -> ExecControl {
-        self.control.clone()
+        self.control.clone().of(self.agent.endpoint())
     }
 
     /// Standard input; `None` if it was taken before.
@@ -324,8 +328,13 @@ impl ExecSession {
     /// [`ClientError::ConnectionLost`] when the agent, its machine or a stream was lost, so that the
     /// exit status is unknown; [`ClientError::IncompleteOutput`] when bytes are missing;
     /// [`ClientError::IncompleteInput`] when the command did not get all of its input;
-    /// [`ClientError::Agent`] when the agent could not start the command for reasons of its own.
+    /// [`ClientError::Failed`] when the agent could not run the command for reasons of its own.
     pub async fn wait(mut self) -> Result<ExitStatus, ClientError> {
+        let end = self.end().await;
+        end.map_err(|error| error.after_start(DURING).at(self.agent.endpoint()))
+    }
+
+    async fn end(&mut self) -> Result<ExitStatus, ClientError> {
         drop((self.stdin.take(), self.stdout.take(), self.stderr.take()));
         let mut ends = Ends::new(std::mem::take(&mut self.ends));
         let operation = self.operation_end(&mut ends).await?;
@@ -341,28 +350,30 @@ impl ExecSession {
         };
         if let Some(received) = ended.input_lost {
             let sent = self.sent.bytes().max(received);
-            return Err(ClientError::IncompleteInput { sent, received });
+            return Err(ClientError::IncompleteInput {
+                endpoint: None,
+                sent,
+                received,
+            });
         }
         // For a terminal, the agent counts the output of this socket.
         let counted = ended.bytes.as_ref().filter(|_| !self.terminal);
         let received = counted.and_then(|bytes| bytes.get(STDIN).copied());
         match (self.sent.all(), received) {
-            (Some(sent), Some(received)) if sent != received => {
-                Err(ClientError::IncompleteInput { sent, received })
-            }
+            (Some(sent), Some(received)) if sent != received => Err(ClientError::IncompleteInput {
+                endpoint: None,
+                sent,
+                received,
+            }),
             _ => Ok(()),
         }
     }
 
     /// Waits for the operation's end, or for an error that makes it unknowable.
     async fn operation_end(&mut self, ends: &mut Ends) -> Result<Operation, ClientError> {
-        const DURING: &str = "the command was running";
         tokio::select! {
             operation = &mut self.result => return flatten(operation),
-            () = self.state.lost.cancelled() => return Err(ClientError::ConnectionLost {
-                during: DURING,
-                source: Some("the agent does not answer any more".into()),
-            }),
+            () = self.state.lost.cancelled() => return Err(ClientError::lost(DURING, "the agent does not answer any more")),
             reason = ends.broken() => debug!(reason, "a stream broke"),
         }
         // The streams of a command that could not be started break too, shortly before its result.
@@ -377,10 +388,9 @@ impl ExecSession {
 fn flatten(
     result: Result<Result<Operation, ClientError>, oneshot::error::RecvError>,
 ) -> Result<Operation, ClientError> {
-    result.unwrap_or(Err(ClientError::ConnectionLost {
-        during: "waiting for the command to end",
-        source: None,
-    }))
+    result.unwrap_or(Err(ClientError::lost_somehow(
+        "waiting for the command to end",
+    )))
 }
 
 /// Collects the ends of the output streams.
@@ -460,7 +470,8 @@ fn exit_status(
                 timed_out: ended.timed_out,
                 failure: Some(text),
             }),
-            None => Err(ClientError::Agent {
+            None => Err(ClientError::Failed {
+                endpoint: None,
                 status: operation.status_code,
                 text,
             }),
@@ -491,6 +502,7 @@ fn check(stream: &'static str, end: StreamEnd, expected: Option<u64>) -> Result<
             Ok(())
         }
         (StreamEnd::Complete { received }, Some(expected)) => Err(ClientError::IncompleteOutput {
+            endpoint: None,
             stream,
             expected,
             received,
@@ -586,10 +598,10 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_without_an_exit_status_is_an_agent_error() {
+    fn a_failure_without_an_exit_status_may_have_run() {
         assert!(matches!(
             exit_status(operation(400, json!(null)), vec![]),
-            Err(ClientError::Agent { status: 400, .. })
+            Err(ClientError::Failed { status: 400, .. })
         ));
     }
 

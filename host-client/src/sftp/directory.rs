@@ -91,7 +91,8 @@ impl DirectoryReader {
         loop {
             while let Some(name) = self.batch.pop_front() {
                 if !matches!(&name.name[..], b"." | b"..") {
-                    return self.accept(name).map(Some);
+                    let entry = self.accept(name).map_err(|error| self.sftp.at(error));
+                    return entry.map(Some);
                 }
             }
             if let Some(error) = self.failed.take() {
@@ -102,7 +103,8 @@ impl DirectoryReader {
             }
             empty_batches += 1;
             if empty_batches > MAX_EMPTY_BATCHES {
-                return Err(ClientError::protocol("a listing without names or an end"));
+                let error = ClientError::protocol("a listing without names or an end");
+                return Err(self.sftp.at(error));
             }
             self.fetch().await?;
         }
@@ -144,7 +146,7 @@ impl DirectoryReader {
                 self.batch.extend(names);
             }
             reply if status::is_end(&reply) => self.ended = true,
-            reply => return Err(status::refused(reply, "list the directory")),
+            reply => return Err(self.sftp.at(status::refused(reply, "list the directory"))),
         }
         Ok(())
     }

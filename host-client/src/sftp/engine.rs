@@ -27,6 +27,7 @@ pub(super) use self::{
     table::PendingReply,
 };
 use crate::{
+    endpoint::Endpoint,
     error::ClientError,
     protocol::sftp::{Reply, Request, VERSION},
 };
@@ -94,10 +95,7 @@ impl Ending {
         match self {
             Self::Lost(reason) => ClientError::lost(DURING, reason),
             Self::Protocol(what) => ClientError::protocol(what),
-            Self::Silent(after) => ClientError::Silent {
-                during: DURING,
-                after,
-            },
+            Self::Silent(after) => ClientError::silent(DURING, after),
         }
     }
 }
@@ -124,6 +122,22 @@ impl Engine {
             window: Arc::new(Semaphore::new(window)),
             extensions,
         })
+    }
+
+    /// Sets which agent errors are of.
+    pub(super) fn set_endpoint(&self, endpoint: &Endpoint) {
+        // It is set once.
+        let _ = self.shared.table.endpoint.set(endpoint.clone());
+    }
+
+    /// The endpoint of the agent.
+    pub(super) fn endpoint(&self) -> Option<&Endpoint> {
+        self.shared.table.endpoint.get()
+    }
+
+    /// Adds to an error which agent it is of.
+    pub(super) fn at(&self, error: ClientError) -> ClientError {
+        self.shared.table.at(error)
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -186,7 +200,7 @@ impl Engine {
         let permit = Arc::clone(&self.permits)
             .acquire_owned()
             .await
-            .map_err(|_| self.shared.table.ending().error())?;
+            .map_err(|_| self.at(self.shared.table.ending().error()))?;
         self.shared.table.expect(Some(permit), credit)
     }
 
@@ -223,10 +237,7 @@ where
     let after = HANDSHAKE_TIMEOUT.min(silence);
     timeout(after, exchange_versions(stream, frames))
         .await
-        .map_err(|_| ClientError::Silent {
-            during: STARTING,
-            after,
-        })?
+        .map_err(|_| ClientError::silent(STARTING, after))?
 }
 
 async fn exchange_versions<S>(

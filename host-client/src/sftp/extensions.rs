@@ -117,7 +117,7 @@ impl Sftp {
         if (names.users.len(), names.groups.len()) == (users.len(), groups.len()) {
             Ok(names)
         } else {
-            Err(ClientError::protocol("not a name for each id"))
+            Err(self.at(ClientError::protocol("not a name for each id")))
         }
     }
 
@@ -141,11 +141,12 @@ impl Sftp {
         decode: impl FnOnce(Bytes) -> Result<T, MalformedExtension>,
     ) -> Result<T, ClientError> {
         self.needs(name, action)?;
-        match self.ask(extended(name, data)).await? {
+        self.ask(extended(name, data), |reply| match reply {
             Reply::Extended { data } => decode(data)
                 .map_err(|error| ClientError::protocol_because(format!("cannot {action}"), error)),
             reply => Err(status::refused(reply, action)),
-        }
+        })
+        .await
     }
 }
 
@@ -214,7 +215,8 @@ impl RemoteFile {
         if hash.length <= length {
             Ok(hash)
         } else {
-            Err(ClientError::protocol("the hash of more than was asked for"))
+            let error = ClientError::protocol("the hash of more than was asked for");
+            Err(self.sftp().at(error))
         }
     }
 

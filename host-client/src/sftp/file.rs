@@ -43,7 +43,7 @@ impl RemoteFile {
         self
     }
 
-    pub(super) const fn sftp(&self) -> &Sftp {
+    pub(crate) const fn sftp(&self) -> &Sftp {
         &self.sftp
     }
 
@@ -62,7 +62,7 @@ impl RemoteFile {
         let length = length.min(self.sftp.sizes.read);
         let credit = self.sftp.engine.credit(length).await;
         let pending = self.start_read_at(offset, length, credit).await?;
-        read_data(pending.reply().await?, length)
+        pending.read(|reply| read_data(reply, length)).await
     }
 
     /// Writes all of `data` at `offset`, in as many requests as it takes.
@@ -81,8 +81,9 @@ impl RemoteFile {
             let payload = Payload::Bytes(piece);
             let credit = self.sftp.engine.credit(payload.len()).await;
             let pending = self.start_write(offset, payload, credit).await?;
-            let reply = pending.reply().await?;
-            status::done(reply, "write to the file")?;
+            pending
+                .read(|reply| status::done(reply, "write to the file"))
+                .await?;
             offset = next;
         }
         Ok(())
@@ -240,7 +241,7 @@ impl Pending {
 
     /// Waits for the reply.
     pub(crate) async fn done(self) -> Result<(), ClientError> {
-        status::done(self.0.reply().await?, self.1)
+        self.0.read(|reply| status::done(reply, self.1)).await
     }
 }
 
@@ -251,10 +252,12 @@ pub(crate) struct PendingAttributes(PendingReply);
 impl PendingAttributes {
     /// Waits for them.
     pub(crate) async fn attributes(self) -> Result<Attributes, ClientError> {
-        match self.0.reply().await? {
-            Reply::Attributes { attributes } => Ok(attributes),
-            reply => Err(status::refused(reply, "read the attributes")),
-        }
+        self.0
+            .read(|reply| match reply {
+                Reply::Attributes { attributes } => Ok(attributes),
+                reply => Err(status::refused(reply, "read the attributes")),
+            })
+            .await
     }
 }
 
@@ -268,7 +271,9 @@ pub(crate) struct PendingRead {
 impl PendingRead {
     /// Waits for it; nothing at the end of the file.
     pub(crate) async fn data(self) -> Result<Bytes, ClientError> {
-        read_data(self.pending.reply().await?, self.length)
+        self.pending
+            .read(|reply| read_data(reply, self.length))
+            .await
     }
 }
 

@@ -56,7 +56,11 @@ impl Sftp {
             pending.arrived().await;
         }
         match opening.pending.take() {
-            Some(pending) => self.opened(&opening.request, pending.reply().await?),
+            Some(pending) => {
+                pending
+                    .read(|reply| self.opened(&opening.request, reply))
+                    .await
+            }
             None => Err(ClientError::protocol("no reply")),
         }
     }

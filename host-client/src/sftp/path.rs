@@ -67,10 +67,7 @@ impl RemotePath {
             1..=MAX_PATH_BYTES => "the path has a NUL byte",
             _ => "the path is too long",
         };
-        Err(ClientError::Local {
-            action,
-            source: std::io::Error::new(std::io::ErrorKind::InvalidInput, wrong),
-        })
+        Err(ClientError::invalid_argument(action, wrong))
     }
 }
 

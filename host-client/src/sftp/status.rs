@@ -25,6 +25,7 @@ pub(super) fn refused(reply: Reply, action: &'static str) -> ClientError {
             ClientError::protocol(format!("OK instead of a result: cannot {action}"))
         }
         Reply::Status { code, message } => ClientError::File {
+            endpoint: None,
             action,
             source: SftpError::new(code, &message),
         },

@@ -34,6 +34,7 @@ impl RemoteFile {
         W: AsyncWrite + Unpin + ?Sized,
     {
         let local = |source| ClientError::Local {
+            endpoint: self.sftp().endpoint().cloned(),
             action: "write what was read",
             source,
         };
@@ -86,7 +87,8 @@ impl RemoteFile {
         let mut writes = self.writes();
         let mut offset = 0;
         loop {
-            let data = fill(source, self.sftp().sizes.write).await?;
+            let filled = fill(source, self.sftp().sizes.write).await;
+            let data = filled.map_err(|error| self.sftp().at(error))?;
             let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
             if bytes == 0 {
                 break;
@@ -186,7 +188,8 @@ impl Reads<'_> {
             return Ok(None);
         };
         let (reply, credit) = read.pending.answer().await?;
-        let data = read_data(reply, read.length)?;
+        let data = read_data(reply, read.length);
+        let data = data.map_err(|error| self.file.sftp().at(error))?;
         let bytes = u32::try_from(data.len()).unwrap_or(read.length);
         if bytes == 0 {
             self.queue.clear();
@@ -281,7 +284,9 @@ impl Writes<'_> {
     async fn confirm(&mut self) -> Result<u64, ClientError> {
         match self.queue.pop_front() {
             Some((length, pending)) => {
-                status::done(pending.reply().await?, "write to the file")?;
+                pending
+                    .read(|reply| status::done(reply, "write to the file"))
+                    .await?;
                 Ok(length.into())
             }
             None => Ok(0),
@@ -311,6 +316,7 @@ where
             Ok(_) => {}
             Err(source) => {
                 return Err(ClientError::Local {
+                    endpoint: None,
                     action: "read what is to be written",
                     source,
                 });

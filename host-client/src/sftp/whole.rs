@@ -67,7 +67,7 @@ impl Sftp {
         let StoredFiles(stored) = self
             .answer(extension::STORE, data, ACTION, StoredFiles::decode)
             .await?;
-        each(stored, asked, ACTION)
+        self.each(stored, asked, ACTION)
     }
 
     /// Reads files of a directory, by name and number of bytes. The errors of single files are in the
@@ -98,30 +98,29 @@ impl Sftp {
             if u32::try_from(bytes).is_ok_and(|bytes| bytes <= *length) {
                 continue;
             }
-            return Err(ClientError::protocol(format!(
-                "{bytes} bytes where {length} were asked for"
-            )));
+            let what = format!("{bytes} bytes where {length} were asked for");
+            return Err(self.at(ClientError::protocol(what)));
         }
-        each(fetched, request.files.len(), ACTION)
+        self.each(fetched, request.files.len(), ACTION)
     }
-}
 
-/// The outcomes, if they are as many as were asked for.
-fn each<T>(
-    outcomes: Vec<Result<T, Failure>>,
-    asked: usize,
-    action: &'static str,
-) -> Result<Vec<Result<T, ClientError>>, ClientError> {
-    let told = outcomes.len();
-    if told != asked {
-        return Err(ClientError::protocol(format!(
-            "{told} results for {asked} files"
-        )));
+    /// The outcomes, if they are as many as were asked for.
+    fn each<T>(
+        &self,
+        outcomes: Vec<Result<T, Failure>>,
+        asked: usize,
+        action: &'static str,
+    ) -> Result<Vec<Result<T, ClientError>>, ClientError> {
+        let told = outcomes.len();
+        if told != asked {
+            let what = format!("{told} results for {asked} files");
+            return Err(self.at(ClientError::protocol(what)));
+        }
+        let refused = |Failure { code, message }| {
+            let reply = Reply::Status { code, message };
+            self.at(status::refused(reply, action))
+        };
+        let outcomes = outcomes.into_iter();
+        Ok(outcomes.map(|outcome| outcome.map_err(refused)).collect())
     }
-    let refused = |Failure { code, message }| {
-        let reply = Reply::Status { code, message };
-        status::refused(reply, action)
-    };
-    let outcomes = outcomes.into_iter();
-    Ok(outcomes.map(|outcome| outcome.map_err(refused)).collect())
 }

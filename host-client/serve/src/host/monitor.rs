@@ -298,12 +298,14 @@ mod tests {
     #[test]
     fn the_pause_is_longer_after_a_refusal() {
         let refused = ClientError::Agent {
+            endpoint: None,
             status: 400,
             text: String::new(),
         };
         let pause = Duration::from_millis(200);
         assert_eq!(pause_after(&refused, pause), limits::REFUSED_PAUSE);
         let lost = ClientError::ConnectionLost {
+            endpoint: None,
             during: "x",
             source: None,
         };

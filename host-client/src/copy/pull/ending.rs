@@ -68,6 +68,7 @@ pub(super) async fn check_end(
     }
     if now != size || !is_made_up(run, file).await {
         return Err(CopyError::Client(ClientError::SizeChanged {
+            endpoint: run.sftp.endpoint().cloned(),
             size: now,
             transferred: end,
         }));

@@ -2,17 +2,21 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{Credit, Ending};
-use crate::{error::ClientError, protocol::sftp::Reply};
+use crate::{endpoint::Endpoint, error::ClientError, protocol::sftp::Reply};
 
 /// The waiting callers, by id of their requests.
 #[derive(Debug, Default)]
-pub(super) struct Table(Mutex<Waiting>);
+pub(super) struct Table {
+    waiting: Mutex<Waiting>,
+    /// For errors; set when the session has started.
+    pub(super) endpoint: OnceLock<Endpoint>,
+}
 
 #[derive(Debug, Default)]
 struct Waiting {
@@ -49,13 +53,22 @@ impl PendingReply {
         Ok(self.answer().await?.0)
     }
 
+    /// Waits for it and reads it.
+    pub(in crate::sftp) async fn read<T>(
+        self,
+        read: impl FnOnce(Reply) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
+        let table = Arc::clone(&self.table);
+        read(self.reply().await?).map_err(|error| table.at(error))
+    }
+
     /// Waits for it; the credit is to be kept as long as its data.
     pub(in crate::sftp) async fn answer(mut self) -> Result<Answer, ClientError> {
         let answer = match self.here.take() {
             Some(here) => here,
             None => self.take.await.ok(),
         };
-        answer.ok_or_else(|| self.table.ending().error())
+        answer.ok_or_else(|| self.table.at(self.table.ending().error()))
     }
 
     /// Whether the answer has arrived.
@@ -79,8 +92,16 @@ impl PendingReply {
 }
 
 impl Table {
+    /// Adds to an error which agent it is of.
+    pub(super) fn at(&self, error: ClientError) -> ClientError {
+        match self.endpoint.get() {
+            Some(endpoint) => error.at(endpoint),
+            None => error,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A fresh id, and the reply to it that is due.
@@ -92,7 +113,7 @@ impl Table {
         let mut waiting = self.lock();
         if let Some(ending) = waiting.over.clone() {
             drop(waiting);
-            return Err(ending.error());
+            return Err(self.at(ending.error()));
         }
         let mut id = waiting.last_id.wrapping_add(1);
         // Ids repeat after 2³² requests; an old one may be in flight.

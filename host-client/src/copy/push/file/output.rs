@@ -262,6 +262,7 @@ impl<'r, 'a> Output<'r, 'a> {
         match size {
             Some(size) if size != bytes && !is_made_up => {
                 return Err(CopyError::Client(ClientError::SizeChanged {
+                    endpoint: file.sftp().endpoint().cloned(),
                     size,
                     transferred: bytes,
                 }));
