@@ -1,6 +1,6 @@
 //! `Client`: one method per resource of an agent.
 
-use std::{sync::Arc, time::Duration};
+use std::{ffi::OsStr, sync::Arc, time::Duration};
 
 use serde_json::Value;
 use tokio::time::timeout;
@@ -49,7 +49,7 @@ const NO_EVENTS: &str = "vsock-agent-host-presence";
 /// [`Client::settle`].
 #[derive(Debug, Clone)]
 pub struct Client {
-    agent: Arc<Agent>,
+    pub(crate) agent: Arc<Agent>,
 }
 
 impl Client {
@@ -319,15 +319,12 @@ impl Client {
     }
 
     /// A command to run: `program` with `arguments`.
-    pub fn exec<A>(
+    pub fn exec<A: AsRef<OsStr>>(
         &self,
-        program: impl Into<String>,
+        program: impl AsRef<OsStr>,
         arguments: impl IntoIterator<Item = A>,
-    ) -> Exec
-    where
-        A: Into<String>,
-    {
-        Exec::new(Arc::clone(&self.agent), program.into(), arguments)
+    ) -> Exec {
+        Exec::new(Arc::clone(&self.agent), program.as_ref()).args(arguments)
     }
 
     /// Starts a file session.

@@ -13,19 +13,32 @@
 //! closed connection is not an end, because a virtual machine that stops closes all of them.
 
 mod control;
+mod event;
 mod input;
 mod output;
 mod reported_end;
 mod request;
 mod session;
 
-use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    io,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 pub use crate::protocol::exec::OnDisconnect;
 
-pub use self::{control::ExecControl, input::ExecStdin, output::ExecReader, session::ExecSession};
+pub use self::{
+    control::ExecControl,
+    event::{ExecEvent, ExecEvents},
+    input::ExecStdin,
+    output::ExecReader,
+    session::ExecSession,
+};
 use crate::{agent::Agent, error::ClientError};
 
 /// Default of [`Exec::output_limit`], in bytes.
@@ -36,9 +49,10 @@ const DEFAULT_OUTPUT_LIMIT_BYTES: usize = 64 * 1024 * 1024;
 #[must_use = "a command runs when it is started"]
 pub struct Exec {
     agent: Arc<Agent>,
-    command: Vec<String>,
-    environment: BTreeMap<String, String>,
-    directory: String,
+    command: Vec<OsString>,
+    environment: BTreeMap<OsString, OsString>,
+    directory: OsString,
+    input: Option<Vec<u8>>,
     user: Option<Account>,
     group: Option<Account>,
     terminal: Option<TerminalSize>,
@@ -128,18 +142,13 @@ pub struct Output {
 }
 
 impl Exec {
-    pub(crate) fn new<A: Into<String>>(
-        agent: Arc<Agent>,
-        program: String,
-        arguments: impl IntoIterator<Item = A>,
-    ) -> Self {
-        let mut command = vec![program];
-        command.extend(arguments.into_iter().map(Into::into));
+    pub(crate) fn new(agent: Arc<Agent>, program: &OsStr) -> Self {
         Self {
             agent,
-            command,
+            command: vec![program.to_owned()],
             environment: BTreeMap::new(),
-            directory: String::new(),
+            directory: OsString::new(),
+            input: None,
             user: None,
             group: None,
             terminal: None,
@@ -151,15 +160,47 @@ impl Exec {
         }
     }
 
+    /// Adds an argument.
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.command.push(argument.as_ref().to_owned());
+        self
+    }
+
+    /// Adds arguments.
+    pub fn args<A: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
+        let arguments = arguments.into_iter();
+        self.command
+            .extend(arguments.map(|argument| argument.as_ref().to_owned()));
+        self
+    }
+
     /// Sets an environment variable, in addition to those that the agent sets for every command.
-    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.environment.insert(name.into(), value.into());
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        let (name, value) = (name.as_ref().to_owned(), value.as_ref().to_owned());
+        self.environment.insert(name, value);
+        self
+    }
+
+    /// Sets environment variables, as [`env`](Self::env) does one.
+    pub fn envs<N, V>(self, variables: impl IntoIterator<Item = (N, V)>) -> Self
+    where
+        N: AsRef<OsStr>,
+        V: AsRef<OsStr>,
+    {
+        let variables = variables.into_iter();
+        variables.fold(self, |exec, (name, value)| exec.env(name, value))
+    }
+
+    /// Gives it these bytes as its whole standard input. [`ExecSession::take_stdin`] returns `None` then.
+    /// It need not read them.
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.input = Some(bytes.into());
         self
     }
 
     /// Starts it in `directory` instead of the home directory.
-    pub fn cwd(mut self, directory: impl Into<String>) -> Self {
-        self.directory = directory.into();
+    pub fn cwd(mut self, directory: impl AsRef<OsStr>) -> Self {
+        self.directory = directory.as_ref().to_owned();
         self
     }
 
@@ -232,15 +273,22 @@ impl Exec {
     ///
     /// # Errors
     ///
-    /// [`ClientError::Unsupported`] for a user by name with an agent that knows numbers only, and
-    /// any other [`ClientError`]. A program that does not exist is no error here: it is the exit
+    /// [`ClientError::Unsupported`] for a user by name with an agent that knows numbers only;
+    /// [`ClientError::Local`] with [`io::ErrorKind::InvalidInput`] for an argument, a variable or a
+    /// directory that is not UTF-8, which the agent does not take; and any other [`ClientError`]. A program that does not exist is no error here: it is the exit
     /// status 127.
     pub async fn start(self) -> Result<ExecSession, ClientError> {
         let agent = Arc::clone(&self.agent);
-        agent.run("exec", session::start(self)).await
+        let mut exec = self;
+        let input = exec.input.take();
+        let mut session = agent.run("exec", session::start(exec)).await?;
+        if let Some(input) = input {
+            session.feed(input);
+        }
+        Ok(session)
     }
 
-    /// Runs it to its end, without input, and keeps what it writes.
+    /// Runs it to its end, without input unless there is [some](Self::stdin), and keeps what it writes.
     ///
     /// # Cancel safety
     ///

@@ -118,8 +118,8 @@ pub use self::{
     error::{ClientError, ConnectError, ErrorKind, SftpError},
     events::Events,
     exec::{
-        Account, Exec, ExecControl, ExecReader, ExecSession, ExecStdin, ExitStatus, OnDisconnect,
-        Output, TerminalSize,
+        Account, Exec, ExecControl, ExecEvent, ExecEvents, ExecReader, ExecSession, ExecStdin,
+        ExitStatus, OnDisconnect, Output, TerminalSize,
     },
     identity::IdentityFiles,
     reply::{Method, Reply},
@@ -143,6 +143,7 @@ mod tests {
         check::<Events>();
         check::<Exec>();
         check::<ExecControl>();
+        check::<ExecEvents>();
         check::<ExecReader>();
         check::<ExecSession>();
         check::<ExecStdin>();

@@ -15,8 +15,8 @@ use tokio::{
 };
 use vsock_agent::Security as AgentSecurity;
 use vsock_agent_client::{
-    Client, ClientError, ConnectError, Endpoint, ErrorKind, Identity, Method, OpenOptions,
-    Security, Timeouts,
+    Client, ClientError, ConnectError, Endpoint, ErrorKind, ExecEvent, Identity, Method,
+    OpenOptions, Security, Timeouts,
     copy::{CopyError, CopyOptions, push},
     protocol::{event::NewEvent, server_info::ServerInfo, version::Family},
 };
@@ -378,4 +378,198 @@ async fn only_what_was_certainly_not_started_cannot_have_run() {
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
     assert!(!error.may_have_run() && error.is_retryable(), "{error:?}");
+}
+
+#[tokio::test]
+async fn waiting_for_a_command_can_be_given_up_and_taken_up_again() {
+    let (agent, client) = start();
+    let flag = agent.folder().join("flag");
+    let script = "while ! test -e $0; do sleep 0.01; done; echo out; exit 3";
+    let exec = client.exec("sh", ["-c", script]).arg(&flag);
+    let mut session = exec.start().await.unwrap();
+    let mut stdout = session.take_stdout().unwrap();
+    for polls in 0..50 {
+        assert_eq!(session.try_wait().unwrap(), None);
+        let waiting = session.wait();
+        tokio::pin!(waiting);
+        for _ in 0..polls {
+            tokio::select! {
+                biased;
+                status = &mut waiting => panic!("{status:?}"),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+    }
+    std::fs::write(&flag, "").unwrap();
+    let mut polls = 0;
+    let status = soon(async {
+        loop {
+            tokio::select! {
+                biased;
+                status = session.wait() => break status.unwrap(),
+                () = tokio::task::yield_now() => polls += 1,
+            }
+        }
+    });
+    assert_eq!(status.await.code, 3);
+    assert!(polls > 0);
+    assert_eq!(session.try_wait().unwrap().unwrap().code, 3);
+    assert_eq!(session.wait().await.unwrap().code, 3);
+    let mut output = String::new();
+    stdout.read_to_string(&mut output).await.unwrap();
+    assert_eq!(output, "out\n");
+}
+
+#[tokio::test]
+async fn asking_whether_a_command_has_ended_drops_no_stream() {
+    let (_agent, client) = start();
+    let mut session = client.exec("cat", [""; 0]).start().await.unwrap();
+    assert_eq!(session.try_wait().unwrap(), None);
+    let mut stdin = session.take_stdin().unwrap();
+    stdin.write_all(b"typed").await.unwrap();
+    drop(stdin);
+    let status = soon(async {
+        loop {
+            if let Some(status) = session.try_wait().unwrap() {
+                break status;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    assert!(status.await.success());
+    let mut output = String::new();
+    let mut stdout = session.take_stdout().unwrap();
+    stdout.read_to_string(&mut output).await.unwrap();
+    assert_eq!(output, "typed");
+}
+
+#[tokio::test]
+async fn killed_command_reports_its_signal_and_an_ended_one_its_status() {
+    let (_agent, client) = start();
+    let deaf = "trap '' HUP TERM; echo up; while :; do sleep 0.1; done";
+    let mut session = client.exec("sh", ["-c", deaf]).start().await.unwrap();
+    let mut up = [0; 3];
+    let mut stdout = session.take_stdout().unwrap();
+    soon(stdout.read_exact(&mut up)).await.unwrap();
+    let status = soon(session.kill()).await.unwrap();
+    assert_eq!((status.code, status.signal), (137, Some(9)));
+
+    let mut session = client.exec("sh", ["-c", "exit 4"]).start().await.unwrap();
+    assert_eq!(soon(session.wait()).await.unwrap().code, 4);
+    assert_eq!(soon(session.kill()).await.unwrap().code, 4);
+    assert_eq!(soon(session.terminate(SOON)).await.unwrap().code, 4);
+}
+
+#[tokio::test]
+async fn terminated_command_may_end_by_itself_within_its_time() {
+    let (_agent, client) = start();
+    for (trap, grace, code) in [
+        ("trap 'exit 5' TERM", SOON, 5),
+        ("trap '' TERM", Duration::from_millis(300), 137),
+        ("trap - TERM", SOON, 143),
+    ] {
+        let script = format!("{trap}; echo up; while :; do sleep 0.1; done");
+        let mut session = client.exec("sh", ["-c", &script]).start().await.unwrap();
+        let mut up = [0; 3];
+        let mut stdout = session.take_stdout().unwrap();
+        soon(stdout.read_exact(&mut up)).await.unwrap();
+        let start = Instant::now();
+        let status = soon(session.terminate(grace)).await.unwrap();
+        assert_eq!(status.code, code, "{trap}");
+        assert!(code != 137 || start.elapsed() >= grace);
+    }
+}
+
+#[tokio::test]
+async fn command_gets_its_input_arguments_and_variables_from_the_builder() {
+    let (_agent, client) = start();
+    let input = vec![b'x'; 3_000_000];
+    let output = client.exec("cat", [""; 0]).stdin(input.clone()).output();
+    let output = soon(output).await.unwrap();
+    assert!(
+        output.status.success() && output.stdout == input,
+        "{:?}",
+        output.status
+    );
+    // It need not be read.
+    let output = soon(client.exec("true", [""; 0]).stdin(input).output())
+        .await
+        .unwrap();
+    assert!(output.status.success(), "{:?}", output.status);
+
+    let path = Path::new("a b");
+    let output = client
+        .exec("sh", ["-c", "echo \"$#:$1:$2:$3:$A:$B\""])
+        .arg("sh")
+        .args([path, Path::new("c")])
+        .arg(String::from("d"))
+        .envs([("A", "1"), ("B", "2")])
+        .env("B", "3")
+        .output();
+    assert_eq!(soon(output).await.unwrap().stdout, b"3:a b:c:d:1:3\n");
+}
+
+/// What a command wrote to both streams, and how it ended, by its events.
+async fn told(mut events: vsock_agent_client::ExecEvents) -> (Vec<u8>, Vec<u8>, Option<i32>) {
+    let (mut stdout, mut stderr, mut code) = (Vec::new(), Vec::new(), None);
+    while let Some(event) = events.next().await {
+        assert_eq!(code, None, "{event:?} after the end");
+        match event.unwrap() {
+            ExecEvent::Stdout(bytes) => stdout.extend(bytes),
+            ExecEvent::Stderr(bytes) => stderr.extend(bytes),
+            ExecEvent::Exit(status) => code = Some(status.code),
+            event => panic!("{event:?}"),
+        }
+    }
+    (stdout, stderr, code)
+}
+
+#[tokio::test]
+async fn events_of_a_command_are_its_output_and_then_its_end() {
+    let (_agent, client) = start();
+    let script = "head -c 1000000 /dev/zero; echo err >&2; exit 6";
+    let session = client.exec("sh", ["-c", script]).start().await.unwrap();
+    let mut task = JoinSet::new();
+    task.spawn(told(session.into_events()));
+    let (stdout, stderr, code) = soon(task.join_next()).await.unwrap().unwrap();
+    assert_eq!(
+        (stdout.len(), &stderr[..], code),
+        (1_000_000, &b"err\n"[..], Some(6))
+    );
+
+    // Its input ends, unless someone has it.
+    let session = client.exec("cat", [""; 0]).start().await.unwrap();
+    assert_eq!(soon(self::told(session.into_events())).await.2, Some(0));
+    let session = client
+        .exec("cat", [""; 0])
+        .stdin("in")
+        .start()
+        .await
+        .unwrap();
+    assert_eq!(soon(self::told(session.into_events())).await.0, b"in");
+}
+
+#[tokio::test]
+async fn command_is_killed_while_its_events_are_read() {
+    let (_agent, client) = start();
+    let session = client.exec("yes", [""; 0]).start().await.unwrap();
+    let mut events = session.into_events();
+    let first = soon(events.next()).await.unwrap().unwrap();
+    assert!(matches!(first, ExecEvent::Stdout(_)), "{first:?}");
+    events.control().signal(9).await.unwrap();
+    assert_eq!(soon(told(events)).await.2, Some(137));
+}
+
+#[tokio::test]
+async fn events_of_a_command_end_with_the_error_of_a_lost_agent() {
+    let (agent, client) = start();
+    let session = client.exec("sleep", ["600"]).start().await.unwrap();
+    let mut events = session.into_events();
+    let ((), error) = tokio::join!(async { drop(agent) }, soon(events.next()));
+    let error = error.unwrap().unwrap_err();
+    assert!(
+        error.may_have_run() && error.kind() == ErrorKind::Lost,
+        "{error:?}"
+    );
+    assert!(soon(events.next()).await.is_none());
 }

@@ -52,6 +52,30 @@ pub struct ExecReader {
     _task: Arc<JoinSet<()>>,
 }
 
+impl ExecReader {
+    /// The next bytes as they arrived; `None` at the end of the file. Cancel safe.
+    pub(super) async fn chunk(&mut self) -> io::Result<Option<Bytes>> {
+        if !self.current.is_empty() {
+            return Ok(Some(std::mem::take(&mut self.current)));
+        }
+        match self.queue.recv().await {
+            Some(bytes) => Ok(Some(bytes)),
+            None => self.end().map(|()| None),
+        }
+    }
+
+    /// How the stream ended, after everything was read.
+    fn end(&self) -> io::Result<()> {
+        match self.stream_end.get() {
+            Some(StreamEnd::Complete { .. }) => Ok(()),
+            Some(StreamEnd::Broken { .. }) | None => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the connection was lost before the end of the output",
+            )),
+        }
+    }
+}
+
 impl AsyncRead for ExecReader {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -62,15 +86,7 @@ impl AsyncRead for ExecReader {
         while this.current.is_empty() {
             match ready!(this.queue.poll_recv(cx)) {
                 Some(bytes) => this.current = bytes,
-                None => {
-                    return Poll::Ready(match this.stream_end.get() {
-                        Some(StreamEnd::Complete { .. }) => Ok(()),
-                        Some(StreamEnd::Broken { .. }) | None => Err(io::Error::new(
-                            io::ErrorKind::UnexpectedEof,
-                            "the connection was lost before the end of the output",
-                        )),
-                    });
-                }
+                None => return Poll::Ready(this.end()),
             }
         }
         let count = this.current.len().min(buffer.remaining());

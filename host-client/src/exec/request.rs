@@ -1,6 +1,6 @@
 //! From a builder to the request an agent understands.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, ffi::OsStr, os::unix::ffi::OsStrExt, time::Duration};
 
 use super::{Account, Exec};
 use crate::{
@@ -8,6 +8,7 @@ use crate::{
     protocol::{
         exec::{ExecRequest, OnDisconnect},
         id,
+        printable::{LOG_CHARS, excerpt},
         server_info::ServerInfo,
         version,
     },
@@ -37,16 +38,16 @@ impl Exec {
                 "keep a command without its client",
             ));
         }
-        let mut request = ExecRequest::new(self.command.clone());
+        let mut request = ExecRequest::new(self.words()?);
         request.wait_for_websocket = true;
         if let Some(size) = self.terminal {
             request.interactive = true;
             (request.width, request.height) = (size.columns.into(), size.lines.into());
         }
-        request.environment.clone_from(&self.environment);
+        request.environment = self.variables()?;
         (request.user, request.user_name) = (user, user_name);
         (request.group, request.group_name) = (group, group_name);
-        request.cwd.clone_from(&self.directory);
+        request.cwd = text(&self.directory, || "the directory".to_owned())?;
         if let Some(timeout) = timeout {
             request.set_time_limit(if takes_times {
                 timeout
@@ -66,6 +67,38 @@ impl Exec {
         request.on_disconnect = self.on_disconnect;
         Ok(request)
     }
+
+    /// The program and its arguments.
+    fn words(&self) -> Result<Vec<String>, ClientError> {
+        let name = |number| match number {
+            0 => "the program".to_owned(),
+            number => format!("argument {number}"),
+        };
+        let words = self.command.iter().enumerate();
+        words
+            .map(|(number, word)| text(word, || name(number)))
+            .collect()
+    }
+
+    fn variables(&self) -> Result<BTreeMap<String, String>, ClientError> {
+        let variables = self.environment.iter();
+        variables
+            .map(|(name, value)| {
+                let name = text(name, || "the variable".to_owned())?;
+                let value = text(value, || format!("the value of {name}"))?;
+                Ok((name, value))
+            })
+            .collect()
+    }
+}
+
+/// The text of `word` for a request, which is JSON. `what` names it in the error.
+fn text(word: &OsStr, what: impl FnOnce() -> String) -> Result<String, ClientError> {
+    word.to_str().map(str::to_owned).ok_or_else(|| {
+        let shown = excerpt(word.as_bytes(), LOG_CHARS);
+        let reason = format!("{} is not UTF-8: {shown}", what());
+        ClientError::invalid_argument("start the command", reason)
+    })
 }
 
 fn account(
@@ -141,6 +174,36 @@ mod tests {
                 let error = exec.request(&info).unwrap_err();
                 assert!(matches!(error, ClientError::Unsupported { .. }));
             }
+        }
+    }
+
+    #[test]
+    fn what_is_not_utf_8_is_refused_by_its_name() {
+        let bad = || OsStr::from_bytes(b"a\xff");
+        let client = Client::new(Endpoint::Unix("/nowhere".into()), Security::Plain);
+        for (exec, name) in [
+            (
+                client.exec(bad(), [""; 0]),
+                "the program is not UTF-8: a\\xff",
+            ),
+            (
+                exec().arg("x").arg(bad()),
+                "argument 3 is not UTF-8: a\\xff",
+            ),
+            (exec().env(bad(), "x"), "the variable is not UTF-8: a\\xff"),
+            (
+                exec().envs([("A", bad())]),
+                "the value of A is not UTF-8: a\\xff",
+            ),
+            (exec().cwd(bad()), "the directory is not UTF-8: a\\xff"),
+        ] {
+            let error = exec.request(&our_agent()).unwrap_err();
+            let ClientError::Local { source, .. } = &error else {
+                panic!("{error:?}")
+            };
+            assert_eq!(source.kind(), std::io::ErrorKind::InvalidInput);
+            assert_eq!(source.to_string(), name);
+            assert!(!error.may_have_run());
         }
     }
 

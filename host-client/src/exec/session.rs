@@ -1,20 +1,26 @@
 //! A running command: joins its sockets, and combines their ends with the operation's result.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::{
-    StreamExt,
+    FutureExt, StreamExt,
     future::{try_join, try_join_all},
 };
 use http::Method;
 use serde::Deserialize;
-use tokio::{sync::oneshot, task::JoinSet, time::timeout};
+use tokio::{
+    io::AsyncWriteExt,
+    sync::oneshot,
+    task::JoinSet,
+    time::{Instant, timeout, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use vsock_agent_transport::http::Connection;
 
 use super::{
-    Exec, ExecControl, ExecReader, ExecStdin, ExitStatus, GRACE_TIMEOUT, control, input,
+    Exec, ExecControl, ExecEvents, ExecReader, ExecStdin, ExitStatus, GRACE_TIMEOUT, control,
+    input,
     input::Sent,
     output,
     output::{CommandState, OutputStream, StreamEnd},
@@ -29,6 +35,7 @@ use crate::{
         exec::{CONTROL, ExecEnded, ExecRequest, ExecStarted, STDERR, STDIN, STDOUT, Secret},
         operation::{Operation, OperationId, OperationStatus},
         path,
+        printable::with_causes,
     },
     ws::{self, Socket},
 };
@@ -47,15 +54,21 @@ pub struct ExecSession {
     stdin: Option<ExecStdin>,
     stdout: Option<ExecReader>,
     stderr: Option<ExecReader>,
-    ends: Vec<Output>,
+    ends: Ends,
     result: oneshot::Receiver<Result<Operation, ClientError>>,
+    /// The result, when it has come.
+    operation: Option<Operation>,
+    /// When to stop waiting for the result, after a stream broke.
+    deadline: Option<Instant>,
+    /// What was returned for the end of the command; of an error its text.
+    outcome: Option<Result<ExitStatus, String>>,
     state: CommandState,
     /// The amount of input that was sent.
     sent: Arc<Sent>,
     terminal: bool,
     agent: Arc<Agent>,
     /// The tasks of the control socket, the input and the operation. Dropping them ends the command.
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 /// The end of an output stream.
@@ -276,13 +289,16 @@ fn start_tasks(
         stdin: Some(stdin),
         stdout: readers.next(),
         stderr: readers.next(),
-        ends,
+        ends: Ends::new(ends),
         result,
+        operation: None,
+        deadline: None,
+        outcome: None,
         state,
         sent,
         terminal,
         agent: owner,
-        _tasks: tasks,
+        tasks,
     }
 }
 
@@ -314,14 +330,34 @@ impl ExecSession {
         self.stderr.take()
     }
 
-    /// Waits for the end of the command and of its output.
+    /// Everything that the command does from now on in one stream, which ends with its exit status. What
+    /// was taken before is not in it. Standard input that was not taken ends.
+    #[must_use]
+    pub fn into_events(mut self) -> ExecEvents {
+        self.stdin = None;
+        ExecEvents::new(self)
+    }
+
+    /// Writes all of standard input in the background, and ends it. Fails, without an effect, when the
+    /// command has closed it.
+    pub(super) fn feed(&mut self, bytes: Vec<u8>) {
+        if let Some(mut stdin) = self.stdin.take() {
+            self.tasks.spawn(async move {
+                if stdin.write_all(&bytes).await.is_ok() {
+                    let _ = stdin.shutdown().await;
+                }
+            });
+        }
+    }
+
+    /// Waits for the end of the command and of its output. Later calls return the same status.
     ///
     /// Streams that were not taken are dropped first: the input ends, output is discarded. Output that
     /// was taken must be read or dropped; up to 8 MiB of each stream may be read after this returned.
     ///
     /// # Cancel safety
     ///
-    /// Not cancel safe: dropping the future ends the command.
+    /// Cancel safe: when the future is dropped, the command goes on, and another call waits for the rest.
     ///
     /// # Errors
     ///
@@ -329,18 +365,77 @@ impl ExecSession {
     /// exit status is unknown; [`ClientError::IncompleteOutput`] when bytes are missing;
     /// [`ClientError::IncompleteInput`] when the command did not get all of its input;
     /// [`ClientError::Failed`] when the agent could not run the command for reasons of its own.
-    pub async fn wait(mut self) -> Result<ExitStatus, ClientError> {
-        let end = self.end().await;
-        end.map_err(|error| error.after_start(DURING).at(self.agent.endpoint()))
+    /// After one of these, later calls fail with [`ClientError::ConnectionLost`].
+    pub async fn wait(&mut self) -> Result<ExitStatus, ClientError> {
+        drop((self.stdin.take(), self.stdout.take(), self.stderr.take()));
+        self.outcome().await
+    }
+
+    /// The exit status if the command and its output have ended, without waiting. No stream is dropped.
+    ///
+    /// # Errors
+    ///
+    /// As for [`wait`](Self::wait).
+    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>, ClientError> {
+        self.outcome().now_or_never().transpose()
+    }
+
+    /// Sends `SIGKILL` and waits for the end. A command that has ended before has its own status. What the
+    /// signal reaches is as for [`ExecControl::signal`].
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the signal may or may not be sent. Nothing else is lost.
+    ///
+    /// # Errors
+    ///
+    /// As for [`wait`](Self::wait).
+    pub async fn kill(&mut self) -> Result<ExitStatus, ClientError> {
+        // Fails when the command has ended or the agent is gone; the end tells which.
+        let _ = self.control.signal(libc::SIGKILL).await;
+        self.wait().await
+    }
+
+    /// Sends `SIGTERM`, and `SIGKILL` if the command has not ended after `grace`, and waits for the end.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, each of the signals may or may not be sent. Nothing else is lost.
+    ///
+    /// # Errors
+    ///
+    /// As for [`wait`](Self::wait).
+    pub async fn terminate(&mut self, grace: Duration) -> Result<ExitStatus, ClientError> {
+        // As for `kill`.
+        let _ = self.control.signal(libc::SIGTERM).await;
+        match timeout(grace, self.wait()).await {
+            Ok(end) => end,
+            Err(_) => self.kill().await,
+        }
+    }
+
+    /// Waits for the end, once. Cancel safe.
+    async fn outcome(&mut self) -> Result<ExitStatus, ClientError> {
+        let at = |error: ClientError, agent: &Agent| error.after_start(DURING).at(agent.endpoint());
+        if let Some(earlier) = self.outcome.clone() {
+            return earlier.map_err(|text| at(ClientError::lost(DURING, text), &self.agent));
+        }
+        let end = self.end().await.map_err(|error| at(error, &self.agent));
+        let kept = end.as_ref().map(ExitStatus::clone);
+        self.outcome = Some(kept.map_err(|error| with_causes(error)));
+        end
     }
 
     async fn end(&mut self) -> Result<ExitStatus, ClientError> {
-        drop((self.stdin.take(), self.stdout.take(), self.stderr.take()));
-        let mut ends = Ends::new(std::mem::take(&mut self.ends));
-        let operation = self.operation_end(&mut ends).await?;
+        let operation = match self.operation.take() {
+            Some(operation) => operation,
+            None => self.operation_end().await?,
+        };
+        let operation = self.operation.insert(operation).clone();
         self.state.ended.cancel();
         self.check_input(&operation)?;
-        exit_status(operation, ends.all().await)
+        self.ends.all().await;
+        exit_status(operation, std::mem::take(&mut self.ends.known))
     }
 
     /// Checks that the command got all of its input, or closed it.
@@ -370,15 +465,16 @@ impl ExecSession {
     }
 
     /// Waits for the operation's end, or for an error that makes it unknowable.
-    async fn operation_end(&mut self, ends: &mut Ends) -> Result<Operation, ClientError> {
+    async fn operation_end(&mut self) -> Result<Operation, ClientError> {
         tokio::select! {
             operation = &mut self.result => return flatten(operation),
             () = self.state.lost.cancelled() => return Err(ClientError::lost(DURING, "the agent does not answer any more")),
-            reason = ends.broken() => debug!(reason, "a stream broke"),
+            reason = self.ends.broken() => debug!(reason, "a stream broke"),
         }
         // The streams of a command that could not be started break too, shortly before its result.
-        let reason = ends.first_break().unwrap_or_default();
-        timeout(GRACE_TIMEOUT, &mut self.result)
+        let reason = self.ends.first_break().unwrap_or_default();
+        let deadline = Instant::now() + GRACE_TIMEOUT;
+        timeout_at(*self.deadline.get_or_insert(deadline), &mut self.result)
             .await
             .map_err(|_| ClientError::lost(DURING, reason))
             .and_then(flatten)
@@ -443,9 +539,9 @@ impl Ends {
         })
     }
 
-    async fn all(mut self) -> Vec<(&'static str, &'static str, StreamEnd)> {
+    /// Waits until all are known. Cancel safe.
+    async fn all(&mut self) {
         while self.next().await {}
-        self.known
     }
 }
 
@@ -611,5 +707,73 @@ mod tests {
             exit_status(operation(200, json!({})), vec![]),
             Err(ClientError::Protocol { .. })
         ));
+    }
+
+    /// A session whose result comes from the sender, if ever, and whose standard output has ended.
+    fn session(end: StreamEnd) -> (ExecSession, oneshot::Sender<Result<Operation, ClientError>>) {
+        let endpoint = crate::Endpoint::Unix("/nowhere".into());
+        let (sender, result) = oneshot::channel();
+        let (ended, stdout) = oneshot::channel();
+        ended.send(end).unwrap();
+        let output = Output {
+            socket: STDOUT,
+            name: "standard output",
+            end: stdout,
+            _task: Arc::default(),
+        };
+        let session = ExecSession {
+            id: OperationId::from_random_bytes([1; 16]),
+            control: control::queue().0,
+            stdin: None,
+            stdout: None,
+            stderr: None,
+            ends: Ends::new(vec![output]),
+            result,
+            operation: None,
+            deadline: None,
+            outcome: None,
+            state: CommandState::default(),
+            sent: Arc::default(),
+            terminal: false,
+            agent: crate::Client::new(endpoint, crate::Security::Plain).agent,
+            tasks: JoinSet::new(),
+        };
+        (session, sender)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_in_pieces_for_the_result_of_a_broken_command_ends_in_time() {
+        let (mut session, _sender) = session(broken(0).2);
+        let start = Instant::now();
+        let error = loop {
+            if let Ok(end) = timeout(GRACE_TIMEOUT / 4, session.wait()).await {
+                break end.unwrap_err();
+            }
+            assert!(start.elapsed() < GRACE_TIMEOUT * 2);
+        };
+        assert!(matches!(error, ClientError::ConnectionLost { .. }));
+        let again = session.wait().await.unwrap_err();
+        let cause = std::error::Error::source(&again).unwrap();
+        assert_eq!(cause.to_string(), with_causes(&error));
+    }
+
+    #[tokio::test]
+    async fn the_result_stays_when_waiting_for_the_output_is_given_up() {
+        let (mut session, sender) = session(complete(3).2);
+        let (ended, stderr) = oneshot::channel();
+        session.ends.pending.push(Output {
+            socket: STDERR,
+            name: "standard error",
+            end: stderr,
+            _task: Arc::default(),
+        });
+        let ran = operation(200, json!({"return": 7, "bytes": {"1": 3, "2": 0}}));
+        sender.send(Ok(ran)).unwrap();
+        for _ in 0..3 {
+            assert_eq!(session.try_wait().unwrap(), None);
+        }
+        ended.send(StreamEnd::Complete { received: 0 }).unwrap();
+        assert_eq!(session.try_wait().unwrap().unwrap().code, 7);
+        assert_eq!(session.wait().await.unwrap().code, 7);
     }
 }
