@@ -40,7 +40,7 @@ const NO_EVENTS: &str = "vsock-agent-host-presence";
 /// Creating one does not connect: each method connects when it needs to, and tries again while the
 /// machine boots. Cheap to clone; clones share their connections.
 ///
-/// Dropping the last clone closes the idle connection. Sessions and commands go on.
+/// Dropping the last clone, and what it started, closes the idle connection. Sessions and commands go on.
 ///
 /// # Cancel safety
 ///
@@ -501,8 +501,8 @@ impl Client {
     }
 
     async fn any_events(&self, kinds: &[&str]) -> Result<Events, ClientError> {
-        let socket = self.agent.event_socket(kinds).await?;
-        Ok(Events::new(socket, self.endpoint().clone()))
+        let kinds = kinds.iter().map(|kind| (*kind).to_owned()).collect();
+        Events::open(Arc::clone(&self.agent), kinds).await
     }
 
     /// Waits for background work that must not be aborted: a handshake with a virtual machine monitor,

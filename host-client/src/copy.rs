@@ -28,6 +28,7 @@ mod descriptors;
 #[cfg(test)]
 mod hostile;
 mod in_place;
+mod job;
 mod local;
 mod part;
 mod pool;
@@ -43,6 +44,7 @@ use std::io;
 
 pub use self::{
     in_place::InPlace,
+    job::{CopyEvents, CopyJob, CopyUpdate},
     part::part_name,
     pull::{pull, pull_stream},
     push::{push, push_stream, push_stream_if},

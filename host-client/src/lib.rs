@@ -116,7 +116,7 @@ pub use self::{
     connect::AgentStream,
     endpoint::{Endpoint, EndpointError},
     error::{ClientError, ConnectError, ErrorKind, SftpError},
-    events::Events,
+    events::{Events, Received, ReconnectingEvents},
     exec::{
         Account, Exec, ExecControl, ExecEvent, ExecEvents, ExecReader, ExecSession, ExecStdin,
         ExitStatus, OnDisconnect, Output, TerminalSize,
@@ -141,6 +141,8 @@ mod tests {
         check::<Client>();
         check::<ClientError>();
         check::<Events>();
+        check::<ReconnectingEvents>();
+        check::<copy::CopyEvents>();
         check::<Exec>();
         check::<ExecControl>();
         check::<ExecEvents>();

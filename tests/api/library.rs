@@ -5,19 +5,21 @@ use std::{
     time::Duration,
 };
 
+use futures_util::StreamExt;
 use harness::{Pair, TestAgent, TestFolder};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::watch,
     task::JoinSet,
     time::{Instant, timeout},
 };
 use vsock_agent::Security as AgentSecurity;
 use vsock_agent_client::{
     Client, ClientError, ConnectError, Endpoint, ErrorKind, ExecEvent, Identity, Method,
-    OpenOptions, Security, Timeouts,
-    copy::{CopyError, CopyOptions, push},
+    OpenOptions, Received, Security, Timeouts,
+    copy::{CopyError, CopyJob, CopyOptions, CopyUpdate, push},
     protocol::{event::NewEvent, server_info::ServerInfo, version::Family},
 };
 
@@ -572,4 +574,156 @@ async fn events_of_a_command_end_with_the_error_of_a_lost_agent() {
         "{error:?}"
     );
     assert!(soon(events.next()).await.is_none());
+}
+
+fn news(number: u8) -> NewEvent {
+    NewEvent::new("config", json!({ "number": number }))
+}
+
+#[tokio::test]
+async fn events_are_a_stream_that_ends_with_its_agent() {
+    let (agent, client) = start();
+    let events = client.events(&["config"]).await.unwrap();
+    for number in 0..3 {
+        client.send_event(&news(number)).await.unwrap();
+    }
+    let numbers = events.map(|event| event.map(|event| event.metadata["number"].as_u64()));
+    let mut numbers = Box::pin(numbers);
+    for number in 0..3 {
+        assert_eq!(soon(numbers.next()).await.unwrap().unwrap(), Some(number));
+    }
+    drop(agent);
+    let rest = soon(numbers.collect::<Vec<_>>()).await;
+    assert!(
+        rest.len() <= 1 && rest.iter().all(Result::is_err),
+        "{rest:?}"
+    );
+}
+
+/// Leads to an agent, on connections that can be cut.
+fn leads_until_cut(path: &Path, agent: PathBuf) -> (watch::Sender<()>, JoinSet<()>) {
+    let listener = UnixListener::bind(path).unwrap();
+    let (cut, is_cut) = watch::channel(());
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let (agent, mut is_cut) = (agent.clone(), is_cut.clone());
+            is_cut.mark_unchanged();
+            connections.spawn(async move {
+                let mut far = UnixStream::connect(agent).await.unwrap();
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    _ = is_cut.changed() => {}
+                }
+            });
+        }
+    });
+    (cut, task)
+}
+
+#[tokio::test]
+async fn events_go_on_after_a_lost_connection_and_say_so() {
+    let (agent, direct) = start();
+    let folder = TestFolder::new("library");
+    let path = folder.path().join("leads.sock");
+    let (cut, leads) = leads_until_cut(&path, agent.socket());
+    let timeouts = Timeouts::default().with_connect(Duration::from_millis(200));
+    let endpoint: Endpoint = format!("unix:{}", path.display()).parse().unwrap();
+    let client = Client::with_timeouts(endpoint.clone(), Security::Plain, timeouts);
+    let mut events = client.events(&["config"]).await.unwrap().reconnecting();
+    for number in 0..3 {
+        direct.send_event(&news(number)).await.unwrap();
+        let event = soon(events.next()).await.unwrap().unwrap();
+        let Received::Event(event) = event else {
+            panic!("{event:?}")
+        };
+        assert_eq!(event.metadata["number"], number);
+        cut.send_replace(());
+        let reconnected = soon(events.next()).await.unwrap();
+        assert_eq!(reconnected.unwrap(), Received::Reconnected);
+    }
+
+    // While there is nothing, each attempt is an error, and the next one may succeed.
+    drop((cut, leads));
+    std::fs::remove_file(&path).unwrap();
+    for _ in 0..2 {
+        let error = soon(events.next()).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
+        assert_eq!(error.endpoint(), Some(&endpoint));
+    }
+    let (cut, leads) = leads_until_cut(&path, agent.socket());
+    let reconnected = soon(events.next()).await.unwrap();
+    assert_eq!(reconnected.unwrap(), Received::Reconnected);
+
+    // What is no agent ends it.
+    drop((cut, leads));
+    std::fs::remove_file(&path).unwrap();
+    let listener = UnixListener::bind(&path).unwrap();
+    let talk = async {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.write_all(b"SSH-2.0-OpenSSH\r\n").await;
+        }
+    };
+    tokio::select! {
+        rest = soon(events.collect::<Vec<_>>()) => {
+            let Some(Err(error)) = rest.last() else {
+                panic!("{rest:?}")
+            };
+            assert_eq!(error.kind(), ErrorKind::Protocol, "{error:?}");
+        }
+        () = talk => unreachable!(),
+    }
+}
+
+#[tokio::test]
+async fn copy_that_owns_its_arguments_tells_everything_and_its_end() {
+    let (_agent, client) = start();
+    let sftp = client.sftp().await.unwrap();
+    let folder = TestFolder::new("library");
+    let (from, to, back) = ["from", "to", "back"]
+        .map(|name| folder.path().join(name))
+        .into();
+    std::fs::create_dir_all(from.join("deep")).unwrap();
+    for (name, bytes) in [("a", 10), ("deep/b", 3_000_000), ("deep/c", 0)] {
+        std::fs::write(from.join(name), vec![b'x'; bytes]).unwrap();
+    }
+    let push = CopyJob::push(&sftp, [&from], &*to).recursive(true);
+    let mut task = JoinSet::new();
+    task.spawn(push.events().collect::<Vec<_>>());
+    let updates = soon(task.join_next()).await.unwrap().unwrap();
+    let updates: Vec<_> = updates.into_iter().map(Result::unwrap).collect();
+    let moved = updates.iter().map(|update| match update {
+        CopyUpdate::Moved { bytes } => *bytes,
+        _ => 0,
+    });
+    assert_eq!(moved.sum::<u64>(), 3_000_010);
+    let is_finished = |update: &&CopyUpdate| matches!(update, CopyUpdate::Finished { .. });
+    assert_eq!(updates.iter().filter(is_finished).count(), 5);
+    let Some(CopyUpdate::Done(summary)) = updates.last() else {
+        panic!("{updates:?}")
+    };
+    assert_eq!(
+        (summary.files, summary.directories, summary.bytes),
+        (3, 2, 3_000_010)
+    );
+
+    let pull = CopyJob::pull(&sftp, [&*to], &back).recursive(true);
+    let pulled = soon(pull.into_future()).await.unwrap();
+    assert_eq!(pulled.bytes, 3_000_010);
+    assert_eq!(
+        std::fs::metadata(back.join("deep/b")).unwrap().len(),
+        3_000_000
+    );
+
+    let missing = CopyJob::pull(&sftp, ["/no/such"], &back);
+    let mut updates = soon(missing.events().collect::<Vec<_>>()).await;
+    let error = updates.pop().unwrap().unwrap_err();
+    assert!(
+        matches!(error, CopyError::Client(ClientError::File { .. })),
+        "{error:?}"
+    );
+    assert!(updates.iter().all(Result::is_ok), "{updates:?}");
 }
