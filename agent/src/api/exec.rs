@@ -32,7 +32,7 @@ use crate::{
     },
     operation::{Handle, New, Outcome, random_secret},
     shutdown::Shutdown,
-    system::{accounts::Accounts, blocking::run_blocking},
+    system::accounts::Accounts,
 };
 
 /// Maximum length of an error text, in characters: it contains the name of the program.
@@ -97,8 +97,7 @@ fn shown(command: &[String]) -> Vec<String> {
 }
 
 async fn resolve(policy: &ExecPolicy, request: &ExecRequest) -> Result<Arc<ExecSpec>, ApiError> {
-    let accounts = run_blocking(Accounts::read).await.flatten();
-    let accounts = accounts.map_err(|error| {
+    let accounts = Accounts::current().await.map_err(|error| {
         let status = http::StatusCode::INTERNAL_SERVER_ERROR;
         ApiError::new(
             status,
