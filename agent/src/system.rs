@@ -10,6 +10,7 @@ pub(crate) mod memory;
 pub(crate) mod mount_table;
 pub(crate) mod names;
 pub(crate) mod notify;
+pub(crate) mod pidfd;
 pub(crate) mod proc_stat;
 pub(crate) mod reaper;
 pub(crate) mod root;
