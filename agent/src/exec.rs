@@ -9,7 +9,9 @@
 mod background;
 mod cgroup;
 mod child;
+mod clone;
 mod control;
+mod plan;
 mod policy;
 mod process_tree;
 mod pty;

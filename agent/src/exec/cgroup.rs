@@ -15,7 +15,10 @@ use std::{
     ffi::OsStr,
     fs::{self, DirEntry, OpenOptions},
     io::{self, Write as _},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        unix::fs::OpenOptionsExt as _,
+    },
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -150,12 +153,12 @@ pub(super) struct Cgroup {
 }
 
 impl Cgroup {
-    /// Its `cgroup.procs`: a process that writes `0` to it moves into the group.
-    pub(super) fn procs_file(&self) -> io::Result<OwnedFd> {
-        Ok(OpenOptions::new()
-            .write(true)
-            .open(self.path.join("cgroup.procs"))?
-            .into())
+    /// Its directory, in which a process can be created.
+    pub(super) fn directory(&self) -> io::Result<OwnedFd> {
+        let flags = libc::O_PATH | libc::O_DIRECTORY;
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(flags);
+        Ok(options.open(&self.path)?.into())
     }
 
     /// Whether it or a group below it has processes.

@@ -1,54 +1,66 @@
-//! One process: fork, exec, wait, signals.
+//! One process: start, wait, signals.
 //!
-//! All preparation happens before `fork`, because between `fork` and `exec` the child of a threaded
-//! process may only make async-signal-safe calls (`signal-safety(7)`): no allocation, no lock, no NSS.
-//! The order of the child's steps matters: signals while they are still blocked, groups before the
-//! user, the working directory as the user. Descriptors that are not the command's are closed before
-//! the first path look-up: a path may be on a file system that does not respond, and a child that waits
-//! there must not keep other commands' pipes open.
+//! A command that runs as the agent's own user shares the agent's memory until `exec` ([`Memory::Shared`]),
+//! which costs a third less time at 5 MB of memory. `exec` may wait for a file system for ever, and then a
+//! thread waits with it; so [`MAX_SHARED_STARTS`] limits them, and after [`QUICK_START`] nothing else waits for
+//! the thread. Other commands get a copy of the memory: a process of another user must not share it, whatever
+//! the kernel allows that user to do to its processes.
 //!
-//! Starting has two steps. [`Child::fork`] creates the process without waiting for a file system;
+//! Starting has two steps. [`Child::start`] creates the process without waiting for a file system;
 //! [`Child::wait`] learns whether `exec` succeeded, which a file system can delay for ever.
 //!
 //! A child that has exited is not reaped until its [`Child`] is dropped, so that its pid, which is also
 //! its process group and session, is not reused while signals are sent to it.
 
-#![allow(unsafe_code, reason = "fork, and the system calls of the child")]
+#![allow(unsafe_code, reason = "clone, fork, and system calls on processes")]
 
 use std::{
-    ffi::{CStr, CString},
     fs, io,
     mem::MaybeUninit,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    pin::pin,
     ptr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use nix::{
     errno::Errno,
-    fcntl::OFlag,
-    sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, pthread_sigmask},
-    unistd::{self, Pid, pipe2},
+    fcntl::{OFlag, openat},
+    sys::{
+        signal::{SigSet, SigmaskHow, Signal, kill, killpg, pthread_sigmask},
+        stat::Mode,
+    },
+    unistd::{self, Pid, getegid, geteuid, pipe2},
 };
 use tokio::{
-    io::{Interest, unix::AsyncFd},
+    io::unix::AsyncFd,
     net::unix::pipe,
+    sync::{Semaphore, SemaphorePermit},
+    time::timeout,
 };
-use vsock_agent_protocol::exec::{
-    EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_SIGNAL_BASE, MAX_SIGNAL,
+use tokio_util::sync::CancellationToken;
+use vsock_agent_protocol::exec::{EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_SIGNAL_BASE};
+
+use super::{
+    clone::{Memory, Numbers, clone},
+    plan::{self, Failure, Plan, Report, SharedMemory, Step},
+    spec::{Directory, ExecSpec},
 };
+use crate::system::{blocking::run_blocking, pidfd, proc_stat::ProcStat, reaper};
 
-use super::spec::{Directory, ExecSpec};
-use crate::system::{descriptors::close_all_from, proc_stat::ProcStat, reaper};
+/// Maximum number of children that share the agent's memory at once, each with a thread of the blocking pool
+/// that waits: half of the pool. Further children get a copy.
+const MAX_SHARED_STARTS: usize = 32;
 
-/// Soft limit on open files of a command: what login shells have. The agent raises its own.
-const CHILD_OPEN_FILES: libc::rlim_t = 1024;
+/// Time after which a start counts as one that hangs. `exec` takes 0.1 ms without a disk.
+const QUICK_START: Duration = Duration::from_millis(10);
 
-/// Creation mask of a command: the usual one of a login.
-const CHILD_UMASK: libc::mode_t = 0o022;
+/// Permits of [`MAX_SHARED_STARTS`].
+static SHARED_STARTS: Semaphore = Semaphore::const_new(MAX_SHARED_STARTS);
 
 /// A process the agent started. It leads its own session and process group. Reaped in `Drop`.
 #[derive(Debug)]
@@ -56,8 +68,7 @@ pub(super) struct Child {
     pid: Pid,
     /// Readable when the process has exited.
     pidfd: AsyncFd<OwnedFd>,
-    /// The child writes an error here if it cannot execute its program. Closed by `exec`.
-    report: pipe::Receiver,
+    started: Started,
     kill_on_drop: AtomicBool,
     spec: Arc<ExecSpec>,
 }
@@ -160,98 +171,198 @@ pub(super) struct Stdio {
     pub(super) stderr: OwnedFd,
 }
 
-/// The steps of the child between `fork` and `exec`, in their order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-enum Step {
-    Session = 1,
-    Terminal,
-    Streams,
-    Descriptors,
-    Signals,
-    Identity,
-    Directory,
-    Execute,
-}
-
-impl Step {
-    const ALL: [Self; 8] = [
-        Self::Session,
-        Self::Terminal,
-        Self::Streams,
-        Self::Descriptors,
-        Self::Signals,
-        Self::Identity,
-        Self::Directory,
-        Self::Execute,
-    ];
-
-    const fn describe(self) -> &'static str {
-        match self {
-            Self::Session => "start a session",
-            Self::Terminal => "take the terminal",
-            Self::Streams => "set up the streams",
-            Self::Descriptors => "close descriptors",
-            Self::Signals => "reset the signals",
-            Self::Identity => "become the user",
-            Self::Directory => "change the directory",
-            Self::Execute => "execute",
-        }
-    }
-}
-
-/// The descriptor of the report in the child: the first one after the streams.
-const REPORT: RawFd = 3;
-
 /// Set in a process's flags until it calls `exec` (`PF_FORKNOEXEC`,
 /// `include/linux/sched.h`).
 const FORKED_WITHOUT_EXEC: u64 = 0x40;
 
-/// At least as large as the kernel's `struct sigaction`, in 64-bit words
-/// (`include/linux/signal_types.h`: handler, flags, restorer, mask).
-const SIGACTION_WORDS: usize = 4;
+/// How a child's `exec` becomes known.
+#[derive(Debug)]
+enum Started {
+    /// The child writes the number of its [`Failure`] here. Closed by `exec`.
+    Pipe(pipe::Receiver),
+    Launch(Arc<Launch>),
+}
 
-/// Size of the kernel's signal set, in bytes: one bit for each of [`MAX_SIGNAL`].
-const SIGNAL_SET_BYTES: usize = 8;
+/// What a process is made of.
+#[derive(Debug)]
+pub(super) struct Seed {
+    pub(super) spec: Arc<ExecSpec>,
+    pub(super) stdio: Stdio,
+    /// The directory of its control group.
+    pub(super) cgroup: Option<OwnedFd>,
+}
 
-/// Size of a failure report: the step, and the errno in native byte order. Below `PIPE_BUF`, so that
-/// the write is atomic.
-const REPORT_BYTES: usize = 5;
+impl Seed {
+    /// Whether the process may share the agent's memory: it has the agent's user and group from the start.
+    fn has_agent_identity(&self) -> bool {
+        let is_own = (self.spec.uid, self.spec.gid) == (geteuid().as_raw(), getegid().as_raw());
+        is_own || self.spec.is_agent_user
+    }
+
+    /// Creates the process. With [`Memory::Shared`], blocks until `exec`.
+    fn create(&self, memory: Memory, numbers: &Numbers, report: Report<'_>) -> Result<(), Errno> {
+        let plan = Plan::new(&self.spec, &self.stdio, report);
+        let cgroup = self.cgroup.as_ref().map(OwnedFd::as_fd);
+        without_signals(|| {
+            // SAFETY: `run` is made for this, and `plan` lives as long as the call. All signals are blocked. A
+            // process that shares the memory sets the user and group that it has, and changes only its
+            // `report` in memory.
+            unsafe { clone(memory, cgroup, numbers, plan::run, (&raw const plan).cast()) }
+        })?
+    }
+
+    /// Creates the process by `fork(2)`, for kernels without `clone3(2)`.
+    fn fork(&self, report: &OwnedFd) -> io::Result<(Pid, OwnedFd)> {
+        let procs = self.cgroup.as_ref().and_then(|cgroup| {
+            openat(
+                cgroup,
+                "cgroup.procs",
+                OFlag::O_WRONLY | OFlag::O_CLOEXEC,
+                Mode::empty(),
+            )
+            .ok()
+        });
+        let plan = Plan::new(&self.spec, &self.stdio, Report::Pipe(report.as_raw_fd()))
+            .for_fork(procs.as_ref());
+        let forked = without_signals(|| {
+            // SAFETY: the child makes system calls only, and never returns from `run`.
+            let forked = unsafe { unistd::fork() };
+            if let Ok(unistd::ForkResult::Child) = forked {
+                // SAFETY: this is a child, and `plan` points at memory that it has a copy of.
+                unsafe { plan::run((&raw const plan).cast()) }
+            }
+            forked
+        })??;
+        let unistd::ForkResult::Parent { child } = forked else {
+            return Err(Errno::ECHILD.into());
+        };
+        let pidfd = pidfd::open(child).inspect_err(|_| kill_and_reap(child))?;
+        Ok((child, pidfd))
+    }
+}
+
+/// A child that shares the agent's memory, until its `exec`. `Drop` ends a process that nothing has taken.
+#[derive(Debug, Default)]
+struct Launch {
+    numbers: Numbers,
+    shared: SharedMemory,
+    /// Cancelled when the child has called `exec` or exited, or does not exist.
+    ended: CancellationToken,
+}
+
+impl Launch {
+    fn kill(&self) {
+        if let Some((pid, _)) = self.numbers.take() {
+            kill_and_reap(pid);
+        }
+    }
+}
+
+impl Drop for Launch {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Ends the process of a [`Launch`] when the one who waits for it is dropped, without waiting for `exec`.
+struct Abandoned<'a>(&'a Launch);
+
+impl Drop for Abandoned<'_> {
+    fn drop(&mut self) {
+        // A process that has no number yet will see this: it runs after it has got one.
+        self.0.shared.is_abandoned.store(true, Ordering::SeqCst);
+        self.0.kill();
+    }
+}
+
+fn failed(step: &'static str) -> impl FnOnce(io::Error) -> RunError {
+    move |source| RunError::System { step, source }
+}
 
 impl Child {
-    /// Creates the process. Blocks as long as `fork(2)` does, not until `exec`.
+    /// Creates the process. Takes as long as `fork(2)` does, or [`QUICK_START`] if `exec` hangs.
+    ///
+    /// Dropping the future ends a process that it has created.
     ///
     /// # Errors
     ///
     /// [`RunError`]; there is no process then.
-    pub(super) fn fork(
-        spec: Arc<ExecSpec>,
-        stdio: Stdio,
-        cgroup_procs: Option<OwnedFd>,
-    ) -> Result<Self, RunError> {
-        let system = |step| move |source| RunError::System { step, source };
-        let (report, report_in) = pipe2(OFlag::O_CLOEXEC)
-            .map_err(io::Error::from)
-            .map_err(system("make a pipe"))?;
-        let report = pipe::Receiver::from_owned_fd(report).map_err(system("watch a pipe"))?;
-        let plan = Plan::new(&spec, &stdio, cgroup_procs.as_ref());
-        let pid = fork(&plan, &report_in)
-            .map_err(io::Error::from)
-            .map_err(system("fork"))?;
-        match watch(pid) {
-            Ok(pidfd) => Ok(Self {
-                pid,
-                pidfd,
-                report,
-                kill_on_drop: AtomicBool::new(true),
-                spec,
-            }),
-            Err(error) => {
-                let _ = kill(pid, Signal::SIGKILL);
-                reaper::reap(pid);
-                Err(system("watch the process")(error))
+    pub(super) async fn start(seed: Seed) -> Result<Self, RunError> {
+        let permit = SHARED_STARTS
+            .try_acquire()
+            .ok()
+            .filter(|_| seed.has_agent_identity());
+        match permit {
+            Some(permit) => Self::share(seed, permit).await,
+            None => run_blocking(move || Self::copy(&seed))
+                .await
+                .map_err(failed("start"))?,
+        }
+    }
+
+    async fn share(seed: Seed, permit: SemaphorePermit<'static>) -> Result<Self, RunError> {
+        let launch = Arc::new(Launch::default());
+        let abandoned = Abandoned(&launch);
+        let spec = Arc::clone(&seed.spec);
+        let ended = launch.ended.clone().drop_guard();
+        let on_thread = Arc::clone(&launch);
+        let mut work = pin!(run_blocking(move || {
+            let (_ended, _permit) = (ended, permit);
+            let report = Report::Memory(&on_thread.shared);
+            match seed.create(Memory::Shared, &on_thread.numbers, report) {
+                Ok(()) => Ok(None),
+                Err(_) => Self::copy(&seed).map(Some),
+            }
+        }));
+        loop {
+            let done = timeout(QUICK_START, &mut work).await.ok();
+            let is_done = done.is_some();
+            let done = done.transpose().map_err(failed("start"))?;
+            if let Some(Some(copied)) = done.transpose()? {
+                return Ok(copied);
+            }
+            if let Some((pid, pidfd)) = launch.numbers.take() {
+                // Not abandoned.
+                std::mem::forget(abandoned);
+                return Self::new(pid, pidfd, Started::Launch(launch), spec);
+            }
+            if is_done {
+                return Err(failed("start")(Errno::ECHILD.into()));
             }
         }
+    }
+
+    fn copy(seed: &Seed) -> Result<Self, RunError> {
+        let made = pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from);
+        let (report, report_in) = made.map_err(failed("make a pipe"))?;
+        let report = pipe::Receiver::from_owned_fd(report).map_err(failed("watch a pipe"))?;
+        let numbers = Numbers::default();
+        let in_child = Report::Pipe(report_in.as_raw_fd());
+        let created = seed.create(Memory::Copied, &numbers, in_child);
+        let (pid, pidfd) = match created.ok().and_then(|()| numbers.take()) {
+            Some(created) => created,
+            None => seed.fork(&report_in).map_err(failed("fork"))?,
+        };
+        let spec = Arc::clone(&seed.spec);
+        Self::new(pid, pidfd, Started::Pipe(report), spec)
+    }
+
+    fn new(
+        pid: Pid,
+        pidfd: OwnedFd,
+        started: Started,
+        spec: Arc<ExecSpec>,
+    ) -> Result<Self, RunError> {
+        let pidfd = pidfd::watch(pidfd)
+            .inspect_err(|_| kill_and_reap(pid))
+            .map_err(failed("watch the process"))?;
+        Ok(Self {
+            pid,
+            pidfd,
+            started,
+            kill_on_drop: AtomicBool::new(true),
+            spec,
+        })
     }
 
     /// Its pid, which is also the id of its process group and session.
@@ -271,28 +382,16 @@ impl Child {
     ///
     /// Why `exec` failed. Only the first call returns it.
     pub(super) async fn started(&self) -> Result<(), RunError> {
-        let mut message = [0; REPORT_BYTES];
-        let length = loop {
-            let read = match self.report.readable().await {
-                Ok(()) => self.report.try_read(&mut message),
-                Err(error) => Err(error),
-            };
-            match read {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(source) => {
-                    let step = "wait for its start";
-                    return Err(RunError::System { step, source });
-                }
-                Ok(length) => break length,
+        let number = match &self.started {
+            Started::Pipe(pipe) => read_number(pipe)
+                .await
+                .map_err(failed("wait for its start"))?,
+            Started::Launch(launch) => {
+                launch.ended.cancelled().await;
+                launch.shared.failure.swap(0, Ordering::AcqRel)
             }
         };
-        if length == REPORT_BYTES {
-            let [step, errno @ ..] = message;
-            let step = Step::ALL.into_iter().find(|known| *known as u8 == step);
-            let errno = Errno::from_raw(i32::from_ne_bytes(errno));
-            return Err(self.spec.explain(step, errno));
-        }
-        Ok(())
+        Failure::of(number).map_or(Ok(()), |failure| Err(self.spec.explain(failure)))
     }
 
     /// Waits until it exits, without reaping it.
@@ -334,20 +433,45 @@ impl Drop for Child {
     /// Kills the process and its group if it has not exited and is not detached. Reaps it.
     fn drop(&mut self) {
         if *self.kill_on_drop.get_mut() && matches!(exit_of(self.pid), Ok(None)) {
-            let _ = killpg(self.pid, Signal::SIGKILL);
-            // It may not lead a group yet.
-            let _ = kill(self.pid, Signal::SIGKILL);
+            return kill_and_reap(self.pid);
         }
         reaper::reap(self.pid);
     }
 }
 
-/// A pidfd: readable when the process has exited.
-fn watch(pid: Pid) -> io::Result<AsyncFd<OwnedFd>> {
-    let pidfd = pidfd_open(pid)?;
-    // SAFETY: an `OwnedFd` keeps one descriptor open for as long as it lives.
-    let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
-    Ok(watched?)
+/// Reads the number of a [`Failure`]; 0 at the end of file.
+async fn read_number(pipe: &pipe::Receiver) -> io::Result<u64> {
+    let mut message = [0; size_of::<u64>()];
+    loop {
+        pipe.readable().await?;
+        match pipe.try_read(&mut message) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => return read.map(|_| u64::from_ne_bytes(message)),
+        }
+    }
+}
+
+/// Runs `work` with all signals blocked: the agent's signal handlers must not run in a child, as they write to
+/// the agent's pipes.
+fn without_signals<T>(work: impl FnOnce() -> T) -> Result<T, Errno> {
+    let mut before = SigSet::empty();
+    pthread_sigmask(
+        SigmaskHow::SIG_SETMASK,
+        Some(&SigSet::all()),
+        Some(&mut before),
+    )?;
+    let done = work();
+    // Cannot fail with these arguments.
+    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+    Ok(done)
+}
+
+/// Kills a child and its process group, and reaps it.
+fn kill_and_reap(pid: Pid) {
+    let _ = killpg(pid, Signal::SIGKILL);
+    // It may not lead a group yet.
+    let _ = kill(pid, Signal::SIGKILL);
+    reaper::reap(pid);
 }
 
 /// How a process exited, if it has. Does not reap it.
@@ -380,7 +504,7 @@ fn never_executed(pid: Pid) -> bool {
 
 impl ExecSpec {
     /// The error that the child reported.
-    fn explain(&self, step: Option<Step>, errno: Errno) -> RunError {
+    fn explain(&self, Failure { step, errno }: Failure) -> RunError {
         let source = errno.into();
         let program = || {
             self.argv
@@ -428,267 +552,6 @@ impl ExecSpec {
     }
 }
 
-/// What the child needs, as pointers and numbers that stay valid across `fork`.
-struct Plan<'a> {
-    candidates: &'a [CString],
-    argv: Vec<*const libc::c_char>,
-    envp: Vec<*const libc::c_char>,
-    cwd: &'a CStr,
-    cwd_may_be_missing: bool,
-    uid: libc::uid_t,
-    gid: libc::gid_t,
-    groups: &'a [libc::gid_t],
-    /// Whether the agent runs as this user already.
-    is_agent_user: bool,
-    streams: [RawFd; 3],
-    terminal: bool,
-    /// Writing `0` here moves the writer into its control group.
-    cgroup_procs: Option<RawFd>,
-}
-
-impl<'a> Plan<'a> {
-    fn new(spec: &'a ExecSpec, stdio: &Stdio, cgroup_procs: Option<&OwnedFd>) -> Self {
-        let pointers = |strings: &'a [CString]| -> Vec<*const libc::c_char> {
-            strings
-                .iter()
-                .map(|string| string.as_ptr())
-                .chain([ptr::null()])
-                .collect()
-        };
-        let (cwd, cwd_may_be_missing) = match &spec.cwd {
-            Directory::Requested(path) => (path, false),
-            Directory::Home(path) => (path, true),
-        };
-        Self {
-            candidates: &spec.candidates,
-            argv: pointers(&spec.argv),
-            envp: pointers(&spec.envp),
-            cwd,
-            cwd_may_be_missing,
-            uid: spec.uid,
-            gid: spec.gid,
-            groups: &spec.groups,
-            is_agent_user: spec.is_agent_user,
-            streams: [
-                stdio.stdin.as_raw_fd(),
-                stdio.stdout.as_raw_fd(),
-                stdio.stderr.as_raw_fd(),
-            ],
-            terminal: spec.terminal.is_some(),
-            cgroup_procs: cgroup_procs.map(AsRawFd::as_raw_fd),
-        }
-    }
-}
-
-/// Forks, and runs `plan` in the child.
-fn fork(plan: &Plan<'_>, report: &OwnedFd) -> Result<Pid, Errno> {
-    // The agent's signal handlers must not run in the child: they write to the agent's pipes.
-    let mut before = SigSet::empty();
-    pthread_sigmask(
-        SigmaskHow::SIG_SETMASK,
-        Some(&SigSet::all()),
-        Some(&mut before),
-    )?;
-    // SAFETY: the child makes system calls only, and never returns from `run`.
-    let forked = unsafe { unistd::fork() };
-    if let Ok(unistd::ForkResult::Child) = forked {
-        // SAFETY: this is the child of a fork, and `plan` points at memory it has a copy of.
-        unsafe { run(plan, report.as_raw_fd()) }
-    }
-    // Cannot fail with these arguments.
-    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
-    match forked? {
-        unistd::ForkResult::Parent { child } => Ok(child),
-        unistd::ForkResult::Child => Err(Errno::ECHILD),
-    }
-}
-
-/// Runs in the child: prepares and executes, or reports an error and exits.
-///
-/// # Safety
-///
-/// Only between `fork` and `exec`, and only system calls. `plan` must be readable.
-unsafe fn run(plan: &Plan<'_>, mut report: RawFd) -> ! {
-    let mut step = Step::Session;
-    // SAFETY: as required of the caller.
-    let errno = match unsafe { set_up(plan, &mut report, &mut step) } {
-        Ok(()) => {
-            step = Step::Execute;
-            // SAFETY: the pointers end with a null and live as long as `plan`.
-            unsafe { execute(plan) }
-        }
-        Err(errno) => errno,
-    };
-    let mut message = [step as u8; REPORT_BYTES];
-    message[1..].copy_from_slice(&(errno as i32).to_ne_bytes());
-    // SAFETY: `message` is as long as it says. A failure cannot be reported.
-    unsafe { libc::write(report, message.as_ptr().cast(), REPORT_BYTES) };
-    // SAFETY: ends the process without running anything of the parent's.
-    unsafe { libc::_exit(EXIT_NOT_FOUND) }
-}
-
-/// All steps before `exec`. `step` is the current step; `report` is where errors are written.
-///
-/// # Safety
-///
-/// As [`run`].
-#[expect(
-    clippy::multiple_unsafe_ops_per_block,
-    reason = "one system call a line, one reason"
-)]
-unsafe fn set_up(plan: &Plan<'_>, report: &mut RawFd, step: &mut Step) -> Result<(), Errno> {
-    // SAFETY: plain system calls. The pointers are to `plan`, to locals, or null.
-    unsafe {
-        if let Some(cgroup_procs) = plan.cgroup_procs {
-            // Without a control group, the session identifies the processes.
-            libc::write(cgroup_procs, c"0".as_ptr().cast(), 1);
-        }
-        Errno::result(libc::setsid())?;
-        *step = Step::Terminal;
-        if plan.terminal {
-            Errno::result(libc::ioctl(plan.streams[0], libc::TIOCSCTTY, 0))?;
-        }
-        *step = Step::Streams;
-        // The agent's own 0 to 2 are open, so none of the sources is one of the targets.
-        for (target, source) in (0..).zip(plan.streams) {
-            Errno::result(libc::dup2(source, target))?;
-        }
-        *step = Step::Descriptors;
-        if *report != REPORT {
-            Errno::result(libc::dup3(*report, REPORT, libc::O_CLOEXEC))?;
-            *report = REPORT;
-        }
-        close_all_from(REPORT + 1)?;
-        *step = Step::Signals;
-        reset_signals()?;
-        reset_limits();
-        *step = Step::Identity;
-        if !plan.is_agent_user {
-            become_user(plan)?;
-        }
-        *step = Step::Directory;
-        if let Err(errno) = Errno::result(libc::chdir(plan.cwd.as_ptr())) {
-            if !plan.cwd_may_be_missing {
-                return Err(errno);
-            }
-            Errno::result(libc::chdir(c"/".as_ptr()))?;
-        }
-    }
-    Ok(())
-}
-
-/// Sets the supplementary groups, the group and the user.
-///
-/// # Safety
-///
-/// As [`run`].
-#[expect(
-    clippy::multiple_unsafe_ops_per_block,
-    reason = "one system call a line, one reason"
-)]
-unsafe fn become_user(plan: &Plan<'_>) -> Result<(), Errno> {
-    let Plan {
-        uid, gid, groups, ..
-    } = *plan;
-    // Raw system calls: the C library's functions signal the other threads, and the child has none.
-    // SAFETY: plain system calls, and `groups` is as long as it says.
-    unsafe {
-        Errno::result(libc::syscall(
-            libc::SYS_setgroups,
-            groups.len(),
-            groups.as_ptr(),
-        ))?;
-        Errno::result(libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
-        Errno::result(libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
-    }
-    Ok(())
-}
-
-/// Resets all signals to their default action and unblocks them. The agent's settings must not be
-/// inherited.
-///
-/// # Safety
-///
-/// As [`run`].
-unsafe fn reset_signals() -> Result<(), Errno> {
-    // All zero: the default action, no flags, an empty mask. The C library's function rejects the two
-    // signals it reserves, which may be ignored too.
-    let default = [0_u64; SIGACTION_WORDS];
-    for signal in 1..=MAX_SIGNAL {
-        // SAFETY: `default` is larger than the kernel's structure. Fails for KILL and STOP.
-        unsafe {
-            libc::syscall(
-                libc::SYS_rt_sigaction,
-                signal,
-                default.as_ptr(),
-                ptr::null_mut::<u64>(),
-                SIGNAL_SET_BYTES,
-            )
-        };
-    }
-    let mut none = MaybeUninit::<libc::sigset_t>::zeroed();
-    // SAFETY: an all-zero set is what `sigemptyset` makes of it, and it is written before use.
-    unsafe { libc::sigemptyset(none.as_mut_ptr()) };
-    // SAFETY: `none` was initialised above.
-    Errno::result(unsafe { libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) })
-        .map(drop)
-}
-
-/// Resets the agent's own limit on open files and its out-of-memory score. Errors are ignored: the
-/// command can run without.
-///
-/// # Safety
-///
-/// As [`run`].
-#[expect(
-    clippy::multiple_unsafe_ops_per_block,
-    reason = "one system call a line, one reason"
-)]
-unsafe fn reset_limits() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: plain system calls on locals and literals.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
-            limit.rlim_cur = CHILD_OPEN_FILES.min(limit.rlim_max);
-            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
-        }
-        libc::umask(CHILD_UMASK);
-        let file = libc::open(
-            c"/proc/self/oom_score_adj".as_ptr(),
-            libc::O_WRONLY | libc::O_CLOEXEC,
-        );
-        if file >= 0 {
-            libc::write(file, c"0".as_ptr().cast(), 1);
-            libc::close(file);
-        }
-    }
-}
-
-/// Tries each candidate as `execvp(3)` does. Returns only if none works, with the errno that says
-/// most.
-///
-/// # Safety
-///
-/// As [`run`]; `argv` and `envp` must end with a null.
-unsafe fn execute(plan: &Plan<'_>) -> Errno {
-    let mut denied = None;
-    let mut errno = Errno::ENOENT;
-    for path in plan.candidates {
-        // SAFETY: as promised by the caller.
-        unsafe { libc::execve(path.as_ptr(), plan.argv.as_ptr(), plan.envp.as_ptr()) };
-        errno = Errno::last();
-        match errno {
-            Errno::EACCES => denied = Some(errno),
-            Errno::ENOENT | Errno::ENOTDIR => {}
-            _ => return errno,
-        }
-    }
-    denied.unwrap_or(errno)
-}
-
 /// Sends signal `number`, 1 to [`MAX_SIGNAL`], to the process group that `leader` leads. The leader
 /// must not be reaped yet.
 ///
@@ -711,7 +574,7 @@ pub(super) fn signal_group(leader: Pid, number: i32) -> io::Result<()> {
 /// alone may have been given to another by now.
 pub(super) fn signal_process(pid: Pid, signal: Signal, still: impl Fn(Pid) -> bool) {
     // If it has ended since, that is what was wanted.
-    let Ok(pidfd) = pidfd_open(pid) else { return };
+    let Ok(pidfd) = pidfd::open(pid) else { return };
     if still(pid) {
         // SAFETY: takes numbers and a null.
         let sent = unsafe {
@@ -727,15 +590,6 @@ pub(super) fn signal_process(pid: Pid, signal: Signal, still: impl Fn(Pid) -> bo
     }
 }
 
-/// A descriptor for a process (Linux 5.3, `pidfd_open(2)`).
-fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
-    // SAFETY: takes numbers only.
-    let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
-    let raw = RawFd::try_from(Errno::result(raw)?).map_err(|_| Errno::EBADF)?;
-    // SAFETY: the kernel has just created this descriptor; it has no other owner.
-    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
-}
-
 #[cfg(test)]
 mod tests {
     use vsock_agent_protocol::exec::ExecRequest;
@@ -743,14 +597,21 @@ mod tests {
     use super::*;
     use crate::{exec::AgentUser, system::accounts::Accounts};
 
-    #[tokio::test]
-    async fn what_runs_has_started_before_that_is_waited_for() {
-        let script = "echo up; exec sleep 1000";
+    fn seed(script: &str, stdio: Stdio) -> Seed {
         let request = ExecRequest::new(["sh", "-c", script].map(str::to_owned).into());
         let accounts = Accounts::read().unwrap();
         let agent = AgentUser::unless_root();
         let spec = ExecSpec::resolve(&request, &accounts, agent.as_ref()).unwrap();
-        let (stdin, _input) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        Seed {
+            spec: Arc::new(spec),
+            stdio,
+            cgroup: None,
+        }
+    }
+
+    /// Standard input, and both outputs as one.
+    fn pipes() -> (Stdio, OwnedFd, OwnedFd) {
+        let (stdin, input) = pipe2(OFlag::O_CLOEXEC).unwrap();
         let (output, stdout) = pipe2(OFlag::O_CLOEXEC).unwrap();
         let stderr = stdout.try_clone().unwrap();
         let stdio = Stdio {
@@ -758,7 +619,70 @@ mod tests {
             stdout,
             stderr,
         };
-        let child = Child::fork(Arc::new(spec), stdio, None).unwrap();
+        (stdio, input, output)
+    }
+
+    #[test]
+    fn only_a_process_with_the_agents_user_and_group_shares_its_memory() {
+        let shares = |change: fn(&mut ExecSpec)| {
+            let mut seed = seed("true", pipes().0);
+            let spec = Arc::get_mut(&mut seed.spec).unwrap();
+            spec.is_agent_user = false;
+            (spec.uid, spec.gid) = (geteuid().as_raw(), getegid().as_raw());
+            change(spec);
+            seed.has_agent_identity()
+        };
+        assert!(shares(|_| {}));
+        assert!(!shares(|spec| spec.uid += 1));
+        assert!(!shares(|spec| spec.gid += 1));
+    }
+
+    #[tokio::test]
+    async fn each_way_to_create_a_process_runs_its_program_with_default_signals() {
+        let script = "grep -c '^Sig\\(Ign\\|Blk\\):.0*$' /proc/self/status; exit 7";
+        let with_fork = |seed: Seed| {
+            let (report, report_in) = pipe2(OFlag::O_CLOEXEC).unwrap();
+            let (pid, pidfd) = seed.fork(&report_in).unwrap();
+            drop(report_in);
+            let report = Started::Pipe(pipe::Receiver::from_owned_fd(report).unwrap());
+            Child::new(pid, pidfd, report, Arc::clone(&seed.spec))
+        };
+        for way in ["shared", "copied", "forked"] {
+            let (stdio, _input, output) = pipes();
+            let seed = seed(script, stdio);
+            let child = match way {
+                "shared" => Child::start(seed).await,
+                "copied" => Child::copy(&seed),
+                _ => with_fork(seed),
+            };
+            let child = child.unwrap();
+            let is_shared = matches!(child.started, Started::Launch(_));
+            assert_eq!(is_shared, way == "shared");
+            assert_eq!(child.wait().await.unwrap(), ExitStatus::Code(7), "{way}");
+            let mut text = [0; 16];
+            assert_eq!(unistd::read(&output, &mut text).unwrap(), 2, "{way}");
+            assert_eq!(&text[..2], b"2\n", "{way}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_whose_start_is_given_up_does_not_remain() {
+        let (stdio, _input, output) = pipes();
+        let mut start = Box::pin(Child::start(seed("sleep 1000", stdio)));
+        // Only its work is queued.
+        assert!(futures_util::poll!(&mut start).is_pending());
+        drop(start);
+        // It ends when no process has the other end.
+        let read = tokio::task::spawn_blocking(move || unistd::read(&output, &mut [0; 1]));
+        assert_eq!(read.await.unwrap(), Ok(0));
+    }
+
+    #[tokio::test]
+    async fn what_runs_has_started_before_that_is_waited_for() {
+        let (stdio, _input, output) = pipes();
+        let child = Child::start(seed("echo up; exec sleep 1000", stdio))
+            .await
+            .unwrap();
         assert_eq!(unistd::read(&output, &mut [0; 16]).unwrap(), 3);
         assert!(child.is_started());
     }

@@ -49,18 +49,13 @@ use super::{
     ExecSpec,
     background::BackgroundOutputs,
     cgroup::Cgroups,
-    child::{Child, ExitStatus, RunError, Stdio, signal_group},
+    child::{Child, ExitStatus, RunError, Seed, Stdio, signal_group},
     control,
     process_tree::{END_SIGNALS, ProcessTree},
     pty::Pty,
     pump::{self, InputEnd, InputLost, InputResult, Loss, OutputResult, Progress, StreamEnd},
 };
-use crate::{
-    defaults,
-    http::ws::WebSocket,
-    shutdown::Shutdown,
-    system::{blocking::run_blocking, reaper},
-};
+use crate::{defaults, http::ws::WebSocket, shutdown::Shutdown, system::reaper};
 
 /// The sockets of a command.
 #[derive(Debug)]
@@ -225,11 +220,13 @@ impl CommandRunner {
             .map_err(failed("start"))?;
         let (streams, stdio) = Streams::open(&spec).map_err(failed("make the streams"))?;
         let (cgroup, signal_delay) = (self.cgroups.create(name), spec.signal_delay);
-        let cgroup_procs = cgroup.as_ref().and_then(|cgroup| cgroup.procs_file().ok());
-        let child = run_blocking(move || Child::fork(spec, stdio, cgroup_procs))
-            .await
-            .map_err(failed("start"))??;
-        let child = Arc::new(child);
+        let directory = cgroup.as_ref().and_then(|cgroup| cgroup.directory().ok());
+        let seed = Seed {
+            spec,
+            stdio,
+            cgroup: directory,
+        };
+        let child = Arc::new(Child::start(seed).await?);
         let processes = ProcessTree::new(Arc::clone(&child), cgroup, signal_delay);
         Ok(Forked {
             child,
