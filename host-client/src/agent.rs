@@ -8,9 +8,11 @@ use std::{
 use http::Method;
 use serde_json::Value;
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument, debug_span};
 
 use crate::{
     connect::{AgentStream, Connector},
+    counters::Tally,
     endpoint::Endpoint,
     error::ClientError,
     events::LISTENING,
@@ -43,13 +45,20 @@ impl Agent {
         }
     }
 
-    /// Does what a method of the library is for, and adds to an error which agent it is of.
+    /// Does what a method of the library is for: in a span, counted, and with the endpoint in its error.
     pub(crate) async fn run<T>(
         &self,
-        _method: &'static str,
+        method: &'static str,
         work: impl Future<Output = Result<T, ClientError>>,
     ) -> Result<T, ClientError> {
-        work.await.map_err(|error| error.at(self.endpoint()))
+        let span = debug_span!("call", endpoint = %self.endpoint(), method);
+        let done = work.instrument(span).await;
+        self.tally().called(done.is_ok());
+        done.map_err(|error| error.at(self.endpoint()))
+    }
+
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.http.connector().tally
     }
 
     pub(crate) const fn endpoint(&self) -> &Endpoint {

@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use crate::{
     agent::Agent,
     connect::{AgentStream, Connector},
+    counters::Counters,
     endpoint::Endpoint,
     error::{ClientError, ConnectError},
     events::Events,
@@ -85,7 +86,17 @@ impl Client {
         self.agent.endpoint()
     }
 
+    /// Counts of what this client and its clones did.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.agent.tally().snapshot()
+    }
+
     /// The agent's version and API extensions (`GET /1.0`).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
     ///
     /// # Errors
     ///
@@ -99,6 +110,10 @@ impl Client {
     }
 
     /// As [`Client::server_info`], with a single attempt to connect.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
     ///
     /// # Errors
     ///
@@ -144,6 +159,10 @@ impl Client {
 
     /// The state of the guest: memory, processor time, network and processes (`GET /1.0/state`).
     ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
+    ///
     /// # Errors
     ///
     /// [`ClientError`].
@@ -158,6 +177,10 @@ impl Client {
 
     /// The metrics of the guest (`GET /1.0/metrics`). Those of Incus's agent come in LXD's form, which is
     /// without the times of its boot and of the answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
     ///
     /// # Errors
     ///
@@ -180,6 +203,10 @@ impl Client {
 
     /// The metrics of the guest and of the agent itself, in Prometheus's text format (`GET /metrics`).
     /// The text comes from the guest.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
     ///
     /// # Errors
     ///
@@ -216,6 +243,10 @@ impl Client {
 
     /// Sends the agent the address of its host (`PUT /1.0`), with the field names of LXD or Incus.
     ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the agent may or may not do it.
+    ///
     /// # Errors
     ///
     /// [`ClientError::Agent`] if the agent refuses it; LXD's agent also does if it cannot connect to
@@ -237,6 +268,10 @@ impl Client {
 
     /// Sends an event to all listeners in the guest (`POST /1.0/events`).
     ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the agent may or may not do it.
+    ///
     /// # Errors
     ///
     /// [`ClientError`].
@@ -254,6 +289,10 @@ impl Client {
 
     /// The agent's running operations, and those that ended recently.
     ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
+    ///
     /// # Errors
     ///
     /// [`ClientError`].
@@ -268,6 +307,10 @@ impl Client {
     }
 
     /// One operation.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
     ///
     /// # Errors
     ///
@@ -286,6 +329,10 @@ impl Client {
     /// ever.
     ///
     /// The operation that comes back need not have ended: see [`Operation::is_final`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the operation goes on when the future is dropped.
     ///
     /// # Errors
     ///
@@ -306,6 +353,10 @@ impl Client {
     }
 
     /// Cancels an operation.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the agent may or may not do it.
     ///
     /// # Errors
     ///
@@ -329,6 +380,10 @@ impl Client {
 
     /// Starts a file session.
     ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the session is not started, or ends.
+    ///
     /// # Errors
     ///
     /// [`ClientError`].
@@ -337,6 +392,10 @@ impl Client {
     }
 
     /// Starts a file session as a user, below a directory, or for reading only.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the session is not started, or ends.
     ///
     /// # Errors
     ///
@@ -356,6 +415,10 @@ impl Client {
     }
 
     /// A connection that speaks SFTP, for a caller that has its own SFTP client.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the connection closes.
     ///
     /// # Errors
     ///
@@ -386,6 +449,10 @@ impl Client {
     /// Each connection to the port is one to the agent. Over TLS, `shutdown` ends the direction to the port,
     /// and the other one goes on; without TLS it only flushes. Dropping the stream closes both.
     ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the connection closes. The port may have been connected to.
+    ///
     /// # Errors
     ///
     /// [`ClientError::Agent`] when nothing listens on the port; [`ClientError::Unsupported`] for LXD's
@@ -396,6 +463,10 @@ impl Client {
 
     /// As [`Client::port_forward`], to another address: an IP address that the guest reaches, or a name in
     /// its `/etc/hosts`.
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`Client::port_forward`].
     ///
     /// # Errors
     ///
@@ -430,6 +501,10 @@ impl Client {
     ///
     /// The reply is returned whatever its status is; [`Reply::metadata`] tells results from errors.
     ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the agent may or may not do it. A [`Method::Get`] is cancel safe.
+    ///
     /// # Errors
     ///
     /// [`ClientError::Local`] with [`InvalidInput`](std::io::ErrorKind::InvalidInput) for something that is
@@ -454,6 +529,10 @@ impl Client {
     /// A connection that speaks `protocol` from now on (`GET` with `Upgrade`), for which there is no method
     /// here.
     ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the connection closes.
+    ///
     /// # Errors
     ///
     /// [`ClientError::Local`] with [`InvalidInput`](std::io::ErrorKind::InvalidInput) for something that is
@@ -473,6 +552,10 @@ impl Client {
 
     /// Events of the given kinds from now on; without kinds, of all kinds of the agent.
     ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the connection closes.
+    ///
     /// # Errors
     ///
     /// [`ClientError::Local`] with [`InvalidInput`](std::io::ErrorKind::InvalidInput) for a kind that is not one of
@@ -490,6 +573,10 @@ impl Client {
     }
 
     /// A stream without events, which shows that the agent is running: it ends with the agent.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the connection closes.
     ///
     /// # Errors
     ///

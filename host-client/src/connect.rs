@@ -11,6 +11,7 @@ mod stream;
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,6 +24,7 @@ use tracing::{debug, warn};
 use vsock_agent_transport::vsock;
 
 use crate::{
+    counters::Tally,
     endpoint::Endpoint,
     error::{ClientError, ConnectError},
     tls::{self, Security},
@@ -59,6 +61,8 @@ pub(crate) struct Connector {
     is_quiet: bool,
     /// `CONNECT` handshakes, which are finished even if the caller is gone.
     handshakes: TaskTracker,
+    /// Counts connections and bytes.
+    pub(crate) tally: Arc<Tally>,
 }
 
 impl Connector {
@@ -69,6 +73,7 @@ impl Connector {
             overall_timeout,
             is_quiet: false,
             handshakes: TaskTracker::new(),
+            tally: Arc::default(),
         }
     }
 
@@ -126,7 +131,7 @@ impl Connector {
     }
 
     async fn attempt(&self) -> Result<AgentStream, ConnectError> {
-        let socket = Socket(match &self.endpoint {
+        let stream = match &self.endpoint {
             Endpoint::Vsock(address) => Either::Left(
                 vsock::connect(*address, ATTEMPT_TIMEOUT)
                     .await
@@ -137,7 +142,8 @@ impl Connector {
                 let stream = connect_unix(path).await?;
                 Either::Right(hybrid::connect(stream, *port, &self.handshakes).await?)
             }
-        });
+        };
+        let socket = Socket::new(stream, &self.tally);
         let Security::Tls(identity) = &self.security else {
             return Ok(AgentStream::plain(socket));
         };

@@ -24,11 +24,13 @@ use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
     io,
+    os::unix::ffi::OsStrExt,
     sync::Arc,
     time::Duration,
 };
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tracing::{Instrument, Span, debug_span, field::Empty};
 
 pub use crate::protocol::exec::OnDisconnect;
 
@@ -39,7 +41,11 @@ pub use self::{
     output::ExecReader,
     session::ExecSession,
 };
-use crate::{agent::Agent, error::ClientError};
+use crate::{
+    agent::Agent,
+    error::ClientError,
+    protocol::printable::{LOG_CHARS, excerpt},
+};
 
 /// Default of [`Exec::output_limit`], in bytes.
 const DEFAULT_OUTPUT_LIMIT_BYTES: usize = 64 * 1024 * 1024;
@@ -265,6 +271,14 @@ impl Exec {
         self
     }
 
+    /// The span of the command. Its arguments may be secret.
+    fn span(&self) -> Span {
+        let endpoint = self.agent.endpoint();
+        let program = self.command.first().map(OsString::as_os_str);
+        let program = excerpt(program.unwrap_or_default().as_bytes(), LOG_CHARS);
+        debug_span!("exec", %endpoint, program, operation = Empty)
+    }
+
     /// Starts it. The session's streams work at once; dropping the session ends the command.
     ///
     /// # Cancel safety
@@ -281,7 +295,11 @@ impl Exec {
         let agent = Arc::clone(&self.agent);
         let mut exec = self;
         let input = exec.input.take();
-        let mut session = agent.run("exec", session::start(exec)).await?;
+        let span = exec.span();
+        let start = agent.run("exec", session::start(exec));
+        let mut session = start.instrument(span.clone()).await?;
+        agent.tally().command();
+        session.trace(span);
         if let Some(input) = input {
             session.feed(input);
         }
@@ -371,3 +389,71 @@ async fn collect(
 /// Time for an agent to report the result after a stream broke, and to close the streams after the
 /// result.
 const GRACE_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fmt::{Debug, Write as _},
+        sync::Mutex,
+    };
+
+    use tracing::{
+        Event, Metadata, Subscriber,
+        field::{Field, Visit},
+        span,
+    };
+
+    use super::*;
+    use crate::{Client, Endpoint, Security};
+
+    /// Keeps the text of all spans.
+    #[derive(Debug, Clone, Default)]
+    struct Spans(Arc<Mutex<String>>);
+
+    impl Visit for Spans {
+        fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+            writeln!(self.0.lock().unwrap(), "{field}={value:?}").unwrap();
+        }
+    }
+
+    impl Subscriber for Spans {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, span: &span::Attributes<'_>) -> span::Id {
+            span.record(&mut self.clone());
+            span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &span::Id, values: &span::Record<'_>) {
+            values.record(&mut self.clone());
+        }
+
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+        fn event(&self, _: &Event<'_>) {}
+
+        fn enter(&self, _: &span::Id) {}
+
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    #[test]
+    fn the_span_of_a_command_has_its_program_and_none_of_its_secrets() {
+        let client = Client::new(Endpoint::Unix("/nowhere".into()), Security::Plain);
+        let exec = client
+            .exec("login\n", ["secret"])
+            .env("A", "secret")
+            .stdin("secret");
+        let spans = Spans::default();
+        tracing::subscriber::with_default(spans.clone(), || {
+            exec.span().record("operation", tracing::field::display(7));
+        });
+        let text = spans.0.lock().unwrap();
+        assert_eq!(
+            *text,
+            "endpoint=unix:/nowhere\nprogram=\"login\\\\x0a\"\noperation=7\n"
+        );
+    }
+}

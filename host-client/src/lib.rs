@@ -95,6 +95,7 @@ mod agent;
 mod client;
 mod connect;
 pub mod copy;
+mod counters;
 mod endpoint;
 mod error;
 mod events;
@@ -114,6 +115,7 @@ pub use vsock_agent_protocol::sftp::SessionOptions;
 pub use self::{
     client::Client,
     connect::AgentStream,
+    counters::Counters,
     endpoint::{Endpoint, EndpointError},
     error::{ClientError, ConnectError, ErrorKind, SftpError},
     events::{Events, Received, ReconnectingEvents},

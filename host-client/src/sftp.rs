@@ -152,6 +152,11 @@ impl Sftp {
 
     /// Opens a file.
     ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, what was opened may stay open in the guest until the session ends. A
+    /// file that was to be created may have been.
+    ///
     /// # Errors
     ///
     /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
@@ -171,6 +176,10 @@ impl Sftp {
 
     /// Attributes of what a path leads to, links followed.
     ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
+    ///
     /// # Errors
     ///
     /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
@@ -182,6 +191,10 @@ impl Sftp {
 
     /// Attributes of a path itself, of a link if it is one.
     ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
+    ///
     /// # Errors
     ///
     /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
@@ -192,6 +205,10 @@ impl Sftp {
     }
 
     /// Sets attributes of what a path leads to. What is `None` stays.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the agent may or may not do it.
     ///
     /// # Errors
     ///
@@ -232,6 +249,10 @@ impl Sftp {
 
     /// Opens a directory to list it.
     ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, what was opened may stay open in the guest until the session ends.
+    ///
     /// # Errors
     ///
     /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
@@ -246,6 +267,10 @@ impl Sftp {
     }
 
     /// Creates a directory.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the agent may or may not do it.
     ///
     /// # Errors
     ///
@@ -262,6 +287,10 @@ impl Sftp {
 
     /// Removes an empty directory.
     ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the agent may or may not do it.
+    ///
     /// # Errors
     ///
     /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
@@ -272,6 +301,10 @@ impl Sftp {
     }
 
     /// Removes a file.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the agent may or may not do it.
     ///
     /// # Errors
     ///
@@ -284,6 +317,10 @@ impl Sftp {
 
     /// Renames. Whether an existing target is replaced differs between servers: ours and OpenSSH's
     /// refuse, LXD's replace it.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the agent may or may not do it.
     ///
     /// # Errors
     ///
@@ -303,6 +340,11 @@ impl Sftp {
 
     /// Renames over whatever is at the target: in one step if the server can, else by removing
     /// the target first.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the agent may or may not do it. With a server that cannot do it in one
+    /// step, the target may be gone.
     ///
     /// # Errors
     ///
@@ -333,6 +375,10 @@ impl Sftp {
 
     /// Where a symbolic link points, as it was written.
     ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
+    ///
     /// # Errors
     ///
     /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
@@ -343,6 +389,10 @@ impl Sftp {
     }
 
     /// Creates a symbolic link at `link` to `target`.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the agent may or may not do it.
     ///
     /// # Errors
     ///
@@ -362,6 +412,10 @@ impl Sftp {
 
     /// Makes a path absolute. Whether links in it are resolved differs between servers.
     ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
+    ///
     /// # Errors
     ///
     /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
@@ -372,6 +426,10 @@ impl Sftp {
     }
 
     /// Sends an extended request; returns the data of the reply, empty for OK.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the agent may or may not do it.
     ///
     /// # Errors
     ///

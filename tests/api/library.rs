@@ -727,3 +727,65 @@ async fn copy_that_owns_its_arguments_tells_everything_and_its_end() {
     );
     assert!(updates.iter().all(Result::is_ok), "{updates:?}");
 }
+
+#[tokio::test]
+async fn counters_have_calls_commands_connections_and_bytes() {
+    const BYTES: usize = 1_000_000;
+    for (_agent, client) in [start(), start_with_tls()] {
+        assert_eq!(client.counters(), Default::default());
+        client.server_info().await.unwrap();
+        client
+            .clone()
+            .request(Method::Get, "no path", None)
+            .await
+            .unwrap_err();
+        let counters = client.counters();
+        assert_eq!((counters.calls, counters.failed_calls), (2, 1));
+        assert_eq!((counters.connections, counters.connections_open), (1, 1));
+        assert_eq!(counters.commands, 0);
+
+        let size = BYTES.to_string();
+        let exec = client.exec("sh", ["-c", "cat > /dev/null; head -c $0 /dev/zero", &size]);
+        soon(exec.stdin(vec![0; 2 * BYTES]).output()).await.unwrap();
+        let after = client.counters();
+        assert_eq!((after.calls, after.failed_calls, after.commands), (3, 1, 1));
+        // Frames and TLS add less than a tenth.
+        let received = after.bytes_received - counters.bytes_received;
+        let sent = after.bytes_sent - counters.bytes_sent;
+        for (counted, bytes) in [(received, BYTES as u64), (sent, 2 * BYTES as u64)] {
+            assert!((bytes..bytes + bytes / 10).contains(&counted), "{after:?}");
+        }
+        soon(async {
+            while client.counters().connections_open > 1 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn listing_that_is_given_up_and_taken_up_again_has_every_entry() {
+    const ENTRIES: usize = 1000;
+    let (agent, client) = start();
+    let folder = agent.folder().join("many");
+    std::fs::create_dir(&folder).unwrap();
+    for number in 0..ENTRIES {
+        std::fs::write(folder.join(number.to_string()), "").unwrap();
+    }
+    let sftp = client.sftp().await.unwrap();
+    let mut listing = sftp.read_dir(&*folder).await.unwrap();
+    let (mut entries, mut given_up) = (0, 0);
+    loop {
+        tokio::select! {
+            biased;
+            entry = listing.next() => match entry.unwrap() {
+                Some(_) => entries += 1,
+                None => break,
+            },
+            () = tokio::task::yield_now() => given_up += 1,
+        }
+    }
+    assert_eq!(entries, ENTRIES);
+    assert!(given_up > 0);
+}

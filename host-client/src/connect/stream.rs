@@ -3,6 +3,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -15,12 +16,33 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 use tokio_vsock::VsockStream;
 
+use crate::counters::Tally;
+
 /// A connected socket.
 ///
 /// It is never closed in one direction only: the monitors' proxies turn that into a full close, and
 /// data from the guest would be lost. Shutting it down flushes it; dropping it closes it.
 #[derive(Debug)]
-pub(crate) struct Socket(pub(super) Either<VsockStream, UnixStream>);
+pub(crate) struct Socket {
+    stream: Either<VsockStream, UnixStream>,
+    tally: Arc<Tally>,
+}
+
+impl Socket {
+    pub(super) fn new(stream: Either<VsockStream, UnixStream>, tally: &Arc<Tally>) -> Self {
+        tally.opened();
+        Self {
+            stream,
+            tally: Arc::clone(tally),
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.tally.closed();
+    }
+}
 
 impl AsyncRead for Socket {
     fn poll_read(
@@ -28,7 +50,10 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.tally.received(buffer.filled().len() - before);
+        read
     }
 }
 
@@ -38,11 +63,15 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buffer)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buffer);
+        if let Poll::Ready(Ok(bytes)) = &written {
+            self.tally.sent(*bytes);
+        }
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -90,7 +119,7 @@ impl AgentStream {
 #[cfg(test)]
 impl From<UnixStream> for AgentStream {
     fn from(socket: UnixStream) -> Self {
-        Self::plain(Socket(Either::Right(socket)))
+        Self::plain(Socket::new(Either::Right(socket), &Arc::default()))
     }
 }
 

@@ -19,6 +19,7 @@ use std::{
 };
 
 use tokio::sync::mpsc;
+use tracing::instrument;
 
 pub use self::stream::pull_stream;
 pub(super) use self::stream::read_into;
@@ -93,9 +94,14 @@ struct Level {
 /// Dropped before its end, it waits for the calls that write local files, and removes what is
 /// unfinished.
 ///
+/// # Cancel safety
+///
+/// When the future is dropped, the copy ends. Files that are complete stay; what is unfinished is removed.
+///
 /// # Errors
 ///
 /// As for [`push`](super::push()).
+#[instrument(level = "debug", name = "copy", skip_all, fields(endpoint = sftp.endpoint().map(display), direction = "pull"))]
 pub async fn pull(
     sftp: &Sftp,
     sources: &[RemotePath],

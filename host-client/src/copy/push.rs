@@ -14,6 +14,7 @@ use std::{
 };
 
 use tokio::{sync::mpsc, time::timeout};
+use tracing::instrument;
 
 pub use self::stream::{push_stream, push_stream_if};
 use super::{
@@ -84,11 +85,17 @@ struct Level {
 /// sources need one. A directory that is copied to nothing becomes `destination`. With
 /// [`CopyOptions::exact`] the source becomes it in any case.
 ///
+/// # Cancel safety
+///
+/// When the future is dropped, the copy ends. Files that are complete stay; what is unfinished is removed,
+/// which [`Sftp::removed`] waits for.
+///
 /// # Errors
 ///
 /// [`CopyError`] when nothing more can be done: the connection broke, a limit was reached, or the
 /// destination is wrong. Also when there is one source and it is no directory and fails. Every
 /// other error is reported to `observer` and counted in [`CopySummary::failed`].
+#[instrument(level = "debug", name = "copy", skip_all, fields(endpoint = sftp.endpoint().map(display), direction = "push"))]
 pub async fn push(
     sftp: &Sftp,
     sources: &[PathBuf],

@@ -6,6 +6,8 @@ use super::{
     push::file::{COPY_BYTES, Output, needs_room, target::Target},
     run::Run,
 };
+use tracing::instrument;
+
 use crate::{
     error::ClientError,
     protocol::sftp::{Attributes, status},
@@ -18,9 +20,15 @@ const PIPE_BYTES: usize = 256 * 1024;
 /// Copies one file of the guest to another path in it; its content does not leave the guest, unless
 /// it goes into a device or a pipe. `destination` is no directory. Times are not copied.
 ///
+/// # Cancel safety
+///
+/// When the future is dropped, the copy ends. Files that are complete stay; what is unfinished is removed,
+/// which [`Sftp::removed`] waits for.
+///
 /// # Errors
 ///
 /// As for [`push`](super::push()).
+#[instrument(level = "debug", name = "copy", skip_all, fields(endpoint = sftp.endpoint().map(display), direction = "within"))]
 pub async fn copy_within(
     sftp: &Sftp,
     source: &RemotePath,

@@ -60,6 +60,10 @@ impl ExecControl {
 
     /// Resizes the command's terminal. Has no effect without a terminal.
     ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the message may or may not be sent.
+    ///
     /// # Errors
     ///
     /// [`ClientError::ConnectionLost`] when the command has ended or the agent is gone.
@@ -74,6 +78,10 @@ impl ExecControl {
 
     /// Sends a signal to the command, by its number. Returns when it was written to the connection;
     /// a [`ping`](Self::ping) after it confirms that the agent received it.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the signal may or may not be sent.
     ///
     /// # Errors
     ///
@@ -91,6 +99,10 @@ impl ExecControl {
     }
 
     /// Waits for a pong of the agent, which confirms that it received everything sent before.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: an answer that comes later is ignored.
     ///
     /// # Errors
     ///

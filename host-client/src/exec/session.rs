@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{Instrument, Span, debug};
 use vsock_agent_transport::http::Connection;
 
 use super::{
@@ -67,6 +67,7 @@ pub struct ExecSession {
     sent: Arc<Sent>,
     terminal: bool,
     agent: Arc<Agent>,
+    span: Span,
     /// The tasks of the control socket, the input and the operation. Dropping them ends the command.
     tasks: JoinSet<()>,
 }
@@ -298,6 +299,7 @@ fn start_tasks(
         sent,
         terminal,
         agent: owner,
+        span: Span::none(),
         tasks,
     }
 }
@@ -336,6 +338,12 @@ impl ExecSession {
     pub fn into_events(mut self) -> ExecEvents {
         self.stdin = None;
         ExecEvents::new(self)
+    }
+
+    /// Sets the span of the command.
+    pub(super) fn trace(&mut self, span: Span) {
+        span.record("operation", tracing::field::display(self.id));
+        self.span = span;
     }
 
     /// Writes all of standard input in the background, and ends it. Fails, without an effect, when the
@@ -420,7 +428,16 @@ impl ExecSession {
         if let Some(earlier) = self.outcome.clone() {
             return earlier.map_err(|text| at(ClientError::lost(DURING, text), &self.agent));
         }
-        let end = self.end().await.map_err(|error| at(error, &self.agent));
+        let span = self.span.clone();
+        let end = self.end().instrument(span.clone()).await;
+        let end = end.map_err(|error| at(error, &self.agent));
+        span.in_scope(|| match &end {
+            Ok(status) => debug!(status.code, "the command ended"),
+            Err(error) => debug!(
+                error = with_causes(error),
+                "the end of the command is not known"
+            ),
+        });
         let kept = end.as_ref().map(ExitStatus::clone);
         self.outcome = Some(kept.map_err(|error| with_causes(error)));
         end
@@ -736,6 +753,7 @@ mod tests {
             sent: Arc::default(),
             terminal: false,
             agent: crate::Client::new(endpoint, crate::Security::Plain).agent,
+            span: Span::none(),
             tasks: JoinSet::new(),
         };
         (session, sender)

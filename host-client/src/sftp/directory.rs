@@ -82,6 +82,10 @@ impl DirectoryReader {
 
     /// The next entry; `None` at the end.
     ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: no entry is lost when the future is dropped.
+    ///
     /// # Errors
     ///
     /// [`ClientError::File`] when the agent refuses, [`ClientError::Protocol`] for a name that is
@@ -111,9 +115,15 @@ impl DirectoryReader {
     }
 
     async fn fetch(&mut self) -> Result<(), ClientError> {
-        let pending = match self.ahead.take() {
-            Some(pending) => pending,
-            None => self.ask().await?,
+        if self.ahead.is_none() {
+            self.ahead = Some(self.ask().await?);
+        }
+        // Taken only when it is here, or it would be lost when the caller is dropped.
+        if let Some(pending) = &mut self.ahead {
+            pending.arrived().await;
+        }
+        let Some(pending) = self.ahead.take() else {
+            return Ok(());
         };
         self.batch = VecDeque::new();
         self.batch_bytes = 0;

@@ -18,6 +18,10 @@ use crate::{
 impl Sftp {
     /// Sets attributes of a path itself, of a link if it is one.
     ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the agent may or may not do it.
+    ///
     /// # Errors
     ///
     /// [`ClientError::Unsupported`] when the server cannot, [`ClientError::File`] when it refuses,
@@ -35,6 +39,10 @@ impl Sftp {
     }
 
     /// Gives a file one more name.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the agent may or may not do it.
     ///
     /// # Errors
     ///
@@ -55,6 +63,10 @@ impl Sftp {
 
     /// Size and free space of the file system of a path.
     ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
+    ///
     /// # Errors
     ///
     /// As for [`hardlink`](Self::hardlink).
@@ -67,6 +79,10 @@ impl Sftp {
     }
 
     /// Makes a path absolute; `~` and `~user` at its start are homes.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
     ///
     /// # Errors
     ///
@@ -82,6 +98,10 @@ impl Sftp {
 
     /// The home directory of a user; of the session's own if `user` is empty.
     ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
+    ///
     /// # Errors
     ///
     /// As for [`hardlink`](Self::hardlink).
@@ -92,6 +112,10 @@ impl Sftp {
     }
 
     /// Names of user and group ids, in the order of the ids, empty where there is none.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
     ///
     /// # Errors
     ///
@@ -153,6 +177,10 @@ impl Sftp {
 impl RemoteFile {
     /// Size and free space of the file system of this file.
     ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
+    ///
     /// # Errors
     ///
     /// [`ClientError::Unsupported`] when the server cannot, [`ClientError::File`] when it refuses,
@@ -167,6 +195,10 @@ impl RemoteFile {
 
     /// Copies bytes of this file into another one, inside the guest. A `length` of 0 is
     /// everything to the end.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, any part may be copied, and the agent may go on.
     ///
     /// # Errors
     ///
@@ -192,6 +224,10 @@ impl RemoteFile {
     }
 
     /// The BLAKE3 hash of a range of the file, and how much of the range there was.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
     ///
     /// # Errors
     ///
@@ -221,6 +257,10 @@ impl RemoteFile {
     }
 
     /// The holes of the file from `offset` on, as many as fit in an answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
     ///
     /// # Errors
     ///

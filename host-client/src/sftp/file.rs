@@ -54,6 +54,10 @@ impl RemoteFile {
     /// Reads at most `length` bytes from `offset`; nothing at the end of the file. It may be less
     /// than there is.
     ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
+    ///
     /// # Errors
     ///
     /// [`ClientError::File`] when the agent refuses, [`ClientError::Protocol`] when it sends more
@@ -66,6 +70,10 @@ impl RemoteFile {
     }
 
     /// Writes all of `data` at `offset`, in as many requests as it takes.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, any part may have been written.
     ///
     /// # Errors
     ///
@@ -117,6 +125,10 @@ impl RemoteFile {
 
     /// Attributes of the open file.
     ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes when the future is dropped.
+    ///
     /// # Errors
     ///
     /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
@@ -128,6 +140,10 @@ impl RemoteFile {
     }
 
     /// Sets attributes of the open file. What is `None` stays.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the agent may or may not do it.
     ///
     /// # Errors
     ///
@@ -145,6 +161,10 @@ impl RemoteFile {
     }
 
     /// Waits until the file's data is on its disk.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the agent goes on when the future is dropped.
     ///
     /// # Errors
     ///
@@ -203,16 +223,21 @@ impl RemoteFile {
 
     /// Closes the file.
     ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the file is closed all the same. Whether what was written could be kept
+    /// is not known.
+    ///
     /// # Errors
     ///
     /// [`ClientError::File`] when the agent could not keep what was written, or another
     /// [`ClientError`].
     pub async fn close(mut self) -> Result<(), ClientError> {
-        self.open = false;
         let handle = self.handle.clone();
-        self.sftp
-            .done(Request::Close { handle }, "close the file")
-            .await
+        let request = Request::Close { handle };
+        let pending = self.start(request, "close the file").await?;
+        self.open = false;
+        pending.done().await
     }
 }
 

@@ -88,6 +88,10 @@ impl Sftp {
     /// Waits until what is removed without waiting is, or could not be: the unfinished files of copies
     /// that failed or were dropped. A session that is dropped before may not remove them. A
     /// guest that does not answer is waited for as long as for any other reply.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: when the future is dropped, files that were being opened may stay.
     pub async fn removed(&self) {
         let removals = std::mem::take(&mut *self.removals());
         for removal in removals {

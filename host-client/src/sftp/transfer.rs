@@ -25,6 +25,10 @@ impl RemoteFile {
     ///
     /// The size from the server is not used: the end is where the server answers end of file.
     ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, `sink` has a part of the file.
+    ///
     /// # Errors
     ///
     /// [`ClientError::Local`] when `sink` fails, [`ClientError::File`] when the agent refuses, or
@@ -62,6 +66,10 @@ impl RemoteFile {
 
     /// Copies `source` into the file, from the file's start. Returns the number of bytes. The file
     /// is neither cut to that length nor closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, a part of `source` is read and written, perhaps with holes.
     ///
     /// # Errors
     ///

@@ -1,6 +1,7 @@
 //! Out of one file of the guest, to whatever takes bytes.
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tracing::instrument;
 
 use super::{
     super::{CopyError, CopyObserver, CopyOptions, CopySummary, run::Run},
@@ -14,9 +15,14 @@ use crate::{
 
 /// Writes one file of the guest into `sink`, which is flushed but not shut down.
 ///
+/// # Cancel safety
+///
+/// When the future is dropped, `sink` has a part of the file.
+///
 /// # Errors
 ///
 /// As for [`push`](super::super::push()).
+#[instrument(level = "debug", name = "copy", skip_all, fields(endpoint = sftp.endpoint().map(display), direction = "pull"))]
 pub async fn pull_stream<W>(
     sftp: &Sftp,
     source: &RemotePath,

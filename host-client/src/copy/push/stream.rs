@@ -1,6 +1,7 @@
 //! Into one file of the guest, from whatever gives bytes.
 
 use tokio::io::AsyncRead;
+use tracing::instrument;
 
 use super::{
     super::{CopyError, CopyObserver, CopyOptions, CopySummary, attributes, run::Run},
@@ -14,6 +15,11 @@ const DEFAULT_MODE: u32 = 0o644;
 
 /// Writes what `source` gives, to its end, into one file of the guest. An old file keeps its
 /// mode and its owner, as with [`push`](super::push()).
+///
+/// # Cancel safety
+///
+/// When the future is dropped, the copy ends. Files that are complete stay; what is unfinished is removed,
+/// which [`Sftp::removed`] waits for. A part of `source` is read.
 ///
 /// # Errors
 ///
@@ -35,9 +41,15 @@ where
 /// The same, if the file that is there is `unchanged`, which is asked before the first byte is
 /// written, and once more when all are and the old file is about to be replaced.
 ///
+/// # Cancel safety
+///
+/// When the future is dropped, the copy ends. Files that are complete stay; what is unfinished is removed,
+/// which [`Sftp::removed`] waits for. A part of `source` is read.
+///
 /// # Errors
 ///
 /// As for [`push`](super::push()); [`CopyError::TargetChanged`].
+#[instrument(level = "debug", name = "copy", skip_all, fields(endpoint = sftp.endpoint().map(display), direction = "push"))]
 pub async fn push_stream_if<R>(
     sftp: &Sftp,
     source: &mut R,
