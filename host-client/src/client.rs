@@ -43,6 +43,9 @@ const NO_EVENTS: &str = "vsock-agent-host-presence";
 ///
 /// Dropping the last clone, and what it started, closes the idle connection. Sessions and commands go on.
 ///
+/// Several runtimes may use one client. What a method returns, as a session or a stream, is of the runtime on
+/// which the method was called, and lives as long as that runs.
+///
 /// # Cancel safety
 ///
 /// The future of each method can be dropped. The agent may or may not have received the request then. A

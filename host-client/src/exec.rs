@@ -44,7 +44,10 @@ pub use self::{
 use crate::{
     agent::Agent,
     error::ClientError,
-    protocol::printable::{LOG_CHARS, excerpt},
+    protocol::{
+        exec::EXIT_SIGNAL_BASE,
+        printable::{LOG_CHARS, excerpt},
+    },
 };
 
 /// Default of [`Exec::output_limit`], in bytes.
@@ -128,6 +131,27 @@ pub struct ExitStatus {
 }
 
 impl ExitStatus {
+    /// The status of a command that ended with this exit status, for tests of functions that take one. Other
+    /// fields can be assigned.
+    #[must_use]
+    pub const fn exited(code: i32) -> Self {
+        Self {
+            code,
+            signal: None,
+            output_complete: true,
+            timed_out: false,
+            failure: None,
+        }
+    }
+
+    /// The same of a command that a signal ended.
+    #[must_use]
+    pub const fn signaled(signal: i32) -> Self {
+        let mut status = Self::exited(EXIT_SIGNAL_BASE + signal);
+        status.signal = Some(signal);
+        status
+    }
+
     /// Whether it ran to its own end and returned 0.
     #[must_use]
     pub const fn success(&self) -> bool {
@@ -145,6 +169,18 @@ pub struct Output {
     pub stdout: Vec<u8>,
     /// What it wrote to standard error; nothing with a terminal.
     pub stderr: Vec<u8>,
+}
+
+impl Output {
+    /// The result of a command, for tests of functions that take one.
+    #[must_use]
+    pub fn new(status: ExitStatus, stdout: impl Into<Vec<u8>>, stderr: impl Into<Vec<u8>>) -> Self {
+        Self {
+            status,
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+        }
+    }
 }
 
 impl Exec {
@@ -437,6 +473,19 @@ mod tests {
         fn enter(&self, _: &span::Id) {}
 
         fn exit(&self, _: &span::Id) {}
+    }
+
+    #[test]
+    fn results_can_be_made_for_tests() {
+        assert!(ExitStatus::exited(0).success());
+        assert!(!ExitStatus::exited(1).success());
+        let killed = ExitStatus::signaled(9);
+        assert_eq!((killed.code, killed.signal), (137, Some(9)));
+        let output = Output::new(killed, "out", b"err");
+        assert_eq!(
+            (&output.stdout[..], &output.stderr[..]),
+            (&b"out"[..], &b"err"[..])
+        );
     }
 
     #[test]

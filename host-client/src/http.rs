@@ -2,7 +2,7 @@
 //!
 //! At most one connection is kept alive: a request uses the idle one or opens its own. Only requests
 //! that change nothing use an idle connection, because only they may be sent again if the agent closed
-//! it meanwhile.
+//! it meanwhile; and only on the runtime where that connection was made.
 
 use std::{
     error::Error,
@@ -30,6 +30,7 @@ use crate::{
         envelope::{Envelope, EnvelopeKind},
         path,
     },
+    runtime::OfRuntime,
     tls,
 };
 
@@ -52,7 +53,7 @@ const MAX_QUOTED_CHARS: usize = 300;
 pub(crate) struct Http {
     connector: Connector,
     answer_timeout: Duration,
-    idle: Mutex<Option<Connection>>,
+    idle: Mutex<Option<OfRuntime<Connection>>>,
 }
 
 /// A request to an agent.
@@ -218,6 +219,7 @@ impl Http {
     async fn finish(&self, sent: Sent, call: &Call) -> Result<(StatusCode, Bytes), ClientError> {
         let (reply, connection) = self.read(sent, call).await;
         if let Some(connection) = connection {
+            let connection = OfRuntime::new(connection);
             *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
         }
         reply
@@ -310,7 +312,8 @@ impl Http {
 
     fn take_idle(&self) -> Option<Connection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.take().filter(|connection| connection.is_ready())
+        let connection = idle.take_if(|idle| idle.is_here())?.into_inner();
+        connection.is_ready().then_some(connection)
     }
 
     /// The error for a failed exchange.

@@ -104,6 +104,7 @@ mod http;
 mod identity;
 mod operation;
 mod reply;
+mod runtime;
 mod sftp;
 mod timeouts;
 mod tls;

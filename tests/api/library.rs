@@ -789,3 +789,34 @@ async fn listing_that_is_given_up_and_taken_up_again_has_every_entry() {
     assert_eq!(entries, ENTRIES);
     assert!(given_up > 0);
 }
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+#[test]
+fn one_client_is_used_from_several_runtimes() {
+    for (_agent, client) in [start(), start_with_tls()] {
+        // Each leaves connections behind, which go on only while their runtime runs.
+        let runtimes = [runtime(), runtime()];
+        for _ in 0..3 {
+            for runtime in &runtimes {
+                runtime.block_on(soon(async {
+                    client.server_info().await.unwrap();
+                    client.operations().await.unwrap();
+                    let output = client.exec("echo", ["out"]).output().await.unwrap();
+                    assert_eq!(output.stdout, b"out\n");
+                    client.sftp().await.unwrap().stat("/").await.unwrap();
+                }));
+            }
+        }
+        drop(runtimes);
+        let gone = runtime();
+        gone.block_on(soon(client.server_info())).unwrap();
+        gone.block_on(soon(client.exec("true", [""; 0]).output()))
+            .unwrap();
+    }
+}

@@ -15,10 +15,12 @@ pub struct SftpError {
 }
 
 impl SftpError {
-    pub(crate) fn new(code: u32, message: &[u8]) -> Self {
+    /// An error with this code and message. At most 1,000 characters of the message are kept.
+    #[must_use]
+    pub fn new(code: u32, message: impl AsRef<[u8]>) -> Self {
         Self {
             code,
-            text: bounded(&String::from_utf8_lossy(message)),
+            text: bounded(&String::from_utf8_lossy(message.as_ref())),
         }
     }
 

@@ -34,6 +34,16 @@ pub struct DirectoryEntry {
 }
 
 impl DirectoryEntry {
+    /// An entry of this name, for tests of functions that take one. The line of the server is empty.
+    #[must_use]
+    pub fn new(name: impl Into<Vec<u8>>, attributes: Attributes) -> Self {
+        Self {
+            name: name.into().into(),
+            long_name: Bytes::new(),
+            attributes,
+        }
+    }
+
     /// The name: one component, never empty, `.` or `..`, without a slash or a NUL. It need not be
     /// UTF-8, and may hold terminal control sequences: escape it before printing it.
     #[must_use]
