@@ -35,7 +35,7 @@ test-cloud: setup
 	@$(step) "cloud-init in VMs" cargo test --workspace --features agent-tests/vm --test cloud_vm -- --test-threads 1
 
 # File transfers side by side with OpenSSH's, commands with the shortest ways to run one, and whether
-# they are as fast as they must be. Some parts: `cargo run --bin bench -- exec-native`.
+# they are as fast as they must be. Commands alone: `cargo run --bin bench -- exec`.
 bench: setup
 	@$(step) "benchmark" cargo run --quiet --bin bench
 

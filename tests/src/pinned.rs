@@ -7,7 +7,7 @@ use rustls::{
     CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, DistinguishedName,
     Error, ServerConfig, SignatureScheme,
     client::{
-        ResolvesClientCert,
+        ResolvesClientCert, Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, ring, verify_tls13_signature},
@@ -27,12 +27,15 @@ pub(crate) fn client_config(own: &Pair, agent: &Pair) -> ClientConfig {
     let provider = Arc::new(ring::default_provider());
     let key = provider.key_provider.load_private_key(own.private_key());
     let shown = CertifiedKey::new(vec![own.certificate()], key.unwrap());
-    ClientConfig::builder_with_provider(Arc::clone(&provider))
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&TLS13])
         .unwrap()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Pinned::new(agent, provider)))
-        .with_client_cert_resolver(Arc::new(Shown(Arc::new(shown))))
+        .with_client_cert_resolver(Arc::new(Shown(Arc::new(shown))));
+    // Go resumes no session unless it is given a cache, and LXD gives it none.
+    config.resumption = Resumption::disabled();
+    config
 }
 
 /// The first words of a host's handshake.
@@ -71,7 +74,7 @@ impl Pair {
     }
 }
 
-/// The certificate that a host shows, by Go's rule for one of P-384: only to an agent that names no
+/// The certificate that a host shows, by Go's rule for one of its own: only to an agent that names no
 /// authorities, and takes its kind of signature.
 #[derive(Debug)]
 struct Shown(Arc<CertifiedKey>);
@@ -82,8 +85,7 @@ impl ResolvesClientCert for Shown {
         authorities: &[&[u8]],
         schemes: &[SignatureScheme],
     ) -> Option<Arc<CertifiedKey>> {
-        let is_wanted =
-            authorities.is_empty() && schemes.contains(&SignatureScheme::ECDSA_NISTP384_SHA384);
+        let is_wanted = authorities.is_empty() && self.0.key.choose_scheme(schemes).is_some();
         is_wanted.then(|| Arc::clone(&self.0))
     }
 

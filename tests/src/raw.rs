@@ -1,7 +1,7 @@
 //! A second client, written from LXD's API and not from our library, so that a mistake both our
 //! ends make is still seen: HTTP by hand, websockets by tungstenite.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc};
 
 use futures_util::{SinkExt, StreamExt};
 use rustls::{ClientConfig, pki_types::ServerName};
@@ -92,15 +92,24 @@ impl RawClient {
     }
 
     async fn connect_plain(&self) -> Plain {
-        match &self.endpoint {
-            Endpoint::Unix(path) => Either::Left(UnixStream::connect(path).await.unwrap()),
-            Endpoint::Hybrid { path, port } => Either::Left(through_monitor(path, *port).await),
+        self.try_connect().await.unwrap()
+    }
+
+    /// A connection without TLS, if anything listens.
+    ///
+    /// # Errors
+    ///
+    /// Any of the socket, and the monitor's refusal.
+    pub async fn try_connect(&self) -> io::Result<Plain> {
+        Ok(match &self.endpoint {
+            Endpoint::Unix(path) => Either::Left(UnixStream::connect(path).await?),
+            Endpoint::Hybrid { path, port } => Either::Left(through_monitor(path, *port).await?),
             Endpoint::Vsock(address) => {
                 let address = VsockAddr::new(address.cid.0, address.port);
-                Either::Right(VsockStream::connect(address).await.unwrap())
+                Either::Right(VsockStream::connect(address).await?)
             }
             other => panic!("{other} is of a kind that is not known here"),
-        }
+        })
     }
 
     /// One request on a connection of its own.
@@ -278,16 +287,16 @@ impl RawExec {
 }
 
 /// A connection to a port of the guest, through its monitor's socket.
-async fn through_monitor(socket: &Path, port: u32) -> UnixStream {
-    let mut stream = UnixStream::connect(socket).await.unwrap();
+async fn through_monitor(socket: &Path, port: u32) -> io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(socket).await?;
     let line = format!("CONNECT {port}\n");
-    stream.write_all(line.as_bytes()).await.unwrap();
+    stream.write_all(line.as_bytes()).await?;
     let mut answer = Vec::new();
     while !answer.ends_with(b"\n") {
-        answer.push(stream.read_u8().await.unwrap());
+        answer.push(stream.read_u8().await?);
     }
     assert!(answer.starts_with(b"OK "), "{answer:?}");
-    stream
+    Ok(stream)
 }
 
 fn parse_reply(text: &str) -> RawReply {

@@ -151,6 +151,7 @@ impl TestVm {
             cli: &self.lab.product.cli,
             flags: &self.agent_flags(),
             identity: self.identity.as_ref().map(Identity::guest),
+            programs: &self.options.programs,
         };
         let initramfs = self.paths.sockets.join("initramfs");
         fs::write(&initramfs, guest.initramfs()?)

@@ -3,7 +3,10 @@
 //! busybox is init and every tool, so orphans are reaped and the agent is a service that comes
 //! back. The files of the recipe are in `tests/image/`.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use tokio::process::Command;
 
@@ -90,6 +93,8 @@ pub(super) struct Guest<'a> {
     pub(super) flags: &'a str,
     /// A folder whose files become the agent's identity.
     pub(super) identity: Option<&'a Path>,
+    /// More programs, and where they go.
+    pub(super) programs: &'a [(PathBuf, String)],
 }
 
 impl Guest<'_> {
@@ -123,7 +128,23 @@ impl Guest<'_> {
         if let Some(folder) = self.identity {
             copy_folder(folder, IDENTITY_PATH, &mut archive)?;
         }
+        self.add_programs(&mut archive)?;
         Ok(archive.finish())
+    }
+
+    fn add_programs(&self, archive: &mut Archive) -> Result<(), VmError> {
+        let mut folders: Vec<_> = DIRECTORIES.map(|(path, ..)| Path::new(path)).into();
+        for (from, to) in self.programs {
+            let above: Vec<_> = Path::new(to).ancestors().skip(1).collect();
+            for folder in above.into_iter().rev().skip(1) {
+                if !folders.contains(&folder) {
+                    archive.directory(&folder.display().to_string(), 0o755, 0);
+                    folders.push(folder);
+                }
+            }
+            archive.file(to, 0o755, &read(from)?);
+        }
+        Ok(())
     }
 }
 

@@ -27,6 +27,8 @@ pub struct VmOptions {
     pub logs: PathBuf,
     /// Whether the VM ends with us.
     pub lifetime: Lifetime,
+    /// Programs of this computer that are in the small image too, and where.
+    pub programs: Vec<(PathBuf, String)>,
     /// Debian on a disk, in place of the small image.
     pub system: Option<System>,
 }
@@ -73,6 +75,7 @@ impl VmOptions {
             identity: None,
             logs: paths::lab().join("log"),
             lifetime: Lifetime::Owned,
+            programs: Vec::new(),
             system: None,
         }
     }

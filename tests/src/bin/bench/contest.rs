@@ -73,7 +73,7 @@ impl Times {
         sorted.sort_by(f64::total_cmp);
         Self {
             name,
-            median: sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN),
+            median: median(&sorted),
             p99: sorted
                 .get(sorted.len() * 99 / 100)
                 .copied()
@@ -82,4 +82,10 @@ impl Times {
             runs,
         }
     }
+}
+
+/// The one in the middle, or half way between the two there.
+fn median(sorted: &[f64]) -> f64 {
+    let at = |number: usize| sorted.get(number).copied().unwrap_or(f64::NAN);
+    f64::midpoint(at(sorted.len().saturating_sub(1) / 2), at(sorted.len() / 2))
 }

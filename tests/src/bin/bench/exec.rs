@@ -1,35 +1,68 @@
 //! Commands: beside the shortest ways to run one, with and without a virtual machine, and whether what
 //! is promised of them is kept.
 
+mod chart;
 mod client;
+mod guest;
+mod keyboard;
 mod limits;
+mod lxd;
+mod machine;
 mod names;
 mod native;
+mod program;
+pub(crate) mod ssh;
 mod table;
 mod turns;
 
 use std::{fs, path::PathBuf};
 
 use anyhow::Context;
-use harness::vm::paths;
+use harness::vm::{Lab, paths};
+use serde_json::{Map, Value, json};
 
 use self::table::{Measure, Place};
 use crate::{Options, report::Verdict};
 
+/// What there is to say about figures from this computer.
+const HERE: &str =
+    "Without a virtual machine, over Unix sockets. Medians, and ratios to the first.";
+
 /// Measures what needs no virtual machine.
 pub(crate) async fn without_vm(options: &Options) -> anyhow::Result<Vec<Verdict>> {
     let measures = native::measure(options).await?;
-    report(&measures, options)?;
+    report(&measures, "native", HERE, options)?;
     limits::check(&measures, Place::Here)
 }
 
-/// Prints the table, and writes it for programs.
-fn report(measures: &[Measure], options: &Options) -> anyhow::Result<()> {
+/// Measures what needs one.
+pub(crate) async fn in_vm(options: &Options) -> anyhow::Result<Vec<Verdict>> {
+    let measures = machine::measure(options).await?;
+    let machine = Lab::prepare().await?.machine.describe();
+    let about =
+        format!("In a virtual machine by {machine}. Only the ratios to the first mean anything.");
+    report(&measures, "vm", &about, options)?;
+    limits::check(&measures, Place::Machine)
+}
+
+/// Prints the table. Writes it for programs, and as a picture.
+fn report(measures: &[Measure], place: &str, about: &str, options: &Options) -> anyhow::Result<()> {
     if !options.json {
-        measures.iter().for_each(table::print);
+        table::print(measures, about);
     }
-    let json = serde_json::to_string_pretty(measures)?;
-    let path = folder()?.join("exec.json");
+    let folder = folder()?;
+    let picture = folder.join(format!("exec-{place}.svg"));
+    fs::write(&picture, chart::draw(measures, about))
+        .with_context(|| picture.display().to_string())?;
+    let path = folder.join("exec.json");
+    // The other place's is from another run, or from this one.
+    let known = fs::read(&path).unwrap_or_default();
+    let mut places: Map<String, Value> = serde_json::from_slice(&known).unwrap_or_default();
+    places.insert(
+        place.to_owned(),
+        json!({ "about": about, "measures": measures }),
+    );
+    let json = serde_json::to_string_pretty(&places)?;
     fs::write(&path, json).with_context(|| path.display().to_string())
 }
 

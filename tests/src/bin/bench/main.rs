@@ -34,7 +34,9 @@ const USAGE: &str = "usage: bench [--json] [--runs N] [--scale PERCENT] [PART...
   trees        10,000 files of 4 KiB
   memory       of the agent and of agent-cli
   vm           100 MB into and out of a virtual machine
-  exec-native  commands without a virtual machine
+  exec         commands: both of
+  exec-native  those without a virtual machine
+  exec-vm      those in one
 
 Without a PART, all of them. Exit status 1 when a target is missed.
 A scale other than 100 makes everything smaller, for trying out; it proves nothing.";
@@ -68,6 +70,10 @@ async fn main() -> ExitCode {
     if let Some((peak::WORD, command)) = arguments.split_first().map(|(a, b)| (a.as_str(), b)) {
         return peak::report(command);
     }
+    // And to connect OpenSSH's client with the virtual machine.
+    if let Some((exec::ssh::WORD, words)) = arguments.split_first().map(|(a, b)| (a.as_str(), b)) {
+        return exec::ssh::connect(words).await;
+    }
     match run(arguments).await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -100,7 +106,12 @@ async fn run(arguments: Vec<String>) -> anyhow::Result<bool> {
             "trees" => say(trees::measure(rig().await?, &options)?),
             "memory" => say(memory::measure(rig().await?, &options).await?),
             "vm" => say(vm::measure(rig().await?, &options).await?),
+            "exec" => {
+                say(exec::without_vm(&options).await?);
+                say(exec::in_vm(&options).await?);
+            }
             "exec-native" => say(exec::without_vm(&options).await?),
+            "exec-vm" => say(exec::in_vm(&options).await?),
             _ => bail!("{part}?\n{USAGE}"),
         }
     }
@@ -142,7 +153,7 @@ fn parse(arguments: &[String]) -> anyhow::Result<Option<Options>> {
         }
     }
     if options.parts.is_empty() {
-        options.parts = ["files", "trees", "memory", "vm", "exec-native"]
+        options.parts = ["files", "trees", "memory", "vm", "exec"]
             .map(str::to_owned)
             .into();
     }

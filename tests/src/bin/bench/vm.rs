@@ -250,7 +250,7 @@ fn rate(
 }
 
 /// The identity as a client of LXD's agent has it: all in one folder.
-fn flat_identity(vm: &TestVm) -> anyhow::Result<PathBuf> {
+pub(crate) fn flat_identity(vm: &TestVm) -> anyhow::Result<PathBuf> {
     let from = vm.identity().context("an identity")?;
     let to = vm.scratch().join("flat");
     fs::create_dir(&to)?;
