@@ -259,7 +259,7 @@ impl Client {
             .run("set_host", async {
                 let body = host.to_json(self.family().await?).to_string().into_bytes();
                 let call = Call::change(
-                    Method::Put.into(),
+                    Method::Put.on_wire(),
                     path::SERVER,
                     body,
                     "telling where the host is",
@@ -283,8 +283,12 @@ impl Client {
             .run("send_event", async {
                 let body = serde_json::to_vec(event)
                     .map_err(|error| ClientError::protocol_because("an event is no JSON", error))?;
-                let call =
-                    Call::change(Method::Post.into(), path::EVENTS, body, "telling an event");
+                let call = Call::change(
+                    Method::Post.on_wire(),
+                    path::EVENTS,
+                    body,
+                    "telling an event",
+                );
                 self.http().call(call).await.map(drop)
             })
             .await
@@ -492,7 +496,7 @@ impl Client {
                 let body = serde_json::to_vec(to).map_err(|error| {
                     ClientError::protocol_because("an address is no JSON", error)
                 })?;
-                let method = Method::Post.into();
+                let method = Method::Post.on_wire();
                 let call = Call::change(method, path::PORT_FORWARD, body, "connecting to a port");
                 let upgraded = self.http().upgrade_with(call, port_forward::PROTOCOL, &[]);
                 Ok(upgraded.await?.0)
@@ -522,7 +526,8 @@ impl Client {
         self.agent
             .run("request", async {
                 let body = body.map(|body| body.to_string().into_bytes());
-                let call = Call::change(method.into(), checked(path)?, body, "sending a request");
+                let call =
+                    Call::change(method.on_wire(), checked(path)?, body, "sending a request");
                 let (status, body) = self.http().call_raw(call).await?;
                 Ok(Reply::new(status.as_u16(), take_json(status, &body)?))
             })

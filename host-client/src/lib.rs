@@ -87,6 +87,12 @@
 //! names are returned unchanged; escape them before printing them to a terminal
 //! ([`protocol::printable::escape`]).
 //!
+//! # Other crates
+//!
+//! Traits are those of tokio (`AsyncRead`, `AsyncWrite`), futures (`Stream`) and serde. Values that have no
+//! type of their own are [`serde_json::Value`]. The frames of SFTP in [`protocol`], which no method needs,
+//! hold `bytes::Bytes`; so do the vendor-specific attributes of a file.
+//!
 //! # Features
 //!
 //! `identity` makes keys and certificates (`Identity::generate`).
@@ -126,7 +132,10 @@ pub use self::{
     },
     identity::IdentityFiles,
     reply::{Method, Reply},
-    sftp::{DirectoryEntry, DirectoryReader, OpenOptions, RemoteFile, RemotePath, Sftp},
+    sftp::{
+        AccountNames, DirectoryEntry, DirectoryReader, FileData, OpenOptions, RemoteFile,
+        RemotePath, Sftp,
+    },
     timeouts::Timeouts,
     tls::{Identity, IdentityError, IdentityPem, Security},
 };

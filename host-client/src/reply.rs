@@ -25,14 +25,14 @@ pub enum Method {
     Delete,
 }
 
-impl From<Method> for http::Method {
-    fn from(method: Method) -> Self {
-        match method {
-            Method::Get => Self::GET,
-            Method::Put => Self::PUT,
-            Method::Post => Self::POST,
-            Method::Patch => Self::PATCH,
-            Method::Delete => Self::DELETE,
+impl Method {
+    pub(crate) const fn on_wire(self) -> http::Method {
+        match self {
+            Self::Get => http::Method::GET,
+            Self::Put => http::Method::PUT,
+            Self::Post => http::Method::POST,
+            Self::Patch => http::Method::PATCH,
+            Self::Delete => http::Method::DELETE,
         }
     }
 }

@@ -13,6 +13,7 @@
 //! Every reply is checked: length of the frame, known id, type of the reply, no more data than
 //! requested, names that are one component.
 
+mod data;
 mod directory;
 mod engine;
 mod extensions;
@@ -35,7 +36,9 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use self::{
+    data::FileData,
     directory::{DirectoryEntry, DirectoryReader},
+    extensions::AccountNames,
     file::RemoteFile,
     open_options::OpenOptions,
     path::RemotePath,
@@ -434,11 +437,15 @@ impl Sftp {
     /// # Errors
     ///
     /// [`ClientError::File`] when the agent refuses, or another [`ClientError`].
-    pub async fn extended(&self, name: &str, data: impl Into<Bytes>) -> Result<Bytes, ClientError> {
+    pub async fn extended(
+        &self,
+        name: &str,
+        data: impl Into<Vec<u8>>,
+    ) -> Result<FileData, ClientError> {
         const ACTION: &str = "use the extension";
-        self.ask(extended(name, data.into()), |reply| match reply {
-            Reply::Extended { data } => Ok(data),
-            reply => status::done(reply, ACTION).map(|()| Bytes::new()),
+        self.ask(extended(name, data.into().into()), |reply| match reply {
+            Reply::Extended { data } => Ok(FileData(data)),
+            reply => status::done(reply, ACTION).map(|()| FileData::default()),
         })
         .await
     }
@@ -514,7 +521,7 @@ impl Sftp {
                 if name.is_empty() || name.contains(&0) {
                     Err(ClientError::protocol("a path that is none"))
                 } else {
-                    Ok(RemotePath::from(name))
+                    Ok(RemotePath::from_bytes(name))
                 }
             }
             Reply::Names { .. } => Err(ClientError::protocol("not one path")),

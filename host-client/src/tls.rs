@@ -53,10 +53,10 @@ impl Identity {
     /// [`IdentityError::Pem`] when something is not PEM of its kind, [`IdentityError::Unusable`]
     /// when the key is of an unknown kind or belongs to another certificate.
     pub fn from_pem(pem: &IdentityPem) -> Result<Self, IdentityError> {
-        let pinned = pem.parse()?;
+        let pinned = PinnedIdentity::from_pem(pem).map_err(IdentityError::of_pem)?;
         let config = tls::client_config(Some(Arc::clone(&pinned.own)), vec![pinned.peer.clone()]);
         Ok(Self {
-            config: config.map_err(PemError::Mismatch)?,
+            config: config.map_err(|error| IdentityError::of_pem(PemError::Mismatch(error)))?,
             pinned: Arc::new(pinned),
         })
     }
@@ -133,8 +133,8 @@ pub enum IdentityError {
     },
 }
 
-impl From<PemError> for IdentityError {
-    fn from(error: PemError) -> Self {
+impl IdentityError {
+    fn of_pem(error: PemError) -> Self {
         match error {
             PemError::Pem { what, source } => Self::Pem {
                 what,

@@ -15,6 +15,17 @@ use crate::{
     },
 };
 
+/// Names of users and groups of the guest, in the order of the ids that were asked for. They need not be
+/// UTF-8; an empty one is not known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AccountNames {
+    /// Of the users.
+    pub users: Vec<Vec<u8>>,
+    /// Of the groups.
+    pub groups: Vec<Vec<u8>>,
+}
+
 impl Sftp {
     /// Sets attributes of a path itself, of a link if it is one.
     ///
@@ -125,7 +136,7 @@ impl Sftp {
         &self,
         users: &[u32],
         groups: &[u32],
-    ) -> Result<NameLists, ClientError> {
+    ) -> Result<AccountNames, ClientError> {
         let ids = IdLists {
             users: users.to_vec(),
             groups: groups.to_vec(),
@@ -139,7 +150,11 @@ impl Sftp {
             )
             .await?;
         if (names.users.len(), names.groups.len()) == (users.len(), groups.len()) {
-            Ok(names)
+            let owned = |names: Vec<Bytes>| names.into_iter().map(Vec::from).collect();
+            Ok(AccountNames {
+                users: owned(names.users),
+                groups: owned(names.groups),
+            })
         } else {
             Err(self.at(ClientError::protocol("not a name for each id")))
         }

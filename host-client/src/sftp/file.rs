@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{
-    Sftp,
+    FileData, Sftp,
     engine::{Credit, Payload, PendingReply},
     extended, status,
 };
@@ -62,11 +62,12 @@ impl RemoteFile {
     ///
     /// [`ClientError::File`] when the agent refuses, [`ClientError::Protocol`] when it sends more
     /// than asked for, or another [`ClientError`].
-    pub async fn read_at(&self, offset: u64, length: u32) -> Result<Bytes, ClientError> {
+    pub async fn read_at(&self, offset: u64, length: u32) -> Result<FileData, ClientError> {
         let length = length.min(self.sftp.sizes.read);
         let credit = self.sftp.engine.credit(length).await;
         let pending = self.start_read_at(offset, length, credit).await?;
-        pending.read(|reply| read_data(reply, length)).await
+        let read = pending.read(|reply| read_data(reply, length));
+        read.await.map(FileData)
     }
 
     /// Writes all of `data` at `offset`, in as many requests as it takes.
@@ -79,8 +80,16 @@ impl RemoteFile {
     ///
     /// [`ClientError::File`] when the agent refuses, in which case a part may have been written,
     /// or another [`ClientError`].
-    pub async fn write_at(&self, offset: u64, data: impl Into<Bytes>) -> Result<(), ClientError> {
-        let mut data = data.into();
+    pub async fn write_at(&self, offset: u64, data: impl Into<Vec<u8>>) -> Result<(), ClientError> {
+        self.write_bytes_at(offset, data.into().into()).await
+    }
+
+    /// The same without a copy.
+    pub(crate) async fn write_bytes_at(
+        &self,
+        offset: u64,
+        mut data: Bytes,
+    ) -> Result<(), ClientError> {
         let mut offset = offset;
         while !data.is_empty() {
             let length = usize::try_from(self.sftp.sizes.write).unwrap_or(usize::MAX);

@@ -79,7 +79,7 @@ impl Sftp {
         let name = name.ok_or_else(|| ClientError::protocol("a name that was not requested"))?;
         Ok(OpenedFile {
             file,
-            path: RemotePath::from(request.directory.clone()).join(name),
+            path: RemotePath::from_bytes(request.directory.clone()).join(name),
             length: opened.length,
             is_second: opened.name > 0,
         })

@@ -59,6 +59,11 @@ impl RemotePath {
         Path::new(self.as_os_str()).file_name()
     }
 
+    /// A path from a server.
+    pub(crate) const fn from_bytes(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+
     /// The bytes, if they can be sent.
     pub(super) fn checked(self, action: &'static str) -> Result<Bytes, ClientError> {
         let wrong = match self.0.len() {
@@ -68,12 +73,6 @@ impl RemotePath {
             _ => "the path is too long",
         };
         Err(ClientError::invalid_argument(action, wrong))
-    }
-}
-
-impl From<Bytes> for RemotePath {
-    fn from(bytes: Bytes) -> Self {
-        Self(bytes)
     }
 }
 

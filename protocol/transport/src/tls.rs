@@ -86,24 +86,24 @@ pub enum PemError {
     Mismatch(#[source] Error),
 }
 
-impl IdentityPem {
-    /// Parses the three.
+impl PinnedIdentity {
+    /// Parses the three files.
     ///
     /// # Errors
     ///
     /// [`PemError`].
-    pub fn parse(&self) -> Result<PinnedIdentity, PemError> {
+    pub fn from_pem(pem: &IdentityPem) -> Result<Self, PemError> {
         let wrong = |what| move |source| PemError::Pem { what, source };
-        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&self.certificate)
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&pem.certificate)
             .collect::<Result<_, _>>()
             .map_err(wrong("the client's certificate"))?;
         let certificate = chain.first().cloned();
         let certificate = certificate
             .ok_or(pem::Error::NoItemsFound)
             .map_err(wrong("the client's certificate"))?;
-        let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(wrong("the client's key"))?;
-        let peer = CertificateDer::from_pem_slice(&self.peer);
-        Ok(PinnedIdentity {
+        let key = PrivateKeyDer::from_pem_slice(&pem.key).map_err(wrong("the client's key"))?;
+        let peer = CertificateDer::from_pem_slice(&pem.peer);
+        Ok(Self {
             own: credentials(chain, key).map_err(PemError::Mismatch)?,
             certificate,
             peer: peer.map_err(wrong("the agent's certificate"))?,

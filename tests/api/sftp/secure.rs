@@ -47,7 +47,7 @@ async fn concurrent_large_transfers_over_tls_are_exact() {
     );
     written.unwrap();
     for (number, data) in (0..).zip(read_back.unwrap()) {
-        assert_eq!(data, piece(number), "piece {number}");
+        assert_eq!(*data, piece(number)[..], "piece {number}");
     }
     file.close().await.unwrap();
     let there = std::fs::read(&path).unwrap();

@@ -25,7 +25,7 @@ impl GuestTls {
     /// [`PemError`].
     pub fn from_pem(pem: &IdentityPem) -> Result<Self, PemError> {
         Ok(Self {
-            pinned: Arc::new(pem.parse()?),
+            pinned: Arc::new(PinnedIdentity::from_pem(pem)?),
             certificate: String::from_utf8_lossy(&pem.certificate).into(),
         })
     }

@@ -198,7 +198,7 @@ async fn small(
     let bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);
     let file = output.create(false, bytes).await?.file;
     if output.is_in_place() {
-        file.write_at(0, content).await?;
+        file.write_bytes_at(0, content).await?;
         return output.complete(file, &attributes, bytes).await;
     }
     let mut written = if content.is_empty() {
