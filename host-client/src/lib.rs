@@ -20,6 +20,66 @@
 //! }
 //! ```
 //!
+//! # Beside tokio's `Command`
+//!
+//! A script that runs for some time at most, with both of its outputs as they come, and its exit status. In a
+//! guest:
+//!
+//! ```no_run
+//! # use std::{error::Error, time::Duration};
+//! # use tokio::{io::{copy, stderr, stdout}, time::timeout};
+//! # use vsock_agent_client::Client;
+//! #
+//! async fn in_guest(client: &Client, script: &str, limit: Duration) -> Result<i32, Box<dyn Error>> {
+//!     let mut session = client.exec("sh", ["-c", script]).stdin("").start().await?;
+//!     let mut out = session.take_stdout().ok_or("taken")?;
+//!     let mut err = session.take_stderr().ok_or("taken")?;
+//!     let (mut to_out, mut to_err) = (stdout(), stderr());
+//!     let shown =
+//!         async { tokio::try_join!(copy(&mut out, &mut to_out), copy(&mut err, &mut to_err)) };
+//!     if timeout(limit, shown).await.is_err() {
+//!         session.kill().await?;
+//!     }
+//!     Ok(session.wait().await?.code)
+//! }
+//! ```
+//!
+//! On this computer:
+//!
+//! ```
+//! # use std::{error::Error, process::Stdio, time::Duration};
+//! # use tokio::{io::{copy, stderr, stdout}, process::Command, time::timeout};
+//! #
+//! async fn here(script: &str, limit: Duration) -> Result<Option<i32>, Box<dyn Error>> {
+//!     let mut child = Command::new("sh")
+//!         .args(["-c", script])
+//!         .stdin(Stdio::null())
+//!         .stdout(Stdio::piped())
+//!         .stderr(Stdio::piped())
+//!         .kill_on_drop(true)
+//!         .spawn()?;
+//!     let mut out = child.stdout.take().ok_or("taken")?;
+//!     let mut err = child.stderr.take().ok_or("taken")?;
+//!     let (mut to_out, mut to_err) = (stdout(), stderr());
+//!     let shown =
+//!         async { tokio::try_join!(copy(&mut out, &mut to_out), copy(&mut err, &mut to_err)) };
+//!     if timeout(limit, shown).await.is_err() {
+//!         child.kill().await?;
+//!     }
+//!     Ok(child.wait().await?.code())
+//! }
+//! # #[tokio::main]
+//! # async fn main() {
+//! #     let minute = Duration::from_secs(60);
+//! #     assert_eq!(here("exit 3", minute).await.unwrap(), Some(3));
+//! #     assert_eq!(here("sleep 60", Duration::ZERO).await.unwrap(), None);
+//! # }
+//! ```
+//!
+//! What differs: a command in a guest ends when its session is dropped; [`ExecSession::wait`] waits for the
+//! rest of its output too, and fails if some of it is missing; and who does not need the two readers takes
+//! [`ExecSession::into_events`], one stream of output and exit status. [`Exec::output`] is as tokio's.
+//!
 //! # A command with a terminal
 //!
 //! [`Exec::start`] returns an [`ExecSession`] with the streams of the command as tokio's `AsyncRead` and
@@ -48,22 +108,32 @@
 //!
 //! # Files
 //!
-//! [`Client::sftp`] starts a file session, [`Sftp`]. [`copy`] copies files and trees:
+//! [`Client::sftp`] starts a file session, [`Sftp`]. [`copy`] copies files and trees; a
+//! [`CopyJob`](copy::CopyJob) owns its arguments, and tells its progress as a stream:
 //!
 //! ```no_run
-//! use vsock_agent_client::{
-//!     Client, RemotePath,
-//!     copy::{CopyError, CopyOptions, push},
-//! };
+//! use vsock_agent_client::{Client, copy::{CopyError, CopyJob}};
 //!
 //! async fn upload(client: &Client) -> Result<(), CopyError> {
 //!     let sftp = client.sftp().await?;
-//!     let options = CopyOptions::default();
-//!     let summary = push(&sftp, &["notes.txt".into()], &RemotePath::from("/root/"), &options, &()).await?;
+//!     let summary = CopyJob::push(&sftp, ["notes.txt"], "/root/").await?;
 //!     println!("{} bytes", summary.bytes);
 //!     Ok(())
 //! }
 //! ```
+//!
+//! # Ports, state, events
+//!
+//! [`Client::port_forward`] is a connection to a TCP port of the guest, [`Client::state`] and
+//! [`Client::metrics`] are its numbers, and [`Client::events`] a stream of what happens, which may be
+//! [reconnecting](Events::reconnecting). [`Client::wait_ready`] waits for a machine that was just started.
+//! [`Client::request`] and [`Client::upgrade`] are for everything else that an agent can do.
+//!
+//! # Operation of a program
+//!
+//! Calls, commands and copies have `tracing` spans at the level `debug`, with the endpoint, and never with
+//! arguments or the content of variables. [`Client::counters`] is for metrics. The crate
+//! `vsock-agent-testing` starts an agent in the process of a test.
 //!
 //! # Endpoints
 //!

@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use harness::{Pair, TestAgent, TestFolder};
+use harness::{Pair, TestAgent, TestFolder, vm::paths};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -22,6 +22,8 @@ use vsock_agent_client::{
     copy::{CopyError, CopyJob, CopyOptions, CopyUpdate, push},
     protocol::{event::NewEvent, server_info::ServerInfo, version::Family},
 };
+
+use crate::cli_files::build_example;
 
 /// Long enough for a machine that does other things too, and far from every time limit of the agent.
 const SOON: Duration = Duration::from_secs(15);
@@ -818,5 +820,62 @@ fn one_client_is_used_from_several_runtimes() {
         gone.block_on(soon(client.server_info())).unwrap();
         gone.block_on(soon(client.exec("true", [""; 0]).output()))
             .unwrap();
+    }
+}
+
+/// A function of the example `stream`.
+fn function<'a>(example: &'a str, name: &str) -> &'a str {
+    let start = example.find(&format!("async fn {name}(")).unwrap();
+    let (function, _) = example[start..].split_once("\n}\n").unwrap();
+    function
+}
+
+#[test]
+fn front_page_shows_the_example_which_is_shorter_than_for_this_computer() {
+    let read = |path: &str| {
+        let path = paths::repository().join("host-client").join(path);
+        std::fs::read_to_string(path).unwrap()
+    };
+    let example = read("examples/stream.rs");
+    let page = read("src/lib.rs");
+    let page: Vec<_> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("//!"))
+        .map(|line| line.strip_prefix(' ').unwrap_or(line))
+        .collect();
+    let (ours, theirs) = (function(&example, "in_guest"), function(&example, "here"));
+    for text in [page.join("\n"), read("README.md")] {
+        assert!(text.contains(ours) && text.contains(theirs), "{text}");
+    }
+    assert!(ours.lines().count() <= theirs.lines().count());
+}
+
+#[test]
+fn example_does_the_same_in_a_guest_and_on_this_computer() {
+    let agent = TestAgent::start();
+    let example = build_example("vsock-agent-client", "stream");
+    let run = |place: &str, script: &str, milliseconds: &str| {
+        let mut command = std::process::Command::new(&example);
+        let output = command.args([place, script, milliseconds]).output();
+        output.unwrap()
+    };
+    for (script, milliseconds, stdout, code) in [
+        ("echo out; echo err >&2; exit 3", "60000", "out\n", 3),
+        ("cat; echo over", "60000", "over\n", 0),
+        // Long enough for a slow computer to write the word.
+        (
+            "echo out; echo err >&2; exec sleep 600",
+            "3000",
+            "out\n",
+            137,
+        ),
+    ] {
+        let (guest, here) = (
+            run(&agent.endpoint(), script, milliseconds),
+            run("here", script, milliseconds),
+        );
+        assert_eq!(guest, here, "{script}");
+        assert_eq!(guest.status.code(), Some(code), "{guest:?}");
+        assert_eq!(guest.stdout, stdout.as_bytes());
     }
 }
