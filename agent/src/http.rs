@@ -3,6 +3,7 @@
 pub(crate) mod client;
 pub(crate) mod connection;
 pub(crate) mod event_stream;
+pub(crate) mod http2;
 pub(crate) mod identity;
 pub(crate) mod listen;
 pub(crate) mod query;

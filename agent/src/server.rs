@@ -1,7 +1,7 @@
 //! The accept loop, and a connection from its first byte to HTTP.
 //!
 //! ```text
-//! accept ─► allowed context id? ─► waits for a ClientHello ─► TLS ─► HTTP/1.1 ─► router
+//! accept ─► allowed context id? ─► waits for a ClientHello ─► TLS ─► HTTP/1.1 or 2 ─► router
 //!             no: closed unread      └ silent: evicted for   └ refused: closed
 //!                                      others when all slots are taken
 //! ```
@@ -12,13 +12,17 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
+use futures_util::future::BoxFuture;
+use http::Request;
+use hyper::body::Incoming;
 use rustls::{ServerConfig, pki_types::CertificateDer};
-use tokio::sync::Semaphore;
-use tokio_util::either::Either;
+use tokio::{sync::Semaphore, time::timeout};
+use tokio_util::{either::Either, sync::CancellationToken};
 use tracing::Instrument as _;
 use vsock_agent_protocol::address::Cid;
 use vsock_agent_transport::{
     Admission, Limits, Listener, Peer, Stream,
+    http::{ALPN_HTTP2, PREFACE},
     tls::{HandshakeError, accept},
 };
 
@@ -31,8 +35,10 @@ use crate::{
     http::{
         client::{Client, Clients},
         connection::{self, Transport},
+        http2,
         identity::{self, IdentityError},
         listen,
+        reply::Reply,
     },
 };
 
@@ -225,10 +231,29 @@ impl Server {
         if !self.trusted().admits(&client) {
             return Ok(());
         }
-        connection::serve(stream, stop, &|mut request| {
+        let answer = |mut request: Request<Incoming>| -> BoxFuture<'static, Reply> {
             request.extensions_mut().insert(Arc::clone(&client));
             Box::pin(router::route(Arc::clone(&self.app), request))
-        })
-        .await
+        };
+        if is_http2(&stream, &stop).await? {
+            http2::serve(stream, &self.app.shutdown, stop, &answer).await
+        } else {
+            connection::serve(stream, stop, &answer).await
+        }
+    }
+}
+
+/// Whether the client speaks HTTP/2: by ALPN, and without TLS by how it begins.
+async fn is_http2(stream: &Transport, stop: &CancellationToken) -> io::Result<bool> {
+    match stream {
+        Either::Right(stream) => Ok(stream.get_ref().1.alpn_protocol() == Some(ALPN_HTTP2)),
+        Either::Left(stream) => {
+            let begin = timeout(defaults::HEAD_TIMEOUT, stream.starts_with(PREFACE));
+            match stop.run_until_cancelled(begin).await {
+                Some(Ok(begins)) => begins,
+                // HTTP/1.1 has its own deadline, and ends at once when the agent stops.
+                Some(Err(_)) | None => Ok(false),
+            }
+        }
     }
 }

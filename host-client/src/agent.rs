@@ -16,8 +16,14 @@ use crate::{
     endpoint::Endpoint,
     error::ClientError,
     events::LISTENING,
-    http::{ANSWER_TIMEOUT, Call, Http, metadata},
-    protocol::{envelope::Envelope, operation::OperationId, path, server_info::ServerInfo},
+    http::{
+        ANSWER_TIMEOUT, Call, Http,
+        http2::{Http2, SILENCE_TIMEOUT},
+        metadata,
+    },
+    protocol::{
+        envelope::Envelope, operation::OperationId, path, server_info::ServerInfo, version,
+    },
     timeouts::Timeouts,
     ws::{self, Socket},
 };
@@ -37,12 +43,20 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn new(connector: Connector, timeouts: Timeouts) -> Self {
+        let (answer, silence) = (ANSWER_TIMEOUT, SILENCE_TIMEOUT);
+        let (answer, silence) = (timeouts.silence_or(answer), timeouts.silence_or(silence));
         Self {
-            http: Http::new(connector, timeouts.silence_or(ANSWER_TIMEOUT)),
+            http: Http::new(connector, answer, silence),
             timeouts,
             info: Mutex::new(None),
             background: TaskTracker::new(),
         }
+    }
+
+    /// The same, which never uses HTTP/2.
+    pub(crate) fn without_http2(mut self) -> Self {
+        self.http = self.http.without_http2();
+        self
     }
 
     /// Does what a method of the library is for: in a span, counted, and with the endpoint in its error.
@@ -93,6 +107,28 @@ impl Agent {
             Some(info) => Ok(info),
             None => self.server_info().await.map(Arc::new),
         }
+    }
+
+    /// The HTTP/2 connection, opened if there is none. `None` if the agent does not speak HTTP/2.
+    pub(crate) async fn http2(&self) -> Result<Option<Http2>, ClientError> {
+        // Without TLS, only its extensions say so.
+        if self.http.connector().is_answered() || self.known_info().await?.has(version::HTTP2) {
+            self.http.http2().await
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// What is known of the agent on an HTTP/2 connection, without asking: one that speaks HTTP/2 has all
+    /// extensions of this version.
+    pub(crate) fn http2_info(&self) -> Arc<ServerInfo> {
+        let known = self.info().clone();
+        known.unwrap_or_else(|| {
+            let mut info = ServerInfo::default();
+            let extensions = version::API_EXTENSIONS.iter();
+            info.api_extensions = extensions.map(|name| (*name).to_owned()).collect();
+            Arc::new(info)
+        })
     }
 
     pub(crate) async fn cancel_operation(&self, id: OperationId) -> Result<(), ClientError> {

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use crate::{
     agent::Agent,
-    connect::{AgentStream, Connector},
+    connect::{AgentStream, Connector, Version},
     counters::Counters,
     endpoint::Endpoint,
     error::{ClientError, ConnectError},
@@ -40,6 +40,10 @@ const NO_EVENTS: &str = "vsock-agent-host-presence";
 ///
 /// Creating one does not connect: each method connects when it needs to, and tries again while the
 /// machine boots. Cheap to clone; clones share their connections.
+///
+/// With an agent that speaks HTTP/2, calls and commands are streams of one connection. It is opened for the
+/// first of them, kept by pings, and replaced when it ends; each runtime has its own. A call that changes
+/// nothing is made again then. Others, and commands, are sent again only if nothing of them was sent.
 ///
 /// Dropping the last clone, and what it started, closes the idle connection. Sessions and commands go on.
 ///
@@ -75,6 +79,16 @@ impl Client {
     pub fn for_daemon(endpoint: Endpoint, security: Security, timeouts: Timeouts) -> Self {
         let connector = Connector::new(endpoint, security, timeouts.connect).for_daemon();
         Self::over(connector, timeouts)
+    }
+
+    /// As [`Client::with_timeouts`], and speaks LXD's protocol over HTTP/1.1 also to an agent that speaks
+    /// HTTP/2.
+    #[must_use]
+    pub fn over_http1(endpoint: Endpoint, security: Security, timeouts: Timeouts) -> Self {
+        let connector = Connector::new(endpoint, security, timeouts.connect);
+        Self {
+            agent: Arc::new(Agent::new(connector, timeouts).without_http2()),
+        }
     }
 
     fn over(connector: Connector, timeouts: Timeouts) -> Self {
@@ -145,7 +159,10 @@ impl Client {
     pub async fn wait_ready(&self, limit: Duration) -> Result<ServerInfo, ClientError> {
         self.agent
             .run("wait_ready", async {
-                let mut attempts = self.http().connector().attempts_within(limit);
+                let mut attempts = self
+                    .http()
+                    .connector()
+                    .attempts_within(limit, Version::Http1);
                 loop {
                     let stream = attempts.connect().await?;
                     let left = attempts.left();

@@ -51,6 +51,15 @@ const MAX_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// After this time without a connection, a warning is logged.
 const QUIET_WAIT: Duration = Duration::from_secs(3);
 
+/// The HTTP versions that a connection may have. Only TLS can agree on one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Version {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2, and with TLS HTTP/1.1 if the agent does not speak it.
+    Http2,
+}
+
 /// Makes connections to one endpoint.
 #[derive(Debug)]
 pub(crate) struct Connector {
@@ -104,11 +113,16 @@ impl Connector {
 
     /// Attempts to connect, from now until the overall deadline.
     pub(crate) fn attempts(&self) -> Attempts<'_> {
-        self.attempts_within(self.overall_timeout)
+        self.attempts_within(self.overall_timeout, Version::Http1)
     }
 
-    /// The same for `limit`.
-    pub(crate) fn attempts_within(&self, limit: Duration) -> Attempts<'_> {
+    /// The same, for a connection that may have HTTP/2.
+    pub(crate) fn attempts_for_http2(&self) -> Attempts<'_> {
+        self.attempts_within(self.overall_timeout, Version::Http2)
+    }
+
+    /// The same for `limit`, and for this version.
+    pub(crate) fn attempts_within(&self, limit: Duration, version: Version) -> Attempts<'_> {
         let start = Instant::now();
         Attempts {
             connector: self,
@@ -117,6 +131,7 @@ impl Connector {
             last: None,
             pause: PAUSE.0,
             is_logged: self.is_quiet,
+            version,
             count: 1,
         }
     }
@@ -130,7 +145,7 @@ impl Connector {
         self.attempts().connect().await
     }
 
-    async fn attempt(&self) -> Result<AgentStream, ConnectError> {
+    async fn attempt(&self, version: Version) -> Result<AgentStream, ConnectError> {
         let stream = match &self.endpoint {
             Endpoint::Vsock(address) => Either::Left(
                 vsock::connect(*address, ATTEMPT_TIMEOUT)
@@ -145,9 +160,9 @@ impl Connector {
         };
         let socket = Socket::new(stream, &self.tally);
         let Security::Tls(identity) = &self.security else {
-            return Ok(AgentStream::plain(socket));
+            return Ok(AgentStream::plain(socket, version));
         };
-        let (connector, name) = identity.connector();
+        let (connector, name) = identity.connector(version);
         let stream = connector
             .connect(name, socket)
             .await
@@ -163,7 +178,7 @@ impl Connector {
     /// [`ClientError::Connect`].
     pub(crate) async fn connect_once(&self) -> Result<AgentStream, ClientError> {
         let deadline = Instant::now() + ATTEMPT_TIMEOUT;
-        timeout_at(deadline, self.attempt())
+        timeout_at(deadline, self.attempt(Version::Http1))
             .await
             .unwrap_or(Err(ConnectError::TimedOut(ATTEMPT_TIMEOUT)))
             .map_err(|source| ClientError::Connect {
@@ -194,6 +209,7 @@ pub(crate) struct Attempts<'a> {
     pause: Duration,
     /// Whether the warning was logged, or is not wanted.
     is_logged: bool,
+    version: Version,
     count: u32,
 }
 
@@ -206,7 +222,7 @@ impl Attempts<'_> {
     pub(crate) async fn connect(&mut self) -> Result<AgentStream, ClientError> {
         loop {
             let limit = ATTEMPT_TIMEOUT.min(self.left());
-            let error = match timeout(limit, self.connector.attempt()).await {
+            let error = match timeout(limit, self.connector.attempt(self.version)).await {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(error)) => error,
                 Err(_) => self.cut_short(limit),

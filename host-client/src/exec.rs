@@ -1,5 +1,8 @@
 //! Running a command: the builder, the session, and how it ends.
 //!
+//! With an agent that speaks HTTP/2, a command is one stream of the client's connection (`stream`). With
+//! others:
+//!
 //! ```text
 //! POST exec ──► operation ──► one websocket per stream, all joined at once ──► it runs
 //!
@@ -19,6 +22,7 @@ mod output;
 mod reported_end;
 mod request;
 mod session;
+mod stream;
 
 use std::{
     collections::BTreeMap,

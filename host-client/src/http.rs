@@ -1,8 +1,13 @@
-//! Typed requests and replies over HTTP/1.1, in LXD's envelopes.
+//! Typed requests and replies, in LXD's envelopes.
 //!
-//! At most one connection is kept alive: a request uses the idle one or opens its own. Only requests
-//! that change nothing use an idle connection, because only they may be sent again if the agent closed
-//! it meanwhile; and only on the runtime where that connection was made.
+//! Over HTTP/2 where the agent speaks it: all requests are streams of one connection ([`http2`]). TLS agrees
+//! on it (ALPN); without TLS, the agent's extensions say so.
+//!
+//! Else over HTTP/1.1: at most one connection is kept alive, and a request uses the idle one or opens its
+//! own. Only requests that change nothing use an idle connection, because only they may be sent again if the
+//! agent closed it meanwhile; and only on the runtime where that connection was made.
+
+pub(crate) mod http2;
 
 use std::{
     error::Error,
@@ -20,12 +25,13 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use vsock_agent_transport::http::Connection;
 
+use self::http2::{Failed, Http2, Pool, RequestBody, State};
 use crate::{
     connect::{AgentStream, Connector},
-    error::{ClientError, ConnectError, bounded},
+    error::{Cause, ClientError, ConnectError, bounded},
     protocol::{
         envelope::{Envelope, EnvelopeKind},
         path,
@@ -53,7 +59,12 @@ const MAX_QUOTED_CHARS: usize = 300;
 pub(crate) struct Http {
     connector: Connector,
     answer_timeout: Duration,
+    /// Time after which an agent that sends nothing on the HTTP/2 connection is lost.
+    silence: Duration,
     idle: Mutex<Option<OfRuntime<Connection>>>,
+    pool: Pool,
+    /// Whether HTTP/2 is never used.
+    is_http1: bool,
 }
 
 /// A request to an agent.
@@ -105,12 +116,214 @@ impl Call {
 }
 
 impl Http {
-    pub(crate) const fn new(connector: Connector, answer_timeout: Duration) -> Self {
+    pub(crate) fn new(connector: Connector, answer_timeout: Duration, silence: Duration) -> Self {
         Self {
             connector,
             answer_timeout,
+            silence,
             idle: Mutex::new(None),
+            pool: Pool::default(),
+            is_http1: false,
         }
+    }
+
+    /// The same, which never uses HTTP/2.
+    pub(crate) fn without_http2(self) -> Self {
+        Self {
+            is_http1: true,
+            ..self
+        }
+    }
+
+    /// The HTTP/2 connection, opened if there is none. `None` if the agent does not speak HTTP/2. Without
+    /// TLS the caller knows that it does.
+    ///
+    /// # Errors
+    ///
+    /// Those of connecting.
+    pub(crate) async fn http2(&self) -> Result<Option<Http2>, ClientError> {
+        if self.is_http1 {
+            return Ok(None);
+        }
+        let mut state = self.pool.lock().await;
+        if let Some(open) = state.usable() {
+            return Ok(Some(open));
+        }
+        if state.is_refused() {
+            return Ok(None);
+        }
+        let mut attempts = self.connector.attempts_for_http2();
+        loop {
+            let stream = attempts.connect().await?;
+            if !stream.is_http2() {
+                *state = State::Refused(Instant::now());
+                self.keep(self.open(stream).await?);
+                return Ok(None);
+            }
+            match self.start_http2(stream).await? {
+                Ok(open) => {
+                    *state = State::Open(open.clone());
+                    return Ok(Some(open));
+                }
+                Err(cause) => {
+                    attempts
+                        .failed(ConnectError::ClosedUnanswered(cause))
+                        .await?;
+                }
+            }
+        }
+    }
+
+    /// Starts HTTP/2, and checks without TLS that the agent answers: a proxy or monitor may accept
+    /// connections before the agent is running. The inner error means that it does not.
+    async fn start_http2(&self, stream: AgentStream) -> Result<Result<Http2, Cause>, ClientError> {
+        let mut open = match Http2::start(stream, self.silence).await {
+            Ok(open) => open,
+            Err(error) if is_unanswered(&error) => return Ok(Err(error.into())),
+            Err(error) => return Err(self.lost("starting HTTP/2", error)),
+        };
+        if self.connector.is_answered() {
+            return Ok(Ok(open));
+        }
+        let request = http2_request(&Call::get(path::ROOT, "looking for the agent"));
+        Ok(
+            match timeout(self.answer_timeout, open.send(request)).await {
+                Ok(Err(failed)) => Err(ended(failed.error)),
+                // One that is silent is found out by the call.
+                Ok(Ok(_)) | Err(_) => Ok(open),
+            },
+        )
+    }
+
+    /// The HTTP/2 connection for a call: without TLS only one that is open, because only the agent's
+    /// extensions say whether it speaks HTTP/2.
+    async fn http2_for_call(&self) -> Result<Option<Http2>, ClientError> {
+        if self.connector.is_answered() {
+            return self.http2().await;
+        }
+        Ok(self.pool.lock().await.usable())
+    }
+
+    /// Forgets a connection that has failed.
+    pub(crate) async fn discard(&self, failed: &Http2) {
+        self.pool.discard(failed).await;
+    }
+
+    /// Sends a request with `make_body`'s body on the HTTP/2 connection, and waits for the head of the reply.
+    /// On a connection that has ended before anything was sent, it is sent once more, on a new one.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Silent`] and [`ClientError::ConnectionLost`]. The request may have been handled then.
+    pub(crate) async fn send_http2(
+        &self,
+        connection: &mut Http2,
+        mut request: Request<RequestBody>,
+        during: &'static str,
+        after: Duration,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let mut is_retried = false;
+        loop {
+            let failed = match timeout(after, connection.send(request)).await {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(failed)) => failed,
+                Err(_) => {
+                    // It may be dead: the next call has another.
+                    self.discard(connection).await;
+                    return Err(ClientError::silent(during, after));
+                }
+            };
+            self.discard(connection).await;
+            let Failed {
+                error,
+                alert,
+                unsent,
+            } = *failed;
+            match unsent {
+                Some(again) if !is_retried && alert.is_none() => {
+                    is_retried = true;
+                    request = again;
+                    let Some(new) = self.http2().await? else {
+                        return Err(ClientError::lost(during, ended(error)));
+                    };
+                    *connection = new;
+                }
+                _ => return Err(self.lost_http2(during, error, alert)),
+            }
+        }
+    }
+
+    /// Makes a call on the HTTP/2 connection. One that changes nothing is made again if the connection ends
+    /// without a reply, until the deadline for connecting.
+    async fn call_http2(
+        &self,
+        mut connection: Http2,
+        call: &Call,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let after = self.answer_timeout.saturating_add(call.extra_time);
+        let mut attempts = self.connector.attempts();
+        loop {
+            let request = http2_request(call);
+            let sent = self.send_http2(&mut connection, request, call.during, after);
+            match sent.await {
+                Ok(response) => {
+                    let status = response.status();
+                    let body = self.read_body(response, call.during).await?;
+                    return Ok((status, body));
+                }
+                Err(ClientError::ConnectionLost {
+                    source: Some(source),
+                    ..
+                }) if call.method == Method::GET => {
+                    attempts
+                        .failed(ConnectError::ClosedUnanswered(source))
+                        .await?;
+                }
+                Err(error) => return Err(error),
+            }
+            let Some(again) = self.http2_for_call().await? else {
+                let sent = self.send_until_answered(call).await?;
+                return self.finish(sent, call).await;
+            };
+            connection = again;
+        }
+    }
+
+    /// The error for a request whose HTTP/2 connection ended.
+    fn lost_http2(
+        &self,
+        during: &'static str,
+        error: Option<hyper::Error>,
+        alert: Option<String>,
+    ) -> ClientError {
+        match alert {
+            Some(alert) => ClientError::IdentityRefused {
+                endpoint: self.connector.endpoint().clone(),
+                source: io::Error::other(alert),
+            },
+            None => ClientError::lost(during, ended(error)),
+        }
+    }
+
+    /// Time limit for the head of a reply.
+    pub(crate) const fn answer_timeout(&self) -> Duration {
+        self.answer_timeout
+    }
+
+    /// Reads the envelope of a reply.
+    pub(crate) async fn read_reply(
+        &self,
+        response: Response<Incoming>,
+        during: &'static str,
+    ) -> Result<Envelope<Value>, ClientError> {
+        let status = response.status();
+        let body = self.read_body(response, during).await?;
+        take_envelope(status, &body)
+    }
+
+    fn keep(&self, connection: Connection) {
+        let connection = OfRuntime::new(connection);
+        *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
     }
 
     pub(crate) const fn connector(&self) -> &Connector {
@@ -125,6 +338,9 @@ impl Http {
 
     /// Makes a call and returns the status and the body of the reply, whatever they are.
     pub(crate) async fn call_raw(&self, call: Call) -> Result<(StatusCode, Bytes), ClientError> {
+        if let Some(connection) = self.http2_for_call().await? {
+            return self.call_http2(connection, &call).await;
+        }
         let sent = if call.method != Method::GET {
             let connection = self.connect_for_change().await?;
             self.send_once(connection, &call).await?
@@ -219,8 +435,7 @@ impl Http {
     async fn finish(&self, sent: Sent, call: &Call) -> Result<(StatusCode, Bytes), ClientError> {
         let (reply, connection) = self.read(sent, call).await;
         if let Some(connection) = connection {
-            let connection = OfRuntime::new(connection);
-            *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
+            self.keep(connection);
         }
         reply
     }
@@ -397,6 +612,21 @@ fn is_unanswered(error: &hyper::Error) -> bool {
 fn io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
     let source = |&error: &&'a (dyn Error + 'static)| error.source();
     iter::successors(Some(error), source).find_map(<dyn Error>::downcast_ref)
+}
+
+/// Why a connection ended.
+fn ended(error: Option<hyper::Error>) -> Cause {
+    error.map_or_else(|| "the connection ended".into(), Into::into)
+}
+
+/// A request for a stream of an HTTP/2 connection.
+pub(crate) fn http2_request(call: &Call) -> Request<RequestBody> {
+    let mut request = request(call).map(|body| body.map_err(|never| match never {}).boxed_unsync());
+    // The authority and scheme are in the URI, not in a header (RFC 9113, section 8.3.1).
+    request.headers_mut().remove(HOST);
+    let uri = format!("http://agent{}", call.path);
+    *request.uri_mut() = uri.parse().unwrap_or_default();
+    request
 }
 
 fn request(call: &Call) -> Request<Full<Bytes>> {
@@ -598,7 +828,7 @@ mod tests {
         assert!(!error.is_canceled() && !is_unanswered(&error));
         let endpoint = Endpoint::Unix("/nowhere".into());
         let connector = Connector::new(endpoint, Security::Plain, Duration::ZERO);
-        let meant = Http::new(connector, ANSWER_TIMEOUT).lost("asking", error);
+        let meant = Http::new(connector, ANSWER_TIMEOUT, ANSWER_TIMEOUT).lost("asking", error);
         assert!(matches!(meant, ClientError::Protocol { .. }), "{meant:?}");
     }
 }

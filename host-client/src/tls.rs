@@ -4,9 +4,15 @@ use std::{fmt, io, path::PathBuf, sync::Arc};
 
 use rustls::{ClientConfig, pki_types::ServerName};
 pub use vsock_agent_transport::tls::IdentityPem;
-use vsock_agent_transport::tls::{self, PemError, PinnedIdentity};
+use vsock_agent_transport::{
+    http::{ALPN_HTTP1, ALPN_HTTP2},
+    tls::{self, PemError, PinnedIdentity},
+};
 
-use crate::error::{Cause, ConnectError};
+use crate::{
+    connect::Version,
+    error::{Cause, ConnectError},
+};
 
 /// Name sent to the agent: the one DNS name in the certificates LXD makes for its agents. Our
 /// agent ignores it, but LXD's is tested with it.
@@ -28,6 +34,8 @@ pub enum Security {
 #[derive(Clone)]
 pub struct Identity {
     config: Arc<ClientConfig>,
+    /// The same, which offers HTTP/2.
+    http2: Arc<ClientConfig>,
     pinned: Arc<PinnedIdentity>,
 }
 
@@ -55,17 +63,28 @@ impl Identity {
     pub fn from_pem(pem: &IdentityPem) -> Result<Self, IdentityError> {
         let pinned = PinnedIdentity::from_pem(pem).map_err(IdentityError::of_pem)?;
         let config = tls::client_config(Some(Arc::clone(&pinned.own)), vec![pinned.peer.clone()]);
+        let config = config.map_err(|error| IdentityError::of_pem(PemError::Mismatch(error)))?;
+        let mut http2 = Arc::clone(&config);
+        Arc::make_mut(&mut http2).alpn_protocols = vec![ALPN_HTTP2.to_vec(), ALPN_HTTP1.to_vec()];
         Ok(Self {
-            config: config.map_err(|error| IdentityError::of_pem(PemError::Mismatch(error)))?,
+            config,
+            http2,
             pinned: Arc::new(pinned),
         })
     }
 
     /// The configuration and the name to connect with.
-    pub(crate) fn connector(&self) -> (tokio_rustls::TlsConnector, ServerName<'static>) {
+    pub(crate) fn connector(
+        &self,
+        version: Version,
+    ) -> (tokio_rustls::TlsConnector, ServerName<'static>) {
         #[expect(clippy::expect_used, reason = "the name is a constant and a DNS name")]
         let name = ServerName::try_from(SERVER_NAME).expect("a DNS name");
-        (Arc::clone(&self.config).into(), name)
+        let config = match version {
+            Version::Http1 => &self.config,
+            Version::Http2 => &self.http2,
+        };
+        (Arc::clone(config).into(), name)
     }
 }
 
@@ -259,7 +278,7 @@ CqFpcRfzss8=
 
     async fn handshake(identity: &Identity, agent: &TlsAcceptor) -> Result<(), ConnectError> {
         let (near, far) = tokio::io::duplex(64 * 1024);
-        let (connector, name) = identity.connector();
+        let (connector, name) = identity.connector(Version::Http1);
         let (connected, _) = tokio::join!(connector.connect(name, near), agent.accept(far));
         connected.map(drop).map_err(handshake_error)
     }

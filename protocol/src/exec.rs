@@ -12,6 +12,8 @@
 //! end: metadata ExecEnded { return, … }, status Success; Failure if it never started
 //! ```
 
+pub mod stream;
+
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};

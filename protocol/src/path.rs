@@ -13,6 +13,8 @@ pub const ROOT: &str = "/";
 pub const SERVER: &str = "/1.0";
 /// `POST` starts a command.
 pub const EXEC: &str = "/1.0/exec";
+/// `POST` runs a command on one HTTP/2 stream.
+pub const EXEC_STREAM: &str = "/1.0/exec-stream";
 /// The running operations and those that ended recently.
 pub const OPERATIONS: &str = "/1.0/operations";
 /// Events as they happen, by websocket or as a stream of JSON lines.

@@ -73,6 +73,13 @@ pub const EXEC_TIMES: &str = "vsock_agent_exec_times";
 /// Extension: an exec request may have a `vsock_agent_on_disconnect`.
 pub const EXEC_ON_DISCONNECT: &str = "vsock_agent_exec_on_disconnect";
 
+/// Extension: the agent speaks HTTP/2, by ALPN after TLS and by prior knowledge without TLS (RFC 9113, section
+/// 3.3).
+pub const HTTP2: &str = "vsock_agent_http2";
+
+/// Extension: `POST /1.0/exec-stream` runs a command on one HTTP/2 stream ([`crate::exec::stream`]).
+pub const EXEC_STREAM: &str = "vsock_agent_exec_stream";
+
 /// Extension: `GET /metrics` has numbers in Prometheus's text format.
 pub const METRICS_TEXT: &str = "vsock_agent_metrics_text";
 
@@ -98,6 +105,8 @@ pub const API_EXTENSIONS: &[&str] = &[
     EXEC_OPTIONS,
     EXEC_TIMES,
     EXEC_ON_DISCONNECT,
+    HTTP2,
+    EXEC_STREAM,
     METRICS_TEXT,
     SFTP_SESSION,
 ];

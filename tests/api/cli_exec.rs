@@ -137,15 +137,10 @@ fn lost_stdin_connection_reports_the_loss() {
     let mut command = ends.cli(["exec", &endpoint, "--", "sh", "-c", &script]);
     let output = feed(&mut command, &vec![b'x'; 5 * MIB]);
     let words = failed(&output);
+    assert!(words.contains("the connection was lost"), "{words}");
+    // Its streams have one connection, so only the agent knows what became of the command.
     let given = std::fs::read(part).unwrap().len();
-    let sent = words.split_once("incomplete: ").unwrap().1;
-    let sent: usize = sent.split_once(" of ").unwrap().0.parse().unwrap();
-    assert!((MIB / 2..MIB).contains(&sent), "{words}");
-    // The rest was in the pipe, and in the 128 KiB that `cat` reads at once, when that got SIGHUP.
-    assert!(
-        (sent - 192 * 1024..=sent).contains(&given),
-        "{given}: {words}"
-    );
+    assert!((MIB / 2..MIB).contains(&given), "{given}");
     assert!(!whole.exists());
 }
 

@@ -1,8 +1,8 @@
-//! `POST /1.0/exec`: creates an operation that runs a command.
+//! `POST /1.0/exec` and `/1.0/exec-stream`: create an operation that runs a command.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use http::Request;
+use http::{Request, StatusCode, Version};
 use hyper::body::Incoming;
 use serde_json::json;
 use tokio::{
@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 use vsock_agent_protocol::{
     exec::{
         CONTROL, EXIT_SIGNAL_BASE, ExecEnded, ExecRequest, ExecStarted, STDERR, STDIN, STDOUT,
-        Secret,
+        Secret, stream::Frame,
     },
-    operation::OperationStatus,
+    operation::{OperationId, OperationStatus},
     path,
     printable::with_causes,
 };
@@ -24,16 +24,22 @@ use crate::by_insertion::by_insertion;
 use crate::{
     app::App,
     defaults,
-    exec::{AgentUser, Ended, ExecPolicy, ExecSpec, Sockets, SpecError, StopTokens},
+    exec::{
+        AgentUser, ClientIo, Ended, ExecPolicy, ExecSpec, Requests, Sockets, SpecError, StopTokens,
+        StreamEnds,
+    },
     http::{
         client::{self, Client},
-        reply::{ApiError, Reply, operation_created, read_json},
+        reply::{ApiError, Reply, operation_created, parse_json, read_json, stream},
         ws::{self, WebSocket},
     },
     operation::{Handle, New, Outcome, random_secret},
     shutdown::Shutdown,
     system::accounts::Accounts,
 };
+
+/// The description of a command's operation: LXD's.
+const DESCRIPTION: &str = "Executing command";
 
 /// Maximum length of an error text, in characters: it contains the name of the program.
 const MAX_ERROR_CHARS: usize = 1000;
@@ -55,25 +61,15 @@ pub(crate) async fn post(app: &Arc<App>, request: Request<Incoming>) -> Result<R
             "websockets are required: set wait-for-websocket",
         ));
     }
-    let policy = app.policy();
-    policy.exec.restrict(&mut request);
-    let spec = resolve(&policy.exec, &request).await?;
-    let who = Who {
-        client,
-        uid: spec.uid(),
-        program: request
-            .command
-            .first()
-            .map(|name| cut(name))
-            .unwrap_or_default(),
-    };
+    let (spec, who) = prepare(app, client, &mut request).await?;
     let secrets = secrets(request.interactive)?;
     let mut started = ExecStarted::new(shown(&request.command), request.interactive);
     let new = New {
         class: "websocket",
-        description: "Executing command",
+        description: DESCRIPTION,
         metadata: json!(started),
         sockets: secrets.clone(),
+        on_end: None,
     };
     let work = |handle| run(Arc::clone(app), Arc::clone(&spec), who, handle);
     let mut operation = app.operations.start(new, work)?;
@@ -82,6 +78,77 @@ pub(crate) async fn post(app: &Arc<App>, request: Request<Incoming>) -> Result<R
     started.environment = spec.environment();
     operation.metadata = json!(started);
     Ok(operation_created(path::operation(operation.id), operation))
+}
+
+/// `POST /1.0/exec-stream`: runs a command whose streams are the bodies of the request and of the reply.
+///
+/// # Errors
+///
+/// 505 without HTTP/2, 408 when the request does not arrive, and those of [`post`].
+pub(crate) async fn post_stream(
+    app: &Arc<App>,
+    request: Request<Incoming>,
+) -> Result<Reply, ApiError> {
+    if request.version() != Version::HTTP_2 {
+        let text = "a command on one stream needs HTTP/2";
+        return Err(ApiError::new(StatusCode::HTTP_VERSION_NOT_SUPPORTED, text));
+    }
+    let client = client::of(&request);
+    let mut frames = Requests::new(request.into_body());
+    let mut request = read_request(&mut frames).await?;
+    let (spec, who) = prepare(app, client, &mut request).await?;
+    let (ends, body, finish) = StreamEnds::new(frames);
+    let new = New {
+        class: "task",
+        description: DESCRIPTION,
+        metadata: json!(ExecStarted::new(
+            shown(&request.command),
+            request.interactive
+        )),
+        sockets: Vec::new(),
+        on_end: Some(Box::new(|operation| {
+            // Fails only for a map whose keys are not strings; there is none.
+            finish.finish(serde_json::to_vec(operation).unwrap_or_default());
+        })),
+    };
+    let work = |handle: Handle| {
+        let client = ClientIo::Stream(Box::new(ends));
+        run_command(Arc::clone(app), spec, who, handle.into(), client)
+    };
+    let operation = app.operations.start(new, work)?;
+    Ok(stream(&path::operation(operation.id), body))
+}
+
+/// The first frame of a command on one stream.
+async fn read_request(frames: &mut Requests) -> Result<ExecRequest, ApiError> {
+    let first = timeout(defaults::BODY_DEADLINE, frames.next());
+    match first.await {
+        Err(_) => {
+            let text = "the request arrives too slowly";
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, text))
+        }
+        Ok(Ok(Some(Frame::Request(json)))) => parse_json(&json),
+        Ok(Ok(_)) => Err(ApiError::bad_request("the first frame is no request")),
+        Ok(Err(error)) => Err(ApiError::bad_request(error.to_string())),
+    }
+}
+
+/// Applies the policy to a request, and resolves it.
+async fn prepare(
+    app: &App,
+    client: Option<Arc<Client>>,
+    request: &mut ExecRequest,
+) -> Result<(Arc<ExecSpec>, Who), ApiError> {
+    let policy = app.policy();
+    policy.exec.restrict(request);
+    let spec = resolve(&policy.exec, request).await?;
+    let program = request.command.first();
+    let who = Who {
+        client,
+        uid: spec.uid(),
+        program: program.map(|name| cut(name)).unwrap_or_default(),
+    };
+    Ok((spec, who))
 }
 
 /// The command in the operation's metadata: of one above [`defaults::MAX_SHOWN_COMMAND_BYTES`] the program
@@ -98,7 +165,7 @@ fn shown(command: &[String]) -> Vec<String> {
 
 async fn resolve(policy: &ExecPolicy, request: &ExecRequest) -> Result<Arc<ExecSpec>, ApiError> {
     let accounts = Accounts::current().await.map_err(|error| {
-        let status = http::StatusCode::INTERNAL_SERVER_ERROR;
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
         ApiError::new(
             status,
             format!("cannot read the users of the guest: {error}"),
@@ -133,19 +200,16 @@ fn secrets(interactive: bool) -> Result<Vec<(String, Secret)>, ApiError> {
 }
 
 /// The task of the operation: waits for the websockets, runs the command, returns the outcome.
-async fn run(app: Arc<App>, spec: Arc<ExecSpec>, who: Who, handle: Handle) -> Outcome {
-    let Handle {
-        id,
-        sockets,
-        cancel,
-        stopping,
-    } = handle;
+async fn run(app: Arc<App>, spec: Arc<ExecSpec>, who: Who, mut handle: Handle) -> Outcome {
+    let (_, no_sockets) = tokio::sync::mpsc::channel(1);
+    let sockets = std::mem::replace(&mut handle.sockets, no_sockets);
+    let tokens = Tokens::from(handle);
     let sockets = select! {
         joined = timeout(defaults::JOIN_TIMEOUT, join(sockets, spec.is_interactive())) => joined,
-        () = cancel.cancelled() => {
+        () = tokens.cancel.cancelled() => {
             return without_result(OperationStatus::Cancelled, "cancelled before it started");
         }
-        () = stopping.cancelled() => {
+        () = tokens.stopping.cancelled() => {
             let why = "the agent was stopped before it started";
             return without_result(OperationStatus::Failure, why);
         }
@@ -154,6 +218,46 @@ async fn run(app: Arc<App>, spec: Arc<ExecSpec>, who: Who, handle: Handle) -> Ou
         let why = "Timed out waiting for websockets to connect";
         return without_result(OperationStatus::Failure, why);
     };
+    run_command(
+        app,
+        spec,
+        who,
+        tokens,
+        ClientIo::Websockets(Box::new(sockets)),
+    )
+    .await
+}
+
+/// The id of an operation, and what ends it.
+struct Tokens {
+    id: OperationId,
+    cancel: CancellationToken,
+    stopping: CancellationToken,
+}
+
+impl From<Handle> for Tokens {
+    fn from(handle: Handle) -> Self {
+        Self {
+            id: handle.id,
+            cancel: handle.cancel,
+            stopping: handle.stopping,
+        }
+    }
+}
+
+/// Runs the command, and closes its websockets.
+async fn run_command(
+    app: Arc<App>,
+    spec: Arc<ExecSpec>,
+    who: Who,
+    tokens: Tokens,
+    client: ClientIo,
+) -> Outcome {
+    let Tokens {
+        id,
+        cancel,
+        stopping,
+    } = tokens;
     let start = Instant::now();
     tracing::info!(%id, %who, interactive = spec.is_interactive(), "a command starts");
     let stops = StopTokens {
@@ -161,10 +265,7 @@ async fn run(app: Arc<App>, spec: Arc<ExecSpec>, who: Who, handle: Handle) -> Ou
         stopping,
         end_on_stop: app.end_commands,
     };
-    let (ended, sockets) = app
-        .commands
-        .run(&id.to_string(), spec, sockets, stops)
-        .await;
+    let (ended, sockets) = app.commands.run(&id.to_string(), spec, client, stops).await;
     let seconds = start.elapsed().as_secs_f32();
     tracing::info!(%id, %who, seconds, ?ended, "a command ended");
     close(&app.shutdown, sockets);

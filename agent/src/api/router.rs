@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{Method, Request};
+use http::{Method, Request, Version};
 use hyper::body::Incoming;
 use vsock_agent_protocol::{operation::OperationId, path};
 
@@ -30,6 +30,7 @@ enum Resource {
     Root,
     Server,
     Exec,
+    ExecStream,
     Events,
     Sftp,
     PortForward,
@@ -49,6 +50,7 @@ impl Resource {
             path::ROOT => Self::Root,
             path::SERVER => Self::Server,
             path::EXEC => Self::Exec,
+            path::EXEC_STREAM => Self::ExecStream,
             path::EVENTS => Self::Events,
             path::SFTP => Self::Sftp,
             path::PORT_FORWARD => Self::PortForward,
@@ -76,7 +78,7 @@ impl Resource {
     /// The feature that must be enabled for it.
     const fn feature(self) -> Option<Feature> {
         match self {
-            Self::Exec => Some(Feature::Exec),
+            Self::Exec | Self::ExecStream => Some(Feature::Exec),
             Self::Sftp => Some(Feature::Files),
             Self::PortForward => Some(Feature::PortForward),
             Self::State => Some(Feature::State),
@@ -91,7 +93,7 @@ impl Resource {
             Self::Root => "GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE",
             Self::Server | Self::State => "GET, HEAD, PUT",
             Self::Events => "GET, HEAD, POST",
-            Self::Exec | Self::PortForward => "POST",
+            Self::Exec | Self::ExecStream | Self::PortForward => "POST",
             Self::Operation(_) => "GET, HEAD, DELETE",
             Self::Metrics | Self::MetricsText | Self::Operations | Self::Wait(_) => "GET, HEAD",
             // No HEAD: what follows the reply is not a body.
@@ -125,10 +127,14 @@ async fn dispatch(
         (Resource::Server, &Method::GET) => Ok(server_info::get(app)),
         (Resource::Server, &Method::PUT) => server_info::put(app, request).await,
         (Resource::Exec, &Method::POST) => exec::post(app, request).await,
+        (Resource::ExecStream, &Method::POST) => exec::post_stream(app, request).await,
         (Resource::Events, &Method::GET) => events::get(app, request),
         (Resource::Events, &Method::POST) => events::post(app, request).await,
         (Resource::Sftp, &Method::GET) => sftp::get(app, request, &query).await,
         (Resource::PortForward, &Method::POST) => port_forward::post(app, request).await,
+        (Resource::PortForward, &Method::GET) if request.version() == Version::HTTP_2 => {
+            port_forward::get(app, request, &query).await
+        }
         (Resource::State, &Method::GET) => state::get(app).await,
         (Resource::State, &Method::PUT) => Err(state::put()),
         (Resource::Metrics, &Method::GET) => metrics::get(app).await,

@@ -4,7 +4,10 @@ use std::{io, os::unix::net::UnixStream, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
-use hyper::{body::Incoming, upgrade::Upgraded};
+use hyper::{
+    body::Incoming,
+    upgrade::{Parts, Upgraded},
+};
 use hyper_util::rt::TokioIo;
 use nix::{errno::Errno, unistd::Uid};
 use tokio::{
@@ -26,6 +29,7 @@ use crate::{
         reply::{ApiError, Reply, switching_protocols},
     },
     sftp::{Budget, Channel, Session, Setup, SftpServerError, UserSession, blocking, find_user},
+    shutdown::Shutdown,
     system::{accounts::Accounts, bounded::within},
 };
 
@@ -80,6 +84,7 @@ pub(crate) async fn get(
     let who = client
         .as_ref()
         .map_or_else(String::new, |client| client.to_string());
+    let shutdown = app.shutdown.clone();
     app.shutdown.spawn(async move {
         // Holds the client, so that it can be closed when it is no longer admitted.
         let _client = client;
@@ -89,7 +94,9 @@ pub(crate) async fn get(
         let start = Instant::now();
         tracing::info!(who, user, "an SFTP session starts");
         match backend {
-            Backend::InProcess(setup) => serve(upgraded, setup, permit, stop).await,
+            Backend::InProcess(setup) => {
+                serve(&shutdown, upgraded, setup, permit, stop).await;
+            }
             Backend::OfUser(process, socket) => {
                 relay(upgraded, socket, stop).await;
                 drop((process, permit));
@@ -201,12 +208,18 @@ fn home() -> PathBuf {
 
 /// Serves the client until it disconnects or `stop` is cancelled.
 async fn serve(
+    shutdown: &Shutdown,
     upgraded: Upgraded,
     setup: Setup,
     permit: OwnedSemaphorePermit,
     stop: CancellationToken,
 ) {
-    let started = channel(upgraded).and_then(|(channel, read_ahead)| {
+    let upgraded = match upgraded.downcast::<TokioIo<Transport>>() {
+        Ok(parts) => channel(parts),
+        // A stream of HTTP/2 has no socket of its own.
+        Err(upgraded) => socket_pair(shutdown, upgraded, stop.clone()),
+    };
+    let started = upgraded.and_then(|(channel, read_ahead)| {
         Session::start(channel, &read_ahead, setup, Some(permit))
     });
     let (session, mut over) = match started {
@@ -245,11 +258,8 @@ async fn relay(upgraded: Upgraded, socket: UnixStream, stop: CancellationToken) 
 
 /// Takes the socket, and the bytes that were read already, from hyper and tokio. The result has a duplicate
 /// of the descriptor, in blocking mode; tokio's is closed here.
-fn channel(upgraded: Upgraded) -> io::Result<(Channel, Bytes)> {
+fn channel(parts: Parts<TokioIo<Transport>>) -> io::Result<(Channel, Bytes)> {
     let unknown = || io::Error::other("the connection is of an unknown kind");
-    let parts = upgraded
-        .downcast::<TokioIo<Transport>>()
-        .map_err(|_| unknown())?;
     let channel = match parts.io.into_inner() {
         Either::Left(stream) => Channel::plain(blocking(&stream)?),
         Either::Right(TlsStream::Server(stream)) => {
@@ -259,4 +269,16 @@ fn channel(upgraded: Upgraded) -> io::Result<(Channel, Bytes)> {
         Either::Right(TlsStream::Client(_)) => return Err(unknown()),
     };
     Ok((channel, parts.read_buf))
+}
+
+/// Makes a socket of a stream of HTTP/2, by copying.
+fn socket_pair(
+    shutdown: &Shutdown,
+    upgraded: Upgraded,
+    stop: CancellationToken,
+) -> io::Result<(Channel, Bytes)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let channel = Channel::plain(blocking(&ours)?);
+    shutdown.spawn(relay(upgraded, theirs, stop));
+    Ok((channel, Bytes::new()))
 }

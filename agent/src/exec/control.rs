@@ -1,4 +1,4 @@
-//! The control socket: window sizes and signals.
+//! Control messages: window sizes and signals.
 
 use std::{io, sync::Arc};
 
@@ -10,6 +10,7 @@ use vsock_agent_protocol::exec::ControlMessage;
 use super::{
     child::signal_group,
     pty::{Pty, TermSize},
+    stream::ControlFrames,
 };
 
 /// Applies control messages until the socket closes. Invalid messages are ignored, as in LXD's agent.
@@ -25,16 +26,25 @@ where
             _ => continue,
         };
         match serde_json::from_slice(text) {
-            Ok(message) => {
-                let done = apply(message, pid, pty);
-                tracing::debug!(?message, ?done, "control message");
-            }
+            Ok(message) => apply(message, pid, pty),
             Err(error) => tracing::debug!(%error, "ignored a control message"),
         }
     }
 }
 
-fn apply(message: ControlMessage, pid: Pid, pty: Option<&Arc<Pty>>) -> io::Result<()> {
+/// Applies the control messages of a stream until its client is lost.
+pub(super) async fn run_stream(frames: &mut ControlFrames, pid: Pid, pty: Option<&Arc<Pty>>) {
+    while let Some(message) = frames.next().await {
+        apply(message, pid, pty);
+    }
+}
+
+fn apply(message: ControlMessage, pid: Pid, pty: Option<&Arc<Pty>>) {
+    let done = try_apply(message, pid, pty);
+    tracing::debug!(?message, ?done, "control message");
+}
+
+fn try_apply(message: ControlMessage, pid: Pid, pty: Option<&Arc<Pty>>) -> io::Result<()> {
     match message {
         // Clients whose terminal has no size yet send zeros.
         ControlMessage::WindowResize { width: 0, .. }

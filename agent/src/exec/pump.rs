@@ -1,9 +1,8 @@
-//! Copies one stream: from the command to a socket, or from a socket to the command.
+//! Copies one stream: from the command to its client, or from the client to the command.
 
 use std::{cell::RefCell, future::Future, io, sync::Arc};
 
-use bytes::Bytes;
-use futures_util::{Sink, SinkExt, Stream, StreamExt};
+use bytes::{Bytes, BytesMut};
 use tokio::{
     io::AsyncWriteExt,
     net::unix::pipe,
@@ -12,12 +11,11 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 use tokio_tungstenite::tungstenite::{
-    Error as WsError, Message, Utf8Bytes,
-    protocol::{CloseFrame, frame::coding::CloseCode},
+    Error as WsError, Utf8Bytes, protocol::frame::coding::CloseCode,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::pty::Pty;
+use super::{pty::Pty, stream::RequestError};
 use crate::defaults;
 
 /// Largest capacity of a pipe or terminal, in bytes (`/proc/sys/fs/pipe-max-size`): the most that a
@@ -75,6 +73,48 @@ impl Target for Arc<Pty> {
     }
 }
 
+/// The client is lost, or has closed the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Gone;
+
+/// The client's end of an output.
+pub(super) trait OutputSink: Send {
+    /// Bytes that [`send`](Self::send) needs before the data.
+    const HEAD_BYTES: usize;
+
+    /// Sends `data`, whose first [`HEAD_BYTES`](Self::HEAD_BYTES) are not data. Waits for a slow client.
+    fn send(&mut self, data: BytesMut) -> impl Future<Output = Result<(), Gone>> + Send;
+
+    /// Reports the end of the output.
+    fn end(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// Observes the client of an output.
+pub(super) trait ClientWatch: Send {
+    /// Resolves when the client has closed the stream, or is lost.
+    fn left(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// What a client sends as input.
+#[derive(Debug)]
+pub(super) enum Received {
+    /// Bytes for the command.
+    Data(Bytes),
+    /// The end of the input.
+    End,
+    /// The connection failed.
+    Lost(Loss),
+}
+
+/// The client's end of the input.
+pub(super) trait InputSource: Send {
+    /// What the client sends next. Cancel safe. Not called after an end.
+    fn next(&mut self) -> impl Future<Output = Received> + Send;
+
+    /// Tells the client that the command takes no more.
+    fn refuse_more(&mut self) -> impl Future<Output = ()> + Send;
+}
+
 /// How an output stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct OutputResult {
@@ -114,28 +154,24 @@ impl Progress {
 /// After `exited`, a stream that another process still has open ends too: everything the command
 /// itself wrote is sent, then the stream ends after [`defaults::DRAIN_QUIET`] without output, or after
 /// [`defaults::DRAIN_TIMEOUT`].
-pub(super) async fn pump_output<S, W>(
+pub(super) async fn pump_output<S: Source, W: OutputSink>(
     source: &S,
-    socket: &mut W,
+    sink: &mut W,
     exited: &CancellationToken,
     client_left: &CancellationToken,
     progress: &Progress,
-) -> OutputResult
-where
-    S: Source,
-    W: Sink<Message, Error = WsError> + Unpin + Send,
-{
+) -> OutputResult {
     let mut bytes = 0;
     let mut drain = None;
     let end = loop {
-        match read_available(source) {
-            Ok(data) if data.is_empty() => break StreamEnd::Complete,
+        match read_available(source, W::HEAD_BYTES) {
+            Ok(data) if data.len() == W::HEAD_BYTES => break StreamEnd::Complete,
             Ok(data) => {
-                if Drain::is_over(&mut drain, exited, data.len()) {
+                let length = data.len() - W::HEAD_BYTES;
+                if Drain::is_over(&mut drain, exited, length) {
                     break StreamEnd::StillOpen;
                 }
-                let length = data.len();
-                if socket.send(Message::binary(data)).await.is_err() {
+                if sink.send(data).await.is_err() {
                     break StreamEnd::ClientLeft;
                 }
                 bytes += length as u64;
@@ -162,12 +198,9 @@ where
 }
 
 /// Reports the end of an output stream to the client, unless it has disconnected.
-pub(super) async fn end_output<W>(socket: &mut W, end: StreamEnd)
-where
-    W: Sink<Message, Error = WsError> + Unpin + Send,
-{
+pub(super) async fn end_output(sink: &mut impl OutputSink, end: StreamEnd) {
     if end != StreamEnd::ClientLeft {
-        let _ = socket.send(Message::text("")).await;
+        sink.end().await;
     }
 }
 
@@ -226,11 +259,14 @@ pub(super) fn discard(source: &impl Source) -> bool {
     }
 }
 
-/// Reads available data into a buffer of exactly its size.
-fn read_available(source: &impl Source) -> io::Result<Bytes> {
+/// Reads available data into a buffer of exactly its size, after `head_bytes` zeros.
+fn read_available(source: &impl Source, head_bytes: usize) -> io::Result<BytesMut> {
     SCRATCH.with_borrow_mut(|scratch| {
         let length = source.try_read(scratch)?;
-        Ok(Bytes::copy_from_slice(&scratch[..length]))
+        let mut data = BytesMut::with_capacity(head_bytes + length);
+        data.resize(head_bytes, 0);
+        data.extend_from_slice(&scratch[..length]);
+        Ok(data)
     })
 }
 
@@ -288,38 +324,32 @@ pub(crate) enum Loss {
     /// The client closed the websocket with an error code.
     #[error("{0} {1}")]
     Closed(CloseCode, Utf8Bytes),
+    /// The client cannot send the rest.
+    #[error("the client gave it up")]
+    Aborted,
+    /// The HTTP/2 stream of the command failed.
+    #[error("{0}")]
+    Stream(#[source] RequestError),
     /// Output cannot be sent on the same connection.
     #[error("its connection takes no output")]
     Unsendable,
 }
 
-/// Whether a close code is no error: 1000, 1001 or none (RFC 6455, section 7.4.1).
-fn is_orderly(code: CloseCode) -> bool {
-    matches!(
-        code,
-        CloseCode::Normal | CloseCode::Away | CloseCode::Status
-    )
-}
-
-/// Writes the client's messages to the command until a text message, the end of the socket, or
-/// `stop`. The caller closes the command's input.
-pub(super) async fn pump_input<T, R>(
-    socket: &mut R,
+/// Writes what the client sends to the command until the end of the input, or `stop`. The caller closes the
+/// command's input.
+pub(super) async fn pump_input<T: Target, R: InputSource>(
+    source: &mut R,
     target: &mut T,
     stop: &CancellationToken,
-) -> InputResult
-where
-    T: Target,
-    R: Stream<Item = Result<Message, WsError>> + Unpin + Send,
-{
+) -> InputResult {
     let mut bytes = 0;
     let end = loop {
-        let message = select! {
-            message = socket.next() => message,
+        let received = select! {
+            received = source.next() => received,
             () = stop.cancelled() => break InputEnd::Stopped,
         };
-        match message {
-            Some(Ok(Message::Binary(data))) => {
+        match received {
+            Received::Data(data) => {
                 let written = select! {
                     written = target.write_input(&data) => written,
                     () = stop.cancelled() => break InputEnd::Stopped,
@@ -329,71 +359,35 @@ where
                 }
                 bytes += data.len() as u64;
             }
-            Some(Ok(Message::Text(_))) => break InputEnd::Client,
-            Some(Ok(Message::Close(close))) => {
-                break match close {
-                    Some(CloseFrame { code, reason }) if !is_orderly(code) => {
-                        InputEnd::Lost(Loss::Closed(code, reason))
-                    }
-                    _ => InputEnd::Client,
-                };
-            }
-            Some(Err(error)) => break InputEnd::Lost(Loss::Broken(error)),
-            None => break InputEnd::Lost(Loss::Broken(WsError::ConnectionClosed)),
-            // Pings are answered by tungstenite.
-            Some(Ok(_)) => {}
+            Received::End => break InputEnd::Client,
+            Received::Lost(loss) => break InputEnd::Lost(loss),
         }
     };
     InputResult { bytes, end }
 }
 
-/// Resolves when the client has closed the socket. Discards its messages.
-pub(super) async fn closed<R>(socket: &mut R)
-where
-    R: Stream<Item = Result<Message, WsError>> + Unpin + Send,
-{
-    while let Some(Ok(message)) = socket.next().await {
-        if message.is_close() {
-            return;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{
-        convert::Infallible,
-        pin::Pin,
-        task::{Context, Poll},
-        time::Duration,
-    };
+    use std::{convert::Infallible, time::Duration};
 
     use tokio::time::sleep;
 
     use super::*;
 
-    /// A socket that records the messages sent on it.
+    /// Records what is sent, and the end as no bytes.
     #[derive(Default)]
-    struct Sent(Vec<Message>);
+    struct Sent(Vec<Bytes>);
 
-    impl Sink<Message> for Sent {
-        type Error = WsError;
+    impl OutputSink for Sent {
+        const HEAD_BYTES: usize = 2;
 
-        fn poll_ready(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), WsError>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn start_send(mut self: Pin<&mut Self>, message: Message) -> Result<(), WsError> {
-            self.0.push(message);
+        async fn send(&mut self, data: BytesMut) -> Result<(), Gone> {
+            self.0.push(data.freeze().slice(Self::HEAD_BYTES..));
             Ok(())
         }
 
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), WsError>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), WsError>> {
-            Poll::Ready(Ok(()))
+        async fn end(&mut self) {
+            self.0.push(Bytes::new());
         }
     }
 
@@ -402,7 +396,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn output_ends_with_an_empty_text() -> Result<(), Infallible> {
+    async fn output_is_sent_with_its_end() -> Result<(), Infallible> {
         let (mut writer, reader) = pipe::pipe().unwrap();
         writer.write_all(b"hello").await.unwrap();
         drop(writer);
@@ -417,7 +411,7 @@ mod tests {
             }
         );
         end_output(&mut sent, pumped.end).await;
-        assert_eq!(sent.0, [Message::binary(&b"hello"[..]), Message::text("")]);
+        assert_eq!(sent.0, [&b"hello"[..], b""]);
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! Runs one command: from the joined sockets to the exit status.
+//! Runs one command: from the client's streams to the exit status.
 //!
 //! ```text
 //! fork ─► exec ─► command runs ─► exits ─► output drains ─► Exited
@@ -53,9 +53,39 @@ use super::{
     control,
     process_tree::{END_SIGNALS, ProcessTree},
     pty::Pty,
-    pump::{self, InputEnd, InputLost, InputResult, Loss, OutputResult, Progress, StreamEnd},
+    pump::{
+        self, ClientWatch, InputEnd, InputLost, InputResult, InputSource, Loss, OutputResult,
+        OutputSink, Progress, StreamEnd,
+    },
+    stream::{ControlFrames, StreamEnds},
+    websocket::{MessageSink, MessageSource},
 };
 use crate::{defaults, http::ws::WebSocket, shutdown::Shutdown, system::reaper};
+
+/// The client's ends of a command's streams.
+#[derive(Debug)]
+pub(crate) enum ClientIo {
+    /// One websocket each.
+    Websockets(Box<Sockets>),
+    /// One HTTP/2 stream for all.
+    Stream(Box<StreamEnds>),
+}
+
+impl ClientIo {
+    /// The sockets, to be closed.
+    fn into_sockets(self) -> Vec<WebSocket> {
+        match self {
+            Self::Websockets(sockets) => {
+                let outputs = sockets.outputs.into_iter().flat_map(<[WebSocket; 2]>::from);
+                std::iter::once(sockets.stdin)
+                    .chain(sockets.control)
+                    .chain(outputs)
+                    .collect()
+            }
+            Self::Stream(_) => Vec::new(),
+        }
+    }
+}
 
 /// The sockets of a command.
 #[derive(Debug)]
@@ -178,7 +208,7 @@ impl CommandRunner {
         &self,
         name: &str,
         spec: Arc<ExecSpec>,
-        sockets: Sockets,
+        client: ClientIo,
         stops: StopTokens,
     ) -> (Ended, Vec<WebSocket>) {
         // A time limit beyond the clock's range is none.
@@ -194,18 +224,13 @@ impl CommandRunner {
         match forked {
             Ok(forked) => {
                 let background = self.background.clone();
-                Running::new(forked, sockets, background, spec.on_disconnect)
+                Running::new(forked, client, background, spec.on_disconnect)
                     .finish(spec.wait_for_eof, deadline, stops)
                     .await
             }
             Err(error) => {
-                let outputs = sockets.outputs.into_iter().flat_map(<[WebSocket; 2]>::from);
-                let all = std::iter::once(sockets.stdin)
-                    .chain(sockets.control)
-                    .chain(outputs)
-                    .collect();
                 let timed_out = deadline.is_some_and(|deadline| deadline <= Instant::now());
-                (Ended::Failed { error, timed_out }, all)
+                (Ended::Failed { error, timed_out }, client.into_sockets())
             }
         }
     }
@@ -305,7 +330,7 @@ struct Running {
     /// The pumps of the output.
     outputs: JoinSet<OutputEnd>,
     /// The pump of the input.
-    input: JoinSet<(InputResult, WebSocket)>,
+    input: JoinSet<(InputResult, Option<WebSocket>)>,
     input_lost_sender: Option<mpsc::Sender<InputLost>>,
     /// Set if a lost input ends the command. Closed once the command has ended.
     input_lost: Option<mpsc::Receiver<InputLost>>,
@@ -328,7 +353,7 @@ struct Running {
 impl Running {
     fn new(
         forked: Forked,
-        sockets: Sockets,
+        client: ClientIo,
         background: BackgroundOutputs,
         on_disconnect: OnDisconnect,
     ) -> Self {
@@ -342,7 +367,7 @@ impl Running {
             input_lost: (on_disconnect == OnDisconnect::End).then_some(input_lost),
             input_lost_sender: Some(input_lost_sender),
             control: JoinSet::new(),
-            has_control: Arc::new(AtomicBool::new(sockets.control.is_some())),
+            has_control: Arc::default(),
             background,
             on_disconnect,
             progress: Progress::default(),
@@ -350,33 +375,95 @@ impl Running {
             control_lost: CancellationToken::new(),
             stop: CancellationToken::new(),
         };
-        match (forked.streams, sockets.outputs) {
-            (Streams::Terminal(pty), _) => {
-                // The control task keeps the terminal open: closing it would send SIGHUP to a program that
-                // has closed its side and is about to exit.
-                let pty_for_control = Some(Arc::clone(&pty));
-                running.read_control(sockets.control, sockets.later, pty_for_control);
-                running.pump_terminal(pty, sockets.stdin);
-            }
-            (
-                Streams::Pipes {
-                    stdin,
-                    stdout,
-                    stderr,
-                },
-                outputs,
-            ) => {
-                running.read_control(sockets.control, sockets.later, None);
-                running.pump_stdin(stdin, sockets.stdin);
-                if let Some((stdout_socket, stderr_socket)) = outputs {
-                    running.pump_output(exec::STDOUT, stdout, stdout_socket);
-                    running.pump_output(exec::STDERR, stderr, stderr_socket);
-                }
-            }
+        match client {
+            ClientIo::Websockets(sockets) => running.start_websockets(forked.streams, *sockets),
+            ClientIo::Stream(ends) => running.start_stream(forked.streams, *ends),
         }
         running
     }
 
+    fn start_websockets(&mut self, streams: Streams, sockets: Sockets) {
+        let has_control = sockets.control.is_some();
+        self.has_control.store(has_control, Ordering::Release);
+        match streams {
+            Streams::Terminal(pty) => {
+                self.read_control(sockets.control, sockets.later, Some(Arc::clone(&pty)));
+                let (sink, source) = sockets.stdin.split();
+                let ends = (MessageSink(sink), MessageSource(source));
+                // One socket carries both directions. It ends when the output ends.
+                self.pump_terminal(exec::STDIN, pty, ends, |sink, source| {
+                    sink.0.reunite(source.0).ok()
+                });
+            }
+            Streams::Pipes {
+                stdin,
+                stdout,
+                stderr,
+            } => {
+                self.read_control(sockets.control, sockets.later, None);
+                self.pump_stdin(stdin, sockets.stdin, Some);
+                let outputs = sockets.outputs.into_iter().flat_map(<[WebSocket; 2]>::from);
+                let sources = [(exec::STDOUT, stdout), (exec::STDERR, stderr)];
+                for ((name, output), socket) in sources.into_iter().zip(outputs) {
+                    let (sink, source) = socket.split();
+                    let ends = (MessageSink(sink), MessageSource(source));
+                    self.pump_output(name, output, ends, |sink, source| {
+                        sink.0.reunite(source.0).ok()
+                    });
+                }
+            }
+        }
+    }
+
+    fn start_stream(&mut self, streams: Streams, ends: StreamEnds) {
+        self.has_control.store(true, Ordering::Release);
+        let StreamEnds {
+            control,
+            stdin: input,
+            stdout: output,
+            stderr: errors,
+        } = ends;
+        match streams {
+            Streams::Terminal(pty) => {
+                self.read_frames(control, Some(Arc::clone(&pty)));
+                self.pump_terminal(exec::STDOUT, pty, (output, input), |_, _| None);
+            }
+            Streams::Pipes {
+                stdin,
+                stdout,
+                stderr,
+            } => {
+                self.read_frames(control, None);
+                self.pump_stdin(stdin, input, |_| None);
+                for (name, source, sink) in [
+                    (exec::STDOUT, stdout, output),
+                    (exec::STDERR, stderr, errors),
+                ] {
+                    let watch = sink.watch();
+                    self.pump_output(name, source, (sink, watch), |_, _| None);
+                }
+            }
+        }
+    }
+
+    /// Reads the frames of a stream. Keeps the terminal open, as [`read_control`](Self::read_control) does.
+    fn read_frames(&mut self, mut frames: ControlFrames, pty: Option<Arc<Pty>>) {
+        let (pid, lost, stop) = (
+            self.child.pid(),
+            self.control_lost.clone(),
+            self.stop.clone(),
+        );
+        self.control.spawn(async move {
+            select! {
+                () = control::run_stream(&mut frames, pid, pty.as_ref()) => lost.cancel(),
+                () = stop.cancelled() => {}
+            }
+            None
+        });
+    }
+
+    /// Reads the control socket. Keeps the terminal open: closing it would send SIGHUP to a program that has
+    /// closed its side and is about to exit.
     fn read_control(
         &mut self,
         socket: Option<WebSocket>,
@@ -406,10 +493,16 @@ impl Running {
         });
     }
 
-    fn pump_stdin(&mut self, mut target: pipe::Sender, mut socket: WebSocket) {
+    /// `into_socket` makes the socket of the client's end.
+    fn pump_stdin<R: InputSource + 'static>(
+        &mut self,
+        mut target: pipe::Sender,
+        mut source: R,
+        into_socket: impl FnOnce(R) -> Option<WebSocket> + Send + 'static,
+    ) {
         let (stop, sender) = (self.stop.clone(), self.input_lost_sender.take());
         self.input.spawn(async move {
-            let input = pump::pump_input(&mut socket, &mut target, &stop).await;
+            let input = pump::pump_input(&mut source, &mut target, &stop).await;
             let input = match input.lost() {
                 Ok(input) => input,
                 Err(lost) => {
@@ -425,23 +518,29 @@ impl Running {
             };
             drop(target);
             if matches!(input.end, InputEnd::Command) {
-                // The client need not send more. A client that does not read may never receive this.
-                let _ = stop.run_until_cancelled(socket.close(None)).await;
+                // A client that does not read may never receive this.
+                let _ = stop.run_until_cancelled(source.refuse_more()).await;
             }
-            (input, socket)
+            (input, into_socket(source))
         });
     }
 
-    fn pump_output(&mut self, name: &'static str, source: pipe::Receiver, socket: WebSocket) {
+    /// `reunite` makes the socket of the client's ends.
+    fn pump_output<W: OutputSink + 'static, R: ClientWatch + 'static>(
+        &mut self,
+        name: &'static str,
+        source: pipe::Receiver,
+        (mut sink, mut watch): (W, R),
+        reunite: impl FnOnce(W, R) -> Option<WebSocket> + Send + 'static,
+    ) {
         let (exited, background) = (self.exited.clone(), self.background.clone());
         let (lost, has_control) = (self.control_lost.clone(), Arc::clone(&self.has_control));
         let keeps = self.on_disconnect == OnDisconnect::Keep;
         let progress = self.progress.clone();
         self.outputs.spawn(async move {
-            let (mut sink, mut stream) = socket.split();
             let client_left = CancellationToken::new();
-            let watch = async {
-                pump::closed(&mut stream).await;
+            let left = async {
+                watch.left().await;
                 client_left.cancel();
                 std::future::pending().await
             };
@@ -458,28 +557,33 @@ impl Running {
             };
             let pumped = select! {
                 pumped = pump => pumped,
-                never = watch => never,
+                never = left => never,
             };
             let left = pumped.end == StreamEnd::ClientLeft && name == exec::STDOUT;
             if left && !has_control.load(Ordering::Acquire) {
                 lost.cancel();
             }
-            (name, pumped, sink.reunite(stream).ok())
+            (name, pumped, reunite(sink, watch))
         });
     }
 
-    /// One socket carries both directions. It ends when the output ends.
-    fn pump_terminal(&mut self, pty: Arc<Pty>, socket: WebSocket) {
+    /// `name` is the stream whose bytes the output counts as.
+    fn pump_terminal<W: OutputSink + 'static, R: InputSource + 'static>(
+        &mut self,
+        name: &'static str,
+        pty: Arc<Pty>,
+        (mut sink, mut source): (W, R),
+        reunite: impl FnOnce(W, R) -> Option<WebSocket> + Send + 'static,
+    ) {
         let (exited, sender) = (self.exited.clone(), self.input_lost_sender.take());
         let background = self.background.clone();
         let keeps = self.on_disconnect == OnDisconnect::Keep;
         let progress = self.progress.clone();
         self.outputs.spawn(async move {
-            let (mut sink, mut stream) = socket.split();
             let client_left = CancellationToken::new();
             let mut target = Arc::clone(&pty);
             let input = async {
-                let mut input = pump::pump_input(&mut stream, &mut target, &client_left).await;
+                let mut input = pump::pump_input(&mut source, &mut target, &client_left).await;
                 if matches!(input.end, InputEnd::Stopped) {
                     input.end = InputEnd::Lost(Loss::Unsendable);
                 }
@@ -514,7 +618,7 @@ impl Running {
                 Either::Right(((), output)) => output.await,
             };
             drop(target);
-            (exec::STDIN, pumped, sink.reunite(stream).ok())
+            (name, pumped, reunite(sink, source))
         });
     }
 
@@ -599,7 +703,7 @@ impl Running {
             if matches!(input.end, InputEnd::Client) {
                 drained.bytes.insert(exec::STDIN, input.bytes);
             }
-            drained.sockets.push(socket);
+            drained.sockets.extend(socket);
         }
         let timed_out = why == Some(EndReason::Timeout);
         let ended = match status {

@@ -15,7 +15,10 @@ use rustls::{
     },
     sign::SingleCertAndKey,
 };
-use vsock_agent_transport::{read_secret, tls};
+use vsock_agent_transport::{
+    http::{ALPN_HTTP1, ALPN_HTTP2},
+    read_secret, tls,
+};
 
 /// The agent's certificate.
 pub(crate) const CERTIFICATE_FILE: &str = "agent.crt";
@@ -70,7 +73,9 @@ pub(crate) fn server_config(
     clients: Vec<CertificateDer<'static>>,
 ) -> Result<Arc<ServerConfig>, IdentityError> {
     let mismatch = |error| IdentityError::Mismatch(folder.to_owned(), error);
-    tls::server_config(own(folder)?, clients).map_err(mismatch)
+    let mut config = tls::server_config(own(folder)?, clients).map_err(mismatch)?;
+    Arc::make_mut(&mut config).alpn_protocols = vec![ALPN_HTTP2.to_vec(), ALPN_HTTP1.to_vec()];
+    Ok(config)
 }
 
 /// Builds the client configuration, for a host that presents one of `hosts`. The agent presents the

@@ -121,6 +121,23 @@ pub(crate) fn operation_created<T: Serialize>(path: String, metadata: T) -> Repl
     reply
 }
 
+/// 200: the frames of a command's operation, which is at `location`.
+pub(crate) fn stream<B>(location: &str, body: B) -> Reply
+where
+    B: HttpBody<Data = Bytes, Error = io::Error> + Send + 'static,
+{
+    let mut reply = Response::new(body.boxed_unsync());
+    let headers = reply.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
+    if let Ok(location) = HeaderValue::try_from(location) {
+        headers.insert(header::LOCATION, location);
+    }
+    reply
+}
+
 /// Text without an envelope.
 pub(crate) fn text(content_type: &'static str, text: String) -> Reply {
     let mut reply = Response::new(full(text));
@@ -195,18 +212,25 @@ pub(crate) async fn read_json_within<T: DeserializeOwned>(
         return Err(too_large(limit));
     }
     let text = read_body(body, limit, defaults::BODY_TIMEOUT).await?;
-    parse(&text).map_err(|error| {
-        ApiError::bad_request(format!("the body is not what it should be: {error}"))
-    })
+    parse_json(&text)
 }
 
 /// Parses a request. A field that is `null` counts as missing, as in Go's `encoding/json`.
-fn parse<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
-    let mut request: Value = serde_json::from_slice(text)?;
-    if let Value::Object(fields) = &mut request {
-        fields.retain(|_, value| !value.is_null());
-    }
-    T::deserialize(request)
+///
+/// # Errors
+///
+/// 400 when it cannot be parsed.
+pub(crate) fn parse_json<T: DeserializeOwned>(text: &[u8]) -> Result<T, ApiError> {
+    let parse = || {
+        let mut request: Value = serde_json::from_slice(text)?;
+        if let Value::Object(fields) = &mut request {
+            fields.retain(|_, value| !value.is_null());
+        }
+        T::deserialize(request)
+    };
+    parse().map_err(|error: serde_json::Error| {
+        ApiError::bad_request(format!("the body is not what it should be: {error}"))
+    })
 }
 
 /// Reads a body of at most `limit` bytes.

@@ -74,6 +74,9 @@ pub(crate) fn accept(request: &mut Request<Incoming>) -> Result<(Reply, Upgradin
     let key = check(request)?;
     let upgrading = Upgrading(hyper::upgrade::on(request));
     let mut reply = switching_protocols("websocket");
+    let Some(key) = key else {
+        return Ok((reply, upgrading));
+    };
     let accept = HeaderValue::try_from(derive_accept_key(&key))
         .map_err(|_| ApiError::bad_request("the websocket key cannot be answered"))?;
     reply
@@ -87,11 +90,13 @@ pub(crate) fn is_requested(headers: &HeaderMap) -> bool {
     has_token(headers, header::UPGRADE, "websocket")
 }
 
-fn check(request: &Request<Incoming>) -> Result<Vec<u8>, ApiError> {
+/// Returns the key. Over HTTP/2 there is none (RFC 8441, section 5).
+fn check(request: &Request<Incoming>) -> Result<Option<Vec<u8>>, ApiError> {
     let headers = request.headers();
-    if request.method() != Method::GET || request.version() != Version::HTTP_11 {
+    let is_http2 = request.version() == Version::HTTP_2;
+    if request.method() != Method::GET || !(is_http2 || request.version() == Version::HTTP_11) {
         return Err(ApiError::bad_request(
-            "a websocket starts with GET over HTTP/1.1",
+            "a websocket starts with GET over HTTP/1.1 or with extended CONNECT over HTTP/2",
         ));
     }
     if !is_requested(headers) || !has_token(headers, header::CONNECTION, "upgrade") {
@@ -108,9 +113,12 @@ fn check(request: &Request<Incoming>) -> Result<Vec<u8>, ApiError> {
     if is_foreign(headers) {
         return Err(ApiError::bad_request("the Origin is another host"));
     }
+    if is_http2 {
+        return Ok(None);
+    }
     // 16 bytes in base64 are 22 characters and two of padding (RFC 6455, section 4.1).
     match headers.get(header::SEC_WEBSOCKET_KEY) {
-        Some(key) if key.len() == 24 => Ok(key.as_bytes().to_vec()),
+        Some(key) if key.len() == 24 => Ok(Some(key.as_bytes().to_vec())),
         _ => Err(ApiError::bad_request("no usable Sec-WebSocket-Key")),
     }
 }

@@ -53,8 +53,10 @@ struct Entry {
 /// A connected websocket and its name.
 pub(crate) type Joined = (String, WebSocket);
 
+/// Called with the final state of an operation, once it can be requested.
+pub(crate) type OnEnd = Box<dyn FnOnce(&Operation) + Send>;
+
 /// The parameters of a new operation.
-#[derive(Debug)]
 pub(crate) struct New {
     /// LXD's class, such as `websocket`.
     pub(crate) class: &'static str,
@@ -64,6 +66,8 @@ pub(crate) struct New {
     pub(crate) metadata: serde_json::Value,
     /// The names and secrets of its websockets.
     pub(crate) sockets: Vec<(String, Secret)>,
+    /// Must not block.
+    pub(crate) on_end: Option<OnEnd>,
 }
 
 /// How an operation ended.
@@ -125,6 +129,7 @@ impl Registry {
             registry: self.clone(),
             entry,
             outcome: None,
+            on_end: new.on_end,
         };
         let work = work(Handle {
             id,
@@ -315,6 +320,7 @@ struct Ending {
     registry: Registry,
     entry: Arc<Entry>,
     outcome: Option<Outcome>,
+    on_end: Option<OnEnd>,
 }
 
 impl Ending {
@@ -342,6 +348,9 @@ impl Drop for Ending {
         let view = self.entry.view.borrow().clone();
         self.registry.table().end(&view);
         (self.registry.0.on_change)(&view);
+        if let Some(on_end) = self.on_end.take() {
+            on_end(&view);
+        }
     }
 }
 
@@ -367,6 +376,7 @@ mod tests {
             description: "test",
             metadata: serde_json::json!({ "command": [] }),
             sockets,
+            on_end: None,
         }
     }
 

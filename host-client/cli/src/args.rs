@@ -79,6 +79,9 @@ pub(crate) struct Global {
     /// while a command runs, 300 for a reply about a file]
     #[arg(long, global = true, value_name = "SECONDS", hide_short_help = true)]
     pub(crate) silence_timeout: Option<u32>,
+    /// Speak LXD's protocol over HTTP/1.1 also to an agent that speaks HTTP/2
+    #[arg(long, global = true, hide_short_help = true)]
+    pub(crate) http1: bool,
     /// Log to stderr; repeat for more detail
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,

@@ -104,7 +104,11 @@ impl Settings {
         let seconds = |count: u32| Duration::from_secs(count.max(1).into());
         let mut timeouts = Timeouts::default().with_connect(seconds(self.global.connect_timeout));
         timeouts.silence = self.global.silence_timeout.map(seconds);
-        let client = Client::with_timeouts(target.endpoint, security, timeouts);
+        let client = if self.global.http1 {
+            Client::over_http1(target.endpoint, security, timeouts)
+        } else {
+            Client::with_timeouts(target.endpoint, security, timeouts)
+        };
         self.clients().push(client.clone());
         Ok(client)
     }
@@ -303,6 +307,7 @@ mod tests {
             global: Global {
                 identity: None,
                 plain: false,
+                http1: false,
                 connect_timeout: 1,
                 silence_timeout: None,
                 verbose: 0,

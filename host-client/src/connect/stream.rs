@@ -3,7 +3,7 @@
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
 };
 
@@ -15,6 +15,10 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 use tokio_vsock::VsockStream;
+use vsock_agent_transport::http::ALPN_HTTP2;
+
+use super::Version;
+use crate::tls;
 
 use crate::counters::Tally;
 
@@ -84,21 +88,49 @@ impl AsyncWrite for Socket {
 pub struct AgentStream {
     /// Bytes that the agent sent right after the reply that upgraded the connection, to be read first.
     pub(crate) early: Bytes,
+    /// The alert by which the agent refused this identity. HTTP/2 keeps only the text of an error.
+    alert: Arc<OnceLock<String>>,
+    /// What the caller without TLS asked for, and TLS agreed on.
+    version: Version,
     socket: Either<Socket, Box<TlsStream<Socket>>>,
 }
 
 impl AgentStream {
-    pub(super) fn plain(socket: Socket) -> Self {
+    pub(super) fn plain(socket: Socket, version: Version) -> Self {
         Self {
             early: Bytes::new(),
+            alert: Arc::default(),
+            version,
             socket: Either::Left(socket),
         }
     }
 
     pub(super) fn tls(stream: TlsStream<Socket>) -> Self {
+        let version = match stream.get_ref().1.alpn_protocol() {
+            Some(ALPN_HTTP2) => Version::Http2,
+            _ => Version::Http1,
+        };
         Self {
             early: Bytes::new(),
+            alert: Arc::default(),
+            version,
             socket: Either::Right(Box::new(stream)),
+        }
+    }
+
+    /// Whether HTTP/2 is to be spoken on it.
+    pub(crate) fn is_http2(&self) -> bool {
+        self.version == Version::Http2
+    }
+
+    /// The alert by which the agent refuses this identity, once it is received.
+    pub(crate) fn alert(&self) -> Arc<OnceLock<String>> {
+        Arc::clone(&self.alert)
+    }
+
+    fn note_alert(&self, error: &io::Error) {
+        if tls::is_identity_alert(error) {
+            let _ = self.alert.set(error.to_string());
         }
     }
 
@@ -110,7 +142,10 @@ impl AgentStream {
         };
         let mut scratch = [0; 1];
         match Pin::new(stream).poll_read(cx, &mut ReadBuf::new(&mut scratch)) {
-            Poll::Ready(Err(reason)) if reason.kind() == io::ErrorKind::InvalidData => reason,
+            Poll::Ready(Err(reason)) if reason.kind() == io::ErrorKind::InvalidData => {
+                self.note_alert(&reason);
+                reason
+            }
             _ => error,
         }
     }
@@ -119,7 +154,10 @@ impl AgentStream {
 #[cfg(test)]
 impl From<UnixStream> for AgentStream {
     fn from(socket: UnixStream) -> Self {
-        Self::plain(Socket::new(Either::Right(socket), &Arc::default()))
+        Self::plain(
+            Socket::new(Either::Right(socket), &Arc::default()),
+            Version::Http1,
+        )
     }
 }
 
@@ -130,7 +168,8 @@ impl AsyncRead for AgentStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.early.is_empty() {
-            return Pin::new(&mut self.socket).poll_read(cx, buffer);
+            let read = ready!(Pin::new(&mut self.socket).poll_read(cx, buffer));
+            return Poll::Ready(read.inspect_err(|error| self.note_alert(error)));
         }
         let count = self.early.len().min(buffer.remaining());
         buffer.put_slice(&self.early.split_to(count));

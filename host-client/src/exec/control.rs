@@ -1,6 +1,6 @@
 //! The control socket: sends window sizes, signals and pings, and receives pongs.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use futures_util::{Sink, SinkExt, Stream, StreamExt};
 use tokio::{
@@ -10,7 +10,7 @@ use tokio::{
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_util::sync::CancellationToken;
 
-use super::TerminalSize;
+use super::{TerminalSize, stream::Outgoing};
 use crate::{
     endpoint::Endpoint,
     error::ClientError,
@@ -20,9 +20,6 @@ use crate::{
 
 /// Length of the queue of messages to be sent. A caller waits while it is full.
 const QUEUE_DEPTH: usize = 16;
-
-/// Default time after which an agent that sends nothing is considered lost.
-pub(super) const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// Pings in that time.
 const PINGS: u32 = 3;
@@ -38,9 +35,17 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// When the future of a method is dropped, the message may or may not be sent.
 #[derive(Debug, Clone)]
 pub struct ExecControl {
-    queue: mpsc::Sender<Command>,
+    to: To,
     /// For errors.
     endpoint: Option<Endpoint>,
+}
+
+#[derive(Debug, Clone)]
+enum To {
+    /// To the task of a control socket.
+    Task(mpsc::Sender<Command>),
+    /// To the frames of one stream.
+    Stream(Arc<Outgoing>),
 }
 
 #[derive(Debug)]
@@ -72,8 +77,7 @@ impl ExecControl {
             width: size.columns,
             height: size.lines,
         };
-        self.submit("resizing the terminal", |done| Command::Send(message, done))
-            .await
+        self.send("resizing the terminal", message).await
     }
 
     /// Sends a signal to the command, by its number. Returns when it was written to the connection;
@@ -94,8 +98,7 @@ impl ExecControl {
             return Err(ClientError::invalid_argument("send a signal", reason));
         }
         let message = ControlMessage::Signal(signal);
-        self.submit("sending a signal", |done| Command::Send(message, done))
-            .await
+        self.send("sending a signal", message).await
     }
 
     /// Waits for a pong of the agent, which confirms that it received everything sent before.
@@ -108,30 +111,54 @@ impl ExecControl {
     ///
     /// [`ClientError::ConnectionLost`] when the command has ended or the agent is gone.
     pub async fn ping(&self) -> Result<(), ClientError> {
-        self.submit("sending a ping", Command::Ping).await
+        let is_answered = match &self.to {
+            To::Task(queue) => submit(queue, Command::Ping).await,
+            To::Stream(stream) => stream.ping().await,
+        };
+        self.sent("sending a ping", is_answered)
     }
 
-    async fn submit(
-        &self,
-        during: &'static str,
-        make: impl FnOnce(oneshot::Sender<()>) -> Command,
-    ) -> Result<(), ClientError> {
-        let lost = || ClientError::ConnectionLost {
+    async fn send(&self, during: &'static str, message: ControlMessage) -> Result<(), ClientError> {
+        let is_sent = match &self.to {
+            To::Task(queue) => submit(queue, |done| Command::Send(message, done)).await,
+            To::Stream(stream) => stream.control(message).await,
+        };
+        self.sent(during, is_sent)
+    }
+
+    fn sent(&self, during: &'static str, is_sent: bool) -> Result<(), ClientError> {
+        if is_sent {
+            return Ok(());
+        }
+        Err(ClientError::ConnectionLost {
             endpoint: self.endpoint.clone(),
             during,
             source: None,
-        };
-        let (done, outcome) = oneshot::channel();
-        self.queue.send(make(done)).await.map_err(|_| lost())?;
-        outcome.await.map_err(|_| lost())
+        })
     }
+
+    pub(super) const fn of_stream(stream: Arc<Outgoing>) -> Self {
+        Self {
+            to: To::Stream(stream),
+            endpoint: None,
+        }
+    }
+}
+
+/// Has the task of a control socket do something. False if it has ended.
+async fn submit(
+    queue: &mpsc::Sender<Command>,
+    make: impl FnOnce(oneshot::Sender<()>) -> Command,
+) -> bool {
+    let (done, outcome) = oneshot::channel();
+    queue.send(make(done)).await.is_ok() && outcome.await.is_ok()
 }
 
 /// A handle and the receiver of its commands.
 pub(super) fn queue() -> (ExecControl, Commands) {
     let (queue, commands) = mpsc::channel(QUEUE_DEPTH);
     let control = ExecControl {
-        queue,
+        to: To::Task(queue),
         endpoint: None,
     };
     (control, Commands(commands))
@@ -240,6 +267,7 @@ mod tests {
     use tokio_tungstenite::{WebSocketStream, tungstenite::protocol::Role};
 
     use super::*;
+    use crate::http::http2::SILENCE_TIMEOUT;
 
     async fn sockets() -> (WebSocketStream<DuplexStream>, WebSocketStream<DuplexStream>) {
         let (near, far) = tokio::io::duplex(64 * 1024);

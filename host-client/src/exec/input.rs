@@ -23,6 +23,7 @@ use tokio_tungstenite::tungstenite::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::stream::StreamStdin;
 use crate::ws;
 
 /// Most bytes of input buffered for a command that does not read it, and in one message: one vsock
@@ -41,9 +42,17 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// cannot provide the rest of the input [aborts](Self::abort) it. Writing fails with
 /// [`io::ErrorKind::BrokenPipe`] when the command has closed its input.
 #[derive(Debug)]
-pub struct ExecStdin {
-    pipe: DuplexStream,
-    aborted: CancellationToken,
+pub struct ExecStdin(To);
+
+#[derive(Debug)]
+enum To {
+    /// To the task that feeds a websocket.
+    Pipe {
+        pipe: DuplexStream,
+        aborted: CancellationToken,
+    },
+    /// To the frames of one stream.
+    Stream(StreamStdin),
 }
 
 impl ExecStdin {
@@ -54,7 +63,14 @@ impl ExecStdin {
     /// LXD's agent does not support this and treats it as the end of the input: with it, drop the
     /// session instead.
     pub fn abort(self) {
-        self.aborted.cancel();
+        match self.0 {
+            To::Pipe { aborted, .. } => aborted.cancel(),
+            To::Stream(mut stream) => stream.abort(),
+        }
+    }
+
+    pub(super) const fn of_stream(stream: StreamStdin) -> Self {
+        Self(To::Stream(stream))
     }
 }
 
@@ -79,6 +95,17 @@ impl Sent {
         self.bytes.load(Ordering::Acquire)
     }
 
+    /// Counts bytes that are sent.
+    pub(super) fn add(&self, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.bytes.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// The end was sent.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
     /// The same, if the end of the input was sent too.
     pub(super) fn all(&self) -> Option<u64> {
         self.ended.load(Ordering::Acquire).then(|| self.bytes())
@@ -91,15 +118,27 @@ impl AsyncWrite for ExecStdin {
         cx: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.pipe).poll_write(cx, buffer)
+        match &mut self.0 {
+            To::Pipe { pipe, .. } => Pin::new(pipe).poll_write(cx, buffer),
+            To::Stream(stream) => stream.poll_write(cx, buffer),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.pipe).poll_flush(cx)
+        match &mut self.0 {
+            To::Pipe { pipe, .. } => Pin::new(pipe).poll_flush(cx),
+            To::Stream(_) => Poll::Ready(Ok(())),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.pipe).poll_shutdown(cx)
+        match &mut self.0 {
+            To::Pipe { pipe, .. } => Pin::new(pipe).poll_shutdown(cx),
+            To::Stream(stream) => {
+                stream.end();
+                Poll::Ready(Ok(()))
+            }
+        }
     }
 }
 
@@ -112,7 +151,7 @@ pub(super) fn pipe() -> (ExecStdin, Input, Arc<Sent>) {
         aborted: aborted.clone(),
         sent: Arc::clone(&sent),
     };
-    (ExecStdin { pipe, aborted }, input, sent)
+    (ExecStdin(To::Pipe { pipe, aborted }), input, sent)
 }
 
 /// Sends `input` and its end, until `finished`.
@@ -142,15 +181,12 @@ pub(super) async fn feed<S>(
             match read {
                 Ok(0) | Err(_) => break,
                 Ok(length) => {
-                    line_is_open = !buffer.ends_with(b"\n")
-                        && !buffer.ends_with(b"\r")
-                        && !buffer.ends_with(&[TERMINAL_END]);
+                    line_is_open = leaves_line_open(&buffer);
                     let message = Message::Binary(buffer.split().freeze());
                     if socket.send(message).await.is_err() {
                         return;
                     }
-                    let length = u64::try_from(length).unwrap_or(u64::MAX);
-                    input.sent.bytes.fetch_add(length, Ordering::AcqRel);
+                    input.sent.add(length);
                 }
             }
         }
@@ -160,7 +196,7 @@ pub(super) async fn feed<S>(
             ws::end_of_stream()
         };
         if socket.send(end).await.is_ok() {
-            input.sent.ended.store(true, Ordering::Release);
+            input.sent.end();
         }
         // The socket stays open: closing it early could overtake the end of the input in a proxy, and
         // would end a terminal.
@@ -177,9 +213,17 @@ pub(super) async fn feed<S>(
     }
 }
 
+/// Whether the input of a terminal that ends with `data` is within a line.
+pub(super) fn leaves_line_open(data: &[u8]) -> bool {
+    !data.ends_with(b"\n") && !data.ends_with(b"\r") && !data.ends_with(&[TERMINAL_END])
+}
+
+/// Largest number of bytes that end the input of a terminal.
+pub(super) const MAX_END_BYTES: u32 = 2;
+
 /// The bytes that end the input of a terminal. In a partial line, the first Ctrl-D only passes on that
 /// line (`VEOF` in termios(3)).
-fn end_of_input(line_is_open: bool) -> Vec<u8> {
+pub(super) fn end_of_input(line_is_open: bool) -> Vec<u8> {
     vec![TERMINAL_END; if line_is_open { 2 } else { 1 }]
 }
 

@@ -3,6 +3,7 @@
 
 use std::{
     collections::VecDeque,
+    future::poll_fn,
     io,
     pin::Pin,
     sync::{Arc, OnceLock},
@@ -20,8 +21,9 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_util::sync::CancellationToken;
+use vsock_agent_transport::{Piece, PieceReceiver};
 
-use super::reported_end::ReportedEnd;
+use super::{reported_end::ReportedEnd, stream::Credit};
 
 /// Length of the queue to the reader, in messages. The backlog before it is limited in bytes.
 const QUEUE_DEPTH: usize = 2;
@@ -45,11 +47,65 @@ const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_secs(30);
 /// effect on the command.
 #[derive(Debug)]
 pub struct ExecReader {
-    queue: mpsc::Receiver<Bytes>,
+    queue: Queue,
     current: Bytes,
     stream_end: Arc<OnceLock<StreamEnd>>,
-    /// The task that fills the queue, shared with the session.
-    _task: Arc<JoinSet<()>>,
+}
+
+/// Where a reader gets its bytes.
+#[derive(Debug)]
+enum Queue {
+    /// From a task that receives from a websocket.
+    Task {
+        queue: mpsc::Receiver<Bytes>,
+        /// The task, shared with the session.
+        _task: Arc<JoinSet<()>>,
+    },
+    /// From the frames of one stream, bounded by the window that the credit keeps open.
+    Frames {
+        queue: PieceReceiver<()>,
+        credit: Credit,
+    },
+}
+
+impl Queue {
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        match self {
+            Self::Task { queue, .. } => queue.poll_recv(cx),
+            Self::Frames { queue, credit } => Poll::Ready(match ready!(queue.poll_next(cx)) {
+                Some(Piece::Data(bytes)) => {
+                    credit.take(bytes.len());
+                    Some(bytes)
+                }
+                Some(Piece::End(())) | None => None,
+            }),
+        }
+    }
+}
+
+impl Drop for Queue {
+    /// Grants what is not read, so that the rest of the output can be discarded.
+    fn drop(&mut self) {
+        if let Self::Frames { queue, credit } = self {
+            credit.take(queue.close());
+            credit.grant();
+        }
+    }
+}
+
+impl ExecReader {
+    /// The reader of an output whose frames are put into `queue`.
+    pub(super) const fn of_stream(
+        queue: PieceReceiver<()>,
+        stream_end: Arc<OnceLock<StreamEnd>>,
+        credit: Credit,
+    ) -> Self {
+        Self {
+            queue: Queue::Frames { queue, credit },
+            current: Bytes::new(),
+            stream_end,
+        }
+    }
 }
 
 impl ExecReader {
@@ -58,7 +114,7 @@ impl ExecReader {
         if !self.current.is_empty() {
             return Ok(Some(std::mem::take(&mut self.current)));
         }
-        match self.queue.recv().await {
+        match poll_fn(|cx| self.queue.poll_recv(cx)).await {
             Some(bytes) => Ok(Some(bytes)),
             None => self.end().map(|()| None),
         }
@@ -173,10 +229,12 @@ where
     let task = Arc::new(task);
     OutputStream {
         reader: ExecReader {
-            queue,
+            queue: Queue::Task {
+                queue,
+                _task: Arc::clone(&task),
+            },
             current: Bytes::new(),
             stream_end,
-            _task: Arc::clone(&task),
         },
         end,
         task,

@@ -1,4 +1,5 @@
-//! A running command: joins its sockets, and combines their ends with the operation's result.
+//! A running command: starts it on one stream or joins its sockets, and combines the ends of its streams
+//! with the operation's result.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -24,11 +25,12 @@ use super::{
     input::Sent,
     output,
     output::{CommandState, OutputStream, StreamEnd},
+    stream::{self, SessionEnd},
 };
 use crate::{
     agent::Agent,
     error::{ClientError, bounded},
-    http::{Call, metadata},
+    http::{Call, http2::SILENCE_TIMEOUT, metadata},
     operation::{self, Watch},
     protocol::{
         event,
@@ -68,17 +70,20 @@ pub struct ExecSession {
     terminal: bool,
     agent: Arc<Agent>,
     span: Span,
-    /// The tasks of the control socket, the input and the operation. Dropping them ends the command.
+    /// Ends a command on one stream.
+    _stream: Option<SessionEnd>,
+    /// The tasks that read and write. Dropping those of websockets ends the command.
     tasks: JoinSet<()>,
 }
 
 /// The end of an output stream.
 #[derive(Debug)]
-struct Output {
-    socket: &'static str,
-    name: &'static str,
-    end: oneshot::Receiver<StreamEnd>,
-    _task: Arc<JoinSet<()>>,
+pub(super) struct Output {
+    pub(super) socket: &'static str,
+    pub(super) name: &'static str,
+    pub(super) end: oneshot::Receiver<StreamEnd>,
+    /// The task of its websocket.
+    pub(super) _task: Option<Arc<JoinSet<()>>>,
 }
 
 /// Starts a command and joins its sockets.
@@ -87,6 +92,11 @@ struct Output {
 /// command, whose agent would otherwise wait for its sockets.
 pub(super) async fn start(exec: Exec) -> Result<ExecSession, ClientError> {
     let agent = Arc::clone(&exec.agent);
+    if let Some(connection) = agent.http2().await?
+        && let Some(session) = stream::start(&agent, &exec, connection).await?
+    {
+        return Ok(session);
+    }
     let info = agent.known_info().await?;
     let request = exec.request(&info)?;
     // Before the command exists, or its end could be missed.
@@ -105,10 +115,10 @@ pub(super) async fn start(exec: Exec) -> Result<ExecSession, ClientError> {
 }
 
 /// The action in errors while it runs.
-const DURING: &str = "the command was running";
+pub(super) const DURING: &str = "the command was running";
 
 /// The action in errors while starting.
-const STARTING: &str = "starting the command";
+pub(super) const STARTING: &str = "starting the command";
 
 /// Creates the command and joins its sockets, as long as the caller waits for the session.
 async fn create_and_join(
@@ -230,11 +240,11 @@ fn start_tasks(
             socket,
             name,
             end: output_stream.end,
-            _task: output_stream.task,
+            _task: Some(output_stream.task),
         });
     };
     if let Some(socket) = control {
-        let silence = agent.timeouts.silence_or(control::SILENCE_TIMEOUT);
+        let silence = agent.timeouts.silence_or(SILENCE_TIMEOUT);
         tasks.spawn(control::run_control(
             socket,
             commands,
@@ -283,28 +293,60 @@ fn start_tasks(
         // Fails if the session is gone.
         let _ = sender.send(operation);
     });
-    let mut readers = readers.into_iter();
-    ExecSession {
-        id,
+    let parts = Parts {
         control: handle,
-        stdin: Some(stdin),
-        stdout: readers.next(),
-        stderr: readers.next(),
-        ends: Ends::new(ends),
+        stdin,
+        readers,
+        ends,
         result,
-        operation: None,
-        deadline: None,
-        outcome: None,
         state,
         sent,
         terminal,
-        agent: owner,
-        span: Span::none(),
+        stream: None,
         tasks,
-    }
+    };
+    ExecSession::new(owner, id, parts)
+}
+
+/// What a session is made of, however the command was started.
+pub(super) struct Parts {
+    pub(super) control: ExecControl,
+    pub(super) stdin: ExecStdin,
+    /// Standard output, and standard error unless there is a terminal.
+    pub(super) readers: Vec<ExecReader>,
+    pub(super) ends: Vec<Output>,
+    pub(super) result: oneshot::Receiver<Result<Operation, ClientError>>,
+    pub(super) state: CommandState,
+    pub(super) sent: Arc<Sent>,
+    pub(super) terminal: bool,
+    pub(super) stream: Option<SessionEnd>,
+    pub(super) tasks: JoinSet<()>,
 }
 
 impl ExecSession {
+    pub(super) fn new(agent: Arc<Agent>, id: OperationId, parts: Parts) -> Self {
+        let mut readers = parts.readers.into_iter();
+        Self {
+            id,
+            control: parts.control,
+            stdin: Some(parts.stdin),
+            stdout: readers.next(),
+            stderr: readers.next(),
+            ends: Ends::new(parts.ends),
+            result: parts.result,
+            operation: None,
+            deadline: None,
+            outcome: None,
+            state: parts.state,
+            sent: parts.sent,
+            terminal: parts.terminal,
+            agent,
+            span: Span::none(),
+            _stream: parts.stream,
+            tasks: parts.tasks,
+        }
+    }
+
     /// The operation of this command.
     #[must_use]
     pub const fn operation(&self) -> OperationId {
@@ -736,7 +778,7 @@ mod tests {
             socket: STDOUT,
             name: "standard output",
             end: stdout,
-            _task: Arc::default(),
+            _task: None,
         };
         let session = ExecSession {
             id: OperationId::from_random_bytes([1; 16]),
@@ -754,6 +796,7 @@ mod tests {
             terminal: false,
             agent: crate::Client::new(endpoint, crate::Security::Plain).agent,
             span: Span::none(),
+            _stream: None,
             tasks: JoinSet::new(),
         };
         (session, sender)
@@ -783,7 +826,7 @@ mod tests {
             socket: STDERR,
             name: "standard error",
             end: stderr,
-            _task: Arc::default(),
+            _task: None,
         });
         let ran = operation(200, json!({"return": 7, "bytes": {"1": 3, "2": 0}}));
         sender.send(Ok(ran)).unwrap();

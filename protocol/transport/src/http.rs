@@ -1,5 +1,7 @@
 //! One HTTP/1.1 connection to a server, and the task that drives it.
 
+mod queue;
+
 use std::pin::pin;
 
 use bytes::Bytes;
@@ -16,10 +18,21 @@ use tokio::{
     task::JoinSet,
 };
 
+pub use self::queue::{BodyQueue, QueuedBody, Window};
+
 /// Largest head of a request or a reply, in bytes.
 pub const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// Most headers of a request or a reply.
 pub const MAX_HEADERS: usize = 64;
+
+/// The name of HTTP/2 in ALPN (RFC 9113, section 3.2).
+pub const ALPN_HTTP2: &[u8] = b"h2";
+
+/// The name of HTTP/1.1 in ALPN (RFC 7301, section 6).
+pub const ALPN_HTTP1: &[u8] = b"http/1.1";
+
+/// The first bytes of an HTTP/2 connection, as far as they tell it from HTTP/1.1 (RFC 9113, section 3.4).
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 
 /// An HTTP connection. `Drop` closes it, unless it was upgraded.
 #[derive(Debug)]

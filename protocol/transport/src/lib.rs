@@ -5,8 +5,9 @@
 //! | --- | --- |
 //! | [`tls`] | mutual TLS 1.3 with pinned certificates |
 //! | [`vsock`] | AF_VSOCK sockets with their buffer sizes and privileged ports |
-//! | [`http`] | one HTTP/1.1 connection as a client |
+//! | [`http`] | one HTTP/1.1 connection as a client, and bodies that are made elsewhere |
 //! | [`Listener`], [`Stream`] | sockets of any family |
+//! | [`pieces`] | a queue of bytes whose peer is bounded by a window |
 //! | [`Admission`] | a limit for connections that are not authenticated yet |
 //! | [`listen`], [`connect`], [`open_directory`], [`read_secret`] | Unix sockets, directories and key files |
 //!
@@ -26,6 +27,7 @@ mod directory;
 pub mod http;
 mod listener;
 mod owned;
+mod pieces;
 mod secret;
 mod socket;
 mod stream;
@@ -38,6 +40,7 @@ pub use self::{
     directory::{Missing, open_directory},
     listener::{Listener, Peer, accept},
     owned::is_our_own,
+    pieces::{Piece, PieceReceiver, PieceSender, pieces},
     secret::read_secret,
     socket::{MODE, SocketFile, connect, listen, listen_blocking},
     stream::{Closer, Stream, Watch},

@@ -50,6 +50,32 @@ impl Stream {
         self.0.peer_cred().map(|peer| peer.uid())
     }
 
+    /// Whether the first bytes of the peer are `text`. Waits until there are enough to tell, and leaves them
+    /// to be read. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// The errno of `recv(2)`.
+    pub async fn starts_with(&self, text: &[u8]) -> io::Result<bool> {
+        let mut begin = vec![0; text.len()];
+        loop {
+            let is_closed = self.0.ready(Interest::READABLE).await?.is_read_closed();
+            let looked = self.0.try_io(Interest::READABLE, || {
+                let count = recv(self.0.as_raw_fd(), &mut begin, MsgFlags::MSG_PEEK)?;
+                let is_alike = begin[..count] == text[..count];
+                if is_closed || !is_alike || count == 0 || count == text.len() {
+                    return Ok(is_alike && count == text.len());
+                }
+                // Waits for more.
+                Err(io::ErrorKind::WouldBlock.into())
+            });
+            match looked {
+                Err(error) if is_temporary(&error) => {}
+                looked => return looked,
+            }
+        }
+    }
+
     /// A handle that waits for the peer to close. It keeps the socket open.
     pub fn watch(&self) -> Watch {
         Watch(Arc::clone(&self.0))

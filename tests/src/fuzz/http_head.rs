@@ -1,6 +1,7 @@
 //! Everything a client may say instead of HTTP.
 
 use vsock_agent_protocol::path;
+use vsock_agent_transport::http::PREFACE;
 
 use super::{
     Target,
@@ -21,7 +22,8 @@ impl Target for HttpHead {
     }
 
     fn run(&self, data: &[u8]) {
-        if reaches_the_machine(data) {
+        // HTTP/2 is another protocol.
+        if data.starts_with(PREFACE) || reaches_the_machine(data) {
             return;
         }
         let answer = exchange(&mut self.0.connect(), data);
