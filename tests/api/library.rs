@@ -367,7 +367,7 @@ async fn only_what_was_certainly_not_started_cannot_have_run() {
     let _leads = leads_some(&path, agent.socket(), 2);
     let timeouts = Timeouts::default().with_connect(Duration::from_millis(300));
     let endpoint = format!("unix:{}", path.display()).parse().unwrap();
-    let client = Client::with_timeouts(endpoint, Security::Plain, timeouts);
+    let client = Client::over_http1(endpoint, Security::Plain, timeouts);
     client.server_info().await.unwrap();
     let error = soon(client.exec("true", [""; 0]).start())
         .await
