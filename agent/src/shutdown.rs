@@ -9,6 +9,8 @@ use futures_util::FutureExt as _;
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use crate::system::memory;
+
 /// A cancellation token and a task tracker. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shutdown {
@@ -20,7 +22,7 @@ impl Shutdown {
     /// Starts a task that the shutdown waits for.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         // Boxed, so that the runtime's code is compiled for one type of future.
-        self.tasks.spawn(work.boxed());
+        self.tasks.spawn(work.map(|()| memory::used()).boxed());
     }
 
     /// A token that is cancelled at the shutdown, or on its own.

@@ -280,6 +280,25 @@ async fn cgroups_created_by_a_command_are_removed() {
 }
 
 #[tokio::test]
+async fn cgroup_is_removed_when_its_last_process_exits() {
+    let (_agent, client) = start();
+    let script = "mount=$(awk '/ - cgroup2 /{print $5; exit}' /proc/self/mountinfo)
+        sleep 1000 > /dev/null 2>&1 < /dev/null &
+        echo $! $mount$(sed -n s/^0:://p /proc/self/cgroup)";
+    let mut exec = client.exec(&["sh", "-ec", script], json!({})).await;
+    let output = String::from_utf8(exec.read_all("1").await).unwrap();
+    let (pid, group) = output.trim().split_once(' ').unwrap();
+    let group = std::path::Path::new(group);
+    assert!(output.contains("/vsock-agent/"), "{output}");
+    assert_eq!(exec.wait().await["metadata"]["return"], json!(0));
+    let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
+    assert!(group.exists());
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).unwrap();
+    let gone = async || !group.exists();
+    assert!(eventually(Duration::from_secs(20), gone).await);
+}
+
+#[tokio::test]
 async fn time_limit_ends_the_command() {
     let (_agent, client) = start();
     let start = Instant::now();

@@ -13,11 +13,11 @@
 
 use std::{
     ffi::OsStr,
-    fs::{self, DirEntry, OpenOptions},
+    fs::{self, DirEntry, File, OpenOptions},
     io::{self, Write as _},
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
-        unix::fs::OpenOptionsExt as _,
+        unix::fs::{FileExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
     sync::{
@@ -28,7 +28,13 @@ use std::{
 };
 
 use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    select,
+    sync::Notify,
+    task::JoinSet,
+    time::sleep,
+};
 
 use crate::system::{blocking::run_blocking, mount_table};
 
@@ -40,8 +46,15 @@ const FSOPEN_CLOEXEC: libc::c_int = 1;
 const FSMOUNT_CLOEXEC: libc::c_int = 1;
 const FSCONFIG_CMD_CREATE: libc::c_int = 6;
 
-/// Time between two attempts to remove groups that still have processes.
+/// Time until the next attempt to remove a group that has processes, if the agent has no descriptor to wait for
+/// their end.
 const CLEAN_UP_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The line of `cgroup.events` of a group that has processes, or below which one has.
+const POPULATED: &str = "populated 1";
+
+/// Larger than `cgroup.events`, which has two lines of 11 and 8 bytes.
+const EVENTS_BYTES: usize = 128;
 
 /// The groups of this agent. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -52,7 +65,7 @@ struct Inner {
     folder: PathBuf,
     /// The agent's own mount, if `folder` is in one.
     _mount: Option<OwnedFd>,
-    /// Groups whose command has exited and that still have processes.
+    /// Groups whose command has ended.
     left: Mutex<Vec<PathBuf>>,
     /// Notified when a group is added to `left`.
     more: Notify,
@@ -104,32 +117,41 @@ impl Cgroups {
     /// Removes groups as they become empty. Never returns.
     pub(super) async fn clean_up(&self) {
         let Some(inner) = &self.0 else { return };
+        let mut populated = JoinSet::new();
         loop {
-            inner.more.notified().await;
-            loop {
-                let left = Arc::clone(inner);
-                // On a thread: a command may have created many groups below its own.
-                let others = run_blocking(move || left.remove_left()).await;
-                if !others.unwrap_or(false) {
-                    break;
-                }
-                sleep(CLEAN_UP_INTERVAL).await;
+            select! {
+                () = inner.more.notified() => {}
+                Some(Ok(emptied)) = populated.join_next() => inner.left().push(emptied),
+            }
+            if inner.remove_simple() {
+                continue;
+            }
+            let left = Arc::clone(inner);
+            // On a thread: a command may have created many groups below its own. Without a thread they are removed
+            // with the next one.
+            let others = run_blocking(move || left.remove_left()).await;
+            for path in others.unwrap_or_default() {
+                populated.spawn(until_empty(path));
             }
         }
     }
 }
 
 impl Inner {
-    /// Removes the groups that have become empty. True if others have processes.
-    fn remove_left(&self) -> bool {
-        let left = std::mem::take(&mut *self.left());
-        let others: Vec<_> = left
-            .into_iter()
-            .filter(|path| is_populated(path) || !remove_empty(path) && is_populated(path))
-            .collect();
+    /// Removes the groups without processes and without groups below them, as almost all are. True if there are no
+    /// others.
+    fn remove_simple(&self) -> bool {
         let mut left = self.left();
-        left.extend(others);
-        !left.is_empty()
+        left.retain(|path| fs::remove_dir(path).is_err());
+        left.is_empty()
+    }
+
+    /// Removes the groups that have no processes. Returns the others.
+    fn remove_left(&self) -> Vec<PathBuf> {
+        let left = std::mem::take(&mut *self.left());
+        let is_other =
+            |path: &PathBuf| is_populated(path) || !remove_empty(path) && is_populated(path);
+        left.into_iter().filter(is_other).collect()
     }
 
     fn left(&self) -> MutexGuard<'_, Vec<PathBuf>> {
@@ -139,13 +161,12 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.remove_left();
         // Fails while a group below it has processes; the next agent removes it then.
-        let _ = fs::remove_dir(&self.folder);
+        remove_empty(&self.folder);
     }
 }
 
-/// The group of one command. Removed on drop, or later if it still has processes.
+/// The group of one command. Removed after it is dropped, by [`Cgroups::clean_up`].
 #[derive(Debug)]
 pub(super) struct Cgroup {
     path: PathBuf,
@@ -205,10 +226,9 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        if fs::remove_dir(&self.path).is_err() {
-            self.owner.left().push(self.path.clone());
-            self.owner.more.notify_one();
-        }
+        // Not here: the result of a command does not wait for it.
+        self.owner.left().push(self.path.clone());
+        self.owner.more.notify_one();
     }
 }
 
@@ -222,7 +242,41 @@ fn is_within(text: &str, name: &str) -> bool {
 /// Whether a group or one below it has processes.
 fn is_populated(group: &Path) -> bool {
     let events = fs::read_to_string(group.join("cgroup.events")).unwrap_or_default();
-    events.lines().any(|line| line == "populated 1")
+    events.lines().any(|line| line == POPULATED)
+}
+
+/// The same by its `cgroup.events`. False after an error: the group is gone.
+fn has_processes(events: &AsyncFd<File>) -> bool {
+    let mut text = [0; EVENTS_BYTES];
+    let read = events.get_ref().read_at(&mut text, 0).unwrap_or_default();
+    text[..read]
+        .split(|byte| *byte == b'\n')
+        .any(|line| line == POPULATED.as_bytes())
+}
+
+/// Returns a group when neither it nor a group below it has processes.
+async fn until_empty(group: PathBuf) -> PathBuf {
+    match watch_events(&group) {
+        Ok(events) => {
+            // The first read comes before the wait: the kernel notifies of changes after a read.
+            while has_processes(&events) {
+                match events.ready(Interest::PRIORITY).await {
+                    Ok(mut ready) => ready.clear_ready(),
+                    Err(_) => break,
+                }
+            }
+        }
+        Err(_) => sleep(CLEAN_UP_INTERVAL).await,
+    }
+    group
+}
+
+/// Its `cgroup.events`, which has an exceptional condition after each change (`cgroups(7)`).
+fn watch_events(group: &Path) -> io::Result<AsyncFd<File>> {
+    let events = File::open(group.join("cgroup.events"))?;
+    // SAFETY: a `File` keeps one descriptor open for as long as it lives.
+    let watched = unsafe { AsyncFd::register_with_interest(events, Interest::PRIORITY) };
+    Ok(watched?)
 }
 
 /// A group and all groups below it, parents first.
@@ -325,7 +379,7 @@ mod tests {
             left: Mutex::new(vec![gone.clone(), stays.clone()]),
             more: Notify::new(),
         };
-        assert!(!inner.remove_left());
+        assert!(inner.remove_left().is_empty());
         assert!(!gone.exists() && stays.exists());
         fs::remove_dir_all(&folder).unwrap();
     }

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep};
 
 /// The ports of LXD since 5.20, of earlier LXD, and of Incus.
 pub(crate) const KNOWN: [&str; 3] = [
@@ -23,6 +23,10 @@ pub(crate) const KNOWN: [&str; 3] = [
 
 /// Interval of the repeated status, as in LXD's agent. A restarted host detects the agent after it.
 const REPEAT: Duration = Duration::from_secs(5);
+
+/// Time after the start in which a port may appear: udev makes its link during the boot, which takes a minute under
+/// software emulation.
+const APPEARANCE: Duration = Duration::from_secs(60);
 
 /// The status of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,27 +59,29 @@ impl StatusPorts {
         Self(paths)
     }
 
-    /// Writes a status to every port that exists. Does not block.
-    pub(crate) fn write(&self, status: Status) {
+    /// Writes a status to every port that exists. Does not block. True if there is a port.
+    pub(crate) fn write(&self, status: Status) -> bool {
+        let mut has_port = false;
         for path in &self.0 {
             match write_line(path, status.line()) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Ok(()) => tracing::trace!(?path, ?status, "status written"),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => tracing::debug!(?path, ?status, %error, "cannot write the status"),
             }
+            has_port = true;
         }
+        has_port
     }
 
-    /// Repeats [`Status::Started`]. Never returns.
+    /// Repeats [`Status::Started`] while there is a port, and until [`APPEARANCE`]. Never returns.
     pub(crate) async fn repeat(&self) {
-        let mut tick = interval(REPEAT);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The first tick completes immediately.
-        tick.tick().await;
-        loop {
-            tick.tick().await;
-            self.write(Status::Started);
+        let start = Instant::now();
+        let mut may_repeat = true;
+        while may_repeat {
+            sleep(REPEAT).await;
+            may_repeat = self.write(Status::Started) || start.elapsed() < APPEARANCE;
         }
+        std::future::pending().await
     }
 }
 
@@ -114,6 +120,25 @@ mod tests {
             assert_eq!(fs::read_to_string(path).unwrap(), "STARTED\nSTARTED\n");
         }
         assert!(!paths[1].exists());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_is_missing_long_after_the_start_is_not_looked_for() {
+        let folder = folder("missing");
+        let path = folder.join("port");
+        let ports = StatusPorts::new(vec![path.clone()]);
+        let mut repeat = std::pin::pin!(ports.repeat());
+        let mut wait = async |time| tokio::time::timeout(time, &mut repeat).await.unwrap_err();
+        wait(APPEARANCE / 2).await;
+        fs::write(&path, "").unwrap();
+        wait(APPEARANCE).await;
+        assert_ne!(fs::read_to_string(&path).unwrap(), "");
+        fs::remove_file(&path).unwrap();
+        wait(2 * REPEAT).await;
+        fs::write(&path, "").unwrap();
+        wait(2 * REPEAT).await;
+        assert_eq!(fs::read_to_string(&path).unwrap(), "");
         fs::remove_dir_all(&folder).unwrap();
     }
 

@@ -12,6 +12,8 @@ use std::{
 
 use tokio::{runtime::Handle, sync::oneshot};
 
+use crate::system::memory;
+
 /// Maximum number of threads. Further jobs are queued.
 const MAX_THREADS: usize = 64;
 
@@ -79,6 +81,7 @@ impl Pool {
         while let Some(job) = self.next() {
             // The panic hook logs a panic, and the receiver gets an error.
             let _ = catch_unwind(AssertUnwindSafe(job));
+            memory::used();
         }
     }
 

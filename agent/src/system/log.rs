@@ -14,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
 use tracing::{
     Event, Level, Metadata, Subscriber,
     callsite::Identifier,
@@ -41,6 +44,8 @@ struct Shared {
     /// Index in [`LEVELS`].
     level: AtomicUsize,
     callsites: Mutex<HashMap<Identifier, Callsite>>,
+    /// Notified at the first suppressed line of a callsite since the last report.
+    has_suppressed: Notify,
 }
 
 #[derive(Debug)]
@@ -68,6 +73,7 @@ where
     let limit = LogLimit(Arc::new(Shared {
         level: AtomicUsize::new(index(level)),
         callsites: Mutex::default(),
+        has_suppressed: Notify::new(),
     }));
     let lines = tracing_subscriber::fmt()
         .with_max_level(LevelFilter::TRACE)
@@ -98,9 +104,10 @@ impl LogLimit {
         tracing::callsite::rebuild_interest_cache();
     }
 
-    /// Logs the number of suppressed lines every [`INTERVAL`]. Never returns.
+    /// Logs the number of suppressed lines, every [`INTERVAL`] while there are any. Never returns.
     pub(crate) async fn report(&self) {
         loop {
+            self.0.has_suppressed.notified().await;
             sleep(INTERVAL).await;
             self.report_once();
         }
@@ -150,6 +157,9 @@ impl LogLimit {
             return true;
         }
         callsite.suppressed += 1;
+        if callsite.suppressed == 1 {
+            self.0.has_suppressed.notify_one();
+        }
         if callsite.text.is_empty() {
             event.record(&mut Message(&mut callsite.text));
         }
@@ -240,6 +250,29 @@ mod tests {
         assert_eq!(lines.take().len(), 1);
         limit.report_once();
         assert!(lines.take().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn suppressed_lines_are_reported_once() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let (subscriber, limit) = subscriber(Level::INFO, move || writer.clone());
+        let _default = tracing::subscriber::set_default(subscriber);
+        let mut report = std::pin::pin!(limit.report());
+        let refuse = || (0..20).for_each(|number| tracing::warn!(number, "refused"));
+        for _ in 0..2 {
+            tokio::time::timeout(3 * INTERVAL, &mut report)
+                .await
+                .unwrap_err();
+            lines.take();
+            refuse();
+            tokio::time::timeout(3 * INTERVAL, &mut report)
+                .await
+                .unwrap_err();
+            let logged = lines.take();
+            assert_eq!(logged.len(), 11, "{logged:?}");
+            assert!(logged[10].contains("more=10"), "{logged:?}");
+        }
     }
 
     #[test]

@@ -4,22 +4,32 @@
 
 use std::{fs, time::Duration};
 
-use tokio::time::sleep;
+use tokio::{sync::Notify, time::sleep};
 
 use crate::system::blocking::run_blocking;
 
-/// Interval of the checks.
+/// Minimum time between two checks, and the time from a use of memory to the next.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Growth of the resident memory that triggers a trim, in pages of 4 KiB: 8 MiB.
 const GROWTH: u64 = 2048;
 
-/// Trims the heap at each check while the resident memory is [`GROWTH`] above its minimum. Never returns.
+/// Notified when memory was used and freed.
+static USED: Notify = Notify::const_new();
+
+/// Leads to a check: a task or a blocking work, which may have used much memory, has ended.
+pub(crate) fn used() {
+    USED.notify_one();
+}
+
+/// Checks the resident memory after it was [`used`], and trims the heap if it is [`GROWTH`] above its minimum.
+/// Never returns.
 ///
 /// Freed memory is resident until it is trimmed, so the amount of it is unknown before.
 pub(crate) async fn trim() {
     let mut minimum = resident().unwrap_or(u64::MAX);
     loop {
+        USED.notified().await;
         sleep(INTERVAL).await;
         let Some(before) = resident() else { continue };
         minimum = minimum.min(before);
