@@ -393,13 +393,18 @@ impl Client {
             .await
     }
 
+    /// A command to run: `program`, whose arguments are [added](Exec::arg).
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Exec {
+        Exec::new(Arc::clone(&self.agent), program.as_ref())
+    }
+
     /// A command to run: `program` with `arguments`.
     pub fn exec<A: AsRef<OsStr>>(
         &self,
         program: impl AsRef<OsStr>,
         arguments: impl IntoIterator<Item = A>,
     ) -> Exec {
-        Exec::new(Arc::clone(&self.agent), program.as_ref()).args(arguments)
+        self.command(program).args(arguments)
     }
 
     /// Starts a file session.

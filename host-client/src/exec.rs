@@ -27,7 +27,7 @@ mod stream;
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
-    io,
+    fmt, io,
     os::unix::ffi::OsStrExt,
     sync::Arc,
     time::Duration,
@@ -50,7 +50,7 @@ use crate::{
     error::ClientError,
     protocol::{
         exec::EXIT_SIGNAL_BASE,
-        printable::{LOG_CHARS, excerpt},
+        printable::{LOG_CHARS, escape, excerpt},
     },
 };
 
@@ -160,6 +160,23 @@ impl ExitStatus {
     #[must_use]
     pub const fn success(&self) -> bool {
         self.code == 0 && self.failure.is_none() && !self.timed_out
+    }
+}
+
+impl fmt::Display for ExitStatus {
+    /// As `exit status 3` or `signal 9`, with the agent's error escaped.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.signal {
+            Some(signal) => write!(f, "signal {signal}")?,
+            None => write!(f, "exit status {}", self.code)?,
+        }
+        if self.timed_out {
+            f.write_str(" after its time limit")?;
+        }
+        match &self.failure {
+            Some(failure) => write!(f, ": {}", escape(failure.as_bytes())),
+            None => Ok(()),
+        }
     }
 }
 
@@ -485,6 +502,12 @@ mod tests {
         assert!(!ExitStatus::exited(1).success());
         let killed = ExitStatus::signaled(9);
         assert_eq!((killed.code, killed.signal), (137, Some(9)));
+        let mut failed = ExitStatus::exited(127);
+        failed.failure = Some("not\x1b found".to_owned());
+        assert_eq!(failed.to_string(), "exit status 127: not\\x1b found");
+        let mut late = killed.clone();
+        late.timed_out = true;
+        assert_eq!(late.to_string(), "signal 9 after its time limit");
         let output = Output::new(killed, "out", b"err");
         assert_eq!(
             (&output.stdout[..], &output.stderr[..]),

@@ -15,7 +15,7 @@
 //!     if output.status.success() {
 //!         Ok(())
 //!     } else {
-//!         Err(format!("uname ended with {}", output.status.code).into())
+//!         Err(format!("uname ended with {}", output.status).into())
 //!     }
 //! }
 //! ```

@@ -503,7 +503,8 @@ async fn command_gets_its_input_arguments_and_variables_from_the_builder() {
 
     let path = Path::new("a b");
     let output = client
-        .exec("sh", ["-c", "echo \"$#:$1:$2:$3:$A:$B\""])
+        .command("sh")
+        .args(["-c", "echo \"$#:$1:$2:$3:$A:$B\""])
         .arg("sh")
         .args([path, Path::new("c")])
         .arg(String::from("d"))
@@ -877,5 +878,56 @@ fn example_does_the_same_in_a_guest_and_on_this_computer() {
         assert_eq!(guest, here, "{script}");
         assert_eq!(guest.status.code(), Some(code), "{guest:?}");
         assert_eq!(guest.stdout, stdout.as_bytes());
+    }
+}
+
+#[tokio::test]
+async fn dropped_session_ends_its_command_also_after_waiting_was_given_up() {
+    let (_agent, client) = start();
+    let mut session = client.command("sleep").arg("600").start().await.unwrap();
+    let waited = timeout(Duration::from_millis(50), session.wait()).await;
+    waited.unwrap_err();
+    let id = session.operation();
+    let running = client.operation(id).await.unwrap();
+    assert!(!running.is_final(), "{running:?}");
+    drop(session);
+    let ended = client.wait_operation(id, Some(SOON)).await.unwrap();
+    assert!(ended.is_final(), "{ended:?}");
+}
+
+#[tokio::test]
+async fn what_a_stock_agent_cannot_do_is_refused_before_it_is_asked() {
+    let folder = TestFolder::new("library");
+    let path = folder.path().join("stock.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        let body = r#"{"type":"sync","metadata":{"environment":{"server":"lxd-agent"}}}"#;
+        let length = body.len();
+        let reply = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}");
+        // One connection: a request that should not be made would find nobody.
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream
+            .read_buf(&mut Vec::with_capacity(1024))
+            .await
+            .unwrap();
+        stream.write_all(reply.as_bytes()).await.unwrap();
+        std::future::pending::<()>().await;
+        drop(stream);
+    });
+    let endpoint: Endpoint = format!("unix:{}", path.display()).parse().unwrap();
+    let client = Client::new(endpoint.clone(), Security::Plain);
+    let errors = [
+        soon(client.port_forward(80)).await.map(drop).unwrap_err(),
+        soon(client.metrics_text()).await.map(drop).unwrap_err(),
+        soon(client.command("true").user("www").start())
+            .await
+            .map(drop)
+            .unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
+        assert_eq!(error.endpoint(), Some(&endpoint));
+        assert!(!error.may_have_run());
     }
 }
