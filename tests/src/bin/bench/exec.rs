@@ -18,15 +18,24 @@ mod turns;
 use std::{fs, path::PathBuf};
 
 use anyhow::Context;
-use harness::vm::{Lab, paths};
+use harness::vm::{Accelerator, Lab, paths};
 use serde_json::{Map, Value, json};
 
 use self::table::{Measure, Place};
 use crate::{Options, report::Verdict};
 
 /// What there is to say about figures from this computer.
-const HERE: &str =
-    "Without a virtual machine, over Unix sockets. Medians, and ratios to the first.";
+const HERE: &str = "Without a virtual machine, over Unix sockets.";
+
+/// The same of those from a virtual machine.
+const fn in_machine(accelerator: Accelerator) -> &'static str {
+    match accelerator {
+        Accelerator::Kvm => "In a virtual machine with KVM.",
+        Accelerator::Tcg => {
+            "All times are from an emulated virtual machine (TCG): only their ratios mean anything."
+        }
+    }
+}
 
 /// Measures what needs no virtual machine.
 pub(crate) async fn without_vm(options: &Options) -> anyhow::Result<Vec<Verdict>> {
@@ -38,10 +47,8 @@ pub(crate) async fn without_vm(options: &Options) -> anyhow::Result<Vec<Verdict>
 /// Measures what needs one.
 pub(crate) async fn in_vm(options: &Options) -> anyhow::Result<Vec<Verdict>> {
     let measures = machine::measure(options).await?;
-    let machine = Lab::prepare().await?.machine.describe();
-    let about =
-        format!("In a virtual machine by {machine}. Only the ratios to the first mean anything.");
-    report(&measures, "vm", &about, options)?;
+    let about = in_machine(Lab::prepare().await?.machine.accelerator);
+    report(&measures, "vm", about, options)?;
     limits::check(&measures, Place::Machine)
 }
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{
     names::is_ours,
-    table::{Measure, Place},
+    table::{Measure, Place, Unit},
 };
 use crate::contest::Times;
 
@@ -33,6 +33,14 @@ pub(super) fn draw(measures: &[Measure], about: &str) -> String {
     let mut body = String::new();
     let mut top = TITLE / 2;
     text(&mut body, 0, top, "", about);
+    top += LINE;
+    text(
+        &mut body,
+        0,
+        top,
+        "",
+        "Medians, and their ratios to the first of each kind; shorter is better.",
+    );
     for measure in measures {
         top += TITLE;
         text(&mut body, 0, top, "title", measure.name);
@@ -67,10 +75,10 @@ fn bar(body: &mut String, top: usize, number: usize, measure: &Measure, times: &
         body,
         "<rect class=\"{class}\" x=\"{BARS}\" y=\"{y}\" width=\"{width:.1}\" height=\"{height}\"/>"
     );
-    let after = format!("{:.2} ×", measure.ratio(times));
-    let figure = match measure.place {
-        Place::Machine => after,
-        Place::Here => format!("{after}   {}", measure.unit.text(times.median)),
+    let ratio = measure.ratio(times);
+    let figure = match (measure.place, measure.unit) {
+        (Place::Machine, Unit::Seconds) => format!("{ratio:.2} ×"),
+        _ => format!("{ratio:.2} × ({})", measure.unit.text(times.median)),
     };
     let _ = writeln!(
         body,
