@@ -931,3 +931,23 @@ async fn what_a_stock_agent_cannot_do_is_refused_before_it_is_asked() {
         assert!(!error.may_have_run());
     }
 }
+
+#[test]
+fn agent_stops_at_once_although_an_idle_client_stands_still() {
+    for (mut agent, client) in [start(), start_with_tls()] {
+        let runtime = runtime();
+        runtime.block_on(soon(async {
+            client.server_info().await.unwrap();
+            client.command("true").output().await.unwrap();
+        }));
+        let start = Instant::now();
+        agent.stop();
+        // Sessions that do not end are given 5 s.
+        assert!(
+            start.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            start.elapsed()
+        );
+        drop(runtime);
+    }
+}

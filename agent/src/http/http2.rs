@@ -12,8 +12,8 @@ use hyper::{
     body::Incoming, ext::Protocol, rt::Executor, server::conn::http2, service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::select;
-use tokio_util::sync::CancellationToken;
+use tokio::{select, time::sleep};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vsock_agent_transport::http::MAX_HEAD_BYTES;
 
 use super::connection::Transport;
@@ -41,6 +41,10 @@ const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// without closing it, as a machine that was restored from a snapshot, ends then.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
 const PING_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Time for a client to answer that the connection is going to close, when it has no streams any more. Until
+/// then it may open some (RFC 9113, section 6.8).
+const GOODBYE_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Serves requests until the client closes the connection or `stop` is cancelled; replies in progress are
 /// finished then. A request that changes something is handled to its end even if its client resets the
@@ -75,7 +79,8 @@ pub(crate) async fn serve(
             Ok::<_, io::Error>(reply)
         }
     });
-    let connection = http2::Builder::new(Spawn(shutdown.clone()))
+    let streams = TaskTracker::new();
+    let connection = http2::Builder::new(Spawn(shutdown.clone(), streams.clone()))
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
         .max_concurrent_streams(MAX_STREAMS)
@@ -93,7 +98,11 @@ pub(crate) async fn serve(
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            streams.close();
+            select! {
+                ended = connection => ended,
+                () = async { streams.wait().await; sleep(GOODBYE_TIMEOUT).await } => Ok(()),
+            }
         }
     };
     ended.map_err(io::Error::other)
@@ -127,15 +136,16 @@ fn as_upgrade(request: &mut Request<Incoming>) -> bool {
     true
 }
 
-/// Runs the tasks of hyper.
+/// Runs the tasks of hyper, which are the streams, and tracks them.
 #[derive(Debug, Clone)]
-struct Spawn(Shutdown);
+struct Spawn(Shutdown, TaskTracker);
 
 impl<F> Executor<F> for Spawn
 where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, work: F) {
+        let work = self.1.track_future(work);
         self.0.spawn(async move {
             let _ = work.await;
         });
