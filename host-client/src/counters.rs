@@ -12,7 +12,8 @@ pub struct Counters {
     pub connections: u64,
     /// Those that are open now.
     pub connections_open: u64,
-    /// Calls of methods that need the agent. Requests of file sessions are not counted.
+    /// Calls of methods that need the agent. Requests of file sessions are not counted, and neither are calls
+    /// whose future was dropped.
     pub calls: u64,
     /// Those that failed.
     pub failed_calls: u64,

@@ -124,6 +124,18 @@ impl From<PathBuf> for RemotePath {
     }
 }
 
+impl From<&PathBuf> for RemotePath {
+    fn from(path: &PathBuf) -> Self {
+        Self::from(path.as_path())
+    }
+}
+
+impl From<&String> for RemotePath {
+    fn from(text: &String) -> Self {
+        Self::from(text.as_str())
+    }
+}
+
 impl From<&Self> for RemotePath {
     fn from(path: &Self) -> Self {
         path.clone()
