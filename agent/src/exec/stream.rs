@@ -32,10 +32,15 @@ use vsock_agent_transport::{
 };
 
 use super::pump::{ClientWatch, Gone, InputSource, Loss, OutputSink, Received};
+use crate::defaults;
 
 /// Bytes of a command's output that wait for the connection. Twice the capacity of a pipe, so that one read
 /// is made while the other is sent. There may be a thousand commands.
 const MAX_QUEUED_BYTES: usize = 128 * 1024;
+
+/// Bytes above [`MAX_QUEUED_BYTES`] at which a ping is an error. The outputs stop at that limit, and exceed it
+/// by one read of each; hundreds of pongs are in the rest.
+const MAX_EXCESS_BYTES: usize = 4 * defaults::MAX_OUTPUT_BYTES;
 
 /// Why the frames of a client end.
 #[derive(Debug, thiserror::Error)]
@@ -161,23 +166,22 @@ impl ControlFrames {
                     self.outgoing.queue.closed().await;
                     return None;
                 }
-                Err(error) => {
-                    tracing::debug!(%error, "the frames of a client ended");
-                    self.end_input(Some(Loss::Stream(error)));
-                    return None;
-                }
+                Err(error) => return self.lose(error),
             };
             match self.take(frame) {
                 Ok(None) => {}
                 Ok(message) => return message,
-                Err(what) => {
-                    tracing::debug!(what, "the client broke the protocol");
-                    let error = RequestError::Protocol(what.to_owned());
-                    self.end_input(Some(Loss::Stream(error)));
-                    return None;
-                }
+                Err(what) => return self.lose(RequestError::Protocol(what.to_owned())),
             }
         }
+    }
+
+    /// Ends both directions: the client gets no more either, as nobody reads its credit.
+    fn lose<T>(&mut self, error: RequestError) -> Option<T> {
+        tracing::debug!(%error, "the frames of a client ended");
+        self.end_input(Some(Loss::Stream(error)));
+        self.outgoing.queue.abandon();
+        None
     }
 
     /// Handles a frame. Returns it if it is a control message.
@@ -377,13 +381,10 @@ impl Outgoing {
 
     /// Pongs are not part of any window, so a client that does not read them is cut off.
     fn pong(&self, payload: Bytes) -> Result<(), &'static str> {
-        if self.queue.frames() > MAX_QUEUED_FRAMES {
+        if self.queue.bytes() > MAX_QUEUED_BYTES + MAX_EXCESS_BYTES {
             return Err("pings whose answers are not read");
         }
         self.push(&Frame::Pong(payload));
         Ok(())
     }
 }
-
-/// Frames in the queue at which a ping is an error. Outputs alone have one frame or two each.
-const MAX_QUEUED_FRAMES: usize = 1024;

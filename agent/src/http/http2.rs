@@ -4,7 +4,11 @@
 //! request is a stream. Extended CONNECT (RFC 8441) is what an upgrade is in HTTP/1.1, and reaches the
 //! handlers as one: a GET with the header `Upgrade`, answered with 101.
 
-use std::{future::Future, io, time::Duration};
+use std::{
+    future::{Future, pending},
+    io,
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, Request, StatusCode, header};
@@ -12,12 +16,15 @@ use hyper::{
     body::Incoming, ext::Protocol, rt::Executor, server::conn::http2, service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{select, time::sleep};
+use tokio::{
+    select,
+    time::{sleep, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vsock_agent_transport::http::MAX_HEAD_BYTES;
 
 use super::connection::Transport;
-use crate::{http::reply::Reply, shutdown::Shutdown};
+use crate::{defaults, http::reply::Reply, shutdown::Shutdown};
 
 /// Maximum number of streams of a connection. A client may run a thousand commands at once, and has events,
 /// files and ports beside them.
@@ -47,8 +54,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(60);
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Serves requests until the client closes the connection or `stop` is cancelled; replies in progress are
-/// finished then. A request that changes something is handled to its end even if its client resets the
-/// stream.
+/// finished then. A connection whose first request does not arrive in [`defaults::HEAD_TIMEOUT`] is closed. A
+/// request that changes something is handled to its end even if its client resets the stream.
 ///
 /// # Errors
 ///
@@ -59,7 +66,9 @@ pub(crate) async fn serve(
     stop: CancellationToken,
     answer: &(dyn Fn(Request<Incoming>) -> BoxFuture<'static, Reply> + Sync),
 ) -> io::Result<()> {
+    let has_begun = CancellationToken::new();
     let service = service_fn(|mut request: Request<Incoming>| {
+        has_begun.cancel();
         let is_upgrade = as_upgrade(&mut request);
         let is_safe = request.method().is_safe();
         let reply = answer(request);
@@ -93,9 +102,19 @@ pub(crate) async fn serve(
         .enable_connect_protocol()
         .auto_date_header(false)
         .serve_connection(TokioIo::new(stream), service);
+    // Before the handshake hyper sends no pings.
+    let is_silent = async {
+        if timeout(defaults::HEAD_TIMEOUT, has_begun.cancelled())
+            .await
+            .is_ok()
+        {
+            pending::<()>().await;
+        }
+    };
     let mut connection = std::pin::pin!(connection);
     let ended = select! {
         ended = connection.as_mut() => ended,
+        () = is_silent => return Ok(()),
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             streams.close();

@@ -9,9 +9,10 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 
-/// Pieces below this size are collected, in bytes: a peer may send one byte at a time, and each piece of its
-/// own would take many times its size.
-const SMALL_BYTES: usize = 4096;
+/// Pieces below this size are copied and collected, in bytes: a peer may send one byte at a time, and each
+/// piece of its own would take many times its size. It may also be part of a buffer of up to 256 KiB, the
+/// largest frame of HTTP/2 here, which it keeps.
+const SMALL_BYTES: usize = 16 * 1024;
 
 /// What a receiver gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +31,8 @@ pub struct PieceSender<E>(Arc<Shared<E>>);
 #[derive(Debug)]
 pub struct PieceReceiver<E>(Arc<Shared<E>>);
 
-/// An empty queue, whose memory is at most twice the bytes in it.
+/// An empty queue. Its memory is at most twice the bytes in it, or for pieces that are parts of larger
+/// buffers, 16 times.
 #[must_use]
 pub fn pieces<E>() -> (PieceSender<E>, PieceReceiver<E>) {
     let shared = Arc::new(Shared(Mutex::new(State {

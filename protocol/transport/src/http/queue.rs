@@ -9,9 +9,16 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio_util::sync::CancellationToken;
+
+/// Memory of a queued frame beside its bytes: its place in the queue, and the overhead of two allocations.
+const FRAME_BYTES: usize = 64;
+
+/// Largest piece of a body that is made of several frames, in bytes. A receiver ends a connection with very many
+/// pieces that it has not read: h2 counts each as 256 bytes at least, of a limit of half the connection's window.
+const MAX_JOINED_BYTES: usize = 8 * 1024;
 
 /// The frames of a [`QueuedBody`], in their order. Clones share them.
 ///
@@ -24,17 +31,47 @@ struct Shared {
     state: Mutex<State>,
     /// Bytes at which the queue counts as full.
     limit: usize,
-    /// Cancelled when the body is dropped.
+    /// Cancelled when the body is dropped or abandoned.
     closed: CancellationToken,
 }
 
 #[derive(Debug, Default)]
 struct State {
     frames: VecDeque<Bytes>,
+    /// Of the frames, with [`FRAME_BYTES`] for each.
     bytes: usize,
     end: Option<End>,
     reader: Option<Waker>,
     waiting: Vec<Waker>,
+}
+
+impl State {
+    /// The next frame, joined with the next ones while they are small together.
+    fn pop(&mut self) -> Option<Bytes> {
+        let first = self.pop_one()?;
+        if !self.is_small_with(first.len()) {
+            return Some(first);
+        }
+        let mut joined = BytesMut::from(&first[..]);
+        while self.is_small_with(joined.len())
+            && let Some(next) = self.pop_one()
+        {
+            joined.extend_from_slice(&next);
+        }
+        Some(joined.freeze())
+    }
+
+    fn pop_one(&mut self) -> Option<Bytes> {
+        let frame = self.frames.pop_front()?;
+        self.bytes -= frame.len() + FRAME_BYTES;
+        Some(frame)
+    }
+
+    /// Whether there is another frame that is small together with `length` bytes.
+    fn is_small_with(&self, length: usize) -> bool {
+        let next = self.frames.front().map(Bytes::len);
+        next.is_some_and(|next| length + next <= MAX_JOINED_BYTES)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +81,7 @@ enum End {
 }
 
 impl BodyQueue {
-    /// An empty queue that is full at `limit` bytes, and the body that sends it.
+    /// An empty queue that is full at `limit` bytes of memory, and the body that sends it.
     #[must_use]
     pub fn new(limit: usize) -> (Self, QueuedBody) {
         let queue = Self(Arc::new(Shared {
@@ -68,7 +105,7 @@ impl BodyQueue {
             if state.end.is_some() || self.is_closed() {
                 return false;
             }
-            state.bytes += frame.len();
+            state.bytes += frame.len() + FRAME_BYTES;
             state.frames.push_back(frame);
             state.reader.take()
         };
@@ -81,44 +118,62 @@ impl BodyQueue {
         self.end(End::Finished);
     }
 
-    /// Ends the body with an error, unless it is finished. HTTP/2 resets the stream then.
+    /// Ends the body with an error and closes the queue, unless it is finished. HTTP/2 resets the stream then.
     pub fn abandon(&self) {
-        self.end(End::Abandoned);
+        if self.end(End::Abandoned) == End::Abandoned {
+            self.close();
+        }
     }
 
-    fn end(&self, end: End) {
-        let reader = {
+    /// Sets the end if there is none. Returns the end.
+    fn end(&self, end: End) -> End {
+        let (end, reader) = {
             let mut state = self.state();
-            state.end.get_or_insert(end);
-            state.reader.take()
+            (*state.end.get_or_insert(end), state.reader.take())
         };
         wake(reader);
+        end
     }
 
-    /// Number of frames that wait.
+    /// Discards what is queued, and ends all waiting.
+    fn close(&self) {
+        self.0.closed.cancel();
+        let (frames, waiting) = {
+            let mut state = self.state();
+            state.bytes = 0;
+            (
+                std::mem::take(&mut state.frames),
+                std::mem::take(&mut state.waiting),
+            )
+        };
+        drop(frames);
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    /// Memory of the frames that wait, in bytes, as the limit counts it.
     #[must_use]
-    pub fn frames(&self) -> usize {
-        self.state().frames.len()
+    pub fn bytes(&self) -> usize {
+        self.state().bytes
     }
 
-    /// Whether the body was dropped: everything was sent, or the peer is lost.
+    /// Whether the body was dropped or abandoned: everything was sent, or the peer is lost.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.0.closed.is_cancelled()
     }
 
-    /// Resolves when the body is dropped. Cancel safe.
+    /// Resolves when the body is dropped or abandoned. Cancel safe.
     pub async fn closed(&self) {
         self.0.closed.cancelled().await;
     }
 
-    /// A token that is cancelled when the body is dropped.
+    /// A token that is cancelled when the body is dropped or abandoned.
     #[must_use]
     pub fn closed_token(&self) -> CancellationToken {
         self.0.closed.clone()
     }
 
-    /// Ready when the queue is not full, or its body is dropped.
+    /// Ready when the queue is not full, or closed.
     pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state();
         if state.bytes < self.0.limit || self.is_closed() {
@@ -162,10 +217,8 @@ impl Body for QueuedBody {
             let error = io::Error::other("the sender has gone");
             return Poll::Ready(Some(Err(error)));
         }
-        if let Some(frame) = state.frames.pop_front() {
-            let was_full = state.bytes >= limit;
-            state.bytes -= frame.len();
-            let waiting = if was_full && state.bytes < limit {
+        if let Some(frame) = state.pop() {
+            let waiting = if state.bytes < limit {
                 std::mem::take(&mut state.waiting)
             } else {
                 Vec::new()
@@ -193,18 +246,7 @@ impl Body for QueuedBody {
 
 impl Drop for QueuedBody {
     fn drop(&mut self) {
-        let queue = &self.0;
-        queue.0.closed.cancel();
-        let (frames, waiting) = {
-            let mut state = queue.state();
-            state.bytes = 0;
-            (
-                std::mem::take(&mut state.frames),
-                std::mem::take(&mut state.waiting),
-            )
-        };
-        drop(frames);
-        waiting.into_iter().for_each(Waker::wake);
+        self.0.close();
     }
 }
 
@@ -310,6 +352,58 @@ mod tests {
         queue.push(Bytes::from_static(b"a"));
         queue.abandon();
         body.collect().await.unwrap_err();
+    }
+
+    /// hyper does not ask for more while the peer takes nothing.
+    #[tokio::test]
+    async fn an_abandoned_queue_is_closed_before_its_body_is_asked() {
+        let (queue, body) = BodyQueue::new(1);
+        queue.push(Bytes::from_static(b"a"));
+        let mut room = pin!(queue.room());
+        assert!(room.as_mut().now_or_never().is_none());
+        queue.abandon();
+        join!(room, queue.closed());
+        assert_eq!(queue.bytes(), 0);
+        drop(body);
+    }
+
+    #[tokio::test]
+    async fn a_finished_queue_is_not_abandoned() {
+        let (queue, body) = BodyQueue::new(10);
+        queue.push(Bytes::from_static(b"a"));
+        queue.finish();
+        queue.abandon();
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "a");
+    }
+
+    #[tokio::test]
+    async fn small_frames_that_wait_are_joined() {
+        let (queue, mut body) = BodyQueue::new(10);
+        let large = Bytes::from(vec![b'l'; MAX_JOINED_BYTES]);
+        for frame in [
+            Bytes::from("a"),
+            Bytes::from("b"),
+            large.clone(),
+            Bytes::from("c"),
+        ] {
+            queue.push(frame);
+        }
+        for expected in [Bytes::from("ab"), large, Bytes::from("c")] {
+            let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(piece, expected);
+        }
+        assert_eq!(queue.bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn small_frames_count_with_their_memory() {
+        let (queue, _body) = BodyQueue::new(1000);
+        for _ in 0..1000 / FRAME_BYTES {
+            assert!(queue.room().now_or_never().is_some());
+            queue.push(Bytes::from_static(b"a"));
+        }
+        queue.push(Bytes::new());
+        assert!(queue.room().now_or_never().is_none());
     }
 
     #[tokio::test]
