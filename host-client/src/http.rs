@@ -650,7 +650,7 @@ fn header_value(value: &str) -> Result<HeaderValue, ClientError> {
 }
 
 /// Checks that a body is not of more values than are read.
-fn check_values(status: StatusCode, body: &[u8]) -> Result<(), ClientError> {
+pub(crate) fn check_values(status: StatusCode, body: &[u8]) -> Result<(), ClientError> {
     // Also counts these characters inside strings, which is harmless.
     let values = body
         .iter()

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     agent::Agent,
     error::ClientError,
-    http::{Call, http2::Http2, http2_request},
+    http::{Call, check_values, http2::Http2, http2_request},
     protocol::{
         exec::{
             ControlMessage, STDERR, STDOUT,
@@ -151,6 +151,7 @@ fn session(
             end: Some(end_sender),
             stream_end,
             received: 0,
+            discarded: 0,
             window: OUTPUT_WINDOW_BYTES,
         });
         ends.push(Output {
@@ -403,6 +404,8 @@ struct OutputChannel {
     end: Option<oneshot::Sender<StreamEnd>>,
     stream_end: Arc<OnceLock<StreamEnd>>,
     received: u64,
+    /// Bytes that were discarded and not granted again.
+    discarded: u32,
     /// Bytes that the agent may still send, as of what has arrived.
     window: u32,
 }
@@ -421,7 +424,11 @@ impl OutputChannel {
             .ok_or("more output than was granted")?;
         let sender = self.sender.as_ref().ok_or("output after its end")?;
         if !sender.send(data) {
-            outgoing.grant(self.channel, length);
+            self.discarded += length;
+        }
+        // An agent may send one byte at a time, and not read the credit for it.
+        if self.discarded >= OUTPUT_WINDOW_BYTES / 2 {
+            outgoing.grant(self.channel, std::mem::take(&mut self.discarded));
         }
         Ok(())
     }
@@ -530,6 +537,7 @@ impl FrameReader {
                 }
             }
             Frame::Status(json) => {
+                check_values(StatusCode::OK, &json)?;
                 return serde_json::from_slice(&json).map(Some).map_err(|error| {
                     ClientError::protocol_because("the ended operation is wrong", error)
                 });
