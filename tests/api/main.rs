@@ -22,6 +22,7 @@ mod copy_tree;
 mod events;
 mod exec;
 mod exec_start;
+mod exec_stream;
 mod fuzz;
 mod guest_api;
 mod hang_up;

@@ -18,6 +18,7 @@ pub mod fuzz;
 pub mod hanging;
 pub mod host;
 pub mod hostile_agent;
+pub mod http2;
 pub mod identity;
 pub mod kinds;
 mod nobody;

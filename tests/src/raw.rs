@@ -79,6 +79,15 @@ impl RawClient {
         }
     }
 
+    /// The same, which offers HTTP/2 in TLS.
+    #[must_use]
+    pub fn with_http2(mut self) -> Self {
+        if let Some(tls) = &mut self.tls {
+            Arc::make_mut(tls).alpn_protocols = vec![b"h2".to_vec()];
+        }
+        self
+    }
+
     /// A connection nothing was said on.
     pub async fn connect(&self) -> Connection {
         let stream = self.connect_plain().await;
