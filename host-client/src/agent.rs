@@ -111,6 +111,9 @@ impl Agent {
 
     /// The HTTP/2 connection, opened if there is none. `None` if the agent does not speak HTTP/2.
     pub(crate) async fn http2(&self) -> Result<Option<Http2>, ClientError> {
+        if let Some(open) = self.http.open_http2().await {
+            return Ok(Some(open));
+        }
         // Without TLS, only its extensions say so.
         if self.http.connector().is_answered() || self.known_info().await?.has(version::HTTP2) {
             self.http.http2().await

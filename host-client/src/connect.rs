@@ -68,6 +68,8 @@ pub(crate) struct Connector {
     overall_timeout: Duration,
     /// Whether it logs no warning.
     is_quiet: bool,
+    /// Whether it tries only once.
+    is_single: bool,
     /// `CONNECT` handshakes, which are finished even if the caller is gone.
     handshakes: TaskTracker,
     /// Counts connections and bytes.
@@ -81,6 +83,7 @@ impl Connector {
             security,
             overall_timeout,
             is_quiet: false,
+            is_single: false,
             handshakes: TaskTracker::new(),
             tally: Arc::default(),
         }
@@ -92,6 +95,27 @@ impl Connector {
             is_quiet: true,
             ..self
         }
+    }
+
+    /// The same, which tries only once.
+    #[cfg(feature = "relay")]
+    pub(crate) fn once(self) -> Self {
+        Self {
+            is_single: true,
+            ..self
+        }
+    }
+
+    /// A socket that is connected already, to a process that relays HTTP/2.
+    #[cfg(feature = "relay")]
+    pub(crate) fn adopt(
+        &self,
+        socket: std::os::unix::net::UnixStream,
+    ) -> std::io::Result<AgentStream> {
+        socket.set_nonblocking(true)?;
+        let socket = Either::Right(UnixStream::from_std(socket)?);
+        let socket = Socket::new(socket, &self.tally);
+        Ok(AgentStream::plain(socket, Version::Http2))
     }
 
     /// Whether a new connection proves that the agent answers, and not only a proxy or monitor before
@@ -252,7 +276,8 @@ impl Attempts<'_> {
     pub(crate) async fn failed(&mut self, error: ConnectError) -> Result<(), ClientError> {
         let (endpoint, attempts) = (&self.connector.endpoint, self.count);
         let wait = jittered(self.pause);
-        if !error.is_retryable() || Instant::now() + wait >= self.deadline {
+        let is_last = self.connector.is_single || !error.is_retryable();
+        if is_last || Instant::now() + wait >= self.deadline {
             return Err(ClientError::Connect {
                 endpoint: endpoint.clone(),
                 attempts,

@@ -174,6 +174,20 @@ impl Http {
         }
     }
 
+    /// The HTTP/2 connection, if it is open.
+    pub(crate) async fn open_http2(&self) -> Option<Http2> {
+        self.pool.lock().await.usable()
+    }
+
+    /// Uses a connection that was made elsewhere.
+    #[cfg(feature = "relay")]
+    pub(crate) async fn adopt(&self, stream: AgentStream) -> Result<(), ClientError> {
+        let open = Http2::start(stream, self.silence).await;
+        let open = open.map_err(|error| self.lost("starting HTTP/2", error))?;
+        *self.pool.lock().await = State::Open(open);
+        Ok(())
+    }
+
     /// Starts HTTP/2, and checks without TLS that the agent answers: a proxy or monitor may accept
     /// connections before the agent is running. The inner error means that it does not.
     async fn start_http2(&self, stream: AgentStream) -> Result<Result<Http2, Cause>, ClientError> {
@@ -201,7 +215,7 @@ impl Http {
         if self.connector.is_answered() {
             return self.http2().await;
         }
-        Ok(self.pool.lock().await.usable())
+        Ok(self.open_http2().await)
     }
 
     /// Forgets a connection that has failed.

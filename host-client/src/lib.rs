@@ -179,6 +179,8 @@ mod exec;
 mod http;
 mod identity;
 mod operation;
+#[cfg(feature = "relay")]
+mod relay;
 mod reply;
 mod runtime;
 mod sftp;

@@ -20,17 +20,26 @@ use std::{
 use nix::{sys::signal::Signal, unistd::Pid};
 use portable_pty::{CommandBuilder, PtySize, native_pty_system};
 
-use crate::cli_files::{Ends, cli, failed, feed, stderr, stdout, succeeded};
+use crate::cli_files::{Ends, Runtime, cli, failed, feed, stderr, stdout, succeeded};
 
 /// Longest wait for something that takes a moment on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-impl Ends {
-    /// `agent-cli exec`, with these options and this command.
-    fn exec(&self, options: &[&str], command: &[&str]) -> Command {
-        let endpoint = self.agent.endpoint();
-        self.cli([&["exec"], options, &[&endpoint, "--"], command].concat())
-    }
+/// Whether these are the tests by the process of `agent-cli mux`: `main.rs` has this file twice.
+fn is_by_mux() -> bool {
+    module_path!().ends_with("by_mux")
+}
+
+fn start() -> Ends {
+    let mut ends = Ends::start();
+    ends.runtime = is_by_mux().then(|| Runtime::new().started());
+    ends
+}
+
+/// `agent-cli exec`, with these options and this command.
+fn exec(ends: &Ends, options: &[&str], command: &[&str]) -> Command {
+    let endpoint = ends.agent.endpoint();
+    ends.cli([&["exec"], options, &[&endpoint, "--"], command].concat())
 }
 
 /// Waits for a program, as long as can be expected.
@@ -47,14 +56,17 @@ fn wait(child: Child) -> Output {
 
 #[test]
 fn ignored_signals_stay_ignored() {
-    let ends = Ends::start();
+    let ends = start();
     let script = "trap 'exit 9' HUP TERM; echo up; read line; echo $line";
-    let exec = ends.exec(&[], &["sh", "-c", script]);
+    let exec = exec(&ends, &[], &["sh", "-c", script]);
+    let envs = exec
+        .get_envs()
+        .filter_map(|(name, value)| Some((name, value?)));
     let mut command = Command::new("sh");
     // As nohup does it.
     command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]);
     command.arg(exec.get_program()).args(exec.get_args());
-    command.env("AGENT_CLI_CONFIG", ends.path("none"));
+    command.envs(envs);
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut output = child.stdout.take().unwrap();
@@ -71,15 +83,15 @@ fn ignored_signals_stay_ignored() {
 
 #[test]
 fn exec_under_nohup_works() {
-    let ends = Ends::start();
+    let ends = start();
     let unreadable = OpenOptions::new().write(true).open("/dev/null").unwrap();
-    let output = ends.exec(&[], &["cat"]).stdin(unreadable).output();
+    let output = exec(&ends, &[], &["cat"]).stdin(unreadable).output();
     succeeded(&output.unwrap());
 }
 
 #[test]
 fn unreadable_stdin_is_not_empty_input() {
-    let ends = Ends::start();
+    let ends = start();
     let whole = ends.path("whole");
     let script = format!("cat; echo > '{}'", whole.display());
     let write_only = File::create(ends.path("out")).unwrap();
@@ -87,7 +99,7 @@ fn unreadable_stdin_is_not_empty_input() {
         (File::open("/").unwrap(), "Is a directory"),
         (write_only, "Bad file descriptor"),
     ] {
-        let mut command = ends.exec(&[], &["sh", "-c", &script]);
+        let mut command = exec(&ends, &[], &["sh", "-c", &script]);
         let output = command.stdin(unreadable).output().unwrap();
         let words = failed(&output);
         assert!(words.contains("cannot read standard input"), "{words}");
@@ -130,7 +142,7 @@ fn carry(mut from: UnixStream, mut to: UnixStream, mut limit: usize) {
 #[test]
 fn lost_stdin_connection_reports_the_loss() {
     const MIB: usize = 1024 * 1024;
-    let ends = Ends::start();
+    let ends = start();
     let (part, whole) = (ends.path("part"), ends.path("whole"));
     let script = format!("cat > '{}' && echo > '{}'", part.display(), whole.display());
     let endpoint = breaking(ends.agent.folder(), ends.agent.socket(), MIB);
@@ -146,9 +158,9 @@ fn lost_stdin_connection_reports_the_loss() {
 
 #[test]
 fn piped_stdin_ends_in_a_terminal_session() {
-    let ends = Ends::start();
+    let ends = start();
     for (typed, shown) in [("abc", "abcabc"), ("abc\n", "abc\r\nabc\r\n"), ("", "")] {
-        let mut command = ends.exec(&["-t"], &["cat"]);
+        let mut command = exec(&ends, &["-t"], &["cat"]);
         let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = piped.stderr(Stdio::piped()).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
@@ -162,13 +174,16 @@ fn piped_stdin_ends_in_a_terminal_session() {
 
 #[test]
 fn exec_without_stdin_has_no_terminal() {
-    let ends = Ends::start();
+    let ends = start();
     let terminal = native_pty_system().openpty(PtySize::default()).unwrap();
     let mut command = CommandBuilder::new(cli());
     let script = "test -t 1 || echo pipes; exec sleep 1000";
     let endpoint = ends.agent.endpoint();
     command.args(["--plain", "exec", "-n", &endpoint, "--", "sh", "-c", script]);
     command.env("AGENT_CLI_CONFIG", ends.path("none"));
+    if let Some(runtime) = &ends.runtime {
+        command.env("XDG_RUNTIME_DIR", runtime.0.path());
+    }
     let mut child = terminal.slave.spawn_command(command).unwrap();
     drop(terminal.slave);
     let (tell, ended) = channel();
@@ -195,7 +210,7 @@ fn exec_without_stdin_has_no_terminal() {
 
 #[test]
 fn shell_for_a_uid_without_account() {
-    let ends = Ends::start();
+    let ends = start();
     let endpoint = ends.agent.endpoint();
     let mut command = ends.cli(["shell", "-T", "--user", "4242", &endpoint]);
     let output = feed(&mut command, b"id -u; echo $SHELL\n");
@@ -215,7 +230,7 @@ fn homeless(command: &mut Command) -> &mut Command {
 fn endpoint_works_without_home() {
     // A user without an entry in /etc/passwd.
     const UID: u32 = 4242;
-    let ends = Ends::start();
+    let ends = start();
     let socket = ends.agent.socket();
     for path in [&socket, ends.agent.folder()] {
         std::fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();
@@ -236,6 +251,6 @@ fn endpoint_works_without_home() {
     let output = run(&["vm", "add", "x", "vsock:3"]);
     assert!(failed(&output).contains("HOME"), "{}", stderr(&output));
     // Root has one, which is found without HOME.
-    let mut command = ends.exec(&[], &["echo", "ok"]);
+    let mut command = exec(&ends, &[], &["echo", "ok"]);
     assert_eq!(succeeded(&homeless(&mut command).output().unwrap()), "ok\n");
 }

@@ -25,6 +25,8 @@ pub(crate) const OURS: i32 = 125;
 
 /// An agent, and a folder that both ends see.
 pub(crate) struct Ends {
+    /// Where calls look for a process that keeps connections.
+    pub(crate) runtime: Option<Runtime>,
     pub(crate) agent: TestAgent,
     pub(crate) folder: TestFolder,
 }
@@ -32,6 +34,7 @@ pub(crate) struct Ends {
 impl Ends {
     pub(crate) fn start() -> Self {
         Self {
+            runtime: None,
             agent: TestAgent::start(),
             folder: TestFolder::new("cli-files"),
         }
@@ -77,6 +80,10 @@ impl Ends {
             .env("AGENT_CLI_CONFIG", nowhere)
             .env("HOME", self.agent.folder());
         command.env_remove("XDG_STATE_HOME");
+        match &self.runtime {
+            Some(runtime) => command.env("XDG_RUNTIME_DIR", runtime.0.path()),
+            None => command.env_remove("XDG_RUNTIME_DIR"),
+        };
         command
     }
 
@@ -90,6 +97,37 @@ impl Ends {
         let mut command = self.cli(["sftp", "-b", "-", &endpoint]);
         let start = format!("@cd '{}'\n", self.folder.path().display());
         feed(&mut command, &[start.as_bytes(), lines.as_ref()].concat())
+    }
+}
+
+/// A directory for the socket of `agent-cli mux`, which is stopped when this is dropped.
+pub(crate) struct Runtime(pub(crate) TestFolder);
+
+impl Runtime {
+    pub(crate) fn new() -> Self {
+        Self(TestFolder::new("runtime"))
+    }
+
+    /// `agent-cli mux`, with these arguments.
+    pub(crate) fn mux(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(cli());
+        command.arg("mux").args(arguments).stdin(Stdio::null());
+        command.env("AGENT_CLI_CONFIG", self.0.path().join("no-config"));
+        command.env("XDG_RUNTIME_DIR", self.0.path());
+        command
+    }
+
+    /// Starts the process.
+    pub(crate) fn started(self) -> Self {
+        succeeded(&self.mux(&["start"]).output().unwrap());
+        self
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        // There may be none.
+        let _ = self.mux(&["stop"]).output();
     }
 }
 

@@ -10,7 +10,14 @@
 mod bad_input;
 mod cli_copy;
 mod cli_exec;
+#[path = "cli_exec.rs"]
+#[allow(
+    clippy::duplicate_mod,
+    reason = "the same tests, by the process of agent-cli mux"
+)]
+mod cli_exec_by_mux;
 mod cli_files;
+mod cli_mux;
 mod client;
 mod connection_flood;
 mod contract;

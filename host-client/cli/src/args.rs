@@ -11,6 +11,8 @@ use vsock_agent_client::{
     protocol::{address::DEFAULT_HOST_PORT, exec::OnDisconnect, sftp::PERMISSION_BITS},
 };
 
+use crate::mux::Persist;
+
 const VM_HELP: &str = "\
 VM is a name from the configuration (see `agent-cli vm`) or an endpoint:
   vsock:CID[:PORT]     a virtual machine, by its context id
@@ -52,6 +54,19 @@ Keys:
   security.devlxd         false: the guest gets no instance data
 
 Values are checked; an invalid one changes nothing. `agent-cli serve` gives the data to the guests.";
+
+const MUX_HELP: &str = "\
+While the process runs, `exec`, `shell` and `info` use the connections that it keeps: without connecting
+and without a TLS handshake. Everything else about them is the same. If the process cannot be used, or
+cannot connect, they connect themselves. Copies of files always do, and `--http1`.
+
+Each user has one process. It reads the identity for each call: a connection is used only with the
+identity that it was made with. It ends when it was not used for some time, when it is stopped, and
+when its socket is removed; calls that are under way go on.
+
+With persist = \"10m\" in the configuration file, before any [vms.NAME], the first call starts it.
+
+Files: $XDG_RUNTIME_DIR/agent-cli/mux.sock";
 
 /// Run commands and move files in virtual machines, from their host
 #[derive(Debug, Parser)]
@@ -124,6 +139,9 @@ pub(crate) enum Command {
     Config(ConfigCommand),
     /// Give instance data to the guests of this host
     Serve(ServeArgs),
+    /// Keep connections for later calls, in a process in the background
+    #[command(subcommand, after_help = MUX_HELP)]
+    Mux(MuxCommand),
     /// Print the QEMU arguments by which cloud-init finds its data in a guest
     QemuArgs(QemuArgsArgs),
 }
@@ -459,6 +477,31 @@ pub(crate) struct AddArgs {
     pub(crate) name: String,
     /// Endpoint of its agent; see `agent-cli --help`
     pub(crate) endpoint: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MuxCommand {
+    /// Start the process, unless it runs already
+    Start {
+        /// Time without calls after which it ends, as 30s, 10m or 2h [default: that of the
+        /// configuration, or 10m]
+        #[arg(long, value_name = "TIME")]
+        persist: Option<Persist>,
+    },
+    /// Stop the process; calls that are under way go on
+    Stop,
+    /// List its connections
+    Status {
+        #[command(flatten)]
+        format: FormatArgs,
+    },
+    /// Be the process
+    #[command(hide = true)]
+    Run {
+        /// As for start
+        #[arg(long)]
+        persist: Persist,
+    },
 }
 
 #[derive(Debug, Subcommand)]

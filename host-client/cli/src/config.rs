@@ -12,10 +12,14 @@ use std::{
 
 use anyhow::{Context, anyhow, bail};
 use serde::Deserialize;
+use tokio::time::Instant;
 use vsock_agent_client::{Client, Endpoint, Identity, IdentityFiles, Security, Timeouts};
 use vsock_agent_serve::instance::{InstanceStore, Stamp};
 
-use crate::args::Global;
+use crate::{
+    args::Global,
+    mux::{self, Persist},
+};
 
 /// Environment variable with the path of the configuration file.
 const CONFIG_VARIABLE: &str = "AGENT_CLI_CONFIG";
@@ -23,10 +27,15 @@ const CONFIG_VARIABLE: &str = "AGENT_CLI_CONFIG";
 /// Longest wait for unfinished handshakes after a failure.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Time that a call has to connect itself after the process of `mux` could not.
+const MIN_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// The configuration file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
+    /// Whether the first call starts the process of `mux`, and the time after which that ends.
+    pub(crate) persist: Option<Persist>,
     /// By name.
     #[serde(default)]
     pub(crate) vms: BTreeMap<String, Vm>,
@@ -101,16 +110,43 @@ impl Settings {
     pub(crate) fn client(&self, vm: &str) -> anyhow::Result<Client> {
         let target = self.target(vm)?;
         let security = target.security()?;
+        Ok(self.connecting(target.endpoint, security, self.timeouts()))
+    }
+
+    /// The same for calls and commands, by the process of `mux` if one runs.
+    pub(crate) async fn caller(&self, vm: &str) -> anyhow::Result<Client> {
+        let target = self.target(vm)?;
+        let security = target.security()?;
+        let mut timeouts = self.timeouts();
+        if !self.global.http1 {
+            let asked = Instant::now();
+            let by_mux = mux::client(self, &target, &security, timeouts).await;
+            if let Some(client) = by_mux {
+                return Ok(client);
+            }
+            // It may have tried to connect.
+            let left = timeouts.connect.saturating_sub(asked.elapsed());
+            timeouts.connect = left.max(MIN_CONNECT_TIMEOUT);
+        }
+        Ok(self.connecting(target.endpoint, security, timeouts))
+    }
+
+    /// A client that connects itself.
+    fn connecting(&self, endpoint: Endpoint, security: Security, timeouts: Timeouts) -> Client {
+        let client = if self.global.http1 {
+            Client::over_http1(endpoint, security, timeouts)
+        } else {
+            Client::with_timeouts(endpoint, security, timeouts)
+        };
+        self.clients().push(client.clone());
+        client
+    }
+
+    fn timeouts(&self) -> Timeouts {
         let seconds = |count: u32| Duration::from_secs(count.max(1).into());
         let mut timeouts = Timeouts::default().with_connect(seconds(self.global.connect_timeout));
         timeouts.silence = self.global.silence_timeout.map(seconds);
-        let client = if self.global.http1 {
-            Client::over_http1(target.endpoint, security, timeouts)
-        } else {
-            Client::with_timeouts(target.endpoint, security, timeouts)
-        };
-        self.clients().push(client.clone());
-        Ok(client)
+        timeouts
     }
 
     /// Resolves a name or an endpoint.

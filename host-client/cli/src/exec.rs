@@ -48,7 +48,7 @@ exec "$SHELL" -l"#;
 
 /// `agent-cli exec`.
 pub(crate) async fn run(settings: &Settings, args: ExecArgs) -> anyhow::Result<u8> {
-    let client = settings.client(&args.vm)?;
+    let client = settings.caller(&args.vm).await?;
     let terminal = args.tty || (!args.no_tty && !args.no_stdin && is_interactive());
     let mut words = args.command.into_iter().map(text);
     let program = words.next().context("no command was given")??;
@@ -82,7 +82,7 @@ pub(crate) async fn shell(settings: &Settings, args: ShellArgs) -> anyhow::Resul
     if terminal && !is_interactive() {
         bail!("a shell needs a terminal: use -T for a shell on pipes, or agent-cli exec");
     }
-    let client = settings.client(&args.vm)?;
+    let client = settings.caller(&args.vm).await?;
     let mut exec = client.exec("sh", ["-c", LOGIN]);
     if let Some(user) = args.user {
         exec = exec.user(user);

@@ -7,7 +7,7 @@ use crate::{args::InfoArgs, config::Settings, output};
 
 /// `agent-cli info`.
 pub(crate) async fn run(settings: &Settings, args: InfoArgs) -> anyhow::Result<u8> {
-    let client = settings.client(&args.vm)?;
+    let client = settings.caller(&args.vm).await?;
     let info = client.server_info().await?;
     let endpoint = client.endpoint().to_string();
     if args.format.is_json() {

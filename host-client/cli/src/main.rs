@@ -13,6 +13,7 @@ mod files;
 mod identity;
 mod info;
 mod instance;
+mod mux;
 mod output;
 mod qemu_args;
 mod serve;
@@ -84,6 +85,7 @@ async fn dispatch(settings: &Settings, command: Command) -> anyhow::Result<u8> {
         Command::Vm(command) => vms::run(settings, command),
         Command::Config(command) => instance::run(settings, command),
         Command::Serve(args) => serve::run(settings, args).await,
+        Command::Mux(command) => mux::run(settings, command).await,
         Command::QemuArgs(args) => qemu_args::run(settings, &args),
     }
 }

@@ -42,6 +42,6 @@ pub use self::{
     owned::is_our_own,
     pieces::{Piece, PieceReceiver, PieceSender, pieces},
     secret::read_secret,
-    socket::{MODE, SocketFile, connect, listen, listen_blocking},
+    socket::{MODE, SocketFile, connect, connect_in, listen, listen_blocking},
     stream::{Closer, Stream, Watch},
 };

@@ -121,6 +121,16 @@ pub async fn connect(path: &Path) -> io::Result<UnixStream> {
     UnixStream::from_std(connected.await?)
 }
 
+/// Connects to the socket `name` of an open directory, on this thread: for a program with nothing else to do,
+/// and a directory that is its own. A link is not followed.
+///
+/// # Errors
+///
+/// Those of `connect(2)` (`EAGAIN` if the listener's queue is full).
+pub fn connect_in(directory: impl AsFd, name: &OsStr) -> io::Result<net::UnixStream> {
+    connect_now(&open_name(directory, name, OFlag::empty())?)
+}
+
 /// Connects to the socket whose file is `entry`. It does not wait while the listener's queue is full:
 /// it fails with `EAGAIN`.
 fn connect_now(entry: &OwnedFd) -> io::Result<net::UnixStream> {
