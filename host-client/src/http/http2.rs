@@ -155,8 +155,9 @@ impl Http2 {
         }
         if self.sender.is_closed() {
             let _ = timeout(REASON_TIMEOUT, self.ended.cancelled()).await;
-            failed.alert = self.alert.get().cloned();
         }
+        // It is noted before hyper has the error: the sender may not know yet that the connection ends.
+        failed.alert = self.alert.get().cloned();
         Err(Box::new(failed))
     }
 
