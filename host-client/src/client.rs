@@ -515,11 +515,16 @@ impl Client {
             .run("port_forward", async {
                 self.need(version::PORT_FORWARD, "connect to ports of the guest")
                     .await?;
+                const DURING: &str = "connecting to a port";
+                let call = Call::get(path::port_forward(to), DURING);
+                let stream = self.http().connect_stream(&call, port_forward::PROTOCOL);
+                if let Some(stream) = stream.await? {
+                    return Ok(stream);
+                }
                 let body = serde_json::to_vec(to).map_err(|error| {
                     ClientError::protocol_because("an address is no JSON", error)
                 })?;
-                let method = Method::Post.on_wire();
-                let call = Call::change(method, path::PORT_FORWARD, body, "connecting to a port");
+                let call = Call::change(Method::Post.on_wire(), path::PORT_FORWARD, body, DURING);
                 let upgraded = self.http().upgrade_with(call, port_forward::PROTOCOL, &[]);
                 Ok(upgraded.await?.0)
             })

@@ -31,6 +31,7 @@ use crate::{
 };
 
 pub use self::stream::AgentStream;
+pub(crate) use self::stream::Duplex;
 use self::stream::Socket;
 
 /// Longest single attempt, TLS handshake included. The kernel's own limit for vsock is 2 s, which

@@ -22,13 +22,16 @@ use http::{
     header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE},
 };
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Incoming};
+use hyper::{
+    body::{Body, Incoming},
+    ext::Protocol,
+};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 use vsock_agent_transport::http::Connection;
 
-use self::http2::{Failed, Http2, Pool, RequestBody, State};
+use self::http2::{Failed, Http2, Pool, RequestBody, State, UpgradedStream};
 use crate::{
     connect::{AgentStream, Connector},
     error::{Cause, ClientError, ConnectError, bounded},
@@ -483,6 +486,45 @@ impl Http {
     ) -> Result<(AgentStream, HeaderMap), ClientError> {
         self.upgrade_with(Call::get(path, during), protocol, extra)
             .await
+    }
+
+    /// The same as a stream of the HTTP/2 connection, by extended CONNECT (RFC 8441). `None` if there is no
+    /// such connection, or it ended without a reply.
+    pub(crate) async fn connect_stream(
+        &self,
+        call: &Call,
+        protocol: &'static str,
+    ) -> Result<Option<AgentStream>, ClientError> {
+        let Some(mut connection) = self.http2_for_call().await? else {
+            return Ok(None);
+        };
+        let after = self.answer_timeout;
+        if !connection.is_answered() {
+            let request = http2_request(&Call::get(path::ROOT, call.during));
+            let sent = self.send_http2(&mut connection, request, call.during, after);
+            if sent.await.is_err() {
+                return Ok(None);
+            }
+        }
+        let mut request = http2_request(call);
+        *request.method_mut() = Method::CONNECT;
+        let extensions = request.extensions_mut();
+        extensions.insert(Protocol::from_static(protocol));
+        let sent = self.send_http2(&mut connection, request, call.during, after);
+        let mut response = match sent.await {
+            Err(ClientError::ConnectionLost { .. }) => return Ok(None),
+            sent => sent?,
+        };
+        if response.status() != StatusCode::OK {
+            self.read_reply(response, call.during).await?;
+            let text = "a stream that is no stream";
+            return Err(ClientError::protocol(text));
+        }
+        let upgraded = hyper::upgrade::on(&mut response)
+            .await
+            .map_err(|error| self.lost(call.during, error))?;
+        let stream = UpgradedStream::new(upgraded, connection);
+        Ok(Some(AgentStream::stream(Box::new(stream))))
     }
 
     /// The same by any call. One that changes something is sent once.

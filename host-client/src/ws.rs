@@ -1,6 +1,7 @@
 //! WebSockets on connections to an agent.
 
 use bytes::Bytes;
+use http::{HeaderValue, header::SEC_WEBSOCKET_VERSION};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -10,7 +11,17 @@ use tokio_tungstenite::{
     },
 };
 
-use crate::{connect::AgentStream, error::ClientError, http::Http};
+use crate::{
+    connect::AgentStream,
+    error::ClientError,
+    http::{Call, Http},
+};
+
+/// The name of the protocol in an upgrade.
+const PROTOCOL: &str = "websocket";
+
+/// The version of the protocol (RFC 6455, section 4.1).
+const VERSION: &str = "13";
 
 pub(crate) type Socket = WebSocketStream<AgentStream>;
 
@@ -34,19 +45,13 @@ pub(crate) async fn open(
     buffer_bytes: usize,
     during: &'static str,
 ) -> Result<Socket, ClientError> {
-    let key = generate_key();
-    let due = derive_accept_key(key.as_bytes());
-    let extra = [
-        ("sec-websocket-key", key),
-        ("sec-websocket-version", "13".to_owned()),
-    ];
-    let (stream, headers) = http.upgrade(path, "websocket", &extra, during).await?;
-    let accept = headers.get("sec-websocket-accept");
-    if accept.is_none_or(|accept| accept.as_bytes() != due.as_bytes()) {
-        return Err(ClientError::protocol(
-            "a WebSocket handshake with the wrong key",
-        ));
-    }
+    let stream = match http
+        .connect_stream(&websocket(path, during), PROTOCOL)
+        .await?
+    {
+        Some(stream) => stream,
+        None => connect(http, path, during).await?,
+    };
     let config = WebSocketConfig::default()
         .read_buffer_size(buffer_bytes)
         .write_buffer_size(0)
@@ -54,6 +59,36 @@ pub(crate) async fn open(
         .max_message_size(Some(MAX_MESSAGE_BYTES))
         .max_frame_size(Some(MAX_MESSAGE_BYTES));
     Ok(WebSocketStream::from_raw_socket(stream, Role::Client, Some(config)).await)
+}
+
+/// The request for a WebSocket over HTTP/2 (RFC 8441, section 5).
+fn websocket(path: &str, during: &'static str) -> Call {
+    let mut call = Call::get(path, during);
+    let version = HeaderValue::from_static(VERSION);
+    call.headers.insert(SEC_WEBSOCKET_VERSION, version);
+    call
+}
+
+/// Opens a connection for a WebSocket over HTTP/1.1.
+async fn connect(
+    http: &Http,
+    path: &str,
+    during: &'static str,
+) -> Result<AgentStream, ClientError> {
+    let key = generate_key();
+    let due = derive_accept_key(key.as_bytes());
+    let extra = [
+        ("sec-websocket-key", key),
+        ("sec-websocket-version", VERSION.to_owned()),
+    ];
+    let (stream, headers) = http.upgrade(path, PROTOCOL, &extra, during).await?;
+    let accept = headers.get("sec-websocket-accept");
+    if accept.is_none_or(|accept| accept.as_bytes() != due.as_bytes()) {
+        return Err(ClientError::protocol(
+            "a WebSocket handshake with the wrong key",
+        ));
+    }
+    Ok(stream)
 }
 
 /// The message that ends one direction of a stream.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::{
     exec::{Secret, whole_seconds},
     operation::OperationId,
+    port_forward::PortForward,
 };
 
 /// The list of API versions. Any method, no certificate checked beyond TLS itself.
@@ -34,6 +35,15 @@ pub const PORT_FORWARD: &str = "/1.0/port-forward";
 #[must_use]
 pub fn operation(id: OperationId) -> String {
     format!("{OPERATIONS}/{id}")
+}
+
+/// A connection to a TCP port of the guest, as a stream of an HTTP/2 connection.
+#[must_use]
+pub fn port_forward(to: &PortForward) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.append_pair("address", &to.address);
+    query.append_pair("port", &to.port.to_string());
+    format!("{PORT_FORWARD}?{}", query.finish())
 }
 
 /// Waits for the end of one operation, at most `limit`, which is rounded up to whole seconds; `None` is

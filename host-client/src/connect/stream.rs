@@ -1,7 +1,7 @@
 //! A connection over any kind of socket, with or without TLS.
 
 use std::{
-    io,
+    fmt, io,
     pin::Pin,
     sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
@@ -83,7 +83,10 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// A connection to an agent, as bytes. Closing one direction is not possible: drop it to close it.
+/// A connection to an agent, as bytes, or a stream of its HTTP/2 connection.
+///
+/// `shutdown` ends the direction to the agent of a stream. A connection of its own is not closed in one
+/// direction: drop it to close it.
 #[derive(Debug)]
 pub struct AgentStream {
     /// Bytes that the agent sent right after the reply that upgraded the connection, to be read first.
@@ -92,7 +95,37 @@ pub struct AgentStream {
     alert: Arc<OnceLock<String>>,
     /// What the caller without TLS asked for, and TLS agreed on.
     version: Version,
-    socket: Either<Socket, Box<TlsStream<Socket>>>,
+    socket: Transport,
+}
+
+/// What an agent's bytes go over.
+#[derive(Debug)]
+enum Transport {
+    Plain(Socket),
+    Tls(Box<TlsStream<Socket>>),
+    /// A stream of an HTTP/2 connection. Its directions are closed one by one.
+    Stream(Box<dyn Duplex>),
+}
+
+/// Both directions of a stream.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin + fmt::Debug {}
+
+impl Transport {
+    fn reader(&mut self) -> Pin<&mut (dyn AsyncRead + Send + Unpin)> {
+        match self {
+            Self::Plain(socket) => Pin::new(socket),
+            Self::Tls(stream) => Pin::new(stream),
+            Self::Stream(stream) => Pin::new(stream),
+        }
+    }
+
+    fn writer(&mut self) -> Pin<&mut (dyn AsyncWrite + Send + Unpin)> {
+        match self {
+            Self::Plain(socket) => Pin::new(socket),
+            Self::Tls(stream) => Pin::new(stream),
+            Self::Stream(stream) => Pin::new(stream),
+        }
+    }
 }
 
 impl AgentStream {
@@ -101,7 +134,7 @@ impl AgentStream {
             early: Bytes::new(),
             alert: Arc::default(),
             version,
-            socket: Either::Left(socket),
+            socket: Transport::Plain(socket),
         }
     }
 
@@ -114,7 +147,17 @@ impl AgentStream {
             early: Bytes::new(),
             alert: Arc::default(),
             version,
-            socket: Either::Right(Box::new(stream)),
+            socket: Transport::Tls(Box::new(stream)),
+        }
+    }
+
+    /// A stream of an HTTP/2 connection.
+    pub(crate) fn stream(stream: Box<dyn Duplex>) -> Self {
+        Self {
+            early: Bytes::new(),
+            alert: Arc::default(),
+            version: Version::Http1,
+            socket: Transport::Stream(stream),
         }
     }
 
@@ -137,7 +180,7 @@ impl AgentStream {
     /// The reason of a failed write, which may still have to be read: an agent that refuses our
     /// certificate sends an alert and closes the connection, perhaps while we write.
     fn write_error(&mut self, cx: &mut Context<'_>, error: io::Error) -> io::Error {
-        let Either::Right(stream) = &mut self.socket else {
+        let Transport::Tls(stream) = &mut self.socket else {
             return error;
         };
         let mut scratch = [0; 1];
@@ -168,7 +211,7 @@ impl AsyncRead for AgentStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.early.is_empty() {
-            let read = ready!(Pin::new(&mut self.socket).poll_read(cx, buffer));
+            let read = ready!(self.socket.reader().poll_read(cx, buffer));
             return Poll::Ready(read.inspect_err(|error| self.note_alert(error)));
         }
         let count = self.early.len().min(buffer.remaining());
@@ -183,16 +226,16 @@ impl AsyncWrite for AgentStream {
         cx: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.socket).poll_write(cx, buffer));
+        let written = ready!(self.socket.writer().poll_write(cx, buffer));
         Poll::Ready(written.map_err(|error| self.write_error(cx, error)))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = ready!(Pin::new(&mut self.socket).poll_flush(cx));
+        let flushed = ready!(self.socket.writer().poll_flush(cx));
         Poll::Ready(flushed.map_err(|error| self.write_error(cx, error)))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+        self.socket.writer().poll_shutdown(cx)
     }
 }

@@ -6,8 +6,12 @@
 
 use std::{
     io,
-    pin::pin,
-    sync::{Arc, OnceLock},
+    pin::{Pin, pin},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -18,9 +22,11 @@ use http_body_util::combinators::UnsyncBoxBody;
 use hyper::{
     body::Incoming,
     client::conn::http2::{self, SendRequest},
+    upgrade::Upgraded,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     runtime::{self, Handle},
     select,
     sync::Mutex,
@@ -30,7 +36,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::connect::AgentStream;
+use crate::connect::{AgentStream, Duplex};
 
 /// A body of a request.
 pub(crate) type RequestBody = UnsyncBoxBody<Bytes, io::Error>;
@@ -65,6 +71,7 @@ pub(crate) struct Http2 {
     ended: CancellationToken,
     /// The alert by which the agent refused this identity, if it did.
     alert: Arc<OnceLock<String>>,
+    is_answered: Arc<AtomicBool>,
     _driver: Arc<JoinSet<()>>,
     runtime: runtime::Id,
 }
@@ -113,6 +120,7 @@ impl Http2 {
             sender,
             ended,
             alert,
+            is_answered: Arc::default(),
             _driver: Arc::new(driver),
             runtime: Handle::current().id(),
         })
@@ -146,7 +154,10 @@ impl Http2 {
             unsent: None,
         };
         match sent {
-            Some(Ok(response)) => return Ok(response),
+            Some(Ok(response)) => {
+                self.is_answered.store(true, Ordering::Release);
+                return Ok(response);
+            }
             Some(Err(mut error)) => {
                 failed.unsent = error.take_message();
                 failed.error = Some(error.into_error());
@@ -163,6 +174,66 @@ impl Http2 {
 
     fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.alert, &other.alert)
+    }
+}
+
+impl Http2 {
+    /// Whether there was a reply, before which the agent's settings have come: extended CONNECT must not be
+    /// sent without them (RFC 8441, section 3).
+    pub(crate) fn is_answered(&self) -> bool {
+        self.is_answered.load(Ordering::Acquire)
+    }
+}
+
+/// A stream that is used as a connection.
+#[derive(Debug)]
+pub(crate) struct UpgradedStream {
+    // Only its one owner uses it, and `Sync` is not asked of hyper's streams.
+    io: Mutex<TokioIo<Upgraded>>,
+    /// Keeps the connection.
+    _connection: Http2,
+}
+
+impl UpgradedStream {
+    pub(crate) fn new(upgraded: Upgraded, connection: Http2) -> Self {
+        Self {
+            io: Mutex::new(TokioIo::new(upgraded)),
+            _connection: connection,
+        }
+    }
+
+    fn io(&mut self) -> Pin<&mut TokioIo<Upgraded>> {
+        Pin::new(self.io.get_mut())
+    }
+}
+
+impl Duplex for UpgradedStream {}
+
+impl AsyncRead for UpgradedStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.io().poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for UpgradedStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.io().poll_write(cx, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io().poll_shutdown(cx)
     }
 }
 
