@@ -8,8 +8,8 @@ use harness::{
     vm::{Lab, VmOptions},
 };
 
-/// Largest agent: it is copied into every guest.
-const MAX_AGENT_BYTES: u64 = 5_400_000;
+/// Largest agent: it is copied into every guest. HTTP/2 is 0.65 MB of it.
+const MAX_AGENT_BYTES: u64 = 6_200_000;
 
 #[tokio::test]
 async fn static_agent_size_is_within_its_limit() {
