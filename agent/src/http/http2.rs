@@ -26,9 +26,9 @@ use vsock_agent_transport::http::MAX_HEAD_BYTES;
 use super::connection::Transport;
 use crate::{defaults, http::reply::Reply, shutdown::Shutdown};
 
-/// Maximum number of streams of a connection. A client may run a thousand commands at once, and has events,
-/// files and ports beside them.
-const MAX_STREAMS: u32 = 2048;
+/// Maximum number of streams of a connection: above [`MAX_SESSIONS`](crate::defaults::MAX_SESSIONS), so that
+/// the command beyond that is refused and does not wait, with events, files and ports beside them.
+const MAX_STREAMS: u32 = 6000;
 
 /// Bytes that a client may send on a stream before the handler takes them. Frames of a command are taken at
 /// once; their window is [`INPUT_WINDOW_BYTES`](vsock_agent_protocol::exec::stream::INPUT_WINDOW_BYTES).

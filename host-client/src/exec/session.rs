@@ -403,7 +403,8 @@ impl ExecSession {
     /// Waits for the end of the command and of its output. Later calls return the same status.
     ///
     /// Streams that were not taken are dropped first: the input ends, output is discarded. Output that
-    /// was taken must be read or dropped; up to 8 MiB of each stream may be read after this returned.
+    /// was taken must be read or dropped. Up to 1 MiB of each stream may be read after this returned, and
+    /// with LXD's protocol 8 MiB; while more is unread, this waits.
     ///
     /// # Cancel safety
     ///
