@@ -90,8 +90,16 @@ const RAW: &[&str] = &[
     "sftp --stdio VM",
 ];
 
-/// Those that speak to no agent; `serve` has a test of its own.
-const WITHOUT_AGENT: &[&str] = &["config", "help", "identity", "qemu-args", "serve", "vm"];
+/// Those that speak to no agent; `serve` has a test of its own, and the process of `mux` has `cli_mux.rs`.
+const WITHOUT_AGENT: &[&str] = &[
+    "config",
+    "help",
+    "identity",
+    "mux",
+    "qemu-args",
+    "serve",
+    "vm",
+];
 
 const BATCH: &str = "\
 -ls -l
