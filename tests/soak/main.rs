@@ -29,6 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 async fn start(name: &str) -> (AgentProcess, Client) {
     let agent = AgentProcess::start(name).await;
     let client = Client::new(agent.endpoint().parse().unwrap(), Security::Plain);
+    // From its first command on, the agent keeps its own /proc/self/oom_score_adj open.
+    let first = client.exec("true", [""; 0]).output().await;
+    assert!(first.unwrap().status.success());
     (agent, client)
 }
 
