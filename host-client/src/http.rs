@@ -166,6 +166,8 @@ impl Http {
             match self.start_http2(stream).await? {
                 Ok(open) => {
                     *state = State::Open(open.clone());
+                    // No call uses it any more.
+                    drop(self.take_idle());
                     return Ok(Some(open));
                 }
                 Err(cause) => {
