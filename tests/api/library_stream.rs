@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use harness::{TestAgent, TestFolder, eventually};
+use harness::{TestAgent, TestFolder, eventually, kinds};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{UnixListener, UnixStream},
@@ -80,6 +80,22 @@ async fn two_hundred_commands_share_one_connection() {
     });
     join_all(commands).await;
     // The first asks whether the agent speaks HTTP/2.
+    assert_eq!(proxy.accepted.load(Ordering::SeqCst), 2);
+}
+
+/// More than 1,024, after which a connection with a late frame for each command would end.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_connection_lives_through_thousands_of_commands() {
+    let agent = TestAgent::start();
+    let socket = agent.folder().join("proxy");
+    let proxy = Proxy::start(&socket, &agent.socket());
+    let client = client_of(&socket);
+    client.server_info().await.unwrap();
+    let (_, kind) = kinds::ALL
+        .iter()
+        .find(|(name, _)| *name == "stderr")
+        .unwrap();
+    kinds::repeat(3000, 50, |run| kind(client.clone(), run)).await;
     assert_eq!(proxy.accepted.load(Ordering::SeqCst), 2);
 }
 

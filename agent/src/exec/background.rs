@@ -42,6 +42,14 @@ impl BackgroundOutputs {
         }
     }
 
+    /// Does what is left to do for the client of a command that has ended.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.shutdown.child_token();
+        self.shutdown.spawn(async move {
+            stop.run_until_cancelled(work).await;
+        });
+    }
+
     /// Reads from a pipe or terminal until all writers have closed it.
     pub(super) fn keep<S: Source + Sync + 'static>(&self, pipe: S) {
         let Ok(kept) = Arc::clone(&self.pipes).try_acquire_owned() else {

@@ -453,10 +453,11 @@ impl Running {
             self.control_lost.clone(),
             self.stop.clone(),
         );
+        let background = self.background.clone();
         self.control.spawn(async move {
             select! {
                 () = control::run_stream(&mut frames, pid, pty.as_ref()) => lost.cancel(),
-                () = stop.cancelled() => {}
+                () = stop.cancelled() => background.spawn(frames.drain()),
             }
             None
         });

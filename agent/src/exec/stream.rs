@@ -17,7 +17,7 @@ use std::sync::{
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use tokio::select;
+use tokio::{select, time::timeout};
 use vsock_agent_protocol::exec::{
     ControlMessage, MAX_SIGNAL,
     stream::{
@@ -174,6 +174,13 @@ impl ControlFrames {
                 Err(what) => return self.lose(RequestError::Protocol(what.to_owned())),
             }
         }
+    }
+
+    /// Discards what comes until the client ends its direction. Dropped before that, the stream would be reset,
+    /// and h2 ends a connection after many frames on streams that it has forgotten.
+    pub(super) async fn drain(mut self) {
+        let reading = async { while let Ok(Some(_)) = self.requests.next().await {} };
+        let _ = timeout(defaults::LINGER_TIMEOUT, reading).await;
     }
 
     /// Ends both directions: the client gets no more either, as nobody reads its credit.

@@ -44,6 +44,11 @@ const MAX_FRAME_BYTES: u32 = 64 * 1024;
 /// to a connection that takes nothing.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
+/// Frames on streams that have been reset and forgotten, over the whole life of a connection, after which it is
+/// ended. A client that ends commands early sends some; hyper's default of 1,024 ended connections that were in
+/// use.
+const MAX_LATE_FRAMES: usize = 100_000;
+
 /// Interval of pings on an idle connection, and time for the answer. A connection whose client has gone
 /// without closing it, as a machine that was restored from a snapshot, ends then.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
@@ -97,6 +102,7 @@ pub(crate) async fn serve(
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(MAX_FRAME_BYTES)
         .max_send_buf_size(SEND_BUFFER_BYTES)
+        .max_local_error_reset_streams(MAX_LATE_FRAMES)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .enable_connect_protocol()

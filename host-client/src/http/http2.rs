@@ -58,6 +58,10 @@ const SEND_BUFFER_BYTES: usize = 256 * 1024;
 /// Default time after which an agent that sends nothing is considered lost.
 pub(crate) const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
 
+/// Frames on streams that were reset and forgotten, over the whole life of a connection, after which it is
+/// ended. The agent's output comes late when a command is dropped; hyper's default is 1,024.
+const MAX_LATE_FRAMES: usize = 100_000;
+
 /// Time for the task of a connection to say why it ended, when a request on it has failed.
 const REASON_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -101,6 +105,7 @@ impl Http2 {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_frame_size(MAX_FRAME_BYTES)
             .max_send_buf_size(SEND_BUFFER_BYTES)
+            .max_local_error_reset_streams(MAX_LATE_FRAMES)
             .max_header_list_size(MAX_HEAD_BYTES)
             .keep_alive_interval(silence / 3)
             .keep_alive_timeout(silence * 2 / 3)
