@@ -228,7 +228,7 @@ impl Http {
         self.pool.discard(failed).await;
     }
 
-    /// Sends a request with `make_body`'s body on the HTTP/2 connection, and waits for the head of the reply.
+    /// Sends a request on the HTTP/2 connection, and waits for the head of the reply.
     /// On a connection that has ended before anything was sent, it is sent once more, on a new one.
     ///
     /// # Errors
@@ -490,7 +490,8 @@ impl Http {
             .await
     }
 
-    /// The same as a stream of the HTTP/2 connection, by extended CONNECT (RFC 8441). `None` if there is no
+    /// As [`upgrade`](Self::upgrade), with a stream of the HTTP/2 connection in place of a connection of its
+    /// own, by extended CONNECT (RFC 8441). `None` if there is no
     /// such connection, or it ended without a reply.
     pub(crate) async fn connect_stream(
         &self,
@@ -529,7 +530,7 @@ impl Http {
         Ok(Some(AgentStream::stream(Box::new(stream))))
     }
 
-    /// The same by any call. One that changes something is sent once.
+    /// As [`upgrade`](Self::upgrade), by any call. One that changes something is sent once.
     pub(crate) async fn upgrade_with(
         &self,
         mut call: Call,
